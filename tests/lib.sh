@@ -1,0 +1,78 @@
+# What the test scripts share: where built things are kept, environments of Python and Node packages, and processes.
+# Source it: `. "$(dirname "$0")/../lib.sh"`. Everything it installs goes to the cache folder, nothing to the machine.
+
+set -euo pipefail
+
+ROOT=$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)
+CACHE=${TOOLWEIR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/toolweir}
+TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost PYTHONUNBUFFERED=1
+
+fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# need COMMAND HOW: an error that says how to install a missing tool; never a silent skip.
+need() { command -v "$1" >/dev/null || fail "needs '$1'; install it with: $2"; }
+
+# stamp DIR WORDS...: true when DIR was made from exactly these words before.
+stamp() { local dir=$1; shift; [ "$(cat "$dir/.made-from" 2>/dev/null)" = "$*" ]; }
+
+# python_env NAME REQUIREMENT...: prints the path of a virtual environment with these packages.
+python_env() {
+	local dir=$CACHE/python-$1; shift
+	need python3 "apt-get install python3 python3-venv"
+	if ! stamp "$dir" "$@"; then
+		rm -rf "$dir"
+		python3 -m venv "$dir" >&2
+		"$dir/bin/pip" install --quiet --disable-pip-version-check "$@" >&2
+		echo "$*" >"$dir/.made-from"
+	fi
+	echo "$dir"
+}
+
+# node_env NAME PACKAGE...: prints the path of a folder whose node_modules has these packages.
+node_env() {
+	local dir=$CACHE/node-$1; shift
+	need npm "apt-get install nodejs npm (Node 20 or later)"
+	if ! stamp "$dir" "$@"; then
+		rm -rf "$dir" && mkdir -p "$dir"
+		(cd "$dir" && echo '{"private": true, "type": "module"}' >package.json && npm install --silent --no-audit --no-fund "$@" >&2)
+		echo "$*" >"$dir/.made-from"
+	fi
+	echo "$dir"
+}
+
+# free_port: prints a TCP port of 127.0.0.1 that nothing uses now.
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+# start LOG COMMAND...: runs a command in the background; it is ended when the script ends, however that comes about.
+STARTED=()
+start() {
+	local log=$1; shift
+	"$@" >"$log" 2>&1 </dev/null &
+	STARTED+=($!)
+}
+stop_all() {
+	local pid
+	for pid in "${STARTED[@]}"; do kill "$pid" 2>/dev/null || true; done
+	for pid in "${STARTED[@]}"; do wait "$pid" 2>/dev/null || true; done
+	STARTED=()
+}
+trap stop_all EXIT
+trap 'exit 130' INT TERM
+
+# wait_port PORT SECONDS WHAT: until something listens on 127.0.0.1:PORT.
+wait_port() {
+	local i
+	for ((i = 0; i < $2 * 20; i++)); do
+		(exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return
+		sleep 0.05
+	done
+	fail "$3 did not listen on port $1 within $2 s"
+}
+
+# sidecar: builds the release binary and prints its path.
+sidecar() {
+	need cargo "https://rustup.rs"
+	cargo build --quiet --release --locked --manifest-path "$ROOT/Cargo.toml" -p toolweir-sidecar >&2
+	echo "$TARGET/release/toolweir-sidecar"
+}
