@@ -1,0 +1,305 @@
+//! Files of policies: Kubernetes manifests in YAML or JSON, with errors that name file, line, column and field.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{
+    Deserialize, Serialize,
+    de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+
+use crate::{
+    API_VERSION, bounds,
+    policy::{MCPClusterPolicySpec, MCPPolicySpec},
+};
+
+/// One policy of a file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind")]
+pub enum Document {
+    /// An `MCPPolicy`.
+    MCPPolicy {
+        /// Its name and namespace.
+        metadata: Metadata,
+        /// What it says.
+        spec: MCPPolicySpec,
+    },
+    /// An `MCPClusterPolicy`.
+    MCPClusterPolicy {
+        /// Its name.
+        metadata: Metadata,
+        /// What it says.
+        spec: MCPClusterPolicySpec,
+    },
+}
+
+/// The part of Kubernetes' object metadata that matters here. The rest is accepted, so that the output of
+/// `kubectl get -o yaml` is a policy file too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata {
+    /// The policy's name.
+    pub name: String,
+    /// Its namespace; none for an `MCPClusterPolicy`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// When it was created, in RFC 3339; of two policies that give a server different urls the older one's holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creation_timestamp: Option<String>,
+}
+
+/// A field that is wrong, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    /// The field, such as `spec.servers[0].tools[2].limits[0].max`.
+    pub path: String,
+    /// What is wrong and what to write instead; does not repeat the path.
+    pub message: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}
+
+/// An error in a file: `FILE:LINE:COLUMN: FIELD: what is wrong`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct FileError {
+    /// The file, as it was named.
+    pub file: String,
+    /// Line and column, both from 1, where known.
+    pub position: Option<(usize, usize)>,
+    /// What is wrong, with the field's path.
+    pub message: String,
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some((line, column)) = self.position {
+            write!(f, ":{line}:{column}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// A document with where it stands, for errors that are found later.
+#[derive(Clone, Debug)]
+pub struct Located<'a> {
+    /// The document.
+    pub document: Document,
+    file: &'a str,
+    text: &'a str,
+    index: usize,
+}
+
+impl Located<'_> {
+    /// The place of a wrong field of this document.
+    pub fn error(&self, error: &FieldError) -> FileError {
+        FileError { file: self.file.to_owned(), position: locate(self.text, self.index, &error.path), message: error.to_string() }
+    }
+}
+
+/// Reads every policy of a file and checks the bounds. `file` is only used to name it in errors.
+///
+/// # Errors
+/// All that is wrong in the first document that is wrong; a file without a policy is an error too.
+pub fn read_documents<'a>(file: &'a str, text: &'a str) -> Result<Vec<Located<'a>>, Vec<FileError>> {
+    let mut documents = Vec::new();
+    let heads = serde_yaml::Deserializer::from_str(text);
+    let bodies = serde_yaml::Deserializer::from_str(text);
+    for (index, (head, body)) in heads.zip(bodies).enumerate() {
+        let Some(head) = Option::<Head>::deserialize(head).map_err(|error| vec![yaml_error(file, &error)])? else {
+            continue;
+        };
+        let document = head.read(body).map_err(|error| vec![yaml_error(file, &error)])?;
+        let located = Located { document, file, text, index };
+        let errors = check(&located.document);
+        if !errors.is_empty() {
+            return Err(errors.iter().map(|error| located.error(error)).collect());
+        }
+        documents.push(located);
+    }
+    if documents.is_empty() {
+        let message = format!("holds no policy; write one with `apiVersion: {API_VERSION}` and `kind: MCPPolicy`");
+        return Err(vec![FileError { file: file.to_owned(), position: None, message }]);
+    }
+    Ok(documents)
+}
+
+fn check(document: &Document) -> Vec<FieldError> {
+    let (metadata, mut errors) = match document {
+        Document::MCPPolicy { metadata, spec } => (metadata, bounds::check(spec, false)),
+        Document::MCPClusterPolicy { metadata, spec } => {
+            let mut errors = bounds::check_selector("spec.namespaceSelector", &spec.namespace_selector);
+            errors.extend(bounds::check(&spec.clone().into(), true));
+            if metadata.namespace.is_some() {
+                errors.push(FieldError {
+                    path: "metadata.namespace".to_owned(),
+                    message: "an MCPClusterPolicy has no namespace; remove it, or write `kind: MCPPolicy`".to_owned(),
+                });
+            }
+            (metadata, errors)
+        }
+    };
+    for (path, name) in [("metadata.name", Some(&metadata.name)), ("metadata.namespace", metadata.namespace.as_ref())] {
+        let Some(name) = name else { continue };
+        let fits = (1..=253).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.ends_with(|c: char| c.is_ascii_alphanumeric());
+        if !fits {
+            errors.push(FieldError {
+                path: path.to_owned(),
+                message: format!(
+                    "`{}` is no Kubernetes name; write lower case letters, digits, `-` and `.`",
+                    name.chars().take(80).collect::<String>().escape_debug()
+                ),
+            });
+        }
+    }
+    errors
+}
+
+/// What tells how to read the rest of a document.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    api_version: String,
+    kind: String,
+}
+
+impl Head {
+    fn read(&self, document: serde_yaml::Deserializer<'_>) -> Result<Document, serde_yaml::Error> {
+        if self.api_version != API_VERSION {
+            return Err(de::Error::custom(format!(
+                "apiVersion: `{}` is not known; write `{API_VERSION}`",
+                self.api_version.escape_debug()
+            )));
+        }
+        match self.kind.as_str() {
+            "MCPPolicy" => {
+                let manifest = Manifest::<MCPPolicySpec>::deserialize(document)?;
+                let mut metadata: Metadata = manifest.metadata.into();
+                metadata.namespace.get_or_insert_with(|| "default".to_owned());
+                Ok(Document::MCPPolicy { metadata, spec: manifest.spec })
+            }
+            "MCPClusterPolicy" => {
+                let manifest = Manifest::<MCPClusterPolicySpec>::deserialize(document)?;
+                Ok(Document::MCPClusterPolicy { metadata: manifest.metadata.into(), spec: manifest.spec })
+            }
+            other => Err(de::Error::custom(format!(
+                "kind: `{}` is not known; write `MCPPolicy` or `MCPClusterPolicy`",
+                other.escape_debug()
+            ))),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Manifest<S> {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: ObjectMeta,
+    spec: S,
+    #[serde(default, rename = "status")]
+    _status: IgnoredAny,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ObjectMeta {
+    name: String,
+    #[serde(default)]
+    namespace: Option<String>,
+    #[serde(default)]
+    creation_timestamp: Option<String>,
+    #[serde(default, rename = "labels")]
+    _labels: BTreeMap<String, String>,
+    #[serde(default, rename = "annotations")]
+    _annotations: BTreeMap<String, String>,
+    #[serde(default, rename = "uid")]
+    _uid: IgnoredAny,
+    #[serde(default, rename = "resourceVersion")]
+    _resource_version: IgnoredAny,
+    #[serde(default, rename = "generation")]
+    _generation: IgnoredAny,
+    #[serde(default, rename = "managedFields")]
+    _managed_fields: IgnoredAny,
+    #[serde(default, rename = "ownerReferences")]
+    _owner_references: IgnoredAny,
+    #[serde(default, rename = "finalizers")]
+    _finalizers: IgnoredAny,
+}
+
+impl From<ObjectMeta> for Metadata {
+    fn from(meta: ObjectMeta) -> Self {
+        Self { name: meta.name, namespace: meta.namespace, creation_timestamp: meta.creation_timestamp }
+    }
+}
+
+fn yaml_error(file: &str, error: &serde_yaml::Error) -> FileError {
+    let text = error.to_string();
+    let position = error.location().map(|at| (at.line(), at.column()));
+    let message = position
+        .and_then(|(line, column)| text.strip_suffix(&format!(" at line {line} column {column}")))
+        .unwrap_or(&text)
+        .replace('\n', " ");
+    FileError { file: file.to_owned(), position, message }
+}
+
+/// Line and column of a field. The YAML library knows places only for errors, so this walks to the field and raises one
+/// there. A field that is not there gives the place of what should hold it.
+fn locate(text: &str, document: usize, path: &str) -> Option<(usize, usize)> {
+    let steps: Vec<&str> = path.split(['.', '[']).map(|step| step.trim_end_matches(']')).collect();
+    let document = serde_yaml::Deserializer::from_str(text).nth(document)?;
+    let place = Walk(&steps).deserialize(document).err()?.location()?;
+    Some((place.line(), place.column()))
+}
+
+struct Walk<'a>(&'a [&'a str]);
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    // Scalars end the walk: the provided methods raise an error, and that has the place.
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the end of the walk")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        if let Some((step, rest)) = self.0.split_first() {
+            while let Some(key) = map.next_key::<String>()? {
+                if key == *step {
+                    return map.next_value_seed(Walk(rest));
+                }
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Err(de::Error::custom("here"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        if let Some((step, rest)) = self.0.split_first() {
+            let index: usize = step.parse().map_err(de::Error::custom)?;
+            for _ in 0..index {
+                seq.next_element::<IgnoredAny>()?;
+            }
+            if seq.next_element_seed(Walk(rest))?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(de::Error::custom("here"))
+    }
+}

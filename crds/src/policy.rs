@@ -1,0 +1,232 @@
+//! The types of a policy, as a user writes them.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{bounds, window::Window};
+
+/// What the agents that `podSelector` names may call, and how often. It governs pods of its own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MCPPolicySpec {
+    /// The agents it governs; empty selects every pod of the namespace.
+    #[serde(default, skip_serializing_if = "LabelSelector::is_empty")]
+    pub pod_selector: LabelSelector,
+    /// Whether a denial turns the call away or is only counted and logged.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The MCP servers that this policy has a say in. No other policy can loosen what one says.
+    #[schemars(length(min = 1, max = bounds::SERVERS))]
+    pub servers: Vec<Server>,
+}
+
+/// The platform team's guardrail: the same as [`MCPPolicySpec`] for pods of many namespaces. A server name of `*`
+/// means every server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MCPClusterPolicySpec {
+    /// The namespaces whose pods it governs; empty selects every namespace.
+    #[serde(default, skip_serializing_if = "LabelSelector::is_empty")]
+    pub namespace_selector: LabelSelector,
+    /// The agents it governs; empty selects every pod of those namespaces.
+    #[serde(default, skip_serializing_if = "LabelSelector::is_empty")]
+    pub pod_selector: LabelSelector,
+    /// Whether a denial turns the call away or is only counted and logged.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The MCP servers that this policy has a say in; the name `*` means every server.
+    #[schemars(length(min = 1, max = bounds::SERVERS))]
+    pub servers: Vec<Server>,
+}
+
+impl From<MCPClusterPolicySpec> for MCPPolicySpec {
+    /// What is left once the namespaces are selected.
+    fn from(spec: MCPClusterPolicySpec) -> Self {
+        Self { pod_selector: spec.pod_selector, mode: spec.mode, servers: spec.servers }
+    }
+}
+
+/// A Kubernetes label selector: every requirement must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LabelSelector {
+    /// Labels that must have exactly these values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub match_labels: BTreeMap<String, String>,
+    /// Further requirements on labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = bounds::SELECTOR_REQUIREMENTS))]
+    pub match_expressions: Vec<LabelSelectorRequirement>,
+}
+
+impl LabelSelector {
+    /// Whether it has no requirement, and so selects everything that it is applied to.
+    pub fn is_empty(&self) -> bool {
+        self.match_labels.is_empty() && self.match_expressions.is_empty()
+    }
+}
+
+/// One requirement on a label.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LabelSelectorRequirement {
+    /// The label's key.
+    pub key: String,
+    /// How the label's value relates to `values`.
+    pub operator: SelectorOperator,
+    /// The values of `In` and `NotIn`; empty for `Exists` and `DoesNotExist`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
+}
+
+/// The operator of a [`LabelSelectorRequirement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SelectorOperator {
+    /// The label has one of the values.
+    In,
+    /// The label is absent or has none of the values.
+    NotIn,
+    /// The label is there.
+    Exists,
+    /// The label is absent.
+    DoesNotExist,
+}
+
+/// What happens to a call that the policy denies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// The call is turned away.
+    #[default]
+    Enforce,
+    /// The call is let through; that it would have been denied is counted and logged.
+    Audit,
+}
+
+/// One MCP server and what may be called there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Server {
+    /// The name under which agents reach it: `http://127.0.0.1:15001/<name>`.
+    #[schemars(length(min = 1, max = bounds::SERVER_NAME))]
+    pub name: String,
+    /// Where the server really is; may be left out where another policy of the pod gives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = bounds::URL))]
+    pub url: Option<String>,
+    /// The answer for tools that no entry matches.
+    #[serde(default = "deny")]
+    pub default_action: Action,
+    /// The entries. For a tool, the most specific one gives the action; limits and validations of all that match apply.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = bounds::TOOLS))]
+    pub tools: Vec<Tool>,
+}
+
+fn deny() -> Action {
+    Action::Deny
+}
+
+/// Whether a tool may be called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Action {
+    /// It may, within the limits and validations that match it.
+    Allow,
+    /// It may not. What is left out is denied.
+    #[default]
+    Deny,
+}
+
+/// What holds for one tool, or for those that a glob matches.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tool {
+    /// The tool's exact name, or a glob in which `*` stands for any characters.
+    #[schemars(length(min = 1, max = bounds::TOOL_NAME))]
+    pub name: String,
+    /// Left out, an entry that names its tools allows them. The entry `*` names none: left out there, the server's
+    /// `defaultAction` holds, so that `*` can carry limits for every tool without opening one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<Action>,
+    /// What a denied caller is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = bounds::TEXT))]
+    pub reason: Option<String>,
+    /// How often it may be called. All limits of all matching entries are taken together or not at all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = bounds::LIMITS))]
+    pub limits: Vec<Limit>,
+    /// Conditions on a call; one that is false or fails denies it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = bounds::VALIDATIONS))]
+    pub validations: Vec<Validation>,
+    /// How many calls of one pod may be under way at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = bounds::CONCURRENT))]
+    pub max_concurrent: Option<i64>,
+}
+
+/// At most `max` in any span of `window`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limit {
+    /// The most that is let through in any span of `window`: calls, or the sum of `cost`.
+    #[schemars(range(min = 1, max = bounds::MAX))]
+    pub max: i64,
+    /// `second`, `minute`, `hour`, `day`, or a duration such as `90s`.
+    pub window: Window,
+    /// What each gets a count of its own.
+    #[serde(default)]
+    pub scope: Scope,
+    /// A CEL value; each value of it gets a count of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = bounds::EXPRESSION))]
+    pub key: Option<String>,
+    /// A CEL number that a call adds, instead of 1. Negative or not a number denies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = bounds::EXPRESSION))]
+    pub cost: Option<String>,
+    /// Limits of one policy that name the same counter and have the same window and scope count together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = bounds::COUNTER_NAME))]
+    pub counter: Option<String>,
+}
+
+/// What a limit counts together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Scope {
+    /// One MCP session of one pod.
+    Session,
+    /// One pod.
+    #[default]
+    Pod,
+    /// All pods of one workload, such as a Deployment. Needs a shared store.
+    Workload,
+    /// All pods of one service account. Needs a shared store.
+    ServiceAccount,
+    /// All pods of one namespace. Needs a shared store.
+    Namespace,
+    /// All pods that the policy governs. Needs a shared store.
+    Policy,
+}
+
+impl Scope {
+    /// Whether it counts calls of more than one pod together.
+    pub fn is_shared(self) -> bool {
+        !matches!(self, Self::Session | Self::Pod)
+    }
+}
+
+/// A condition on a call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Validation {
+    /// A CEL expression over `args`, `tool`, `server`, `session` and `pod` that is true for calls that may pass.
+    #[schemars(length(min = 1, max = bounds::EXPRESSION))]
+    pub expression: String,
+    /// What a denied caller is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = bounds::TEXT))]
+    pub message: Option<String>,
+}

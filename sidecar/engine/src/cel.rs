@@ -1,0 +1,424 @@
+//! CEL expressions: compiled once, bounded in cost, and never a reason to let a call through.
+//!
+//! What bounds the cost: an expression's length, no comprehension inside a comprehension, patterns of `matches` are
+//! literals that were compiled beforehand, and arguments of at most [`MAX_VALUES`] values.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, LazyLock},
+};
+
+use cel::{
+    Context, Env, Program, Value,
+    common::ast::{EntryExpr, Expr, LiteralValue},
+    objects::{Key, Map},
+};
+
+use crate::{
+    json::{JsonError, Kind, Raw, Reader, same_but_for_case},
+    window::Amount,
+};
+
+/// How many values the arguments of a call may hold where a policy reads them.
+pub const MAX_VALUES: usize = 4096;
+
+/// The variables of an expression.
+const VARIABLES: [&str; 5] = ["args", "tool", "server", "session", "pod"];
+/// Names of types, for `type(x) == string`.
+const TYPES: [&str; 10] = ["int", "uint", "double", "string", "bool", "bytes", "list", "map", "null_type", "type"];
+const FUNCTIONS: [&str; 15] = [
+    "size",
+    "contains",
+    "startsWith",
+    "endsWith",
+    "matches",
+    "int",
+    "uint",
+    "double",
+    "string",
+    "bytes",
+    "bool",
+    "type",
+    "dyn",
+    "min",
+    "max",
+];
+
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+
+/// A compiled expression.
+#[derive(Debug)]
+pub struct Expression {
+    program: Program,
+    /// Every name that it could read of the arguments.
+    names: Vec<String>,
+}
+
+/// What an expression sees.
+#[derive(Clone, Debug)]
+pub struct Inputs<'a> {
+    /// The call's arguments.
+    pub args: &'a Value,
+    /// The tool's name.
+    pub tool: &'a str,
+    /// The server's name in the policy.
+    pub server: &'a str,
+    /// The MCP session, empty where there is none.
+    pub session: &'a str,
+    /// The pod that calls.
+    pub pod: &'a Value,
+}
+
+impl Expression {
+    /// Compiles an expression.
+    ///
+    /// # Errors
+    /// What is wrong with it and what to write instead, in one line.
+    pub fn compile(source: &str) -> Result<Self, String> {
+        // The parser is generated code of another project: a panic of it must not end the program.
+        let program = catch_unwind(AssertUnwindSafe(|| Program::compile(source)))
+            .map_err(|_| "is no CEL expression".to_owned())?
+            .map_err(|errors| format!("is no CEL expression: {}", one_line(&errors.to_string())))?;
+        let mut walk = Walk::default();
+        walk.expression(&program.expression().expr)?;
+        let names = walk.names;
+        Ok(Self { program, names })
+    }
+
+    /// The names that it could read of the arguments.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    fn evaluate(&self, inputs: &Inputs<'_>) -> Result<Value, String> {
+        catch_unwind(AssertUnwindSafe(|| {
+            let mut context = Context::with_env(Arc::clone(&ENV));
+            context.add_variable_from_value("args", inputs.args.clone());
+            context.add_variable_from_value("tool", inputs.tool);
+            context.add_variable_from_value("server", inputs.server);
+            context.add_variable_from_value("session", inputs.session);
+            context.add_variable_from_value("pod", inputs.pod.clone());
+            self.program.execute(&context).map_err(|error| one_line(&error.to_string()))
+        }))
+        .unwrap_or_else(|_| Err("could not be evaluated".to_owned()))
+    }
+
+    /// Whether a condition holds.
+    ///
+    /// # Errors
+    /// It failed or is not a boolean; the caller denies.
+    pub fn holds(&self, inputs: &Inputs<'_>) -> Result<bool, String> {
+        match self.evaluate(inputs)? {
+            Value::Bool(holds) => Ok(holds),
+            other => Err(format!("is a {:?}, not true or false", other.type_of())),
+        }
+    }
+
+    /// What a call costs.
+    ///
+    /// # Errors
+    /// It failed, is negative or not a number; the caller denies.
+    pub fn cost(&self, inputs: &Inputs<'_>) -> Result<Amount, String> {
+        #[expect(clippy::cast_precision_loss, reason = "integers this large are over any maximum")]
+        let number = match self.evaluate(inputs)? {
+            Value::Int(number) => number as f64,
+            Value::UInt(number) => number as f64,
+            Value::Float(number) => number,
+            other => return Err(format!("is a {:?}, not a number", other.type_of())),
+        };
+        Amount::cost(number).ok_or_else(|| "is negative or not a number".to_owned())
+    }
+
+    /// The value that gets a count of its own, as a text that no other value has.
+    ///
+    /// # Errors
+    /// It failed or is a value that cannot be a key; the caller denies.
+    pub fn key(&self, inputs: &Inputs<'_>) -> Result<String, String> {
+        fn write(value: &Value, text: &mut String) -> Result<(), String> {
+            match value {
+                Value::String(inner) => text.push_str(&format!("{inner:?}")),
+                Value::Int(inner) => text.push_str(&inner.to_string()),
+                Value::UInt(inner) => text.push_str(&inner.to_string()),
+                // 1.0 and 1 are one key, as they are equal in CEL.
+                Value::Float(inner) => text.push_str(&inner.to_string()),
+                Value::Bool(inner) => text.push_str(&inner.to_string()),
+                Value::Null => text.push_str("null"),
+                Value::List(items) => {
+                    text.push('[');
+                    for item in items.iter() {
+                        write(item, text)?;
+                        text.push(',');
+                    }
+                    text.push(']');
+                }
+                other => return Err(format!("is a {:?}, which cannot be a key", other.type_of())),
+            }
+            Ok(())
+        }
+        let mut text = String::new();
+        write(&self.evaluate(inputs)?, &mut text)?;
+        Ok(text)
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ").chars().take(300).collect()
+}
+
+/// Checks an expression's tree and collects the names in it.
+#[derive(Default)]
+struct Walk<'a> {
+    names: Vec<String>,
+    scope: Vec<&'a str>,
+    inside_comprehension: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn expression(&mut self, expr: &'a Expr) -> Result<(), String> {
+        match expr {
+            Expr::Unspecified => return Err("is empty".to_owned()),
+            Expr::Ident(name) => {
+                let name = name.as_str();
+                if !VARIABLES.contains(&name) && !TYPES.contains(&name) && !self.scope.contains(&name) {
+                    return Err(format!("`{name}` is no variable; there are {}", VARIABLES.join(", ")));
+                }
+            }
+            Expr::Literal(LiteralValue::String(text)) => self.names.push(text.inner().to_owned()),
+            Expr::Literal(_) => {}
+            Expr::Select(select) => {
+                self.names.push(select.field.clone());
+                self.expression(&select.operand.expr)?;
+            }
+            Expr::List(list) => {
+                for item in &list.elements {
+                    self.expression(&item.expr)?;
+                }
+            }
+            Expr::Map(map) => {
+                for entry in &map.entries {
+                    if let EntryExpr::MapEntry(entry) = &entry.expr {
+                        self.expression(&entry.key.expr)?;
+                        self.expression(&entry.value.expr)?;
+                    }
+                }
+            }
+            Expr::Struct(value) => return Err(format!("`{}` is no type that can be made; use a map", value.type_name)),
+            Expr::Call(call) => {
+                let name = call.func_name.as_str();
+                if name.starts_with(|c: char| c.is_ascii_alphabetic()) && !FUNCTIONS.contains(&name) {
+                    return Err(format!(
+                        "`{name}` is no function; there are {} and the macros has, all, exists, exists_one, map, filter",
+                        FUNCTIONS.join(", ")
+                    ));
+                }
+                if name == "matches" {
+                    self.pattern(call.args.last().map(|arg| &arg.expr))?;
+                }
+                if let Some(target) = &call.target {
+                    self.expression(&target.expr)?;
+                }
+                for arg in &call.args {
+                    self.expression(&arg.expr)?;
+                }
+            }
+            Expr::Comprehension(inner) => {
+                if self.inside_comprehension {
+                    return Err("has a comprehension (all, exists, exists_one, map, filter) inside another, whose cost has no bound; write two validations".to_owned());
+                }
+                self.expression(&inner.iter_range.expr)?;
+                self.expression(&inner.accu_init.expr)?;
+                let outside = self.scope.len();
+                self.scope.extend([inner.iter_var.as_str(), inner.accu_var.as_str()]);
+                self.scope.extend(inner.iter_var2.as_deref());
+                self.inside_comprehension = true;
+                let body = [&inner.loop_cond, &inner.loop_step, &inner.result]
+                    .into_iter()
+                    .try_for_each(|part| self.expression(&part.expr));
+                self.inside_comprehension = false;
+                self.scope.truncate(outside);
+                body?;
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as a step of the walk")]
+    fn pattern(&self, pattern: Option<&Expr>) -> Result<(), String> {
+        let Some(Expr::Literal(LiteralValue::String(pattern))) = pattern else {
+            return Err("`matches` takes a pattern in quotes; a pattern that a call brings has no bound on its cost".to_owned());
+        };
+        regex::Regex::new(pattern.inner())
+            .map(drop)
+            .map_err(|error| format!("`matches` has a pattern that does not compile: {}", one_line(&error.to_string())))
+    }
+}
+
+/// Why arguments cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgumentsError {
+    /// Not what two parsers read alike.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// A key stands twice in one object.
+    #[error("repeats the key `{0}` in an object")]
+    Repeated(String),
+    /// A key differs from one that the policy reads in case alone.
+    #[error("has the key `{0}`, which differs from `{1}` in case alone")]
+    Case(String, String),
+    /// A key holds a NUL.
+    #[error("has a key with a NUL character")]
+    Nul,
+    /// More than [`MAX_VALUES`] values.
+    #[error("holds more than {MAX_VALUES} values, which is more than a policy reads")]
+    TooMany,
+    /// Not an object.
+    #[error("is not an object")]
+    NotAnObject,
+}
+
+/// Reads a call's arguments for expressions that read `names` of them; absent ones are an empty object.
+pub fn arguments(raw: Option<Raw<'_>>, names: &[&str]) -> Result<Value, ArgumentsError> {
+    let Some(raw) = raw else { return Ok(Value::Map(Map { map: Arc::default() })) };
+    match raw.kind() {
+        Kind::Object => value(&mut raw.reader(), names, &mut MAX_VALUES.clone()),
+        // Left out and null are the same to every server.
+        Kind::Null => arguments(None, names),
+        _ => Err(ArgumentsError::NotAnObject),
+    }
+}
+
+fn value(reader: &mut Reader<'_>, names: &[&str], left: &mut usize) -> Result<Value, ArgumentsError> {
+    *left = left.checked_sub(1).ok_or(ArgumentsError::TooMany)?;
+    match reader.peek()? {
+        Kind::Object => {
+            let mut map = HashMap::new();
+            reader.object::<ArgumentsError>(|reader, raw_key| {
+                let key = raw_key.string()?.unwrap_or_default().into_owned();
+                if key.contains('\0') {
+                    return Err(ArgumentsError::Nul);
+                }
+                if let Some(known) = names.iter().find(|known| **known != key && same_but_for_case(known, &key)) {
+                    return Err(ArgumentsError::Case(shorten(&key), (*known).to_owned()));
+                }
+                let inner = value(reader, names, left)?;
+                if map.insert(Key::String(Arc::new(key.clone())), inner).is_some() {
+                    return Err(ArgumentsError::Repeated(shorten(&key)));
+                }
+                Ok(())
+            })?;
+            Ok(Value::Map(Map { map: Arc::new(map) }))
+        }
+        Kind::Array => {
+            let mut items = Vec::new();
+            reader.array::<ArgumentsError>(|reader| {
+                items.push(value(reader, names, left)?);
+                Ok(())
+            })?;
+            Ok(Value::List(Arc::new(items)))
+        }
+        Kind::String => Ok(Value::String(Arc::new(reader.value()?.string()?.unwrap_or_default().into_owned()))),
+        Kind::Number => {
+            let text = reader.value()?.as_str();
+            let number = text.parse().map(Value::Int).or_else(|_| text.parse().map(Value::UInt));
+            Ok(number.unwrap_or_else(|_| Value::Float(text.parse().unwrap_or(f64::NAN))))
+        }
+        Kind::Bool => Ok(Value::Bool(reader.value()?.as_str() == "true")),
+        Kind::Null => reader.value().map(|_| Value::Null).map_err(Into::into),
+    }
+}
+
+fn shorten(key: &str) -> String {
+    key.chars().take(40).collect()
+}
+
+/// The `pod` variable.
+pub fn pod(name: &str, namespace: &str, service_account: &str) -> Value {
+    Value::from(HashMap::from([("name", name), ("namespace", namespace), ("serviceAccount", service_account)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(text: &str) -> Result<Value, ArgumentsError> {
+        let raw = Reader::new(text.as_bytes()).unwrap().value().unwrap();
+        arguments(Some(raw), &["amount"])
+    }
+
+    fn holds(source: &str, text: &str) -> Result<bool, String> {
+        let (args, pod) = (args(text).unwrap(), pod("p", "agents", "default"));
+        let inputs = Inputs { args: &args, tool: "pay", server: "bank", session: "s", pod: &pod };
+        Expression::compile(source).unwrap().holds(&inputs)
+    }
+
+    #[test]
+    fn conditions_hold_as_in_kubernetes() {
+        let text = r#"{"amount": 500, "to": ["a@corp", "b@corp"], "note": "héllo", "x": {"y": null}, "rate": 0.5}"#;
+        for source in [
+            "args.amount <= 500",
+            "args.amount <= 500.5",
+            "args.rate < 1",
+            "args.to.all(t, t.endsWith('@corp'))",
+            "has(args.x.y) && args.x.y == null",
+            "!has(args.missing)",
+            "!has(args.missing) || args.missing == 1",
+            "'amount' in args",
+            "args['amount'] == 500",
+            "args.note.matches('^h.llo$')",
+            "pod.namespace == 'agents' && tool == 'pay' && server == 'bank' && session == 's'",
+            "type(args.note) == string",
+            "size(args.to) == 2",
+        ] {
+            assert_eq!(holds(source, text), Ok(true), "{source}");
+        }
+        assert!(holds("args.missing == 1", text).is_err());
+        assert!(holds("args.note <= 5", text).is_err());
+        assert!(holds("args.amount", text).unwrap_err().contains("not true or false"));
+        assert!(holds("args.amount / 0 == 1", text).is_err());
+    }
+
+    #[test]
+    fn what_does_not_compile_says_why() {
+        for (source, why) in [
+            ("args.amount <=", "no CEL"),
+            ("arg.amount == 1", "`arg` is no variable"),
+            ("args.a.all(x, args.b.all(y, x == y))", "inside another"),
+            ("args.a.matches(args.b)", "pattern in quotes"),
+            ("args.a.matches('(')", "does not compile"),
+            ("frobnicate(args.a)", "no function"),
+            ("", "no CEL"),
+            ("Foo{a: 1}", "no type"),
+        ] {
+            let error = Expression::compile(source).unwrap_err();
+            assert!(error.contains(why), "{source}: {error}");
+            assert!(!error.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn arguments_mean_one_thing_or_are_refused() {
+        assert_eq!(args(r#"{"a":1,"a":2}"#), Err(ArgumentsError::Repeated("a".into())));
+        assert_eq!(args(r#"{"a":1,"\u0061":2}"#), Err(ArgumentsError::Repeated("a".into())));
+        assert!(matches!(args(r#"{"Amount":1}"#), Err(ArgumentsError::Case(..))));
+        assert_eq!(args(r#"{"a\u0000b":1}"#), Err(ArgumentsError::Nul));
+        assert!(matches!(args(r#"{"a":"\ud800"}"#), Err(ArgumentsError::Json(_))));
+        assert_eq!(args("[1]"), Err(ArgumentsError::NotAnObject));
+        assert_eq!(args(&format!("{{\"a\":[{}1]}}", "1,".repeat(5000))), Err(ArgumentsError::TooMany));
+        assert!(args("null").is_ok());
+    }
+
+    #[test]
+    fn keys_are_told_apart_and_costs_counted() {
+        let (args, pod) = (args(r#"{"a": "1", "b": 1, "c": 1.0, "n": -2, "f": 2.5, "m": {}}"#).unwrap(), pod("", "", ""));
+        let inputs = Inputs { args: &args, tool: "", server: "", session: "", pod: &pod };
+        let key = |source: &str| Expression::compile(source).unwrap().key(&inputs);
+        assert_ne!(key("args.a"), key("args.b"));
+        assert_eq!(key("args.b"), key("args.c"));
+        assert_ne!(key("[args.a, args.b]"), key("[args.b, args.a]"));
+        assert!(key("args.m").is_err());
+        let cost = |source: &str| Expression::compile(source).unwrap().cost(&inputs);
+        assert_eq!(cost("args.f"), Ok(Amount::cost(2.5).unwrap()));
+        assert!(cost("args.n").is_err() && cost("args.a").is_err() && cost("args.zzz").is_err());
+    }
+}

@@ -1,0 +1,306 @@
+//! The decision on one call.
+
+use std::{borrow::Cow, cmp::Reverse, sync::Arc};
+
+use smallvec::SmallVec;
+use toolweir_crds::Scope;
+
+use crate::{
+    cel::{self, Inputs},
+    counters::{Counters, Hold, Permit, Refusal, Take, instance},
+    denial::{Denial, LimitInfo, Reason, shown, whole_seconds},
+    json::Raw,
+    rules::{Engine, Limit, Plan, Step},
+    window::{Amount, Full, Timestamp},
+};
+
+/// A tool call.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The server's name in the policies.
+    pub server: &'a str,
+    /// The tool's name.
+    pub tool: &'a str,
+    /// The arguments as they stand in the request.
+    pub arguments: Option<Raw<'a>>,
+    /// The MCP session; empty where there is none.
+    pub session: &'a str,
+}
+
+/// The answer for a call.
+#[derive(Debug)]
+pub struct Decision {
+    /// Whether it goes through.
+    pub outcome: Outcome,
+    /// What policies in audit mode would have denied it for; the most severe first. Empty for a denied call.
+    pub would_deny: Vec<Denial>,
+    /// The policy that decided: that of the denial, else the first that governs the server.
+    pub policy: Option<Arc<str>>,
+    /// The entry of that policy.
+    pub entry: Option<Arc<str>>,
+}
+
+/// Whether a call goes through.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It does. The permit is kept until the call has ended.
+    Allowed(Permit),
+    /// It does not.
+    Denied(Denial),
+}
+
+impl Decision {
+    fn denied(denial: Denial) -> Self {
+        Self {
+            policy: denial.policy.clone(),
+            entry: denial.entry.clone(),
+            outcome: Outcome::Denied(denial),
+            would_deny: Vec::new(),
+        }
+    }
+
+    /// The denial, if it is one.
+    pub fn denial(&self) -> Option<&Denial> {
+        match &self.outcome {
+            Outcome::Denied(denial) => Some(denial),
+            Outcome::Allowed(_) => None,
+        }
+    }
+}
+
+impl Engine {
+    /// Decides on a call. Every enforced policy must allow it; what policies in audit mode say is only told. Its limits
+    /// are all taken, or none is.
+    pub fn decide(&self, call: &Call<'_>, now: Timestamp) -> Decision {
+        let Some(rules) = self.servers.get(call.server) else {
+            return Decision::denied(Denial::no_policy(call.server, call.tool));
+        };
+        let plan = rules.plan(call.tool);
+        if let Some(denial) = &plan.denial {
+            return Decision::denied(denial.clone());
+        }
+        let arguments = self.arguments(&plan, call);
+        let look = Look { engine: self, call, now, arguments: &arguments };
+        let permit = match look.steps(&plan.enforced) {
+            Ok(permit) => permit,
+            Err(denial) => return Decision::denied(denial),
+        };
+        let mut decision = Decision {
+            policy: plan.policy.clone(),
+            entry: plan.entry.clone(),
+            outcome: Outcome::Allowed(permit),
+            would_deny: Vec::new(),
+        };
+        for step in &plan.audited {
+            let answer = match &step.denial {
+                Some(denial) => Err(denial.clone()),
+                None => look.steps(std::slice::from_ref(step)),
+            };
+            match (answer, &mut decision.outcome) {
+                (Ok(taken), Outcome::Allowed(permit)) => permit.join(taken),
+                (Ok(_), Outcome::Denied(_)) => {}
+                (Err(denial), _) => decision.would_deny.push(denial),
+            }
+        }
+        decision.would_deny.sort_by_key(|denial| denial.reason);
+        if let Some(denial) = decision.would_deny.first() {
+            decision.policy.clone_from(&denial.policy);
+            decision.entry.clone_from(&denial.entry);
+        }
+        decision
+    }
+
+    fn arguments(&self, plan: &Plan, call: &Call<'_>) -> Result<::cel::Value, cel::ArgumentsError> {
+        if !plan.reads_arguments {
+            return Ok(::cel::Value::Null);
+        }
+        let names: Vec<&str> = plan.names.iter().map(String::as_str).collect();
+        cel::arguments(call.arguments, &names)
+    }
+}
+
+/// One look at one call.
+struct Look<'a> {
+    engine: &'a Engine,
+    call: &'a Call<'a>,
+    now: Timestamp,
+    arguments: &'a Result<::cel::Value, cel::ArgumentsError>,
+}
+
+/// Which limit each take stands for.
+type Sources<'a> = SmallVec<[(&'a Step, &'a Arc<str>, &'a Limit); 4]>;
+
+impl Look<'_> {
+    /// What these policies say together: all of their limits taken, or the most severe denial.
+    fn steps(&self, steps: &[Step]) -> Result<Permit, Denial> {
+        let mut denials: SmallVec<[Denial; 1]> = SmallVec::new();
+        for step in steps {
+            denials.extend(self.conditions(step).err());
+        }
+        if let Some(denial) = denials.into_iter().min_by_key(|denial| denial.reason) {
+            return Err(denial);
+        }
+        let (mut takes, mut sources): (SmallVec<[Take; 4]>, Sources<'_>) = Default::default();
+        let (mut holds, mut holders): (SmallVec<[Hold; 2]>, SmallVec<[(&Step, &Arc<str>); 2]>) = Default::default();
+        for step in steps {
+            for entry in step.matching() {
+                for limit in &entry.limits {
+                    self.collect(step, &entry.name, limit, &mut takes, &mut sources)?;
+                }
+                if let Some(hold) = &entry.hold {
+                    holds.push(hold.clone());
+                    holders.push((step, &entry.name));
+                }
+            }
+        }
+        self.engine
+            .counters
+            .take(&takes, &holds, self.now)
+            .map_err(|refusal| self.refusal(&refusal, &takes, &sources, &holds, &holders))
+    }
+
+    fn inputs(&self, step: &Step, entry: &Arc<str>) -> Result<Inputs<'_>, Denial> {
+        let args = self.arguments.as_ref().map_err(|error| {
+            let what = format!("the call's `arguments` {error}. Correct that and try again.");
+            self.denial(step, entry, Reason::Malformed, &what)
+        })?;
+        Ok(Inputs { args, tool: self.call.tool, server: self.call.server, session: self.call.session, pod: &self.engine.pod })
+    }
+
+    fn denial(&self, step: &Step, entry: &Arc<str>, reason: Reason, what: &str) -> Denial {
+        Denial::by(&step.part.policy, Some(entry), reason, self.call.tool, what)
+    }
+
+    fn conditions(&self, step: &Step) -> Result<(), Denial> {
+        for entry in step.matching() {
+            for validation in &entry.validations {
+                let inputs = self.inputs(step, &entry.name)?;
+                let failed = match validation.expression.holds(&inputs) {
+                    Ok(true) => continue,
+                    Ok(false) => String::new(),
+                    Err(why) => format!(" (`{}` could not be evaluated: {why}.)", validation.source),
+                };
+                let what = match &validation.message {
+                    Some(message) => format!("{message}{failed}"),
+                    None if failed.is_empty() => format!("the call does not meet the condition `{}`.", validation.source),
+                    None => format!("the call does not meet a condition.{failed}"),
+                };
+                return Err(self.denial(step, &entry.name, Reason::Validation, &what));
+            }
+        }
+        Ok(())
+    }
+
+    fn collect<'s>(
+        &self,
+        step: &'s Step,
+        entry: &'s Arc<str>,
+        limit: &'s Limit,
+        takes: &mut SmallVec<[Take; 4]>,
+        sources: &mut Sources<'s>,
+    ) -> Result<(), Denial> {
+        let failed = |what: &str, source: &str, why: &str| {
+            self.denial(step, entry, Reason::Validation, &format!("the {what} `{source}` of a limit {why}."))
+        };
+        let mut which = Cow::Borrowed("");
+        if limit.scope == Scope::Session {
+            which = Cow::Borrowed(self.call.session);
+        }
+        if let Some((key, source)) = &limit.key {
+            let value = key.key(&self.inputs(step, entry)?).map_err(|why| failed("key", source, &why))?;
+            which = Cow::Owned(format!("{which}\u{1}{value}"));
+        }
+        let amount = match &limit.cost {
+            None => Amount::ONE,
+            Some(cost) => cost.cost(&self.inputs(step, entry)?).map_err(|why| failed("cost", "cost", &why))?,
+        };
+        let instance = instance(&which);
+        // Limits that count together count a call once: the dearest, against the smallest maximum.
+        let twin = takes.iter().position(|take| take.identity == limit.identity && take.instance == instance);
+        match twin.and_then(|at| Some((takes.get_mut(at)?, sources.get_mut(at)?))) {
+            Some((take, source)) => {
+                take.amount = take.amount.max(amount);
+                if limit.maximum() < take.max {
+                    take.max = limit.maximum();
+                    *source = (step, entry, limit);
+                }
+            }
+            None => {
+                takes.push(Take { identity: limit.identity.clone(), instance, span: limit.span, max: limit.maximum(), amount });
+                sources.push((step, entry, limit));
+            }
+        }
+        Ok(())
+    }
+
+    fn refusal(
+        &self,
+        refusal: &Refusal,
+        takes: &[Take],
+        sources: &Sources<'_>,
+        holds: &[Hold],
+        holders: &[(&Step, &Arc<str>)],
+    ) -> Denial {
+        let tool = shown(self.call.tool);
+        match refusal {
+            Refusal::Full(full) => {
+                // The one that takes longest to come free: who waits for it has waited for all.
+                let longest = full.iter().max_by_key(|(index, why)| {
+                    let until = match why {
+                        Full::Until(then) => then.0,
+                        Full::Never => u64::MAX,
+                    };
+                    (until, Reverse(*index))
+                });
+                let found = longest.and_then(|(index, why)| Some((takes.get(*index)?, sources.get(*index)?, why)));
+                found.map(|(take, (step, entry, limit), why)| self.limit(step, entry, limit, take, *why))
+            }
+            Refusal::Busy(index) => holds.get(*index).zip(holders.get(*index)).map(|(hold, (step, entry))| {
+                let what =
+                    format!("at most {} calls of {entry} may be under way at once. Try again when one has ended.", hold.max);
+                self.denial(step, entry, Reason::Concurrency, &what)
+            }),
+            Refusal::OutOfCounters(index) => sources.get(*index).map(|(step, entry, _)| {
+                let what = format!(
+                    "{tool} is counted for each session or key, and there are more of those than are kept. Try again later."
+                );
+                self.denial(step, entry, Reason::CountersExhausted, &what)
+            }),
+        }
+        .unwrap_or_else(|| Denial::no_policy(self.call.server, self.call.tool))
+    }
+
+    fn limit(&self, step: &Step, entry: &Arc<str>, limit: &Limit, take: &Take, why: Full) -> Denial {
+        let tool = shown(self.call.tool);
+        let whose = match limit.scope {
+            Scope::Session => " in each session",
+            Scope::Pod => "",
+            Scope::Workload => " for its workload",
+            Scope::ServiceAccount => " for its service account",
+            Scope::Namespace => " for its namespace",
+            Scope::Policy => " for all that the policy governs",
+        };
+        let per = limit.window.per();
+        let many = |noun: &str| if limit.max == 1 { noun.to_owned() } else { format!("{noun}s") };
+        let counted = if limit.cost.is_some() { "a total cost of ".to_owned() } else { String::new() };
+        let noun = if limit.cost.is_some() { String::new() } else { format!(" {}", many("call")) };
+        let each = limit.key.as_ref().map(|(_, source)| format!(" for each `{source}`")).unwrap_or_default();
+        let shared = if **entry == *self.call.tool {
+            String::new()
+        } else {
+            format!(" (counted together with every tool that `{entry}` matches)")
+        };
+        let (retry_after, advice) = match why {
+            Full::Until(then) => {
+                let wait = then.since(self.now);
+                (Some(wait), format!("Try again in {} s.", whole_seconds(wait)))
+            }
+            Full::Never => (None, format!("This call costs {} and can never pass.", take.amount.as_f64())),
+        };
+        let what = format!("{tool} is limited to {counted}{}{noun} {per}{whose}{each}{shared}. {advice}", limit.max);
+        let mut denial = self.denial(step, entry, Reason::RateLimit, &what);
+        denial.limit = Some(LimitInfo { max: limit.max, window: Arc::clone(&limit.window_text), scope: limit.scope });
+        denial.retry_after = retry_after;
+        denial
+    }
+}

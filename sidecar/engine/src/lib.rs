@@ -1,0 +1,21 @@
+//! Decides MCP tool calls.
+//!
+//! Policies in, decisions out: [`Engine::compile`] turns the policies of one pod into an [`Engine`], and
+//! [`Engine::decide`] answers for one call at one point in time. Nothing here does I/O or has a clock of its own.
+
+pub mod cel;
+mod compile;
+pub mod counters;
+mod decide;
+mod denial;
+pub mod glob;
+pub mod json;
+mod rules;
+pub mod window;
+
+pub use compile::{Options, Policy, PolicyId, Problem, Severity};
+pub use counters::{Counters, Memory, Permit};
+pub use decide::{Call, Decision, Outcome};
+pub use denial::{Denial, LimitInfo, Reason};
+pub use rules::{Engine, LimitView, ServerView};
+pub use window::{Amount, Timestamp};

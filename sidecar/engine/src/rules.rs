@@ -1,0 +1,312 @@
+//! Compiled policies: what holds for each server, and for each tool of it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use smallvec::SmallVec;
+use toolweir_crds::{Action, Mode, Scope, Window};
+
+use crate::{
+    cel::Expression,
+    counters::{Counters, Hold, Identity, Memory},
+    denial::{Denial, Reason, shown},
+    glob::Glob,
+    window::{Amount, Span, Timestamp},
+};
+
+/// The policies of one pod, compiled, with the counts that they are held to.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) servers: BTreeMap<Arc<str>, ServerRules>,
+    pub(crate) counters: Arc<Memory>,
+    pub(crate) pod: ::cel::Value,
+}
+
+/// A server that some policy names.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerView<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Where it is, if a policy says so.
+    pub url: Option<&'a str>,
+}
+
+/// A limit and how full it is.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct LimitView<'a> {
+    /// The server's name in the policy; `*` for every server.
+    pub server: &'a str,
+    /// The entry's name.
+    pub tool: &'a str,
+    /// The policy.
+    pub policy: &'a str,
+    /// The limit in short, such as `30/minute`.
+    pub limit: &'a str,
+    /// Whether each value of an expression has a count of its own; what is used is then that of the fullest.
+    pub keyed: bool,
+    /// What counts now.
+    pub used: f64,
+    /// The maximum.
+    pub max: i64,
+}
+
+#[derive(Debug)]
+pub(crate) struct ServerRules {
+    pub url: Option<Arc<str>>,
+    /// What each policy says, in the order of the policies' names.
+    pub parts: Vec<Arc<Part>>,
+    /// What holds for each tool that some entry names exactly.
+    plans: HashMap<Box<str>, Plan>,
+}
+
+/// What one policy says about one server.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub policy: Arc<str>,
+    pub mode: Mode,
+    pub default_action: Action,
+    pub server: Arc<str>,
+    pub entries: Vec<Entry>,
+    exact: HashMap<Arc<str>, usize>,
+    /// Most specific first; of equals, those that deny.
+    globs: Vec<(Glob, usize)>,
+    /// Why the policy does not compile. It denies everything then, in whatever mode.
+    pub broken: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub name: Arc<str>,
+    pub action: Option<Action>,
+    pub reason: Option<String>,
+    pub limits: Vec<Limit>,
+    pub validations: Vec<Validation>,
+    pub hold: Option<Hold>,
+}
+
+impl Entry {
+    /// What it says of the tools that it matches: `*` has no say unless it says so.
+    pub(crate) fn effective_action(&self) -> Option<Action> {
+        self.action.or_else(|| (&*self.name != "*").then_some(Action::Allow))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Limit {
+    pub identity: Identity,
+    pub span: Span,
+    pub max: i64,
+    pub window: Window,
+    pub window_text: Arc<str>,
+    pub scope: Scope,
+    pub key: Option<(Expression, String)>,
+    pub cost: Option<Expression>,
+    pub label: String,
+}
+
+#[derive(Debug)]
+pub(crate) struct Validation {
+    pub expression: Expression,
+    pub source: String,
+    pub message: Option<String>,
+}
+
+/// What one policy says about one tool.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub part: Arc<Part>,
+    /// The entries that match, most specific first.
+    pub entries: SmallVec<[usize; 2]>,
+    /// The denial that needs no look at the call.
+    pub denial: Option<Denial>,
+}
+
+impl Step {
+    pub(crate) fn matching(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter_map(|index| self.part.entries.get(*index))
+    }
+
+    /// The name of the entry that gives the action.
+    pub(crate) fn deciding_entry(&self) -> Option<&Arc<str>> {
+        self.matching().find(|entry| entry.effective_action().is_some()).map(|entry| &entry.name)
+    }
+
+    fn reads_arguments(&self) -> bool {
+        self.matching().any(|entry| {
+            !entry.validations.is_empty() || entry.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
+        })
+    }
+}
+
+/// What holds for one tool of one server.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub enforced: SmallVec<[Step; 1]>,
+    pub audited: SmallVec<[Step; 1]>,
+    /// The denial that needs no look at the call: the most severe of the enforced policies.
+    pub denial: Option<Denial>,
+    /// Whether some policy reads the arguments.
+    pub reads_arguments: bool,
+    /// The names that they read.
+    pub names: Vec<String>,
+    /// The first policy and its entry: where all allow, the call is counted under it.
+    pub policy: Option<Arc<str>>,
+    pub entry: Option<Arc<str>>,
+}
+
+impl Part {
+    pub(crate) fn new(
+        policy: Arc<str>,
+        mode: Mode,
+        server: Arc<str>,
+        default_action: Action,
+        entries: Vec<Entry>,
+        broken: Option<String>,
+    ) -> Self {
+        let (mut exact, mut globs) = (HashMap::new(), Vec::new());
+        for (index, entry) in entries.iter().enumerate() {
+            match Glob::parse(&entry.name) {
+                Some(glob) => globs.push((glob, index)),
+                None => {
+                    exact.insert(Arc::clone(&entry.name), index);
+                }
+            }
+        }
+        let denies = |index: usize| entries.get(index).and_then(Entry::effective_action) == Some(Action::Deny);
+        globs.sort_by_key(|(glob, index)| (std::cmp::Reverse(glob.weight()), !denies(*index), *index));
+        Self { policy, mode, default_action, server, entries, exact, globs, broken }
+    }
+
+    fn step(self: &Arc<Self>, tool: &str) -> Step {
+        if let Some(why) = &self.broken {
+            let what = format!("it does not compile ({why}), so everything on its servers is denied until it is corrected.");
+            let denial = Denial::by(&self.policy, None, Reason::InvalidPolicy, tool, &what);
+            return Step { part: Arc::clone(self), entries: SmallVec::new(), denial: Some(denial) };
+        }
+        let mut entries: SmallVec<[usize; 2]> = self.exact.get(tool).copied().into_iter().collect();
+        entries.extend(self.globs.iter().filter(|(glob, _)| glob.matches(tool)).map(|(_, index)| *index));
+        let mut step = Step { part: Arc::clone(self), entries, denial: None };
+        let decides = step.matching().find_map(|entry| entry.effective_action().map(|action| (action, entry)));
+        step.denial = match decides {
+            Some((Action::Allow, _)) => None,
+            Some((Action::Deny, entry)) => {
+                let what = entry.reason.clone().unwrap_or_else(|| format!("{} may not be called.", shown(tool)));
+                Some(Denial::by(&self.policy, Some(&entry.name), Reason::Denied, tool, &what))
+            }
+            None if self.default_action == Action::Allow => None,
+            None => {
+                let what = format!("{} is not among the tools that may be called. Use one that tools/list shows.", shown(tool));
+                Some(Denial::by(&self.policy, None, Reason::NotListed, tool, &what))
+            }
+        };
+        step
+    }
+}
+
+impl ServerRules {
+    pub(crate) fn new(url: Option<Arc<str>>, parts: Vec<Arc<Part>>) -> Self {
+        let mut rules = Self { url, parts, plans: HashMap::new() };
+        let names: Vec<Arc<str>> = rules.parts.iter().flat_map(|part| part.exact.keys().cloned()).collect();
+        rules.plans = names.into_iter().map(|name| (Box::from(&*name), rules.build(&name))).collect();
+        rules
+    }
+
+    /// What holds for a tool: made ready for those that are named exactly, else made now.
+    pub(crate) fn plan(&self, tool: &str) -> std::borrow::Cow<'_, Plan> {
+        self.plans.get(tool).map_or_else(|| std::borrow::Cow::Owned(self.build(tool)), std::borrow::Cow::Borrowed)
+    }
+
+    fn build(&self, tool: &str) -> Plan {
+        let all: SmallVec<[Step; 2]> = self.parts.iter().map(|part| part.step(tool)).collect();
+        let policy = all.first().map(|step| Arc::clone(&step.part.policy));
+        let entry = all.first().and_then(Step::deciding_entry).cloned();
+        let (enforced, audited): (SmallVec<_>, SmallVec<_>) =
+            all.into_iter().partition(|step| step.part.mode == Mode::Enforce || step.part.broken.is_some());
+        let denial = enforced.iter().filter_map(|step: &Step| step.denial.as_ref()).min_by_key(|denial| denial.reason).cloned();
+        let steps = || enforced.iter().chain(&audited);
+        let mut names: Vec<String> = steps()
+            .flat_map(Step::matching)
+            .flat_map(|entry| {
+                let limits = entry.limits.iter().flat_map(|limit| limit.key.iter().map(|(key, _)| key).chain(&limit.cost));
+                entry.validations.iter().map(|validation| &validation.expression).chain(limits)
+            })
+            .flat_map(|expression| expression.names().iter().cloned())
+            .collect();
+        names.sort();
+        names.dedup();
+        Plan { reads_arguments: steps().any(Step::reads_arguments), enforced, audited, denial, names, policy, entry }
+    }
+}
+
+impl Engine {
+    /// The servers that policies name, by name.
+    pub fn servers(&self) -> impl Iterator<Item = ServerView<'_>> {
+        self.servers.iter().map(|(name, rules)| ServerView { name, url: rules.url.as_deref() })
+    }
+
+    /// A server, if some policy names it.
+    pub fn server(&self, name: &str) -> Option<ServerView<'_>> {
+        self.servers.get_key_value(name).map(|(name, rules)| ServerView { name, url: rules.url.as_deref() })
+    }
+
+    /// Whether `tools/list` shows a tool: whether no enforced policy denies it whatever the arguments are.
+    pub fn shows(&self, server: &str, tool: &str) -> bool {
+        self.servers.get(server).is_some_and(|rules| rules.plan(tool).denial.is_none())
+    }
+
+    /// The denial of everything on a server, if a policy of it does not compile.
+    pub fn closed(&self, server: &str) -> Option<Denial> {
+        let part = self.servers.get(server)?.parts.iter().find(|part| part.broken.is_some())?;
+        part.step("").denial
+    }
+
+    /// The first policy that governs a server: where all allow, the one that a call is counted under.
+    pub fn first_policy(&self, server: &str) -> Option<&Arc<str>> {
+        self.servers.get(server)?.parts.first().map(|part| &part.policy)
+    }
+
+    /// The tools that some policy names exactly.
+    pub fn tools(&self, server: &str) -> impl Iterator<Item = &str> {
+        self.servers.get(server).into_iter().flat_map(|rules| rules.plans.keys().map(|name| &**name))
+    }
+
+    /// Every limit and how full it is.
+    pub fn limits(&self, now: Timestamp) -> Vec<LimitView<'_>> {
+        let mut parts: Vec<&Arc<Part>> = self.servers.values().flat_map(|rules| &rules.parts).collect();
+        // A part of the server `*` stands under every server.
+        parts.sort_by_key(|part| Arc::as_ptr(part));
+        parts.dedup_by_key(|part| Arc::as_ptr(part));
+        parts.sort_by(|a, b| (&a.policy, &a.server).cmp(&(&b.policy, &b.server)));
+        let mut views = Vec::new();
+        for part in parts {
+            for entry in &part.entries {
+                for limit in &entry.limits {
+                    let used = self.counters.used(&limit.identity, limit.span, now);
+                    views.push(LimitView {
+                        server: &part.server,
+                        tool: &entry.name,
+                        policy: &part.policy,
+                        limit: &limit.label,
+                        keyed: limit.key.is_some(),
+                        used: used.as_f64(),
+                        max: limit.max,
+                    });
+                }
+            }
+        }
+        views
+    }
+
+    /// The counts that calls are held to.
+    pub fn counters(&self) -> &Arc<Memory> {
+        &self.counters
+    }
+}
+
+impl Limit {
+    pub(crate) fn maximum(&self) -> Amount {
+        Amount::whole(u64::try_from(self.max).unwrap_or(0))
+    }
+}

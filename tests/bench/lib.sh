@@ -1,0 +1,47 @@
+# What the scripts of this folder share, on top of ../lib.sh.
+
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+# bench: builds the benchmark's own programs and prints the path of the binary.
+bench() {
+	need cargo "https://rustup.rs"
+	cargo build --quiet --release --locked --manifest-path "$ROOT/tests/bench/Cargo.toml" -p toolweir-bench >&2 || return
+	echo "$TARGET/release/toolweir-bench"
+}
+
+# work_dir: prints a new folder for what a run writes; in memory where there is room, so that no disk is measured.
+work_dir() {
+	local base=${TMPDIR:-/tmp}
+	[ "$(df --output=avail -k /dev/shm 2>/dev/null | tail -1)" -gt 2000000 ] 2>/dev/null && base=/dev/shm
+	mktemp -d "$base/toolweir-bench.XXXXXX"
+}
+
+# policy UPSTREAM_PORT LIMIT: prints a policy for the upstream's one tool.
+policy() {
+	cat <<-END
+		apiVersion: toolweir.dev/v1alpha1
+		kind: MCPPolicy
+		metadata: {name: bench, namespace: bench}
+		spec:
+		  podSelector: {}
+		  servers:
+		  - name: bench
+		    url: http://127.0.0.1:$1/mcp
+		    tools:
+		    - name: send_message
+		      limits: [$2]
+	END
+}
+
+# start_sidecar BINARY DIR UPSTREAM_PORT LIMIT AUDIT_LOG: starts the sidecar, its messages to DIR/sidecar.log; sets
+# SIDECAR_URL and SIDECAR_PID.
+start_sidecar() {
+	local port metrics admin
+	port=$(free_port) metrics=$(free_port) admin=$(free_port)
+	policy "$3" "$4" >"$2/policy.yaml"
+	# shellcheck disable=SC2016 # $0 and $@ are the inner shell's
+	start "$2/sidecar.log" bash -c 'exec "$@" >"$0"' "$5" "$1" run --policy "$2/policy.yaml" \
+		--listen "127.0.0.1:$port" --metrics-listen "127.0.0.1:$metrics" --admin-listen "127.0.0.1:$admin"
+	SIDECAR_URL=http://127.0.0.1:$port/bench SIDECAR_PID=${STARTED[-1]}
+	(wait_port "$port" 10 "the sidecar") || { cat "$2/sidecar.log" >&2; exit 1; }
+}

@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# What a call costs through the sidecar, next to no proxy, a plain pass-through proxy, nginx, and whatever PEERS names:
+# one run on one machine, in interleaved rounds. Prints a table and whether the project's bars hold.
+#
+#   ROUNDS=5 SECONDS_PER_ROUND=3 CONNECTIONS=1,16,64     how much is measured
+#   TARGETS="direct pass-through nginx sidecar"          what is measured
+#   PEERS="name=url name=url,pid"                        other proxies, already running; with a pid, CPU and memory too
+#   UPSTREAM_PORT=...                                    where the MCP server listens, for peers to point at
+#   BENCH_STRICT=1                                       exit 1 when a bar does not hold (a busy machine is no defect)
+#   --smoke, or SMOKE=1                                  seconds, without nginx: that the benchmark works, not how fast
+
+. "$(dirname "$0")/lib.sh"
+
+[ "${1:-}" = --smoke ] && SMOKE=1
+if [ "${SMOKE:-0}" = 1 ]; then
+	: "${ROUNDS:=1}" "${SECONDS_PER_ROUND:=0.3}" "${WARM_UP:=0.1}" "${CONNECTIONS:=1,16}"
+	: "${TARGETS:=direct pass-through sidecar}"
+fi
+: "${ROUNDS:=5}" "${SECONDS_PER_ROUND:=3}" "${WARM_UP:=0.5}" "${CONNECTIONS:=1,16,64}"
+: "${TARGETS:=direct pass-through nginx sidecar}"
+
+# nginx_binary: prints the path of the installed nginx, or of Debian's package unpacked in the cache.
+nginx_binary() {
+	PATH=$PATH:/usr/sbin command -v nginx && return
+	local dir=$CACHE/nginx
+	if [ ! -x "$dir/usr/sbin/nginx" ]; then
+		mkdir -p "$dir"
+		(cd "$dir" && apt-get -qq download nginx && dpkg -x nginx_*.deb .) >&2 || fail "needs 'nginx'; install it with: apt-get install nginx-light"
+	fi
+	"$dir/usr/sbin/nginx" -v 2>/dev/null || fail "nginx from $dir does not run; install it with: apt-get install nginx-light"
+	echo "$dir/usr/sbin/nginx"
+}
+
+# start_nginx BINARY DIR PORT UPSTREAM_PORT: nginx as fast as it goes for this: connections kept on both sides for as
+# long as the run takes, nothing logged. Buffering is on: it was measured to be no slower for these answers.
+start_nginx() {
+	cat >"$2/nginx.conf" <<-END
+		worker_processes 2;
+		daemon off;
+		pid $2/nginx.pid;
+		error_log stderr warn;
+		events { worker_connections 1024; }
+		http {
+		  access_log off;
+		  tcp_nodelay on;
+		  keepalive_requests 1000000000;
+		  client_body_temp_path $2/nginx-body;
+		  proxy_temp_path $2/nginx-proxy;
+		  fastcgi_temp_path $2/nginx-fastcgi;
+		  uwsgi_temp_path $2/nginx-uwsgi;
+		  scgi_temp_path $2/nginx-scgi;
+		  upstream mcp {
+		    server 127.0.0.1:$4;
+		    keepalive 128;
+		    keepalive_requests 1000000000;
+		  }
+		  server {
+		    listen 127.0.0.1:$3 backlog=1024;
+		    location / {
+		      proxy_pass http://mcp;
+		      proxy_http_version 1.1;
+		      proxy_set_header Connection "";
+		      proxy_buffering ${NGINX_BUFFERING:-on};
+		    }
+		  }
+		}
+	END
+	start "$2/nginx.log" "$1" -p "$2" -c "$2/nginx.conf"
+	wait_port "$3" 10 nginx
+}
+
+bench=$(bench)
+dir=$(work_dir)
+trap 'stop_all; rm -rf "$dir"' EXIT
+
+upstream=${UPSTREAM_PORT:-$(free_port)}
+start "$dir/upstream.log" "$bench" upstream --listen "127.0.0.1:$upstream"
+wait_port "$upstream" 10 "the upstream"
+
+about=()
+targets=()
+for target in $TARGETS; do
+	case $target in
+	direct) targets+=(--target "direct=http://127.0.0.1:$upstream/mcp") ;;
+	pass-through)
+		port=$(free_port)
+		start "$dir/pass-through.log" "$bench" pass-through --listen "127.0.0.1:$port" --upstream "127.0.0.1:$upstream"
+		wait_port "$port" 10 "the pass-through proxy"
+		targets+=(--target "pass-through=http://127.0.0.1:$port/mcp,${STARTED[-1]}")
+		;;
+	nginx)
+		nginx=$(nginx_binary)
+		port=$(free_port)
+		start_nginx "$nginx" "$dir" "$port" "$upstream"
+		targets+=(--target "nginx=http://127.0.0.1:$port/mcp,${STARTED[-1]}")
+		about+=("$("$nginx" -v 2>&1 | sed 's/.*: //')")
+		;;
+	sidecar)
+		binary=$(sidecar)
+		start_sidecar "$binary" "$dir" "$upstream" "{max: 1000000000, window: minute}" "$dir/audit.log"
+		targets+=(--target "sidecar=$SIDECAR_URL,$SIDECAR_PID")
+		about+=("$("$binary" --version)")
+		;;
+	*) fail "no such target: $target" ;;
+	esac
+done
+for peer in ${PEERS:-}; do targets+=(--target "$peer"); done
+
+strict=()
+[ "${BENCH_STRICT:-0}" = 1 ] && strict=(--strict)
+
+echo "$(date -u +%F), $(nproc) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), Linux $(uname -r), load" \
+	"$(cut -d' ' -f1 /proc/loadavg)"
+((${#about[@]})) && printf '%s\n' "${about[@]}"
+echo "A tools/call of 1 KiB, answered by 1 KiB; medians of $ROUNDS rounds of $SECONDS_PER_ROUND s each"
+echo
+"$bench" compare "${targets[@]}" --rounds "$ROUNDS" --seconds "$SECONDS_PER_ROUND" --warm-up "$WARM_UP" \
+	--connections "$CONNECTIONS" "${strict[@]}" || {
+	tail -n 5 "$dir"/{upstream,pass-through,nginx,sidecar}.log 2>/dev/null >&2 || true
+	exit 1
+}

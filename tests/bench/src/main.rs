@@ -1,0 +1,57 @@
+//! What the scripts in this folder run: the MCP server behind the proxies, the plain proxy that the sidecar is held
+//! against, the load generator, and the measuring. One binary, so that a script builds one thing.
+
+mod compare;
+mod hammer;
+mod load;
+mod memory;
+mod passthrough;
+mod process;
+mod serve;
+mod start;
+mod upstream;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::future::Future;
+
+#[derive(Parser)]
+#[command(about, version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// An MCP server that answers every tools/call with about 1 KiB
+    Upstream(upstream::Args),
+    /// A plain proxy without a policy: what a proxy of this shape costs at least
+    PassThrough(passthrough::Args),
+    /// Interleaved rounds against several targets: a table and the bars that the sidecar is held to
+    Compare(compare::Args),
+    /// A fixed number of calls while a process's memory is watched
+    Memory(memory::Args),
+    /// Calls as fast as one limit answers them, then a check of the server's own log of arrivals
+    Hammer(hammer::Args),
+    /// Time from starting a command to a 200 of its /readyz
+    Start(start::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        // One thread each: with the proxy they share few cores, and threads that hand work to each other would cost
+        // more than they bring.
+        Command::Upstream(args) => single(upstream::run(args)),
+        Command::Compare(args) => single(compare::run(args)),
+        Command::Memory(args) => single(memory::run(args)),
+        Command::Hammer(args) => single(hammer::run(args)),
+        // The shape of a real proxy: a worker thread for each core.
+        Command::PassThrough(args) => tokio::runtime::Runtime::new()?.block_on(passthrough::run(args)),
+        Command::Start(args) => start::run(args),
+    }
+}
+
+fn single(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}

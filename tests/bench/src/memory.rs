@@ -1,0 +1,73 @@
+//! Whether a proxy's memory is small, and stays what it is while calls go through.
+
+use crate::load::{self, Endpoint, Run, Until};
+use crate::process::memory;
+use anyhow::{Result, bail};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long)]
+    url: String,
+    /// The process to watch
+    #[arg(long)]
+    pid: u32,
+    #[arg(long, default_value_t = 100_000)]
+    calls: u64,
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// Calls go through this many values of arguments.account
+    #[arg(long, default_value_t = 1000)]
+    accounts: u64,
+    /// The most that may ever be resident
+    #[arg(long, default_value_t = 12 * 1024)]
+    max_kib: u64,
+    /// How much more may be resident at the end than in the middle
+    #[arg(long, default_value_t = 256)]
+    max_growth_kib: u64,
+}
+
+pub async fn run(args: Args) -> Result<()> {
+    println!("before:  VmRSS {:>6} KiB", memory(args.pid, "VmRSS")?);
+    let run = Arc::new(Run {
+        endpoint: Endpoint::open(&args.url).await?,
+        connections: args.connections,
+        accounts: args.accounts,
+        until: Until::Calls(args.calls),
+        denials: false,
+        calls: AtomicU64::new(0),
+    });
+    let watch = async {
+        let mut resident = Vec::new();
+        for tenth in 1..=10 {
+            while run.calls.load(Ordering::Relaxed) < args.calls * tenth / 10 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            resident.push(memory(args.pid, "VmRSS")?);
+            println!("{:>6}%: VmRSS {:>6} KiB", tenth * 10, resident[resident.len() - 1]);
+        }
+        anyhow::Ok(resident)
+    };
+    let (resident, _) = tokio::try_join!(watch, load::run(run.clone(), None))?;
+    let (middle, last) = (resident[4], memory(args.pid, "VmRSS")?);
+    let most = memory(args.pid, "VmHWM")?;
+
+    let small = most <= args.max_kib;
+    println!("{}: the most ever resident (VmHWM) is {most} KiB (<= {} KiB)", verdict(small), args.max_kib);
+    let flat = last <= middle + args.max_growth_kib;
+    println!(
+        "{}: resident after all calls {last} KiB, after half of them {middle} KiB (<= {} KiB more)",
+        verdict(flat),
+        args.max_growth_kib
+    );
+    if !(small && flat) {
+        bail!("a bar does not hold");
+    }
+    Ok(())
+}
+
+pub fn verdict(holds: bool) -> &'static str {
+    if holds { "holds" } else { "does not hold" }
+}

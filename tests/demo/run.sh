@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# What Toolweir does, in one minute and without Kubernetes: a real MCP server, a PolicyLayer policy, the sidecar between an
+# agent and the server, and what each of them says of the same 36 calls. Needs Rust and Python 3; exit 1 when a number is
+# not the one that is promised.
+
+. "$(dirname "$0")/../lib.sh"
+
+here=$ROOT/tests/demo
+work=$(mktemp -d)
+finish() {
+	local code=$?
+	stop_all
+	# Why it went wrong is most often in what the sidecar or the server said last.
+	case $code in 0 | 130) ;; *) tail -v -n 5 "$work"/*.err >&2 ;; esac
+	rm -rf "$work"
+	exit "$code"
+}
+trap finish EXIT
+
+bold='' plain=''
+if [ -t 1 ]; then bold=$'\e[1m' plain=$'\e[0m'; fi
+steps=0
+step() { printf '\n%s%d. %s%s\n\n' "$bold" $((++steps)) "$*" "$plain"; }
+indent() { sed 's/^/   /'; }
+expect() { [ "$2" = "$3" ] || fail "$1: expected $2, got $3"; }
+
+# port PREFERRED: the usual port, so that the demo looks like the documentation; another one where it is taken.
+port() { if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then free_port; else echo "$1"; fi; }
+
+echo "Building the sidecar and fetching the MCP SDK (the first time takes some minutes) ..."
+sidecar=$(sidecar)
+python=$(python_env demo mcp==2.3.0)/bin/python
+agent() { "$python" "$here/agent.py" "$@"; }
+
+step "An MCP server: a Facebook page"
+server_port=$(free_port)
+server=http://127.0.0.1:$server_port/mcp
+start "$work/server.err" "$python" "$here/just_facebook.py" "$server_port" "$work/delivered.jsonl"
+wait_port "$server_port" 30 "just_facebook.py"
+offered=$(agent "$server" list)
+echo "It listens on $server and offers $offered tools, delete_post among them." | indent
+[ "$offered" -ge 30 ] || fail "the server offers $offered tools"
+
+step "A policy: PolicyLayer's file, and the MCPPolicy that it becomes"
+cat "$here/policylayer.json" | indent
+printf '\n   $ toolweir-sidecar import policylayer.json --server facebook --url %s\n\n' "$server"
+"$sidecar" import "$here/policylayer.json" --server facebook --url "$server" >"$work/policy.yaml"
+indent <"$work/policy.yaml"
+
+step "The sidecar, with that policy in force"
+proxy_port=$(port 15001) metrics_port=$(port 15020) admin_port=$(port 15000)
+flags="--listen 127.0.0.1:$proxy_port --metrics-listen 127.0.0.1:$metrics_port --admin-listen 127.0.0.1:$admin_port"
+printf '   $ toolweir-sidecar run --policy policy.yaml %s\n' "$flags"
+# The audit log is its stdout; what it says about itself goes to stderr.
+# shellcheck disable=SC2086,SC2016
+start "$work/sidecar.err" bash -c 'exec "${@:2}" >"$1"' - "$work/audit.jsonl" "$sidecar" run --policy "$work/policy.yaml" $flags
+metrics=http://127.0.0.1:$metrics_port
+get() { "$python" -c 'import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=5).read().decode())' "$1"; }
+wait_port "$proxy_port" 10 "the sidecar"
+wait_port "$metrics_port" 10 "the sidecar's metrics"
+get "$metrics/readyz" >/dev/null || fail "the sidecar is not ready"
+
+step "An agent, at http://127.0.0.1:$proxy_port/facebook"
+agent "http://127.0.0.1:$proxy_port/facebook" >"$work/agent.out" || { indent <"$work/agent.out"; exit 1; }
+indent <"$work/agent.out"
+
+step "What the server's own log says"
+delivered() { grep -c "\"tool\": \"$1\"" "$work/delivered.jsonl" || true; }
+printf '   send_dm_to_user: %s delivered\n   delete_post:     %s delivered\n' "$(delivered send_dm_to_user)" "$(delivered delete_post)"
+expect "direct messages that the server got" 30 "$(delivered send_dm_to_user)"
+expect "deletions that the server got" 0 "$(delivered delete_post)"
+expect "calls that the server got" 30 "$(wc -l <"$work/delivered.jsonl")"
+
+step "What $metrics/metrics says"
+get "$metrics/metrics" >"$work/metrics"
+grep '^toolweir_tool_calls_total{' "$work/metrics" | indent || fail "no toolweir_tool_calls_total among the metrics"
+# calls LABEL...: the sum of the series that carry all of these labels, in whatever order they are written.
+calls() {
+	local label series
+	series=$(grep '^toolweir_tool_calls_total{' "$work/metrics")
+	for label in "$@"; do series=$(grep -F "$label" <<<"$series" || true); done
+	awk '{sum += $NF} END {print sum + 0}' <<<"$series"
+}
+expect "allowed in the metrics" 30 "$(calls 'tool="send_dm_to_user"' 'decision="allowed"')"
+expect "turned away in the metrics" 5 "$(calls 'tool="send_dm_to_user"' 'decision="denied"' 'reason="rate_limit"')"
+expect "delete_post in the metrics" 1 "$(calls 'tool="delete_post"' 'decision="denied"' 'reason="not_listed"')"
+expect "all calls in the metrics" 36 "$(calls)"
+
+step "What the audit log says: one line a call, here the first that passed and the first that did not"
+decided() { grep -E "\"decision\": ?\"$1\"" "$work/audit.jsonl" || true; }
+decided allowed | sed -n 1p | indent
+echo
+decided denied | sed -n 1p | indent
+expect "allowed in the audit log" 30 "$(decided allowed | wc -l)"
+expect "denied in the audit log" 6 "$(decided denied | wc -l)"
+
+printf '\n%sAgent, server, metrics and audit log agree: 30 delivered, 5 over the limit, nothing deleted.%s\n' "$bold" "$plain"

@@ -1,0 +1,48 @@
+// The checks of one client against one server, for the TypeScript SDKs. checks.py, its twin, says what the arguments are:
+// keep them alike.
+
+import assert from "node:assert/strict";
+
+const [target, transport, protocol, steps] = process.argv.slice(2);
+export { transport };
+export const server = transport === "stdio" ? JSON.parse(target) : new URL(target);
+// One step that hangs must not hide what the others say.
+export const options = { timeout: 10_000 };
+
+function checkList({ present, absent }, names) {
+  assert.deepEqual(present.filter((name) => !names.includes(name)), [], `missing from ${names}`);
+  assert.deepEqual(absent.filter((name) => names.includes(name)), [], `should not be in ${names}`);
+}
+
+function checkCall({ call, text: wanted, denied }, result) {
+  const seen = JSON.stringify(result);
+  const text = result.content.map((item) => item.text ?? "").join("");
+  assert.equal(Boolean(result.isError), Boolean(denied), `isError is wrong in ${seen}`);
+  if (!denied) return assert.equal(text, wanted, `expected ${wanted}, got ${seen}`);
+  assert.ok(text.startsWith(`Denied by policy ${denied.policy}: `), `text is not the policy's: ${text}`);
+  assert.ok(text.includes(wanted), `"${wanted}" is not in ${text}`);
+  const denial = result._meta?.["toolweir.dev/denial"] ?? {};
+  for (const [key, value] of Object.entries({ tool: call, ...denied }))
+    assert.deepEqual(denial[key], value, `${key} is not ${value} in ${JSON.stringify(denial)}`);
+  if (denied.reason === "rate_limit")
+    assert.ok(denial.retryAfterSeconds > 0 && denial.retryAfterSeconds <= 60, `retryAfterSeconds in ${JSON.stringify(denial)}`);
+}
+
+async function check(what, body) {
+  try {
+    await body();
+    console.log(`ok ${what}`);
+  } catch (error) {
+    const cause = error.cause ? ` (${error.cause})` : "";
+    console.log(`FAIL ${what}: ${`${error.message}${cause}`.replace(/\s+/g, " ")}`);
+  }
+}
+
+// connect(): the version agreed on; listTools(): names; callTool(name, args): the result as on the wire.
+export async function run({ connect, listTools, callTool, close }) {
+  await check("connect", async () => assert.equal(await connect(), protocol, "the version agreed on"));
+  for (const step of JSON.parse(steps))
+    await check(step.what, async () =>
+      step.list ? checkList(step.list, await listTools()) : checkCall(step, await callTool(step.call, step.args)));
+  await close();
+}

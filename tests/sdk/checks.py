@@ -1,0 +1,78 @@
+"""The checks of one client against one server, for the Python SDKs. checks.mjs is its twin: keep them alike.
+
+Every client script is called as `client TARGET TRANSPORT PROTOCOL STEPS` (TARGET: a URL, or for stdio a command as a JSON
+array; TRANSPORT: http, sse or stdio; PROTOCOL: the version that must be agreed on; STEPS: the JSON array that steps.py
+prints) with the SDK's way of negotiating in MCP_MODE where it has several. It runs the steps in one session and prints one
+line for each: `ok WHAT` or `FAIL WHAT: WHY`.
+"""
+
+import asyncio
+import json
+import sys
+
+import anyio
+
+
+def refute(ok, why):
+    if not ok:
+        raise AssertionError(why)
+
+
+def check_list(step, names):
+    missing, leaked = set(step["present"]) - set(names), set(step["absent"]) & set(names)
+    refute(not missing, f"{sorted(missing)} missing from {names}")
+    refute(not leaked, f"{sorted(leaked)} should not be in {names}")
+
+
+def check_call(step, result):
+    text = "".join(item.get("text", "") for item in result["content"])
+    denied = step.get("denied")
+    refute(bool(result.get("isError")) == bool(denied), f"isError is wrong in {result}")
+    if not denied:
+        refute(text == step["text"], f"expected {step['text']!r}, got {result}")
+        return
+    refute(text.startswith(f"Denied by policy {denied['policy']}: "), f"text is not the policy's: {text!r}")
+    refute(step["text"] in text, f"{step['text']!r} is not in {text!r}")
+    denial = (result.get("_meta") or {}).get("toolweir.dev/denial") or {}
+    expected = {"tool": step["call"], **denied}
+    refute({key: denial.get(key) for key in expected} == expected, f"denial is {denial}, expected {expected}")
+    if denied["reason"] == "rate_limit":
+        refute(0 < denial.get("retryAfterSeconds", 0) <= 60, f"retryAfterSeconds is wrong in {denial}")
+
+
+def report(what, error=None):
+    # An exception group's own text hides what happened inside.
+    while getattr(error, "exceptions", None):
+        error = error.exceptions[0]
+    detail = str(error) if isinstance(error, AssertionError) else repr(error)
+    print(f"FAIL {what}: {' '.join(detail.split())}" if error else f"ok {what}", flush=True)
+
+
+async def run_steps(protocol, steps, list_tools, call_tool):
+    """`protocol`: the version agreed on; `list_tools()`: names; `call_tool(name, args)`: the result as on the wire."""
+    try:
+        refute(protocol == sys.argv[3], f"speaks {protocol}, expected {sys.argv[3]}")
+        report("connect")
+    except AssertionError as error:
+        report("connect", error)
+    for step in steps:
+        try:
+            # One step that hangs must not hide what the others say.
+            with anyio.fail_after(10):
+                if "list" in step:
+                    check_list(step["list"], await list_tools())
+                else:
+                    check_call(step, await call_tool(step["call"], step["args"]))
+            report(step["what"])
+        except Exception as error:
+            report(step["what"], error)
+
+
+def main(session):
+    """`session(target, transport, steps)`: connects and calls run_steps."""
+    target, transport, _, steps = sys.argv[1:]
+    try:
+        asyncio.run(session(json.loads(target) if transport == "stdio" else target, transport, json.loads(steps)))
+    except Exception as error:
+        report("session", error)
+        sys.exit(1)
