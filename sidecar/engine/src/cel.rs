@@ -1,12 +1,13 @@
 //! CEL expressions: compiled once, bounded in cost, and never a reason to let a call through.
 //!
-//! What bounds the cost: an expression's length, no comprehension inside a comprehension, patterns of `matches` are
+//! What bounds the cost: an expression's length and depth, no comprehension inside a comprehension, patterns of `matches` are
 //! literals that were compiled beforehand, and arguments of at most [`MAX_VALUES`] values.
 
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, LazyLock},
+    thread,
 };
 
 use cel::{
@@ -14,6 +15,7 @@ use cel::{
     common::ast::{EntryExpr, Expr, LiteralValue},
     objects::{Key, Map},
 };
+use toolweir_crds::bounds;
 
 use crate::{
     json::{JsonError, Kind, Raw, Reader, same_but_for_case},
@@ -22,6 +24,12 @@ use crate::{
 
 /// How many values the arguments of a call may hold where a policy reads them.
 pub const MAX_VALUES: usize = 4096;
+
+/// How deep an expression's tree may be: to evaluate it recurses as deep.
+const MAX_DEPTH: usize = 32;
+
+/// The parser gives up at 96 levels, each of which takes up to 170 KB in a build without optimisation.
+const PARSER_STACK: usize = 32 << 20;
 
 /// The variables of an expression.
 const VARIABLES: [&str; 5] = ["args", "tool", "server", "session", "pod"];
@@ -76,10 +84,22 @@ impl Expression {
     /// # Errors
     /// What is wrong with it and what to write instead, in one line.
     pub fn compile(source: &str) -> Result<Self, String> {
-        // The parser is generated code of another project: a panic of it must not end the program.
-        let program = catch_unwind(AssertUnwindSafe(|| Program::compile(source)))
-            .map_err(|_| "is no CEL expression".to_owned())?
-            .map_err(|errors| format!("is no CEL expression: {}", one_line(&errors.to_string())))?;
+        if source.len() > bounds::EXPRESSION {
+            return Err(format!("has {} bytes; at most {} are possible", source.len(), bounds::EXPRESSION));
+        }
+        // The parser is generated code of another project: neither its need of stack nor a panic must end the program.
+        thread::scope(|scope| {
+            let parser = thread::Builder::new().stack_size(PARSER_STACK).spawn_scoped(scope, || Self::parse(source));
+            let parsed = parser.map_err(|error| format!("could not be compiled: {error}"))?.join();
+            parsed.unwrap_or_else(|_| Err("is no CEL expression".to_owned()))
+        })
+    }
+
+    fn parse(source: &str) -> Result<Self, String> {
+        let program = Program::compile(source).map_err(|errors| {
+            let why = errors.to_string();
+            if why.contains("Recursion limit") { too_deep() } else { format!("is no CEL expression: {}", one_line(&why)) }
+        })?;
         let mut walk = Walk::default();
         walk.expression(&program.expression().expr)?;
         let names = walk.names;
@@ -162,6 +182,10 @@ impl Expression {
     }
 }
 
+fn too_deep() -> String {
+    format!("nests deeper than {MAX_DEPTH} levels; write two validations")
+}
+
 fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ").chars().take(300).collect()
 }
@@ -172,10 +196,21 @@ struct Walk<'a> {
     names: Vec<String>,
     scope: Vec<&'a str>,
     inside_comprehension: bool,
+    depth: usize,
 }
 
 impl<'a> Walk<'a> {
     fn expression(&mut self, expr: &'a Expr) -> Result<(), String> {
+        if self.depth == MAX_DEPTH {
+            return Err(too_deep());
+        }
+        self.depth += 1;
+        self.inner(expr)?;
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn inner(&mut self, expr: &'a Expr) -> Result<(), String> {
         match expr {
             Expr::Unspecified => return Err("is empty".to_owned()),
             Expr::Ident(name) => {

@@ -118,6 +118,11 @@ impl Permit {
         }
     }
 
+    /// Whether it holds a place among the calls under way.
+    pub fn holds_places(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Puts the takes of another permit into this one.
     pub fn join(&mut self, mut other: Self) {
         self.taken.append(&mut other.taken);

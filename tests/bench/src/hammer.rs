@@ -1,8 +1,8 @@
 //! One limit under all the calls that fit, judged by the server's own log of what arrived.
 
+use crate::bar;
 use crate::load::{self, Endpoint, Run, Until};
-use crate::memory::verdict;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -30,7 +30,7 @@ pub struct Args {
     min_utilisation: f64,
 }
 
-pub async fn run(args: Args) -> Result<()> {
+pub async fn run(args: Args) -> Result<bool> {
     let endpoint = Endpoint::open(&args.url).await?;
     let start = Instant::now();
     let run = Arc::new(Run {
@@ -57,24 +57,22 @@ pub async fn run(args: Args) -> Result<()> {
         arrivals.len()
     );
     // A call in flight at the end is not counted as answered.
-    ensure!(
-        (answered..=answered + args.connections).contains(&arrivals.len()),
-        "the server's log and the client's count differ"
-    );
+    ensure!((answered..=answered + args.connections).contains(&arrivals.len()), "the server's log and the client's count differ");
 
     let found = check(arrivals, args.max, window);
-    let kept = found.busiest <= args.max;
-    println!("{}: the busiest {} ms have {} arrivals (<= {})", verdict(kept), args.window_ms, found.busiest, args.max);
     if let Some(shortest) = found.shortest {
-        println!("       the shortest span of {} arrivals is {:.3} ms", args.max + 1, shortest as f64 / 1e6);
+        println!("the shortest span of {} arrivals is {:.3} ms", args.max + 1, shortest as f64 / 1e6);
     }
+    let kept = bar(
+        found.busiest <= args.max,
+        &format!("the busiest {} ms have {} arrivals (<= {})", args.window_ms, found.busiest, args.max),
+    );
     let utilisation = answered as f64 / (args.max as f64 * args.seconds * 1000.0 / args.window_ms as f64);
-    let used = utilisation >= args.min_utilisation;
-    println!("{}: utilisation {utilisation:.3} (>= {})", verdict(used), args.min_utilisation);
-    if !(kept && used) {
-        bail!("a bar does not hold");
-    }
-    Ok(())
+    let used = bar(
+        utilisation >= args.min_utilisation,
+        &format!("{utilisation:.3} of what the limit allows was used (>= {})", args.min_utilisation),
+    );
+    Ok(kept && used)
 }
 
 #[derive(Debug, PartialEq)]

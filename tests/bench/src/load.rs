@@ -81,17 +81,14 @@ impl Endpoint {
     }
 
     fn post(&self, body: &[u8]) -> Vec<u8> {
-        let mut head = format!(
-            "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
-             Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2025-11-25\r\nContent-Length: {}\r\n",
-            self.path,
-            self.address,
+        let Self { address, path, session } = self;
+        let session = session.as_ref().map(|session| format!("Mcp-Session-Id: {session}\r\n")).unwrap_or_default();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+             Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2025-11-25\r\n{session}\
+             Content-Length: {}\r\n\r\n",
             body.len()
         );
-        if let Some(session) = &self.session {
-            head += &format!("Mcp-Session-Id: {session}\r\n");
-        }
-        head += "\r\n";
         [head.as_bytes(), body].concat()
     }
 }
@@ -221,12 +218,11 @@ impl Expected {
 fn read(body: &[u8], id: &[u8]) -> Result<bool> {
     let text = std::str::from_utf8(body)?;
     // A proxy may make one SSE event of a JSON answer.
-    let message = match text.starts_with('{') {
-        true => text,
-        false => text
-            .lines()
-            .find_map(|line| line.strip_prefix("data:").filter(|data| !data.trim().is_empty()))
-            .context("neither JSON nor an SSE event")?,
+    let message = if text.starts_with('{') {
+        text
+    } else {
+        let mut data = text.lines().filter_map(|line| line.strip_prefix("data:"));
+        data.find(|data| !data.trim().is_empty()).context("neither JSON nor an SSE event")?
     };
     let message: Value = serde_json::from_str(message)?;
     ensure!(message["id"].to_string().as_bytes() == id, "the answer to another call than {}", lossy(id));
@@ -235,10 +231,7 @@ fn read(body: &[u8], id: &[u8]) -> Result<bool> {
     if result["isError"] != true {
         return Ok(true);
     }
-    ensure!(
-        result["_meta"]["toolweir.dev/denial"]["reason"] == "rate_limit",
-        "an error other than a denial by the rate limit"
-    );
+    ensure!(result["_meta"]["toolweir.dev/denial"]["reason"] == "rate_limit", "an error other than a denial by the rate limit");
     Ok(false)
 }
 
@@ -354,7 +347,8 @@ mod tests {
             expected.check(Answer { status: 200, session: None, body: body.into() }, b"1000007").map_err(|e| e.to_string())
         };
         let good = r#"{"jsonrpc":"2.0","id":1000007,"result":{"content":[]}}"#;
-        let denied = r#"{"id":1000007,"result":{"content":[],"isError":true,"_meta":{"toolweir.dev/denial":{"reason":"rate_limit"}}}}"#;
+        let denied =
+            r#"{"id":1000007,"result":{"content":[],"isError":true,"_meta":{"toolweir.dev/denial":{"reason":"rate_limit"}}}}"#;
         assert_eq!(check(good), Ok(true));
         assert_eq!(check(good), Ok(true));
         assert_eq!(check(&format!("event: message\ndata: {good}\n\n")), Ok(true));

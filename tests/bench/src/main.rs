@@ -1,6 +1,9 @@
 //! What the scripts in this folder run: the MCP server behind the proxies, the plain proxy that the sidecar is held
 //! against, the load generator, and the measuring. One binary, so that a script builds one thing.
 
+// A wrong index ends the run with its place, which is what a benchmark should do; the figures fit into an f64 and more.
+#![allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
+
 mod compare;
 mod hammer;
 mod load;
@@ -14,6 +17,7 @@ mod upstream;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::future::Future;
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(about, version)]
@@ -38,20 +42,27 @@ enum Command {
     Start(start::Args),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> Result<ExitCode> {
+    let all_hold = match Cli::parse().command {
         // One thread each: with the proxy they share few cores, and threads that hand work to each other would cost
         // more than they bring.
-        Command::Upstream(args) => single(upstream::run(args)),
+        Command::Upstream(args) => single(upstream::run(args)).map(|()| true),
         Command::Compare(args) => single(compare::run(args)),
         Command::Memory(args) => single(memory::run(args)),
         Command::Hammer(args) => single(hammer::run(args)),
         // The shape of a real proxy: a worker thread for each core.
-        Command::PassThrough(args) => tokio::runtime::Runtime::new()?.block_on(passthrough::run(args)),
-        Command::Start(args) => start::run(args),
-    }
+        Command::PassThrough(args) => tokio::runtime::Runtime::new()?.block_on(passthrough::run(args)).map(|()| true),
+        Command::Start(args) => start::run(&args),
+    }?;
+    Ok(if all_hold { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn single(work: impl Future<Output = Result<()>>) -> Result<()> {
+/// Says whether a bar holds, and passes that on.
+fn bar(holds: bool, what: &str) -> bool {
+    println!("{}: {what}", if holds { "holds" } else { "does not hold" });
+    holds
+}
+
+fn single<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }

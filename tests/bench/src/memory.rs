@@ -1,8 +1,9 @@
 //! Whether a proxy's memory is small, and stays what it is while calls go through.
 
+use crate::bar;
 use crate::load::{self, Endpoint, Run, Until};
 use crate::process::memory;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,7 +30,7 @@ pub struct Args {
     max_growth_kib: u64,
 }
 
-pub async fn run(args: Args) -> Result<()> {
+pub async fn run(args: Args) -> Result<bool> {
     println!("before:  VmRSS {:>6} KiB", memory(args.pid, "VmRSS")?);
     let run = Arc::new(Run {
         endpoint: Endpoint::open(&args.url).await?,
@@ -54,20 +55,10 @@ pub async fn run(args: Args) -> Result<()> {
     let (middle, last) = (resident[4], memory(args.pid, "VmRSS")?);
     let most = memory(args.pid, "VmHWM")?;
 
-    let small = most <= args.max_kib;
-    println!("{}: the most ever resident (VmHWM) is {most} KiB (<= {} KiB)", verdict(small), args.max_kib);
-    let flat = last <= middle + args.max_growth_kib;
-    println!(
-        "{}: resident after all calls {last} KiB, after half of them {middle} KiB (<= {} KiB more)",
-        verdict(flat),
-        args.max_growth_kib
+    let small = bar(most <= args.max_kib, &format!("the most ever resident (VmHWM) is {most} KiB (<= {} KiB)", args.max_kib));
+    let flat = bar(
+        last <= middle + args.max_growth_kib,
+        &format!("resident after all calls {last} KiB, after half of them {middle} KiB (<= {} KiB more)", args.max_growth_kib),
     );
-    if !(small && flat) {
-        bail!("a bar does not hold");
-    }
-    Ok(())
-}
-
-pub fn verdict(holds: bool) -> &'static str {
-    if holds { "holds" } else { "does not hold" }
+    Ok(small && flat)
 }

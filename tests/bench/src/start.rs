@@ -1,6 +1,6 @@
 //! How long a command takes from its start until it says that it is ready.
 
-use crate::memory::verdict;
+use crate::bar;
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -21,7 +21,7 @@ pub struct Args {
     command: Vec<String>,
 }
 
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<bool> {
     if TcpStream::connect(args.ready).is_ok() {
         bail!("something listens on {} already", args.ready);
     }
@@ -40,19 +40,14 @@ pub fn run(args: Args) -> Result<()> {
     }
     took.sort_by(f64::total_cmp);
     let median = took[took.len() / 2];
-    let holds = median < args.max_ms;
-    println!(
-        "{}: from exec to /readyz 200 in {median:.1} ms, the median of {} ({:.1} to {:.1}; bar < {} ms)",
-        verdict(holds),
+    let text = format!(
+        "from exec to /readyz 200 in {median:.1} ms, the median of {} from {:.1} to {:.1} ms (< {} ms)",
         took.len(),
         took[0],
         took[took.len() - 1],
         args.max_ms
     );
-    if !holds {
-        bail!("a bar does not hold");
-    }
-    Ok(())
+    Ok(bar(median < args.max_ms, &text))
 }
 
 fn wait(child: &mut Child, address: SocketAddr, started: Instant) -> Result<Duration> {

@@ -32,7 +32,8 @@ struct Server {
     call_result: String,
 }
 
-const INITIALIZED: &str = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}"#;
+const INITIALIZED: &str =
+    r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}"#;
 const TOOLS: &str = r#"{"tools":[{"name":"send_message","inputSchema":{"type":"object"}}]}"#;
 
 pub async fn run(args: Args) -> Result<()> {

@@ -1,0 +1,54 @@
+# The project's vocabulary; CI runs these targets. `make help` lists them.
+
+.PHONY: help build demo test lint test-unit test-sdk test-rmcp test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
+
+build: ## Build the sidecar: target/release/toolweir-sidecar
+	cargo build --release --locked -p toolweir-sidecar
+
+demo: ## Show it: a real server, a real agent, 30 of 35 calls delivered
+	@tests/demo/run.sh
+
+test: ## Test everything, from nothing, with a summary
+	@tests/run.sh
+
+lint: ## Formatting, clippy, dependencies
+	@tests/lint.sh
+
+test-unit: ## Unit, property and in-process integration tests
+	cargo test --locked --workspace
+
+test-sdk: ## Real SDK clients and servers through the sidecar
+	@tests/sdk/run.sh
+
+test-conformance: ## The official conformance suite, direct and through the sidecar
+	@tests/conformance/run.sh
+
+test-hammer: ## 8 tasks hammer one limit for 60 s; the server's log is checked
+	@tests/bench/hammer.sh
+
+test-memory: ## Resident memory over 100 000 calls
+	@tests/bench/memory.sh
+
+test-start: ## Size of the binary, time from start to ready
+	@tests/bench/start.sh
+
+bench: ## Compare direct, pass-through proxy, nginx and the sidecar (PEERS="name=url ..." adds more)
+	@tests/bench/run.sh
+
+bench-smoke: ## The same, shortened: shows that the harness works
+	@SMOKE=1 tests/bench/run.sh
+
+bench-decide: ## Engine::decide
+	cargo bench --locked -p toolweir-engine
+
+fuzz: ## Fuzz every parser of untrusted bytes, 5 minutes each (FUZZ_SECONDS)
+	@tests/fuzz.sh
+
+fuzz-smoke: ## The same, 20 s each
+	@FUZZ_SECONDS=20 tests/fuzz.sh
+
+clean: ## Remove what was built
+	cargo clean

@@ -1,0 +1,199 @@
+//! The audit log: one JSON line for each tool call.
+//!
+//! Lines are gathered in memory and written by a thread of their own, so that no call waits for who reads them. When
+//! nobody reads, lines are lost once [`MOST`] bytes wait, and a metric says so.
+
+use std::{
+    io::Write,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use prometheus::IntCounter;
+use ring::digest::{SHA256, digest};
+use serde::Serialize;
+
+/// How many bytes may wait to be written.
+const MOST: usize = 1024 * 1024;
+
+/// How long lines gather before they are written together: one wake-up for many calls.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// One line. Arguments and session stand in it as hashes only.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Line<'a> {
+    /// When the call came, in RFC 3339.
+    pub time: String,
+    /// The server's name in the policy.
+    pub server: &'a str,
+    /// The tool.
+    pub tool: &'a str,
+    /// `allowed`, `denied` or `would_deny`.
+    pub decision: &'a str,
+    /// Why, as in the metrics.
+    pub reason: &'a str,
+    /// The policy that decided.
+    pub policy: Option<&'a str>,
+    /// The entry of that policy.
+    pub entry: Option<&'a str>,
+    /// What became of the request, as in the metrics.
+    pub outcome: &'a str,
+    /// Milliseconds from the request's arrival to the head of its answer.
+    pub latency_ms: f64,
+    /// The first 16 hex digits of the SHA-256 of the MCP session's id.
+    pub session: Option<String>,
+    /// The SHA-256 of the arguments as they stand in the request.
+    pub arguments_sha256: Option<String>,
+}
+
+/// A SHA-256 in hex.
+pub fn sha256(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(digest(&SHA256, bytes).as_ref())
+}
+
+/// A session's id as the log shows it.
+pub fn session_hash(session: &str) -> Option<String> {
+    (!session.is_empty()).then(|| sha256(session.as_bytes()).chars().take(16).collect())
+}
+
+/// A point in time as the log shows it.
+pub fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: Vec<u8>,
+    writing: bool,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// A handle of the log.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    shared: Arc<Shared>,
+    lost: IntCounter,
+}
+
+impl Audit {
+    /// A log that is written to `out`.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn new(mut out: impl Write + Send + 'static, lost: IntCounter) -> std::io::Result<Self> {
+        let audit = Self { shared: Arc::default(), lost };
+        let shared = Arc::clone(&audit.shared);
+        thread::Builder::new().name("audit".into()).stack_size(64 * 1024).spawn(move || {
+            let mut lines = Vec::new();
+            loop {
+                {
+                    let state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut state = shared
+                        .changed
+                        .wait_while(state, |state| state.waiting.is_empty() && !state.closed)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    if state.waiting.is_empty() {
+                        return;
+                    }
+                    if !state.closed {
+                        drop(state);
+                        thread::sleep(GATHER);
+                        state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+                    }
+                    std::mem::swap(&mut state.waiting, &mut lines);
+                    state.writing = true;
+                }
+                // Who reads may be gone (a closed pipe): calls go on, and the lines are lost with nobody to miss them.
+                let _ = out.write_all(&lines).and_then(|()| out.flush());
+                lines.clear();
+                lines.shrink_to(64 * 1024);
+                shared.state.lock().unwrap_or_else(PoisonError::into_inner).writing = false;
+                shared.changed.notify_all();
+            }
+        })?;
+        Ok(audit)
+    }
+
+    /// Adds a line.
+    pub fn write(&self, line: &Line<'_>) {
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = state.waiting.is_empty();
+        let before = state.waiting.len();
+        if before > MOST || serde_json::to_writer(&mut state.waiting, line).is_err() {
+            state.waiting.truncate(before);
+            self.lost.inc();
+            return;
+        }
+        state.waiting.push(b'\n');
+        drop(state);
+        if first {
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Waits until every line is written, but not longer than a second.
+    pub fn close(&self) {
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.closed = true;
+        self.shared.changed.notify_all();
+        let wait = |state: &mut State| state.writing || !state.waiting.is_empty();
+        let _ = self.shared.changed.wait_timeout_while(state, Duration::from_secs(1), wait);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    struct Sender(mpsc::Sender<Vec<u8>>);
+
+    impl Write for Sender {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(std::io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_line_is_written_whole_and_in_order() {
+        let (sender, receiver) = mpsc::channel();
+        let audit = Audit::new(Sender(sender), IntCounter::new("lost", "lost").unwrap()).unwrap();
+        for number in 0..100 {
+            audit.write(&Line {
+                time: timestamp(SystemTime::UNIX_EPOCH),
+                server: "s",
+                tool: &format!("t\n{number}"),
+                decision: "allowed",
+                reason: "none",
+                policy: None,
+                entry: None,
+                outcome: "ok",
+                latency_ms: 0.5,
+                session: session_hash("abc"),
+                arguments_sha256: Some(sha256(b"{}")),
+            });
+        }
+        audit.close();
+        let written: Vec<u8> = receiver.try_iter().flatten().collect();
+        let lines: Vec<serde_json::Value> =
+            String::from_utf8(written).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 100);
+        assert_eq!(lines[7]["tool"], "t\n7");
+        assert_eq!(lines[7]["session"], "ba7816bf8f01cfea");
+        assert_eq!(lines[7]["time"], "1970-01-01T00:00:00.000Z");
+    }
+}

@@ -1,0 +1,431 @@
+//! What the ways in (the proxy, stdio) share: the policies in force, and the record of every decision.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::{ArcSwap, Guard};
+use http::Uri;
+use prometheus::{Histogram, IntCounter};
+use toolweir_engine::{Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Permit, Reason, Timestamp, json::Raw};
+
+use crate::{
+    audit::{self, Audit},
+    metrics::{Metrics, OTHER_TOOL, UNKNOWN_SERVER},
+};
+
+/// How many names of a server's tools/list are kept for the label `tool`.
+const MOST_LEARNED: usize = 512;
+
+/// The policies in force.
+#[derive(Debug)]
+pub struct InForce {
+    /// What they compile to.
+    pub engine: Engine,
+    /// The policies, for display.
+    pub policies: Vec<PolicyView>,
+    /// The first 12 hex digits of the SHA-256 of the policies' text.
+    pub version: String,
+    servers: HashMap<String, Arc<Server>>,
+}
+
+/// A policy in force, for display.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct PolicyView {
+    /// Namespace and name.
+    pub name: String,
+    /// `Enforce` or `Audit`.
+    pub mode: &'static str,
+    /// What it says.
+    pub spec: toolweir_crds::MCPPolicySpec,
+}
+
+/// A server that policies name, with the handles of its metrics.
+#[derive(Debug)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// Where it is, if a policy says so.
+    pub url: Option<Uri>,
+    /// `toolweir_upstream_duration_seconds`
+    pub upstream_duration: Histogram,
+    /// `toolweir_overhead_seconds`
+    pub overhead: Histogram,
+    /// `toolweir_requests_total` of tool calls that went well.
+    pub calls_ok: IntCounter,
+    /// `toolweir_tool_calls_total` of allowed calls, for tools that a policy names.
+    allowed: HashMap<Box<str>, IntCounter>,
+}
+
+impl InForce {
+    /// The policies with the handles of their metrics.
+    ///
+    /// # Errors
+    /// A url that cannot be connected to, with the server's name.
+    pub fn new(engine: Engine, policies: Vec<PolicyView>, version: String, metrics: &Metrics) -> Result<Self, (String, String)> {
+        let mut servers = HashMap::new();
+        for view in engine.servers() {
+            let url = match view.url {
+                None => None,
+                Some(url) => match url.parse::<Uri>() {
+                    Ok(parsed) if parsed.host().is_some_and(|host| !host.is_empty()) => Some(parsed),
+                    Ok(_) => return Err((view.name.to_owned(), format!("`{url}` names no host"))),
+                    Err(error) => return Err((view.name.to_owned(), format!("`{url}` is no URL: {error}"))),
+                },
+            };
+            let policy = engine.first_policy(view.name).map_or("", |policy| policy);
+            let allowed = engine
+                .tools(view.name)
+                .map(|tool| (tool.into(), metrics.tool_calls.with_label_values(&[view.name, tool, "allowed", "none", policy])))
+                .collect();
+            let server = Server {
+                name: view.name.to_owned(),
+                url,
+                upstream_duration: metrics.upstream_duration.with_label_values(&[view.name]),
+                overhead: metrics.overhead.with_label_values(&[view.name]),
+                calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),
+                allowed,
+            };
+            servers.insert(server.name.clone(), Arc::new(server));
+        }
+        Ok(Self { engine, policies, version, servers })
+    }
+
+    /// A server, if some policy names it.
+    pub fn server(&self, name: &str) -> Option<&Arc<Server>> {
+        self.servers.get(name)
+    }
+}
+
+/// What became of a request: the closed set of the metrics' label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server answered.
+    Ok,
+    /// The server answered with an HTTP error of the client's making (4xx).
+    UpstreamRejected,
+    /// The server answered with an HTTP error of its own (5xx).
+    UpstreamError,
+    /// The server could not be connected to.
+    ConnectFailed,
+    /// The server did not begin to answer in time.
+    UpstreamTimeout,
+    /// The server hung up, or its answer is no HTTP.
+    UpstreamFailed,
+    /// The server's answer cannot be passed on: a redirect, a list that cannot be read.
+    UpstreamInvalid,
+    /// A policy denied it.
+    Denied,
+    /// It needs no answer and was not forwarded.
+    Dropped,
+    /// Its meaning is not clear.
+    Refused,
+    /// It comes from a page of another origin.
+    ForbiddenOrigin,
+    /// No policy names the server.
+    UnknownServer,
+    /// There is nothing at its path, or not for its HTTP method.
+    NotFound,
+    /// Its body did not come in time, or the client hung up while sending it.
+    ClientFailed,
+    /// Too many bytes or connections are held.
+    Overloaded,
+    /// The client hung up before the answer.
+    ClientGone,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 16] = [
+        Self::Ok,
+        Self::UpstreamRejected,
+        Self::UpstreamError,
+        Self::ConnectFailed,
+        Self::UpstreamTimeout,
+        Self::UpstreamFailed,
+        Self::UpstreamInvalid,
+        Self::Denied,
+        Self::Dropped,
+        Self::Refused,
+        Self::ForbiddenOrigin,
+        Self::UnknownServer,
+        Self::NotFound,
+        Self::ClientFailed,
+        Self::Overloaded,
+        Self::ClientGone,
+    ];
+
+    /// As metrics and the audit log name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::UpstreamRejected => "upstream_rejected",
+            Self::UpstreamError => "upstream_error",
+            Self::ConnectFailed => "connect_failed",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamFailed => "upstream_failed",
+            Self::UpstreamInvalid => "upstream_invalid",
+            Self::Denied => "denied",
+            Self::Dropped => "dropped",
+            Self::Refused => "refused",
+            Self::ForbiddenOrigin => "forbidden_origin",
+            Self::UnknownServer => "unknown_server",
+            Self::NotFound => "not_found",
+            Self::ClientFailed => "client_failed",
+            Self::Overloaded => "overloaded",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}
+
+/// Whether what is in force is what its source says.
+#[derive(Clone, Copy, Debug)]
+enum Freshness {
+    Current,
+    Since(Instant),
+}
+
+/// Decides calls by the policies in force and records every decision.
+#[derive(Debug)]
+pub struct Governor {
+    in_force: ArcSwap<InForce>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    audit: Audit,
+    counters: Arc<Memory>,
+    options: Options,
+    started: Instant,
+    freshness: Mutex<Freshness>,
+    learned: Mutex<HashMap<String, HashSet<Box<str>>>>,
+}
+
+impl Governor {
+    /// A governor with its first policies.
+    pub fn new(first: InForce, metrics: Arc<Metrics>, audit: Audit, counters: Arc<Memory>, options: Options) -> Arc<Self> {
+        metrics.policy_connected.set(1);
+        Arc::new(Self {
+            in_force: ArcSwap::from_pointee(first),
+            metrics,
+            audit,
+            counters,
+            options,
+            started: Instant::now(),
+            freshness: Mutex::new(Freshness::Current),
+            learned: Mutex::default(),
+        })
+    }
+
+    /// The policies in force.
+    pub fn in_force(&self) -> Guard<Arc<InForce>> {
+        self.in_force.load()
+    }
+
+    /// Brings policies into force for every call that is decided from now on.
+    pub fn replace(&self, new: InForce) {
+        self.in_force.store(Arc::new(new));
+        self.set_current();
+    }
+
+    /// What is in force is what its source says.
+    pub fn set_current(&self) {
+        *self.freshness.lock().unwrap_or_else(PoisonError::into_inner) = Freshness::Current;
+        self.metrics.policy_connected.set(1);
+    }
+
+    /// What is in force is no longer what its source says, or that cannot be told.
+    pub fn set_stale(&self) {
+        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*freshness, Freshness::Current) {
+            *freshness = Freshness::Since(Instant::now());
+        }
+        self.metrics.policy_connected.set(0);
+    }
+
+    /// How long what is in force has been stale.
+    pub fn policy_age(&self) -> Duration {
+        match *self.freshness.lock().unwrap_or_else(PoisonError::into_inner) {
+            Freshness::Current => Duration::ZERO,
+            Freshness::Since(then) => then.elapsed(),
+        }
+    }
+
+    /// The counts of the engine, which live on when the policies are replaced.
+    pub fn counters(&self) -> &Arc<Memory> {
+        &self.counters
+    }
+
+    /// What is known of the pod.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// The engine's time.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::default().after(self.started.elapsed())
+    }
+
+    /// Counts a request.
+    pub fn count(&self, server: Option<&Server>, method: &str, outcome: Outcome) {
+        match server {
+            Some(server) if outcome == Outcome::Ok && method == "tools/call" => server.calls_ok.inc(),
+            _ => {
+                let server = server.map_or(UNKNOWN_SERVER, |server| &server.name);
+                self.metrics.requests.with_label_values(&[server, method, outcome.as_str()]).inc();
+            }
+        }
+    }
+
+    /// Remembers the name of a tool that a server lists.
+    pub fn learn(&self, server: &str, tool: &str) {
+        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        if !learned.contains_key(server) {
+            learned.insert(server.to_owned(), HashSet::new());
+        }
+        if let Some(names) = learned.get_mut(server) {
+            if names.len() < MOST_LEARNED && tool.len() <= toolweir_crds::bounds::TOOL_NAME && !names.contains(tool) {
+                names.insert(tool.into());
+            }
+        }
+    }
+
+    /// The label `tool`: names that neither a policy nor a tools/list gave are not told apart.
+    fn tool_label<'a>(&self, in_force: &InForce, server: &str, tool: &'a str) -> &'a str {
+        let named = in_force.server(server).is_some_and(|server| server.allowed.contains_key(tool));
+        let learned = || {
+            let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+            learned.get(server).is_some_and(|names| names.contains(tool))
+        };
+        if named || learned() { tool } else { OTHER_TOOL }
+    }
+
+    /// Decides on a call and counts the decision. The record writes the audit line when it is dropped.
+    pub fn decide(self: &Arc<Self>, in_force: &InForce, call: &Call<'_>, arrived: Arrival) -> (Decided, Record) {
+        let decision = in_force.engine.decide(call, self.now());
+        self.record(in_force, call, decision, arrived)
+    }
+
+    /// Counts a decision that was made elsewhere, such as on a call that cannot be forwarded.
+    pub fn record(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        call: &Call<'_>,
+        decision: Decision,
+        arrived: Arrival,
+    ) -> (Decided, Record) {
+        let Decision { outcome, would_deny, policy, entry } = decision;
+        let (name, reason) = match (&outcome, would_deny.first()) {
+            (Answer::Denied(denial), _) => ("denied", denial.reason),
+            (Answer::Allowed(_), Some(denial)) => ("would_deny", denial.reason),
+            (Answer::Allowed(_), None) => ("allowed", Reason::None),
+        };
+        let server = in_force.server(call.server);
+        match server.and_then(|server| server.allowed.get(call.tool)).filter(|_| name == "allowed") {
+            Some(counter) => counter.inc(),
+            None => {
+                let label = server.map_or(UNKNOWN_SERVER, |server| &server.name);
+                let tool = self.tool_label(in_force, call.server, call.tool);
+                let policy = policy.as_deref().unwrap_or_default();
+                self.metrics.tool_calls.with_label_values(&[label, tool, name, reason.as_str(), policy]).inc();
+            }
+        }
+        let record = Record {
+            governor: Arc::clone(self),
+            arrived,
+            server: call.server.to_owned(),
+            tool: call.tool.chars().take(toolweir_crds::bounds::TOOL_NAME).collect(),
+            decision: name,
+            reason,
+            policy,
+            entry,
+            session: audit::session_hash(call.session),
+            arguments: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),
+            outcome: Outcome::ClientGone,
+        };
+        match outcome {
+            Answer::Allowed(permit) => (Decided::Allowed(permit), record),
+            Answer::Denied(denial) => (Decided::Denied(Box::new(denial)), record),
+        }
+    }
+}
+
+/// The decision on a tools/call without an id: a notification of a method that is none. A server may carry it out all
+/// the same and nobody would know, so it goes nowhere.
+pub fn dropped(call: &Call<'_>) -> Decision {
+    let mut denial = Denial::no_policy(call.server, call.tool);
+    denial.reason = Reason::Malformed;
+    "a tools/call without an id is no request".clone_into(&mut denial.message);
+    Decision { outcome: Answer::Denied(denial), would_deny: Vec::new(), policy: None, entry: None }
+}
+
+/// When a request came.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// For durations.
+    pub instant: Instant,
+    /// For the log.
+    pub time: SystemTime,
+}
+
+impl Arrival {
+    /// Now.
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), time: SystemTime::now() }
+    }
+}
+
+/// Whether a call goes through.
+#[derive(Debug)]
+pub enum Decided {
+    /// It does.
+    Allowed(Permit),
+    /// It does not.
+    Denied(Box<Denial>),
+}
+
+/// The record of one call: dropped, it writes the audit line, so that none is missing when the client hangs up.
+#[derive(Debug)]
+pub struct Record {
+    governor: Arc<Governor>,
+    arrived: Arrival,
+    server: String,
+    tool: String,
+    decision: &'static str,
+    reason: Reason,
+    policy: Option<Arc<str>>,
+    entry: Option<Arc<str>>,
+    session: Option<String>,
+    arguments: Option<String>,
+    outcome: Outcome,
+}
+
+impl Record {
+    /// Says what became of the call, and writes the line.
+    pub fn finish(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.governor.audit.write(&audit::Line {
+            time: audit::timestamp(self.arrived.time),
+            server: &self.server,
+            tool: &self.tool,
+            decision: self.decision,
+            reason: self.reason.as_str(),
+            policy: self.policy.as_deref(),
+            entry: self.entry.as_deref(),
+            outcome: self.outcome.as_str(),
+            latency_ms: (self.arrived.instant.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+            session: self.session.take(),
+            arguments_sha256: self.arguments.take(),
+        });
+    }
+}

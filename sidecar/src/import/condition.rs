@@ -1,0 +1,430 @@
+//! Conditions on arguments as CEL.
+
+use std::collections::HashSet;
+
+use toolweir_crds::bounds;
+use toolweir_engine::cel::Expression;
+
+use super::{
+    pattern,
+    read::{Errors, Json, Object, shown},
+};
+
+/// From here on numbers of JSON are rounded, each parser in its way.
+pub(super) const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// The fields of a condition.
+pub(super) const FIELDS: [&str; 3] = ["path", "op", "value"];
+
+const OPERATORS: &str = "eq, neq, in, not_in, lt, lte, gt, gte, regex, contains, exists";
+
+/// What it takes for a condition to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sense {
+    /// It holds in every reading: the conditions of `require`.
+    Surely,
+    /// It holds in some reading: those of `deny_if`.
+    Perhaps,
+}
+
+/// One of the parts of a condition, all of which must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A call or a term in parentheses, which `!` can stand before.
+    Closed(String),
+    /// Anything that `&&` can join.
+    Open(String),
+    /// The opposite of a closed part, or of an open one in parentheses.
+    Not(Box<Part>),
+}
+
+impl Part {
+    fn text(&self) -> String {
+        match self {
+            Part::Closed(text) | Part::Open(text) => text.clone(),
+            Part::Not(inner) => match &**inner {
+                Part::Closed(text) => format!("!{text}"),
+                other => format!("!({})", other.text()),
+            },
+        }
+    }
+}
+
+/// That all parts hold.
+pub(super) fn all(parts: &[Part]) -> String {
+    let mut seen = HashSet::new();
+    let texts: Vec<String> = parts.iter().map(Part::text).filter(|text| seen.insert(text.clone())).collect();
+    texts.join(" && ")
+}
+
+/// That not all parts hold.
+pub(super) fn not_all(parts: &[Part]) -> String {
+    match parts {
+        [Part::Not(inner)] => inner.text(),
+        [only] => Part::Not(Box::new(only.clone())).text(),
+        _ => format!("!({})", all(parts)),
+    }
+}
+
+/// Whether an expression is one that a policy can hold.
+pub(super) fn check(expression: &str, path: &str, errors: &mut Errors) -> bool {
+    if expression.len() > bounds::EXPRESSION {
+        let most = bounds::EXPRESSION;
+        errors.at(path, format!("becomes a CEL expression of {} bytes, and {most} are possible; split it", expression.len()));
+        return false;
+    }
+    if let Err(why) = Expression::compile(expression) {
+        errors.at(path, format!("becomes the CEL expression `{}`, which {why}", shown(expression)));
+        return false;
+    }
+    true
+}
+
+/// Where the arguments hold what a condition is about.
+struct Place {
+    /// The parts that say that it is there.
+    there: Vec<Part>,
+    /// The value.
+    value: String,
+}
+
+/// The parts of a condition.
+pub(super) fn parts(condition: &Object<'_, '_>, sense: Sense, errors: &mut Errors) -> Option<Vec<Part>> {
+    let place = condition.need("path", errors).and_then(|value| {
+        let path = condition.path("path");
+        place(value.string(&path, errors)?, &path, errors)
+    });
+    let operator = condition.need("op", errors).and_then(|value| value.string(&condition.path("op"), errors));
+    let compared = match (operator?, condition.get("value")) {
+        ("exists", None) => &Json::Bool(true),
+        _ => condition.need("value", errors)?,
+    };
+    let at = condition.path("value");
+    let builder = Builder { sense, compared, at: &at, place: place.as_ref() };
+    let built = builder.build(operator?, &condition.path("op"), errors);
+    place.as_ref().and(built)
+}
+
+/// Reads a path such as `args.a.b`.
+fn place(path: &str, at: &str, errors: &mut Errors) -> Option<Place> {
+    let Some(steps) = path.strip_prefix("args.") else {
+        let what = if path.starts_with("state.") { "counters are read by `limits` here; " } else { "" };
+        errors.at(at, format!("is `{}`; {what}write a path into the arguments, such as args.amount", shown(path)));
+        return None;
+    };
+    let (mut there, mut value) = (Vec::new(), "args".to_owned());
+    for (depth, step) in steps.split('.').enumerate() {
+        let problem = match step {
+            "" => "has an empty step",
+            "*" => "has the step `*`, which stands for many",
+            step if step.contains(['[', ']']) => "has brackets; what stands in a list cannot be named",
+            step if step.bytes().all(|b| b.is_ascii_digit()) => "has a number for a step; what stands in a list cannot be named",
+            _ => {
+                let name = step.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                    && !step.starts_with(|c: char| c.is_ascii_digit())
+                    && !["in", "true", "false", "null"].contains(&step);
+                if name {
+                    value = format!("{value}.{step}");
+                    there.push(Part::Closed(format!("has({value})")));
+                } else {
+                    // `in` also looks into lists, where the step does not lead anywhere.
+                    if depth > 0 {
+                        there.push(Part::Open(format!("type({value}) == map")));
+                    }
+                    there.push(Part::Open(format!("{} in {value}", string(step))));
+                    value = format!("{value}[{}]", string(step));
+                }
+                continue;
+            }
+        };
+        errors.at(at, format!("`{}` {problem}", shown(path)));
+        return None;
+    }
+    Some(Place { there, value })
+}
+
+struct Builder<'c, 'a> {
+    sense: Sense,
+    compared: &'c Json<'a>,
+    /// Where what is compared with stands.
+    at: &'c str,
+    place: Option<&'c Place>,
+}
+
+impl Builder<'_, '_> {
+    fn value(&self) -> &str {
+        self.place.map_or("args", |place| &place.value)
+    }
+
+    fn build(&self, operator: &str, operator_at: &str, errors: &mut Errors) -> Option<Vec<Part>> {
+        let value = self.value();
+        let holds = match operator {
+            "exists" => return self.exists(errors),
+            "eq" => self.equal(std::slice::from_ref(self.compared), errors)?,
+            "neq" => self.unequal(std::slice::from_ref(self.compared), errors)?,
+            "in" => self.equal(self.compared.list(self.at, errors)?, errors)?,
+            "not_in" => self.unequal(self.compared.list(self.at, errors)?, errors)?,
+            "lt" | "lte" | "gt" | "gte" => {
+                if !matches!(self.compared, Json::Number(_)) {
+                    errors.at(self.at, format!("is {}; `{operator}` takes a number", self.compared.kind()));
+                    return None;
+                }
+                let sign = match operator {
+                    "lt" => "<",
+                    "lte" => "<=",
+                    "gt" => ">",
+                    _ => ">=",
+                };
+                vec![Part::Open(format!("{value} {sign} {}", literal(self.compared, self.at, errors)?))]
+            }
+            "regex" => self.matches(errors)?,
+            "contains" => self.contains(errors)?,
+            other => {
+                errors.at(operator_at, format!("is `{}`; there is {OPERATORS}", shown(other)));
+                return None;
+            }
+        };
+        Some(self.there().chain(holds).collect())
+    }
+
+    fn there(&self) -> impl Iterator<Item = Part> {
+        self.place.into_iter().flat_map(|place| place.there.iter().cloned())
+    }
+
+    fn exists(&self, errors: &mut Errors) -> Option<Vec<Part>> {
+        let there: Vec<Part> = self.there().collect();
+        match self.compared {
+            Json::Bool(true) => Some(there),
+            Json::Bool(false) => match there.as_slice() {
+                [only] => Some(vec![Part::Not(Box::new(only.clone()))]),
+                _ => Some(vec![Part::Not(Box::new(Part::Open(all(&there))))]),
+            },
+            other => {
+                errors.at(self.at, format!("is {}; `exists` takes true or false", other.kind()));
+                None
+            }
+        }
+    }
+
+    /// That the value equals one of these.
+    fn equal(&self, these: &[Json<'_>], errors: &mut Errors) -> Option<Vec<Part>> {
+        let alike = Alike::new(these, self.at, errors)?;
+        Some(match self.sense {
+            Sense::Surely => vec![Part::Open(alike.surely(self.value()))],
+            Sense::Perhaps if alike.types.is_empty() => vec![Part::Open(alike.perhaps(self.value()))],
+            Sense::Perhaps => vec![Part::Closed(format!("({})", alike.perhaps(self.value())))],
+        })
+    }
+
+    /// That the value equals none of these.
+    fn unequal(&self, these: &[Json<'_>], errors: &mut Errors) -> Option<Vec<Part>> {
+        let alike = Alike::new(these, self.at, errors)?;
+        Some(match self.sense {
+            Sense::Surely => alike.surely_not(self.value()),
+            Sense::Perhaps => vec![alike.perhaps_not(self.value())],
+        })
+    }
+
+    fn matches(&self, errors: &mut Errors) -> Option<Vec<Part>> {
+        let Json::String(pattern) = self.compared else {
+            errors.at(self.at, format!("is {}; `regex` takes a pattern in quotes", self.compared.kind()));
+            return None;
+        };
+        let matches = match pattern::translate(pattern) {
+            Ok(translated) => format!("{}.matches({})", self.value(), raw_string(&translated)),
+            Err(why) => {
+                errors.at(self.at, format!("is a pattern that {why}"));
+                return None;
+            }
+        };
+        if let Err(why) = Expression::compile(&matches) {
+            let why = why.trim_start_matches("`matches` has a pattern that ");
+            errors.at(self.at, format!("is a pattern that {why}"));
+            return None;
+        }
+        Some(vec![Part::Closed(matches)])
+    }
+
+    /// That a string holds the text, or a list the element.
+    fn contains(&self, errors: &mut Errors) -> Option<Vec<Part>> {
+        let (value, one) = (self.value(), std::slice::from_ref(self.compared));
+        let alike = Alike::new(one, self.at, errors)?;
+        let element = literal(self.compared, self.at, errors)?;
+        let in_list = match self.sense {
+            Sense::Surely => format!("type({value}) == list && {element} in {value}"),
+            // Anything but a list is an error here, which denies.
+            Sense::Perhaps => format!("{value}.exists(x, {})", alike.perhaps("x")),
+        };
+        Some(match (self.compared, self.sense) {
+            (Json::String(_), _) => {
+                vec![Part::Closed(format!("(type({value}) == string ? {value}.contains({element}) : {in_list})"))]
+            }
+            (_, Sense::Surely) => vec![Part::Open(in_list)],
+            (_, Sense::Perhaps) => vec![Part::Closed(in_list)],
+        })
+    }
+}
+
+/// Equality with one of some values.
+struct Alike {
+    /// The values in CEL.
+    exact: Vec<String>,
+    /// What another reading takes for one of them, where values of several types stand side by side.
+    twins: Vec<String>,
+    /// The types of values whose equality is beyond doubt.
+    types: Vec<&'static str>,
+}
+
+impl Alike {
+    fn new(these: &[Json<'_>], at: &str, errors: &mut Errors) -> Option<Self> {
+        let one = these.len() == 1;
+        let mut exact = Vec::new();
+        for (index, value) in these.iter().enumerate() {
+            let place = if one { at.to_owned() } else { format!("{at}[{index}]") };
+            if let Some(text) = literal(value, &place, errors) {
+                exact.push(text);
+            }
+        }
+        if exact.len() < these.len() {
+            return None;
+        }
+        let holds = |kind: fn(&Json<'_>) -> bool| these.iter().any(kind);
+        let strings = holds(|value| matches!(value, Json::String(_)));
+        let numbers = holds(|value| matches!(value, Json::Number(_)));
+        let booleans = holds(|value| matches!(value, Json::Bool(_)));
+        let mut types: Vec<&'static str> = Vec::new();
+        types.extend(numbers.then_some(["int", "uint", "double"]).into_iter().flatten());
+        types.extend(strings.then_some("string"));
+        types.extend(booleans.then_some("bool"));
+        types.extend(holds(|value| matches!(value, Json::List(_))).then_some("list"));
+        types.extend(holds(|value| matches!(value, Json::Object(_))).then_some("map"));
+        // Where only null is meant, no other value is like it. Otherwise null is surely none of the others.
+        if !types.is_empty() {
+            types.push("null_type");
+        }
+        let (mut twins, mut known) = (Vec::new(), exact.iter().cloned().collect::<HashSet<String>>());
+        for (value, text) in these.iter().zip(&exact) {
+            let twin = match value {
+                Json::Number(_) | Json::Bool(_) if strings => string(text),
+                Json::String(text) if booleans && (text == "true" || text == "false") => text.clone(),
+                Json::String(text) if numbers => match number(text.trim()) {
+                    Ok(number) => number,
+                    Err(_) => continue,
+                },
+                _ => continue,
+            };
+            if known.insert(twin.clone()) {
+                twins.push(twin);
+            }
+        }
+        Some(Self { exact, twins, types })
+    }
+
+    fn surely(&self, value: &str) -> String {
+        one_of(value, self.exact.iter())
+    }
+
+    fn perhaps(&self, value: &str) -> String {
+        let equal = one_of(value, self.exact.iter().chain(&self.twins));
+        if self.types.is_empty() {
+            return equal;
+        }
+        format!("{equal} || !(type({value}) in [{}])", self.types.join(", "))
+    }
+
+    fn surely_not(&self, value: &str) -> Vec<Part> {
+        let mut parts = vec![none_of(value, self.exact.iter().chain(&self.twins))];
+        if !self.types.is_empty() {
+            parts.push(Part::Open(format!("type({value}) in [{}]", self.types.join(", "))));
+        }
+        parts
+    }
+
+    fn perhaps_not(&self, value: &str) -> Part {
+        none_of(value, self.exact.iter())
+    }
+}
+
+fn one_of<'a>(value: &str, these: impl Iterator<Item = &'a String>) -> String {
+    match these.map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [only] => format!("{value} == {only}"),
+        many => format!("{value} in [{}]", many.join(", ")),
+    }
+}
+
+fn none_of<'a>(value: &str, these: impl Iterator<Item = &'a String>) -> Part {
+    match these.map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [only] => Part::Open(format!("{value} != {only}")),
+        many => Part::Not(Box::new(Part::Open(format!("{value} in [{}]", many.join(", "))))),
+    }
+}
+
+/// A JSON value in CEL. The reader of the policy bounds how deep this goes.
+fn literal(value: &Json<'_>, at: &str, errors: &mut Errors) -> Option<String> {
+    match value {
+        Json::Null => Some("null".to_owned()),
+        Json::Bool(value) => Some(value.to_string()),
+        Json::String(text) => Some(string(text)),
+        Json::Number(text) => number(text).map_err(|why| errors.at(at, format!("is {}, {why}", shown(text)))).ok(),
+        Json::List(items) => {
+            let items = items.iter().enumerate().map(|(index, item)| literal(item, &format!("{at}[{index}]"), errors));
+            // Collected twice, so that every wrong item is told of.
+            let items: Vec<_> = items.collect();
+            Some(format!("[{}]", items.into_iter().collect::<Option<Vec<_>>>()?.join(", ")))
+        }
+        Json::Object(members) => {
+            let members = members.iter().map(|(key, value)| {
+                literal(value, &super::read::member(at, key), errors).map(|value| format!("{}: {value}", string(key)))
+            });
+            let members: Vec<_> = members.collect();
+            Some(format!("{{{}}}", members.into_iter().collect::<Option<Vec<_>>>()?.join(", ")))
+        }
+    }
+}
+
+fn number(text: &str) -> Result<String, &'static str> {
+    let number: f64 = text.parse().map_err(|_| "which is no number")?;
+    if number.is_nan() || number.abs() >= EXACT {
+        return Err("which is too large to be exact in JSON (2^53 and more); write it as a string");
+    }
+    if number == 0.0 {
+        return Ok("0".to_owned());
+    }
+    Ok(if number.fract() == 0.0 { format!("{number:.0}") } else { format!("{number:?}") })
+}
+
+/// A text in CEL.
+fn string(text: &str) -> String {
+    let mut literal = String::with_capacity(text.len() + 2);
+    literal.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                literal.push('\\');
+                literal.push(c);
+            }
+            '\n' => literal.push_str("\\n"),
+            '\r' => literal.push_str("\\r"),
+            '\t' => literal.push_str("\\t"),
+            c if is_plain(c) => literal.push(c),
+            c => literal.extend(["\\U", &format!("{:08X}", u32::from(c))]),
+        }
+    }
+    literal.push('"');
+    literal
+}
+
+/// Whether a character can be seen, and is what it seems.
+fn is_plain(c: char) -> bool {
+    let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    !c.is_control() && !turns
+}
+
+/// A pattern in CEL, without backslashes before its backslashes where that can be.
+fn raw_string(pattern: &str) -> String {
+    if pattern.contains('\\') && !pattern.contains('"') && pattern.chars().all(is_plain) {
+        format!("r\"{pattern}\"")
+    } else {
+        string(pattern)
+    }
+}

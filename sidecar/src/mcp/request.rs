@@ -1,0 +1,362 @@
+//! What a client's message means, or why it is refused.
+//!
+//! A message whose meaning could differ between two parsers is refused. What passes is forwarded byte for byte, so
+//! what was decided on is what the server receives.
+
+use std::{borrow::Cow, collections::HashSet};
+
+use smallvec::SmallVec;
+use toolweir_engine::json::{JsonError, Kind, Raw, Reader, same_but_for_case};
+
+/// The `_meta` key that carries the protocol version of a modern request (MCP 2026-07-28, "Per-request fields").
+const PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+
+const ENVELOPE: &[&str] = &["jsonrpc", "id", "method", "params", "result", "error"];
+const PARAMS: &[&str] = &["name", "arguments", "_meta", "task", "uri", "taskId"];
+const META: &[&str] = &[PROTOCOL_VERSION];
+
+/// A client's message.
+#[derive(Clone, Debug)]
+pub enum Message<'a> {
+    /// A request, or a notification (without an id).
+    Request(Box<Request<'a>>),
+    /// An answer to a request of the server.
+    Answer,
+}
+
+/// A request or notification.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: Cow<'a, str>,
+    /// The id as it stands in the message; nothing for a notification.
+    pub id: Option<Raw<'a>>,
+    /// What of the parameters decides.
+    pub params: Params<'a>,
+}
+
+/// The parameters that decide.
+#[derive(Clone, Debug, Default)]
+pub struct Params<'a> {
+    /// `name`: the tool or prompt.
+    pub name: Option<Cow<'a, str>>,
+    /// `uri` of resources/read.
+    pub uri: Option<Cow<'a, str>>,
+    /// `taskId` of tasks/*.
+    pub task_id: Option<Cow<'a, str>>,
+    /// `arguments` as they stand in the message.
+    pub arguments: Option<Raw<'a>>,
+    /// Whether the call asks for a task (legacy).
+    pub task: bool,
+    /// The protocol version in `_meta` (modern).
+    pub protocol_version: Option<Cow<'a, str>>,
+}
+
+impl Request<'_> {
+    /// Whether it calls a tool.
+    pub fn is_tool_call(&self) -> bool {
+        self.method == "tools/call"
+    }
+
+    /// Whether its answers carry `resultType` (MCP 2026-07-28 and later).
+    pub fn is_modern(&self) -> bool {
+        self.params.protocol_version.is_some()
+    }
+
+    /// What the header `Mcp-Name` of this request repeats (MCP 2026-07-28, "Request Metadata Headers").
+    pub fn header_name(&self) -> Option<&str> {
+        match &*self.method {
+            "tools/call" | "prompts/get" => self.params.name.as_deref(),
+            "resources/read" => self.params.uri.as_deref(),
+            method if method.starts_with("tasks/") => self.params.task_id.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// Why a message is refused. It was the client's fault; trying the same again does not help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not strict JSON.
+    #[error("the body {0}")]
+    Json(#[from] JsonError),
+    /// A batch, which current versions of MCP forbid and some servers run all the same.
+    #[error("the body is a JSON-RPC batch; send its messages one by one")]
+    Batch,
+    /// Not an object.
+    #[error("the body is not a JSON-RPC object")]
+    NotAnObject,
+    /// A key stands twice.
+    #[error("{0} repeats the key `{1}`")]
+    Repeated(&'static str, String),
+    /// A key that some parsers take for a known one.
+    #[error("{0} has the key `{1}`, which differs from `{2}` in case alone")]
+    Case(&'static str, String, &'static str),
+    /// A NUL in a key, where some parsers end it.
+    #[error("{0} has a key with a NUL character")]
+    Nul(&'static str),
+    /// A member has the wrong kind.
+    #[error("`{0}` is not {1}")]
+    Kind(&'static str, &'static str),
+    /// Neither request nor answer, or both.
+    #[error("the body has {0}")]
+    Neither(&'static str),
+    /// The method is tools/call but for case.
+    #[error("the method `{0}` differs from `tools/call` in case alone")]
+    MethodCase(String),
+    /// A tools/call that names no tool.
+    #[error("a tools/call needs `params.name`, a string")]
+    NoToolName,
+    /// A tool name with a control character.
+    #[error("the tool's name has a control character")]
+    ControlInName,
+    /// Headers and body disagree.
+    #[error("the header {0} says {1}, the body {2}")]
+    HeaderMismatch(&'static str, String, String),
+    /// A header that decides stands twice.
+    #[error("the header {0} stands twice")]
+    RepeatedHeader(&'static str),
+    /// The body is not declared as JSON.
+    #[error("the Content-Type is not application/json")]
+    ContentType,
+    /// The body is compressed.
+    #[error("the body has a Content-Encoding; send it plain")]
+    ContentEncoding,
+    /// The body is larger than is accepted.
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(usize),
+    /// stdio: a carriage return, at which some servers end the line.
+    #[error("the message has a carriage return inside")]
+    CarriageReturn,
+}
+
+impl Refusal {
+    /// The JSON-RPC error code (JSON-RPC 2.0, section 5.1; MCP 2026-07-28 for -32020).
+    pub fn code(&self) -> i32 {
+        match self {
+            Self::Json(_) => -32700,
+            Self::HeaderMismatch(..) => -32020,
+            _ => -32600,
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> http::StatusCode {
+        match self {
+            Self::TooLarge(_) => http::StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ContentType | Self::ContentEncoding => http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            _ => http::StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Reads a message.
+pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
+    let mut reader = Reader::new(body)?;
+    match reader.peek()? {
+        Kind::Object => {}
+        Kind::Array => {
+            reader.value()?;
+            return Err(Refusal::Batch);
+        }
+        _ => {
+            reader.value()?;
+            return Err(Refusal::NotAnObject);
+        }
+    }
+    let (mut id, mut method, mut params, mut answer) = (None, None, Params::default(), false);
+    let mut keys = Keys::new("the message", ENVELOPE);
+    reader.object::<Refusal>(|reader, key| {
+        match keys.add(key)?.as_ref() {
+            "id" => id = Some(reader.value()?),
+            "method" => method = Some(text(reader, "method")?),
+            "params" => params = read_params(reader)?,
+            key => {
+                answer |= key == "result" || key == "error";
+                reader.value()?;
+            }
+        }
+        Ok(())
+    })?;
+    reader.finish()?;
+    if id.is_some_and(|id: Raw<'_>| !matches!(id.kind(), Kind::String | Kind::Number)) {
+        return Err(Refusal::Kind("id", "a string or a number"));
+    }
+    let Some(method) = method else {
+        return if answer { Ok(Message::Answer) } else { Err(Refusal::Neither("neither `method` nor `result` nor `error`")) };
+    };
+    if answer {
+        return Err(Refusal::Neither("both a `method` and a `result` or `error`"));
+    }
+    let request = Request { method, id, params };
+    if request.is_tool_call() {
+        let name = request.params.name.as_deref().ok_or(Refusal::NoToolName)?;
+        if name.contains(char::is_control) {
+            return Err(Refusal::ControlInName);
+        }
+    } else if same_but_for_case(request.method.trim(), "tools/call") {
+        return Err(Refusal::MethodCase(short(&request.method)));
+    }
+    Ok(Message::Request(Box::new(request)))
+}
+
+fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
+    let mut params = Params::default();
+    if reader.peek()? != Kind::Object {
+        // JSON-RPC allows an array here, and null stands for none; MCP knows only objects.
+        reader.value()?;
+        return Ok(params);
+    }
+    let mut keys = Keys::new("`params`", PARAMS);
+    reader.object::<Refusal>(|reader, key| {
+        match keys.add(key)?.as_ref() {
+            "name" => params.name = Some(text(reader, "params.name")?),
+            "uri" => params.uri = optional_text(reader)?,
+            "taskId" => params.task_id = optional_text(reader)?,
+            "arguments" => params.arguments = Some(reader.value()?),
+            "task" => params.task = reader.value()?.kind() != Kind::Null,
+            "_meta" => params.protocol_version = read_meta(reader)?,
+            _ => drop(reader.value()?),
+        }
+        Ok(())
+    })?;
+    Ok(params)
+}
+
+fn read_meta<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
+    if reader.peek()? != Kind::Object {
+        reader.value()?;
+        return Ok(None);
+    }
+    let mut version = None;
+    let mut keys = Keys::new("`params._meta`", META);
+    reader.object::<Refusal>(|reader, key| {
+        if keys.add(key)? == PROTOCOL_VERSION {
+            version = optional_text(reader)?;
+        } else {
+            reader.value()?;
+        }
+        Ok(())
+    })?;
+    Ok(version)
+}
+
+fn text<'a>(reader: &mut Reader<'a>, what: &'static str) -> Result<Cow<'a, str>, Refusal> {
+    optional_text(reader)?.ok_or(Refusal::Kind(what, "a string"))
+}
+
+fn optional_text<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
+    Ok(reader.value()?.string()?)
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// The keys of an object that decides.
+struct Keys<'a> {
+    object: &'static str,
+    known: &'static [&'static str],
+    few: SmallVec<[Cow<'a, str>; 8]>,
+    /// Used once there are many, so that a million keys cost no more than a million steps.
+    many: HashSet<Cow<'a, str>>,
+}
+
+impl<'a> Keys<'a> {
+    fn new(object: &'static str, known: &'static [&'static str]) -> Self {
+        Self { object, known, few: SmallVec::new(), many: HashSet::new() }
+    }
+
+    fn add(&mut self, key: Raw<'a>) -> Result<Cow<'a, str>, Refusal> {
+        let key = key.string()?.unwrap_or_default();
+        if key.contains('\0') {
+            return Err(Refusal::Nul(self.object));
+        }
+        if !self.known.contains(&&*key) {
+            if let Some(known) = self.known.iter().find(|known| same_but_for_case(known, &key)) {
+                return Err(Refusal::Case(self.object, short(&key), known));
+            }
+        }
+        if self.few.contains(&key) || self.many.contains(&key) {
+            return Err(Refusal::Repeated(self.object, short(&key)));
+        }
+        if self.few.len() < 8 {
+            self.few.push(key.clone());
+        } else {
+            self.many.insert(key.clone());
+        }
+        Ok(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(text: &str) -> Request<'_> {
+        match parse(text.as_bytes()) {
+            Ok(Message::Request(request)) => *request,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_tool_call_is_read_as_it_stands() {
+        let call = request(
+            r#"{"jsonrpc":"2.0","id":"a7","method":"tools\/call","params":{"name":"n\u0061me","arguments": {"x":[1, 2]},
+               "_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","progressToken":1}}}"#,
+        );
+        assert!(call.is_tool_call() && call.is_modern());
+        assert_eq!(call.id.unwrap().as_str(), "\"a7\"");
+        assert_eq!(call.params.name.as_deref(), Some("name"));
+        assert_eq!(call.params.arguments.unwrap().as_str(), r#"{"x":[1, 2]}"#);
+        assert_eq!(call.header_name(), Some("name"));
+    }
+
+    #[test]
+    fn answers_and_notifications_are_told_apart() {
+        assert!(matches!(parse(br#"{"jsonrpc":"2.0","id":1,"result":{}}"#), Ok(Message::Answer)));
+        assert!(matches!(parse(br#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m"}}"#), Ok(Message::Answer)));
+        assert!(request(r#"{"method":"notifications/initialized"}"#).id.is_none());
+        assert!(request(r#"{"method":"tools/call","params":{"name":"x"}}"#).id.is_none());
+    }
+
+    #[test]
+    fn what_could_mean_two_things_is_refused() {
+        for (body, refusal) in [
+            (r#"[{"method":"ping"}]"#, "batch"),
+            (r#""x""#, "not a JSON-RPC object"),
+            (r#"{"method":"a","method":"b"}"#, "repeats the key `method`"),
+            (r#"{"method":"a","m\u0065thod":"b"}"#, "repeats the key `method`"),
+            (r#"{"method":"tools/call","params":{"name":"a","name":"b"}}"#, "`params` repeats the key `name`"),
+            (r#"{"method":"ping","x":1,"x":2}"#, "repeats the key `x`"),
+            (r#"{"method":"ping","METHOD":"tools/call"}"#, "differs from `method` in case"),
+            (r#"{"method":"tools/call","params":{"name":"a","Name":"b"}}"#, "differs from `name` in case"),
+            (r#"{"method":"ping","paramſ":{}}"#, "differs from `params` in case"),
+            (r#"{"method":"ping","m\u0000":1}"#, "NUL"),
+            (r#"{"method":7}"#, "`method` is not a string"),
+            (r#"{"id":1}"#, "neither"),
+            (r#"{"method":"ping","result":{}}"#, "both"),
+            (r#"{"method":"ping","id":null}"#, "`id` is not"),
+            (r#"{"method":"ping","id":{}}"#, "`id` is not"),
+            (r#"{"method":"tools/call"}"#, "needs `params.name`"),
+            (r#"{"method":"tools/call","params":{"name":7}}"#, "`params.name` is not a string"),
+            (r#"{"method":"tools/call","params":[]}"#, "needs `params.name`"),
+            (r#"{"method":"Tools/Call","params":{"name":"a"}}"#, "in case alone"),
+            (r#"{"method":" tools/call","params":{"name":"a"}}"#, "in case alone"),
+            (r#"{"method":"tools/call","params":{"name":"a\u0000b"}}"#, "control character"),
+            (r#"{"method":"tools/call","params":{"name":"a\ud800"}}"#, "surrogate"),
+            (r#"{"method":"tools/call","params":{"name":"a","_meta":{"a":1,"a":2}}}"#, "`params._meta` repeats"),
+            (r#"{"method":"ping"} {}"#, "goes on"),
+            ("\u{feff}{\"method\":\"ping\"}", "byte-order mark"),
+            (r#"{"method":"ping",}"#, "is not JSON"),
+        ] {
+            let error = parse(body.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(refusal), "{body}: {error}");
+        }
+        assert!(matches!(parse(b"{\"method\":\"\xff\"}"), Err(Refusal::Json(JsonError::Utf8(_)))));
+        let many: String = (0..20).map(|n| format!("\"k{n}\":0,")).collect();
+        assert!(parse(format!("{{{many}\"k15\":1,\"method\":\"ping\"}}").as_bytes()).is_err());
+        assert!(parse(format!("{{{many}\"method\":\"ping\"}}").as_bytes()).is_ok());
+    }
+}

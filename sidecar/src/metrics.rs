@@ -1,0 +1,157 @@
+//! Every metric of the sidecar. docs/metrics.md lists them; a test holds it against a scrape.
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector,
+};
+
+use crate::governor::Governor;
+
+/// The server's label where no policy names it.
+pub const UNKNOWN_SERVER: &str = "_unknown";
+/// The tool's label where neither a policy nor a tools/list gave the name.
+pub const OTHER_TOOL: &str = "_other";
+
+/// The metrics and their registry.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Tool calls by decision.
+    pub tool_calls: IntCounterVec,
+    /// Requests by what became of them.
+    pub requests: IntCounterVec,
+    /// Seconds from sending a request to the head of the server's answer.
+    pub upstream_duration: HistogramVec,
+    /// Seconds that a request spends in the sidecar itself.
+    pub overhead: HistogramVec,
+    /// Tools that were cut out of tools/list answers.
+    pub tools_hidden: IntCounterVec,
+    limit_used: GaugeVec,
+    policy_info: IntGaugeVec,
+    policy_age: Gauge,
+    /// Whether the source of the policy can be read and what it says is in force.
+    pub policy_connected: IntGauge,
+    /// Attempts to bring a new policy into force that failed.
+    pub policy_reload_failures: IntCounter,
+    /// Open connections of clients.
+    pub connections: IntGauge,
+    /// Bytes of bodies that are held.
+    pub held_bytes: IntGauge,
+    /// Audit lines that were lost since nobody read them.
+    pub audit_lost: IntCounter,
+}
+
+impl Metrics {
+    /// All metrics, in a registry of their own.
+    ///
+    /// # Errors
+    /// Two metrics share a name: a defect of this function.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        // From 50 µs, which a fast server on loopback takes, to 60 s.
+        let upstream =
+            vec![0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+        let overhead =
+            vec![0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.1];
+        let metrics = Self {
+            registry: Registry::new(),
+            tool_calls: IntCounterVec::new(
+                Opts::new("toolweir_tool_calls_total", "Tool calls by what was decided, why and by which policy."),
+                &["server", "tool", "decision", "reason", "policy"],
+            )?,
+            requests: IntCounterVec::new(
+                Opts::new("toolweir_requests_total", "MCP requests by method and by what became of them."),
+                &["server", "method", "outcome"],
+            )?,
+            upstream_duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "toolweir_upstream_duration_seconds",
+                    "Time from sending a request to the head of the server's answer.",
+                )
+                .buckets(upstream),
+                &["server"],
+            )?,
+            overhead: HistogramVec::new(
+                HistogramOpts::new("toolweir_overhead_seconds", "Time that a request spends in the sidecar itself.")
+                    .buckets(overhead),
+                &["server"],
+            )?,
+            tools_hidden: IntCounterVec::new(
+                Opts::new("toolweir_tools_hidden_total", "Tools that were cut out of tools/list answers."),
+                &["server"],
+            )?,
+            limit_used: GaugeVec::new(
+                Opts::new(
+                    "toolweir_limit_used_ratio",
+                    "How full a limit is, from 0 to 1; of a limit for each session, the fullest.",
+                ),
+                &["server", "tool", "policy", "limit"],
+            )?,
+            policy_info: IntGaugeVec::new(
+                Opts::new("toolweir_policy_info", "The policies in force; always 1."),
+                &["policy", "mode", "version"],
+            )?,
+            policy_age: Gauge::new(
+                "toolweir_policy_age_seconds",
+                "Time since the policy in force was last known to be what its source says; 0 while it is.",
+            )?,
+            policy_connected: IntGauge::new(
+                "toolweir_policy_connected",
+                "1 while the source of the policy can be read and what it says is in force.",
+            )?,
+            policy_reload_failures: IntCounter::new(
+                "toolweir_policy_reload_failures_total",
+                "New policies that could not be brought into force; the last good one stayed.",
+            )?,
+            connections: IntGauge::new("toolweir_connections", "Open connections of clients.")?,
+            held_bytes: IntGauge::new("toolweir_held_bytes", "Bytes of bodies that are held while their meaning is decided.")?,
+            audit_lost: IntCounter::new("toolweir_audit_lost_total", "Audit lines that were lost since stdout was not read.")?,
+        };
+        let build = IntGaugeVec::new(Opts::new("toolweir_build_info", "The version of the sidecar; always 1."), &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let all: [Box<dyn Collector>; 14] = [
+            Box::new(metrics.tool_calls.clone()),
+            Box::new(metrics.requests.clone()),
+            Box::new(metrics.upstream_duration.clone()),
+            Box::new(metrics.overhead.clone()),
+            Box::new(metrics.tools_hidden.clone()),
+            Box::new(metrics.limit_used.clone()),
+            Box::new(metrics.policy_info.clone()),
+            Box::new(metrics.policy_age.clone()),
+            Box::new(metrics.policy_connected.clone()),
+            Box::new(metrics.policy_reload_failures.clone()),
+            Box::new(metrics.connections.clone()),
+            Box::new(metrics.held_bytes.clone()),
+            Box::new(metrics.audit_lost.clone()),
+            Box::new(build),
+        ];
+        for collector in all {
+            metrics.registry.register(collector)?;
+        }
+        Ok(metrics)
+    }
+
+    /// The Prometheus text format, with what is computed at a scrape.
+    ///
+    /// # Errors
+    /// The encoder's.
+    pub fn scrape(&self, governor: &Governor) -> Result<Vec<u8>, prometheus::Error> {
+        let in_force = governor.in_force();
+        // Series of policies that are gone go with them.
+        self.policy_info.reset();
+        for policy in &in_force.policies {
+            self.policy_info.with_label_values(&[policy.name.as_str(), policy.mode, in_force.version.as_str()]).set(1);
+        }
+        self.limit_used.reset();
+        for limit in in_force.engine.limits(governor.now()) {
+            if !limit.keyed {
+                let gauge = self.limit_used.with_label_values(&[limit.server, limit.tool, limit.policy, limit.limit]);
+                #[expect(clippy::cast_precision_loss, reason = "a ratio for display")]
+                gauge.set(limit.used / limit.max as f64);
+            }
+        }
+        self.policy_age.set(governor.policy_age().as_secs_f64());
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}

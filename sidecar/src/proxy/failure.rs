@@ -1,0 +1,115 @@
+//! What can go wrong with a request: whose fault it was, whether to try again, and what the client is told.
+
+use http::StatusCode;
+
+use crate::{governor::Outcome, mcp::request::Refusal};
+
+/// Whose fault a failure was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The client's: the same request fails again.
+    Client,
+    /// The server's.
+    Upstream,
+    /// The sidecar's own bounds.
+    Own,
+}
+
+/// A request that is not answered by its server.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Its meaning is not clear.
+    #[error("Refused: {0}.")]
+    Refused(#[from] Refusal),
+    /// It comes from a page of another origin.
+    #[error("Refused: the {0} header names an origin that is not local. Use http://127.0.0.1, or --allow-host.")]
+    ForbiddenOrigin(&'static str),
+    /// There is nothing at its path.
+    #[error("Nothing is here. An MCP server is reached at /<name>, with the name that a policy gives it.")]
+    NotFound,
+    /// No policy names the server.
+    #[error("No policy in force names this server, so it cannot be reached.")]
+    UnknownServer,
+    /// An HTTP method that MCP does not use.
+    #[error("MCP uses POST, GET and DELETE here.")]
+    Method,
+    /// The body did not come, or not in time.
+    #[error("The request's body did not arrive.")]
+    Body,
+    /// Too many bytes are held.
+    #[error("The sidecar holds as many bytes as it may. Try again in a moment.")]
+    Overloaded,
+    /// The server has no url.
+    #[error("No policy says where the MCP server {0} is.")]
+    NoUrl(String),
+    /// The server cannot be connected to.
+    #[error("The MCP server {0} cannot be connected to.")]
+    Connect(String),
+    /// The server did not begin to answer in time.
+    #[error("The MCP server {0} did not begin to answer in time.")]
+    Timeout(String),
+    /// The server hung up, or its answer is no HTTP.
+    #[error("The MCP server {0} hung up or sent what is no HTTP answer.")]
+    Upstream(String),
+    /// The answer cannot be passed on.
+    #[error("The answer of the MCP server {0} cannot be passed on: {1}.")]
+    Invalid(String, String),
+}
+
+impl Failure {
+    /// The HTTP status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Refused(refusal) => refusal.status(),
+            Self::ForbiddenOrigin(_) => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::UnknownServer => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Body => StatusCode::REQUEST_TIMEOUT,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoUrl(_) | Self::Connect(_) | Self::Upstream(_) | Self::Invalid(..) => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// The JSON-RPC error code of the answer.
+    pub fn code(&self) -> i32 {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            _ if self.fault() == Fault::Client => -32600,
+            // JSON-RPC's internal error: the client did nothing wrong.
+            _ => -32603,
+        }
+    }
+
+    /// As the metrics name it.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused(_) => Outcome::Refused,
+            Self::ForbiddenOrigin(_) => Outcome::ForbiddenOrigin,
+            Self::NotFound | Self::Method => Outcome::NotFound,
+            Self::UnknownServer => Outcome::UnknownServer,
+            Self::Body => Outcome::ClientFailed,
+            Self::Overloaded => Outcome::Overloaded,
+            Self::NoUrl(_) | Self::Connect(_) => Outcome::ConnectFailed,
+            Self::Timeout(_) => Outcome::UpstreamTimeout,
+            Self::Upstream(_) => Outcome::UpstreamFailed,
+            Self::Invalid(..) => Outcome::UpstreamInvalid,
+        }
+    }
+
+    /// Whose fault it was.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Refused(_) | Self::ForbiddenOrigin(_) | Self::NotFound | Self::UnknownServer | Self::Method | Self::Body => {
+                Fault::Client
+            }
+            Self::NoUrl(_) | Self::Overloaded => Fault::Own,
+            Self::Connect(_) | Self::Timeout(_) | Self::Upstream(_) | Self::Invalid(..) => Fault::Upstream,
+        }
+    }
+
+    /// Whether the same request may do better later. A request that timed out may have been carried out.
+    pub fn retry(&self) -> bool {
+        matches!(self, Self::Overloaded | Self::Connect(_))
+    }
+}

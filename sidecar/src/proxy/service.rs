@@ -1,0 +1,650 @@
+//! The way of one request, from its head to the head of its answer.
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{self, Entry},
+    uri::PathAndQuery,
+};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::{sync::watch, time::timeout};
+use toolweir_engine::{Call, Denial, Permit};
+
+use super::{
+    Limits,
+    body::{Answer, Filter, Stop, filter_list},
+    budget::{Budget, Held, ReadError},
+    failure::{Failure, Fault},
+    legacy::{Stream, Streams},
+    oauth,
+    upstream::Client,
+};
+use crate::{
+    governor::{self, Arrival, Decided, Governor, InForce, Outcome, Record, Server},
+    mcp::{
+        answer,
+        headers::{self, SESSION_ID},
+        list::Filtered,
+        method_label,
+        request::{Message, Refusal, Request as McpRequest, parse},
+    },
+};
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The policies in force and the record of decisions.
+    pub governor: Arc<Governor>,
+    /// The bounds.
+    pub limits: Limits,
+    /// Room for bodies.
+    pub budget: Budget,
+    /// Open streams of the HTTP+SSE transport.
+    pub streams: Streams,
+    /// Names under which the sidecar may be reached besides local ones.
+    pub allowed_hosts: Vec<String>,
+    /// Turns true when the sidecar stops.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// The proxy of one worker.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// This worker's connections to servers.
+    pub client: Client,
+}
+
+/// Headers that end at each hop (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+
+/// What a request is for.
+enum Target<'a> {
+    /// A server's endpoint.
+    Server(&'a str),
+    /// Where messages of an open HTTP+SSE stream go.
+    Messages { server: &'a str, stream: &'a str },
+    /// The description of a server's authorization.
+    Authorization(&'a str),
+}
+
+fn target(path: &str) -> Option<Target<'_>> {
+    if let Some(server) = path.strip_prefix(oauth::WELL_KNOWN).and_then(|rest| rest.strip_prefix('/')) {
+        return (!server.contains('/')).then_some(Target::Authorization(server));
+    }
+    let rest = path.strip_prefix('/')?;
+    match rest.split_once('/') {
+        None | Some((_, "")) => Some(Target::Server(rest.trim_end_matches('/'))).filter(|_| !rest.is_empty()),
+        Some((server, rest)) => rest.strip_prefix("-/messages/").map(|stream| Target::Messages { server, stream }),
+    }
+}
+
+/// Where and how long a request was, for its answer's record.
+struct Way<'a> {
+    in_force: &'a InForce,
+    server: Option<&'a Arc<Server>>,
+    method: &'static str,
+    arrived: Arrival,
+    /// Time spent waiting for others: the client's body, the server's answer.
+    waited: Duration,
+}
+
+impl Proxy {
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// Never: every failure is an answer.
+    pub async fn serve(self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+        let in_force = arc_swap::Guard::into_inner(self.shared.governor.in_force());
+        let mut way = Way { in_force: &in_force, server: None, method: "_none", arrived: Arrival::now(), waited: Duration::ZERO };
+        let answer = self.route(request, &mut way).await;
+        let (response, outcome) = match answer {
+            Ok(done) => done,
+            Err(failure) => (failed(&failure, None), self.log(&failure, &way)),
+        };
+        if outcome != Outcome::ClientGone {
+            self.shared.governor.count(way.server.map(|server| &**server), way.method, outcome);
+        }
+        if let Some(server) = way.server {
+            server.overhead.observe(way.arrived.instant.elapsed().saturating_sub(way.waited).as_secs_f64());
+        }
+        Ok(response)
+    }
+
+    /// Logs a failure without the request's content.
+    fn log(&self, failure: &Failure, way: &Way<'_>) -> Outcome {
+        let server = way.server.map_or("", |server| &server.name);
+        let (method, outcome) = (way.method, failure.outcome());
+        let (fault, retry) = (failure.fault(), failure.retry());
+        match fault {
+            Fault::Client => tracing::info!(server, method, outcome = outcome.as_str(), %failure, "request refused"),
+            _ => tracing::warn!(server, method, outcome = outcome.as_str(), ?fault, retry, %failure, "request failed"),
+        }
+        outcome
+    }
+
+    async fn route(&self, request: Request<Incoming>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
+        self.check_origin(&request)?;
+        let uri = request.uri().clone();
+        // A query could mean something to the server that no policy saw.
+        if uri.query().is_some() {
+            return Err(Failure::NotFound);
+        }
+        match target(uri.path()).ok_or(Failure::NotFound)? {
+            Target::Authorization(name) => {
+                way.server = Some(way.in_force.server(name).ok_or(Failure::UnknownServer)?);
+                way.method = "_authorization";
+                self.authorization(request, way).await
+            }
+            Target::Messages { server, stream } => {
+                way.server = Some(way.in_force.server(server).ok_or(Failure::UnknownServer)?);
+                if request.method() != Method::POST {
+                    return Err(Failure::Method);
+                }
+                let stream = self.shared.streams.find(server, stream).ok_or(Failure::NotFound)?;
+                self.post(request, server, Some(stream), way).await
+            }
+            Target::Server(name) => {
+                way.server = way.in_force.server(name);
+                match *request.method() {
+                    Method::POST => self.post(request, name, None, way).await,
+                    Method::GET | Method::DELETE => {
+                        let server = way.server.ok_or(Failure::UnknownServer)?;
+                        way.method = if request.method() == Method::GET { "_get" } else { "_delete" };
+                        if let Some(denial) = way.in_force.engine.closed(name) {
+                            return Ok((text(StatusCode::FORBIDDEN, denial.message), Outcome::Denied));
+                        }
+                        let (parts, _) = request.into_parts();
+                        let url = server.url.clone().ok_or_else(|| Failure::NoUrl(name.to_owned()))?;
+                        let response = self.send(&parts.method, &parts.headers, url, Bytes::new(), server, way).await?;
+                        self.pass(response, &parts.headers, way, Permit::default(), parts.method == Method::GET, false).await
+                    }
+                    _ => Err(Failure::Method),
+                }
+            }
+        }
+    }
+
+    /// Refuses what a page of another origin sends (MCP 2025-11-25, Transports, "Security Warning"): browsers send
+    /// `Origin`, and with a rebound name a `Host` that is not local.
+    fn check_origin(&self, request: &Request<Incoming>) -> Result<(), Failure> {
+        let headers = request.headers();
+        let host = request.uri().authority().map(|authority| authority.as_str());
+        let named = host.or_else(|| headers.get(header::HOST).and_then(|value| value.to_str().ok()));
+        if !named.is_some_and(|authority| self.is_local(authority)) {
+            return Err(Failure::ForbiddenOrigin("Host"));
+        }
+        for origin in headers.get_all(header::ORIGIN) {
+            let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+            if !authority.is_some_and(|authority| self.is_local(authority)) {
+                return Err(Failure::ForbiddenOrigin("Origin"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an authority names this machine. An address cannot be rebound, so any is accepted as the host.
+    fn is_local(&self, authority: &str) -> bool {
+        let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
+        let host = authority.host();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+        address.is_ok()
+            || host.eq_ignore_ascii_case("localhost")
+            || self.shared.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+    }
+
+    async fn post(
+        &self,
+        request: Request<Incoming>,
+        name: &str,
+        legacy: Option<Stream>,
+        way: &mut Way<'_>,
+    ) -> Result<(Response<Answer>, Outcome), Failure> {
+        let (parts, body) = request.into_parts();
+        headers::check_post(&parts.headers)?;
+        let before = Instant::now();
+        let read = timeout(self.shared.limits.body_time, self.shared.budget.read(body, self.shared.limits.body)).await;
+        way.waited += before.elapsed();
+        let (bytes, held): (Bytes, Held) = match read {
+            Ok(Ok(read)) => read,
+            Ok(Err(ReadError::TooLarge)) => return Err(Refusal::TooLarge(self.shared.limits.body).into()),
+            Ok(Err(ReadError::NoRoom)) => return Err(Failure::Overloaded),
+            Ok(Err(ReadError::Sender)) | Err(_) => return Err(Failure::Body),
+        };
+        let message = match parse(&bytes)? {
+            Message::Answer => {
+                way.method = "_answer";
+                None
+            }
+            Message::Request(request) => {
+                headers::check_agreement(&parts.headers, &request)?;
+                way.method = method_label(&request.method);
+                Some(request)
+            }
+        };
+        let client = Asker { headers: &parts.headers, legacy: legacy.as_ref() };
+        let Some(message) = message else {
+            let server = way.server.ok_or(Failure::UnknownServer)?;
+            let url = endpoint(server, legacy.as_ref())?;
+            let response = self.send(&Method::POST, &parts.headers, url, bytes.clone(), server, way).await?;
+            drop(held);
+            return self.pass(response, &parts.headers, way, Permit::default(), false, false).await;
+        };
+        if !message.is_tool_call() {
+            if let Some(denial) = self.closed(name, way) {
+                return client.deny(&message, &denial);
+            }
+            let server = way.server.ok_or(Failure::UnknownServer)?;
+            let url = endpoint(server, legacy.as_ref())?;
+            let lists = message.method == "tools/list";
+            let id = message.id.map(|id| id.as_str().to_owned());
+            let answer = async {
+                let response = self.send(&Method::POST, &parts.headers, url, bytes.clone(), server, way).await?;
+                self.pass(response, &parts.headers, way, Permit::default(), false, lists).await
+            };
+            return match answer.await {
+                Ok(done) => Ok(done),
+                Err(failure) => Ok((failed(&failure, id.as_deref()), self.log(&failure, way))),
+            };
+        }
+        self.tool_call(&message, name, &client, bytes.clone(), held, way).await
+    }
+
+    /// The denial of everything on a server, if there is one.
+    fn closed(&self, name: &str, way: &Way<'_>) -> Option<Denial> {
+        match way.server {
+            None => Some(Denial::no_policy(name, "")),
+            Some(_) => way.in_force.engine.closed(name),
+        }
+    }
+
+    async fn tool_call(
+        &self,
+        message: &McpRequest<'_>,
+        name: &str,
+        client: &Asker<'_>,
+        bytes: Bytes,
+        held: Held,
+        way: &mut Way<'_>,
+    ) -> Result<(Response<Answer>, Outcome), Failure> {
+        let governor = &self.shared.governor;
+        let session = client.headers.get(SESSION_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let call = Call {
+            server: name,
+            tool: message.params.name.as_deref().unwrap_or_default(),
+            arguments: message.params.arguments,
+            session,
+        };
+        if message.id.is_none() {
+            // A notification of a method that is none: a server may carry it out and nobody would know.
+            let decision = governor::dropped(&call);
+            let (_, record) = governor.record(way.in_force, &call, decision, way.arrived);
+            record.finish(Outcome::Dropped);
+            return Ok((accepted(), Outcome::Dropped));
+        }
+        let (decided, record) = governor.decide(way.in_force, &call, way.arrived);
+        let (permit, server) = match (decided, way.server) {
+            (Decided::Denied(denial), _) => {
+                record.finish(Outcome::Denied);
+                return client.deny(message, &denial);
+            }
+            (Decided::Allowed(_), None) => return Err(Failure::UnknownServer),
+            (Decided::Allowed(permit), Some(server)) => (permit, server),
+        };
+        let sent = match endpoint(server, client.legacy) {
+            Ok(url) => self.send(&Method::POST, client.headers, url, bytes, server, way).await,
+            Err(failure) => Err(failure),
+        };
+        drop(held);
+        let response = match sent {
+            Ok(response) => response,
+            Err(failure) => {
+                if matches!(failure, Failure::Connect(_) | Failure::NoUrl(_)) {
+                    permit.give_back();
+                }
+                let outcome = self.log(&failure, way);
+                record.finish(outcome);
+                return Ok((failed(&failure, message.id.map(|id| id.as_str())), outcome));
+            }
+        };
+        let outcome = outcome_of(response.status());
+        let permit = if response.status().is_server_error() {
+            permit.give_back();
+            Permit::default()
+        } else {
+            permit
+        };
+        if let (Some(stream), Some(id), true) = (client.legacy, message.id, response.status().is_success()) {
+            stream.under_way.add(id, permit);
+            return self.finish(record, outcome, response, client, Permit::default(), way).await;
+        }
+        self.finish(record, outcome, response, client, permit, way).await
+    }
+
+    async fn finish(
+        &self,
+        record: Record,
+        outcome: Outcome,
+        response: Response<Incoming>,
+        client: &Asker<'_>,
+        permit: Permit,
+        way: &mut Way<'_>,
+    ) -> Result<(Response<Answer>, Outcome), Failure> {
+        let passed = self.pass(response, client.headers, way, permit, false, false).await;
+        record.finish(passed.as_ref().map_or_else(Failure::outcome, |_| outcome));
+        passed
+    }
+
+    /// Sends a request to a server and waits for the head of the answer.
+    async fn send(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        url: Uri,
+        body: Bytes,
+        server: &Server,
+        way: &mut Way<'_>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = url;
+        *request.headers_mut() = forwarded(headers);
+        let before = Instant::now();
+        let answer = timeout(self.shared.limits.first_byte, self.client.send(request)).await;
+        let waited = before.elapsed();
+        way.waited += waited;
+        server.upstream_duration.observe(waited.as_secs_f64());
+        match answer {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => {
+                tracing::debug!(server = server.name, %error, source = ?std::error::Error::source(&error), "upstream");
+                let name = server.name.clone();
+                Err(if error.is_connect() { Failure::Connect(name) } else { Failure::Upstream(name) })
+            }
+            Err(_) => Err(Failure::Timeout(server.name.clone())),
+        }
+    }
+
+    /// Passes an answer on: streamed, unless it has to be read or changed.
+    async fn pass(
+        &self,
+        response: Response<Incoming>,
+        asked: &HeaderMap,
+        way: &mut Way<'_>,
+        permit: Permit,
+        get: bool,
+        lists: bool,
+    ) -> Result<(Response<Answer>, Outcome), Failure> {
+        let server = way.server.ok_or(Failure::UnknownServer)?;
+        let (mut parts, body) = response.into_parts();
+        remove_hop_by_hop(&mut parts.headers);
+        let status = parts.status;
+        if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
+            // Followed by the client it would lead past the sidecar.
+            let to = parts.headers.get(header::LOCATION).and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
+            let to: String = to.chars().take(200).collect();
+            return Err(Failure::Invalid(server.name.clone(), format!("it redirects to {to}; write that URL in the policy")));
+        }
+        if let (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(url)) = (status, &server.url) {
+            rewrite_challenges(&mut parts.headers, url, asked, &server.name);
+        }
+        let outcome = outcome_of(status);
+        let kind = content_type(&parts.headers);
+        let read = lists && status.is_success();
+        let watched = (get || read) && kind.eq_ignore_ascii_case("text/event-stream");
+        if (read || watched) && parts.headers.contains_key(header::CONTENT_ENCODING) {
+            return Err(Failure::Invalid(server.name.clone(), "it is compressed, though that was not asked for".to_owned()));
+        }
+        if watched {
+            let url = server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone()))?;
+            let (open, inject) = if get { Some(self.shared.streams.open(&server.name, &url)).unzip() } else { (None, None) };
+            let filter = Filter {
+                governor: Arc::clone(&self.shared.governor),
+                server: server.name.clone(),
+                hidden: self.shared.governor.metrics.tools_hidden.with_label_values(&[server.name.as_str()]),
+                open,
+            };
+            parts.headers.remove(header::CONTENT_LENGTH);
+            let stop = get.then(|| self.stop());
+            let answer = Answer::events(body, self.shared.limits.body, filter, inject, self.shared.budget.clone(), stop);
+            return Ok((Response::from_parts(parts, answer), outcome));
+        }
+        if read {
+            let answer = self.list(body, &kind, way).await?;
+            parts.headers.remove(header::CONTENT_LENGTH);
+            return Ok((Response::from_parts(parts, answer), outcome));
+        }
+        let stop = get.then(|| self.stop());
+        Ok((Response::from_parts(parts, Answer::Stream { inner: body, permit, stop }), outcome))
+    }
+
+    /// Reads a tools/list answer and shows of it what may be called.
+    async fn list(&self, body: Incoming, kind: &str, way: &mut Way<'_>) -> Result<Answer, Failure> {
+        let server = way.server.ok_or(Failure::UnknownServer)?;
+        let invalid = |why: String| Failure::Invalid(server.name.clone(), why);
+        let before = Instant::now();
+        let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, self.shared.limits.body)).await;
+        way.waited += before.elapsed();
+        let (bytes, _held) = match read {
+            Ok(Ok(read)) => read,
+            Ok(Err(ReadError::TooLarge)) => {
+                return Err(invalid(format!("the list of tools is larger than {} bytes", self.shared.limits.body)));
+            }
+            Ok(Err(ReadError::NoRoom)) => return Err(Failure::Overloaded),
+            Ok(Err(ReadError::Sender)) => return Err(Failure::Upstream(server.name.clone())),
+            Err(_) => return Err(Failure::Timeout(server.name.clone())),
+        };
+        if bytes.is_empty() {
+            return Ok(Answer::whole(bytes));
+        }
+        if !kind.eq_ignore_ascii_case("application/json") {
+            return Err(invalid("the list of tools is neither JSON nor an event stream".to_owned()));
+        }
+        let governor = &self.shared.governor;
+        let hidden = governor.metrics.tools_hidden.with_label_values(&[server.name.as_str()]);
+        match filter_list(governor, &server.name, &hidden, &bytes) {
+            Ok(Filtered::Same) => Ok(Answer::whole(bytes)),
+            Ok(Filtered::Edited(edited)) => Ok(Answer::whole(edited)),
+            Err(error) => Err(invalid(format!("the list of tools {error}"))),
+        }
+    }
+
+    async fn authorization(&self, request: Request<Incoming>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
+        if request.method() != Method::GET {
+            return Err(Failure::Method);
+        }
+        let server = way.server.ok_or(Failure::UnknownServer)?;
+        let url = server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone()))?;
+        let mut target = url.clone().into_parts();
+        target.path_and_query = oauth::upstream_path(&url).parse::<PathAndQuery>().ok();
+        let target = Uri::from_parts(target).map_err(|_| Failure::NotFound)?;
+        let asked = request.headers();
+        let response = self.send(&Method::GET, asked, target, Bytes::new(), server, way).await?;
+        if response.status() != StatusCode::OK {
+            return self.pass(response, asked, way, Permit::default(), false, false).await;
+        }
+        let (mut parts, body) = response.into_parts();
+        remove_hop_by_hop(&mut parts.headers);
+        let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, self.shared.limits.body)).await;
+        let (bytes, _held) = read.ok().and_then(Result::ok).ok_or_else(|| Failure::Upstream(server.name.clone()))?;
+        let local = format!("{}/{}", origin(asked), server.name);
+        let edited = oauth::rewrite_resource(&bytes, &local).ok_or_else(|| {
+            Failure::Invalid(server.name.clone(), "the description of its authorization is no JSON object".to_owned())
+        })?;
+        parts.headers.remove(header::CONTENT_LENGTH);
+        Ok((Response::from_parts(parts, Answer::whole(edited)), Outcome::Ok))
+    }
+
+    fn stop(&self) -> Stop {
+        let mut stopping = self.shared.stopping.clone();
+        Box::pin(async move {
+            // An error says that nobody can stop it any more: then it goes on.
+            if stopping.wait_for(|stopping| *stopping).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+}
+
+/// What is known of the client of a message.
+struct Asker<'a> {
+    headers: &'a HeaderMap,
+    legacy: Option<&'a Stream>,
+}
+
+impl Asker<'_> {
+    /// Answers a message that is denied.
+    fn deny(&self, message: &McpRequest<'_>, denial: &Denial) -> Result<(Response<Answer>, Outcome), Failure> {
+        if message.id.is_none() {
+            return Ok((accepted(), Outcome::Dropped));
+        }
+        let body = answer::denial(message, denial);
+        if let Some(stream) = self.legacy {
+            // The answer goes where the client waits for it.
+            stream.events.try_send(answer::event(&body)).map_err(|_| Failure::Overloaded)?;
+            return Ok((accepted(), Outcome::Denied));
+        }
+        let response = if takes_json(self.headers) {
+            with(StatusCode::OK, JSON, body)
+        } else {
+            with(StatusCode::OK, EVENTS, answer::event(&body))
+        };
+        Ok((response, Outcome::Denied))
+    }
+}
+
+fn endpoint(server: &Server, legacy: Option<&Stream>) -> Result<Uri, Failure> {
+    match legacy {
+        Some(stream) => Ok(stream.endpoint.clone()),
+        None => server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone())),
+    }
+}
+
+fn outcome_of(status: StatusCode) -> Outcome {
+    if status.is_server_error() {
+        Outcome::UpstreamError
+    } else if status.is_client_error() {
+        Outcome::UpstreamRejected
+    } else {
+        Outcome::Ok
+    }
+}
+
+/// The headers that a server gets: without those of this hop, those that name the sidecar, and the wish for compressed
+/// answers, which could not be read.
+fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let mut forwarded = headers.clone();
+    remove_hop_by_hop(&mut forwarded);
+    for name in [header::HOST, header::CONTENT_LENGTH, header::ACCEPT_ENCODING, header::ORIGIN, header::EXPECT] {
+        forwarded.remove(name);
+    }
+    forwarded
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+fn content_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+/// Whether a client takes JSON; one that says nothing does.
+fn takes_json(headers: &HeaderMap) -> bool {
+    let mut ranges = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .peekable();
+    ranges.peek().is_none()
+        || ranges.any(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let kind = parts.next().unwrap_or_default();
+            let refused =
+                parts.any(|parameter| parameter.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q <= 0.0)));
+            !refused && ["application/json", "application/*", "*/*"].iter().any(|json| kind.eq_ignore_ascii_case(json))
+        })
+}
+
+/// The origin by which a client reached the sidecar.
+fn origin(headers: &HeaderMap) -> String {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("127.0.0.1:15001");
+    format!("http://{host}")
+}
+
+fn rewrite_challenges(headers: &mut HeaderMap, url: &Uri, asked: &HeaderMap, server: &str) {
+    let local = format!("{}{}/{server}", origin(asked), oauth::WELL_KNOWN);
+    if let Entry::Occupied(mut entry) = headers.entry(header::WWW_AUTHENTICATE) {
+        for value in entry.iter_mut() {
+            let rewritten = value.to_str().ok().and_then(|text| oauth::rewrite_challenge(text, url, &local));
+            if let Some(new) = rewritten.and_then(|text| HeaderValue::from_str(&text).ok()) {
+                *value = new;
+            }
+        }
+    }
+}
+
+fn with(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response<Answer> {
+    let mut response = Response::new(Answer::whole(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn text(status: StatusCode, message: String) -> Response<Answer> {
+    with(status, HeaderValue::from_static("text/plain; charset=utf-8"), message.into())
+}
+
+fn accepted() -> Response<Answer> {
+    let mut response = Response::new(Answer::whole(Bytes::new()));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
+}
+
+/// The answer for a failure: a JSON-RPC error, with the id where it is known.
+fn failed(failure: &Failure, id: Option<&str>) -> Response<Answer> {
+    let mut response = with(failure.status(), JSON, answer::error(id, failure.code(), &failure.to_string()));
+    if matches!(failure, Failure::Method) {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));
+    }
+    if failure.retry() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}

@@ -1,0 +1,167 @@
+//! Connections to MCP servers: pooled, over HTTP/1.1 or HTTP/2, with TLS that is always verified.
+
+use std::{
+    fs,
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::Duration,
+    vec,
+};
+
+use bytes::Bytes;
+use hickory_resolver::TokioResolver;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client as Pool, Error, connect::HttpConnector, connect::dns::Name},
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use tokio::time::timeout;
+use tower_service::Service;
+
+/// How long an idle connection is kept. Common servers close theirs after 5 s; closing first avoids sending a call on
+/// a connection that is being closed.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// A client with its pool of connections. Each worker has its own, so that a call never changes threads.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pool: Pool<Bounded<HttpsConnector<HttpConnector<Resolver>>>, Full<Bytes>>,
+}
+
+impl Client {
+    /// A client that trusts `tls` and connects within `connect`.
+    pub fn new(tls: &Arc<ClientConfig>, connect: Duration) -> Self {
+        let mut http = HttpConnector::new_with_resolver(Resolver::default());
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_keepalive(Some(Duration::from_secs(60)));
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config((**tls).clone())
+            .https_or_http()
+            .enable_http1()
+            .enable_http2()
+            .wrap_connector(http);
+        let pool = Pool::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .build(Bounded { inner: https, limit: connect });
+        Self { pool }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// The pool's; [`Error::is_connect`] tells those before which nothing was sent.
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+        self.pool.request(request).await
+    }
+}
+
+/// Whom to trust: the system's roots and, if given, those of a PEM file.
+///
+/// # Errors
+/// The file cannot be read or holds no certificate.
+pub fn tls(extra: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    // A machine without roots can still use http, and https with a given CA.
+    let system = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(system.certs);
+    if let Some(path) = extra {
+        let pem = fs::read(path)?;
+        let mut found = 0;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            roots.add(certificate).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            found += 1;
+        }
+        if found == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "holds no PEM certificate"));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+/// Resolves names in Rust: a static program has no resolver of the C library. Made at the first name, since most
+/// pods' servers have one and tests have none.
+#[derive(Clone, Debug, Default)]
+struct Resolver(Arc<OnceLock<Result<TokioResolver, String>>>);
+
+impl Resolver {
+    fn get(&self) -> io::Result<&TokioResolver> {
+        let made = self.0.get_or_init(|| {
+            TokioResolver::builder_tokio().and_then(|builder| builder.build()).map_err(|error| error.to_string())
+        });
+        made.as_ref().map_err(|error| io::Error::other(error.clone()))
+    }
+}
+
+impl Service<Name> for Resolver {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let resolver = self.clone();
+        Box::pin(async move {
+            let found = resolver.get()?.lookup_ip(name.as_str()).await.map_err(io::Error::other)?;
+            // The connector fills in the port.
+            let addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, 0)).collect();
+            Ok(addresses.into_iter())
+        })
+    }
+}
+
+/// A connector whose whole work, name, TCP and TLS, is bounded in time.
+#[derive(Clone, Debug)]
+struct Bounded<C> {
+    inner: C,
+    limit: Duration,
+}
+
+impl<C> Service<Uri> for Bounded<C>
+where
+    C: Service<Uri>,
+    C::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    C::Future: Send + 'static,
+    C::Response: Send + 'static,
+{
+    type Response = C::Response;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<C::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, limit) = (self.inner.call(uri), self.limit);
+        Box::pin(async move {
+            match timeout(limit, connecting).await {
+                Ok(done) => done.map_err(Into::into),
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long").into()),
+            }
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! `toolweir-sidecar run`: the proxy with a local policy.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use toolweir_crds::FileError;
+use toolweir_engine::{Memory, Options};
+
+use crate::{
+    admin::{self, Face, LogLevel, State},
+    audit::Audit,
+    governor::Governor,
+    metrics::Metrics,
+    proxy::{
+        Limits,
+        budget::Budget,
+        legacy::Streams,
+        server::{self, Running},
+        service::Shared,
+        upstream,
+    },
+    source::{self, Watch},
+};
+
+/// What `run` is told.
+#[derive(Clone)]
+pub struct Config {
+    /// The policy file or folder.
+    pub policy: PathBuf,
+    /// Where the proxy listens.
+    pub listen: String,
+    /// Where metrics and health are served.
+    pub metrics_listen: String,
+    /// Where the administration is served.
+    pub admin_listen: String,
+    /// A PEM file of certificates to trust besides the system's.
+    pub upstream_ca: Option<PathBuf>,
+    /// The bounds.
+    pub limits: Limits,
+    /// How many live counts are kept.
+    pub counters: usize,
+    /// How many threads serve.
+    pub workers: usize,
+    /// Names under which the sidecar may be reached besides local ones.
+    pub allowed_hosts: Vec<String>,
+    /// How long to wait for requests under way when told to stop.
+    pub drain: Duration,
+    /// What is known of the pod.
+    pub options: Options,
+}
+
+/// Policies that are not in order: every error, a line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct PolicyErrors(pub Vec<FileError>);
+
+/// A governor for the policies of a file or folder, and the watch that keeps it current.
+///
+/// # Errors
+/// The policies are not in order, or a thread cannot be started.
+pub fn govern(
+    policy: &Path,
+    counters: usize,
+    options: &Options,
+    audit: Box<dyn std::io::Write + Send>,
+) -> anyhow::Result<(Arc<Governor>, Watch)> {
+    let metrics = Arc::new(Metrics::new()?);
+    let counters = Memory::new(counters);
+    let watch = Watch::new(policy);
+    let first = source::files(policy)
+        .map_err(|error| vec![error])
+        .and_then(|files| source::load(&files, Arc::clone(&counters), options, true))
+        .and_then(|loaded| loaded.in_force(policy, &metrics))
+        .map_err(PolicyErrors)?;
+    let audit = Audit::new(audit, metrics.audit_lost.clone()).context("the audit log cannot be started")?;
+    Ok((Governor::new(first, metrics, audit, counters, options.clone()), watch))
+}
+
+/// A running sidecar.
+#[derive(Debug)]
+pub struct Sidecar {
+    /// The policies in force and the record of decisions.
+    pub governor: Arc<Governor>,
+    /// The proxy.
+    pub proxy: Running,
+    /// Where metrics and health are served.
+    pub metrics: std::net::SocketAddr,
+    /// Where the administration is served.
+    pub admin: std::net::SocketAddr,
+    stop: watch::Sender<bool>,
+}
+
+impl Sidecar {
+    /// Stops: nothing new is accepted, what is under way is finished. True when all was finished within `limit`.
+    pub async fn stop(self, limit: Duration) -> bool {
+        let _ = self.stop.send(true);
+        let drained = self.proxy.drained(limit).await;
+        self.governor.audit().close();
+        drained
+    }
+}
+
+/// Starts the proxy, its small servers and the watch on the policy.
+///
+/// # Errors
+/// The policy is not in order, an address cannot be bound, or a certificate cannot be read.
+pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io::Write + Send>) -> anyhow::Result<Sidecar> {
+    let (governor, watch) = govern(&config.policy, config.counters, &config.options, audit)?;
+    let tls = upstream::tls(config.upstream_ca.as_deref())
+        .with_context(|| format!("--upstream-ca {}", config.upstream_ca.as_deref().unwrap_or(Path::new("")).display()))?;
+    let (stop, stopping) = watch::channel(false);
+    let listener = admin::bind(&config.listen, "--listen").await?;
+    let metrics = admin::bind(&config.metrics_listen, "--metrics-listen").await?;
+    let admin = admin::bind(&config.admin_listen, "--admin-listen").await?;
+    let (metrics_address, admin_address) = (metrics.local_addr()?, admin.local_addr()?);
+    let shared = Arc::new(Shared {
+        budget: Budget::new(config.limits.held, config.limits.held_wait, governor.metrics.held_bytes.clone()),
+        governor: Arc::clone(&governor),
+        limits: config.limits.clone(),
+        streams: Streams::default(),
+        allowed_hosts: config.allowed_hosts.clone(),
+        stopping: stopping.clone(),
+    });
+    let proxy = server::start(listener, config.workers, &shared, &tls).context("a worker cannot be started")?;
+    let state = State { governor: Arc::clone(&governor), stopping, log_level };
+    tokio::spawn(admin::serve(metrics, Face::Metrics, state.clone()));
+    tokio::spawn(admin::serve(admin, Face::Admin, state));
+    tokio::spawn(watch.run(Arc::clone(&governor)));
+    let in_force = governor.in_force();
+    tracing::info!(
+        listen = %proxy.address,
+        metrics = %metrics_address,
+        admin = %admin_address,
+        version = %in_force.version,
+        policies = in_force.policies.len(),
+        servers = in_force.engine.servers().count(),
+        "ready"
+    );
+    drop(in_force);
+    Ok(Sidecar { governor, proxy, metrics: metrics_address, admin: admin_address, stop })
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// Those of [`start`].
+pub async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let sidecar = start(&config, log_level, Box::new(std::io::stdout())).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    if !sidecar.stop(config.drain).await {
+        tracing::warn!(seconds = config.drain.as_secs_f64(), "requests were still under way when the time to drain was over");
+    }
+    Ok(())
+}

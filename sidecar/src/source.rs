@@ -1,0 +1,190 @@
+//! Policies from local files: read, compiled, and read again when they change.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use toolweir_crds::{FieldError, FileError, document::Located, read_documents};
+use toolweir_engine::{Engine, Memory, Options, Policy, Severity};
+
+use crate::{
+    audit::sha256,
+    governor::{Governor, InForce, PolicyView},
+    metrics::Metrics,
+};
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What compiling files gave.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The policies, compiled.
+    pub engine: Engine,
+    /// The policies, for display.
+    pub policies: Vec<PolicyView>,
+    /// The first 12 hex digits of the SHA-256 of the text.
+    pub version: String,
+    /// What is not as it should be, but no reason to refuse.
+    pub warnings: Vec<FileError>,
+}
+
+/// The files of a path: itself, or those of a folder that end in .yaml, .yml or .json, by name.
+///
+/// # Errors
+/// The path cannot be read or the folder has no such file.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let failed = |error: &io::Error| file_error(path, format!("cannot be read: {error}"));
+    if !fs::metadata(path).map_err(|error| failed(&error))?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(path).map_err(|error| failed(&error))? {
+        let file = entry.map_err(|error| failed(&error))?.path();
+        // A mounted ConfigMap keeps its data in folders whose names begin with two dots.
+        let hidden = file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let policy = file.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
+        if policy && !hidden && file.is_file() {
+            found.insert(file);
+        }
+    }
+    if found.is_empty() {
+        return Err(file_error(path, "is a folder without a .yaml, .yml or .json file; write a policy there".to_owned()));
+    }
+    Ok(found.into_iter().collect())
+}
+
+fn file_error(path: &Path, message: String) -> FileError {
+    FileError { file: path.display().to_string(), position: None, message }
+}
+
+/// Reads and compiles files. `strict` when they are all that there is: then a server without a url is an error, not
+/// a warning.
+///
+/// # Errors
+/// All that is wrong with the first file that is wrong, or with the policies together.
+pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, strict: bool) -> Result<Loaded, Vec<FileError>> {
+    let mut texts = Vec::new();
+    for path in paths {
+        let bytes = fs::read(path).map_err(|error| vec![file_error(path, format!("cannot be read: {error}"))])?;
+        let text =
+            String::from_utf8(bytes).map_err(|error| vec![file_error(path, format!("is not UTF-8: {}", error.utf8_error()))])?;
+        texts.push((path.display().to_string(), text));
+    }
+    let mut located: Vec<Located<'_>> = Vec::new();
+    for (name, text) in &texts {
+        located.extend(read_documents(name, text)?);
+    }
+    let policies: Vec<Policy> = located.iter().map(|located| located.document.clone().into()).collect();
+    let (engine, problems) = Engine::compile(&policies, counters, options);
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    for problem in problems {
+        let Some(place) = located.get(problem.policy) else { continue };
+        let refused = match problem.severity {
+            Severity::Invalid => true,
+            Severity::NoUrl => strict,
+            Severity::Conflict => false,
+        };
+        if refused { &mut errors } else { &mut warnings }.push(place.error(&problem.error));
+    }
+    for (policy, place) in policies.iter().zip(&located) {
+        for (index, server) in policy.spec.servers.iter().enumerate() {
+            if let Some(Err(error)) = server.url.as_ref().map(|url| url.parse::<http::Uri>()) {
+                let path = format!("spec.servers[{index}].url");
+                errors.push(place.error(&FieldError { path, message: format!("is no URL: {error}") }));
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let whole: String = texts.iter().map(|(_, text)| text.as_str()).collect();
+    let views = policies.into_iter().map(|policy| PolicyView {
+        name: policy.id.to_string(),
+        mode: match policy.spec.mode {
+            toolweir_crds::Mode::Enforce => "Enforce",
+            toolweir_crds::Mode::Audit => "Audit",
+        },
+        spec: policy.spec,
+    });
+    Ok(Loaded { engine, policies: views.collect(), version: sha256(whole.as_bytes()).chars().take(12).collect(), warnings })
+}
+
+impl Loaded {
+    /// Ready to be brought into force.
+    ///
+    /// # Errors
+    /// A url that cannot be connected to.
+    pub fn in_force(self, path: &Path, metrics: &Metrics) -> Result<InForce, Vec<FileError>> {
+        for warning in &self.warnings {
+            tracing::warn!(%warning, "policy");
+        }
+        InForce::new(self.engine, self.policies, self.version, metrics)
+            .map_err(|(server, why)| vec![file_error(path, format!("server {server}: {why}"))])
+    }
+}
+
+/// What tells that a file changed.
+type Look = Vec<(PathBuf, Option<(SystemTime, u64, u64)>)>;
+
+fn look(path: &Path) -> Look {
+    use std::os::unix::fs::MetadataExt;
+    let files = files(path).unwrap_or_else(|_| vec![path.to_owned()]);
+    let seen = files.into_iter().map(|file| {
+        let seen = fs::metadata(&file).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len(), meta.ino())));
+        (file, seen)
+    });
+    seen.collect()
+}
+
+/// A watch on a file or folder. Its first look is taken when it is made, so make it before the first load.
+#[derive(Debug)]
+pub struct Watch {
+    path: PathBuf,
+    last: Look,
+}
+
+impl Watch {
+    /// A watch on this path.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), last: look(path) }
+    }
+
+    /// Brings changes into force, for ever. A bad edit keeps the last good policies, logs why and raises a metric.
+    pub async fn run(mut self, governor: Arc<Governor>) {
+        let mut ticks = tokio::time::interval(LOOK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = look(&self.path);
+            if now != self.last {
+                self.last = now;
+                self.reload(&governor);
+            }
+        }
+    }
+
+    fn reload(&self, governor: &Governor) {
+        let loaded = files(&self.path)
+            .map_err(|error| vec![error])
+            .and_then(|files| load(&files, Arc::clone(governor.counters()), governor.options(), true))
+            .and_then(|loaded| loaded.in_force(&self.path, &governor.metrics));
+        match loaded {
+            Ok(new) => {
+                tracing::info!(version = %new.version, policies = new.policies.len(), "policy in force");
+                governor.replace(new);
+            }
+            Err(errors) => {
+                for error in errors {
+                    tracing::error!(%error, "policy refused; the last good one stays in force");
+                }
+                governor.metrics.policy_reload_failures.inc();
+                governor.set_stale();
+            }
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! `toolweir-sidecar stdio`: governs a server that speaks on stdin and stdout, one message a line
+//! (MCP 2025-11-25, Transports, "stdio").
+
+use std::{path::PathBuf, process::Stdio, sync::Arc};
+
+use anyhow::Context;
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
+    process::Command,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use toolweir_engine::{Call, Options};
+
+use crate::{
+    admin::{self, Face, LogLevel, State},
+    governor::{Arrival, Decided, Governor, Outcome},
+    mcp::{
+        answer,
+        list::Filtered,
+        method_label,
+        request::{Message, Refusal, Request, parse},
+        sse::holds_tools,
+    },
+    proxy::body::filter_list,
+    run::govern,
+    under_way::UnderWay,
+};
+
+/// What `stdio` is told.
+#[derive(Clone)]
+pub struct Config {
+    /// The policy file or folder.
+    pub policy: PathBuf,
+    /// The server's name in the policy.
+    pub server: String,
+    /// The server's program and its arguments.
+    pub command: Vec<String>,
+    /// Where metrics and health are served, if anywhere.
+    pub metrics_listen: Option<String>,
+    /// Where audit lines go; else to stderr, since stdout is the protocol's.
+    pub audit_log: Option<PathBuf>,
+    /// The longest message, in bytes.
+    pub longest: usize,
+    /// How many live counts are kept.
+    pub counters: usize,
+    /// What is known of the pod.
+    pub options: Options,
+}
+
+/// Runs the server until it or the client ends. Gives the exit code of the server.
+///
+/// # Errors
+/// The policy is not in order or does not name the server, or the program cannot be started.
+pub async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<u8> {
+    let audit: Box<dyn std::io::Write + Send> = match &config.audit_log {
+        None => Box::new(std::io::stderr()),
+        Some(path) => {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            Box::new(file.with_context(|| format!("--audit-log {}", path.display()))?)
+        }
+    };
+    let (governor, watch) = govern(&config.policy, config.counters, &config.options, audit)?;
+    if governor.in_force().server(&config.server).is_none() {
+        anyhow::bail!(
+            "no policy in {} names the server {}; nothing could be called there",
+            config.policy.display(),
+            config.server
+        );
+    }
+    if let Some(address) = &config.metrics_listen {
+        let listener = admin::bind(address, "--metrics-listen").await?;
+        let (_, stopping) = tokio::sync::watch::channel(false);
+        tokio::spawn(admin::serve(listener, Face::Metrics, State { governor: Arc::clone(&governor), stopping, log_level }));
+    }
+    tokio::spawn(watch.run(Arc::clone(&governor)));
+    let (program, arguments) = config.command.split_first().context("name the server's command after --")?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("{program} cannot be started"))?;
+    let (stdin, stdout) = (child.stdin.take().context("no stdin")?, child.stdout.take().context("no stdout")?);
+    let gate = Gate { governor: Arc::clone(&governor), server: config.server.clone(), under_way: UnderWay::default() };
+    let relay = relay(Arc::new(gate), config.longest, tokio::io::stdin(), tokio::io::stdout(), stdin, stdout);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        done = relay => done?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    // Its stdin is closed now, which is how a client ends a server (MCP 2025-11-25, Lifecycle, "Shutdown").
+    let status = match tokio::time::timeout(std::time::Duration::from_secs(5), child.wait()).await {
+        Ok(status) => status?,
+        Err(_) => {
+            child.kill().await?;
+            child.wait().await?
+        }
+    };
+    governor.audit().close();
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// Decides on the messages of one client and one server.
+#[derive(Debug)]
+pub struct Gate {
+    /// The policies in force and the record of decisions.
+    pub governor: Arc<Governor>,
+    /// The server's name in the policy.
+    pub server: String,
+    /// Calls without an answer yet.
+    pub under_way: UnderWay,
+}
+
+/// What happens to a client's message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// It goes to the server.
+    Forward,
+    /// The client gets this answer.
+    Answer(Bytes),
+    /// It goes nowhere.
+    Drop,
+}
+
+impl Gate {
+    /// Decides on a message of the client: a line without its end.
+    pub fn from_client(&self, line: &[u8]) -> Passage {
+        let in_force = self.governor.in_force();
+        let server = in_force.server(&self.server).map(|server| &**server);
+        let count = |method: &str, outcome| self.governor.count(server, method, outcome);
+        let arrived = Arrival::now();
+        let request = match read(line) {
+            Err(refusal) => {
+                count("_none", Outcome::Refused);
+                tracing::info!(server = self.server, %refusal, "request refused");
+                return Passage::Answer(answer::refusal(None, &refusal));
+            }
+            Ok(Message::Answer) => {
+                count("_answer", Outcome::Ok);
+                return Passage::Forward;
+            }
+            Ok(Message::Request(request)) => request,
+        };
+        let method = method_label(&request.method);
+        if !request.is_tool_call() {
+            let closed = in_force.engine.closed(&self.server);
+            let denial = closed.or_else(|| server.is_none().then(|| toolweir_engine::Denial::no_policy(&self.server, "")));
+            return match denial {
+                None => {
+                    count(method, Outcome::Ok);
+                    Passage::Forward
+                }
+                Some(denial) if request.id.is_some() => {
+                    count(method, Outcome::Denied);
+                    Passage::Answer(answer::denial(&request, &denial))
+                }
+                Some(_) => {
+                    count(method, Outcome::Dropped);
+                    Passage::Drop
+                }
+            };
+        }
+        let (passage, outcome) = self.tool_call(&in_force, &request, arrived);
+        count(method, outcome);
+        passage
+    }
+
+    fn tool_call(&self, in_force: &crate::governor::InForce, request: &Request<'_>, arrived: Arrival) -> (Passage, Outcome) {
+        let tool = request.params.name.as_deref().unwrap_or_default();
+        let call = Call { server: &self.server, tool, arguments: request.params.arguments, session: "" };
+        let Some(id) = request.id else {
+            let decision = crate::governor::dropped(&call);
+            self.governor.record(in_force, &call, decision, arrived).1.finish(Outcome::Dropped);
+            return (Passage::Drop, Outcome::Dropped);
+        };
+        match self.governor.decide(in_force, &call, arrived) {
+            (Decided::Allowed(permit), record) => {
+                self.under_way.add(id, permit);
+                record.finish(Outcome::Ok);
+                (Passage::Forward, Outcome::Ok)
+            }
+            (Decided::Denied(denial), record) => {
+                record.finish(Outcome::Denied);
+                (Passage::Answer(answer::denial(request, &denial)), Outcome::Denied)
+            }
+        }
+    }
+
+    /// Takes a message of the server, and gives what replaces it where it shows what may not be called. Nothing when
+    /// it is dropped: a list that cannot be read.
+    pub fn from_server(&self, line: &[u8]) -> Option<Option<Vec<u8>>> {
+        self.under_way.answered(line);
+        if !holds_tools(line) {
+            return Some(None);
+        }
+        let hidden = self.governor.metrics.tools_hidden.with_label_values(&[self.server.as_str()]);
+        match filter_list(&self.governor, &self.server, &hidden, line) {
+            Ok(Filtered::Same) => Some(None),
+            Ok(Filtered::Edited(edited)) => Some(Some(edited)),
+            Err(error) => {
+                tracing::warn!(server = self.server, %error, "a message of the server was dropped: a list of tools that cannot be read");
+                None
+            }
+        }
+    }
+}
+
+fn read(line: &[u8]) -> Result<Message<'_>, Refusal> {
+    // Python's servers end a line at CR too, so that what stands after one would be a message of its own there.
+    if memchr::memchr(b'\r', line).is_some() {
+        return Err(Refusal::CarriageReturn);
+    }
+    parse(line)
+}
+
+/// Passes lines between client and server until one of them ends.
+///
+/// # Errors
+/// A pipe cannot be read or written.
+pub async fn relay(
+    gate: Arc<Gate>,
+    longest: usize,
+    client_in: impl AsyncRead + Unpin + Send + 'static,
+    mut client_out: impl AsyncWrite + Unpin,
+    mut server_in: impl AsyncWrite + Unpin + Send + 'static,
+    server_out: impl AsyncRead + Unpin,
+) -> std::io::Result<()> {
+    // One writer for the client: answers of the server and of the gate must not mix within a line.
+    let (answers, mut answered) = mpsc::channel::<Bytes>(16);
+    let inbound = {
+        let gate = Arc::clone(&gate);
+        async move {
+            let mut lines = Lines::new(client_in, longest);
+            while let Some(line) = lines.next().await? {
+                let passage = match &line {
+                    Ok(line) if line.is_empty() => Passage::Drop,
+                    Ok(line) => gate.from_client(line),
+                    Err(TooLong) => {
+                        let server = gate.governor.in_force();
+                        gate.governor.count(server.server(&gate.server).map(|server| &**server), "_none", Outcome::Refused);
+                        Passage::Answer(answer::refusal(None, &Refusal::TooLarge(longest)))
+                    }
+                };
+                match (passage, line) {
+                    (Passage::Forward, Ok(mut line)) => {
+                        line.push(b'\n');
+                        server_in.write_all(&line).await?;
+                        server_in.flush().await?;
+                    }
+                    (Passage::Answer(answer), _) => {
+                        if answers.send(answer).await.is_err() {
+                            break;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            // The client has ended: the server's stdin closes with this.
+            server_in.shutdown().await
+        }
+    };
+    let inbound = tokio::spawn(inbound);
+    let mut lines = Lines::new(server_out, longest);
+    loop {
+        tokio::select! {
+            Some(answer) = answered.recv() => {
+                client_out.write_all(&answer).await?;
+                client_out.write_all(b"\n").await?;
+                client_out.flush().await?;
+            }
+            line = lines.next() => {
+                let Some(line) = line? else { break };
+                let Ok(line) = line else {
+                    tracing::warn!(server = gate.server, longest, "a message of the server was dropped: it is too long");
+                    continue;
+                };
+                if let Some(replaced) = gate.from_server(&line) {
+                    client_out.write_all(replaced.as_deref().unwrap_or(&line)).await?;
+                    client_out.write_all(b"\n").await?;
+                    client_out.flush().await?;
+                }
+            }
+        }
+    }
+    inbound.abort();
+    Ok(())
+}
+
+/// A line that is longer than is held; it was passed over.
+struct TooLong;
+
+/// Lines of at most a length. `next` may be cancelled: what was read stays.
+struct Lines<R> {
+    reader: BufReader<R>,
+    line: Vec<u8>,
+    longest: usize,
+    over: bool,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    fn new(reader: R, longest: usize) -> Self {
+        Self { reader: BufReader::with_capacity(64 * 1024, reader), line: Vec::new(), longest, over: false }
+    }
+
+    async fn next(&mut self) -> std::io::Result<Option<Result<Vec<u8>, TooLong>>> {
+        loop {
+            let buffer = self.reader.fill_buf().await?;
+            let ended = buffer.is_empty();
+            let end = memchr::memchr(b'\n', buffer);
+            let part = buffer.get(..end.unwrap_or(buffer.len())).unwrap_or_default();
+            let taken = part.len() + usize::from(end.is_some());
+            if self.line.len() + part.len() > self.longest {
+                self.over = true;
+                self.line.clear();
+            } else if !self.over {
+                self.line.extend_from_slice(part);
+            }
+            self.reader.consume(taken);
+            if end.is_some() || (ended && (!self.line.is_empty() || self.over)) {
+                let mut line = std::mem::take(&mut self.line);
+                if line.last() == Some(&b'\r') {
+                    line.pop();
+                }
+                return Ok(Some(if std::mem::take(&mut self.over) { Err(TooLong) } else { Ok(line) }));
+            }
+            if ended {
+                return Ok(None);
+            }
+        }
+    }
+}

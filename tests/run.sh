@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Everything, from nothing, with a summary. Each stage installs what it needs into the cache folder, or says what to
+# install; none is skipped. `tests/run.sh STAGE...` runs only these.
+. "$(dirname "$0")/lib.sh"
+
+STAGES=(lint unit demo sdk conformance hammer memory start bench-smoke fuzz-smoke)
+[ $# -gt 0 ] && STAGES=("$@")
+LOGS=$CACHE/test-logs
+mkdir -p "$LOGS"
+
+stage() {
+	case $1 in
+	lint) "$ROOT/tests/lint.sh" ;;
+	unit) cargo test --locked --workspace --manifest-path "$ROOT/Cargo.toml" ;;
+	demo) "$ROOT/tests/demo/run.sh" ;;
+	sdk) "$ROOT/tests/sdk/run.sh" ;;
+	conformance) "$ROOT/tests/conformance/run.sh" ;;
+	hammer) "$ROOT/tests/bench/hammer.sh" ;;
+	memory) "$ROOT/tests/bench/memory.sh" ;;
+	start) "$ROOT/tests/bench/start.sh" ;;
+	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" ;;
+	fuzz-smoke) FUZZ_SECONDS=${FUZZ_SECONDS:-20} "$ROOT/tests/fuzz.sh" ;;
+	*) fail "there is no stage $1; there are ${STAGES[*]}" ;;
+	esac
+}
+
+need cargo "https://rustup.rs (Rust 1.95 or later)"
+need python3 "apt-get install python3 python3-venv"
+need npm "apt-get install nodejs npm (Node 20 or later)"
+need cc "apt-get install build-essential"
+
+passed=0 failed=0 summary=
+for name in "${STAGES[@]}"; do
+	printf '\n==== %s\n' "$name"
+	began=$SECONDS
+	# A stage's own exit ends only its subshell.
+	if (stage "$name") 2>&1 | tee "$LOGS/$name.log"; then
+		passed=$((passed + 1)) result=passed
+	else
+		failed=$((failed + 1)) result="FAILED   $LOGS/$name.log"
+	fi
+	summary+=$(printf '  %-14s %5d s   %s' "$name" $((SECONDS - began)) "$result")$'\n'
+done
+
+printf '\n==== summary\n%s\n%d passed, %d failed\n' "$summary" "$passed" "$failed"
+[ "$failed" -eq 0 ]
