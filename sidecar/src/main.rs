@@ -15,7 +15,8 @@ use toolweir_sidecar::{
     import::{self, ImportOptions},
     proxy::Limits,
     run::{self, PolicyErrors},
-    source, stdio,
+    source::{self, Urls},
+    stdio,
 };
 use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
@@ -266,7 +267,7 @@ fn check(paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
     for path in paths {
         files.extend(source::files(path).map_err(|error| PolicyErrors(vec![error]))?);
     }
-    let loaded = source::load(&files, Memory::new(0), &Options::default(), false).map_err(PolicyErrors)?;
+    let loaded = source::load(&files, Memory::new(0), &Options::default(), Urls::MayFollow).map_err(PolicyErrors)?;
     let mut out = std::io::stdout();
     for warning in &loaded.warnings {
         writeln!(out, "warning: {warning}")?;

@@ -27,7 +27,7 @@ use crate::{
         service::Shared,
         upstream,
     },
-    source::{self, Watch},
+    source::{self, Urls, Watch},
 };
 
 /// What `run` is told.
@@ -68,16 +68,17 @@ pub struct PolicyErrors(pub Vec<FileError>);
 /// The policies are not in order, or a thread cannot be started.
 pub fn govern(
     policy: &Path,
+    urls: Urls,
     counters: usize,
     options: &Options,
     audit: Box<dyn std::io::Write + Send>,
 ) -> anyhow::Result<(Arc<Governor>, Watch)> {
     let metrics = Arc::new(Metrics::new()?);
     let counters = Memory::new(counters);
-    let watch = Watch::new(policy);
+    let watch = Watch::new(policy, urls);
     let first = source::files(policy)
         .map_err(|error| vec![error])
-        .and_then(|files| source::load(&files, Arc::clone(&counters), options, true))
+        .and_then(|files| source::load(&files, Arc::clone(&counters), options, urls))
         .and_then(|loaded| loaded.in_force(policy, &metrics))
         .map_err(PolicyErrors)?;
     let audit = Audit::new(audit, metrics.audit_lost.clone()).context("the audit log cannot be started")?;
@@ -113,7 +114,7 @@ impl Sidecar {
 /// # Errors
 /// The policy is not in order, an address cannot be bound, or a certificate cannot be read.
 pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io::Write + Send>) -> anyhow::Result<Sidecar> {
-    let (governor, watch) = govern(&config.policy, config.counters, &config.options, audit)?;
+    let (governor, watch) = govern(&config.policy, Urls::Needed, config.counters, &config.options, audit)?;
     let tls = upstream::tls(config.upstream_ca.as_deref())
         .with_context(|| format!("--upstream-ca {}", config.upstream_ca.as_deref().unwrap_or(Path::new("")).display()))?;
     let (stop, stopping) = watch::channel(false);

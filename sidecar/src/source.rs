@@ -62,12 +62,22 @@ fn file_error(path: &Path, message: String) -> FileError {
     FileError { file: path.display().to_string(), position: None, message }
 }
 
-/// Reads and compiles files. `strict` when they are all that there is: then a server without a url is an error, not
-/// a warning.
+/// What a server without a url is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urls {
+    /// An error: servers are reached by it.
+    Needed,
+    /// A warning: other policies may give it.
+    MayFollow,
+    /// As it should be: the server is a program.
+    Unused,
+}
+
+/// Reads and compiles files.
 ///
 /// # Errors
 /// All that is wrong with the first file that is wrong, or with the policies together.
-pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, strict: bool) -> Result<Loaded, Vec<FileError>> {
+pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: Urls) -> Result<Loaded, Vec<FileError>> {
     let mut texts = Vec::new();
     for path in paths {
         let bytes = fs::read(path).map_err(|error| vec![file_error(path, format!("cannot be read: {error}"))])?;
@@ -84,12 +94,11 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, strict:
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for problem in problems {
         let Some(place) = located.get(problem.policy) else { continue };
-        let refused = match problem.severity {
-            Severity::Invalid => true,
-            Severity::NoUrl => strict,
-            Severity::Conflict => false,
-        };
-        if refused { &mut errors } else { &mut warnings }.push(place.error(&problem.error));
+        match (problem.severity, urls) {
+            (Severity::Invalid, _) | (Severity::NoUrl, Urls::Needed) => errors.push(place.error(&problem.error)),
+            (Severity::Conflict, _) | (Severity::NoUrl, Urls::MayFollow) => warnings.push(place.error(&problem.error)),
+            (Severity::NoUrl, Urls::Unused) => {}
+        }
     }
     for (policy, place) in policies.iter().zip(&located) {
         for (index, server) in policy.spec.servers.iter().enumerate() {
@@ -145,13 +154,14 @@ fn look(path: &Path) -> Look {
 #[derive(Debug)]
 pub struct Watch {
     path: PathBuf,
+    urls: Urls,
     last: Look,
 }
 
 impl Watch {
     /// A watch on this path.
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), last: look(path) }
+    pub fn new(path: &Path, urls: Urls) -> Self {
+        Self { path: path.to_owned(), urls, last: look(path) }
     }
 
     /// Brings changes into force, for ever. A bad edit keeps the last good policies, logs why and raises a metric.
@@ -171,7 +181,7 @@ impl Watch {
     fn reload(&self, governor: &Governor) {
         let loaded = files(&self.path)
             .map_err(|error| vec![error])
-            .and_then(|files| load(&files, Arc::clone(governor.counters()), governor.options(), true))
+            .and_then(|files| load(&files, Arc::clone(governor.counters()), governor.options(), self.urls))
             .and_then(|loaded| loaded.in_force(&self.path, &governor.metrics));
         match loaded {
             Ok(new) => {

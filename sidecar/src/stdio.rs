@@ -25,6 +25,7 @@ use crate::{
     },
     proxy::body::filter_list,
     run::govern,
+    source::Urls,
     under_way::UnderWay,
 };
 
@@ -61,7 +62,7 @@ pub async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<u8> {
             Box::new(file.with_context(|| format!("--audit-log {}", path.display()))?)
         }
     };
-    let (governor, watch) = govern(&config.policy, config.counters, &config.options, audit)?;
+    let (governor, watch) = govern(&config.policy, Urls::Unused, config.counters, &config.options, audit)?;
     if governor.in_force().server(&config.server).is_none() {
         anyhow::bail!(
             "no policy in {} names the server {}; nothing could be called there",

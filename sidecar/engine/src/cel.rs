@@ -61,6 +61,7 @@ pub struct Expression {
     program: Program,
     /// Every name that it could read of the arguments.
     names: Vec<String>,
+    reads_arguments: bool,
 }
 
 /// What an expression sees.
@@ -102,13 +103,18 @@ impl Expression {
         })?;
         let mut walk = Walk::default();
         walk.expression(&program.expression().expr)?;
-        let names = walk.names;
-        Ok(Self { program, names })
+        let (names, reads_arguments) = (walk.names, walk.reads_arguments);
+        Ok(Self { program, names, reads_arguments })
     }
 
     /// The names that it could read of the arguments.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// Whether it reads the arguments at all.
+    pub fn reads_arguments(&self) -> bool {
+        self.reads_arguments
     }
 
     fn evaluate(&self, inputs: &Inputs<'_>) -> Result<Value, String> {
@@ -141,7 +147,7 @@ impl Expression {
     /// It failed, is negative or not a number; the caller denies.
     pub fn cost(&self, inputs: &Inputs<'_>) -> Result<Amount, String> {
         #[expect(clippy::cast_precision_loss, reason = "integers this large are over any maximum")]
-        let number = match self.evaluate(inputs)? {
+        let number = match self.evaluate(inputs).map_err(not_evaluated)? {
             Value::Int(number) => number as f64,
             Value::UInt(number) => number as f64,
             Value::Float(number) => number,
@@ -160,8 +166,8 @@ impl Expression {
                 Value::String(inner) => text.push_str(&format!("{inner:?}")),
                 Value::Int(inner) => text.push_str(&inner.to_string()),
                 Value::UInt(inner) => text.push_str(&inner.to_string()),
-                // 1.0 and 1 are one key, as they are equal in CEL.
-                Value::Float(inner) => text.push_str(&inner.to_string()),
+                // 1.0 and 1 are one key, as they are equal in CEL; so are -0.0 and 0, whose sum is 0.
+                Value::Float(inner) => text.push_str(&(inner + 0.0).to_string()),
                 Value::Bool(inner) => text.push_str(&inner.to_string()),
                 Value::Null => text.push_str("null"),
                 Value::List(items) => {
@@ -177,13 +183,18 @@ impl Expression {
             Ok(())
         }
         let mut text = String::new();
-        write(&self.evaluate(inputs)?, &mut text)?;
+        write(&self.evaluate(inputs).map_err(not_evaluated)?, &mut text)?;
         Ok(text)
     }
 }
 
 fn too_deep() -> String {
     format!("nests deeper than {MAX_DEPTH} levels; write two validations")
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what map_err gives")]
+fn not_evaluated(why: String) -> String {
+    format!("could not be evaluated: {why}")
 }
 
 fn one_line(text: &str) -> String {
@@ -197,6 +208,7 @@ struct Walk<'a> {
     scope: Vec<&'a str>,
     inside_comprehension: bool,
     depth: usize,
+    reads_arguments: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -215,6 +227,7 @@ impl<'a> Walk<'a> {
             Expr::Unspecified => return Err("is empty".to_owned()),
             Expr::Ident(name) => {
                 let name = name.as_str();
+                self.reads_arguments |= name == "args";
                 if !VARIABLES.contains(&name) && !TYPES.contains(&name) && !self.scope.contains(&name) {
                     return Err(format!("`{name}` is no variable; there are {}", VARIABLES.join(", ")));
                 }
@@ -313,7 +326,7 @@ pub enum ArgumentsError {
 }
 
 /// Reads a call's arguments for expressions that read `names` of them; absent ones are an empty object.
-pub fn arguments(raw: Option<Raw<'_>>, names: &[&str]) -> Result<Value, ArgumentsError> {
+pub fn arguments<N: AsRef<str>>(raw: Option<Raw<'_>>, names: &[N]) -> Result<Value, ArgumentsError> {
     let Some(raw) = raw else { return Ok(Value::Map(Map { map: Arc::default() })) };
     match raw.kind() {
         Kind::Object => value(&mut raw.reader(), names, &mut MAX_VALUES.clone()),
@@ -323,7 +336,7 @@ pub fn arguments(raw: Option<Raw<'_>>, names: &[&str]) -> Result<Value, Argument
     }
 }
 
-fn value(reader: &mut Reader<'_>, names: &[&str], left: &mut usize) -> Result<Value, ArgumentsError> {
+fn value<N: AsRef<str>>(reader: &mut Reader<'_>, names: &[N], left: &mut usize) -> Result<Value, ArgumentsError> {
     *left = left.checked_sub(1).ok_or(ArgumentsError::TooMany)?;
     match reader.peek()? {
         Kind::Object => {
@@ -333,8 +346,8 @@ fn value(reader: &mut Reader<'_>, names: &[&str], left: &mut usize) -> Result<Va
                 if key.contains('\0') {
                     return Err(ArgumentsError::Nul);
                 }
-                if let Some(known) = names.iter().find(|known| **known != key && same_but_for_case(known, &key)) {
-                    return Err(ArgumentsError::Case(shorten(&key), (*known).to_owned()));
+                if let Some(known) = names.iter().map(AsRef::as_ref).find(|known| *known != key && same_but_for_case(known, &key)) {
+                    return Err(ArgumentsError::Case(shorten(&key), known.to_owned()));
                 }
                 let inner = value(reader, names, left)?;
                 if map.insert(Key::String(Arc::new(key.clone())), inner).is_some() {

@@ -204,7 +204,8 @@ impl Compiler<'_> {
                 let message = format!(
                     "`{}` and `{}` (tools[{first}]) are equally specific, match the same tools and have different actions; \
                      give both the same action or make one longer",
-                    entry.name, other.name
+                    entry.name.escape_debug(),
+                    other.name.escape_debug()
                 );
                 self.errors.push(FieldError { path: format!("{path}.tools[{index}].name"), message });
             }
@@ -261,7 +262,10 @@ impl Compiler<'_> {
                     Some(source) => Some((key?, source.clone())),
                     None => None,
                 },
-                cost,
+                cost: match &limit.cost {
+                    Some(source) => Some((cost?, source.clone())),
+                    None => None,
+                },
                 label,
             })
         });

@@ -266,11 +266,6 @@ impl Counters for Memory {
             return Ok(Permit::default());
         }
         let mut inner = self.lock();
-        for (index, hold) in holds.iter().enumerate() {
-            if inner.under_way.get(&*hold.identity.text).copied().unwrap_or(0) >= hold.max {
-                return Err(Refusal::Busy(index));
-            }
-        }
         let mut full = SmallVec::new();
         let mut missing = 0;
         for (index, take) in takes.iter().enumerate() {
@@ -288,6 +283,11 @@ impl Counters for Memory {
         }
         if !full.is_empty() {
             return Err(Refusal::Full(full));
+        }
+        for (index, hold) in holds.iter().enumerate() {
+            if inner.under_way.get(&*hold.identity.text).copied().unwrap_or(0) >= hold.max {
+                return Err(Refusal::Busy(index));
+            }
         }
         // Room for all that are new, before the first is made.
         if missing > 0 && !inner.room(self.most.saturating_sub(missing - 1), now) {

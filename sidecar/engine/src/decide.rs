@@ -6,11 +6,11 @@ use smallvec::SmallVec;
 use toolweir_crds::Scope;
 
 use crate::{
-    cel::{self, Inputs},
+    cel::{self, Expression, Inputs},
     counters::{Counters, Hold, Permit, Refusal, Take, instance},
     denial::{Denial, LimitInfo, Reason, shown, whole_seconds},
     json::Raw,
-    rules::{Engine, Limit, Plan, Step},
+    rules::{Engine, Group, Limit, Step},
     window::{Amount, Full, Timestamp},
 };
 
@@ -76,12 +76,7 @@ impl Engine {
             return Decision::denied(Denial::no_policy(call.server, call.tool));
         };
         let plan = rules.plan(call.tool);
-        if let Some(denial) = &plan.denial {
-            return Decision::denied(denial.clone());
-        }
-        let arguments = self.arguments(&plan, call);
-        let look = Look { engine: self, call, now, arguments: &arguments };
-        let permit = match look.steps(&plan.enforced) {
+        let permit = match self.ask(&plan.enforced, call, now) {
             Ok(permit) => permit,
             Err(denial) => return Decision::denied(denial),
         };
@@ -91,12 +86,8 @@ impl Engine {
             outcome: Outcome::Allowed(permit),
             would_deny: Vec::new(),
         };
-        for step in &plan.audited {
-            let answer = match &step.denial {
-                Some(denial) => Err(denial.clone()),
-                None => look.steps(std::slice::from_ref(step)),
-            };
-            match (answer, &mut decision.outcome) {
+        for group in &plan.audited {
+            match (self.ask(group, call, now), &mut decision.outcome) {
                 (Ok(taken), Outcome::Allowed(permit)) => permit.join(taken),
                 (Ok(_), Outcome::Denied(_)) => {}
                 (Err(denial), _) => decision.would_deny.push(denial),
@@ -110,12 +101,13 @@ impl Engine {
         decision
     }
 
-    fn arguments(&self, plan: &Plan, call: &Call<'_>) -> Result<::cel::Value, cel::ArgumentsError> {
-        if !plan.reads_arguments {
-            return Ok(::cel::Value::Null);
+    /// What policies say together: all of their limits taken, or the most severe denial.
+    fn ask(&self, group: &Group, call: &Call<'_>, now: Timestamp) -> Result<Permit, Denial> {
+        if let Some(denial) = &group.denial {
+            return Err(denial.clone());
         }
-        let names: Vec<&str> = plan.names.iter().map(String::as_str).collect();
-        cel::arguments(call.arguments, &names)
+        let arguments = group.names.as_ref().map_or(Ok(::cel::Value::Null), |names| cel::arguments(call.arguments, names));
+        Look { engine: self, call, now, arguments }.steps(&group.steps)
     }
 }
 
@@ -124,14 +116,13 @@ struct Look<'a> {
     engine: &'a Engine,
     call: &'a Call<'a>,
     now: Timestamp,
-    arguments: &'a Result<::cel::Value, cel::ArgumentsError>,
+    arguments: Result<::cel::Value, cel::ArgumentsError>,
 }
 
 /// Which limit each take stands for.
 type Sources<'a> = SmallVec<[(&'a Step, &'a Arc<str>, &'a Limit); 4]>;
 
 impl Look<'_> {
-    /// What these policies say together: all of their limits taken, or the most severe denial.
     fn steps(&self, steps: &[Step]) -> Result<Permit, Denial> {
         let mut denials: SmallVec<[Denial; 1]> = SmallVec::new();
         for step in steps {
@@ -159,11 +150,15 @@ impl Look<'_> {
             .map_err(|refusal| self.refusal(&refusal, &takes, &sources, &holds, &holders))
     }
 
-    fn inputs(&self, step: &Step, entry: &Arc<str>) -> Result<Inputs<'_>, Denial> {
-        let args = self.arguments.as_ref().map_err(|error| {
-            let what = format!("the call's `arguments` {error}. Correct that and try again.");
-            self.denial(step, entry, Reason::Malformed, &what)
-        })?;
+    fn inputs(&self, step: &Step, entry: &Arc<str>, expression: &Expression) -> Result<Inputs<'_>, Denial> {
+        let args = match &self.arguments {
+            Ok(args) => args,
+            Err(_) if !expression.reads_arguments() => &::cel::Value::Null,
+            Err(error) => {
+                let what = format!("the call's `arguments` {error}. Correct that and try again.");
+                return Err(self.denial(step, entry, Reason::Malformed, &what));
+            }
+        };
         Ok(Inputs { args, tool: self.call.tool, server: self.call.server, session: self.call.session, pod: &self.engine.pod })
     }
 
@@ -174,7 +169,7 @@ impl Look<'_> {
     fn conditions(&self, step: &Step) -> Result<(), Denial> {
         for entry in step.matching() {
             for validation in &entry.validations {
-                let inputs = self.inputs(step, &entry.name)?;
+                let inputs = self.inputs(step, &entry.name, &validation.expression)?;
                 let failed = match validation.expression.holds(&inputs) {
                     Ok(true) => continue,
                     Ok(false) => String::new(),
@@ -207,12 +202,14 @@ impl Look<'_> {
             which = Cow::Borrowed(self.call.session);
         }
         if let Some((key, source)) = &limit.key {
-            let value = key.key(&self.inputs(step, entry)?).map_err(|why| failed("key", source, &why))?;
+            let value = key.key(&self.inputs(step, entry, key)?).map_err(|why| failed("key", source, &why))?;
             which = Cow::Owned(format!("{which}\u{1}{value}"));
         }
         let amount = match &limit.cost {
             None => Amount::ONE,
-            Some(cost) => cost.cost(&self.inputs(step, entry)?).map_err(|why| failed("cost", "cost", &why))?,
+            Some((cost, source)) => {
+                cost.cost(&self.inputs(step, entry, cost)?).map_err(|why| failed("cost", source, &why))?
+            }
         };
         let instance = instance(&which);
         // Limits that count together count a call once: the dearest, against the smallest maximum.

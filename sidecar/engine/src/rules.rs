@@ -87,9 +87,15 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// What it says of the tools that it matches: `*` has no say unless it says so.
+    /// What it says of the tools that it matches: `*` has no say unless it says so, nor have several `*`.
     pub(crate) fn effective_action(&self) -> Option<Action> {
-        self.action.or_else(|| (&*self.name != "*").then_some(Action::Allow))
+        self.action.or_else(|| self.name.contains(|c| c != '*').then_some(Action::Allow))
+    }
+
+    /// Its expressions.
+    fn expressions(&self) -> impl Iterator<Item = &Expression> {
+        let limits = self.limits.iter().flat_map(|limit| limit.key.iter().chain(&limit.cost));
+        self.validations.iter().map(|validation| &validation.expression).chain(limits.map(|(expression, _)| expression))
     }
 }
 
@@ -102,7 +108,7 @@ pub(crate) struct Limit {
     pub window_text: Arc<str>,
     pub scope: Scope,
     pub key: Option<(Expression, String)>,
-    pub cost: Option<Expression>,
+    pub cost: Option<(Expression, String)>,
     pub label: String,
 }
 
@@ -120,7 +126,7 @@ pub(crate) struct Step {
     /// The entries that match, most specific first.
     pub entries: SmallVec<[usize; 2]>,
     /// The denial that needs no look at the call.
-    pub denial: Option<Denial>,
+    denial: Option<Denial>,
 }
 
 impl Step {
@@ -132,25 +138,38 @@ impl Step {
     pub(crate) fn deciding_entry(&self) -> Option<&Arc<str>> {
         self.matching().find(|entry| entry.effective_action().is_some()).map(|entry| &entry.name)
     }
+}
 
-    fn reads_arguments(&self) -> bool {
-        self.matching().any(|entry| {
-            !entry.validations.is_empty() || entry.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
-        })
+/// What policies that decide together say about one tool: all that are enforced, or one in audit mode.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub steps: SmallVec<[Step; 1]>,
+    /// The denial that needs no look at the call: the most severe.
+    pub denial: Option<Denial>,
+    /// The names that they could read of the arguments; nothing where they do not read them.
+    pub names: Option<Vec<String>>,
+}
+
+impl Group {
+    fn new(steps: SmallVec<[Step; 1]>) -> Self {
+        let denial = steps.iter().filter_map(|step| step.denial.as_ref()).min_by_key(|denial| denial.reason).cloned();
+        let expressions = || steps.iter().flat_map(Step::matching).flat_map(Entry::expressions);
+        let names = expressions().any(Expression::reads_arguments).then(|| {
+            let mut names: Vec<String> = expressions().flat_map(|expression| expression.names().iter().cloned()).collect();
+            names.sort();
+            names.dedup();
+            names
+        });
+        Self { steps, denial, names }
     }
 }
 
 /// What holds for one tool of one server.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub enforced: SmallVec<[Step; 1]>,
-    pub audited: SmallVec<[Step; 1]>,
-    /// The denial that needs no look at the call: the most severe of the enforced policies.
-    pub denial: Option<Denial>,
-    /// Whether some policy reads the arguments.
-    pub reads_arguments: bool,
-    /// The names that they read.
-    pub names: Vec<String>,
+    pub enforced: Group,
+    /// The policies in audit mode, each on its own.
+    pub audited: SmallVec<[Group; 1]>,
     /// The first policy and its entry: where all allow, the call is counted under it.
     pub policy: Option<Arc<str>>,
     pub entry: Option<Arc<str>>,
@@ -222,21 +241,10 @@ impl ServerRules {
         let all: SmallVec<[Step; 2]> = self.parts.iter().map(|part| part.step(tool)).collect();
         let policy = all.first().map(|step| Arc::clone(&step.part.policy));
         let entry = all.first().and_then(Step::deciding_entry).cloned();
-        let (enforced, audited): (SmallVec<_>, SmallVec<_>) =
+        let (enforced, audited): (SmallVec<_>, SmallVec<[Step; 1]>) =
             all.into_iter().partition(|step| step.part.mode == Mode::Enforce || step.part.broken.is_some());
-        let denial = enforced.iter().filter_map(|step: &Step| step.denial.as_ref()).min_by_key(|denial| denial.reason).cloned();
-        let steps = || enforced.iter().chain(&audited);
-        let mut names: Vec<String> = steps()
-            .flat_map(Step::matching)
-            .flat_map(|entry| {
-                let limits = entry.limits.iter().flat_map(|limit| limit.key.iter().map(|(key, _)| key).chain(&limit.cost));
-                entry.validations.iter().map(|validation| &validation.expression).chain(limits)
-            })
-            .flat_map(|expression| expression.names().iter().cloned())
-            .collect();
-        names.sort();
-        names.dedup();
-        Plan { reads_arguments: steps().any(Step::reads_arguments), enforced, audited, denial, names, policy, entry }
+        let audited = audited.chunk_by(|a, b| a.part.policy == b.part.policy).map(|own| Group::new(own.into())).collect();
+        Plan { enforced: Group::new(enforced), audited, policy, entry }
     }
 }
 
@@ -253,7 +261,7 @@ impl Engine {
 
     /// Whether `tools/list` shows a tool: whether no enforced policy denies it whatever the arguments are.
     pub fn shows(&self, server: &str, tool: &str) -> bool {
-        self.servers.get(server).is_some_and(|rules| rules.plan(tool).denial.is_none())
+        self.servers.get(server).is_some_and(|rules| rules.plan(tool).enforced.denial.is_none())
     }
 
     /// The denial of everything on a server, if a policy of it does not compile.

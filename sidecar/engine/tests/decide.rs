@@ -198,8 +198,8 @@ mod what_a_denied_caller_is_told {
                 "max: 2, window: 1h30m, scope: Session",
                 "send is limited to 2 calls in 1h30m in each session. Try again in 5441 s.",
             ),
-            ("max: 2, window: day, key: args.k", "send is limited to 2 calls a day for each `args.k`. Try again in 87731 s."),
-            ("max: 5, window: day, cost: args.n", "send is limited to a total cost of 5 a day. Try again in 87731 s."),
+            ("max: 2, window: day, key: args.k", "send is limited to 2 calls a day for each `args.k`. Try again in 87706 s."),
+            ("max: 5, window: day, cost: args.n", "send is limited to a total cost of 5 a day. Try again in 87706 s."),
         ] {
             let engine = send(limit);
             let mut last = Ok(());
@@ -266,10 +266,10 @@ mod what_a_denied_caller_is_told {
         let with = |limit: &str| engine(&[tools(&format!("{{name: pay, limits: [{{max: 5, window: day, {limit}}}]}}"))]);
         for (limit, arguments, told) in [
             ("key: args.who", "{}", "the key `args.who` of a limit could not be evaluated: No such key: who."),
-            ("key: args.who", r#"{"who": {}}"#, "the key `args.who` of a limit is a map, which cannot be a key."),
+            ("key: args.who", r#"{"who": {}}"#, "the key `args.who` of a limit is a Map, which cannot be a key."),
             ("cost: args.n", "{}", "the cost `args.n` of a limit could not be evaluated: No such key: n."),
             ("cost: args.n", r#"{"n": -1}"#, "the cost `args.n` of a limit is negative or not a number."),
-            ("cost: args.n", r#"{"n": "1"}"#, "the cost `args.n` of a limit is a string, not a number."),
+            ("cost: args.n", r#"{"n": "1"}"#, "the cost `args.n` of a limit is a String, not a number."),
         ] {
             let denial = denied(call(&with(limit), "pay", arguments, 0));
             assert_eq!(denial.message, format!("Denied by policy agents/p: {told}"));
@@ -600,7 +600,7 @@ mod audit {
 
     #[test]
     fn is_not_asked_about_a_call_that_another_policy_denies() {
-        let enforced = policy("enforced", "servers: [{name: s, tools: [{name: a, validations: [{expression: 'args.n == 1'}]}]}]");
+        let enforced = policy("enforced", "servers: [{name: s, url: 'http://s/mcp', tools: [{name: a, validations: [{expression: 'args.n == 1'}]}]}]");
         let engine = engine(&[auditing("{name: a, limits: [{max: 1, window: minute}]}"), enforced]);
         let decision = call(&engine, "a", r#"{"n": 2}"#, 0);
         assert_eq!((reason(&decision), decision.would_deny.len()), (Reason::Validation, 0));
@@ -610,7 +610,7 @@ mod audit {
 
     #[test]
     fn the_names_that_it_reads_do_not_make_another_policy_deny() {
-        let enforced = policy("enforced", "servers: [{name: s, tools: [{name: a, validations: [{expression: 'args.n == 1'}]}]}]");
+        let enforced = policy("enforced", "servers: [{name: s, url: 'http://s/mcp', tools: [{name: a, validations: [{expression: 'args.n == 1'}]}]}]");
         let audit = auditing("{name: a, validations: [{expression: \"has(args.to)\"}]}");
         let arguments = r#"{"n": 1, "To": "me"}"#;
         let alone = engine(std::slice::from_ref(&enforced));
@@ -623,7 +623,7 @@ mod audit {
 
     #[test]
     fn of_several_the_most_severe_is_the_first_told() {
-        let other = policy("b", "mode: Audit, servers: [{name: s, tools: [{name: a, action: Deny}]}]");
+        let other = policy("b", "mode: Audit, servers: [{name: s, url: 'http://s/mcp', tools: [{name: a, action: Deny}]}]");
         let engine = engine(&[auditing("{name: a, validations: [{expression: 'false'}]}"), other]);
         let decision = call(&engine, "a", "", 0);
         let told: Vec<(Reason, &str)> =
@@ -924,7 +924,7 @@ mod arguments {
         (r#"{"Amount": 9}"#, "has the key `Amount`, which differs from `amount` in case alone"),
         (r#"{"x": {"AMOUNT": 9}}"#, "has the key `AMOUNT`, which differs from `amount` in case alone"),
         (r#"{"amount\u0000": 9}"#, "has a key with a NUL character"),
-        (r#"{"x": "\ud800"}"#, "has a string with half of a surrogate pair (byte 0)"),
+        (r#"{"x": "\ud800"}"#, "has a string with half of a surrogate pair (byte 6)"),
         (r"[1]", "is not an object"),
     ];
 

@@ -68,16 +68,29 @@ pub(super) fn not_all(parts: &[Part]) -> String {
 
 /// Whether an expression is one that a policy can hold.
 pub(super) fn check(expression: &str, path: &str, errors: &mut Errors) -> bool {
-    if expression.len() > bounds::EXPRESSION {
-        let most = bounds::EXPRESSION;
-        errors.at(path, format!("becomes a CEL expression of {} bytes, and {most} are possible; split it", expression.len()));
-        return false;
+    let fits = fits(expression, path, errors);
+    match fits.then(|| Expression::compile(expression)) {
+        Some(Ok(_)) => true,
+        Some(Err(why)) => {
+            errors.at(path, format!("becomes the CEL expression `{}`, which {why}", shown(expression)));
+            false
+        }
+        None => false,
     }
-    if let Err(why) = Expression::compile(expression) {
-        errors.at(path, format!("becomes the CEL expression `{}`, which {why}", shown(expression)));
-        return false;
+}
+
+/// Whether a policy can hold an expression.
+pub(super) fn is_fit(expression: &str) -> bool {
+    expression.len() <= bounds::EXPRESSION && Expression::compile(expression).is_ok()
+}
+
+/// Whether an expression is short enough for a policy, and so for what compiles it.
+fn fits(expression: &str, path: &str, errors: &mut Errors) -> bool {
+    let (len, most) = (expression.len(), bounds::EXPRESSION);
+    if len > most {
+        errors.at(path, format!("becomes a CEL expression of {len} bytes, and {most} are possible; split it"));
     }
-    true
+    len <= most
 }
 
 /// Where the arguments hold what a condition is about.
@@ -112,6 +125,10 @@ fn place(path: &str, at: &str, errors: &mut Errors) -> Option<Place> {
         errors.at(at, format!("is `{}`; {what}write a path into the arguments, such as args.amount", shown(path)));
         return None;
     };
+    if path.len() > bounds::EXPRESSION {
+        errors.at(at, format!("has {} bytes; a policy holds expressions of {} at most", path.len(), bounds::EXPRESSION));
+        return None;
+    }
     let (mut there, mut value) = (Vec::new(), "args".to_owned());
     for (depth, step) in steps.split('.').enumerate() {
         let problem = match step {
@@ -237,6 +254,9 @@ impl Builder<'_, '_> {
                 return None;
             }
         };
+        if !fits(&matches, self.at, errors) {
+            return None;
+        }
         if let Err(why) = Expression::compile(&matches) {
             let why = why.trim_start_matches("`matches` has a pattern that ");
             errors.at(self.at, format!("is a pattern that {why}"));

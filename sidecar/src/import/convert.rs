@@ -324,20 +324,32 @@ fn shared_counters(every: &Entry, entry: &Entry, errors: &mut Errors) {
     }
 }
 
-/// Joins conditions that say the same to the caller, where an entry has more than it can hold.
+/// Joins conditions that say the same to the caller, where an entry has more than it can hold: as few at a time as it
+/// takes.
 fn join(checks: Vec<Check>) -> Vec<Check> {
-    if checks.len() <= bounds::VALIDATIONS {
+    if checks.len() <= bounds::VALIDATIONS || checks.len() > bounds::VALIDATIONS * bounds::VALIDATIONS {
         return checks;
     }
+    (2..=bounds::VALIDATIONS)
+        .map(|size| join_by(&checks, size))
+        .find(|joined| joined.len() <= bounds::VALIDATIONS)
+        .unwrap_or(checks)
+}
+
+/// Joins up to `size` conditions of one message at a time.
+fn join_by(checks: &[Check], size: usize) -> Vec<Check> {
     let mut joined: Vec<Check> = Vec::new();
-    let mut open: HashMap<Option<String>, usize> = HashMap::new();
+    let mut open: HashMap<Option<&str>, (usize, usize)> = HashMap::new();
     for check in checks {
-        let last = open.get(&check.message).and_then(|index| joined.get_mut(*index));
-        if let Some(last) = last.filter(|last| last.expression.len() + 4 + check.expression.len() <= bounds::EXPRESSION) {
-            last.expression.extend([" && ", &check.expression]);
+        let (index, count) = open.entry(check.message.as_deref()).or_insert((0, size));
+        let both = joined.get(*index).map(|last| format!("{} && {}", last.expression, check.expression));
+        let fits = both.filter(|both| *count < size && condition::is_fit(both));
+        if let Some((both, last)) = fits.zip(joined.get_mut(*index)) {
+            last.expression = both;
+            *count += 1;
         } else {
-            open.insert(check.message.clone(), joined.len());
-            joined.push(check);
+            (*index, *count) = (joined.len(), 1);
+            joined.push(check.clone());
         }
     }
     joined

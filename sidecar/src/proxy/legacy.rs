@@ -32,6 +32,8 @@ impl Default for Streams {
 /// Where the messages of a stream go, and how answers get into it.
 #[derive(Clone, Debug)]
 pub struct Stream {
+    /// Its random id.
+    pub id: String,
     /// The server's name.
     pub server: String,
     /// Where the server wants messages.
@@ -107,7 +109,7 @@ impl Open {
         self.streams.random.fill(&mut random).ok()?;
         let id = data_encoding::HEXLOWER.encode(&random);
         let stream =
-            Stream { server: self.server.clone(), endpoint, events: self.events.clone(), under_way: Arc::clone(&self.under_way) };
+            Stream { id: id.clone(), server: self.server.clone(), endpoint, events: self.events.clone(), under_way: Arc::clone(&self.under_way) };
         let mut open = self.streams.lock();
         if let Some(before) = self.id.replace(id.clone()) {
             open.remove(&before);

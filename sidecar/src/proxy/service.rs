@@ -256,7 +256,8 @@ impl Proxy {
             }
             let server = way.server.ok_or(Failure::UnknownServer)?;
             let url = endpoint(server, legacy.as_ref())?;
-            let lists = message.method == "tools/list";
+            // On an HTTP+SSE stream the list comes there, not here.
+            let lists = message.method == "tools/list" && legacy.is_none();
             let id = message.id.map(|id| id.as_str().to_owned());
             let answer = async {
                 let response = self.send(&Method::POST, &parts.headers, url, bytes.clone(), server, way).await?;
@@ -288,7 +289,9 @@ impl Proxy {
         way: &mut Way<'_>,
     ) -> Result<(Response<Answer>, Outcome), Failure> {
         let governor = &self.shared.governor;
-        let session = client.headers.get(SESSION_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        // In the HTTP+SSE transport a session is a stream.
+        let header = || client.headers.get(SESSION_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let session = client.legacy.map_or_else(header, |stream| &stream.id);
         let call = Call {
             server: name,
             tool: message.params.name.as_deref().unwrap_or_default(),

@@ -54,6 +54,8 @@ pub async fn run(args: Args) -> Result<bool> {
     let (resident, _) = tokio::try_join!(watch, load::run(run.clone(), None))?;
     let (middle, last) = (resident[4], memory(args.pid, "VmRSS")?);
     let most = memory(args.pid, "VmHWM")?;
+    // Code that was read from the binary is resident too, and the kernel can drop it.
+    println!("of it:   {} KiB its own, {} KiB of files", memory(args.pid, "RssAnon")?, memory(args.pid, "RssFile")?);
 
     let small = bar(most <= args.max_kib, &format!("the most ever resident (VmHWM) is {most} KiB (<= {} KiB)", args.max_kib));
     let flat = bar(

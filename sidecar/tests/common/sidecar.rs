@@ -1,0 +1,136 @@
+//! A sidecar in this process, on ports that are free.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::Value;
+use toolweir_engine::{Memory, Options};
+use toolweir_sidecar::{
+    governor::Governor,
+    proxy::Limits,
+    run::{self, Config},
+};
+
+use super::{
+    client::{Answer, Ask, Http},
+    folder::Folder,
+    logs::{self, Log},
+    metrics::Scrape,
+    until, within,
+};
+
+pub struct Sidecar {
+    pub address: SocketAddr,
+    pub metrics: SocketAddr,
+    pub admin: SocketAddr,
+    pub governor: Arc<Governor>,
+    pub folder: Folder,
+    running: run::Sidecar,
+    audit: Log,
+}
+
+/// What a sidecar is told for a test.
+pub fn config(policy: &Path) -> Config {
+    let free = || "127.0.0.1:0".to_owned();
+    Config {
+        policy: policy.to_owned(),
+        listen: free(),
+        metrics_listen: free(),
+        admin_listen: free(),
+        upstream_ca: None,
+        limits: Limits::default(),
+        counters: Memory::COUNTERS,
+        workers: 2,
+        allowed_hosts: Vec::new(),
+        drain: Duration::from_secs(5),
+        options: Options::default(),
+    }
+}
+
+impl Sidecar {
+    /// Starts one with the text of a policy.
+    pub async fn start(policy: &str) -> Self {
+        Self::with(policy, |_| {}).await
+    }
+
+    /// Starts one that is told something else, too.
+    pub async fn with(policy: &str, change: impl FnOnce(&mut Config)) -> Self {
+        let folder = Folder::new();
+        let path = folder.write("policy.yaml", policy);
+        Self::at(folder, path, change).await
+    }
+
+    /// Starts one with policies that are somewhere in a folder.
+    pub async fn at(folder: Folder, policy: PathBuf, change: impl FnOnce(&mut Config)) -> Self {
+        logs::log();
+        let mut config = config(&policy);
+        change(&mut config);
+        let audit = Log::default();
+        let running = run::start(&config, Arc::new(|_| Ok("info".to_owned())), Box::new(audit.clone())).await;
+        let running = running.unwrap_or_else(|error| panic!("{error:#}"));
+        Self {
+            address: running.proxy.address,
+            metrics: running.metrics,
+            admin: running.admin,
+            governor: Arc::clone(&running.governor),
+            folder,
+            running,
+            audit,
+        }
+    }
+
+    /// Sends a request over HTTP/1.1.
+    pub async fn ask(&self, ask: &Ask) -> Answer {
+        ask.over(Http::One, self.address).await
+    }
+
+    /// Posts a message to the server `bank`, and gives the JSON of its answer.
+    pub async fn post(&self, body: &str) -> Value {
+        self.ask(&Ask::post(body)).await.json()
+    }
+
+    /// Posts a call, and gives the reason of its denial; `none` when it went through.
+    pub async fn reason(&self, body: &str) -> String {
+        let answer = self.post(body).await;
+        match answer.pointer("/result/_meta/toolweir.dev~1denial/reason") {
+            Some(reason) => reason.as_str().unwrap().to_owned(),
+            None => {
+                assert_eq!(answer["result"]["isError"], false, "{answer}");
+                "none".to_owned()
+            }
+        }
+    }
+
+    pub async fn scrape(&self) -> Scrape {
+        let answer = Ask::get().to("/metrics").over(Http::One, self.metrics).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        Scrape::parse(&answer.text())
+    }
+
+    /// The requests with this outcome so far.
+    pub async fn counted(&self, outcome: &str) -> f64 {
+        self.scrape().await.sum("toolweir_requests_total", &[("outcome", outcome)])
+    }
+
+    /// The audit log, once it has this many lines.
+    pub async fn audit(&self, lines: usize) -> Vec<Value> {
+        until("the audit lines", async || self.audit.text().lines().count() >= lines).await;
+        let text = self.audit.text();
+        let read: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read.len(), lines, "{text}");
+        read
+    }
+
+    pub fn audit_text(&self) -> String {
+        self.audit.text()
+    }
+
+    /// Stops it. True when all that was under way was finished.
+    pub async fn stop(self, limit: Duration) -> bool {
+        within("the stop", self.running.stop(limit)).await
+    }
+}
