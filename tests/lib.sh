@@ -73,6 +73,6 @@ wait_port() {
 # sidecar: builds the release binary and prints its path.
 sidecar() {
 	need cargo "https://rustup.rs"
-	cargo build --quiet --release --locked --manifest-path "$ROOT/Cargo.toml" -p toolweir-sidecar >&2
+	cargo build --quiet --release --locked --manifest-path "$ROOT/Cargo.toml" -p toolweir-sidecar >&2 || return
 	echo "$TARGET/release/toolweir-sidecar"
 }

@@ -18,7 +18,7 @@ use serde::Serialize;
 const MOST: usize = 1024 * 1024;
 
 /// How long lines gather before they are written together: one wake-up for many calls.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(20);
 
 /// One line. Arguments and session stand in it as hashes only.
 #[derive(Debug, Serialize)]

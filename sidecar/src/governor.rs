@@ -338,7 +338,7 @@ impl Governor {
         let record = Record {
             governor: Arc::clone(self),
             arrived,
-            server: call.server.to_owned(),
+            server: call.server.chars().take(toolweir_crds::bounds::SERVER_NAME).collect(),
             tool: call.tool.chars().take(toolweir_crds::bounds::TOOL_NAME).collect(),
             decision: name,
             reason,

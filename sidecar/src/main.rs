@@ -160,7 +160,7 @@ struct Stdio {
     /// Where audit lines go, else to stderr.
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
-    /// The longest message, in bytes.
+    /// The longest message of the client, in bytes; those of the server may be 16 times as long.
     #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
     max_body: usize,
     #[command(flatten)]

@@ -10,6 +10,7 @@ use tokio::{
     process::Command,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    task::JoinSet,
 };
 use toolweir_engine::{Call, Options};
 
@@ -21,7 +22,7 @@ use crate::{
         list::Filtered,
         method_label,
         request::{Message, Refusal, Request, parse},
-        sse::holds_tools,
+        sse::{holds_tools, spells_tools},
     },
     proxy::body::filter_list,
     run::govern,
@@ -137,20 +138,23 @@ impl Gate {
         let request = match read(line) {
             Err(refusal) => {
                 count("_none", Outcome::Refused);
-                tracing::info!(server = self.server, %refusal, "request refused");
+                tracing::info!(server = self.server, failure = refusal.in_general(), "request refused");
                 return Passage::Answer(answer::refusal(None, &refusal));
             }
             Ok(Message::Answer) => {
-                count("_answer", Outcome::Ok);
-                return Passage::Forward;
+                let (passage, outcome) = if self.closed(&in_force).is_some() {
+                    (Passage::Drop, Outcome::Dropped)
+                } else {
+                    (Passage::Forward, Outcome::Ok)
+                };
+                count("_answer", outcome);
+                return passage;
             }
             Ok(Message::Request(request)) => request,
         };
         let method = method_label(&request.method);
         if !request.is_tool_call() {
-            let closed = in_force.engine.closed(&self.server);
-            let denial = closed.or_else(|| server.is_none().then(|| toolweir_engine::Denial::no_policy(&self.server, "")));
-            return match denial {
+            return match self.closed(&in_force) {
                 None => {
                     count(method, Outcome::Ok);
                     Passage::Forward
@@ -170,6 +174,14 @@ impl Gate {
         passage
     }
 
+    /// The denial of everything, if there is one.
+    fn closed(&self, in_force: &crate::governor::InForce) -> Option<toolweir_engine::Denial> {
+        match in_force.server(&self.server) {
+            None => Some(toolweir_engine::Denial::no_policy(&self.server, "")),
+            Some(_) => in_force.engine.closed(&self.server),
+        }
+    }
+
     fn tool_call(&self, in_force: &crate::governor::InForce, request: &Request<'_>, arrived: Arrival) -> (Passage, Outcome) {
         let tool = request.params.name.as_deref().unwrap_or_default();
         let call = Call { server: &self.server, tool, arguments: request.params.arguments, session: "" };
@@ -180,7 +192,7 @@ impl Gate {
         };
         match self.governor.decide(in_force, &call, arrived) {
             (Decided::Allowed(permit), record) => {
-                self.under_way.add(id, permit);
+                self.under_way.keep(id, permit).taken();
                 record.finish(Outcome::Ok);
                 (Passage::Forward, Outcome::Ok)
             }
@@ -202,6 +214,8 @@ impl Gate {
         match filter_list(&self.governor, &self.server, &hidden, line) {
             Ok(Filtered::Same) => Some(None),
             Ok(Filtered::Edited(edited)) => Some(Some(edited)),
+            // A client that is less strict may read what this cannot.
+            Err(_) if !spells_tools(line) => Some(None),
             Err(error) => {
                 tracing::warn!(server = self.server, %error, "a message of the server was dropped: a list of tools that cannot be read");
                 None
@@ -217,6 +231,10 @@ fn read(line: &[u8]) -> Result<Message<'_>, Refusal> {
     }
     parse(line)
 }
+
+/// How many times as long as a message of the client one of the server may be: it holds what tools give, such as pictures,
+/// and a client waits for ever for one that is dropped.
+const ANSWERS: usize = 16;
 
 /// Passes lines between client and server until one of them ends.
 ///
@@ -264,15 +282,14 @@ pub async fn relay(
             server_in.shutdown().await
         }
     };
-    let inbound = tokio::spawn(inbound);
+    // Ends with this function, however that ends: the server's stdin closes then.
+    let mut reading = JoinSet::new();
+    reading.spawn(inbound);
+    let longest = longest.saturating_mul(ANSWERS);
     let mut lines = Lines::new(server_out, longest);
     loop {
         tokio::select! {
-            Some(answer) = answered.recv() => {
-                client_out.write_all(&answer).await?;
-                client_out.write_all(b"\n").await?;
-                client_out.flush().await?;
-            }
+            Some(answer) = answered.recv() => write_line(&mut client_out, &answer).await?,
             line = lines.next() => {
                 let Some(line) = line? else { break };
                 let Ok(line) = line else {
@@ -280,15 +297,22 @@ pub async fn relay(
                     continue;
                 };
                 if let Some(replaced) = gate.from_server(&line) {
-                    client_out.write_all(replaced.as_deref().unwrap_or(&line)).await?;
-                    client_out.write_all(b"\n").await?;
-                    client_out.flush().await?;
+                    write_line(&mut client_out, replaced.as_deref().unwrap_or(&line)).await?;
                 }
             }
         }
     }
-    inbound.abort();
+    reading.shutdown().await;
+    while let Ok(answer) = answered.try_recv() {
+        write_line(&mut client_out, &answer).await?;
+    }
     Ok(())
+}
+
+async fn write_line(out: &mut (impl AsyncWrite + Unpin), line: &[u8]) -> std::io::Result<()> {
+    out.write_all(line).await?;
+    out.write_all(b"\n").await?;
+    out.flush().await
 }
 
 /// A line that is longer than is held; it was passed over.

@@ -1,7 +1,7 @@
 //! Calls whose answer arrives elsewhere than on their own request: on a stream, or on a server's stdout. Their places
 //! among the calls under way come free with the answer.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use toolweir_engine::{
     Permit,
@@ -11,25 +11,63 @@ use toolweir_engine::{
 /// The calls without an answer yet. Only calls that hold a place are kept, so `maxConcurrent` bounds them.
 #[derive(Debug, Default)]
 pub struct UnderWay {
-    calls: Mutex<Vec<(String, Permit)>>,
+    calls: Mutex<Calls>,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    kept: Vec<(u64, String, Permit)>,
+    next: u64,
+}
+
+/// A call that is kept until its answer comes; dropped, it is forgotten, unless the server took it.
+#[derive(Debug)]
+pub struct Kept<'a> {
+    calls: &'a UnderWay,
+    number: Option<u64>,
 }
 
 impl UnderWay {
-    /// Keeps a call's permit until its answer comes. Two calls may have one id: each keeps its place.
-    pub fn add(&self, id: Raw<'_>, permit: Permit) {
-        if permit.holds_places() {
-            self.calls.lock().unwrap_or_else(PoisonError::into_inner).push((normal(id), permit));
-        }
+    /// Keeps a call's permit. Call it before the call is sent: its answer can be quick. Two calls may have one id: each
+    /// keeps its place.
+    pub fn keep(&self, id: Raw<'_>, permit: Permit) -> Kept<'_> {
+        let number = permit.holds_places().then(|| {
+            let mut calls = self.lock();
+            calls.next += 1;
+            let number = calls.next;
+            calls.kept.push((number, normal(id), permit));
+            number
+        });
+        Kept { calls: self, number }
     }
 
     /// Takes a message of the server: if it is the answer to a call, the call's place comes free.
     pub fn answered(&self, message: &[u8]) {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        if calls.is_empty() {
+        let mut calls = self.lock();
+        if calls.kept.is_empty() {
             return;
         }
-        if let Some(at) = answer_id(message).and_then(|id| calls.iter().position(|(known, _)| *known == id)) {
-            calls.swap_remove(at);
+        if let Some(at) = answer_id(message).and_then(|id| calls.kept.iter().position(|(_, known, _)| *known == id)) {
+            calls.kept.remove(at);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept<'_> {
+    /// The server took the call: its answer will come.
+    pub fn taken(mut self) {
+        self.number = None;
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.calls.lock().kept.retain(|(kept, ..)| *kept != number);
         }
     }
 }

@@ -1,21 +1,21 @@
 //! Denials are answers that a model can act on, every decision is told in the audit log, and no content is told anywhere.
 //! mcp.md, "Denials".
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
 
 use std::time::{Duration, Instant};
 
 use common::{
-    allow_all, call, denial,
+    allow_all, call,
     client::{Ask, Http, Wire},
-    list, logs, modern_call, policy, request, result,
+    denial, list, logs, modern_call, policy, request, result,
     sidecar::Sidecar,
     until,
     upstream::{Deed, Raw, Reply, Upstream},
 };
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use toolweir_engine::{Engine, Memory, Options, Policy};
 use toolweir_sidecar::{audit, governor::InForce};
 
@@ -152,7 +152,11 @@ async fn nothing_reaches_a_server_whose_policy_does_not_compile() {
         for ask in [Ask::get(), Ask::delete()] {
             let answer = ask.over(http, sidecar.address).await;
             assert_eq!(answer.status, 403, "{ask:?}");
-            assert!(answer.text().contains("does not compile") && answer.header("www-authenticate").is_empty(), "{}", answer.text());
+            assert!(
+                answer.text().contains("does not compile") && answer.header("www-authenticate").is_empty(),
+                "{}",
+                answer.text()
+            );
         }
     }
     assert_eq!(upstream.connections(), 0, "{:#?}", upstream.seen());
@@ -214,11 +218,20 @@ async fn the_reason_of_a_policy_reaches_the_model() {
       {name: pay, validations: [{expression: "args.amount <= 500", message: Invoices over 500 need a person.}]}]"#;
     let sidecar = Sidecar::start(&policy(&upstream.url(), tools)).await;
     let text = async |body: &str| sidecar.post(body).await["result"]["content"][0]["text"].as_str().unwrap().to_owned();
-    assert_eq!(text(&call("1", "delete", "{}")).await, "Denied by policy agents/bank: Comments are evidence. Ask the moderation team.");
-    assert_eq!(text(&call("1", "pay", r#"{"amount":501}"#)).await, "Denied by policy agents/bank: Invoices over 500 need a person.");
+    assert_eq!(
+        text(&call("1", "delete", "{}")).await,
+        "Denied by policy agents/bank: Comments are evidence. Ask the moderation team."
+    );
+    assert_eq!(
+        text(&call("1", "pay", r#"{"amount":501}"#)).await,
+        "Denied by policy agents/bank: Invoices over 500 need a person."
+    );
     assert_eq!(text(&call("1", "pay", r#"{"amount":500.0}"#)).await, "done");
     let missing = text(&call("1", "pay", "{}")).await;
-    assert!(missing.starts_with("Denied by policy agents/bank: Invoices over 500 need a person. (`args.amount <= 500` could not be"), "{missing}");
+    assert!(
+        missing.starts_with("Denied by policy agents/bank: Invoices over 500 need a person. (`args.amount <= 500` could not be"),
+        "{missing}"
+    );
 }
 
 #[tokio::test]
@@ -255,7 +268,9 @@ async fn the_audit_log_has_a_line_for_each_call_and_no_content() {
     let sidecar = Sidecar::start(&policy(&upstream.url(), ONE_A_MINUTE)).await;
     let arguments = r#"{ "to": "secret-recipient","amount":1.0}"#;
     for id in ["1", "2"] {
-        let ask = Ask::post(call(id, "pay", arguments)).with("mcp-session-id", "secret-session").with("authorization", "Bearer secret-token");
+        let ask = Ask::post(call(id, "pay", arguments))
+            .with("mcp-session-id", "secret-session")
+            .with("authorization", "Bearer secret-token");
         sidecar.ask(&ask).await;
     }
     sidecar.post(&request("3", "tools/call", r#"{"name":"free"}"#)).await;
@@ -280,20 +295,36 @@ async fn the_audit_log_has_a_line_for_each_call_and_no_content() {
         second[key] = json!(value);
     }
     assert_eq!(lines[1], second);
-    assert_eq!(lines[2], json!({"server": "bank", "tool": "free", "decision": "allowed", "reason": "none", "policy": "agents/bank",
-        "entry": "free", "outcome": "ok", "session": null, "argumentsSha256": null}));
-    assert_eq!(lines[3], json!({"server": "bank", "tool": "secret\u{e9}", "decision": "denied", "reason": "not_listed",
-        "policy": "agents/bank", "entry": null, "outcome": "denied", "session": null, "argumentsSha256": audit::sha256(b"{}")}));
+    assert_eq!(
+        lines[2],
+        json!({"server": "bank", "tool": "free", "decision": "allowed", "reason": "none", "policy": "agents/bank",
+        "entry": "free", "outcome": "ok", "session": null, "argumentsSha256": null})
+    );
+    assert_eq!(
+        lines[3],
+        json!({"server": "bank", "tool": "secret\u{e9}", "decision": "denied", "reason": "not_listed",
+        "policy": "agents/bank", "entry": null, "outcome": "denied", "session": null, "argumentsSha256": audit::sha256(b"{}")})
+    );
     for secret in ["secret-recipient", "secret-session", "secret-token"] {
         assert!(!sidecar.audit_text().contains(secret), "{secret}");
     }
 }
 
 #[tokio::test]
+async fn names_that_a_client_makes_up_are_cut_short_in_the_audit_log() {
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&policy(&upstream.url(), "[]")).await;
+    let ask = Ask::post(call("1", &"t".repeat(1000), "{}")).to(&format!("/{}", "s".repeat(1000)));
+    sidecar.ask(&ask).await;
+    let line = &sidecar.audit(1).await[0];
+    assert_eq!((line["server"].as_str().unwrap().len(), line["tool"].as_str().unwrap().len()), (63, 128));
+}
+
+#[tokio::test]
 async fn a_call_whose_client_hangs_up_has_its_line_and_its_count_too() {
     let (gone, given_up) = oneshot::channel();
     let gone = std::sync::Mutex::new(Some(gone));
-    let upstream = Upstream::start(move |_| Reply::Hang(gone.lock().unwrap().take().unwrap())).await;
+    let upstream = Upstream::start(move |_| Reply::hang(gone.lock().unwrap().take().unwrap())).await;
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
     let mut wire = Wire::connect(sidecar.address).await;
     wire.write(&Ask::post(call("1", "pay", "{}")).bytes("localhost")).await;
@@ -319,7 +350,9 @@ async fn no_content_of_a_request_or_an_answer_is_logged() {
     let first = policy(&upstream.url(), "[{name: \"*\", action: Allow, validations: [{expression: \"args.x == 1\"}]}]");
     let sidecar = Sidecar::start(&format!("{first}---\n{second}")).await;
     let before = log.text().len();
-    let canary = |text: &str| Ask::post(text).with("authorization", "Bearer CANARY").with("mcp-session-id", "CANARY").with("x-canary", "CANARY");
+    let canary = |text: &str| {
+        Ask::post(text).with("authorization", "Bearer CANARY").with("mcp-session-id", "CANARY").with("x-canary", "CANARY")
+    };
     for (ask, status) in [
         (canary(&call("1", "pay", r#"{"x":1,"y":"CANARY"}"#)), 500),
         (canary(&request("2", "tools/list", r#"{"cursor":"CANARY"}"#)), 502),
@@ -341,7 +374,7 @@ async fn no_content_of_a_request_or_an_answer_is_logged() {
         (canary("{}").to("/CANARY/CANARY"), 404),
         (canary("{}").to("/bank?CANARY"), 404),
         (canary("{}").method("DELETE").to("/CANARY"), 404),
-        (canary(&call("1", "pay", r#"{"y":"CANARY"}"#)).to("/CANARY"), 200),
+        (canary(&call("1", "pay", r#"{"y":"CANARY"}"#)).to("/shop"), 200),
         (canary(&call("1", "pay", r#"{"y":"CANARY"}"#)).to("/garbage"), 502),
     ] {
         let answer = sidecar.ask(&ask).await;
@@ -399,13 +432,7 @@ async fn a_call_that_the_server_may_have_carried_out_keeps_its_place() {
 
 #[tokio::test]
 async fn a_call_is_under_way_until_its_answer_has_ended() {
-    let (feeds, mut opened) = mpsc::unbounded_channel();
-    let upstream = Upstream::start(move |_| {
-        let (reply, feed) = Reply::events();
-        feeds.send(feed).unwrap();
-        reply
-    })
-    .await;
+    let (upstream, mut opened) = Upstream::streaming("text/event-stream").await;
     let sidecar = Sidecar::start(&policy(&upstream.url(), "[{name: pay, maxConcurrent: 1}]")).await;
     let ask = Ask::post(call("1", "pay", "{}"));
 
@@ -447,7 +474,10 @@ async fn a_policy_in_audit_mode_lets_through_and_tells_what_it_would_have_denied
     assert_eq!(sidecar.ask(&Ask::post(request("1", "tools/list", "{}"))).await.text(), list("1", &["pay", "free", "other"]));
     let scrape = sidecar.scrape().await;
     let counted = |tool: &str, decision: &str, reason: &str| {
-        scrape.sum("toolweir_tool_calls_total", &[("tool", tool), ("decision", decision), ("reason", reason), ("policy", "agents/bank")])
+        scrape.sum(
+            "toolweir_tool_calls_total",
+            &[("tool", tool), ("decision", decision), ("reason", reason), ("policy", "agents/bank")],
+        )
     };
     assert_eq!(counted("pay", "allowed", "none"), 1.0);
     assert_eq!(counted("pay", "would_deny", "rate_limit"), 1.0);
@@ -460,5 +490,13 @@ async fn a_policy_in_audit_mode_lets_through_and_tells_what_it_would_have_denied
         .iter()
         .map(|line| (line["decision"].as_str().unwrap(), line["reason"].as_str().unwrap(), line["outcome"].as_str().unwrap()))
         .collect();
-    assert_eq!(told, [("allowed", "none", "ok"), ("would_deny", "rate_limit", "ok"), ("allowed", "none", "ok"), ("would_deny", "not_listed", "ok")]);
+    assert_eq!(
+        told,
+        [
+            ("allowed", "none", "ok"),
+            ("would_deny", "rate_limit", "ok"),
+            ("allowed", "none", "ok"),
+            ("would_deny", "not_listed", "ok")
+        ]
+    );
 }

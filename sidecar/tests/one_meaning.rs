@@ -1,13 +1,13 @@
 //! A request whose meaning could differ between two parsers is refused with a clear answer and a count, and its server
 //! sees nothing; what passes, passes byte for byte. mcp.md, "One meaning" and "Headers", over HTTP/1.1 and HTTP/2.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
 
 use common::{
-    allow_all, call, denial,
+    allow_all, call,
     client::{Ask, Http, Wire},
-    modern_call, policy, request, result,
+    denial, modern_call, policy, request, result,
     sidecar::Sidecar,
     until,
     upstream::{Deed, Raw, Reply, Upstream},
@@ -55,7 +55,11 @@ async fn a_body_that_is_not_one_json_value_in_utf_8_is_refused() {
         body("empty", "", -32700),
         body("white space", " \n", -32700),
         body("byte-order mark", with_bom, -32700),
-        body("invalid UTF-8 in a string", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"p\xff\"}}", -32700),
+        body(
+            "invalid UTF-8 in a string",
+            b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"p\xff\"}}",
+            -32700,
+        ),
         body("overlong UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"p\xc0\xa9ing\"}", -32700),
         body("UTF-16", utf_16, -32700),
         body("two values", format!("{pay}{pay}"), -32700),
@@ -106,7 +110,7 @@ async fn a_body_that_nests_too_deep_is_refused() {
         body("an answer", format!(r#"{{"jsonrpc":"2.0","id":1,"result":{objects}}}"#), -32700),
     ])
     .await;
-    let upstream = Upstream::bank().await;
+    let upstream = Upstream::start(|_| Reply::json(result("1"))).await;
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
     assert_eq!(sidecar.reason(&nested(125)).await, "none");
 }
@@ -135,7 +139,8 @@ async fn a_body_that_is_too_large_is_refused_however_its_length_is_told() {
         assert_eq!(sidecar.counted("refused").await, before + 1.0);
     }
     assert_eq!(upstream.connections(), 0);
-    for (http, ask) in [(Http::One, Ask::post(fits.as_str())), (Http::One, chunked(&fits)), (Http::Two, Ask::post(fits.as_str()))] {
+    for (http, ask) in [(Http::One, Ask::post(fits.as_str())), (Http::One, chunked(&fits)), (Http::Two, Ask::post(fits.as_str()))]
+    {
         assert_eq!(ask.over(http, sidecar.address).await.json()["result"]["isError"], false);
     }
     assert!(upstream.seen().iter().all(|seen| seen.body == fits), "a body changed on its way");
@@ -158,10 +163,18 @@ async fn an_object_that_decides_and_repeats_a_key_is_refused() {
     refused(&[
         body("method twice", r#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/call","params":{"name":"pay"}}"#, -32600),
         body("id twice", r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}"#, -32600),
-        body("params twice", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"},"params":{"name":"pay"}}"#, -32600),
+        body(
+            "params twice",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"},"params":{"name":"pay"}}"#,
+            -32600,
+        ),
         body("jsonrpc twice", r#"{"jsonrpc":"2.0","jsonrpc":"1.0","id":1,"method":"ping"}"#, -32600),
         body("an unknown key twice", r#"{"jsonrpc":"2.0","id":1,"method":"ping","x":1,"x":1}"#, -32600),
-        body("method twice, once escaped", r#"{"jsonrpc":"2.0","id":1,"method":"ping","m\u0065thod":"tools/call","params":{"name":"pay"}}"#, -32600),
+        body(
+            "method twice, once escaped",
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","m\u0065thod":"tools/call","params":{"name":"pay"}}"#,
+            -32600,
+        ),
         body("result twice", r#"{"jsonrpc":"2.0","id":1,"result":{},"result":{}}"#, -32600),
         body("name twice", params(r#"{"name":"a","name":"pay"}"#), -32600),
         body("name twice, once escaped", params(r#"{"name":"a","n\u0061me":"pay"}"#), -32600),
@@ -179,20 +192,37 @@ async fn an_object_that_decides_and_repeats_a_key_is_refused() {
 async fn a_key_that_differs_from_a_known_one_in_case_alone_is_refused() {
     let params = |params: &str| request("1", "tools/call", params);
     let mut rows = vec![
-        body("a second method", r#"{"jsonrpc":"2.0","id":1,"method":"ping","METHOD":"tools/call","params":{"name":"pay"}}"#, -32600),
+        body(
+            "a second method",
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","METHOD":"tools/call","params":{"name":"pay"}}"#,
+            -32600,
+        ),
         body("Method alone", r#"{"jsonrpc":"2.0","id":1,"Method":"tools/call","params":{"name":"pay"}}"#, -32600),
         body("ID", r#"{"jsonrpc":"2.0","id":1,"ID":2,"method":"ping"}"#, -32600),
-        body("Params with a long s", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"},"paramſ":{"name":"pay"}}"#, -32600),
-        body("Params with an escaped long s", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"},"param\u017f":{"name":"pay"}}"#, -32600),
+        body(
+            "Params with a long s",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"},"paramſ":{"name":"pay"}}"#,
+            -32600,
+        ),
+        body(
+            "Params with an escaped long s",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"},"param\u017f":{"name":"pay"}}"#,
+            -32600,
+        ),
         body("Result", r#"{"jsonrpc":"2.0","id":1,"Result":{},"method":"ping"}"#, -32600),
         body("Name", params(r#"{"name":"a","Name":"pay"}"#), -32600),
         body("Name first", params(r#"{"Name":"pay","name":"a"}"#), -32600),
         body("Arguments with a long s", params(r#"{"name":"pay","argumentſ":{}}"#), -32600),
         body("Task with the Kelvin sign", params("{\"name\":\"pay\",\"tas\u{212a}\":{}}"), -32600),
         body("_META", params(r#"{"name":"pay","_META":{}}"#), -32600),
-        body("the version in _meta", params(r#"{"name":"pay","_meta":{"io.modelcontextprotocol/ProtocolVersion":"2026-07-28"}}"#), -32600),
+        body(
+            "the version in _meta",
+            params(r#"{"name":"pay","_meta":{"io.modelcontextprotocol/ProtocolVersion":"2026-07-28"}}"#),
+            -32600,
+        ),
     ];
-    for method in ["Tools/Call", "TOOLS/CALL", "toolſ/call", "toolſ\\/call", " tools/call", "tools/call\\n", "tools/call\\u0020"] {
+    for method in ["Tools/Call", "TOOLS/CALL", "toolſ/call", "toolſ\\/call", " tools/call", "tools/call\\n", "tools/call\\u0020"]
+    {
         rows.push(body("the method", request("1", method, r#"{"name":"pay"}"#), -32600));
     }
     refused(&rows).await;
@@ -202,7 +232,11 @@ async fn a_key_that_differs_from_a_known_one_in_case_alone_is_refused() {
 async fn a_key_with_a_nul_is_refused() {
     let params = |params: &str| request("1", "tools/call", params);
     refused(&[
-        body("of the message", r#"{"jsonrpc":"2.0","id":1,"method":"ping","method\u0000":"tools/call","params":{"name":"pay"}}"#, -32600),
+        body(
+            "of the message",
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","method\u0000":"tools/call","params":{"name":"pay"}}"#,
+            -32600,
+        ),
         body("of params", params(r#"{"name":"a","name\u0000x":"pay"}"#), -32600),
         body("of params, before the name", params(r#"{"\u0000name":"a","name":"pay"}"#), -32600),
         body("of _meta", params(r#"{"name":"a","_meta":{"x\u0000":1}}"#), -32600),
@@ -226,7 +260,11 @@ async fn what_is_neither_one_request_nor_one_answer_is_refused() {
         body("method null", r#"{"jsonrpc":"2.0","id":1,"method":null,"params":{"name":"pay"}}"#, -32600),
         body("method a number", r#"{"jsonrpc":"2.0","id":1,"method":7}"#, -32600),
         body("method a list", r#"{"jsonrpc":"2.0","id":1,"method":["tools/call"],"params":{"name":"pay"}}"#, -32600),
-        body("method and result", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"pay"},"result":{}}"#, -32600),
+        body(
+            "method and result",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"pay"},"result":{}}"#,
+            -32600,
+        ),
         body("method and error", r#"{"jsonrpc":"2.0","id":1,"method":"ping","error":{"code":1,"message":"m"}}"#, -32600),
         body("id null", r#"{"jsonrpc":"2.0","id":null,"method":"tools/call","params":{"name":"pay"}}"#, -32600),
         body("id an object", r#"{"jsonrpc":"2.0","id":{},"method":"tools/call","params":{"name":"pay"}}"#, -32600),
@@ -253,11 +291,17 @@ async fn headers_that_disagree_with_the_body_are_refused() {
         disagrees("no method", pay().with("mcp-method", "")),
         disagrees("another method than ping", ping().with("mcp-method", "tools/call")),
         disagrees("another tool", pay().with("mcp-name", "read")),
-        disagrees("another tool in a legacy request with a version", pay().with("mcp-name", "read").with("mcp-protocol-version", "2025-06-18")),
+        disagrees(
+            "another tool in a legacy request with a version",
+            pay().with("mcp-name", "read").with("mcp-protocol-version", "2025-06-18"),
+        ),
         disagrees("the tool in another case", pay().with("mcp-name", "Pay")),
         disagrees("two tools", pay().with("mcp-name", "pay, read")),
         disagrees("another tool in Base64", pay().with("mcp-name", "=?base64?cmVhZA==?=")),
-        disagrees("the tool in Base64 without its padding", Ask::post(call("1", "payment", "{}")).with("mcp-name", "=?base64?cGF5bWVudA?=")),
+        disagrees(
+            "the tool in Base64 without its padding",
+            Ask::post(call("1", "payment", "{}")).with("mcp-name", "=?base64?cGF5bWVudA?="),
+        ),
         disagrees("what is no Base64", pay().with("mcp-name", "=?base64?!!!?=")),
         disagrees("Base64 that is no UTF-8", pay().with("mcp-name", "=?base64?/w==?=")),
         disagrees("a tool for a method without one", Ask::post(request("1", "tools/list", "{}")).with("mcp-name", "pay")),
@@ -355,7 +399,30 @@ async fn a_tools_call_without_an_id_is_dropped_and_counted() {
     assert_eq!(scrape.sum("toolweir_requests_total", &[("method", "tools/call"), ("outcome", "dropped")]), 2.0);
     assert_eq!(scrape.sum("toolweir_tool_calls_total", &[("decision", "denied"), ("reason", "malformed")]), 2.0);
     let lines = sidecar.audit(2).await;
-    assert_eq!((&lines[0]["tool"], &lines[0]["decision"], &lines[0]["outcome"]), (&json!("pay"), &json!("denied"), &json!("dropped")));
+    assert_eq!(
+        (&lines[0]["tool"], &lines[0]["decision"], &lines[0]["outcome"]),
+        (&json!("pay"), &json!("denied"), &json!("dropped"))
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_stands_twice_or_not_at_all_is_refused() {
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let body = request("1", "ping", "{}");
+    let rest = format!("Content-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    for (head, status) in [
+        ("POST /bank HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n", 400),
+        ("POST /bank HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n", 400),
+        ("POST /bank HTTP/1.1\r\n", 403),
+        ("POST /bank HTTP/1.0\r\n", 403),
+        // What stands in the target counts.
+        ("POST http://evil.example/bank HTTP/1.1\r\nHost: localhost\r\n", 403),
+        ("POST http://localhost/bank HTTP/1.1\r\nHost: evil.example\r\n", 200),
+    ] {
+        assert_eq!(statuses(&sidecar, format!("{head}{rest}").as_bytes()).await, [status], "{head}");
+    }
+    assert_eq!(upstream.only().header("host"), upstream.address.to_string());
 }
 
 #[tokio::test]
@@ -412,7 +479,17 @@ async fn nothing_is_at_other_paths() {
     let upstream = Upstream::bank().await;
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
     for http in Http::BOTH {
-        for path in ["/bank?x=1", "/bank?", "/", "//bank", "/bank/x", "/bank/mcp", "/bank/-/messages/", "/bank/-/messages/0123", "/bank/../bank"] {
+        for path in [
+            "/bank?x=1",
+            "/bank?",
+            "/",
+            "//bank",
+            "/bank/x",
+            "/bank/mcp",
+            "/bank/-/messages/",
+            "/bank/-/messages/0123",
+            "/bank/../bank",
+        ] {
             let before = sidecar.counted("not_found").await;
             let answer = ping().to(path).over(http, sidecar.address).await;
             assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!(-32600)), "{http:?} {path}");
@@ -427,11 +504,10 @@ async fn nothing_is_at_other_paths() {
     assert_eq!(ping().to("/bank/").over(Http::One, sidecar.address).await.status, 200);
 }
 
-/// Sends bytes as they are, and gives the status of each answer until the connection is closed.
+/// Sends bytes as they are, and gives the status of each answer until the sidecar closes the connection.
 async fn statuses(sidecar: &Sidecar, bytes: &[u8]) -> Vec<u16> {
     let mut wire = Wire::connect(sidecar.address).await;
     wire.write(bytes).await;
-    wire.finish().await;
     let mut statuses = Vec::new();
     while let Some(status) = wire.next_status().await {
         statuses.push(status);
@@ -458,38 +534,41 @@ async fn requests_whose_end_could_be_read_in_two_ways_are_refused() {
         ("an unknown coding", format!("{head}Transfer-Encoding: xchunked\r\n\r\n{chunked}")),
         ("a folded header", format!("{head}X: a\r\n Transfer-Encoding: chunked\r\nContent-Length: {n}\r\n\r\n{ping}")),
         ("a space before the colon", format!("{head}Transfer-Encoding : chunked\r\nContent-Length: {n}\r\n\r\n{ping}")),
-        ("a line feed in a header", format!("{head}X: a\nTransfer-Encoding: chunked\r\nContent-Length: {n}\r\n\r\n{chunked}")),
         ("a NUL in a header", format!("{head}X: a\0b\r\nContent-Length: {n}\r\n\r\n{ping}")),
         ("a chunk size with a sign", format!("{head}Transfer-Encoding: chunked\r\n\r\n+{chunked}")),
         ("a chunk that goes on", format!("{head}Transfer-Encoding: chunked\r\n\r\n1\r\n{ping}\r\n0\r\n\r\n")),
     ] {
         let statuses = statuses(&sidecar, bytes.as_bytes()).await;
-        assert!(statuses.len() <= 1 && statuses.iter().all(|status| *status >= 400), "{name}: {statuses:?}");
+        // A body whose chunks make no sense has not arrived.
+        let status = if name.contains("chunk ") { 408 } else { 400 };
+        assert_eq!(statuses, [status], "{name}");
     }
     assert_eq!(upstream.connections(), 0, "{:#?}", upstream.seen());
 }
 
 #[tokio::test]
 async fn a_body_with_both_a_length_and_chunks_reaches_the_server_as_it_was_decided_on() {
-    let upstream = Raw::start(Deed::Say(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec())).await;
-    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
-    let ping = request("1", "ping", "{}");
-    let head = "POST /bank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
-    let hidden = call("2", "pay", "{}");
-    let smuggled = format!("{head}Content-Length: {}\r\n\r\n{hidden}", hidden.len());
-    let bytes = format!("{head}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{ping}\r\n0\r\n\r\n{smuggled}", ping.len());
-    let statuses = statuses(&sidecar, bytes.as_bytes()).await;
-    let received = String::from_utf8(upstream.received()).unwrap();
-    // Either it is refused, or it means its chunks to both; what follows is a request of its own or nothing.
-    if statuses.first() == Some(&400) {
-        assert_eq!(received, "");
-    } else {
-        let first = received.split(&ping).next().unwrap().to_ascii_lowercase();
-        assert!(!first.contains("transfer-encoding"), "{received}");
-        assert_eq!(first.matches(&format!("content-length: {}", ping.len())).count(), 1, "{received}");
-        assert!(received[first.len()..].starts_with(&ping), "{received}");
-        let after = &received[first.len() + ping.len()..];
-        assert!(after.is_empty() || after.starts_with("POST /mcp HTTP/1.1\r\n"), "{received}");
+    for lengths in [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "X: a\nTransfer-Encoding: chunked",
+    ] {
+        let upstream =
+            Raw::start(Deed::Say(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec())).await;
+        let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+        let (ping, hidden) = (request("1", "ping", "{}"), call("2", "pay", "{}"));
+        let head = "POST /bank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+        let second = format!("{head}Connection: close\r\nContent-Length: {}\r\n\r\n{hidden}", hidden.len());
+        let bytes = format!("{head}{lengths}\r\n\r\n{:x}\r\n{ping}\r\n0\r\n\r\n{second}", ping.len());
+        let statuses = statuses(&sidecar, bytes.as_bytes()).await;
+        let received = String::from_utf8(upstream.received()).unwrap();
+        // Its chunks are what it means to both, and what follows is a request of its own or nothing.
+        let (first, after) = received.split_once(&ping).unwrap_or_else(|| panic!("{lengths:?}: {received}"));
+        let first = first.to_ascii_lowercase();
+        assert!(first.ends_with("\r\n\r\n") && !first.contains("transfer-encoding"), "{lengths:?}: {received}");
+        assert_eq!(first.matches(&format!("content-length: {}\r\n", ping.len())).count(), 1, "{lengths:?}: {received}");
+        assert_eq!(statuses.len(), 1 + after.matches("POST /mcp HTTP/1.1\r\n").count(), "{lengths:?}: {received}");
+        assert!(after.is_empty() || after.starts_with("POST /mcp HTTP/1.1\r\n"), "{lengths:?}: {received}");
     }
 }
 
@@ -585,18 +664,23 @@ async fn every_status_and_body_of_a_server_passes() {
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
     for http in Http::BOTH {
         let post = async |method: &str| Ask::post(request("1", method, "{}")).over(http, sidecar.address).await;
-        let initialized = Ask::post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).over(http, sidecar.address).await;
+        let initialized =
+            Ask::post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).over(http, sidecar.address).await;
         assert_eq!((initialized.status, initialized.body.len(), initialized.header("content-type")), (202, 0, ""));
         let ping = post("ping").await;
         assert_eq!((ping.status, &ping.json()["error"]["message"]), (400, &json!("no")));
         let prompts = post("prompts/list").await;
-        assert_eq!((prompts.status, prompts.text().as_str(), prompts.header("content-type")), (404, "Session not found", "text/plain"));
+        assert_eq!(
+            (prompts.status, prompts.text().as_str(), prompts.header("content-type")),
+            (404, "Session not found", "text/plain")
+        );
         assert_eq!(post("resources/list").await.status, 500);
         let read = post("resources/read").await;
         assert_eq!((read.body.as_ref(), read.header("content-encoding")), ([0xff, 0x00].as_slice(), "gzip"));
     }
     let scrape = sidecar.scrape().await;
-    let counted = |method: &str, outcome: &str| scrape.sum("toolweir_requests_total", &[("method", method), ("outcome", outcome)]);
+    let counted =
+        |method: &str, outcome: &str| scrape.sum("toolweir_requests_total", &[("method", method), ("outcome", outcome)]);
     assert_eq!(counted("notifications/initialized", "ok"), 2.0);
     assert_eq!(counted("ping", "upstream_rejected"), 2.0);
     assert_eq!(counted("resources/list", "upstream_error"), 2.0);

@@ -110,9 +110,7 @@ for peer in ${PEERS:-}; do targets+=(--target "$peer"); done
 strict=()
 [ "${BENCH_STRICT:-0}" = 1 ] && strict=(--strict)
 
-echo "$(date -u +%F), $(nproc) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), Linux $(uname -r), load" \
-	"$(cut -d' ' -f1 /proc/loadavg)"
-awk '$1 > 0.5 { exit 1 }' /proc/loadavg || echo "Something else uses this machine; expect figures that vary"
+echo "$(date -u +%F), $(nproc) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), Linux $(uname -r)"
 ((${#about[@]})) && printf '%s\n' "${about[@]}"
 echo "A tools/call of 1 KiB, answered by 1 KiB; medians of $ROUNDS rounds of $SECONDS_PER_ROUND s each"
 echo

@@ -4,17 +4,23 @@
 //! literals that were compiled beforehand, and arguments of at most [`MAX_VALUES`] values.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, PoisonError, RwLock, Weak},
     thread,
 };
 
 use cel::{
-    Context, Env, Program, Value,
-    common::ast::{EntryExpr, Expr, LiteralValue},
-    objects::{Key, Map},
+    Context, Env, ExecutionError, Program, Value,
+    common::{
+        ast::{EntryExpr, Expr, LiteralValue},
+        types::{CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt},
+        value::{CowVal, Val},
+    },
+    context::VariableResolver,
 };
+use regex::Regex;
 use toolweir_crds::bounds;
 
 use crate::{
@@ -53,7 +59,37 @@ const FUNCTIONS: [&str; 15] = [
     "max",
 ];
 
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    // Were `matches` there already, as the library has it with the feature `regex`, it would mean the same.
+    let _ = cel::add_overload!(env, fn matches: (CelString, CelString) -> Result<CelBool>, id = "matches");
+    let _ = cel::add_member_overload!(env, fn matches: (CelString, CelString) -> Result<CelBool>);
+    Arc::new(env)
+});
+
+/// The patterns of all expressions that are kept, by their text: functions of the library are given that alone.
+static PATTERNS: LazyLock<RwLock<HashMap<String, Weak<Regex>>>> = LazyLock::new(RwLock::default);
+
+/// Compiles a pattern, or finds it among those of other expressions.
+fn pattern(text: &str) -> Result<Arc<Regex>, regex::Error> {
+    let known = |patterns: &HashMap<String, Weak<Regex>>| patterns.get(text).and_then(Weak::upgrade);
+    if let Some(pattern) = known(&PATTERNS.read().unwrap_or_else(PoisonError::into_inner)) {
+        return Ok(pattern);
+    }
+    let pattern = Arc::new(Regex::new(text)?);
+    let mut patterns = PATTERNS.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pattern) = known(&patterns) {
+        return Ok(pattern);
+    }
+    patterns.retain(|_, pattern| pattern.strong_count() > 0);
+    patterns.insert(text.to_owned(), Arc::downgrade(&pattern));
+    Ok(pattern)
+}
+
+fn matches(text: &CelString<'_>, of: &CelString<'_>) -> Result<CelBool, ExecutionError> {
+    let pattern = pattern(of.inner()).map_err(|error| ExecutionError::function_error("matches", error))?;
+    Ok(CelBool::from(pattern.is_match(text.inner())))
+}
 
 /// A compiled expression.
 #[derive(Debug)]
@@ -62,13 +98,19 @@ pub struct Expression {
     /// Every name that it could read of the arguments.
     names: Vec<String>,
     reads_arguments: bool,
+    /// Its patterns, to keep them.
+    _patterns: Vec<Arc<Regex>>,
 }
 
+/// A value that expressions see. Texts are those of the request where they stand there as they are.
+#[derive(Debug)]
+pub struct Data<'a>(Box<dyn Val + 'a>);
+
 /// What an expression sees.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// The call's arguments.
-    pub args: &'a Value,
+    /// The call's arguments; may be left out for an expression that does not read them.
+    pub args: Option<&'a Data<'a>>,
     /// The tool's name.
     pub tool: &'a str,
     /// The server's name in the policy.
@@ -76,7 +118,21 @@ pub struct Inputs<'a> {
     /// The MCP session, empty where there is none.
     pub session: &'a str,
     /// The pod that calls.
-    pub pod: &'a Value,
+    pub pod: &'a Data<'a>,
+}
+
+impl VariableResolver for Inputs<'_> {
+    fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
+        let text = |text: &'b str| Some(CowVal::owned(CelString::from(text)));
+        match name {
+            "args" => self.args.map(|args| CowVal::Borrowed(&*args.0)),
+            "tool" => text(self.tool),
+            "server" => text(self.server),
+            "session" => text(self.session),
+            "pod" => Some(CowVal::Borrowed(&*self.pod.0)),
+            _ => None,
+        }
+    }
 }
 
 impl Expression {
@@ -103,8 +159,8 @@ impl Expression {
         })?;
         let mut walk = Walk::default();
         walk.expression(&program.expression().expr)?;
-        let (names, reads_arguments) = (walk.names, walk.reads_arguments);
-        Ok(Self { program, names, reads_arguments })
+        let Walk { names, reads_arguments, patterns, .. } = walk;
+        Ok(Self { program, names, reads_arguments, _patterns: patterns })
     }
 
     /// The names that it could read of the arguments.
@@ -120,11 +176,7 @@ impl Expression {
     fn evaluate(&self, inputs: &Inputs<'_>) -> Result<Value, String> {
         catch_unwind(AssertUnwindSafe(|| {
             let mut context = Context::with_env(Arc::clone(&ENV));
-            context.add_variable_from_value("args", inputs.args.clone());
-            context.add_variable_from_value("tool", inputs.tool);
-            context.add_variable_from_value("server", inputs.server);
-            context.add_variable_from_value("session", inputs.session);
-            context.add_variable_from_value("pod", inputs.pod.clone());
+            context.set_variable_resolver(inputs);
             self.program.execute(&context).map_err(|error| one_line(&error.to_string()))
         }))
         .unwrap_or_else(|_| Err("could not be evaluated".to_owned()))
@@ -209,6 +261,7 @@ struct Walk<'a> {
     inside_comprehension: bool,
     depth: usize,
     reads_arguments: bool,
+    patterns: Vec<Arc<Regex>>,
 }
 
 impl<'a> Walk<'a> {
@@ -291,14 +344,14 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    #[expect(clippy::unused_self, reason = "reads as a step of the walk")]
-    fn pattern(&self, pattern: Option<&Expr>) -> Result<(), String> {
-        let Some(Expr::Literal(LiteralValue::String(pattern))) = pattern else {
+    fn pattern(&mut self, text: Option<&Expr>) -> Result<(), String> {
+        let Some(Expr::Literal(LiteralValue::String(text))) = text else {
             return Err("`matches` takes a pattern in quotes; a pattern that a call brings has no bound on its cost".to_owned());
         };
-        regex::Regex::new(pattern.inner())
-            .map(drop)
-            .map_err(|error| format!("`matches` has a pattern that does not compile: {}", one_line(&error.to_string())))
+        let compiled = pattern(text.inner())
+            .map_err(|error| format!("`matches` has a pattern that does not compile: {}", one_line(&error.to_string())))?;
+        self.patterns.push(compiled);
+        Ok(())
     }
 }
 
@@ -326,23 +379,26 @@ pub enum ArgumentsError {
 }
 
 /// Reads a call's arguments for expressions that read `names` of them; absent ones are an empty object.
-pub fn arguments<N: AsRef<str>>(raw: Option<Raw<'_>>, names: &[N]) -> Result<Value, ArgumentsError> {
-    let Some(raw) = raw else { return Ok(Value::Map(Map { map: Arc::default() })) };
-    match raw.kind() {
-        Kind::Object => value(&mut raw.reader(), names, &mut MAX_VALUES.clone()),
+pub fn arguments<'a, N: AsRef<str>>(raw: Option<Raw<'a>>, names: &[N]) -> Result<Data<'a>, ArgumentsError> {
+    match raw.map(|raw| (raw, raw.kind())) {
+        Some((raw, Kind::Object)) => value(&mut raw.reader(), names, &mut MAX_VALUES.clone()).map(Data),
         // Left out and null are the same to every server.
-        Kind::Null => arguments(None, names),
-        _ => Err(ArgumentsError::NotAnObject),
+        None | Some((_, Kind::Null)) => Ok(Data(Box::new(CelMap::default()))),
+        Some(_) => Err(ArgumentsError::NotAnObject),
     }
 }
 
-fn value<N: AsRef<str>>(reader: &mut Reader<'_>, names: &[N], left: &mut usize) -> Result<Value, ArgumentsError> {
+fn value<'a, N: AsRef<str>>(
+    reader: &mut Reader<'a>,
+    names: &[N],
+    left: &mut usize,
+) -> Result<Box<dyn Val + 'a>, ArgumentsError> {
     *left = left.checked_sub(1).ok_or(ArgumentsError::TooMany)?;
-    match reader.peek()? {
+    Ok(match reader.peek()? {
         Kind::Object => {
-            let mut map = HashMap::new();
+            let mut map: HashMap<CelMapKey<'a>, Box<dyn Val + 'a>> = HashMap::new();
             reader.object::<ArgumentsError>(|reader, raw_key| {
-                let key = raw_key.string()?.unwrap_or_default().into_owned();
+                let key: Cow<'a, str> = raw_key.string()?.unwrap_or_default();
                 if key.contains('\0') {
                     return Err(ArgumentsError::Nul);
                 }
@@ -350,30 +406,38 @@ fn value<N: AsRef<str>>(reader: &mut Reader<'_>, names: &[N], left: &mut usize) 
                     return Err(ArgumentsError::Case(shorten(&key), known.to_owned()));
                 }
                 let inner = value(reader, names, left)?;
-                if map.insert(Key::String(Arc::new(key.clone())), inner).is_some() {
-                    return Err(ArgumentsError::Repeated(shorten(&key)));
+                if map.insert(CelMapKey::String(key.into()), inner).is_some() {
+                    return Err(ArgumentsError::Repeated(shorten(&raw_key.string()?.unwrap_or_default())));
                 }
                 Ok(())
             })?;
-            Ok(Value::Map(Map { map: Arc::new(map) }))
+            Box::new(CelMap::from(map))
         }
         Kind::Array => {
-            let mut items = Vec::new();
+            let mut items: Vec<Box<dyn Val + 'a>> = Vec::new();
             reader.array::<ArgumentsError>(|reader| {
                 items.push(value(reader, names, left)?);
                 Ok(())
             })?;
-            Ok(Value::List(Arc::new(items)))
+            Box::new(CelList::from(items))
         }
-        Kind::String => Ok(Value::String(Arc::new(reader.value()?.string()?.unwrap_or_default().into_owned()))),
+        Kind::String => Box::new(CelString::from(reader.value()?.string()?.unwrap_or_default())),
         Kind::Number => {
             let text = reader.value()?.as_str();
-            let number = text.parse().map(Value::Int).or_else(|_| text.parse().map(Value::UInt));
-            Ok(number.unwrap_or_else(|_| Value::Float(text.parse().unwrap_or(f64::NAN))))
+            if let Ok(number) = text.parse::<i64>() {
+                Box::new(CelInt::from(number))
+            } else if let Ok(number) = text.parse::<u64>() {
+                Box::new(CelUInt::from(number))
+            } else {
+                Box::new(CelDouble::from(text.parse().unwrap_or(f64::NAN)))
+            }
         }
-        Kind::Bool => Ok(Value::Bool(reader.value()?.as_str() == "true")),
-        Kind::Null => reader.value().map(|_| Value::Null).map_err(Into::into),
-    }
+        Kind::Bool => Box::new(CelBool::from(reader.value()?.as_str() == "true")),
+        Kind::Null => {
+            reader.value()?;
+            Box::new(CelNull)
+        }
+    })
 }
 
 fn shorten(key: &str) -> String {
@@ -381,22 +445,27 @@ fn shorten(key: &str) -> String {
 }
 
 /// The `pod` variable.
-pub fn pod(name: &str, namespace: &str, service_account: &str) -> Value {
-    Value::from(HashMap::from([("name", name), ("namespace", namespace), ("serviceAccount", service_account)]))
+pub fn pod(name: &str, namespace: &str, service_account: &str) -> Data<'static> {
+    let field = |key: &'static str, text: &str| {
+        let text: Box<dyn Val> = Box::new(CelString::from(text.to_owned()));
+        (CelMapKey::from(key), text)
+    };
+    let fields = [field("name", name), field("namespace", namespace), field("serviceAccount", service_account)];
+    Data(Box::new(CelMap::from(HashMap::from(fields))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn args(text: &str) -> Result<Value, ArgumentsError> {
+    fn args(text: &str) -> Result<Data<'_>, ArgumentsError> {
         let raw = Reader::new(text.as_bytes()).unwrap().value().unwrap();
         arguments(Some(raw), &["amount"])
     }
 
     fn holds(source: &str, text: &str) -> Result<bool, String> {
         let (args, pod) = (args(text).unwrap(), pod("p", "agents", "default"));
-        let inputs = Inputs { args: &args, tool: "pay", server: "bank", session: "s", pod: &pod };
+        let inputs = Inputs { args: Some(&args), tool: "pay", server: "bank", session: "s", pod: &pod };
         Expression::compile(source).unwrap().holds(&inputs)
     }
 
@@ -446,6 +515,7 @@ mod tests {
 
     #[test]
     fn arguments_mean_one_thing_or_are_refused() {
+        let args = |text: &str| args(text).map(|_| ());
         assert_eq!(args(r#"{"a":1,"a":2}"#), Err(ArgumentsError::Repeated("a".into())));
         assert_eq!(args(r#"{"a":1,"\u0061":2}"#), Err(ArgumentsError::Repeated("a".into())));
         assert!(matches!(args(r#"{"Amount":1}"#), Err(ArgumentsError::Case(..))));
@@ -459,7 +529,7 @@ mod tests {
     #[test]
     fn keys_are_told_apart_and_costs_counted() {
         let (args, pod) = (args(r#"{"a": "1", "b": 1, "c": 1.0, "n": -2, "f": 2.5, "m": {}}"#).unwrap(), pod("", "", ""));
-        let inputs = Inputs { args: &args, tool: "", server: "", session: "", pod: &pod };
+        let inputs = Inputs { args: Some(&args), tool: "", server: "", session: "", pod: &pod };
         let key = |source: &str| Expression::compile(source).unwrap().key(&inputs);
         assert_ne!(key("args.a"), key("args.b"));
         assert_eq!(key("args.b"), key("args.c"));

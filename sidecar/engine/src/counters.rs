@@ -113,6 +113,7 @@ impl Permit {
             for (key, slice, amount) in self.taken.drain(..) {
                 if let Some(counter) = inner.counters.get_mut(&key) {
                     counter.usage.give_back(slice, amount);
+                    inner.first_end = Timestamp(0);
                 }
             }
         }
@@ -121,6 +122,11 @@ impl Permit {
     /// Whether it holds a place among the calls under way.
     pub fn holds_places(&self) -> bool {
         !self.held.is_empty()
+    }
+
+    /// Takes the places among the calls under way out of it: they come free with the permit that this gives.
+    pub fn split_places(&mut self) -> Self {
+        Self { counters: self.counters.clone(), taken: SmallVec::new(), held: std::mem::take(&mut self.held) }
     }
 
     /// Puts the takes of another permit into this one.
@@ -199,8 +205,10 @@ struct Counter {
 struct Inner {
     counters: HashMap<Key, Counter>,
     under_way: HashMap<Arc<str>, u64>,
-    /// When to look for counts that are over.
+    /// At how many to look for counts that are over.
     sweep_at: usize,
+    /// None is over before this.
+    first_end: Timestamp,
 }
 
 impl Inner {
@@ -215,8 +223,16 @@ impl Inner {
 
     /// Makes room for a new count; false when all that are kept are live.
     fn room(&mut self, most: usize, now: Timestamp) -> bool {
-        if self.counters.len() >= self.sweep_at.min(most) {
-            self.counters.retain(|_, counter| counter.usage.end(counter.span) > now);
+        if self.counters.len() >= self.sweep_at.min(most) && self.first_end <= now {
+            let mut first_end = Timestamp(u64::MAX);
+            self.counters.retain(|_, counter| {
+                let end = counter.usage.end(counter.span);
+                if end > now {
+                    first_end = first_end.min(end);
+                }
+                end > now
+            });
+            self.first_end = first_end;
             // Amortised: the next sweep comes when there are twice as many as are live now.
             self.sweep_at = (self.counters.len() * 2).max(64);
             if self.counters.capacity() > self.sweep_at * 4 {
@@ -267,13 +283,20 @@ impl Counters for Memory {
         }
         let mut inner = self.lock();
         let mut full = SmallVec::new();
-        let mut missing = 0;
+        let mut missing: SmallVec<[usize; 2]> = SmallVec::new();
         for (index, take) in takes.iter().enumerate() {
             let key = KeyRef { identity: &take.identity, instance: &take.instance };
             let check = match inner.counters.get_mut(&key) {
-                Some(counter) => counter.usage.check(take.span, now, take.amount, take.max),
+                Some(counter) => {
+                    let check = counter.usage.check(take.span, now, take.amount, take.max);
+                    // One that is over is swept away with the others.
+                    if counter.usage.end(take.span) <= now {
+                        missing.push(index);
+                    }
+                    check
+                }
                 None => {
-                    missing += 1;
+                    missing.push(index);
                     if take.amount > take.max { Err(Full::Never) } else { Ok(()) }
                 }
             };
@@ -290,8 +313,10 @@ impl Counters for Memory {
             }
         }
         // Room for all that are new, before the first is made.
-        if missing > 0 && !inner.room(self.most.saturating_sub(missing - 1), now) {
-            return Err(Refusal::OutOfCounters(takes.len().saturating_sub(1)));
+        if let Some(first) = missing.first() {
+            if !inner.room(self.most.saturating_sub(missing.len() - 1), now) {
+                return Err(Refusal::OutOfCounters(*first));
+            }
         }
         let mut permit = Permit { counters: self.this.upgrade(), taken: SmallVec::new(), held: SmallVec::new() };
         for take in takes {
@@ -302,6 +327,7 @@ impl Counters for Memory {
                 None => {
                     let mut usage = Usage::default();
                     let slice = usage.take(take.span, now, take.amount);
+                    inner.first_end = inner.first_end.min(usage.end(take.span));
                     inner.counters.insert(owned.clone(), Counter { usage, span: take.span });
                     slice
                 }

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use toolweir_crds::Scope;
 
 use crate::{
-    cel::{self, Expression, Inputs},
+    cel::{self, Data, Expression, Inputs},
     counters::{Counters, Hold, Permit, Refusal, Take, instance},
     denial::{Denial, LimitInfo, Reason, shown, whole_seconds},
     json::Raw,
@@ -106,7 +106,7 @@ impl Engine {
         if let Some(denial) = &group.denial {
             return Err(denial.clone());
         }
-        let arguments = group.names.as_ref().map_or(Ok(::cel::Value::Null), |names| cel::arguments(call.arguments, names));
+        let arguments = group.names.as_ref().map(|names| cel::arguments(call.arguments, names)).transpose();
         Look { engine: self, call, now, arguments }.steps(&group.steps)
     }
 }
@@ -116,7 +116,8 @@ struct Look<'a> {
     engine: &'a Engine,
     call: &'a Call<'a>,
     now: Timestamp,
-    arguments: Result<::cel::Value, cel::ArgumentsError>,
+    /// Read where an expression reads them.
+    arguments: Result<Option<Data<'a>>, cel::ArgumentsError>,
 }
 
 /// Which limit each take stands for.
@@ -152,8 +153,8 @@ impl Look<'_> {
 
     fn inputs(&self, step: &Step, entry: &Arc<str>, expression: &Expression) -> Result<Inputs<'_>, Denial> {
         let args = match &self.arguments {
-            Ok(args) => args,
-            Err(_) if !expression.reads_arguments() => &::cel::Value::Null,
+            Ok(args) => args.as_ref(),
+            Err(_) if !expression.reads_arguments() => None,
             Err(error) => {
                 let what = format!("the call's `arguments` {error}. Correct that and try again.");
                 return Err(self.denial(step, entry, Reason::Malformed, &what));

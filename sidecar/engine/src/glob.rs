@@ -6,21 +6,34 @@
 pub struct Glob {
     /// The literal parts between the stars; the first and last are anchored.
     parts: Vec<Box<str>>,
+    /// How many literal characters there are.
+    weight: usize,
+    /// The bytes that a name must begin and end with: they tell most names apart at once.
+    ends: [Option<u8>; 2],
 }
 
 impl Glob {
     /// The glob of a name, or nothing when the name has no `*` and so is exact.
     pub fn parse(name: &str) -> Option<Self> {
-        name.contains('*').then(|| Self { parts: name.split('*').map(Into::into).collect() })
+        let literal = |byte: &&u8| **byte != b'*';
+        let ends = [name.as_bytes().first(), name.as_bytes().last()].map(|byte| byte.filter(literal).copied());
+        let parts: Vec<Box<str>> = name.split('*').map(Into::into).collect();
+        let weight = parts.iter().map(|part| part.len()).sum();
+        name.contains('*').then_some(Self { parts, weight, ends })
     }
 
     /// How many literal characters it has: the more, the more specific.
     pub fn weight(&self) -> usize {
-        self.parts.iter().map(|part| part.len()).sum()
+        self.weight
     }
 
     /// Whether it matches a name.
     pub fn matches(&self, name: &str) -> bool {
+        let differs = |ours: Option<u8>, theirs: Option<&u8>| ours.is_some_and(|byte| theirs != Some(&byte));
+        let ([first, last], bytes) = (self.ends, name.as_bytes());
+        if bytes.len() < self.weight || differs(first, bytes.first()) || differs(last, bytes.last()) {
+            return false;
+        }
         let (Some((first, rest)), Some(last)) = (self.parts.split_first(), self.parts.last()) else { return false };
         let Some(name) = name.strip_prefix(&**first) else { return false };
         let Some(mut name) = name.strip_suffix(&**last) else { return false };

@@ -1,15 +1,13 @@
 //! Compiled policies: what holds for each server, and for each tool of it.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use hashbrown::HashMap;
 use smallvec::SmallVec;
 use toolweir_crds::{Action, Mode, Scope, Window};
 
 use crate::{
-    cel::Expression,
+    cel::{Data, Expression},
     counters::{Counters, Hold, Identity, Memory},
     denial::{Denial, Reason, shown},
     glob::Glob,
@@ -21,7 +19,7 @@ use crate::{
 pub struct Engine {
     pub(crate) servers: BTreeMap<Arc<str>, ServerRules>,
     pub(crate) counters: Arc<Memory>,
-    pub(crate) pod: ::cel::Value,
+    pub(crate) pod: Data<'static>,
 }
 
 /// A server that some policy names.
@@ -125,8 +123,8 @@ pub(crate) struct Step {
     pub part: Arc<Part>,
     /// The entries that match, most specific first.
     pub entries: SmallVec<[usize; 2]>,
-    /// The denial that needs no look at the call.
-    denial: Option<Denial>,
+    /// The reason to deny it whatever the call is.
+    reason: Option<Reason>,
 }
 
 impl Step {
@@ -134,9 +132,25 @@ impl Step {
         self.entries.iter().filter_map(|index| self.part.entries.get(*index))
     }
 
-    /// The name of the entry that gives the action.
-    pub(crate) fn deciding_entry(&self) -> Option<&Arc<str>> {
-        self.matching().find(|entry| entry.effective_action().is_some()).map(|entry| &entry.name)
+    /// The entry that gives the action.
+    fn deciding(&self) -> Option<&Entry> {
+        self.matching().find(|entry| entry.effective_action().is_some())
+    }
+
+    /// The denial that needs no look at the call.
+    fn denial(&self, tool: &str) -> Option<Denial> {
+        let (reason, entry) = (self.reason?, self.deciding());
+        let what = match (reason, entry.and_then(|entry| entry.reason.as_ref()), &self.part.broken) {
+            (_, _, Some(why)) => {
+                format!("it does not compile ({why}), so everything on its servers is denied until it is corrected.")
+            }
+            (Reason::NotListed, ..) => {
+                format!("{} is not among the tools that may be called. Use one that tools/list shows.", shown(tool))
+            }
+            (_, Some(reason), _) => reason.clone(),
+            _ => format!("{} may not be called.", shown(tool)),
+        };
+        Some(Denial::by(&self.part.policy, entry.map(|entry| &entry.name), reason, tool, &what))
     }
 }
 
@@ -151,8 +165,9 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    fn new(steps: SmallVec<[Step; 1]>) -> Self {
-        let denial = steps.iter().filter_map(|step| step.denial.as_ref()).min_by_key(|denial| denial.reason).cloned();
+    fn new(steps: SmallVec<[Step; 1]>, tool: &str) -> Self {
+        let denies = steps.iter().filter(|step| step.reason.is_some()).min_by_key(|step| step.reason);
+        let denial = denies.and_then(|step| step.denial(tool));
         let expressions = || steps.iter().flat_map(Step::matching).flat_map(Entry::expressions);
         let names = expressions().any(Expression::reads_arguments).then(|| {
             let mut names: Vec<String> = expressions().flat_map(|expression| expression.names().iter().cloned()).collect();
@@ -199,26 +214,17 @@ impl Part {
     }
 
     fn step(self: &Arc<Self>, tool: &str) -> Step {
-        if let Some(why) = &self.broken {
-            let what = format!("it does not compile ({why}), so everything on its servers is denied until it is corrected.");
-            let denial = Denial::by(&self.policy, None, Reason::InvalidPolicy, tool, &what);
-            return Step { part: Arc::clone(self), entries: SmallVec::new(), denial: Some(denial) };
+        if self.broken.is_some() {
+            return Step { part: Arc::clone(self), entries: SmallVec::new(), reason: Some(Reason::InvalidPolicy) };
         }
         let mut entries: SmallVec<[usize; 2]> = self.exact.get(tool).copied().into_iter().collect();
         entries.extend(self.globs.iter().filter(|(glob, _)| glob.matches(tool)).map(|(_, index)| *index));
-        let mut step = Step { part: Arc::clone(self), entries, denial: None };
-        let decides = step.matching().find_map(|entry| entry.effective_action().map(|action| (action, entry)));
-        step.denial = match decides {
-            Some((Action::Allow, _)) => None,
-            Some((Action::Deny, entry)) => {
-                let what = entry.reason.clone().unwrap_or_else(|| format!("{} may not be called.", shown(tool)));
-                Some(Denial::by(&self.policy, Some(&entry.name), Reason::Denied, tool, &what))
-            }
+        let mut step = Step { part: Arc::clone(self), entries, reason: None };
+        step.reason = match step.deciding().and_then(Entry::effective_action) {
+            Some(Action::Allow) => None,
+            Some(Action::Deny) => Some(Reason::Denied),
             None if self.default_action == Action::Allow => None,
-            None => {
-                let what = format!("{} is not among the tools that may be called. Use one that tools/list shows.", shown(tool));
-                Some(Denial::by(&self.policy, None, Reason::NotListed, tool, &what))
-            }
+            None => Some(Reason::NotListed),
         };
         step
     }
@@ -240,11 +246,11 @@ impl ServerRules {
     fn build(&self, tool: &str) -> Plan {
         let all: SmallVec<[Step; 2]> = self.parts.iter().map(|part| part.step(tool)).collect();
         let policy = all.first().map(|step| Arc::clone(&step.part.policy));
-        let entry = all.first().and_then(Step::deciding_entry).cloned();
+        let entry = all.first().and_then(Step::deciding).map(|entry| Arc::clone(&entry.name));
         let (enforced, audited): (SmallVec<_>, SmallVec<[Step; 1]>) =
             all.into_iter().partition(|step| step.part.mode == Mode::Enforce || step.part.broken.is_some());
-        let audited = audited.chunk_by(|a, b| a.part.policy == b.part.policy).map(|own| Group::new(own.into())).collect();
-        Plan { enforced: Group::new(enforced), audited, policy, entry }
+        let audited = audited.chunk_by(|a, b| a.part.policy == b.part.policy).map(|own| Group::new(own.into(), tool)).collect();
+        Plan { enforced: Group::new(enforced, tool), audited, policy, entry }
     }
 }
 
@@ -267,7 +273,7 @@ impl Engine {
     /// The denial of everything on a server, if a policy of it does not compile.
     pub fn closed(&self, server: &str) -> Option<Denial> {
         let part = self.servers.get(server)?.parts.iter().find(|part| part.broken.is_some())?;
-        part.step("").denial
+        part.step("").denial("")
     }
 
     /// The first policy that governs a server: where all allow, the one that a call is counted under.

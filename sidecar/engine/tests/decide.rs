@@ -895,6 +895,38 @@ mod memory {
     }
 
     #[test]
+    fn never_holds_more_when_a_count_that_is_over_is_needed_again() {
+        let counters = Memory::new(3);
+        let policies = [tools("{name: a, limits: [{max: 2, window: day, key: args.k}, {max: 100, window: minute}]}")];
+        let engine = Engine::compile(&policies, Arc::clone(&counters), &Options::default()).0;
+        assert_eq!(key(&engine, 1, 0), Reason::None);
+        assert_eq!(key(&engine, 2, 0), Reason::None);
+        // The minute is over and the days of the keys 1 and 2 are not: there is one place, and the call needs two.
+        assert_eq!(key(&engine, 3, 100), Reason::CountersExhausted);
+        assert_eq!(key(&engine, 1, 100), Reason::None);
+        assert_eq!(counters.len(), 3);
+    }
+
+    #[test]
+    fn that_is_exhausted_is_told_by_the_policy_whose_limit_has_no_place() {
+        let keyed = policy("a", "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 9, window: day, key: args.k}]}]}]");
+        let other = policy("b", "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 9, window: day}]}]}]");
+        let engine = Engine::compile(&[other, keyed], Memory::new(2), &Options::default()).0;
+        assert_eq!(key(&engine, 1, 0), Reason::None);
+        let denial = denied(call(&engine, "a", r#"{"k": 2}"#, 0));
+        assert_eq!((denial.reason, denial.policy.as_deref()), (Reason::CountersExhausted, Some("agents/a")));
+    }
+
+    #[test]
+    fn comes_free_at_once_when_a_call_gives_its_place_back() {
+        let (engine, _) = keyed(2);
+        let failed = allowed(call(&engine, "a", r#"{"k": 1}"#, 0));
+        assert_eq!(key(&engine, 2, 1), Reason::CountersExhausted);
+        failed.give_back();
+        assert_eq!(key(&engine, 2, 1), Reason::None);
+    }
+
+    #[test]
     fn of_a_key_does_not_grow_with_its_length() {
         let (engine, counters) = keyed(100);
         let long = |end: &str| reason(&call(&engine, "a", &format!("{{\"k\": \"{}{end}\"}}", "x".repeat(100_000)), 0));

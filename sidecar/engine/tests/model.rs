@@ -95,15 +95,20 @@ fn limit() -> impl Strategy<Value = Limit> {
     let scope = prop_oneof![3 => Just(Scope::Pod), 1 => Just(Scope::Session)];
     let key = option::weighted(0.2, Just("args.k".to_owned()));
     let cost = option::weighted(0.25, Just("args.n".to_owned()));
-    let counter = option::weighted(0.3, select(vec!["c".to_owned(), "d".to_owned()]));
-    (1_i64..5, select(WINDOWS.to_vec()), scope, key, cost, counter).prop_map(|(max, window, scope, key, cost, counter)| Limit {
+    let free = (1_i64..5, select(WINDOWS.to_vec()), scope, key, cost.clone(), option::weighted(0.2, Just("d".to_owned()))).prop_map(
+        |(max, window, scope, key, cost, counter)| Limit { max, window: window.parse().unwrap(), scope, key, cost, counter },
+    );
+    // Limits that always count together.
+    let counter = Some("c".to_owned());
+    let shared = (1_i64..5, cost).prop_map(move |(max, cost)| Limit {
         max,
-        window: window.parse().unwrap(),
-        scope,
-        key,
+        window: "minute".parse().unwrap(),
+        scope: Scope::Pod,
+        key: None,
         cost,
-        counter,
-    })
+        counter: counter.clone(),
+    });
+    prop_oneof![3 => free, 1 => shared]
 }
 
 fn tools() -> impl Strategy<Value = Vec<Tool>> {
@@ -176,7 +181,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         .prop_map(|(n, k, shape)| Arguments { n, k, shape });
     let then = prop_oneof![1 => Just(Then::Keep), 3 => Just(Then::Drop), 1 => Just(Then::GiveBack)];
     let server = prop_oneof![6 => Just(SERVERS[0]), 3 => Just(SERVERS[1]), 1 => Just(SERVERS[2])];
-    let call = (after, server, select(TOOLS.to_vec()), select(SESSIONS.to_vec()), arguments, then, any::<bool>());
+    // The first is the one that most entries match.
+    let tool = prop_oneof![1 => Just(TOOLS[0]), 1 => select(TOOLS.to_vec())];
+    let call = (after, server, tool, select(SESSIONS.to_vec()), arguments, then, any::<bool>());
     let call = call.prop_map(|(after, server, tool, session, arguments, then, obedient)| Step::Call {
         after,
         server,

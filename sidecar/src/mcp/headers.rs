@@ -69,6 +69,16 @@ pub fn check_agreement(headers: &HeaderMap, request: &Request<'_>) -> Result<(),
     Ok(())
 }
 
+/// Refuses an answer whose headers say that it is a request.
+pub fn check_answer(headers: &HeaderMap) -> Result<(), Refusal> {
+    for (name, shown) in [(&METHOD, "Mcp-Method"), (&NAME, "Mcp-Name")] {
+        if headers.contains_key(name) {
+            return Err(Refusal::HeaderMismatch(shown, "a request".to_owned(), "an answer".to_owned()));
+        }
+    }
+    Ok(())
+}
+
 fn quote(text: &str) -> String {
     let short: String = text.chars().take(60).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     format!("`{short}`")

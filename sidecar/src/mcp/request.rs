@@ -140,6 +140,17 @@ impl Refusal {
         }
     }
 
+    /// Why, without a word of the message: for the log.
+    pub fn in_general(&self) -> String {
+        match self {
+            Self::Repeated(object, _) => format!("{object} repeats a key"),
+            Self::Case(object, _, known) => format!("{object} has a key that differs from `{known}` in case alone"),
+            Self::MethodCase(_) => "the method differs from `tools/call` in case alone".to_owned(),
+            Self::HeaderMismatch(header, ..) => format!("the header {header} and the body disagree"),
+            other => other.to_string(),
+        }
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> http::StatusCode {
         match self {

@@ -35,6 +35,8 @@ pub struct Rewriter {
     most: usize,
     /// The rest of an event that is too large to hold and need not be read.
     passing: bool,
+    /// The byte before `held`, where it is of the same event.
+    before: Option<u8>,
     started: bool,
     /// The last chunk ended in CR after the end of an event: an LF that follows belongs to it.
     after_cr: bool,
@@ -43,7 +45,7 @@ pub struct Rewriter {
 impl Rewriter {
     /// A rewriter that holds events of up to `most` bytes.
     pub fn new(most: usize) -> Self {
-        Self { held: BytesMut::new(), searched: 0, most, passing: false, started: false, after_cr: false }
+        Self { held: BytesMut::new(), searched: 0, most, passing: false, before: None, started: false, after_cr: false }
     }
 
     /// How many bytes it holds.
@@ -74,7 +76,9 @@ impl Rewriter {
             let event = self.held.split_to(end).freeze();
             self.after_cr = self.held.is_empty() && event.last() == Some(&b'\r');
             self.searched = 0;
+            self.before = None;
             if std::mem::take(&mut self.passing) {
+                self.need_not_be_read(&event)?;
                 out.extend_from_slice(&event);
             } else {
                 self.event(&event, decide, &mut out)?;
@@ -82,15 +86,14 @@ impl Rewriter {
             self.started = true;
         }
         if self.passing {
-            // Keep what could be the first half of the end.
-            let keep = self.held.len().min(3);
-            let leave = self.held.len() - keep;
-            out.extend_from_slice(&self.held.split_to(leave));
+            self.need_not_be_read(&self.held)?;
+            // Keep what could be the first part of the key, or of the end.
+            let leave = self.held.len().saturating_sub(TOOLS.len() - 1);
+            let left = self.held.split_to(leave);
+            self.before = left.last().copied().or(self.before);
+            out.extend_from_slice(&left);
             self.searched = 0;
         } else if self.held.len() > self.most {
-            if holds_tools(&self.held) {
-                return Err(SseError::TooLarge(self.most));
-            }
             self.passing = true;
             return self.push(&[], decide).map(|rest| {
                 out.extend_from_slice(&rest);
@@ -98,6 +101,11 @@ impl Rewriter {
             });
         }
         Ok(out.freeze())
+    }
+
+    /// Refuses an event that is not held, if it could hold a tools/list result.
+    fn need_not_be_read(&self, part: &[u8]) -> Result<(), SseError> {
+        if holds_tools(part) { Err(SseError::TooLarge(self.most)) } else { Ok(()) }
     }
 
     /// What is left when the stream ends: an event without an end, which no client dispatches.
@@ -109,6 +117,10 @@ impl Rewriter {
     fn end_of_event(&mut self) -> Option<usize> {
         let bytes = &self.held;
         let mut at = self.searched;
+        if at == 0 && self.before == Some(b'\r') && bytes.first() == Some(&b'\n') {
+            // The second half of a line's end whose first has left.
+            at = 1;
+        }
         while let Some(found) = memchr::memchr2(b'\n', b'\r', bytes.get(at..)?) {
             let mut end = at + found + 1;
             // One line ends here; a second end right after it makes a blank line.
@@ -133,7 +145,7 @@ impl Rewriter {
     /// Whether the line that ends at `at` is blank.
     fn blank_before(&self, at: usize) -> bool {
         match at.checked_sub(1) {
-            None => true,
+            None => self.before.is_none_or(|before| matches!(before, b'\n' | b'\r')),
             Some(before) => {
                 // A byte-order mark may open the stream.
                 let bom = !self.started && self.held.get(..at) == Some(b"\xef\xbb\xbf");
@@ -153,13 +165,12 @@ impl Rewriter {
         for line in lines(bytes) {
             let (field, value) = field(line);
             if field == b"data" {
-                let data = data.get_or_insert_default();
-                if !data.is_empty() {
+                if let Some(data) = &mut data {
                     data.push(b'\n');
                 }
-                data.extend_from_slice(value);
-            } else if field == b"event" && !value.is_empty() {
-                name = value;
+                data.get_or_insert_default().extend_from_slice(value);
+            } else if field == b"event" {
+                name = if value.is_empty() { b"message" } else { value };
             }
         }
         let Verdict::Replace(new) = (match data {
@@ -188,9 +199,26 @@ impl Rewriter {
     }
 }
 
+/// The key of the list in a tools/list result.
+const TOOLS: &[u8] = b"\"tools\"";
+
 /// Whether an event could hold a tools/list result: whether the key stands in it.
 pub fn holds_tools(data: &[u8]) -> bool {
-    memmem::find(data, b"\"tools\"").is_some() || memmem::find(data, b"\\u00").is_some()
+    memmem::find(data, TOOLS).is_some() || memmem::find(data, b"\\u00").is_some()
+}
+
+/// Whether the key stands in a text, be it as an escape spells it.
+pub fn spells_tools(text: &[u8]) -> bool {
+    const LETTERS: [(u8, &[u8]); 5] = [(b't', b"\\u0074"), (b'o', b"\\u006f"), (b'o', b"\\u006f"), (b'l', b"\\u006c"), (b's', b"\\u0073")];
+    memchr::memchr_iter(b'"', text).any(|quote| {
+        let mut at = quote + 1;
+        let spelled = LETTERS.iter().all(|(letter, escape)| {
+            let escaped = text.get(at..at + escape.len()).is_some_and(|found| found.eq_ignore_ascii_case(escape));
+            at += if escaped { escape.len() } else { 1 };
+            escaped || text.get(at - 1) == Some(letter)
+        });
+        spelled && text.get(at) == Some(&b'"')
+    })
 }
 
 /// The lines of an event, without their ends and without the blank one.
@@ -227,6 +255,16 @@ mod tests {
         }
         out.extend_from_slice(&rewriter.finish());
         Ok((String::from_utf8_lossy(&out).into(), seen))
+    }
+
+    #[test]
+    fn the_key_tools_is_known_however_it_is_spelled() {
+        for text in [r#"{"tools":"#, r#"{"x":"","t\u006fol\u0073":"#, r#""\u0074\u006F\u006f\u006C\u0073""#] {
+            assert!(spells_tools(text.as_bytes()), "{text}");
+        }
+        for text in ["", "\"", "\"tool", "\"tools", r#""tools ""#, r#""\u0074""#, r#"\"tools\""#, r#""Tools""#, r#""\u0074\u006"#] {
+            assert!(!spells_tools(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]
@@ -274,5 +312,35 @@ mod tests {
         }
         let tools = format!("data: {{\"tools\":{}\n\n", "x".repeat(100));
         assert_eq!(rewrite(tools.as_bytes(), 7, 50), Err(SseError::TooLarge(50)));
+    }
+
+    #[test]
+    fn an_event_too_large_to_hold_does_not_pass_when_the_key_comes_late() {
+        for (before, after) in [(100, 100), (100, 0), (44, 100), (46, 0)] {
+            let stream = format!("data: {}{{\"tools\":1}}{}\n\ndata: b\n\n", "x".repeat(before), "x".repeat(after));
+            for piece in 1..10 {
+                assert_eq!(rewrite(stream.as_bytes(), piece, 50), Err(SseError::TooLarge(50)), "{before} {after} {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_rest_of_an_event_too_large_to_hold_is_no_event_of_its_own() {
+        for end in ["\n", "\r\n", "\r"] {
+            let x = "x".repeat(60);
+            for large in [format!("data: {x}{end}ab{end}data: y{end}{end}"), format!("data: {x}{end}a{end}b{end}c{end}data: d{end}{end}")] {
+                let stream = format!("{large}data: old{end}{end}");
+                for piece in 1..20 {
+                    let (_, seen) = rewrite(stream.as_bytes(), piece, 50).unwrap();
+                    assert_eq!(seen, [("message".to_owned(), "old".to_owned())], "{end:?} {piece}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn events_are_read_as_clients_read_them() {
+        let (_, seen) = rewrite(b"event: endpoint\nevent:\ndata:\ndata\ndata: x\n\nevent: a\n\ndata\n\n", 1000, 1000).unwrap();
+        assert_eq!(seen, [("message", "\n\nx"), ("message", "")].map(|(a, b)| (a.to_owned(), b.to_owned())));
     }
 }

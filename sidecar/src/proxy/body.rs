@@ -17,7 +17,7 @@ use crate::{
     governor::Governor,
     mcp::{
         list::{self, Filtered},
-        sse::{Rewriter, SseError, Verdict, holds_tools},
+        sse::{Rewriter, SseError, Verdict, holds_tools, spells_tools},
     },
 };
 
@@ -87,13 +87,11 @@ impl Filter {
         if !holds_tools(data) {
             return Ok(Verdict::Pass);
         }
-        match list::filter(data, &|_| true, &mut |_| {}) {
-            // Not JSON, so no tools/list result to any client.
-            Err(_) => Ok(Verdict::Pass),
-            Ok(_) => Ok(match self.list(data)? {
-                Filtered::Same => Verdict::Pass,
-                Filtered::Edited(new) => Verdict::Replace(new),
-            }),
+        match self.list(data) {
+            Ok(Filtered::Edited(new)) => Ok(Verdict::Replace(new)),
+            // A client that is less strict may read what this cannot.
+            Err(error) if spells_tools(data) => Err(error),
+            Ok(Filtered::Same) | Err(_) => Ok(Verdict::Pass),
         }
     }
 }

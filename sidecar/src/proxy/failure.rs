@@ -108,6 +108,14 @@ impl Failure {
         }
     }
 
+    /// What it is, without a word of the request: for the log.
+    pub fn in_general(&self) -> String {
+        match self {
+            Self::Refused(refusal) => refusal.in_general(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the same request may do better later. A request that timed out may have been carried out.
     pub fn retry(&self) -> bool {
         matches!(self, Self::Overloaded | Self::Connect(_))

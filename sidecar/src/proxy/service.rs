@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,7 +28,7 @@ use super::{
     upstream::Client,
 };
 use crate::{
-    governor::{self, Arrival, Decided, Governor, InForce, Outcome, Record, Server},
+    governor::{self, Arrival, Decided, Governor, InForce, Outcome, Server},
     mcp::{
         answer,
         headers::{self, SESSION_ID},
@@ -99,14 +100,38 @@ fn target(path: &str) -> Option<Target<'_>> {
     }
 }
 
-/// Where and how long a request was, for its answer's record.
+/// What an answer is to, as far as that decides how it passes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    /// Any message.
+    Message,
+    /// A tools/list.
+    List,
+    /// A GET: what a client keeps open for as long as it lives, on which anything can be replayed.
+    Get,
+    /// A subscriptions/listen, which a modern client keeps open for as long as it lives.
+    Listen,
+}
+
+/// Where and how long a request was. Dropped, it is counted, so that none is missing when its client hangs up.
 struct Way<'a> {
+    governor: &'a Governor,
     in_force: &'a InForce,
     server: Option<&'a Arc<Server>>,
     method: &'static str,
     arrived: Arrival,
     /// Time spent waiting for others: the client's body, the server's answer.
     waited: Duration,
+    outcome: Outcome,
+}
+
+impl Drop for Way<'_> {
+    fn drop(&mut self) {
+        self.governor.count(self.server.map(|server| &**server), self.method, self.outcome);
+        if let Some(server) = self.server.filter(|_| self.outcome != Outcome::ClientGone) {
+            server.overhead.observe(self.arrived.instant.elapsed().saturating_sub(self.waited).as_secs_f64());
+        }
+    }
 }
 
 impl Proxy {
@@ -114,19 +139,30 @@ impl Proxy {
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn serve(self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    pub async fn serve(self, mut request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let in_force = arc_swap::Guard::into_inner(self.shared.governor.in_force());
-        let mut way = Way { in_force: &in_force, server: None, method: "_none", arrived: Arrival::now(), waited: Duration::ZERO };
+        let mut way = Way {
+            governor: &self.shared.governor,
+            in_force: &in_force,
+            server: None,
+            method: "_none",
+            arrived: Arrival::now(),
+            waited: Duration::ZERO,
+            outcome: Outcome::ClientGone,
+        };
+        // Over HTTP/2, and where a client takes this for its proxy, the host is in the target (RFC 9113, section 8.3.1).
+        if let Some(host) = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let head = request.method() == Method::HEAD;
         let answer = self.route(request, &mut way).await;
-        let (response, outcome) = match answer {
+        let (mut response, outcome) = match answer {
             Ok(done) => done,
             Err(failure) => (failed(&failure, None), self.log(&failure, &way)),
         };
-        if outcome != Outcome::ClientGone {
-            self.shared.governor.count(way.server.map(|server| &**server), way.method, outcome);
-        }
-        if let Some(server) = way.server {
-            server.overhead.observe(way.arrived.instant.elapsed().saturating_sub(way.waited).as_secs_f64());
+        way.outcome = outcome;
+        if head {
+            *response.body_mut() = Answer::whole(Bytes::new());
         }
         Ok(response)
     }
@@ -135,10 +171,10 @@ impl Proxy {
     fn log(&self, failure: &Failure, way: &Way<'_>) -> Outcome {
         let server = way.server.map_or("", |server| &server.name);
         let (method, outcome) = (way.method, failure.outcome());
-        let (fault, retry) = (failure.fault(), failure.retry());
+        let (fault, retry, failure) = (failure.fault(), failure.retry(), failure.in_general());
         match fault {
-            Fault::Client => tracing::info!(server, method, outcome = outcome.as_str(), %failure, "request refused"),
-            _ => tracing::warn!(server, method, outcome = outcome.as_str(), ?fault, retry, %failure, "request failed"),
+            Fault::Client => tracing::info!(server, method, outcome = outcome.as_str(), failure, "request refused"),
+            _ => tracing::warn!(server, method, outcome = outcome.as_str(), ?fault, retry, failure, "request failed"),
         }
         outcome
     }
@@ -170,14 +206,15 @@ impl Proxy {
                     Method::POST => self.post(request, name, None, way).await,
                     Method::GET | Method::DELETE => {
                         let server = way.server.ok_or(Failure::UnknownServer)?;
-                        way.method = if request.method() == Method::GET { "_get" } else { "_delete" };
+                        let to = if request.method() == Method::GET { To::Get } else { To::Message };
+                        way.method = if to == To::Get { "_get" } else { "_delete" };
                         if let Some(denial) = way.in_force.engine.closed(name) {
                             return Ok((text(StatusCode::FORBIDDEN, denial.message), Outcome::Denied));
                         }
                         let (parts, _) = request.into_parts();
                         let url = server.url.clone().ok_or_else(|| Failure::NoUrl(name.to_owned()))?;
                         let response = self.send(&parts.method, &parts.headers, url, Bytes::new(), server, way).await?;
-                        self.pass(response, &parts.headers, way, Permit::default(), parts.method == Method::GET, false).await
+                        self.pass(response, &parts.headers, way, Permit::default(), to).await
                     }
                     _ => Err(Failure::Method),
                 }
@@ -189,26 +226,29 @@ impl Proxy {
     /// `Origin`, and with a rebound name a `Host` that is not local.
     fn check_origin(&self, request: &Request<Incoming>) -> Result<(), Failure> {
         let headers = request.headers();
-        let host = request.uri().authority().map(|authority| authority.as_str());
-        let named = host.or_else(|| headers.get(header::HOST).and_then(|value| value.to_str().ok()));
-        if !named.is_some_and(|authority| self.is_local(authority)) {
+        if headers.get_all(header::HOST).iter().nth(1).is_some() {
+            return Err(Refusal::RepeatedHeader("Host").into());
+        }
+        let named = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+        // An address cannot be rebound, so any is accepted as the host.
+        if !named.is_some_and(|authority| self.is_local(authority, |_| true)) {
             return Err(Failure::ForbiddenOrigin("Host"));
         }
         for origin in headers.get_all(header::ORIGIN) {
             let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
-            if !authority.is_some_and(|authority| self.is_local(authority)) {
+            // A page can be at an address too: only a local one, or that of the sidecar itself, is not foreign.
+            if !authority.is_some_and(|authority| Some(authority) == named || self.is_local(authority, |address| address.is_loopback())) {
                 return Err(Failure::ForbiddenOrigin("Origin"));
             }
         }
         Ok(())
     }
 
-    /// Whether an authority names this machine. An address cannot be rebound, so any is accepted as the host.
-    fn is_local(&self, authority: &str) -> bool {
+    /// Whether an authority names this machine, by a name of it or by an address that `fits`.
+    fn is_local(&self, authority: &str, fits: impl Fn(IpAddr) -> bool) -> bool {
         let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
         let host = authority.host();
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-        address.is_ok()
+        host.trim_start_matches('[').trim_end_matches(']').parse().is_ok_and(fits)
             || host.eq_ignore_ascii_case("localhost")
             || self.shared.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
     }
@@ -233,6 +273,7 @@ impl Proxy {
         };
         let message = match parse(&bytes)? {
             Message::Answer => {
+                headers::check_answer(&parts.headers)?;
                 way.method = "_answer";
                 None
             }
@@ -244,11 +285,14 @@ impl Proxy {
         };
         let client = Asker { headers: &parts.headers, legacy: legacy.as_ref() };
         let Some(message) = message else {
+            if self.closed(name, way).is_some() {
+                return Ok((accepted(), Outcome::Dropped));
+            }
             let server = way.server.ok_or(Failure::UnknownServer)?;
             let url = endpoint(server, legacy.as_ref())?;
             let response = self.send(&Method::POST, &parts.headers, url, bytes.clone(), server, way).await?;
             drop(held);
-            return self.pass(response, &parts.headers, way, Permit::default(), false, false).await;
+            return self.pass(response, &parts.headers, way, Permit::default(), To::Message).await;
         };
         if !message.is_tool_call() {
             if let Some(denial) = self.closed(name, way) {
@@ -256,12 +300,16 @@ impl Proxy {
             }
             let server = way.server.ok_or(Failure::UnknownServer)?;
             let url = endpoint(server, legacy.as_ref())?;
-            // On an HTTP+SSE stream the list comes there, not here.
-            let lists = message.method == "tools/list" && legacy.is_none();
+            let to = match &*message.method {
+                // On an HTTP+SSE stream the list comes there, not here.
+                "tools/list" if legacy.is_none() => To::List,
+                "subscriptions/listen" => To::Listen,
+                _ => To::Message,
+            };
             let id = message.id.map(|id| id.as_str().to_owned());
             let answer = async {
                 let response = self.send(&Method::POST, &parts.headers, url, bytes.clone(), server, way).await?;
-                self.pass(response, &parts.headers, way, Permit::default(), false, lists).await
+                self.pass(response, &parts.headers, way, Permit::default(), to).await
             };
             return match answer.await {
                 Ok(done) => Ok(done),
@@ -306,7 +354,7 @@ impl Proxy {
             return Ok((accepted(), Outcome::Dropped));
         }
         let (decided, record) = governor.decide(way.in_force, &call, way.arrived);
-        let (permit, server) = match (decided, way.server) {
+        let (mut permit, server) = match (decided, way.server) {
             (Decided::Denied(denial), _) => {
                 record.finish(Outcome::Denied);
                 return client.deny(message, &denial);
@@ -314,6 +362,8 @@ impl Proxy {
             (Decided::Allowed(_), None) => return Err(Failure::UnknownServer),
             (Decided::Allowed(permit), Some(server)) => (permit, server),
         };
+        // On an HTTP+SSE stream the answer can come before that of the POST.
+        let kept = client.legacy.zip(message.id).map(|(stream, id)| stream.under_way.keep(id, permit.split_places()));
         let sent = match endpoint(server, client.legacy) {
             Ok(url) => self.send(&Method::POST, client.headers, url, bytes, server, way).await,
             Err(failure) => Err(failure),
@@ -330,6 +380,9 @@ impl Proxy {
                 return Ok((failed(&failure, message.id.map(|id| id.as_str())), outcome));
             }
         };
+        if let Some(kept) = kept.filter(|_| response.status().is_success()) {
+            kept.taken();
+        }
         let outcome = outcome_of(response.status());
         let permit = if response.status().is_server_error() {
             permit.give_back();
@@ -337,25 +390,17 @@ impl Proxy {
         } else {
             permit
         };
-        if let (Some(stream), Some(id), true) = (client.legacy, message.id, response.status().is_success()) {
-            stream.under_way.add(id, permit);
-            return self.finish(record, outcome, response, client, Permit::default(), way).await;
+        match self.pass(response, client.headers, way, permit, To::Message).await {
+            Ok(passed) => {
+                record.finish(outcome);
+                Ok(passed)
+            }
+            Err(failure) => {
+                let outcome = self.log(&failure, way);
+                record.finish(outcome);
+                Ok((failed(&failure, message.id.map(|id| id.as_str())), outcome))
+            }
         }
-        self.finish(record, outcome, response, client, permit, way).await
-    }
-
-    async fn finish(
-        &self,
-        record: Record,
-        outcome: Outcome,
-        response: Response<Incoming>,
-        client: &Asker<'_>,
-        permit: Permit,
-        way: &mut Way<'_>,
-    ) -> Result<(Response<Answer>, Outcome), Failure> {
-        let passed = self.pass(response, client.headers, way, permit, false, false).await;
-        record.finish(passed.as_ref().map_or_else(Failure::outcome, |_| outcome));
-        passed
     }
 
     /// Sends a request to a server and waits for the head of the answer.
@@ -395,8 +440,7 @@ impl Proxy {
         asked: &HeaderMap,
         way: &mut Way<'_>,
         permit: Permit,
-        get: bool,
-        lists: bool,
+        to: To,
     ) -> Result<(Response<Answer>, Outcome), Failure> {
         let server = way.server.ok_or(Failure::UnknownServer)?;
         let (mut parts, body) = response.into_parts();
@@ -404,16 +448,16 @@ impl Proxy {
         let status = parts.status;
         if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
             // Followed by the client it would lead past the sidecar.
-            let to = parts.headers.get(header::LOCATION).and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
-            let to: String = to.chars().take(200).collect();
-            return Err(Failure::Invalid(server.name.clone(), format!("it redirects to {to}; write that URL in the policy")));
+            let place = parts.headers.get(header::LOCATION).and_then(|place| place.to_str().ok()).unwrap_or("nowhere");
+            let place: String = place.chars().take(200).collect();
+            return Err(Failure::Invalid(server.name.clone(), format!("it redirects to {place}; write that URL in the policy")));
         }
         if let (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(url)) = (status, &server.url) {
             rewrite_challenges(&mut parts.headers, url, asked, &server.name);
         }
         let outcome = outcome_of(status);
         let kind = content_type(&parts.headers);
-        let read = lists && status.is_success();
+        let (get, read) = (to == To::Get, to == To::List && status.is_success());
         let watched = (get || read) && kind.eq_ignore_ascii_case("text/event-stream");
         if (read || watched) && parts.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(Failure::Invalid(server.name.clone(), "it is compressed, though that was not asked for".to_owned()));
@@ -437,7 +481,7 @@ impl Proxy {
             parts.headers.remove(header::CONTENT_LENGTH);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
-        let stop = get.then(|| self.stop());
+        let stop = (get || to == To::Listen).then(|| self.stop());
         Ok((Response::from_parts(parts, Answer::Stream { inner: body, permit, stop }), outcome))
     }
 
@@ -484,7 +528,7 @@ impl Proxy {
         let asked = request.headers();
         let response = self.send(&Method::GET, asked, target, Bytes::new(), server, way).await?;
         if response.status() != StatusCode::OK {
-            return self.pass(response, asked, way, Permit::default(), false, false).await;
+            return self.pass(response, asked, way, Permit::default(), To::Message).await;
         }
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);

@@ -100,6 +100,10 @@ impl Ask {
         self
     }
 
+    pub fn is_post(&self) -> bool {
+        self.method == "POST"
+    }
+
     fn has(&self, name: &str) -> bool {
         self.headers.iter().any(|(known, _)| known.eq_ignore_ascii_case(name))
     }
@@ -150,7 +154,9 @@ impl Ask {
             Http::One => {
                 let mut wire = Wire::connect(address).await;
                 wire.write(&self.bytes(&address.to_string())).await;
-                wire.answer().await
+                let (status, headers) = wire.head().await;
+                let body = if self.method == "HEAD" { Bytes::new() } else { wire.rest().await.unwrap() };
+                Answer { status, headers, body }
             }
             Http::Two => Http2::connect(address).await.ask(self).await,
         }
@@ -217,11 +223,6 @@ impl Wire {
         let _ = within("writing", self.stream.write_all(bytes)).await;
     }
 
-    /// Says that nothing more will be sent.
-    pub async fn finish(&mut self) {
-        within("the end", self.stream.shutdown()).await.unwrap();
-    }
-
     /// Reads more; false at the end.
     async fn more(&mut self) -> bool {
         within("reading", self.stream.read_buf(&mut self.buffer)).await.is_ok_and(|count| count > 0)
@@ -238,8 +239,16 @@ impl Wire {
         }
     }
 
-    /// Reads the head of an answer.
+    /// Reads the head of an answer, and passes over those that only say that there will be one.
     pub async fn head(&mut self) -> (u16, HeaderMap) {
+        let mut head = self.any_head().await;
+        while head.0 < 200 {
+            head = self.any_head().await;
+        }
+        head
+    }
+
+    async fn any_head(&mut self) -> (u16, HeaderMap) {
         let first = self.line().await;
         let status: u16 = first.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{first}"));
         let mut headers = HeaderMap::new();
@@ -325,8 +334,9 @@ impl Wire {
         Some(status)
     }
 
-    /// Waits until the other side has closed the connection.
-    pub async fn closed(&mut self) {
+    /// Waits until the other side has closed the connection, and gives what it sent until then.
+    pub async fn closed(&mut self) -> String {
         while self.more().await {}
+        String::from_utf8_lossy(&self.buffer.split()).into_owned()
     }
 }

@@ -80,6 +80,7 @@ pub fn list(id: &str, names: &[&str]) -> String {
 
 /// The denial in an answer: that of a tool result, or that of an error.
 pub fn denial(answer: &Value) -> &Value {
-    let found = answer.pointer("/result/_meta/toolweir.dev~1denial").or_else(|| answer.pointer("/error/data/toolweir.dev~1denial"));
+    let found =
+        answer.pointer("/result/_meta/toolweir.dev~1denial").or_else(|| answer.pointer("/error/data/toolweir.dev~1denial"));
     found.unwrap_or_else(|| panic!("no denial in {answer}"))
 }

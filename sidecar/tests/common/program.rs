@@ -64,10 +64,10 @@ impl Running {
         Self { proxy: address("listen"), metrics: address("metrics"), admin: address("admin"), child, log }
     }
 
-    /// Asks it to stop, and gives how it ended and how long that took.
-    pub async fn terminate(&mut self) -> (ExitStatus, Duration) {
+    /// Tells it to stop by a signal, and gives how it ended and how long that took.
+    pub async fn stop(&mut self, name: &str) -> (ExitStatus, Duration) {
         let began = std::time::Instant::now();
-        signal(&self.child, "-TERM").await;
+        signal(&self.child, name).await;
         let status = within("the end", self.child.wait()).await.unwrap();
         (status, began.elapsed())
     }

@@ -96,13 +96,11 @@ impl Sidecar {
     /// Posts a call, and gives the reason of its denial; `none` when it went through.
     pub async fn reason(&self, body: &str) -> String {
         let answer = self.post(body).await;
-        match answer.pointer("/result/_meta/toolweir.dev~1denial/reason") {
-            Some(reason) => reason.as_str().unwrap().to_owned(),
-            None => {
-                assert_eq!(answer["result"]["isError"], false, "{answer}");
-                "none".to_owned()
-            }
+        if let Some(reason) = answer.pointer("/result/_meta/toolweir.dev~1denial/reason") {
+            return reason.as_str().unwrap().to_owned();
         }
+        assert_eq!(answer["result"]["isError"], false, "{answer}");
+        "none".to_owned()
     }
 
     pub async fn scrape(&self) -> Scrape {

@@ -64,9 +64,8 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// What a request gets.
 pub enum Reply {
-    Send(Response<Body>),
-    /// Nothing. The sender is dropped when the request is given up.
-    Hang(oneshot::Sender<()>),
+    Now(Response<Body>),
+    Later(Pin<Box<dyn Future<Output = Response<Body>> + Send>>),
 }
 
 impl Reply {
@@ -78,7 +77,7 @@ impl Reply {
         if !kind.is_empty() {
             response.headers_mut().insert("content-type", kind.parse().unwrap());
         }
-        Self::Send(response)
+        Self::Now(response)
     }
 
     pub fn json(body: impl Into<Bytes>) -> Self {
@@ -90,12 +89,31 @@ impl Reply {
         Self::new(status, "", "")
     }
 
+    /// No answer. The sender is dropped when the request is given up.
+    pub fn hang(given_up: oneshot::Sender<()>) -> Self {
+        Self::Later(Box::pin(async move {
+            let _given_up = given_up;
+            std::future::pending().await
+        }))
+    }
+
+    /// An answer that waits for a signal.
+    pub fn after(self, signal: oneshot::Receiver<()>) -> Self {
+        Self::Later(Box::pin(async move {
+            let _ = signal.await;
+            match self {
+                Self::Now(response) => response,
+                Self::Later(response) => response.await,
+            }
+        }))
+    }
+
     /// An answer whose body comes bit by bit.
     pub fn stream(kind: &str) -> (Self, Feed) {
         let (sender, receiver) = mpsc::channel(1);
         let mut response = Response::new(Fed(receiver).boxed_unsync());
         response.headers_mut().insert("content-type", kind.parse().unwrap());
-        (Self::Send(response), Feed(sender))
+        (Self::Now(response), Feed(sender))
     }
 
     /// An event stream whose events come bit by bit.
@@ -104,7 +122,7 @@ impl Reply {
     }
 
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
-        if let Self::Send(response) = &mut self {
+        if let Self::Now(response) = &mut self {
             response.headers_mut().append(name, value.parse().unwrap());
         }
         self
@@ -203,6 +221,17 @@ impl Upstream {
         format!("http://{}/mcp", self.address)
     }
 
+    /// A server whose answers all come bit by bit, each from a feed.
+    pub async fn streaming(kind: &'static str) -> (Self, mpsc::UnboundedReceiver<Feed>) {
+        let (feeds, opened) = mpsc::unbounded_channel();
+        let upstream = Self::start(move |_| {
+            let (reply, feed) = Reply::stream(kind);
+            feeds.send(feed).unwrap();
+            reply
+        });
+        (upstream.await, opened)
+    }
+
     /// The requests that came.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap().clone()
@@ -237,11 +266,8 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, num
                 Seen { method: parts.method, path, version: parts.version, headers: parts.headers, body, connection: number };
             shared.seen.lock().unwrap().push(seen.clone());
             match (shared.script)(&seen) {
-                Reply::Send(response) => Ok::<_, Infallible>(response),
-                Reply::Hang(given_up) => {
-                    let _given_up = given_up;
-                    std::future::pending().await
-                }
+                Reply::Now(response) => Ok::<_, Infallible>(response),
+                Reply::Later(response) => Ok(response.await),
             }
         }
     });
@@ -310,6 +336,7 @@ async fn answer(mut stream: TcpStream, deed: Deed, received: Arc<Mutex<Vec<u8>>>
 fn whole(request: &[u8]) -> bool {
     let Some(end) = request.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
     let head = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")).map_or(0, |text| text.trim().parse().unwrap());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")).map_or(0, |text| text.trim().parse().unwrap());
     request.len() >= end + 4 + length
 }

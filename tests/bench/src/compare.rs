@@ -3,8 +3,9 @@
 
 use crate::bar;
 use crate::load::{self, Endpoint, Run, Until};
-use crate::process::Tree;
+use crate::process::{Tree, machine_cpu};
 use anyhow::{Context, Result, bail};
+use std::os::unix::process::parent_id;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -64,6 +65,9 @@ pub async fn run(args: Args) -> Result<bool> {
     for target in &args.targets {
         endpoints.push(Endpoint::open(&target.url).await.with_context(|| target.name.clone())?);
     }
+    // All that the script runs, to tell it from what else the machine does meanwhile
+    let (own, started) = (Tree::of(parent_id())?, Instant::now());
+    let (own_before, all_before) = (own.cpu()?, machine_cpu()?);
     // rounds[c][t]: what target t did on connections[c], round by round
     let mut rounds = vec![vec![Vec::new(); args.targets.len()]; args.connections.len()];
     for round in 0..args.rounds.max(1) {
@@ -87,6 +91,12 @@ pub async fn run(args: Args) -> Result<bool> {
             }
         }
     }
+
+    let others = (machine_cpu()?.saturating_sub(all_before)).saturating_sub(own.cpu()?.saturating_sub(own_before));
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    let share = others.as_secs_f64() / (started.elapsed().as_secs_f64() * cores);
+    let note = if share > 0.1 { ": too much for the figures and bars below to prove anything" } else { "" };
+    println!("Other processes took {:.0} % of the machine's CPU time meanwhile{note}.\n", share * 100.0);
 
     println!("| connections | target | calls/s | (range) | p50 µs | p99 µs | CPU µs/call | memory MiB |");
     println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |");

@@ -47,6 +47,14 @@ impl Tree {
     }
 }
 
+/// Time on a CPU of all processes so far; interrupts and the machine's idle time are not in it.
+pub fn machine_cpu() -> Result<Duration> {
+    let stat = read_to_string("/proc/stat").context("/proc/stat")?;
+    // "cpu", then user, nice, system
+    let ticks: Result<u64, _> = stat.split_whitespace().skip(1).take(3).map(str::parse::<u64>).sum();
+    Ok(Duration::from_millis(ticks? * 1000 / TICKS))
+}
+
 /// A field of /proc/PID/status in KiB, such as `VmRSS` (resident now) and `VmHWM` (the most that was resident).
 pub fn memory(pid: u32, field: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");

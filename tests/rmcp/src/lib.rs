@@ -100,7 +100,7 @@ pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
     log: Log,
-    made: Arc<AtomicUsize>,
+    sessions: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -112,8 +112,8 @@ impl Server {
     pub async fn start(config: StreamableHttpServerConfig) -> io::Result<Self> {
         let log = Log::default();
         let tools = Tools(Arc::clone(&log));
-        let made = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&made);
+        let sessions = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&sessions);
         let make = move || {
             count.fetch_add(1, Ordering::Relaxed);
             Ok(tools.clone())
@@ -129,12 +129,12 @@ impl Server {
                 );
             }
         });
-        Ok(Self { address, log, made, task })
+        Ok(Self { address, log, sessions, task })
     }
 
     /// How many sessions it opened; without sessions, how many requests it saw.
     pub fn sessions(&self) -> usize {
-        self.made.load(Ordering::Relaxed)
+        self.sessions.load(Ordering::Relaxed)
     }
 
     /// The calls that it saw.

@@ -1,0 +1,63 @@
+//! An answer with a list of tools: hidden ones are cut out, and nothing else changes.
+
+use toolweir_engine::json::JsonError;
+use toolweir_sidecar::mcp::list::{Filtered, filter};
+
+use super::tree::Tree;
+
+/// Which tools are shown.
+pub fn shows(name: &str) -> bool {
+    !name.starts_with('d')
+}
+
+/// The same on a tree.
+fn hide(answer: &mut Tree) {
+    let Tree::Object(members) = answer else { return };
+    for (_, result) in members.iter_mut().filter(|(key, _)| key == "result") {
+        let Tree::Object(members) = result else { continue };
+        let mut hidden = false;
+        for (_, tools) in members.iter_mut().filter(|(key, _)| key == "tools") {
+            let Tree::List(tools) = tools else { continue };
+            let before = tools.len();
+            tools.retain(|tool| match tool {
+                Tree::Object(members) => {
+                    let mut names = members.iter().filter(|(key, _)| key == "name").map(|(_, name)| name).peekable();
+                    names.peek().is_some() && names.all(|name| name.string().is_some_and(shows))
+                }
+                _ => true,
+            });
+            hidden |= tools.len() < before;
+        }
+        for (_, scope) in members.iter_mut().filter(|(key, _)| hidden && key == "cacheScope") {
+            *scope = Tree::String("private".to_owned());
+        }
+    }
+}
+
+/// The check.
+pub fn check(body: &[u8]) {
+    let mut seen = Vec::new();
+    let filtered = filter(body, &shows, &mut |name| seen.push(name.to_owned()));
+    let tree = Tree::read(body);
+    let after = match filtered {
+        Ok(Filtered::Same) => body.to_vec(),
+        Ok(Filtered::Edited(edited)) => {
+            assert!(edited != body, "edited, and nothing changed");
+            edited
+        }
+        Err(why) => {
+            let another = matches!(why, JsonError::TooDeep | JsonError::LoneSurrogate(_));
+            assert!(another || !matches!(tree, Ok(Some(_))), "cannot be read as JSON, which it is: {why}");
+            return;
+        }
+    };
+    // What it does is done once.
+    assert_eq!(filter(&after, &shows, &mut |_| {}), Ok(Filtered::Same));
+    let Some(mut expected) = tree.expect("what is accepted is JSON") else { return };
+    match &mut expected {
+        Tree::List(answers) => answers.iter_mut().for_each(hide),
+        answer => hide(answer),
+    }
+    let found = Tree::read(&after).expect("what comes out is JSON").expect("it could be read before");
+    assert_eq!(found, expected);
+}

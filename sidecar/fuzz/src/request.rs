@@ -1,0 +1,196 @@
+//! A message of a client, with the headers that came with it: it is refused or it means one thing.
+//!
+//! The input may begin with header lines, each `name: value`, and an empty line; the rest is the body.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use toolweir_engine::{Denial, json::JsonError};
+use toolweir_sidecar::mcp::{
+    answer, headers, method_label,
+    request::{Message, Refusal, Request, parse},
+};
+
+use super::{
+    assert_one_line,
+    events::events,
+    tree::{Reader, Tree},
+};
+
+/// What one reader takes a message for.
+#[derive(Debug, Default, PartialEq)]
+struct Meaning<'t> {
+    method: Option<&'t str>,
+    has_id: bool,
+    is_answer: bool,
+    name: Option<&'t str>,
+    uri: Option<&'t str>,
+    task_id: Option<&'t str>,
+    arguments: Option<&'t Tree>,
+    task: bool,
+    version: Option<&'t str>,
+}
+
+impl<'t> Meaning<'t> {
+    fn of(tree: &'t Tree, reader: Reader) -> Self {
+        let get = |tree, key| reader.get(tree, key);
+        let params = get(tree, "params").unwrap_or(&Tree::Null);
+        let meta = get(params, "_meta").unwrap_or(&Tree::Null);
+        Self {
+            method: get(tree, "method").and_then(Tree::string),
+            has_id: get(tree, "id").is_some(),
+            is_answer: get(tree, "result").or(get(tree, "error")).is_some(),
+            name: get(params, "name").and_then(Tree::string),
+            uri: get(params, "uri").and_then(Tree::string),
+            task_id: get(params, "taskId").and_then(Tree::string),
+            arguments: get(params, "arguments"),
+            task: get(params, "task").is_some_and(|task| *task != Tree::Null),
+            version: get(meta, "io.modelcontextprotocol/protocolVersion").and_then(Tree::string),
+        }
+    }
+}
+
+/// Splits an input into headers and body.
+fn split(mut data: &[u8]) -> (HeaderMap, &[u8]) {
+    let (mut headers, whole) = (HeaderMap::new(), data);
+    while let Some(end) = data.iter().position(|byte| *byte == b'\n') {
+        let (line, rest) = (&data[..end], &data[end + 1..]);
+        data = rest;
+        if line.is_empty() {
+            return (headers, data);
+        }
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { break };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
+        let (Ok(name), Ok(value)) = (name, value) else { break };
+        headers.append(name, value);
+    }
+    (HeaderMap::new(), whole)
+}
+
+/// The check.
+pub fn check(data: &[u8]) {
+    let (headers, body) = split(data);
+    let post = headers::check_post(&headers);
+    if let Err(refusal) = &post {
+        refused(refusal, None);
+    }
+    let tree = Tree::read(body);
+    let message = match parse(body) {
+        Ok(message) => message,
+        Err(refusal) => {
+            refused(&refusal, None);
+            if let Refusal::Json(why) = refusal {
+                let another = matches!(why, JsonError::TooDeep | JsonError::LoneSurrogate(_));
+                assert!(another || !matches!(tree, Ok(Some(_))), "refused as no JSON, which it is: {why}");
+            }
+            return;
+        }
+    };
+    let tree = tree.expect("what is accepted is JSON");
+    let request = match &message {
+        Message::Request(request) => {
+            answered(request);
+            agree(&headers, request);
+            Some(&**request)
+        }
+        Message::Answer => None,
+    };
+    let Some(tree) = tree else { return };
+    let arguments = request.and_then(|request| request.params.arguments);
+    let arguments = arguments.map(|raw| Tree::read(raw.as_str().as_bytes()).expect("it was JSON").expect("it was read"));
+    let ours = match request {
+        None => Meaning { is_answer: true, ..Meaning::default() },
+        Some(request) => Meaning {
+            method: Some(&request.method),
+            has_id: request.id.is_some(),
+            is_answer: false,
+            name: request.params.name.as_deref(),
+            uri: request.params.uri.as_deref(),
+            task_id: request.params.task_id.as_deref(),
+            arguments: arguments.as_ref(),
+            task: request.params.task,
+            version: request.params.protocol_version.as_deref(),
+        },
+    };
+    for reader in Reader::all() {
+        let theirs = Meaning::of(&tree, reader);
+        if request.is_none() {
+            assert_eq!((theirs.method, theirs.is_answer), (None, true), "{reader:?}");
+            continue;
+        }
+        assert_eq!(theirs, ours, "{reader:?}");
+    }
+    if let Some(method) = ours.method.filter(|method| *method != "tools/call") {
+        let nearly = method.split('\0').next().unwrap_or_default().trim().to_lowercase();
+        assert_ne!(nearly, "tools/call", "{method:?}");
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    jsonrpc: String,
+    #[serde(borrow)]
+    id: &'a RawValue,
+    result: Option<serde_json::Value>,
+    error: Option<serde_json::Value>,
+}
+
+fn read(body: &[u8]) -> Answer<'_> {
+    let answer: Answer<'_> = serde_json::from_slice(body).expect("an answer is JSON");
+    assert_eq!(answer.jsonrpc, "2.0");
+    assert!(answer.result.is_some() != answer.error.is_some());
+    let seen = events(&answer::event(body));
+    assert!(seen.len() == 1 && seen[0].data == body, "an answer is one event");
+    answer
+}
+
+fn answered(request: &Request<'_>) {
+    let name = request.params.name.as_deref().unwrap_or_default();
+    let denial = Denial::no_policy("a server", name);
+    assert_one_line(&denial.message);
+    assert_one_line(method_label(&request.method));
+    let body = answer::denial(request, &denial);
+    let denied = read(&body);
+    assert_eq!(denied.id.get(), request.id.map_or("null", |id| id.as_str()));
+    if let Some(result) = denied.result {
+        assert!(request.is_tool_call());
+        assert_eq!((&result["isError"], &result["content"][0]["text"]), (&true.into(), &denial.message.into()));
+    }
+    refused(&Refusal::ContentType, request.id.map(|id| id.as_str()));
+}
+
+fn refused(refusal: &Refusal, id: Option<&str>) {
+    assert_one_line(&refusal.to_string());
+    let body = answer::refusal(id, refusal);
+    let answer = read(&body);
+    assert_eq!(answer.id.get(), id.unwrap_or("null"));
+    assert!(answer.error.is_some() && refusal.status().is_client_error());
+}
+
+/// Whether the headers say what the request says, written down as it stands in the specification.
+fn agree(headers: &HeaderMap, request: &Request<'_>) {
+    let params = &request.params;
+    let says = |name: &str, text: Option<&str>| {
+        let Some(value) = headers.get(name) else { return true };
+        let Some(text) = text else { return false };
+        let encoded = format!("=?base64?{}?=", data_encoding::BASE64.encode(text.as_bytes()));
+        let plain = value.as_bytes() == text.as_bytes() && !(text.starts_with("=?base64?") && text.ends_with("?="));
+        plain || value.as_bytes() == encoded.as_bytes()
+    };
+    let name = match &*request.method {
+        "tools/call" | "prompts/get" => params.name.as_deref(),
+        "resources/read" => params.uri.as_deref(),
+        method if method.starts_with("tasks/") => params.task_id.as_deref(),
+        _ => None,
+    };
+    let version = params.protocol_version.as_deref();
+    let expected = says("mcp-method", Some(&request.method))
+        && says("mcp-name", name)
+        && (version.is_none() || says("mcp-protocol-version", version));
+    let found = headers::check_agreement(headers, request);
+    if let Err(refusal) = &found {
+        refused(refusal, request.id.map(|id| id.as_str()));
+    }
+    assert_eq!(found.is_ok(), expected, "{found:?}");
+}

@@ -1,0 +1,48 @@
+//! Every input that the fuzzer starts from is checked in the way that the fuzzer checks it (sidecar/fuzz).
+#![allow(clippy::unwrap_used)]
+
+use std::{fs, path::Path};
+
+#[path = "../fuzz/src/lib.rs"]
+#[allow(dead_code, clippy::pedantic, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+mod fuzz;
+
+/// Checks every file of these folders.
+fn replay(folders: &[&str], check: fn(&[u8])) {
+    for folder in folders {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
+        let mut seeds = 0;
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            println!("{}", path.display());
+            check(&fs::read(&path).unwrap());
+            seeds += 1;
+        }
+        assert!(seeds > 0, "{} is empty", folder.display());
+    }
+}
+
+#[test]
+fn requests() {
+    replay(&["sidecar/fuzz/corpus/request"], fuzz::request::check);
+}
+
+#[test]
+fn streams() {
+    replay(&["sidecar/fuzz/corpus/sse"], fuzz::sse::check);
+}
+
+#[test]
+fn lists() {
+    replay(&["sidecar/fuzz/corpus/list"], fuzz::list::check);
+}
+
+#[test]
+fn policies() {
+    replay(&["sidecar/fuzz/corpus/policy", "crds/samples/valid", "crds/samples/invalid"], fuzz::policy::check);
+}
+
+#[test]
+fn imports() {
+    replay(&["sidecar/fuzz/corpus/import", "sidecar/tests/import"], fuzz::import::check);
+}

@@ -1,0 +1,160 @@
+//! docs/metrics.md lists every metric with its type and labels, and the closed sets of values: held against a scrape, in
+//! both directions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{
+    call,
+    client::{Ask, Http, Wire},
+    list,
+    metrics::Scrape,
+    policy, request, result,
+    sidecar::Sidecar,
+    until,
+    upstream::{Reply, Upstream},
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use toolweir_engine::Reason;
+use toolweir_sidecar::governor::Outcome;
+
+/// Name, type and labels of every metric.
+type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
+
+fn page() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap()
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect()
+}
+
+fn documented(page: &str) -> Metrics {
+    let rows = page.lines().filter(|line| line.starts_with("| `toolweir_"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let labels = quoted(cells[3]).into_iter().collect();
+        (quoted(cells[1])[0].clone(), (cells[2].to_owned(), labels))
+    })
+    .collect()
+}
+
+/// The values that a section lists.
+fn values(page: &str, heading: &str) -> BTreeSet<String> {
+    let section = page.split(&format!("\n## `{heading}`\n")).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
+    let section = section.split("\n## ").next().unwrap();
+    section.lines().filter(|line| line.starts_with("- `")).map(|line| quoted(line)[0].clone()).collect()
+}
+
+/// The metrics of a scrape, the series of a histogram as one.
+fn scraped(scrape: &Scrape) -> Metrics {
+    let mut metrics = Metrics::new();
+    for series in &scrape.series {
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| {
+            let base = series.name.strip_suffix(end)?;
+            (scrape.types.get(base).map(String::as_str) == Some("histogram")).then_some(base)
+        });
+        let name = base.unwrap_or(&series.name);
+        let labels: BTreeSet<String> = series.labels.keys().filter(|label| base.is_none() || *label != "le").cloned().collect();
+        let found = metrics.entry(name.to_owned()).or_insert_with(|| (scrape.types[name].clone(), labels.clone()));
+        assert_eq!(found.1, labels, "{name} has series with other labels");
+    }
+    metrics
+}
+
+/// A sidecar after traffic of every kind.
+async fn after_traffic() -> Scrape {
+    let (feeds, mut opened) = mpsc::unbounded_channel();
+    let upstream = Upstream::start(move |seen| match seen.json()["id"].as_u64() {
+        Some(1) => Reply::json(list("1", &["pay", "wipe"])),
+        Some(400) => Reply::status(400),
+        Some(500) => Reply::status(500),
+        Some(301) => Reply::status(301),
+        Some(9) => {
+            let (guard, given_up) = tokio::sync::oneshot::channel();
+            feeds.send(given_up).unwrap();
+            Reply::hang(guard)
+        }
+        _ => Reply::json(result("2")),
+    })
+    .await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let tools = r#"[{name: pay, limits: [{max: 3, window: hour}], validations: [{expression: "args.x == 1"}]}, {name: wipe, action: Deny}]"#;
+    let shop = policy(&format!("http://{nobody}/mcp"), "[{name: \"*\", action: Allow}]").replace("bank", "shop");
+    let watched = policy(&upstream.url(), "[]").replace("bank", "watched").replace("spec:\n", "spec:\n  mode: Audit\n");
+    let sidecar = Sidecar::start(&format!("{}---\n{shop}---\n{watched}", policy(&upstream.url(), tools))).await;
+    let pay = |id: &str| call(id, "pay", r#"{"x":1}"#);
+    for (path, body) in [
+        ("/bank", request("1", "tools/list", "{}")),
+        ("/bank", pay("2")),
+        ("/bank", pay("400")),
+        ("/bank", pay("500")),
+        ("/bank", pay("301")),
+        ("/bank", pay("3")),
+        ("/bank", call("4", "pay", "{}")),
+        ("/bank", call("4", "wipe", "{}")),
+        ("/bank", call("4", "made-up", "{}")),
+        ("/bank", call("4", "pay", r#"{"x":1,"x":1}"#)),
+        ("/bank", r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"pay"}}"#.to_owned()),
+        ("/bank", "{".to_owned()),
+        ("/bank", request("5", "made/up", "{}")),
+        ("/watched", pay("2")),
+        ("/shop", pay("2")),
+        ("/nowhere", pay("2")),
+        ("/no/where", pay("2")),
+    ] {
+        sidecar.ask(&Ask::post(body).to(path)).await;
+    }
+    sidecar.ask(&Ask::delete().to("/nowhere")).await;
+    sidecar.ask(&Ask::post(pay("2")).with("origin", "http://evil.example")).await;
+    // One that its client gives up.
+    let mut wire = Wire::connect(sidecar.address).await;
+    wire.write(&Ask::post(request("9", "ping", "{}")).bytes("localhost")).await;
+    let _given_up = opened.recv().await.unwrap();
+    drop(wire);
+    until("the count", async || sidecar.counted("client_gone").await == 1.0).await;
+    assert_eq!(Ask::get().to("/healthz").over(Http::One, sidecar.metrics).await.status, 200);
+    sidecar.scrape().await
+}
+
+#[tokio::test]
+async fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
+    assert_eq!(documented(&page()), scraped(&after_traffic().await));
+}
+
+#[tokio::test]
+async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
+    let page = page();
+    let reasons: BTreeSet<String> = Reason::ALL.iter().map(ToString::to_string).collect();
+    assert_eq!(values(&page, "reason"), reasons);
+    let outcomes: BTreeSet<String> = Outcome::ALL.iter().map(|outcome| outcome.as_str().to_owned()).collect();
+    assert_eq!(values(&page, "outcome"), outcomes);
+    let scrape = after_traffic().await;
+    let seen = |name: &str, label: &str| -> BTreeSet<String> {
+        let series = scrape.series.iter().filter(|series| series.name == name);
+        series.map(|series| series.labels[label].clone()).collect()
+    };
+    assert_eq!(seen("toolweir_tool_calls_total", "decision"), values(&page, "decision"));
+    for (name, label, most) in
+        [("toolweir_tool_calls_total", "reason", reasons), ("toolweir_requests_total", "outcome", outcomes)]
+    {
+        let seen = seen(name, label);
+        assert!(seen.is_subset(&most) && seen.len() >= 7, "{label}: {seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_label_comes_from_a_client() {
+    for series in after_traffic().await.series {
+        for (label, value) in &series.labels {
+            assert!(
+                !value.contains("where") && !value.contains("made") && !value.contains("evil"),
+                "{label}={value} of {}",
+                series.name
+            );
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! `toolweir-sidecar stdio`: a server on stdin and stdout is governed by the same rules. Through pipes in memory, and with
+//! the real program and a small server in Python.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
+
+mod common;
+
+use std::{
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use common::{
+    call, denial,
+    folder::Folder,
+    list,
+    logs::{self, Log},
+    metrics::Scrape,
+    policy, program, request, result, until, within,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, ReadHalf, WriteHalf},
+    process::{Child, ChildStdin, ChildStdout},
+    task::JoinHandle,
+};
+use toolweir_engine::{Engine, Memory, Options, Policy};
+use toolweir_sidecar::{
+    governor::{Governor, InForce},
+    run,
+    source::Urls,
+    stdio::{Gate, Passage, relay},
+};
+
+const LONGEST: usize = 2000;
+
+type Reader = tokio::io::Lines<BufReader<ReadHalf<DuplexStream>>>;
+
+/// A client and a server with the relay between them.
+struct Between {
+    governor: Arc<Governor>,
+    audit: Log,
+    client: WriteHalf<DuplexStream>,
+    to_client: Reader,
+    server: WriteHalf<DuplexStream>,
+    to_server: Reader,
+    relay: JoinHandle<std::io::Result<()>>,
+    _folder: Folder,
+}
+
+fn governed(text: &str) -> (Folder, Arc<Governor>, Log) {
+    logs::log();
+    let folder = Folder::new();
+    let path = folder.write("policy.yaml", text);
+    let audit = Log::default();
+    // A server on stdin and stdout needs no url.
+    let (governor, _watch) =
+        run::govern(&path, Urls::Unused, Memory::COUNTERS, &Options::default(), Box::new(audit.clone())).unwrap();
+    (folder, governor, audit)
+}
+
+fn gate(governor: &Arc<Governor>) -> Gate {
+    Gate {
+        governor: Arc::clone(governor),
+        server: "bank".to_owned(),
+        under_way: toolweir_sidecar::under_way::UnderWay::default(),
+    }
+}
+
+fn without_url(tools: &str) -> String {
+    policy("X", tools).replace("    url: X\n", "")
+}
+
+impl Between {
+    fn new(tools: &str) -> Self {
+        Self::with(tools, 1 << 20)
+    }
+
+    /// With a pipe to the client that takes this many bytes.
+    fn with(tools: &str, capacity: usize) -> Self {
+        let (folder, governor, audit) = governed(&without_url(tools));
+        let (client, our_client) = tokio::io::duplex(capacity);
+        let (server, our_server) = tokio::io::duplex(1 << 20);
+        let ((client_in, client_out), (server_out, server_in)) = (tokio::io::split(our_client), tokio::io::split(our_server));
+        let relay = tokio::spawn(relay(Arc::new(gate(&governor)), LONGEST, client_in, client_out, server_in, server_out));
+        let ((to_client, client), (to_server, server)) = (tokio::io::split(client), tokio::io::split(server));
+        let (to_client, to_server) = (BufReader::new(to_client).lines(), BufReader::new(to_server).lines());
+        Self { governor, audit, client, to_client, server, to_server, relay, _folder: folder }
+    }
+
+    /// Sends bytes as the client.
+    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        within("the client's pipe", self.client.write_all(bytes.as_ref())).await.unwrap();
+    }
+
+    /// Sends a message as the client.
+    async fn ask(&mut self, message: &str) {
+        self.send(format!("{message}\n")).await;
+    }
+
+    /// What the client gets next.
+    async fn answered(&mut self) -> Value {
+        let line = within("an answer", self.to_client.next_line()).await.unwrap().unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// What the server gets next.
+    async fn forwarded(&mut self) -> String {
+        within("a message", self.to_server.next_line()).await.unwrap().unwrap()
+    }
+
+    /// Sends a message as the server, and gives what the client gets.
+    async fn answer(&mut self, message: &str) -> String {
+        within("the server's pipe", self.server.write_all(format!("{message}\n").as_bytes())).await.unwrap();
+        within("the answer", self.to_client.next_line()).await.unwrap().unwrap()
+    }
+
+    fn counted(&self, method: &str, outcome: &str) -> f64 {
+        let text = String::from_utf8(self.governor.metrics.scrape(&self.governor).unwrap()).unwrap();
+        Scrape::parse(&text).sum("toolweir_requests_total", &[("server", "bank"), ("method", method), ("outcome", outcome)])
+    }
+}
+
+#[tokio::test]
+async fn messages_pass_byte_for_byte_in_both_directions() {
+    let mut between = Between::new("[{name: pay}]");
+    for message in [
+        "\t{ \"params\":{\"arguments\":{\"b\":1.0} ,\"name\":\"p\\u0061y\"}, \"method\":\"tools\\/call\",\"id\":7.0 } ",
+        r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
+        r#"{"jsonrpc":"2.0","id":"e","result":{"action":"accept"}}"#,
+    ] {
+        between.ask(message).await;
+        assert_eq!(between.forwarded().await, message);
+    }
+    for message in [
+        " {\"result\" : {\"isError\":false,\"x\":1.0},\"id\":7.0 }",
+        "{\"jsonrpc\":\"2.0\",\"method\":\"x\"}",
+        "no JSON at all",
+        "",
+    ] {
+        assert_eq!(between.answer(message).await, message);
+    }
+    assert_eq!(between.counted("tools/call", "ok"), 1.0);
+    assert_eq!(between.counted("_answer", "ok"), 1.0);
+    // CR LF ends a line as LF does, and the last line needs no end.
+    between.send(format!("{}\r\n\n{}", request("1", "ping", "{}"), request("2", "ping", "{}"))).await;
+    assert_eq!(between.forwarded().await, request("1", "ping", "{}"));
+    between.client.shutdown().await.unwrap();
+    assert_eq!(between.forwarded().await, request("2", "ping", "{}"));
+}
+
+#[tokio::test]
+async fn a_denied_call_is_answered_and_never_reaches_the_server() {
+    let mut between = Between::new("[{name: pay, limits: [{max: 1, window: hour}]}]");
+    between.ask(&call("1", "pay", "{}")).await;
+    assert_eq!(between.forwarded().await, call("1", "pay", "{}"));
+    between.ask(&call("\"x\"", "pay", r#"{"to":"secret"}"#)).await;
+    let denied = between.answered().await;
+    assert_eq!(
+        (&denied["id"], &denied["result"]["isError"], &denial(&denied)["reason"]),
+        (&json!("x"), &json!(true), &json!("rate_limit"))
+    );
+    between.ask(&call("3", "other", "{}")).await;
+    assert_eq!(denial(&between.answered().await)["reason"], "not_listed");
+    // A call without an id goes nowhere.
+    between.ask(r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"pay"}}"#).await;
+    between.ask(&request("4", "ping", "{}")).await;
+    assert_eq!(between.forwarded().await, request("4", "ping", "{}"));
+    assert_eq!((between.counted("tools/call", "denied"), between.counted("tools/call", "dropped")), (2.0, 1.0));
+    until("the audit log", async || between.audit.text().lines().count() == 4).await;
+    assert!(!between.audit.text().contains("secret"));
+    let lines: Vec<Value> = between.audit.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        (&lines[0]["decision"], &lines[1]["reason"], &lines[3]["outcome"]),
+        (&json!("allowed"), &json!("rate_limit"), &json!("dropped"))
+    );
+}
+
+#[tokio::test]
+async fn a_line_whose_meaning_is_not_clear_is_refused_and_the_next_is_read() {
+    let mut between = Between::new("[{name: pay}]");
+    let (pay, ping) = (call("1", "pay", "{}"), request("9", "ping", "{}"));
+    let long = call("1", "pay", &format!(r#"{{"x":"{}"}}"#, "x".repeat(LONGEST)));
+    let rows: [(&str, Vec<u8>, i64); 10] = [
+        ("a batch", format!("[{pay}]").into(), -32600),
+        // Python's servers end a line there, so that what follows is a message of its own.
+        ("a carriage return", format!("{ping}\r{pay}").into(), -32600),
+        ("a carriage return in white space", ping.replace(',', ",\r").into(), -32600),
+        ("two messages", format!("{ping} {pay}").into(), -32700),
+        ("no JSON", b"hello".to_vec(), -32700),
+        ("no UTF-8", b"{\"id\":1,\"method\":\"\xff\"}".to_vec(), -32700),
+        ("a byte-order mark", format!("\u{feff}{ping}").into(), -32700),
+        ("a key twice", r#"{"id":1,"method":"ping","method":"x"}"#.into(), -32600),
+        ("a line that is too long", long.into(), -32600),
+        ("a line that is much too long", vec![b'x'; 500_000], -32600),
+    ];
+    for (name, mut line, code) in rows {
+        line.push(b'\n');
+        between.send(line).await;
+        let answer = between.answered().await;
+        assert_eq!((&answer["id"], &answer["error"]["code"]), (&Value::Null, &json!(code)), "{name}: {answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().starts_with("Refused: "), "{name}: {answer}");
+        between.ask(&ping).await;
+        assert_eq!(between.forwarded().await, ping, "{name}");
+    }
+    assert_eq!(between.counted("_none", "refused"), 10.0);
+}
+
+#[tokio::test]
+async fn a_list_shows_what_may_be_called() {
+    let mut between = Between::new("[{name: pay}]");
+    assert_eq!(between.answer(&list("1", &["wipe", "pay"])).await, list("1", &["pay"]));
+    let batch = format!("[{},{}]", list("1", &["wipe"]), result("2"));
+    assert_eq!(between.answer(&batch).await, format!("[{},{}]", list("1", &[]), result("2")));
+    // What cannot be read or is too long to hold goes nowhere.
+    for dropped in
+        [r#"{"id":1,"result":{"tools":[{"name":"wipe","x":NaN}]}}"#.to_owned(), list("1", &["x".repeat(LONGEST).as_str()])]
+    {
+        within("the pipe", between.server.write_all(format!("{dropped}\n").as_bytes())).await.unwrap();
+        assert_eq!(between.answer(&result("7")).await, result("7"));
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_only_a_lenient_client_can_read_passes_if_it_holds_no_list() {
+    let mut between = Between::new("[{name: pay}]");
+    let message = r#"{"id":1,"result":{"x":NaN,"y":"\u00e9"}}"#;
+    assert_eq!(between.answer(message).await, message);
+}
+
+#[tokio::test]
+async fn a_call_is_under_way_until_its_answer() {
+    let mut between = Between::new("[{name: pay, maxConcurrent: 1}]");
+    between.ask(&call("1", "pay", "{}")).await;
+    between.forwarded().await;
+    between.ask(&call("2", "pay", "{}")).await;
+    assert_eq!(denial(&between.answered().await)["reason"], "concurrency");
+    // Neither a message of the server nor another answer frees its place.
+    between.answer(r#"{"id":1,"method":"roots/list"}"#).await;
+    between.answer(&result("\"1\"")).await;
+    between.ask(&call("3", "pay", "{}")).await;
+    assert_eq!(denial(&between.answered().await)["reason"], "concurrency");
+    between.answer(r#"{"id":1,"error":{"code":1,"message":"no"}}"#).await;
+    between.ask(&call("4", "pay", "{}")).await;
+    assert_eq!(between.forwarded().await, call("4", "pay", "{}"));
+}
+
+#[tokio::test]
+async fn a_denial_is_told_though_client_and_server_end_at_once() {
+    for _ in 0..20 {
+        let mut between = Between::with("[]", 200);
+        // While the client is slow to read a message of the server, its call is denied, and both ends are closed.
+        let long = result("0") + &" ".repeat(200);
+        within("the pipe", between.server.write_all(format!("{long}\n").as_bytes())).await.unwrap();
+        between.ask(&call("1", "pay", "{}")).await;
+        between.client.shutdown().await.unwrap();
+        assert_eq!(within("the end", between.to_server.next_line()).await.unwrap(), None);
+        between.server.shutdown().await.unwrap();
+        assert_eq!(between.answered().await["id"], 0);
+        assert_eq!(denial(&between.answered().await)["reason"], "not_listed");
+        within("the relay", between.relay).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn denials_come_in_the_order_of_their_calls() {
+    let mut between = Between::new("[{name: pay}]");
+    // More than wait for the client at once, and then a call that passes.
+    for id in 0..100 {
+        between.ask(&call(&id.to_string(), "other", "{}")).await;
+    }
+    between.ask(&call("100", "pay", "{}")).await;
+    assert_eq!(between.forwarded().await, call("100", "pay", "{}"));
+    for id in 0..100 {
+        assert_eq!(between.answered().await["id"], id);
+    }
+}
+
+#[test]
+fn nothing_passes_a_policy_that_does_not_compile_or_does_not_name_the_server() {
+    let (_folder, governor, _audit) = governed(&without_url("[{name: pay}]"));
+    let broken = without_url("[{name: pay, validations: [{expression: \"args.\"}]}]");
+    for (text, reason) in [(broken, "invalid_policy"), (without_url("[]").replace("name: bank\n", "name: shop\n"), "no_policy")] {
+        let located = toolweir_crds::read_documents("policy.yaml", &text).unwrap();
+        let policies: Vec<Policy> = located.into_iter().map(|located| located.document.into()).collect();
+        let (engine, _) = Engine::compile(&policies, Memory::new(1), &Options::default());
+        governor.replace(InForce::new(engine, Vec::new(), "v".to_owned(), &governor.metrics).unwrap());
+        let gate = gate(&governor);
+        for message in [call("1", "pay", "{}"), request("1", "initialize", "{}"), request("1", "tools/list", "{}")] {
+            let Passage::Answer(answer) = gate.from_client(message.as_bytes()) else { panic!("{reason}: {message}") };
+            let answer: Value = serde_json::from_slice(&answer).unwrap();
+            assert_eq!(denial(&answer)["reason"], reason, "{message}");
+        }
+        for message in [r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#, r#"{"jsonrpc":"2.0","id":1,"result":{}}"#] {
+            assert_eq!(gate.from_client(message.as_bytes()), Passage::Drop, "{reason}: {message}");
+        }
+    }
+}
+
+/// Answers calls, ends with code 7 when its stdin does, and at once with code 3 when it is told so.
+const SERVER: &str = r#"
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message["method"] == "tools/list":
+        result = {"tools": [{"name": "pay"}, {"name": "wipe"}]}
+    elif message["method"] == "exit":
+        sys.exit(3)
+    else:
+        result = {"content": [{"type": "text", "text": line}], "isError": False}
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+sys.exit(7)
+"#;
+
+/// The real program with a server in Python.
+struct Governed {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: tokio::io::Lines<BufReader<ChildStdout>>,
+    folder: Folder,
+}
+
+impl Governed {
+    fn start(more: &[&str], server: &str) -> Self {
+        let folder = Folder::new();
+        let path = folder.write("policy.yaml", without_url("[{name: pay, limits: [{max: 1, window: hour}]}]"));
+        let audit = folder.path().join("audit.jsonl");
+        let mut arguments = vec!["stdio", "--policy", path.to_str().unwrap(), "--server", "bank"];
+        arguments.extend(["--audit-log", audit.to_str().unwrap()]);
+        arguments.extend(more);
+        arguments.extend(["--", "python3", "-c", server]);
+        let mut child = program::command(&arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { stdin: child.stdin.take(), stdout, child, folder }
+    }
+
+    async fn ask(&mut self, message: &str) -> Value {
+        self.stdin.as_mut().unwrap().write_all(format!("{message}\n").as_bytes()).await.unwrap();
+        self.next().await.unwrap()
+    }
+
+    async fn next(&mut self) -> Option<Value> {
+        let line = within("an answer", self.stdout.next_line()).await.unwrap();
+        line.map(|line| serde_json::from_str(&line).unwrap())
+    }
+
+    async fn code(mut self) -> Option<i32> {
+        within("the end", self.child.wait()).await.unwrap().code()
+    }
+}
+
+#[tokio::test]
+async fn the_program_governs_a_server_and_ends_with_its_code() {
+    let mut governed = Governed::start(&[], SERVER);
+    assert_eq!(governed.ask(&request("1", "tools/list", "{}")).await["result"], json!({"tools": [{"name": "pay"}]}));
+    let pay = call("2", "pay", r#"{"amount":1.0}"#);
+    let passed = governed.ask(&pay).await;
+    assert_eq!(passed["result"]["content"][0]["text"], format!("{pay}\n"));
+    assert_eq!(denial(&governed.ask(&call("3", "pay", "{}")).await)["reason"], "rate_limit");
+    assert_eq!(denial(&governed.ask(&call("4", "wipe", "{}")).await)["reason"], "not_listed");
+    // The client ends a server by closing its stdin.
+    governed.stdin = None;
+    assert_eq!(governed.next().await, None);
+    let audit = std::fs::read_to_string(governed.folder.path().join("audit.jsonl"));
+    assert_eq!(governed.code().await, Some(7));
+    assert_eq!(audit.unwrap().lines().count(), 3);
+}
+
+#[tokio::test]
+async fn the_program_ends_when_its_server_ends_of_itself() {
+    let mut governed = Governed::start(&[], SERVER);
+    governed.stdin.as_mut().unwrap().write_all(format!("{}\n", request("1", "exit", "{}")).as_bytes()).await.unwrap();
+    assert_eq!(governed.next().await, None);
+    assert_eq!(governed.code().await, Some(3));
+}
+
+#[tokio::test]
+async fn the_program_ends_its_server_when_it_is_told_to_stop() {
+    for signal in ["-TERM", "-INT"] {
+        let mut governed = Governed::start(&[], SERVER);
+        governed.ask(&request("1", "tools/list", "{}")).await;
+        let began = Instant::now();
+        program::signal(&governed.child, signal).await;
+        assert_eq!(governed.code().await, Some(7), "{signal}");
+        assert!(began.elapsed() < Duration::from_secs(1), "{signal}: {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn the_programs_metrics_are_served_where_it_is_told() {
+    // A port that was free a moment ago.
+    let address = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut governed = Governed::start(&["--metrics-listen", &address.to_string()], SERVER);
+    governed.ask(&call("1", "pay", "{}")).await;
+    let scrape = common::client::Ask::get().to("/metrics").over(common::client::Http::One, address).await;
+    let scrape = Scrape::parse(&scrape.text());
+    assert_eq!(scrape.sum("toolweir_tool_calls_total", &[("tool", "pay"), ("decision", "allowed")]), 1.0);
+    assert_eq!(scrape.sum("toolweir_limit_used_ratio", &[("limit", "1/hour")]), 1.0);
+}
+
+#[tokio::test]
+async fn the_programs_policy_is_reloaded() {
+    let mut governed = Governed::start(&[], SERVER);
+    assert_eq!(denial(&governed.ask(&call("1", "wipe", "{}")).await)["reason"], "not_listed");
+    governed.folder.write("policy.yaml", without_url("[{name: wipe}]"));
+    let began = Instant::now();
+    while governed.ask(&call("1", "wipe", "{}")).await["result"]["isError"] == true {
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_program_says_why_it_cannot_start_a_server() {
+    let folder = Folder::new();
+    let path = folder.write("policy.yaml", without_url("[]"));
+    let path = path.to_str().unwrap();
+    for (server, command, told) in [
+        ("shop", "true", format!("toolweir-sidecar: no policy in {path} names the server shop; nothing could be called there\n")),
+        (
+            "bank",
+            "/no/such/program",
+            "toolweir-sidecar: /no/such/program cannot be started: No such file or directory (os error 2)\n".to_owned(),
+        ),
+    ] {
+        let output = program::run(&["stdio", "--policy", path, "--server", server, "--", command]).await;
+        assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), told));
+        assert!(output.stdout.is_empty());
+    }
+}

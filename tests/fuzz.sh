@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Fuzzes every parser of bytes that others write (sidecar/fuzz), one target after the other.
+# FUZZ_SECONDS: how long each runs, 300 unless said. FUZZ_TARGETS: which ones, all unless said.
+# What the fuzzer finds worth keeping goes to a temporary folder; the seeds in git stay as they are.
+# `sidecar/tests/corpus.rs` replays those without a fuzzer.
+
+. "$(dirname "$0")/lib.sh"
+CARGO_FUZZ=0.13.2
+need cargo "https://rustup.rs"
+need c++ "apt-get install g++"
+seconds=${FUZZ_SECONDS:-300}
+read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import}"
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_SECONDS is '$seconds'; write a number of seconds"
+
+fuzz=$ROOT/sidecar/fuzz
+export CARGO_TARGET_DIR=$CACHE/fuzz-target
+if ! stamp "$CACHE/cargo-fuzz" $CARGO_FUZZ; then
+	cargo install --quiet --locked --root "$CACHE/cargo-fuzz" cargo-fuzz@$CARGO_FUZZ >&2
+	echo $CARGO_FUZZ >"$CACHE/cargo-fuzz/.made-from"
+fi
+# The sanitizer is in every toolchain, but the compiler's flag for it is not stable.
+PATH=$CACHE/cargo-fuzz/bin:$PATH RUSTC_BOOTSTRAP=1 nice -n 10 cargo fuzz build --fuzz-dir "$fuzz" --sanitizer address >&2
+built=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
+
+seeds() {
+	echo "$fuzz/corpus/$1"
+	case $1 in
+	policy) printf '%s\n' "$ROOT"/crds/samples/{valid,invalid} ;;
+	import) echo "$ROOT/sidecar/tests/import" ;;
+	esac
+}
+
+work=$(mktemp -d)
+trap 'stop_all; rm -rf "$work"' EXIT
+logs=$TARGET/test-fuzz
+rm -rf "$logs" && mkdir -p "$logs"
+passed=0 failed=0
+printf '%-8s %11s %8s %9s %6s %6s\n' target runs seconds runs/s seeds found
+for target in "${targets[@]}"; do
+	[ -x "$built/$target" ] || fail "there is no target '$target'"
+	mapfile -t from < <(seeds "$target")
+	artifacts=$fuzz/artifacts/$target
+	mkdir -p "$work/$target" "$artifacts"
+	since=$EPOCHREALTIME code=0
+	start "$logs/$target.log" env RUST_BACKTRACE=1 nice -n 10 "$built/$target" "$work/$target" "${from[@]}" \
+		-dict="$fuzz/dictionaries/$target.dict" -artifact_prefix="$artifacts/" -max_total_time="$seconds" \
+		-timeout=20 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1
+	wait "${STARTED[-1]}" || code=$?
+	runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$logs/$target.log")
+	awk -v since="$since" -v now="$EPOCHREALTIME" -v runs="${runs:-0}" -v target="$target" \
+		-v seeds="$(find "${from[@]}" -type f | wc -l)" -v found="$(find "$work/$target" -type f | wc -l)" \
+		'BEGIN { s = now - since; printf "%-8s %11d %8.0f %9.0f %6d %6d\n", target, runs, s, runs / s, seeds, found }'
+	if [ "$code" = 0 ] && [ "${runs:-0}" -gt 0 ]; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+		grep -m1 -B2 -A12 -E 'panicked at|^==[0-9]+==|ERROR' "$logs/$target.log" | sed 's/^/    /' || tail -5 "$logs/$target.log"
+		found=$(sed -n 's/.*Test unit written to //p' "$logs/$target.log" | head -1)
+		echo "    input: ${found:-none was written}; log: $logs/$target.log"
+	fi
+done
+echo "fuzz: $passed passed, $failed failed"
+[ "$failed" = 0 ]
