@@ -214,11 +214,20 @@ async fn a_list_shows_what_may_be_called() {
     assert_eq!(between.answer(&batch).await, format!("[{},{}]", list("1", &[]), result("2")));
     // What cannot be read or is too long to hold goes nowhere.
     for dropped in
-        [r#"{"id":1,"result":{"tools":[{"name":"wipe","x":NaN}]}}"#.to_owned(), list("1", &["x".repeat(LONGEST).as_str()])]
+        [r#"{"id":1,"result":{"tools":[{"name":"wipe","x":NaN}]}}"#.to_owned(), list("1", &["x".repeat(16 * LONGEST).as_str()])]
     {
         within("the pipe", between.server.write_all(format!("{dropped}\n").as_bytes())).await.unwrap();
         assert_eq!(between.answer(&result("7")).await, result("7"));
     }
+}
+
+#[tokio::test]
+async fn a_message_of_the_server_may_be_longer_than_one_of_the_client() {
+    let mut between = Between::new("[{name: pay}]");
+    let picture = result("1").replace("done", &"x".repeat(10 * LONGEST));
+    assert_eq!(between.answer(&picture).await, picture);
+    let tools = list("1", &["wipe", "pay", "y".repeat(10 * LONGEST).as_str()]);
+    assert_eq!(between.answer(&tools).await, list("1", &["pay"]));
 }
 
 #[tokio::test]
