@@ -86,7 +86,7 @@ async fn a_server_that_hangs_is_a_timeout() {
     let upstream = Raw::start(Deed::Keep(Vec::new())).await;
     let began = Instant::now();
     fails("silence", &upstream.url(), 504, "The MCP server bank did not begin to answer in time.", "upstream_timeout").await;
-    assert!(began.elapsed() >= Duration::from_millis(200 * 10));
+    assert!(began.elapsed() >= Duration::from_secs(2));
     let upstream = Raw::start(Deed::Keep(b"HTTP/1.1 200 OK\r\nContent-".to_vec())).await;
     fails("half a head", &upstream.url(), 504, "The MCP server bank did not begin to answer in time.", "upstream_timeout").await;
 }

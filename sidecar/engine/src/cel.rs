@@ -388,11 +388,7 @@ pub fn arguments<'a, N: AsRef<str>>(raw: Option<Raw<'a>>, names: &[N]) -> Result
     }
 }
 
-fn value<'a, N: AsRef<str>>(
-    reader: &mut Reader<'a>,
-    names: &[N],
-    left: &mut usize,
-) -> Result<Box<dyn Val + 'a>, ArgumentsError> {
+fn value<'a, N: AsRef<str>>(reader: &mut Reader<'a>, names: &[N], left: &mut usize) -> Result<Box<dyn Val + 'a>, ArgumentsError> {
     *left = left.checked_sub(1).ok_or(ArgumentsError::TooMany)?;
     Ok(match reader.peek()? {
         Kind::Object => {
@@ -402,7 +398,8 @@ fn value<'a, N: AsRef<str>>(
                 if key.contains('\0') {
                     return Err(ArgumentsError::Nul);
                 }
-                if let Some(known) = names.iter().map(AsRef::as_ref).find(|known| *known != key && same_but_for_case(known, &key)) {
+                if let Some(known) = names.iter().map(AsRef::as_ref).find(|known| *known != key && same_but_for_case(known, &key))
+                {
                     return Err(ArgumentsError::Case(shorten(&key), known.to_owned()));
                 }
                 let inner = value(reader, names, left)?;

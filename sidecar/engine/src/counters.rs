@@ -125,6 +125,7 @@ impl Permit {
     }
 
     /// Takes the places among the calls under way out of it: they come free with the permit that this gives.
+    #[must_use]
     pub fn split_places(&mut self) -> Self {
         Self { counters: self.counters.clone(), taken: SmallVec::new(), held: std::mem::take(&mut self.held) }
     }
@@ -313,10 +314,10 @@ impl Counters for Memory {
             }
         }
         // Room for all that are new, before the first is made.
-        if let Some(first) = missing.first() {
-            if !inner.room(self.most.saturating_sub(missing.len() - 1), now) {
-                return Err(Refusal::OutOfCounters(*first));
-            }
+        if let Some(first) = missing.first()
+            && !inner.room(self.most.saturating_sub(missing.len() - 1), now)
+        {
+            return Err(Refusal::OutOfCounters(*first));
         }
         let mut permit = Permit { counters: self.this.upgrade(), taken: SmallVec::new(), held: SmallVec::new() };
         for take in takes {

@@ -208,9 +208,7 @@ impl Look<'_> {
         }
         let amount = match &limit.cost {
             None => Amount::ONE,
-            Some((cost, source)) => {
-                cost.cost(&self.inputs(step, entry, cost)?).map_err(|why| failed("cost", source, &why))?
-            }
+            Some((cost, source)) => cost.cost(&self.inputs(step, entry, cost)?).map_err(|why| failed("cost", source, &why))?,
         };
         let instance = instance(&which);
         // Limits that count together count a call once: the dearest, against the smallest maximum.

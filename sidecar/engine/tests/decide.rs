@@ -600,7 +600,10 @@ mod audit {
 
     #[test]
     fn is_not_asked_about_a_call_that_another_policy_denies() {
-        let enforced = policy("enforced", "servers: [{name: s, url: 'http://s/mcp', tools: [{name: a, validations: [{expression: 'args.n == 1'}]}]}]");
+        let enforced = policy(
+            "enforced",
+            "servers: [{name: s, url: 'http://s/mcp', tools: [{name: a, validations: [{expression: 'args.n == 1'}]}]}]",
+        );
         let engine = engine(&[auditing("{name: a, limits: [{max: 1, window: minute}]}"), enforced]);
         let decision = call(&engine, "a", r#"{"n": 2}"#, 0);
         assert_eq!((reason(&decision), decision.would_deny.len()), (Reason::Validation, 0));
@@ -610,7 +613,10 @@ mod audit {
 
     #[test]
     fn the_names_that_it_reads_do_not_make_another_policy_deny() {
-        let enforced = policy("enforced", "servers: [{name: s, url: 'http://s/mcp', tools: [{name: a, validations: [{expression: 'args.n == 1'}]}]}]");
+        let enforced = policy(
+            "enforced",
+            "servers: [{name: s, url: 'http://s/mcp', tools: [{name: a, validations: [{expression: 'args.n == 1'}]}]}]",
+        );
         let audit = auditing("{name: a, validations: [{expression: \"has(args.to)\"}]}");
         let arguments = r#"{"n": 1, "To": "me"}"#;
         let alone = engine(std::slice::from_ref(&enforced));
@@ -909,7 +915,10 @@ mod memory {
 
     #[test]
     fn that_is_exhausted_is_told_by_the_policy_whose_limit_has_no_place() {
-        let keyed = policy("a", "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 9, window: day, key: args.k}]}]}]");
+        let keyed = policy(
+            "a",
+            "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 9, window: day, key: args.k}]}]}]",
+        );
         let other = policy("b", "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 9, window: day}]}]}]");
         let engine = Engine::compile(&[other, keyed], Memory::new(2), &Options::default()).0;
         assert_eq!(key(&engine, 1, 0), Reason::None);

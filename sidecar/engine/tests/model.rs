@@ -95,9 +95,10 @@ fn limit() -> impl Strategy<Value = Limit> {
     let scope = prop_oneof![3 => Just(Scope::Pod), 1 => Just(Scope::Session)];
     let key = option::weighted(0.2, Just("args.k".to_owned()));
     let cost = option::weighted(0.25, Just("args.n".to_owned()));
-    let free = (1_i64..5, select(WINDOWS.to_vec()), scope, key, cost.clone(), option::weighted(0.2, Just("d".to_owned()))).prop_map(
-        |(max, window, scope, key, cost, counter)| Limit { max, window: window.parse().unwrap(), scope, key, cost, counter },
-    );
+    let free =
+        (1_i64..5, select(WINDOWS.to_vec()), scope, key, cost.clone(), option::weighted(0.2, Just("d".to_owned()))).prop_map(
+            |(max, window, scope, key, cost, counter)| Limit { max, window: window.parse().unwrap(), scope, key, cost, counter },
+        );
     // Limits that always count together.
     let counter = Some("c".to_owned());
     let shared = (1_i64..5, cost).prop_map(move |(max, cost)| Limit {
@@ -113,20 +114,15 @@ fn limit() -> impl Strategy<Value = Limit> {
 
 fn tools() -> impl Strategy<Value = Vec<Tool>> {
     let action = prop_oneof![4 => Just(None), 1 => Just(Some(Action::Allow)), 1 => Just(Some(Action::Deny))];
-    let validation = select(CONDITIONS.to_vec())
-        .prop_map(|expression| Validation { expression: expression.to_owned(), message: None });
-    let body = (action, vec(limit(), 0..4), vec(validation, 0..3), option::weighted(0.25, 1_i64..3));
-    // Most entries are bare: else no call would get as far as the limits.
-    let validations_are_few = |(action, limits, mut validations, max_concurrent): (_, _, Vec<Validation>, _)| {
-        validations.truncate(validations.len().saturating_sub(1));
-        (action, limits, validations, max_concurrent)
-    };
-    (subsequence(ENTRIES.to_vec(), 0..5), vec(body.prop_map(validations_are_few), 5)).prop_map(|(names, bodies)| {
-        let of = |(name, body): (&str, (Option<Action>, Vec<Limit>, Vec<Validation>, Option<i64>))| {
-            let (action, limits, validations, max_concurrent) = body;
-            Tool { name: name.to_owned(), action, reason: None, limits, validations, max_concurrent }
-        };
-        names.into_iter().zip(bodies).map(of).collect()
+    let validation =
+        select(CONDITIONS.to_vec()).prop_map(|expression| Validation { expression: expression.to_owned(), message: None });
+    // Most entries have none: else no call would get as far as the limits.
+    let validations = option::weighted(0.25, validation).prop_map(Vec::from_iter);
+    let body = (action, vec(limit(), 0..4), validations, option::weighted(0.25, 1_i64..3)).prop_map(
+        |(action, limits, validations, max_concurrent)| Tool { action, limits, validations, max_concurrent, ..Tool::default() },
+    );
+    (subsequence(ENTRIES.to_vec(), 0..5), vec(body, 5)).prop_map(|(names, bodies)| {
+        names.into_iter().zip(bodies).map(|(name, body)| Tool { name: name.to_owned(), ..body }).collect()
     })
 }
 
@@ -224,9 +220,7 @@ fn contradictory(server: &Server) -> bool {
             .iter()
             .any(|name| matches(&a.name, name) && matches(&b.name, name))
     };
-    globs.iter().any(|a| {
-        globs.iter().any(|b| literals(&a.name) == literals(&b.name) && says(a) != says(b) && both(a, b))
-    })
+    globs.iter().any(|a| globs.iter().any(|b| literals(&a.name) == literals(&b.name) && says(a) != says(b) && both(a, b)))
 }
 
 fn broken(policy: &Policy) -> bool {
@@ -281,14 +275,14 @@ impl Seen<'_> {
         self.arguments.n.map(|n| NUMBERS[n])
     }
 
-    fn key(&self) -> Option<Option<&'static str>> {
-        self.arguments.k.map(|k| KEYS[k].1)
+    fn key(&self) -> Option<&'static str> {
+        self.arguments.k.and_then(|k| KEYS[k].1)
     }
 
     fn holds(&self, condition: &str) -> bool {
         match condition {
             "args.n < 3" => self.number().is_some_and(|(text, _)| text.parse::<f64>().is_ok_and(|n| n < 3.0)),
-            "args.k == 'u'" => self.key() == Some(Some("text u")),
+            "args.k == 'u'" => self.key() == Some("text u"),
             "has(args.k)" => self.arguments.k.is_some(),
             "tool != 'get_x'" => self.tool != "get_x",
             other => panic!("{other}"),
@@ -399,7 +393,7 @@ impl History {
                 if malformed && (limit.key.is_some() || limit.cost.is_some()) {
                     return deny(Reason::Malformed, part);
                 }
-                let key = if limit.key.is_some() { call.key().flatten() } else { None };
+                let key = limit.key.as_ref().and_then(|_| call.key());
                 let amount = if limit.cost.is_some() { call.number().and_then(|n| n.1) } else { Some(1_000_000) };
                 if limit.key.is_some() && key.is_none() {
                     return deny(Reason::Validation, part);
@@ -525,7 +519,9 @@ impl History {
                 .iter()
                 .filter(|(at, _)| (*start..=end).contains(at))
                 .filter(|(_, other)| (&other.0, &other.1, &other.2, &other.3) == (policy, server, entry, place))
-                .filter(|(_, other)| (&other.4.counted.session, other.4.counted.key) == (&share.counted.session, share.counted.key))
+                .filter(|(_, other)| {
+                    (&other.4.counted.session, other.4.counted.key) == (&share.counted.session, share.counted.key)
+                })
                 .map(|(_, other)| other.4.amount)
                 .sum();
             let max = u64::try_from(share.limit.max).unwrap() * 1_000_000;

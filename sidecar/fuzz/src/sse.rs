@@ -64,8 +64,7 @@ fn filter(_: &[u8], data: &[u8]) -> Verdict {
 pub fn check(stream: &[u8]) {
     let dispatched = events(stream);
     let told: Seen = dispatched.iter().map(|event| (event.name.clone(), event.data.clone())).collect();
-    let whole = vec![stream.len().max(1)];
-    for pieces in [whole.clone(), vec![1], vec![2, 1], vec![7], uneven(stream)] {
+    for pieces in [vec![stream.len().max(1)], vec![1], uneven(stream)] {
         let (out, seen, end) = rewrite(stream, &pieces, ALL, &pass);
         assert_eq!(end, Ok(()));
         assert!(out == stream, "pieces {pieces:?}: what passes is not what came: {:?}", String::from_utf8_lossy(&out));

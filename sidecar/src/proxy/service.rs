@@ -16,7 +16,7 @@ use http::{
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::{sync::watch, time::timeout};
-use toolweir_engine::{Call, Denial, Permit};
+use toolweir_engine::{Call, Denial, Permit, json::Raw};
 
 use super::{
     Limits,
@@ -125,6 +125,33 @@ struct Way<'a> {
     outcome: Outcome,
 }
 
+impl Way<'_> {
+    /// Logs a failure without the request's content.
+    fn log(&self, failure: &Failure) -> Outcome {
+        let server = self.server.map_or("", |server| &server.name);
+        let (method, outcome) = (self.method, failure.outcome());
+        let (fault, retry, failure) = (failure.fault(), failure.retry(), failure.in_general());
+        match fault {
+            Fault::Client => tracing::info!(server, method, outcome = outcome.as_str(), failure, "request refused"),
+            _ => tracing::warn!(server, method, outcome = outcome.as_str(), ?fault, retry, failure, "request failed"),
+        }
+        outcome
+    }
+
+    /// The answer to a message that its server does not answer.
+    fn failed(&self, failure: &Failure, id: Option<Raw<'_>>) -> (Response<Answer>, Outcome) {
+        (failed(failure, id.map(Raw::as_str)), self.log(failure))
+    }
+
+    /// The denial of everything on the server, if there is one.
+    fn closed(&self, name: &str) -> Option<Denial> {
+        match self.server {
+            None => Some(Denial::no_policy(name, "")),
+            Some(_) => self.in_force.engine.closed(name),
+        }
+    }
+}
+
 impl Drop for Way<'_> {
     fn drop(&mut self) {
         self.governor.count(self.server.map(|server| &**server), self.method, self.outcome);
@@ -158,25 +185,13 @@ impl Proxy {
         let answer = self.route(request, &mut way).await;
         let (mut response, outcome) = match answer {
             Ok(done) => done,
-            Err(failure) => (failed(&failure, None), self.log(&failure, &way)),
+            Err(failure) => way.failed(&failure, None),
         };
         way.outcome = outcome;
         if head {
             *response.body_mut() = Answer::whole(Bytes::new());
         }
         Ok(response)
-    }
-
-    /// Logs a failure without the request's content.
-    fn log(&self, failure: &Failure, way: &Way<'_>) -> Outcome {
-        let server = way.server.map_or("", |server| &server.name);
-        let (method, outcome) = (way.method, failure.outcome());
-        let (fault, retry, failure) = (failure.fault(), failure.retry(), failure.in_general());
-        match fault {
-            Fault::Client => tracing::info!(server, method, outcome = outcome.as_str(), failure, "request refused"),
-            _ => tracing::warn!(server, method, outcome = outcome.as_str(), ?fault, retry, failure, "request failed"),
-        }
-        outcome
     }
 
     async fn route(&self, request: Request<Incoming>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
@@ -237,7 +252,9 @@ impl Proxy {
         for origin in headers.get_all(header::ORIGIN) {
             let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
             // A page can be at an address too: only a local one, or that of the sidecar itself, is not foreign.
-            if !authority.is_some_and(|authority| Some(authority) == named || self.is_local(authority, |address| address.is_loopback())) {
+            if !authority
+                .is_some_and(|authority| Some(authority) == named || self.is_local(authority, |address| address.is_loopback()))
+            {
                 return Err(Failure::ForbiddenOrigin("Origin"));
             }
         }
@@ -285,7 +302,7 @@ impl Proxy {
         };
         let client = Asker { headers: &parts.headers, legacy: legacy.as_ref() };
         let Some(message) = message else {
-            if self.closed(name, way).is_some() {
+            if way.closed(name).is_some() {
                 return Ok((accepted(), Outcome::Dropped));
             }
             let server = way.server.ok_or(Failure::UnknownServer)?;
@@ -294,37 +311,36 @@ impl Proxy {
             drop(held);
             return self.pass(response, &parts.headers, way, Permit::default(), To::Message).await;
         };
-        if !message.is_tool_call() {
-            if let Some(denial) = self.closed(name, way) {
-                return client.deny(&message, &denial);
-            }
-            let server = way.server.ok_or(Failure::UnknownServer)?;
-            let url = endpoint(server, legacy.as_ref())?;
-            let to = match &*message.method {
-                // On an HTTP+SSE stream the list comes there, not here.
-                "tools/list" if legacy.is_none() => To::List,
-                "subscriptions/listen" => To::Listen,
-                _ => To::Message,
-            };
-            let id = message.id.map(|id| id.as_str().to_owned());
-            let answer = async {
-                let response = self.send(&Method::POST, &parts.headers, url, bytes.clone(), server, way).await?;
-                self.pass(response, &parts.headers, way, Permit::default(), to).await
-            };
-            return match answer.await {
-                Ok(done) => Ok(done),
-                Err(failure) => Ok((failed(&failure, id.as_deref()), self.log(&failure, way))),
-            };
-        }
-        self.tool_call(&message, name, &client, bytes.clone(), held, way).await
+        let answered = if message.is_tool_call() {
+            self.tool_call(&message, name, &client, bytes.clone(), held, way).await
+        } else {
+            self.other(&message, name, &client, bytes.clone(), way).await
+        };
+        answered.or_else(|failure| Ok(way.failed(&failure, message.id)))
     }
 
-    /// The denial of everything on a server, if there is one.
-    fn closed(&self, name: &str, way: &Way<'_>) -> Option<Denial> {
-        match way.server {
-            None => Some(Denial::no_policy(name, "")),
-            Some(_) => way.in_force.engine.closed(name),
+    /// The way of a message that calls no tool.
+    async fn other(
+        &self,
+        message: &McpRequest<'_>,
+        name: &str,
+        client: &Asker<'_>,
+        bytes: Bytes,
+        way: &mut Way<'_>,
+    ) -> Result<(Response<Answer>, Outcome), Failure> {
+        if let Some(denial) = way.closed(name) {
+            return client.deny(message, &denial);
         }
+        let server = way.server.ok_or(Failure::UnknownServer)?;
+        let url = endpoint(server, client.legacy)?;
+        let to = match &*message.method {
+            // On an HTTP+SSE stream the list comes there, not here.
+            "tools/list" if client.legacy.is_none() => To::List,
+            "subscriptions/listen" => To::Listen,
+            _ => To::Message,
+        };
+        let response = self.send(&Method::POST, client.headers, url, bytes, server, way).await?;
+        self.pass(response, client.headers, way, Permit::default(), to).await
     }
 
     async fn tool_call(
@@ -375,9 +391,8 @@ impl Proxy {
                 if matches!(failure, Failure::Connect(_) | Failure::NoUrl(_)) {
                     permit.give_back();
                 }
-                let outcome = self.log(&failure, way);
-                record.finish(outcome);
-                return Ok((failed(&failure, message.id.map(|id| id.as_str())), outcome));
+                record.finish(failure.outcome());
+                return Err(failure);
             }
         };
         if let Some(kept) = kept.filter(|_| response.status().is_success()) {
@@ -390,17 +405,9 @@ impl Proxy {
         } else {
             permit
         };
-        match self.pass(response, client.headers, way, permit, To::Message).await {
-            Ok(passed) => {
-                record.finish(outcome);
-                Ok(passed)
-            }
-            Err(failure) => {
-                let outcome = self.log(&failure, way);
-                record.finish(outcome);
-                Ok((failed(&failure, message.id.map(|id| id.as_str())), outcome))
-            }
-        }
+        let passed = self.pass(response, client.headers, way, permit, To::Message).await;
+        record.finish(passed.as_ref().map_or_else(Failure::outcome, |_| outcome));
+        passed
     }
 
     /// Sends a request to a server and waits for the head of the answer.
