@@ -112,10 +112,10 @@ impl Found {
                 ),
             );
         }
-        if let Some(url) = &server.url {
-            if let Some(problem) = url_problem(url) {
-                self.at(format!("{path}.url"), problem);
-            }
+        if let Some(url) = &server.url
+            && let Some(problem) = url_problem(url)
+        {
+            self.at(format!("{path}.url"), problem);
         }
         self.count(&format!("{path}.tools"), server.tools.len(), 0, TOOLS);
         let mut names = HashMap::new();
@@ -150,13 +150,13 @@ impl Found {
             self.text(format!("{path}.expression"), &validation.expression, EXPRESSION);
             self.optional_text(format!("{path}.message"), validation.message.as_deref(), TEXT);
         }
-        if let Some(most) = tool.max_concurrent {
-            if !(1..=CONCURRENT).contains(&most) {
-                self.at(
-                    format!("{path}.maxConcurrent"),
-                    format!("is {most}; write 1 to {CONCURRENT}, or `action: Deny` to forbid the tool"),
-                );
-            }
+        if let Some(most) = tool.max_concurrent
+            && !(1..=CONCURRENT).contains(&most)
+        {
+            self.at(
+                format!("{path}.maxConcurrent"),
+                format!("is {most}; write 1 to {CONCURRENT}, or `action: Deny` to forbid the tool"),
+            );
         }
     }
 

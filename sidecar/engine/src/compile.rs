@@ -230,19 +230,18 @@ impl Compiler<'_> {
             let key = self.optional(&format!("{path}.key"), limit.key.as_deref());
             let cost = self.optional(&format!("{path}.cost"), limit.cost.as_deref());
             let nanos = limit.window.span().as_nanos();
-            let identity = match &limit.counter {
-                Some(counter) => format!("{}|counter|{counter}|{nanos}|{:?}", self.id, limit.scope),
-                None => {
-                    let text = format!(
-                        "{place}|{nanos}|{:?}|{}|{}",
-                        limit.scope,
-                        limit.key.as_deref().unwrap_or_default(),
-                        limit.cost.as_deref().unwrap_or_default()
-                    );
-                    // Two limits that differ in `max` alone: each is counted, and the stricter decides.
-                    let twin = seen.entry(text.clone()).and_modify(|n| *n += 1).or_insert(0);
-                    format!("{text}|{twin}")
-                }
+            let identity = if let Some(counter) = &limit.counter {
+                format!("{}|counter|{counter}|{nanos}|{:?}", self.id, limit.scope)
+            } else {
+                let text = format!(
+                    "{place}|{nanos}|{:?}|{}|{}",
+                    limit.scope,
+                    limit.key.as_deref().unwrap_or_default(),
+                    limit.cost.as_deref().unwrap_or_default()
+                );
+                // Two limits that differ in `max` alone: each is counted, and the stricter decides.
+                let twin = seen.entry(text.clone()).and_modify(|n| *n += 1).or_insert(0);
+                format!("{text}|{twin}")
             };
             let mut label = format!("{}/{}", limit.max, limit.window);
             if limit.scope != Scope::Pod {

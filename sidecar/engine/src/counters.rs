@@ -287,19 +287,16 @@ impl Counters for Memory {
         let mut missing: SmallVec<[usize; 2]> = SmallVec::new();
         for (index, take) in takes.iter().enumerate() {
             let key = KeyRef { identity: &take.identity, instance: &take.instance };
-            let check = match inner.counters.get_mut(&key) {
-                Some(counter) => {
-                    let check = counter.usage.check(take.span, now, take.amount, take.max);
-                    // One that is over is swept away with the others.
-                    if counter.usage.end(take.span) <= now {
-                        missing.push(index);
-                    }
-                    check
-                }
-                None => {
+            let check = if let Some(counter) = inner.counters.get_mut(&key) {
+                let check = counter.usage.check(take.span, now, take.amount, take.max);
+                // One that is over is swept away with the others.
+                if counter.usage.end(take.span) <= now {
                     missing.push(index);
-                    if take.amount > take.max { Err(Full::Never) } else { Ok(()) }
                 }
+                check
+            } else {
+                missing.push(index);
+                if take.amount > take.max { Err(Full::Never) } else { Ok(()) }
             };
             if let Err(why) = check {
                 full.push((index, why));
@@ -323,15 +320,14 @@ impl Counters for Memory {
         for take in takes {
             let key = KeyRef { identity: &take.identity, instance: &take.instance };
             let owned = Key { identity: take.identity.clone(), instance: take.instance.clone() };
-            let slice = match inner.counters.get_mut(&key) {
-                Some(counter) => counter.usage.take(take.span, now, take.amount),
-                None => {
-                    let mut usage = Usage::default();
-                    let slice = usage.take(take.span, now, take.amount);
-                    inner.first_end = inner.first_end.min(usage.end(take.span));
-                    inner.counters.insert(owned.clone(), Counter { usage, span: take.span });
-                    slice
-                }
+            let slice = if let Some(counter) = inner.counters.get_mut(&key) {
+                counter.usage.take(take.span, now, take.amount)
+            } else {
+                let mut usage = Usage::default();
+                let slice = usage.take(take.span, now, take.amount);
+                inner.first_end = inner.first_end.min(usage.end(take.span));
+                inner.counters.insert(owned.clone(), Counter { usage, span: take.span });
+                slice
             };
             permit.taken.push((owned, slice, take.amount));
         }

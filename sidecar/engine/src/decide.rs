@@ -133,7 +133,8 @@ impl Look<'_> {
             return Err(denial);
         }
         let (mut takes, mut sources): (SmallVec<[Take; 4]>, Sources<'_>) = Default::default();
-        let (mut holds, mut holders): (SmallVec<[Hold; 2]>, SmallVec<[(&Step, &Arc<str>); 2]>) = Default::default();
+        let mut holds: SmallVec<[Hold; 2]> = SmallVec::new();
+        let mut holders: SmallVec<[(&Step, &Arc<str>); 2]> = SmallVec::new();
         for step in steps {
             for entry in step.matching() {
                 for limit in &entry.limits {
@@ -213,18 +214,15 @@ impl Look<'_> {
         let instance = instance(&which);
         // Limits that count together count a call once: the dearest, against the smallest maximum.
         let twin = takes.iter().position(|take| take.identity == limit.identity && take.instance == instance);
-        match twin.and_then(|at| Some((takes.get_mut(at)?, sources.get_mut(at)?))) {
-            Some((take, source)) => {
-                take.amount = take.amount.max(amount);
-                if limit.maximum() < take.max {
-                    take.max = limit.maximum();
-                    *source = (step, entry, limit);
-                }
+        if let Some((take, source)) = twin.and_then(|at| Some((takes.get_mut(at)?, sources.get_mut(at)?))) {
+            take.amount = take.amount.max(amount);
+            if limit.maximum() < take.max {
+                take.max = limit.maximum();
+                *source = (step, entry, limit);
             }
-            None => {
-                takes.push(Take { identity: limit.identity.clone(), instance, span: limit.span, max: limit.maximum(), amount });
-                sources.push((step, entry, limit));
-            }
+        } else {
+            takes.push(Take { identity: limit.identity.clone(), instance, span: limit.span, max: limit.maximum(), amount });
+            sources.push((step, entry, limit));
         }
         Ok(())
     }

@@ -297,19 +297,17 @@ impl<'a> Reader<'a> {
                     self.at += 1;
                     return Ok(());
                 }
-                Some(b'\\') => {
-                    match bytes.get(self.at + 1) {
-                        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
-                        Some(b'u') => {
-                            let hex = bytes.get(self.at + 2..self.at + 6).unwrap_or_default();
-                            if hex.len() < 4 || !hex.iter().all(u8::is_ascii_hexdigit) {
-                                return Err(JsonError::Syntax(self.at));
-                            }
-                            self.at += 6;
+                Some(b'\\') => match bytes.get(self.at + 1) {
+                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
+                    Some(b'u') => {
+                        let hex = bytes.get(self.at + 2..self.at + 6).unwrap_or_default();
+                        if hex.len() < 4 || !hex.iter().all(u8::is_ascii_hexdigit) {
+                            return Err(JsonError::Syntax(self.at));
                         }
-                        _ => return Err(JsonError::Syntax(self.at)),
-                    };
-                }
+                        self.at += 6;
+                    }
+                    _ => return Err(JsonError::Syntax(self.at)),
+                },
                 // A control character, or the end of the text.
                 _ => return Err(JsonError::Syntax(self.at)),
             }
@@ -366,7 +364,7 @@ fn plain(bytes: &[u8]) -> usize {
         let zero_in = |x: u64| x.wrapping_sub(ONES) & !x & HIGHS;
         // Below 0x20: subtracting borrows into the high bit of a byte that had none.
         let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
-        let hit = zero_in(word ^ ONES * u64::from(b'"')) | zero_in(word ^ ONES * u64::from(b'\\')) | control;
+        let hit = zero_in(word ^ (ONES * u64::from(b'"'))) | zero_in(word ^ (ONES * u64::from(b'\\'))) | control;
         if hit != 0 {
             // A borrow can mark a byte after the first hit, never one before it.
             return index * 8 + hit.trailing_zeros() as usize / 8;

@@ -42,7 +42,7 @@ impl Amount {
 
     /// A cost; rounded up to a millionth. Nothing for one that is negative or not a number.
     pub fn cost(number: f64) -> Option<Self> {
-        if !(number >= 0.0) {
+        if number.is_nan() || number < 0.0 {
             return None;
         }
         let millionths = number * 1e6;
@@ -172,13 +172,13 @@ impl Usage {
 
     /// Takes back what [`Usage::take`] counted, if it still counts.
     pub fn give_back(&mut self, slice: Slice, amount: Amount) {
-        if let Ok(at) = self.slices.binary_search_by_key(&slice, |(slice, _)| *slice) {
-            if let Some((_, held)) = self.slices.get_mut(at) {
-                *held = held.minus(amount);
-                self.total = self.total.minus(amount);
-                if *held == Amount::ZERO {
-                    self.slices.remove(at);
-                }
+        if let Ok(at) = self.slices.binary_search_by_key(&slice, |(slice, _)| *slice)
+            && let Some((_, held)) = self.slices.get_mut(at)
+        {
+            *held = held.minus(amount);
+            self.total = self.total.minus(amount);
+            if *held == Amount::ZERO {
+                self.slices.remove(at);
             }
         }
     }

@@ -1,7 +1,10 @@
 //! What policies mean, one behaviour at a time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use serde_json::json;
 use toolweir_crds::read_documents;
@@ -753,6 +756,29 @@ mod limits {
         old.give_back();
         let used: Vec<f64> = engine.limits(Timestamp(100 * SECOND)).iter().map(|limit| limit.used).collect();
         assert_eq!(used, [1.0]);
+    }
+
+    #[test]
+    fn hold_when_threads_decide_at_once() {
+        let engine = engine(&[tools("{name: a, limits: [{max: 500, window: day}], maxConcurrent: 3}")]);
+        let (under_way, passed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        if let Outcome::Allowed(permit) = call(&engine, "a", "", 0).outcome {
+                            assert!(under_way.fetch_add(1, Relaxed) < 3);
+                            passed.fetch_add(1, Relaxed);
+                            std::thread::yield_now();
+                            under_way.fetch_sub(1, Relaxed);
+                            drop(permit);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(passed.into_inner(), 500);
+        assert_eq!(reason(&call(&engine, "a", "", 0)), Reason::RateLimit);
     }
 
     #[test]

@@ -104,6 +104,9 @@ pub enum Refusal {
     /// The method is tools/call but for case.
     #[error("the method `{0}` differs from `tools/call` in case alone")]
     MethodCase(String),
+    /// A method with a control character, at which some parsers end it.
+    #[error("the method has a control character")]
+    ControlInMethod,
     /// A tools/call that names no tool.
     #[error("a tools/call needs `params.name`, a string")]
     NoToolName,
@@ -198,6 +201,9 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     };
     if answer {
         return Err(Refusal::Neither("both a `method` and a `result` or `error`"));
+    }
+    if method.contains(char::is_control) {
+        return Err(Refusal::ControlInMethod);
     }
     let request = Request { method, id, params };
     if request.is_tool_call() {
@@ -355,7 +361,9 @@ mod tests {
             (r#"{"method":"tools/call","params":[]}"#, "needs `params.name`"),
             (r#"{"method":"Tools/Call","params":{"name":"a"}}"#, "in case alone"),
             (r#"{"method":" tools/call","params":{"name":"a"}}"#, "in case alone"),
-            (r#"{"method":"tools/call","params":{"name":"a\u0000b"}}"#, "control character"),
+            (r#"{"method":"tools/call","params":{"name":"a\u0000b"}}"#, "the tool's name has a control character"),
+            (r#"{"method":"tools/call\u0000","params":{"name":"a"}}"#, "the method has a control character"),
+            (r#"{"method":"tools/call\n","params":{"name":"a"}}"#, "the method has a control character"),
             (r#"{"method":"tools/call","params":{"name":"a\ud800"}}"#, "surrogate"),
             (r#"{"method":"tools/call","params":{"name":"a","_meta":{"a":1,"a":2}}}"#, "`params._meta` repeats"),
             (r#"{"method":"ping"} {}"#, "goes on"),

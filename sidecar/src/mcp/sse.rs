@@ -88,7 +88,7 @@ impl Rewriter {
         if self.passing {
             self.need_not_be_read(&self.held)?;
             // Keep what could be the first part of the key, or of the end.
-            let leave = self.held.len().saturating_sub(TOOLS.len() - 1);
+            let leave = self.held.len().saturating_sub(LONGEST_TOOLS - 1);
             let left = self.held.split_to(leave);
             self.before = left.last().copied().or(self.before);
             out.extend_from_slice(&left);
@@ -105,7 +105,7 @@ impl Rewriter {
 
     /// Refuses an event that is not held, if it could hold a tools/list result.
     fn need_not_be_read(&self, part: &[u8]) -> Result<(), SseError> {
-        if holds_tools(part) { Err(SseError::TooLarge(self.most)) } else { Ok(()) }
+        if spells_tools(part) { Err(SseError::TooLarge(self.most)) } else { Ok(()) }
     }
 
     /// What is left when the stream ends: an event without an end, which no client dispatches.
@@ -148,7 +148,7 @@ impl Rewriter {
             None => self.before.is_none_or(|before| matches!(before, b'\n' | b'\r')),
             Some(before) => {
                 // A byte-order mark may open the stream.
-                let bom = !self.started && self.held.get(..at) == Some(b"\xef\xbb\xbf");
+                let bom = !self.started && self.before.is_none() && self.held.get(..at) == Some(b"\xef\xbb\xbf");
                 bom || matches!(self.held.get(before), Some(b'\n' | b'\r'))
             }
         }
@@ -202,6 +202,9 @@ impl Rewriter {
 /// The key of the list in a tools/list result.
 const TOOLS: &[u8] = b"\"tools\"";
 
+/// How long the key is where every letter is an escape.
+const LONGEST_TOOLS: usize = 2 + 5 * 6;
+
 /// Whether an event could hold a tools/list result: whether the key stands in it.
 pub fn holds_tools(data: &[u8]) -> bool {
     memmem::find(data, TOOLS).is_some() || memmem::find(data, b"\\u00").is_some()
@@ -209,7 +212,8 @@ pub fn holds_tools(data: &[u8]) -> bool {
 
 /// Whether the key stands in a text, be it as an escape spells it.
 pub fn spells_tools(text: &[u8]) -> bool {
-    const LETTERS: [(u8, &[u8]); 5] = [(b't', b"\\u0074"), (b'o', b"\\u006f"), (b'o', b"\\u006f"), (b'l', b"\\u006c"), (b's', b"\\u0073")];
+    const LETTERS: [(u8, &[u8]); 5] =
+        [(b't', b"\\u0074"), (b'o', b"\\u006f"), (b'o', b"\\u006f"), (b'l', b"\\u006c"), (b's', b"\\u0073")];
     memchr::memchr_iter(b'"', text).any(|quote| {
         let mut at = quote + 1;
         let spelled = LETTERS.iter().all(|(letter, escape)| {
@@ -262,7 +266,8 @@ mod tests {
         for text in [r#"{"tools":"#, r#"{"x":"","t\u006fol\u0073":"#, r#""\u0074\u006F\u006f\u006C\u0073""#] {
             assert!(spells_tools(text.as_bytes()), "{text}");
         }
-        for text in ["", "\"", "\"tool", "\"tools", r#""tools ""#, r#""\u0074""#, r#"\"tools\""#, r#""Tools""#, r#""\u0074\u006"#] {
+        for text in ["", "\"", "\"tool", "\"tools", r#""tools ""#, r#""\u0074""#, r#"\"tools\""#, r#""Tools""#, r#""\u0074\u006"#]
+        {
             assert!(!spells_tools(text.as_bytes()), "{text}");
         }
     }
@@ -312,6 +317,13 @@ mod tests {
         }
         let tools = format!("data: {{\"tools\":{}\n\n", "x".repeat(100));
         assert_eq!(rewrite(tools.as_bytes(), 7, 50), Err(SseError::TooLarge(50)));
+        // An escape of another letter is no reason to end the stream; one of the key is, wherever a piece ends.
+        let accent = large.replace("xx", r"\u00e9");
+        assert_eq!(rewrite(accent.as_bytes(), 7, 50).unwrap().0, accent.replace("old", "new"));
+        let escaped = large.replace("xxxx\n", "\"\\u0074\\u006f\\u006f\\u006c\\u0073\":1\n");
+        for piece in 1..60 {
+            assert_eq!(rewrite(escaped.as_bytes(), piece, 50), Err(SseError::TooLarge(50)), "{piece}");
+        }
     }
 
     #[test]
@@ -328,13 +340,24 @@ mod tests {
     fn the_rest_of_an_event_too_large_to_hold_is_no_event_of_its_own() {
         for end in ["\n", "\r\n", "\r"] {
             let x = "x".repeat(60);
-            for large in [format!("data: {x}{end}ab{end}data: y{end}{end}"), format!("data: {x}{end}a{end}b{end}c{end}data: d{end}{end}")] {
+            for large in
+                [format!("data: {x}{end}ab{end}data: y{end}{end}"), format!("data: {x}{end}a{end}b{end}c{end}data: d{end}{end}")]
+            {
                 let stream = format!("{large}data: old{end}{end}");
                 for piece in 1..20 {
                     let (_, seen) = rewrite(stream.as_bytes(), piece, 50).unwrap();
                     assert_eq!(seen, [("message".to_owned(), "old".to_owned())], "{end:?} {piece}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_in_the_rest_of_an_event_too_large_to_hold_opens_no_stream() {
+        let stream = format!("data: {}\u{feff}\ndata: y\n\ndata: old\n\n", "x".repeat(80));
+        for piece in 1..20 {
+            let (_, seen) = rewrite(stream.as_bytes(), piece, 50).unwrap();
+            assert_eq!(seen, [("message".to_owned(), "old".to_owned())], "{piece}");
         }
     }
 

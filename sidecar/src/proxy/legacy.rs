@@ -108,8 +108,13 @@ impl Open {
         let mut random = [0_u8; 16];
         self.streams.random.fill(&mut random).ok()?;
         let id = data_encoding::HEXLOWER.encode(&random);
-        let stream =
-            Stream { id: id.clone(), server: self.server.clone(), endpoint, events: self.events.clone(), under_way: Arc::clone(&self.under_way) };
+        let stream = Stream {
+            id: id.clone(),
+            server: self.server.clone(),
+            endpoint,
+            events: self.events.clone(),
+            under_way: Arc::clone(&self.under_way),
+        };
         let mut open = self.streams.lock();
         if let Some(before) = self.id.replace(id.clone()) {
             open.remove(&before);
