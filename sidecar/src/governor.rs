@@ -288,10 +288,9 @@ impl Governor {
         if !learned.contains_key(server) {
             learned.insert(server.to_owned(), HashSet::new());
         }
-        if let Some(names) = learned.get_mut(server) {
-            if names.len() < MOST_LEARNED && tool.len() <= toolweir_crds::bounds::TOOL_NAME && !names.contains(tool) {
-                names.insert(tool.into());
-            }
+        let fits = |names: &HashSet<_>| names.len() < MOST_LEARNED && tool.len() <= toolweir_crds::bounds::TOOL_NAME;
+        if let Some(names) = learned.get_mut(server).filter(|names| fits(names) && !names.contains(tool)) {
+            names.insert(tool.into());
         }
     }
 
@@ -382,6 +381,7 @@ impl Arrival {
 
 /// Whether a call goes through.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "the larger is the common one, and lives no longer than its request")]
 pub enum Decided {
     /// It does.
     Allowed(Permit),

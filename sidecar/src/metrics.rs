@@ -82,7 +82,7 @@ impl Metrics {
             limit_used: GaugeVec::new(
                 Opts::new(
                     "toolweir_limit_used_ratio",
-                    "How full a limit is, from 0 to 1; of a limit for each session, the fullest.",
+                    "How full a limit is; of a limit for each session, the fullest. Over 1 for a while when max was lowered.",
                 ),
                 &["server", "tool", "policy", "limit"],
             )?,

@@ -271,9 +271,7 @@ pub async fn relay(
                         server_in.flush().await?;
                     }
                     (Passage::Answer(answer), _) => {
-                        if answers.send(answer).await.is_err() {
-                            break;
-                        }
+                        let Ok(()) = answers.send(answer).await else { break };
                     }
                     _ => {}
                 }

@@ -289,10 +289,10 @@ impl<'a> Keys<'a> {
         if key.contains('\0') {
             return Err(Refusal::Nul(self.object));
         }
-        if !self.known.contains(&&*key) {
-            if let Some(known) = self.known.iter().find(|known| same_but_for_case(known, &key)) {
-                return Err(Refusal::Case(self.object, short(&key), known));
-            }
+        if !self.known.contains(&&*key)
+            && let Some(known) = self.known.iter().find(|known| same_but_for_case(known, &key))
+        {
+            return Err(Refusal::Case(self.object, short(&key), known));
         }
         if self.few.contains(&key) || self.many.contains(&key) {
             return Err(Refusal::Repeated(self.object, short(&key)));

@@ -15,6 +15,9 @@ pub enum Verdict {
     Replace(Vec<u8>),
 }
 
+/// Decides on an event by its name and data.
+pub type Decide<'a> = dyn FnMut(&[u8], &[u8]) -> Result<Verdict, SseError> + 'a;
+
 /// Why a stream ends early. It was the server's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
@@ -59,11 +62,7 @@ impl Rewriter {
     }
 
     /// Takes a chunk and gives what can leave now. `decide` sees the name and data of each whole event.
-    pub fn push(
-        &mut self,
-        chunk: &[u8],
-        decide: &mut dyn FnMut(&[u8], &[u8]) -> Result<Verdict, SseError>,
-    ) -> Result<Bytes, SseError> {
+    pub fn push(&mut self, chunk: &[u8], decide: &mut Decide<'_>) -> Result<Bytes, SseError> {
         self.held.extend_from_slice(chunk);
         let mut out = BytesMut::new();
         if self.after_cr && self.held.first() == Some(&b'\n') {
@@ -154,12 +153,7 @@ impl Rewriter {
         }
     }
 
-    fn event(
-        &self,
-        event: &Bytes,
-        decide: &mut dyn FnMut(&[u8], &[u8]) -> Result<Verdict, SseError>,
-        out: &mut BytesMut,
-    ) -> Result<(), SseError> {
+    fn event(&self, event: &Bytes, decide: &mut Decide<'_>, out: &mut BytesMut) -> Result<(), SseError> {
         let bytes = if self.started { event } else { event.strip_prefix(b"\xef\xbb\xbf").unwrap_or(event) };
         let (mut name, mut data): (&[u8], Option<Vec<u8>>) = (b"message", None);
         for line in lines(bytes) {

@@ -28,6 +28,7 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The body of an answer.
+#[expect(clippy::large_enum_variant, reason = "the larger is the common one, and lives no longer than its answer")]
 pub enum Answer {
     /// Given whole.
     Whole(Option<Bytes>),
@@ -75,11 +76,11 @@ impl Filter {
     }
 
     fn event(&mut self, name: &[u8], data: &[u8]) -> Result<Verdict, SseError> {
-        if name == b"endpoint" {
-            if let Some(open) = &mut self.open {
-                let named = std::str::from_utf8(data).map_err(|_| SseError::Unreadable)?;
-                return open.endpoint(named).map(|path| Verdict::Replace(path.into_bytes())).ok_or(SseError::Unreadable);
-            }
+        if name == b"endpoint"
+            && let Some(open) = &mut self.open
+        {
+            let named = std::str::from_utf8(data).map_err(|_| SseError::Unreadable)?;
+            return open.endpoint(named).map(|path| Verdict::Replace(path.into_bytes())).ok_or(SseError::Unreadable);
         }
         if let Some(open) = &self.open {
             open.answered(data);
@@ -148,10 +149,10 @@ impl Events {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
-            if self.rewriter.between_events() {
-                if let Some(Poll::Ready(Some(event))) = self.inject.as_mut().map(|inject| inject.poll_recv(context)) {
-                    return Poll::Ready(Some(Ok(Frame::data(event))));
-                }
+            if self.rewriter.between_events()
+                && let Some(Poll::Ready(Some(event))) = self.inject.as_mut().map(|inject| inject.poll_recv(context))
+            {
+                return Poll::Ready(Some(Ok(Frame::data(event))));
             }
             if stopped(&mut self.stop, context) && self.rewriter.between_events() {
                 return Poll::Ready(None);

@@ -131,9 +131,10 @@ impl Way<'_> {
         let server = self.server.map_or("", |server| &server.name);
         let (method, outcome) = (self.method, failure.outcome());
         let (fault, retry, failure) = (failure.fault(), failure.retry(), failure.in_general());
-        match fault {
-            Fault::Client => tracing::info!(server, method, outcome = outcome.as_str(), failure, "request refused"),
-            _ => tracing::warn!(server, method, outcome = outcome.as_str(), ?fault, retry, failure, "request failed"),
+        if fault == Fault::Client {
+            tracing::info!(server, method, outcome = outcome.as_str(), failure, "request refused");
+        } else {
+            tracing::warn!(server, method, outcome = outcome.as_str(), ?fault, retry, failure, "request failed");
         }
         outcome
     }

@@ -107,7 +107,7 @@ struct Resolver(Arc<OnceLock<Result<TokioResolver, String>>>);
 impl Resolver {
     fn get(&self) -> io::Result<&TokioResolver> {
         let made = self.0.get_or_init(|| {
-            TokioResolver::builder_tokio().and_then(|builder| builder.build()).map_err(|error| error.to_string())
+            TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build).map_err(|error| error.to_string())
         });
         made.as_ref().map_err(|error| io::Error::other(error.clone()))
     }
