@@ -75,6 +75,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "the flags are called so")]
 struct Pod {
     /// The pod's name, for expressions.
     #[arg(long, env = "POD_NAME", default_value = "", hide_default_value = true)]

@@ -250,8 +250,8 @@ impl Look<'_> {
                 found.map(|(take, (step, entry, limit), why)| self.limit(step, entry, limit, take, *why))
             }
             Refusal::Busy(index) => holds.get(*index).zip(holders.get(*index)).map(|(hold, (step, entry))| {
-                let what =
-                    format!("at most {} calls of {entry} may be under way at once. Try again when one has ended.", hold.max);
+                let many = if hold.max == 1 { "1 call" } else { &format!("{} calls", hold.max) };
+                let what = format!("at most {many} of {entry} may be under way at once. Try again when one has ended.");
                 self.denial(step, entry, Reason::Concurrency, &what)
             }),
             Refusal::OutOfCounters(index) => sources.get(*index).map(|(step, entry, _)| {

@@ -103,7 +103,7 @@ fn conditions_hold(rules: &Value, arguments: &Value) -> bool {
 fn holds(condition: &Value, arguments: &Value, unknown: bool) -> bool {
     let path = condition["path"].as_str().unwrap_or_default();
     let steps = path.strip_prefix("args.").unwrap_or_default().split('.');
-    let found = steps.fold(Some(arguments), |value, step| value.and_then(Value::as_object).and_then(|object| object.get(step)));
+    let found = steps.try_fold(arguments, |value, step| value.as_object().and_then(|object| object.get(step)));
     let compared = &condition["value"];
     let operator = condition["op"].as_str().unwrap_or_default();
     if operator == "exists" {
