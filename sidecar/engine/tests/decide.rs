@@ -287,7 +287,7 @@ mod what_a_denied_caller_is_told {
         let denial = denied(call(&engine, "bcd", "", 0));
         assert_eq!(
             denial.message,
-            "Denied by policy agents/p: at most 1 calls of b* may be under way at once. Try again when one has ended."
+            "Denied by policy agents/p: at most 1 call of b* may be under way at once. Try again when one has ended."
         );
         assert_eq!((denial.reason, denial.retry_after), (Reason::Concurrency, None));
         drop(held);

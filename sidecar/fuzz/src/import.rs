@@ -102,7 +102,7 @@ fn conditions_hold(rules: &Value, arguments: &Value) -> bool {
 /// Whether one condition holds; `unknown` where that is not for this reader to say.
 fn holds(condition: &Value, arguments: &Value, unknown: bool) -> bool {
     let path = condition["path"].as_str().unwrap_or_default();
-    let steps = path.strip_prefix("args.").unwrap_or_default().split('.');
+    let mut steps = path.strip_prefix("args.").unwrap_or_default().split('.');
     let found = steps.try_fold(arguments, |value, step| value.as_object().and_then(|object| object.get(step)));
     let compared = &condition["value"];
     let operator = condition["op"].as_str().unwrap_or_default();

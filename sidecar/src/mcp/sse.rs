@@ -147,7 +147,7 @@ impl Rewriter {
             None => self.before.is_none_or(|before| matches!(before, b'\n' | b'\r')),
             Some(before) => {
                 // A byte-order mark may open the stream.
-                let bom = !self.started && self.held.get(..at) == Some(b"\xef\xbb\xbf");
+                let bom = !self.started && self.before.is_none() && self.held.get(..at) == Some(b"\xef\xbb\xbf");
                 bom || matches!(self.held.get(before), Some(b'\n' | b'\r'))
             }
         }
