@@ -53,7 +53,7 @@ for target in "${targets[@]}"; do
 		passed=$((passed + 1))
 	else
 		failed=$((failed + 1))
-		grep -m1 -B2 -A12 -E 'panicked at|^==[0-9]+==|ERROR' "$logs/$target.log" | sed 's/^/    /' || tail -5 "$logs/$target.log"
+		grep -m1 -A5 -E 'panicked at|ERROR: ' "$logs/$target.log" | cut -c1-300 | sed 's/^/    /' || tail -5 "$logs/$target.log"
 		found=$(sed -n 's/.*Test unit written to //p' "$logs/$target.log" | head -1)
 		echo "    input: ${found:-none was written}; log: $logs/$target.log"
 	fi

@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_in_the_rest_of_an_event_too_large_to_hold_opens_no_stream() {
-        let stream = format!("data: {0}\u{feff}\ndata: {0}\n\ndata: old\n\n", "x".repeat(80));
+        let stream = format!("data: {}\u{feff}\ndata: {}\n\ndata: old\n\n", "x".repeat(80), "y".repeat(40));
         for piece in 1..20 {
             let (_, seen) = rewrite(stream.as_bytes(), piece, 50).unwrap();
             assert_eq!(seen, [("message".to_owned(), "old".to_owned())], "{piece}");
