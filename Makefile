@@ -1,6 +1,6 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-sdk test-rmcp test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke clean
+.PHONY: help build demo test lint test-unit test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -22,6 +22,12 @@ test-unit: ## Unit, property and in-process integration tests
 
 test-sdk: ## Real SDK clients and servers through the sidecar
 	@tests/sdk/run.sh
+
+test-rmcp: ## The Rust SDK (rmcp) through the sidecar
+	cargo test --locked -p toolweir-test-rmcp
+
+advisories: ## Known vulnerabilities of dependencies; needs the network of the advisory database
+	@tests/lint.sh advisories
 
 test-conformance: ## The official conformance suite, direct and through the sidecar
 	@tests/conformance/run.sh

@@ -3,8 +3,9 @@
 # install; none is skipped. `tests/run.sh STAGE...` runs only these.
 . "$(dirname "$0")/lib.sh"
 
-STAGES=(lint unit demo sdk conformance hammer memory start bench-smoke fuzz-smoke)
-[ $# -gt 0 ] && STAGES=("$@")
+ALL=(lint unit demo sdk conformance hammer memory start bench-smoke fuzz-smoke)
+STAGES=("$@")
+[ $# -gt 0 ] || STAGES=("${ALL[@]}")
 LOGS=$CACHE/test-logs
 mkdir -p "$LOGS"
 
@@ -20,7 +21,7 @@ stage() {
 	start) "$ROOT/tests/bench/start.sh" ;;
 	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" ;;
 	fuzz-smoke) FUZZ_SECONDS=${FUZZ_SECONDS:-20} "$ROOT/tests/fuzz.sh" ;;
-	*) fail "there is no stage $1; there are ${STAGES[*]}" ;;
+	*) fail "there is no stage $1; there are ${ALL[*]}" ;;
 	esac
 }
 

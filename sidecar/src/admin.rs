@@ -83,7 +83,7 @@ async fn answer(request: Request<Incoming>, face: Face, state: State) -> Result<
         (Face::Admin, &Method::GET, "/log-level") => level(&state, None),
         (Face::Admin, &Method::PUT, "/log-level") => match Limited::new(body, 64).collect().await {
             Ok(body) => level(&state, Some(&String::from_utf8_lossy(&body.to_bytes()))),
-            Err(_) => plain(StatusCode::PAYLOAD_TOO_LARGE, "write one word: error, warn, info, debug or trace"),
+            Err(_) => plain(StatusCode::PAYLOAD_TOO_LARGE, "write one word: off, error, warn, info, debug or trace"),
         },
         (Face::Metrics, ..) => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
         (Face::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits and /log-level"),

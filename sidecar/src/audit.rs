@@ -90,7 +90,7 @@ impl Audit {
     /// The thread cannot be started.
     pub fn new(mut out: impl Write + Send + 'static, lost: IntCounter) -> std::io::Result<Self> {
         let audit = Self { shared: Arc::default(), lost };
-        let shared = Arc::clone(&audit.shared);
+        let (shared, lost_by_writer) = (Arc::clone(&audit.shared), audit.lost.clone());
         thread::Builder::new().name("audit".into()).stack_size(64 * 1024).spawn(move || {
             let mut lines = Vec::new();
             loop {
@@ -111,8 +111,12 @@ impl Audit {
                     std::mem::swap(&mut state.waiting, &mut lines);
                     state.writing = true;
                 }
-                // Who reads may be gone (a closed pipe): calls go on, and the lines are lost with nobody to miss them.
-                let _ = out.write_all(&lines).and_then(|()| out.flush());
+                // Who reads may be gone (a closed pipe, a full disk): calls go on, and the loss shows.
+                if let Err(error) = out.write_all(&lines).and_then(|()| out.flush()) {
+                    let count = memchr::memchr_iter(b'\n', &lines).count();
+                    lost_by_writer.inc_by(count as u64);
+                    tracing::error!(%error, count, "audit lines were lost");
+                }
                 lines.clear();
                 lines.shrink_to(64 * 1024);
                 shared.state.lock().unwrap_or_else(PoisonError::into_inner).writing = false;

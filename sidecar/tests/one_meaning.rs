@@ -317,6 +317,20 @@ async fn headers_that_disagree_with_the_body_are_refused() {
 }
 
 #[tokio::test]
+async fn a_header_that_decides_must_not_end_at_the_sidecar() {
+    let ask = |named: &str| Ask::post(modern_call("1", "pay")).with("connection", named);
+    // HTTP/2 has no Connection header, so this is for HTTP/1.1 alone.
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    for named in ["mcp-session-id", "close, Mcp-Name", "content-type", "mcp-protocol-version, keep-alive"] {
+        let answer = sidecar.ask(&ask(named)).await;
+        assert_eq!((answer.status, answer.json()["error"]["code"].clone()), (400, (-32600).into()), "{named}");
+    }
+    assert_eq!(sidecar.counted("refused").await, 4.0);
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
 async fn a_header_that_decides_and_stands_twice_is_refused() {
     let ask = || Ask::post(modern_call("1", "pay"));
     let twice = |name: &str, first: &str, second: &str| ask().without(name).with(name, first).with(name, second);

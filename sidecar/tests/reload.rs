@@ -52,6 +52,21 @@ async fn an_edit_is_in_force_within_a_second() {
 }
 
 #[tokio::test]
+async fn a_body_that_was_held_back_is_decided_on_by_the_policy_of_now() {
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let address = sidecar.address;
+    let bytes = Ask::post(call("1", "pay", "{}")).bytes(&address.to_string());
+    let (first, rest) = bytes.split_at(bytes.len() - 4);
+    let mut wire = Wire::connect(address).await;
+    wire.write(first).await;
+    edit(&sidecar, &policy(&upstream.url(), "[{name: pay, action: Deny}]")).await;
+    wire.write(rest).await;
+    let answer = wire.answer().await;
+    assert_eq!(denial(&answer.json())["reason"], "denied");
+}
+
+#[tokio::test]
 async fn an_edit_in_place_is_noticed_too() {
     let upstream = Upstream::bank().await;
     let sidecar = Sidecar::start(&policy(&upstream.url(), "[{name: pay}]")).await;

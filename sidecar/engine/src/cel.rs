@@ -14,7 +14,7 @@ use std::{
 use cel::{
     Context, Env, ExecutionError, Program, Value,
     common::{
-        ast::{EntryExpr, Expr, LiteralValue},
+        ast::{EntryExpr, Expr, IdedExpr, LiteralValue, operators::ADD},
         types::{CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt},
         value::{CowVal, Val},
     },
@@ -41,7 +41,7 @@ const PARSER_STACK: usize = 32 << 20;
 const VARIABLES: [&str; 5] = ["args", "tool", "server", "session", "pod"];
 /// Names of types, for `type(x) == string`.
 const TYPES: [&str; 10] = ["int", "uint", "double", "string", "bool", "bytes", "list", "map", "null_type", "type"];
-const FUNCTIONS: [&str; 15] = [
+const FUNCTIONS: [&str; 13] = [
     "size",
     "contains",
     "startsWith",
@@ -55,8 +55,6 @@ const FUNCTIONS: [&str; 15] = [
     "bool",
     "type",
     "dyn",
-    "min",
-    "max",
 ];
 
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
@@ -316,6 +314,9 @@ impl<'a> Walk<'a> {
                 if name == "matches" {
                     self.pattern(call.args.last().map(|arg| &arg.expr))?;
                 }
+                if name == ADD && self.inside_comprehension && !self.is_bounded_sum(&call.args) {
+                    return Err("adds up inside a comprehension, which can make values without a bound; compare with a subtraction, or write two validations".to_owned());
+                }
                 if let Some(target) = &call.target {
                     self.expression(&target.expr)?;
                 }
@@ -342,6 +343,22 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a sum inside a comprehension is no larger than what goes into it and the expression together: one with a
+    /// literal, or the step of `filter` and `map` that keeps a part of the list.
+    fn is_bounded_sum(&self, operands: &[IdedExpr]) -> bool {
+        let part = |expr: &Expr| {
+            let mut at = expr;
+            while let Expr::Select(select) = at {
+                at = &select.operand.expr;
+            }
+            // The element alone: another variable would be kept once for each.
+            matches!(at, Expr::Ident(name) if self.scope.contains(&name.as_str()) && !VARIABLES.contains(&name.as_str()))
+        };
+        let step = |expr: &Expr| matches!(expr, Expr::List(list) if list.elements.iter().all(|item| part(&item.expr)) && list.elements.len() == 1);
+        operands.iter().any(|operand| matches!(operand.expr, Expr::Literal(_)))
+            || matches!(operands, [sum, item] if part(&sum.expr) && step(&item.expr))
     }
 
     fn pattern(&mut self, text: Option<&Expr>) -> Result<(), String> {
@@ -483,6 +500,10 @@ mod tests {
             "pod.namespace == 'agents' && tool == 'pay' && server == 'bank' && session == 's'",
             "type(args.note) == string",
             "size(args.to) == 2",
+            "args.to.filter(t, t.startsWith('a')).size() == 1",
+            "args.to.map(t, t).size() == 2",
+            "args.to.exists_one(t, t == 'a@corp')",
+            "args.to.all(t, size(t) + 1 < 10)",
         ] {
             assert_eq!(holds(source, text), Ok(true), "{source}");
         }
@@ -501,6 +522,10 @@ mod tests {
             ("args.a.matches(args.b)", "pattern in quotes"),
             ("args.a.matches('(')", "does not compile"),
             ("frobnicate(args.a)", "no function"),
+            ("args.a.map(x, args.s + x)", "adds up"),
+            ("args.a.all(x, size(args.s + args.s) > 0)", "adds up"),
+            ("args.a.map(x, args.s).size() > 0", "adds up"),
+            ("max(args.a, 1) == 1", "no function"),
             ("", "no CEL"),
             ("Foo{a: 1}", "no type"),
         ] {

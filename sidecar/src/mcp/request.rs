@@ -119,6 +119,9 @@ pub enum Refusal {
     /// A header that decides stands twice.
     #[error("the header {0} stands twice")]
     RepeatedHeader(&'static str),
+    /// A header that decides would end at the sidecar, so that the server would not see what was decided on.
+    #[error("the header Connection names {0}, which decides")]
+    Connection(String),
     /// The body is not declared as JSON.
     #[error("the Content-Type is not application/json")]
     ContentType,
@@ -150,6 +153,7 @@ impl Refusal {
             Self::Case(object, _, known) => format!("{object} has a key that differs from `{known}` in case alone"),
             Self::MethodCase(_) => "the method differs from `tools/call` in case alone".to_owned(),
             Self::HeaderMismatch(header, ..) => format!("the header {header} and the body disagree"),
+            Self::Connection(_) => "the header Connection names one that decides".to_owned(),
             other => other.to_string(),
         }
     }

@@ -150,7 +150,33 @@ impl Drop for Closing {
     }
 }
 
+/// Waits for the first bytes of a request: until they tell the protocol, no other timeout runs.
+async fn begins(stream: &TcpStream) -> bool {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let begun = async {
+        let mut head = [0; PREFACE.len()];
+        loop {
+            match stream.peek(&mut head).await {
+                Ok(0) | Err(_) => return false,
+                Ok(read) if read < head.len() && head.get(..read).is_some_and(|head| PREFACE.starts_with(head)) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Ok(_) => return true,
+            }
+        }
+    };
+    timeout(HEAD, begun).await.unwrap_or(false)
+}
+
 async fn connection(stream: TcpStream, proxy: Proxy) {
+    let mut stopping = proxy.shared.stopping.clone();
+    let begun = tokio::select! {
+        begun = begins(&stream) => begun,
+        _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => false,
+    };
+    if !begun {
+        return;
+    }
     let mut stopping: watch::Receiver<bool> = proxy.shared.stopping.clone();
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);

@@ -116,8 +116,8 @@ enum To {
 /// Where and how long a request was. Dropped, it is counted, so that none is missing when its client hangs up.
 struct Way<'a> {
     governor: &'a Governor,
-    in_force: &'a InForce,
-    server: Option<&'a Arc<Server>>,
+    in_force: Arc<InForce>,
+    server: Option<Arc<Server>>,
     method: &'static str,
     arrived: Arrival,
     /// Time spent waiting for others: the client's body, the server's answer.
@@ -128,7 +128,7 @@ struct Way<'a> {
 impl Way<'_> {
     /// Logs a failure without the request's content.
     fn log(&self, failure: &Failure) -> Outcome {
-        let server = self.server.map_or("", |server| &server.name);
+        let server = self.server.as_ref().map_or("", |server| &server.name);
         let (method, outcome) = (self.method, failure.outcome());
         let (fault, retry, failure) = (failure.fault(), failure.retry(), failure.in_general());
         if fault == Fault::Client {
@@ -155,8 +155,8 @@ impl Way<'_> {
 
 impl Drop for Way<'_> {
     fn drop(&mut self) {
-        self.governor.count(self.server.map(|server| &**server), self.method, self.outcome);
-        if let Some(server) = self.server.filter(|_| self.outcome != Outcome::ClientGone) {
+        self.governor.count(self.server.as_deref(), self.method, self.outcome);
+        if let Some(server) = self.server.as_ref().filter(|_| self.outcome != Outcome::ClientGone) {
             server.overhead.observe(self.arrived.instant.elapsed().saturating_sub(self.waited).as_secs_f64());
         }
     }
@@ -171,7 +171,7 @@ impl Proxy {
         let in_force = arc_swap::Guard::into_inner(self.shared.governor.in_force());
         let mut way = Way {
             governor: &self.shared.governor,
-            in_force: &in_force,
+            in_force,
             server: None,
             method: "_none",
             arrived: Arrival::now(),
@@ -197,6 +197,7 @@ impl Proxy {
 
     async fn route(&self, request: Request<Incoming>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
         self.check_origin(&request)?;
+        headers::check_connection(request.headers())?;
         let uri = request.uri().clone();
         // A query could mean something to the server that no policy saw.
         if uri.query().is_some() {
@@ -204,12 +205,12 @@ impl Proxy {
         }
         match target(uri.path()).ok_or(Failure::NotFound)? {
             Target::Authorization(name) => {
-                way.server = Some(way.in_force.server(name).ok_or(Failure::UnknownServer)?);
+                way.server = Some(way.in_force.server(name).cloned().ok_or(Failure::UnknownServer)?);
                 way.method = "_authorization";
                 self.authorization(request, way).await
             }
             Target::Messages { server, stream } => {
-                way.server = Some(way.in_force.server(server).ok_or(Failure::UnknownServer)?);
+                way.server = Some(way.in_force.server(server).cloned().ok_or(Failure::UnknownServer)?);
                 if request.method() != Method::POST {
                     return Err(Failure::Method);
                 }
@@ -217,11 +218,11 @@ impl Proxy {
                 self.post(request, server, Some(stream), way).await
             }
             Target::Server(name) => {
-                way.server = way.in_force.server(name);
+                way.server = way.in_force.server(name).cloned();
                 match *request.method() {
                     Method::POST => self.post(request, name, None, way).await,
                     Method::GET | Method::DELETE => {
-                        let server = way.server.ok_or(Failure::UnknownServer)?;
+                        let server = way.server.clone().ok_or(Failure::UnknownServer)?;
                         let to = if request.method() == Method::GET { To::Get } else { To::Message };
                         way.method = if to == To::Get { "_get" } else { "_delete" };
                         if let Some(denial) = way.in_force.engine.closed(name) {
@@ -229,7 +230,7 @@ impl Proxy {
                         }
                         let (parts, _) = request.into_parts();
                         let url = server.url.clone().ok_or_else(|| Failure::NoUrl(name.to_owned()))?;
-                        let response = self.send(&parts.method, &parts.headers, url, Bytes::new(), server, way).await?;
+                        let response = self.send(&parts.method, &parts.headers, url, Bytes::new(), &server, way).await?;
                         self.pass(response, &parts.headers, way, Permit::default(), to).await
                     }
                     _ => Err(Failure::Method),
@@ -289,6 +290,9 @@ impl Proxy {
             Ok(Err(ReadError::NoRoom)) => return Err(Failure::Overloaded),
             Ok(Err(ReadError::Sender)) | Err(_) => return Err(Failure::Body),
         };
+        // A body that was held back is decided on by the policy of now.
+        way.in_force = arc_swap::Guard::into_inner(self.shared.governor.in_force());
+        way.server = way.in_force.server(name).cloned();
         let message = match parse(&bytes)? {
             Message::Answer => {
                 headers::check_answer(&parts.headers)?;
@@ -306,9 +310,9 @@ impl Proxy {
             if way.closed(name).is_some() {
                 return Ok((accepted(), Outcome::Dropped));
             }
-            let server = way.server.ok_or(Failure::UnknownServer)?;
-            let url = endpoint(server, legacy.as_ref())?;
-            let response = self.send(&Method::POST, &parts.headers, url, bytes.clone(), server, way).await?;
+            let server = way.server.clone().ok_or(Failure::UnknownServer)?;
+            let url = endpoint(&server, legacy.as_ref())?;
+            let response = self.send(&Method::POST, &parts.headers, url, bytes.clone(), &server, way).await?;
             drop(held);
             return self.pass(response, &parts.headers, way, Permit::default(), To::Message).await;
         };
@@ -332,15 +336,15 @@ impl Proxy {
         if let Some(denial) = way.closed(name) {
             return client.deny(message, &denial);
         }
-        let server = way.server.ok_or(Failure::UnknownServer)?;
-        let url = endpoint(server, client.legacy)?;
+        let server = way.server.clone().ok_or(Failure::UnknownServer)?;
+        let url = endpoint(&server, client.legacy)?;
         let to = match &*message.method {
             // On an HTTP+SSE stream the list comes there, not here.
             "tools/list" if client.legacy.is_none() => To::List,
             "subscriptions/listen" => To::Listen,
             _ => To::Message,
         };
-        let response = self.send(&Method::POST, client.headers, url, bytes, server, way).await?;
+        let response = self.send(&Method::POST, client.headers, url, bytes, &server, way).await?;
         self.pass(response, client.headers, way, Permit::default(), to).await
     }
 
@@ -366,12 +370,12 @@ impl Proxy {
         if message.id.is_none() {
             // A notification of a method that is none: a server may carry it out and nobody would know.
             let decision = governor::dropped(&call);
-            let (_, record) = governor.record(way.in_force, &call, decision, way.arrived);
+            let (_, record) = governor.record(&way.in_force, &call, decision, way.arrived);
             record.finish(Outcome::Dropped);
             return Ok((accepted(), Outcome::Dropped));
         }
-        let (decided, record) = governor.decide(way.in_force, &call, way.arrived);
-        let (mut permit, server) = match (decided, way.server) {
+        let (decided, record) = governor.decide(&way.in_force, &call, way.arrived);
+        let (mut permit, server) = match (decided, way.server.clone()) {
             (Decided::Denied(denial), _) => {
                 record.finish(Outcome::Denied);
                 return client.deny(message, &denial);
@@ -381,8 +385,8 @@ impl Proxy {
         };
         // On an HTTP+SSE stream the answer can come before that of the POST.
         let kept = client.legacy.zip(message.id).map(|(stream, id)| stream.under_way.keep(id, permit.split_places()));
-        let sent = match endpoint(server, client.legacy) {
-            Ok(url) => self.send(&Method::POST, client.headers, url, bytes, server, way).await,
+        let sent = match endpoint(&server, client.legacy) {
+            Ok(url) => self.send(&Method::POST, client.headers, url, bytes, &server, way).await,
             Err(failure) => Err(failure),
         };
         drop(held);
@@ -450,7 +454,7 @@ impl Proxy {
         permit: Permit,
         to: To,
     ) -> Result<(Response<Answer>, Outcome), Failure> {
-        let server = way.server.ok_or(Failure::UnknownServer)?;
+        let server = way.server.clone().ok_or(Failure::UnknownServer)?;
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
         let status = parts.status;
@@ -495,7 +499,7 @@ impl Proxy {
 
     /// Reads a tools/list answer and shows of it what may be called.
     async fn list(&self, body: Incoming, kind: &str, way: &mut Way<'_>) -> Result<Answer, Failure> {
-        let server = way.server.ok_or(Failure::UnknownServer)?;
+        let server = way.server.clone().ok_or(Failure::UnknownServer)?;
         let invalid = |why: String| Failure::Invalid(server.name.clone(), why);
         let before = Instant::now();
         let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, self.shared.limits.body)).await;
@@ -528,13 +532,13 @@ impl Proxy {
         if request.method() != Method::GET {
             return Err(Failure::Method);
         }
-        let server = way.server.ok_or(Failure::UnknownServer)?;
+        let server = way.server.clone().ok_or(Failure::UnknownServer)?;
         let url = server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone()))?;
         let mut target = url.clone().into_parts();
         target.path_and_query = oauth::upstream_path(&url).parse::<PathAndQuery>().ok();
         let target = Uri::from_parts(target).map_err(|_| Failure::NotFound)?;
         let asked = request.headers();
-        let response = self.send(&Method::GET, asked, target, Bytes::new(), server, way).await?;
+        let response = self.send(&Method::GET, asked, target, Bytes::new(), &server, way).await?;
         if response.status() != StatusCode::OK {
             return self.pass(response, asked, way, Permit::default(), To::Message).await;
         }
