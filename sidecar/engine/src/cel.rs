@@ -41,21 +41,8 @@ const PARSER_STACK: usize = 32 << 20;
 const VARIABLES: [&str; 5] = ["args", "tool", "server", "session", "pod"];
 /// Names of types, for `type(x) == string`.
 const TYPES: [&str; 10] = ["int", "uint", "double", "string", "bool", "bytes", "list", "map", "null_type", "type"];
-const FUNCTIONS: [&str; 13] = [
-    "size",
-    "contains",
-    "startsWith",
-    "endsWith",
-    "matches",
-    "int",
-    "uint",
-    "double",
-    "string",
-    "bytes",
-    "bool",
-    "type",
-    "dyn",
-];
+const FUNCTIONS: [&str; 13] =
+    ["size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes", "bool", "type", "dyn"];
 
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let mut env = Env::stdlib();

@@ -72,9 +72,15 @@ pub fn check_agreement(headers: &HeaderMap, request: &Request<'_>) -> Result<(),
 /// Refuses a request whose `Connection` names a header that decides: it would not reach the server (RFC 9110, section
 /// 7.6.1).
 pub fn check_connection(headers: &HeaderMap) -> Result<(), Refusal> {
-    let named = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let named =
+        headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     for name in named.map(|name| name.trim().to_ascii_lowercase()) {
-        if name.starts_with("mcp-") || name.starts_with("content-") || name == "accept" || name == "authorization" || name == "last-event-id" {
+        if name.starts_with("mcp-")
+            || name.starts_with("content-")
+            || name == "accept"
+            || name == "authorization"
+            || name == "last-event-id"
+        {
             return Err(Refusal::Connection(name.chars().take(40).collect()));
         }
     }
