@@ -234,8 +234,10 @@ fn not_evaluated(why: String) -> String {
     format!("could not be evaluated: {why}")
 }
 
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ").chars().take(300).collect()
+/// An error of another project's parser as one line of bounded length: it may quote what was parsed, whatever stood there.
+pub fn one_line(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    words.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(300).collect()
 }
 
 /// Checks an expression's tree and collects the names in it.
@@ -513,12 +515,14 @@ mod tests {
             ("args.a.all(x, size(args.s + args.s) > 0)", "adds up"),
             ("args.a.map(x, args.s).size() > 0", "adds up"),
             ("max(args.a, 1) == 1", "no function"),
+            ("'\u{1}\t' #\u{8}", "no CEL"),
+            ("args.a.matches('\u{8}(')", "does not compile"),
             ("", "no CEL"),
             ("Foo{a: 1}", "no type"),
         ] {
             let error = Expression::compile(source).unwrap_err();
             assert!(error.contains(why), "{source}: {error}");
-            assert!(!error.contains('\n'));
+            assert!(!error.contains(char::is_control), "{error:?}");
         }
     }
 
