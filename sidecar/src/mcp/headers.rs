@@ -59,8 +59,10 @@ pub fn check_agreement(headers: &HeaderMap, request: &Request<'_>) -> Result<(),
     differs(&METHOD, "Mcp-Method", &request.method)?;
     match request.header_name() {
         Some(name) => differs(&NAME, "Mcp-Name", name)?,
-        // A name where the body has none says that the body means something else.
-        None if headers.contains_key(&NAME) => differs(&NAME, "Mcp-Name", "")?,
+        // A name where the body has none, be it empty, says that the body means something else.
+        None if headers.contains_key(&NAME) => {
+            return Err(Refusal::HeaderMismatch("Mcp-Name", "a name".to_owned(), "none".to_owned()));
+        }
         None => {}
     }
     if let Some(version) = &request.params.protocol_version {
@@ -145,6 +147,7 @@ mod tests {
             assert_eq!(agree(call, &[wrong]).unwrap_err().code(), -32020, "{wrong:?}");
         }
         assert!(agree(r#"{"id":1,"method":"tools/list"}"#, &[("mcp-name", "x")]).is_err());
+        assert!(agree(r#"{"id":1,"method":"resources/read","params":{}}"#, &[("mcp-name", "")]).is_err());
         assert!(agree(r#"{"id":1,"method":"resources/read","params":{"uri":"a:b"}}"#, &[("mcp-name", "a:c")]).is_err());
     }
 
