@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// One policy of a file.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind")]
 pub enum Document {
     /// An `MCPPolicy`.
@@ -34,7 +34,7 @@ pub enum Document {
 
 /// The part of Kubernetes' object metadata that matters here. The rest is accepted, so that the output of
 /// `kubectl get -o yaml` is a policy file too.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
     /// The policy's name.

@@ -9,6 +9,27 @@ use crate::{bounds, window::Window};
 
 /// What the agents that `podSelector` names may call, and how often. It governs pods of its own namespace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(
+    feature = "kube",
+    derive(kube::CustomResource),
+    kube(
+        group = "toolweir.dev",
+        version = "v1alpha1",
+        kind = "MCPPolicy",
+        doc = "What agents may call, and how often: one policy of a namespace.",
+        plural = "mcppolicies",
+        shortname = "mcpp",
+        category = "toolweir",
+        namespaced,
+        status = "crate::resource::PolicyStatus",
+        label("gateway.networking.k8s.io/policy", "Direct"),
+        printcolumn = r#"{"name": "Mode", "type": "string", "jsonPath": ".spec.mode"}"#,
+        printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+        printcolumn = r#"{"name": "Programmed", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].status"}"#,
+        printcolumn = r#"{"name": "Sidecars", "type": "string", "jsonPath": ".status.sidecars", "description": "Pods that enforce it, of pods that it governs"}"#,
+        printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+    )
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MCPPolicySpec {
     /// The agents it governs; empty selects every pod of the namespace.
@@ -18,13 +39,43 @@ pub struct MCPPolicySpec {
     #[serde(default)]
     pub mode: Mode,
     /// The MCP servers that this policy has a say in. No other policy can loosen what one says.
-    #[schemars(length(min = 1, max = bounds::SERVERS))]
+    #[schemars(
+        length(min = 1, max = bounds::SERVERS),
+        extend(
+            "x-kubernetes-list-type" = "map",
+            "x-kubernetes-list-map-keys" = ["name"],
+            "x-kubernetes-validations" = [{
+                "rule": "self.all(server, server.name != '*')",
+                "message": "`*` is for an MCPClusterPolicy; name the server",
+            }]
+        )
+    )]
     pub servers: Vec<Server>,
 }
 
 /// The platform team's guardrail: the same as [`MCPPolicySpec`] for pods of many namespaces. A server name of `*`
 /// means every server.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(
+    feature = "kube",
+    derive(kube::CustomResource),
+    kube(
+        group = "toolweir.dev",
+        version = "v1alpha1",
+        kind = "MCPClusterPolicy",
+        doc = "What agents of many namespaces may call, and how often: the guardrail of the platform team.",
+        plural = "mcpclusterpolicies",
+        shortname = "mcpcp",
+        category = "toolweir",
+        status = "crate::resource::PolicyStatus",
+        label("gateway.networking.k8s.io/policy", "Inherited"),
+        printcolumn = r#"{"name": "Mode", "type": "string", "jsonPath": ".spec.mode"}"#,
+        printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+        printcolumn = r#"{"name": "Programmed", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].status"}"#,
+        printcolumn = r#"{"name": "Sidecars", "type": "string", "jsonPath": ".status.sidecars", "description": "Pods that enforce it, of pods that it governs"}"#,
+        printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+    )
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MCPClusterPolicySpec {
     /// The namespaces whose pods it governs; empty selects every namespace.
@@ -37,7 +88,10 @@ pub struct MCPClusterPolicySpec {
     #[serde(default)]
     pub mode: Mode,
     /// The MCP servers that this policy has a say in; the name `*` means every server.
-    #[schemars(length(min = 1, max = bounds::SERVERS))]
+    #[schemars(
+        length(min = 1, max = bounds::SERVERS),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
     pub servers: Vec<Server>,
 }
 
@@ -71,6 +125,10 @@ impl LabelSelector {
 /// One requirement on a label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(self.operator == 'In' || self.operator == 'NotIn') == (has(self.values) && self.values.size() > 0)",
+    "message": "operators In and NotIn take at least one value, Exists and DoesNotExist no values",
+}]))]
 pub struct LabelSelectorRequirement {
     /// The label's key.
     pub key: String,
@@ -107,20 +165,39 @@ pub enum Mode {
 /// One MCP server and what may be called there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.name != '*' || !has(self.url)",
+    "message": "the server `*` is every server and has no url; remove it",
+}]))]
 pub struct Server {
     /// The name under which agents reach it: `http://127.0.0.1:15001/<name>`.
-    #[schemars(length(min = 1, max = bounds::SERVER_NAME))]
+    #[schemars(
+        length(min = 1, max = bounds::SERVER_NAME),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self == '*' || self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "message": "is no server name; write 1 to 63 lower case letters, digits and `-`, with a letter or digit first and last",
+        }])
+    )]
     pub name: String,
     /// Where the server really is; may be left out where another policy of the pod gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = bounds::URL))]
+    #[schemars(
+        length(min = 1, max = bounds::URL),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.startsWith('http://') || self.startsWith('https://')",
+            "message": "is no URL of an MCP server; write http://HOST[:PORT]/PATH or https://...",
+        }])
+    )]
     pub url: Option<String>,
     /// The answer for tools that no entry matches.
     #[serde(default = "deny")]
     pub default_action: Action,
     /// The entries. For a tool, the most specific one gives the action; limits and validations of all that match apply.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = bounds::TOOLS))]
+    #[schemars(
+        length(max = bounds::TOOLS),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
     pub tools: Vec<Tool>,
 }
 

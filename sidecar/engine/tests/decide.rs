@@ -570,7 +570,7 @@ mod a_policy_that_does_not_compile {
             assert_eq!(denial.reason == Reason::InvalidPolicy, !problems.is_empty());
             for problem in problems {
                 assert!(!problem.error.to_string().contains('\n'), "{}", problem.error);
-                assert!(problem.error.to_string().len() < 500, "{}", problem.error);
+                assert!(problem.error.to_string().chars().count() < 500, "{}", problem.error);
             }
         }
     }

@@ -1,0 +1,67 @@
+//! What travels on the policy stream between the operator and a sidecar: newline-delimited JSON in both directions of one
+//! HTTP/2 request. The policies on it are the documents that a user writes; there is no second form.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the operator serves the stream.
+pub const PATH: &str = "/v1/policies";
+/// The audience of the tokens that open it.
+pub const AUDIENCE: &str = "toolweir";
+/// How often the operator says something, in seconds; a sidecar that hears nothing for three times as long gives up.
+pub const KEEP_ALIVE_SECONDS: u64 = 10;
+/// The longest line that a sidecar reads, in bytes: what etcd holds of some dozen of the largest policies.
+pub const LONGEST_LINE: usize = 64 * 1024 * 1024;
+/// The longest line that the operator reads of a sidecar, in bytes.
+pub const LONGEST_ACK: usize = 256 * 1024;
+
+/// A line from the operator. `P` is a policy: a [`crate::Document`] where it is written, and not yet looked at where it is
+/// read, since one policy that cannot be read must not hide the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Message<P> {
+    /// All policies that govern the pod. What is not in it no longer holds.
+    Snapshot(Snapshot<P>),
+    /// Whom to trust as the operator from now on.
+    Trust(Trust),
+    /// Nothing new.
+    KeepAlive,
+}
+
+/// All policies that govern a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot<P> {
+    /// Names this content; the acknowledgement says it back.
+    pub version: String,
+    /// The policies, in any order.
+    pub policies: Vec<P>,
+}
+
+/// The certificates that the operator's are signed with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trust {
+    /// Certificates of authorities in PEM, one or more.
+    pub certificates: String,
+}
+
+/// A line from a sidecar: this version is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ack {
+    /// The version of the snapshot.
+    pub version: String,
+    /// Policies that do not compile there and deny everything on their servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Refused>,
+}
+
+/// A policy that a sidecar cannot enforce as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refused {
+    /// The policy as the audit log names it: `namespace/name`, or `name` of an `MCPClusterPolicy`.
+    pub policy: String,
+    /// The field and what is wrong with it.
+    pub message: String,
+}

@@ -1,0 +1,1 @@
+//! Injects the sidecar into agent pods and streams to each the policies that govern it.

@@ -1,0 +1,2 @@
+//! A thousand simulated sidecars in one process.
+fn main() {}
