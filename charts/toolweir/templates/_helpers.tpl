@@ -1,0 +1,84 @@
+{{/* The chart's name, or what stands in for it. */}}
+{{- define "toolweir.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{/* The first part of every name. 50 characters leave room for `-operator` in a name of 63. */}}
+{{- define "toolweir.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- $name := include "toolweir.name" . }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The name of the Deployment, the Service, the ConfigMap, the Lease and the roles. */}}
+{{- define "toolweir.operator" -}}
+{{- include "toolweir.fullname" . }}-operator
+{{- end }}
+
+{{- define "toolweir.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "toolweir.operator" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/* What selects the operator's pods. A Deployment cannot change it, so nothing here may depend on a version. */}}
+{{- define "toolweir.selector" -}}
+app.kubernetes.io/name: {{ include "toolweir.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{/* The labels of every object. values.schema.json refuses commonLabels that would be in their way. */}}
+{{- define "toolweir.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "toolweir.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: toolweir
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* An image by digest, else by tag: (list $ image). */}}
+{{- define "toolweir.image" -}}
+{{- $image := index . 1 }}
+{{- if $image.digest }}
+{{- printf "%s@%s" $image.repository $image.digest }}
+{{- else }}
+{{- printf "%s:%s" $image.repository (default (index . 0).Chart.AppVersion $image.tag) }}
+{{- end }}
+{{- end }}
+
+{{/* The namespaces whose pods no webhook ever sees, sorted. The operator's own is among them: its pods must start while nothing
+answers the webhooks. */}}
+{{- define "toolweir.protectedNamespaces" -}}
+{{- concat (list "kube-system" "kube-public" "kube-node-lease" .Release.Namespace) .Values.webhooks.protectedNamespaces | uniq | sortAlpha | toYaml }}
+{{- end }}
+
+{{/* Meets the restricted Pod Security Standard, for pods: nobody's user, no profile but the runtime's own. */}}
+{{- define "toolweir.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* The same for containers. */}}
+{{- define "toolweir.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}

@@ -1,0 +1,232 @@
+//! Who opens a stream: the token is reviewed by the API server, and everything that is known of the sidecar comes from
+//! that review.
+
+use data_encoding::BASE64URL_NOPAD;
+use http::{HeaderMap, header};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use kube::{Api, Client, api::PostParams};
+use tokio::{sync::Semaphore, time::timeout};
+use toolweir_crds::stream::AUDIENCE;
+
+use crate::index::PodKey;
+
+/// The longest token that is looked at, in bytes.
+const LONGEST_TOKEN: usize = 16 * 1024;
+/// How long a review may take, in seconds.
+const REVIEW_SECONDS: u64 = 5;
+/// How many reviews are under way at once, so that a thousand sidecars that come back do not flood the API server.
+const REVIEWS: usize = 64;
+
+/// The pod that a token was made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The pod.
+    pub pod: PodKey,
+    /// The pod's uid.
+    pub uid: String,
+    /// Its service account.
+    pub service_account: String,
+}
+
+/// Why nobody is let in: the closed set of the label `reason` of `toolweir_operator_stream_refused_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no `Authorization: Bearer` header. 401.
+    #[error("show the token of audience `toolweir` as `Authorization: Bearer`")]
+    NoToken,
+    /// The API server does not take the token for one of this audience: forged, expired, of another audience, or of a pod
+    /// that is gone. 401.
+    #[error("the token is not valid for the audience `toolweir`")]
+    BadToken,
+    /// The token is in order but was not made for a pod. 403.
+    #[error("the token is bound to no pod; it must be a projected token of the sidecar")]
+    NoPod,
+    /// The token's pod does not run now, as far as this replica knows. 403.
+    #[error("the token's pod does not run")]
+    UnknownPod,
+    /// The API server could not be asked. 503.
+    #[error("the API server cannot review the token now; try again")]
+    ReviewFailed,
+    /// This replica has not seen the whole cluster yet. 503.
+    #[error("not ready yet; try again")]
+    NotSynced,
+}
+
+impl Refusal {
+    /// Every reason.
+    pub const ALL: [Self; 6] =
+        [Self::NoToken, Self::BadToken, Self::NoPod, Self::UnknownPod, Self::ReviewFailed, Self::NotSynced];
+
+    /// As metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoToken => "no_token",
+            Self::BadToken => "bad_token",
+            Self::NoPod => "no_pod",
+            Self::UnknownPod => "unknown_pod",
+            Self::ReviewFailed => "review_failed",
+            Self::NotSynced => "not_synced",
+        }
+    }
+
+    /// The HTTP status that says so.
+    pub fn status(self) -> http::StatusCode {
+        match self {
+            Self::NoToken | Self::BadToken => http::StatusCode::UNAUTHORIZED,
+            Self::NoPod | Self::UnknownPod => http::StatusCode::FORBIDDEN,
+            Self::ReviewFailed | Self::NotSynced => http::StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// Reviews tokens.
+#[derive(Clone, Debug)]
+pub struct Reviewer {
+    reviews: Api<TokenReview>,
+    places: std::sync::Arc<Semaphore>,
+}
+
+impl Reviewer {
+    /// A reviewer that asks the API server.
+    pub fn new(client: Client) -> Self {
+        Self { reviews: Api::all(client), places: std::sync::Arc::new(Semaphore::new(REVIEWS)) }
+    }
+
+    /// Who shows this token.
+    ///
+    /// # Errors
+    /// Why nobody is let in.
+    pub async fn review(&self, token: &str) -> Result<Identity, Refusal> {
+        let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![AUDIENCE.to_owned()]) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let limit = std::time::Duration::from_secs(REVIEW_SECONDS);
+        let asked = timeout(limit, async {
+            let _place = self.places.acquire().await;
+            self.reviews.create(&PostParams::default(), &review).await
+        });
+        match asked.await {
+            Ok(Ok(review)) => identity(&review.status.unwrap_or_default()),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a token cannot be reviewed");
+                Err(Refusal::ReviewFailed)
+            }
+            Err(_) => {
+                tracing::warn!(seconds = REVIEW_SECONDS, "a token was not reviewed in time");
+                Err(Refusal::ReviewFailed)
+            }
+        }
+    }
+}
+
+/// The token of a request.
+///
+/// # Errors
+/// There is none, or more than one, or it is too long to be one.
+pub fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Err(Refusal::NoToken) };
+    let text = value.to_str().map_err(|_| Refusal::NoToken)?;
+    let (scheme, token) = text.split_once(' ').ok_or(Refusal::NoToken)?;
+    let token = token.trim();
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+        return Err(Refusal::NoToken);
+    }
+    if token.len() > LONGEST_TOKEN { Err(Refusal::BadToken) } else { Ok(token) }
+}
+
+/// The pod that a reviewed token was made for. `extra` of a bound token names it
+/// (Kubernetes, "Managing Service Accounts", "Additional metadata in Pod bound tokens").
+///
+/// # Errors
+/// The API server does not vouch for the token and its audience, or it is bound to no pod.
+pub fn identity(status: &TokenReviewStatus) -> Result<Identity, Refusal> {
+    let for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
+    if status.authenticated != Some(true) || !for_us || status.error.as_ref().is_some_and(|error| !error.is_empty()) {
+        return Err(Refusal::BadToken);
+    }
+    let user = status.user.as_ref().ok_or(Refusal::BadToken)?;
+    let extra = |key: &str| {
+        let values = user.extra.as_ref()?.get(key)?;
+        // More than one value would leave open which holds.
+        values.first().filter(|value| values.len() == 1 && !value.is_empty()).cloned()
+    };
+    let account = user.username.as_deref().and_then(|name| name.strip_prefix("system:serviceaccount:"));
+    let (namespace, service_account) = account.and_then(|account| account.split_once(':')).ok_or(Refusal::NoPod)?;
+    let name = extra("authentication.kubernetes.io/pod-name").ok_or(Refusal::NoPod)?;
+    let uid = extra("authentication.kubernetes.io/pod-uid").ok_or(Refusal::NoPod)?;
+    let pod = PodKey { namespace: namespace.to_owned(), name };
+    Ok(Identity { pod, uid, service_account: service_account.to_owned() })
+}
+
+/// When a token expires, in seconds since 1970, by its own word. Only for a token that was reviewed: it tells when to end
+/// the stream, never whom to let in.
+pub fn expires(token: &str) -> Option<i64> {
+    let payload = token.split('.').nth(1)?;
+    let bytes = BASE64URL_NOPAD.decode(payload.as_bytes()).ok()?;
+    serde_json::from_slice::<serde_json::Value>(&bytes).ok()?.get("exp")?.as_i64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(yaml: &str) -> TokenReviewStatus {
+        serde_yaml::from_str(yaml).unwrap()
+    }
+
+    const POD: &str = "{authenticated: true, audiences: [toolweir], user: {username: 'system:serviceaccount:agents:social', \
+                       extra: {authentication.kubernetes.io/pod-name: [agent-1], authentication.kubernetes.io/pod-uid: [u1]}}}";
+
+    #[test]
+    fn the_identity_is_that_of_the_review() {
+        let pod = PodKey { namespace: "agents".to_owned(), name: "agent-1".to_owned() };
+        assert_eq!(identity(&status(POD)), Ok(Identity { pod, uid: "u1".to_owned(), service_account: "social".to_owned() }));
+    }
+
+    #[test]
+    fn what_the_review_does_not_vouch_for_is_refused() {
+        for (changed, to, refusal) in [
+            ("authenticated: true", "authenticated: false", Refusal::BadToken),
+            ("authenticated: true, ", "", Refusal::BadToken),
+            ("audiences: [toolweir]", "audiences: [api]", Refusal::BadToken),
+            ("audiences: [toolweir], ", "", Refusal::BadToken),
+            ("authenticated: true", "authenticated: true, error: expired", Refusal::BadToken),
+            ("system:serviceaccount:agents:social", "system:node:node1", Refusal::NoPod),
+            ("system:serviceaccount:agents:social", "system:serviceaccount:agents", Refusal::NoPod),
+            ("pod-name: [agent-1]", "pod-name: []", Refusal::NoPod),
+            ("pod-name: [agent-1]", "pod-name: [agent-1, agent-2]", Refusal::NoPod),
+            ("pod-uid: [u1]", "pod-uid: ['']", Refusal::NoPod),
+            (", authentication.kubernetes.io/pod-uid: [u1]", "", Refusal::NoPod),
+        ] {
+            assert!(POD.contains(changed));
+            assert_eq!(identity(&status(&POD.replace(changed, to))), Err(refusal), "{to}");
+        }
+        assert_eq!(identity(&TokenReviewStatus::default()), Err(Refusal::BadToken));
+    }
+
+    #[test]
+    fn a_token_comes_as_one_bearer_header() {
+        let headers = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, value.parse().unwrap());
+            }
+            headers
+        };
+        assert_eq!(bearer(&headers(&["Bearer abc"])), Ok("abc"));
+        assert_eq!(bearer(&headers(&["bearer abc"])), Ok("abc"));
+        for refused in [&[][..], &["abc"], &["Basic abc"], &["Bearer "], &["Bearer a", "Bearer b"]] {
+            assert_eq!(bearer(&headers(refused)), Err(Refusal::NoToken), "{refused:?}");
+        }
+        assert_eq!(bearer(&headers(&[&format!("Bearer {}", "a".repeat(LONGEST_TOKEN + 1))])), Err(Refusal::BadToken));
+    }
+
+    #[test]
+    fn the_expiry_is_that_of_the_payload() {
+        let token = |payload: &str| format!("e30.{}.c2ln", BASE64URL_NOPAD.encode(payload.as_bytes()));
+        assert_eq!(expires(&token(r#"{"exp": 1800000000, "sub": "x"}"#)), Some(1_800_000_000));
+        for none in [token("{}"), token("[]"), token("x"), String::new(), "a.b.c".to_owned(), "....".to_owned()] {
+            assert_eq!(expires(&none), None, "{none}");
+        }
+    }
+}
