@@ -1,0 +1,442 @@
+//! Which policies reach which pod, what is acknowledged and what the status says: events in, values out, without an API
+//! server.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::jiff::Timestamp;
+use proptest::prelude::*;
+use tokio::sync::watch;
+use toolweir_crds::{
+    Document, read_documents,
+    resource::PolicyStatus,
+    stream::{Ack, Refused},
+};
+use toolweir_engine::{Options, Policy, PolicyId};
+use toolweir_operator::{
+    acks::{self, Acks, Tallies},
+    index::{Current, Entry, Event, Index, Pod, PodKey},
+    select::Labels,
+    status::{self, Accepted, Programmed, Wanted},
+};
+
+fn labels(text: &str) -> Labels {
+    text.split_whitespace().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+}
+
+fn key(text: &str) -> PodKey {
+    let (namespace, name) = text.split_once('/').unwrap();
+    PodKey { namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+fn pod(uid: &str, text: &str) -> Pod {
+    Pod { uid: uid.to_owned(), labels: labels(text), injected: true, ends: false }
+}
+
+/// A policy `namespace/name`, or a cluster policy `name`.
+fn entry(name: &str, generation: i64, spec: &str) -> (PolicyId, Entry) {
+    let (kind, metadata) = match name.split_once('/') {
+        Some((namespace, name)) => {
+            ("MCPPolicy", format!("{{name: {name}, namespace: {namespace}, creationTimestamp: '2026-01-01T00:00:00Z'}}"))
+        }
+        None => ("MCPClusterPolicy", format!("{{name: {name}, creationTimestamp: '2026-01-02T00:00:00Z'}}")),
+    };
+    let text = format!("{{apiVersion: toolweir.dev/v1alpha1, kind: {kind}, metadata: {metadata}, spec: {spec}}}");
+    let document = read_documents("test", &text).unwrap_or_else(|errors| panic!("{errors:?}")).remove(0).document;
+    let entry = Entry::new(format!("uid of {name}"), generation, document, PolicyStatus::default(), &Options::default());
+    (entry.policy.id.clone(), entry)
+}
+
+const OPEN: &str = "servers: [{name: s, url: 'http://s/mcp', defaultAction: Allow}]";
+
+fn open(selectors: &str) -> String {
+    format!("{{{selectors}{OPEN}}}")
+}
+
+fn apply(index: &mut Index, (id, entry): (PolicyId, Entry)) {
+    index.apply(Event::Policy(id, Box::new(entry)));
+}
+
+/// An index that has seen two namespaces and three pods, and no policy.
+fn cluster() -> Index {
+    let mut index = Index::default();
+    index.apply(Event::Namespaces(BTreeMap::from([
+        ("agents".to_owned(), labels("team=a")),
+        ("tools".to_owned(), labels("team=b")),
+    ])));
+    index.apply(Event::Pods(BTreeMap::from([
+        (key("agents/one"), pod("u1", "app=social")),
+        (key("agents/two"), pod("u2", "app=other")),
+        (key("tools/three"), pod("u3", "app=social")),
+    ])));
+    index.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
+    index.apply(Event::Policies { cluster: true, all: BTreeMap::new() });
+    index
+}
+
+fn names(current: &Current) -> Vec<String> {
+    current.iter().flat_map(|prepared| &prepared.includes).map(|included| included.id.to_string()).collect()
+}
+
+fn governing(index: &mut Index, pod: &str, uid: &str) -> Vec<String> {
+    names(&index.snapshot(&key(pod), uid))
+}
+
+mod governing {
+    use super::*;
+
+    #[test]
+    fn a_policy_governs_the_pods_of_its_namespace_that_it_selects() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("podSelector: {matchLabels: {app: social}}, ")));
+        assert_eq!(governing(&mut index, "agents/one", "u1"), ["agents/p"]);
+        assert!(governing(&mut index, "agents/two", "u2").is_empty());
+        assert!(governing(&mut index, "tools/three", "u3").is_empty());
+    }
+
+    #[test]
+    fn an_empty_selector_selects_every_pod_of_the_namespace() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        assert_eq!(governing(&mut index, "agents/two", "u2"), ["agents/p"]);
+        assert!(governing(&mut index, "tools/three", "u3").is_empty());
+    }
+
+    #[test]
+    fn a_cluster_policy_governs_the_namespaces_that_it_selects() {
+        let mut index = cluster();
+        apply(&mut index, entry("c", 1, &open("namespaceSelector: {matchLabels: {team: b}}, ")));
+        assert!(governing(&mut index, "agents/one", "u1").is_empty());
+        assert_eq!(governing(&mut index, "tools/three", "u3"), ["c"]);
+        index.apply(Event::Namespace("agents".to_owned(), labels("team=b")));
+        assert_eq!(governing(&mut index, "agents/one", "u1"), ["c"]);
+    }
+
+    #[test]
+    fn a_namespace_whose_labels_are_not_known_is_governed_by_every_cluster_policy() {
+        let mut index = cluster();
+        apply(&mut index, entry("c", 1, &open("namespaceSelector: {matchLabels: {team: b}}, ")));
+        index.apply(Event::Pod(key("new/pod"), pod("u9", "")));
+        assert_eq!(governing(&mut index, "new/pod", "u9"), ["c"]);
+    }
+
+    #[test]
+    fn a_pod_of_another_uid_gets_nothing() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        assert!(index.snapshot(&key("agents/one"), "u0").is_none());
+        assert!(index.subscribe(&key("agents/one"), "u0").is_none());
+    }
+
+    #[test]
+    fn nothing_is_known_before_all_four_lists_came() {
+        let mut index = Index::default();
+        index.apply(Event::Namespaces(BTreeMap::new()));
+        index.apply(Event::Pods(BTreeMap::new()));
+        index.apply(Event::Policies { cluster: true, all: BTreeMap::new() });
+        assert!(!index.synced());
+        index.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
+        assert!(index.synced());
+    }
+
+    #[test]
+    fn the_line_of_a_snapshot_has_the_policies_as_a_user_writes_them() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let prepared = index.snapshot(&key("agents/one"), "u1").unwrap();
+        let line: serde_json::Value = serde_json::from_slice(&prepared.line).unwrap();
+        assert_eq!(line["snapshot"]["version"], prepared.version);
+        let document: Document = serde_json::from_value(line["snapshot"]["policies"][0].clone()).unwrap();
+        assert_eq!(Policy::from(document).id.to_string(), "agents/p");
+        assert_eq!(prepared.line.iter().filter(|byte| **byte == b'\n').count(), 1);
+    }
+}
+
+mod a_subscriber {
+    use super::*;
+
+    #[test]
+    fn hears_of_what_changes_its_own_snapshot_and_of_nothing_else() {
+        let social = open("podSelector: {matchLabels: {app: social}}, ");
+        let mut index = cluster();
+        let mut one = index.subscribe(&key("agents/one"), "u1").unwrap();
+        let mut three = index.subscribe(&key("tools/three"), "u3").unwrap();
+        assert!(names(&one.borrow_and_update()).is_empty());
+        three.borrow_and_update();
+        apply(&mut index, entry("agents/p", 1, &social));
+        assert!(one.has_changed().unwrap() && !three.has_changed().unwrap());
+        assert_eq!(names(&one.borrow_and_update()), ["agents/p"]);
+        // The same again, as when a status is written.
+        apply(&mut index, entry("agents/p", 1, &social));
+        assert!(!one.has_changed().unwrap());
+        // Labels of the pod that no selector looks at.
+        index.apply(Event::Pod(key("agents/one"), pod("u1", "app=social x=y")));
+        assert!(!one.has_changed().unwrap());
+        index.apply(Event::Pod(key("agents/one"), pod("u1", "app=quiet")));
+        assert!(names(&one.borrow_and_update()).is_empty());
+    }
+
+    #[test]
+    fn hears_that_a_policy_is_gone_also_by_a_list_that_lacks_it() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let mut one = index.subscribe(&key("agents/one"), "u1").unwrap();
+        assert_eq!(names(&one.borrow_and_update()), ["agents/p"]);
+        index.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
+        assert!(one.has_changed().unwrap() && names(&one.borrow_and_update()).is_empty());
+    }
+
+    #[test]
+    fn hears_of_a_policy_that_was_replaced_by_its_like() {
+        let mut index = cluster();
+        let (id, first) = entry("agents/p", 1, &open(""));
+        let mut second = first.clone();
+        second.uid = "another".to_owned();
+        apply(&mut index, (id.clone(), first));
+        let mut one = index.subscribe(&key("agents/one"), "u1").unwrap();
+        one.borrow_and_update();
+        apply(&mut index, (id, second));
+        assert!(one.has_changed().unwrap());
+        assert_eq!(one.borrow_and_update().as_ref().unwrap().includes[0].uid, "another");
+    }
+
+    #[test]
+    fn hears_that_its_pod_is_gone_and_a_pod_that_comes_later_under_its_name_is_another() {
+        let mut index = cluster();
+        let mut one = index.subscribe(&key("agents/one"), "u1").unwrap();
+        one.borrow_and_update();
+        index.apply(Event::PodGone(key("agents/one")));
+        assert!(one.borrow_and_update().is_none());
+        index.apply(Event::Pod(key("agents/one"), pod("u7", "app=social")));
+        assert!(one.borrow_and_update().is_none());
+        assert!(index.subscribe(&key("agents/one"), "u1").is_none());
+        assert!(index.subscribe(&key("agents/one"), "u7").is_some());
+    }
+
+    #[test]
+    fn shares_one_snapshot_with_all_pods_of_the_same_policies() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let one = index.subscribe(&key("agents/one"), "u1").unwrap();
+        let two = index.subscribe(&key("agents/two"), "u2").unwrap();
+        let prepared = |receiver: &watch::Receiver<Current>| receiver.borrow().clone().unwrap();
+        assert!(Arc::ptr_eq(&prepared(&one), &prepared(&two)));
+    }
+}
+
+mod the_status {
+    use super::*;
+
+    fn of(index: &mut Index, tallies: &Tallies, name: &str) -> Wanted {
+        let all = status::wanted(index, tallies, &Options::default());
+        all.into_iter().find(|(id, _)| id.to_string() == name).unwrap().1
+    }
+
+    fn enforced(index: &mut Index, acks: &Acks) -> Wanted {
+        let tallies = acks.tally(index);
+        of(index, &tallies, "agents/p")
+    }
+
+    /// Streams of pods that enforce what holds for them now.
+    fn enforce(index: &mut Index, acks: &mut Acks, pods: &[(&str, &str)]) {
+        for (pod, uid) in pods {
+            let stream = acks.open(key(pod), (*uid).to_owned());
+            let prepared = index.snapshot(&key(pod), uid).unwrap();
+            acks.sent(stream, &prepared);
+            assert!(acks.acknowledge(stream, Ack { version: prepared.version.clone(), problems: Vec::new() }));
+        }
+    }
+
+    #[test]
+    fn counts_pods_that_are_governed_injected_and_enforcing() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let wanted = of(&mut index, &Tallies::new(), "agents/p");
+        assert_eq!((wanted.selected, wanted.injected, wanted.acknowledged), (2, 2, 0));
+        assert_eq!((wanted.accepted.0, wanted.programmed.0), (Accepted::Accepted, Programmed::Pending));
+        let mut acks = Acks::default();
+        enforce(&mut index, &mut acks, &[("agents/one", "u1")]);
+        let wanted = enforced(&mut index, &acks);
+        assert_eq!((wanted.acknowledged, wanted.programmed.0), (1, Programmed::Pending));
+        // A pod with two streams counts once.
+        enforce(&mut index, &mut acks, &[("agents/two", "u2"), ("agents/two", "u2")]);
+        let tallies = acks.tally(&index);
+        assert_eq!(tallies["uid of agents/p"].acknowledged, 2);
+        assert_eq!(of(&mut index, &tallies, "agents/p").programmed.0, Programmed::Programmed);
+        // A new generation is enforced by nobody yet.
+        apply(&mut index, entry("agents/p", 2, "{servers: [{name: t, url: 'http://t/'}]}"));
+        let wanted = enforced(&mut index, &acks);
+        assert_eq!((wanted.generation, wanted.acknowledged, wanted.programmed.0), (2, 0, Programmed::Pending));
+    }
+
+    #[test]
+    fn does_not_count_a_pod_that_is_being_deleted_though_it_enforces() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let mut acks = Acks::default();
+        enforce(&mut index, &mut acks, &[("agents/one", "u1")]);
+        index.apply(Event::Pod(key("agents/one"), Pod { ends: true, ..pod("u1", "app=social") }));
+        let wanted = enforced(&mut index, &acks);
+        assert_eq!((wanted.selected, wanted.acknowledged, wanted.programmed.0), (1, 0, Programmed::Pending));
+    }
+
+    #[test]
+    fn says_which_pods_have_no_sidecar() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        index.apply(Event::Pod(key("agents/two"), Pod { injected: false, ..pod("u2", "app=other") }));
+        let wanted = of(&mut index, &Tallies::new(), "agents/p");
+        assert_eq!((wanted.selected, wanted.injected, wanted.programmed.0), (2, 1, Programmed::NoSidecar));
+        assert!(wanted.programmed.1.contains("1 of 2 pods have no sidecar") && wanted.programmed.1.contains("agents/two"));
+    }
+
+    #[test]
+    fn of_a_policy_that_governs_nobody_says_so() {
+        let mut index = cluster();
+        apply(&mut index, entry("empty/p", 1, &open("")));
+        let wanted = of(&mut index, &Tallies::new(), "empty/p");
+        assert_eq!((wanted.selected, wanted.programmed.0), (0, Programmed::NoPods));
+    }
+
+    #[test]
+    fn of_a_policy_that_does_not_compile_says_why() {
+        let mut index = cluster();
+        let spec = "{servers: [{name: s, url: 'http://s/', tools: [{name: t, validations: [{expression: 'nonsense('}]}]}]}";
+        apply(&mut index, entry("agents/p", 1, spec));
+        let wanted = of(&mut index, &Tallies::new(), "agents/p");
+        assert_eq!((wanted.accepted.0, wanted.programmed.0), (Accepted::Invalid, Programmed::Invalid));
+        assert!(wanted.accepted.1.contains("spec.servers[0].tools[0].validations[0].expression"), "{}", wanted.accepted.1);
+    }
+
+    #[test]
+    fn of_the_newer_of_two_policies_with_different_urls_is_conflicted() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        apply(&mut index, entry("c", 1, "{servers: [{name: s, url: 'http://other/mcp'}]}"));
+        assert_eq!(of(&mut index, &Tallies::new(), "agents/p").accepted.0, Accepted::Accepted);
+        let newer = of(&mut index, &Tallies::new(), "c");
+        assert_eq!(newer.accepted.0, Accepted::Conflicted);
+        assert!(newer.accepted.1.contains("http://other/mcp") && newer.accepted.1.contains("agents/p"), "{}", newer.accepted.1);
+    }
+
+    #[test]
+    fn of_a_policy_that_a_sidecar_cannot_enforce_says_what_the_sidecar_said() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let mut acks = Acks::default();
+        let stream = acks.open(key("agents/one"), "u1".to_owned());
+        let prepared = index.snapshot(&key("agents/one"), "u1").unwrap();
+        acks.sent(stream, &prepared);
+        let refused = Refused { policy: "agents/p".to_owned(), message: "spec.servers: unknown\nfield".to_owned() };
+        assert!(acks.acknowledge(stream, Ack { version: prepared.version.clone(), problems: vec![refused] }));
+        let wanted = enforced(&mut index, &acks);
+        assert_eq!((wanted.acknowledged, wanted.programmed.0), (0, Programmed::Refused));
+        assert!(wanted.programmed.1.ends_with("pod agents/one: spec.servers: unknown field"), "{}", wanted.programmed.1);
+    }
+
+    #[test]
+    fn an_acknowledgement_of_what_was_never_sent_counts_for_nothing() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let mut acks = Acks::default();
+        let stream = acks.open(key("agents/one"), "u1".to_owned());
+        let version = index.snapshot(&key("agents/one"), "u1").unwrap().version.clone();
+        assert!(!acks.acknowledge(stream, Ack { version, problems: Vec::new() }));
+        assert_eq!(acks.tally(&index)["uid of agents/p"].acknowledged, 0);
+    }
+
+    #[test]
+    fn counts_of_replicas_are_added_and_never_exceed_the_pods() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let part = |generation, acknowledged| {
+            Tallies::from([("uid of agents/p".to_owned(), acks::Tally { generation, acknowledged, refused: None })])
+        };
+        assert_eq!(acks::add([part(1, 1), part(1, 1)])["uid of agents/p"].acknowledged, 2);
+        // A replica that is behind is not added to one that is not, in either order.
+        assert_eq!(acks::add([part(1, 5), part(2, 1)])["uid of agents/p"].acknowledged, 1);
+        assert_eq!(acks::add([part(2, 1), part(1, 5)])["uid of agents/p"].acknowledged, 1);
+        let wanted = of(&mut index, &part(1, 7), "agents/p");
+        assert_eq!((wanted.acknowledged, wanted.programmed.0), (2, Programmed::Programmed));
+    }
+
+    #[test]
+    fn is_written_once_and_a_condition_keeps_the_time_of_its_last_change() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        let wanted = of(&mut index, &Tallies::new(), "agents/p");
+        let (first, later) = (Timestamp::from_second(1000).unwrap(), Timestamp::from_second(2000).unwrap());
+        let status = status::merge(&PolicyStatus::default(), &wanted, first).unwrap();
+        assert_eq!(status.sidecars, "0/2");
+        assert_eq!(status::merge(&status, &wanted, later), None);
+        let mut done = wanted.clone();
+        (done.acknowledged, done.programmed) = (2, (Programmed::Programmed, String::new()));
+        let status = status::merge(&status, &done, later).unwrap();
+        let time = |kind: &str| status.conditions.iter().find(|condition| condition.type_ == kind).unwrap().last_transition_time.0;
+        assert_eq!((time("Accepted"), time("Programmed")), (first, later));
+        assert_eq!(status.sidecars, "2/2");
+    }
+}
+
+/// One of the events of a small cluster, by three numbers.
+fn event((kind, which, how): (u8, usize, usize)) -> Event {
+    let namespace = ["a", "b", "c"][which].to_owned();
+    let pod_key = PodKey { namespace: namespace.clone(), name: "pod".to_owned() };
+    let label = ["team=x", "team=y", ""][how];
+    let selector = ["{}", "{matchLabels: {team: x}}", "{matchExpressions: [{key: team, operator: DoesNotExist}]}"][how];
+    let generation = i64::try_from(how).unwrap();
+    let policy = |(id, entry): (PolicyId, Entry)| Event::Policy(id, Box::new(entry));
+    match kind {
+        0 => Event::Namespace(namespace, labels(label)),
+        1 => Event::NamespaceGone(namespace),
+        2 => Event::Pod(pod_key, pod("u1", label)),
+        3 => Event::Pod(pod_key, pod("u2", label)),
+        4 => Event::PodGone(pod_key),
+        5 => policy(entry(&format!("{namespace}/p"), generation, &open(&format!("podSelector: {selector}, ")))),
+        6 => policy(entry(&format!("c{which}"), generation, &open(&format!("namespaceSelector: {selector}, ")))),
+        _ => Event::PolicyGone(PolicyId { cluster: false, namespace, name: "p".to_owned() }),
+    }
+}
+
+/// An index that begins with what another knows now.
+fn afresh(index: &Index) -> Index {
+    let mut fresh = Index::default();
+    fresh.apply(Event::Pods(index.pods().map(|(key, pod)| (key.clone(), pod.clone())).collect()));
+    let namespaces = ["a", "b", "c", "agents", "tools"];
+    let known = namespaces.iter().filter_map(|name| Some(((*name).to_owned(), index.namespace(name)?.clone())));
+    fresh.apply(Event::Namespaces(known.collect()));
+    for cluster in [true, false] {
+        let all = index.policies().filter(|(id, _)| id.cluster == cluster);
+        fresh.apply(Event::Policies { cluster, all: all.map(|(id, entry)| (id.clone(), entry.clone())).collect() });
+    }
+    fresh
+}
+
+proptest! {
+    /// Whatever happened in whatever order, a subscriber holds what an index holds that begins with what is there now.
+    #[test]
+    fn a_subscriber_always_holds_what_a_fresh_index_says(
+        events in prop::collection::vec((0_u8..8, 0_usize..3, 0_usize..3), 0..60)
+    ) {
+        let mut index = cluster();
+        let mut receivers: BTreeMap<(PodKey, String), watch::Receiver<Current>> = BTreeMap::new();
+        for numbers in events {
+            index.apply(event(numbers));
+            let pods: Vec<(PodKey, String)> = index.pods().map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
+            for (key, uid) in &pods {
+                let subscribed = index.subscribe(key, uid).expect("the pod is there");
+                let held = receivers.entry((key.clone(), uid.clone())).or_insert_with(|| subscribed.clone());
+                // A stream that ended is opened again.
+                if held.has_changed().is_err() || held.borrow().is_none() {
+                    *held = subscribed;
+                }
+            }
+            let mut fresh = afresh(&index);
+            for ((key, uid), receiver) in receivers.iter().filter(|(_, receiver)| receiver.has_changed().is_ok()) {
+                let (held, expected) = (receiver.borrow().clone(), fresh.snapshot(key, uid));
+                let content = |current: &Current| current.as_ref().map(|prepared| (prepared.version.clone(), prepared.includes.clone()));
+                prop_assert_eq!(content(&held), content(&expected));
+            }
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! The policy stream as a sidecar sees it, with an API server that is a function: who is let in, what comes down, what is
+//! taken of what goes up, and that nobody waits for anybody.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use data_encoding::BASE64URL_NOPAD;
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, StreamBody, combinators::BoxBody};
+use serde_json::{Value, json};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use toolweir_crds::{read_documents, resource::PolicyStatus};
+use toolweir_engine::{Options, PolicyId};
+use toolweir_operator::{
+    auth::Reviewer,
+    index::{Entry, Event, Pod, PodKey},
+    metrics::Metrics,
+    stream::Streams,
+    world::World,
+};
+
+/// An API server that knows tokens of the form `POD:UID` in the second part of what looks like a JWT.
+#[derive(Clone)]
+struct ApiServer;
+
+impl tower_service::Service<Request<kube::client::Body>> for ApiServer {
+    type Response = Response<kube::client::Body>;
+    type Error = Infallible;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
+        Box::pin(async move {
+            assert_eq!(request.uri().path(), "/apis/authentication.k8s.io/v1/tokenreviews");
+            let review: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
+            assert_eq!(review["spec"]["audiences"], json!(["toolweir"]));
+            let token = review["spec"]["token"].as_str().unwrap();
+            let answer = |status: Value| {
+                let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {}, "status": status});
+                Response::builder().status(201).body(kube::client::Body::from(body.to_string().into_bytes())).unwrap()
+            };
+            if token == "down" {
+                return Ok(Response::builder().status(500).body(kube::client::Body::from(b"{}".to_vec())).unwrap());
+            }
+            let claims = token.split('.').nth(1).and_then(|part| BASE64URL_NOPAD.decode(part.as_bytes()).ok());
+            let Some(claims) = claims.and_then(|claims| serde_json::from_slice::<Value>(&claims).ok()) else {
+                return Ok(answer(json!({"authenticated": false, "error": "no"})));
+            };
+            let mut extra = json!({});
+            if let Some(pod) = claims["pod"].as_str() {
+                extra = json!({"authentication.kubernetes.io/pod-name": [pod], "authentication.kubernetes.io/pod-uid": [claims["uid"]]});
+            }
+            let user = json!({"username": "system:serviceaccount:agents:default", "extra": extra});
+            Ok(answer(json!({"authenticated": true, "audiences": ["toolweir"], "user": user})))
+        })
+    }
+}
+
+fn token(claims: &Value) -> String {
+    format!("e30.{}.c2ln", BASE64URL_NOPAD.encode(claims.to_string().as_bytes()))
+}
+
+fn pod_token(pod: &str) -> String {
+    token(&json!({"pod": pod, "uid": format!("uid-{pod}")}))
+}
+
+struct Operator {
+    world: Arc<World>,
+    trust: watch::Sender<Arc<str>>,
+    stop: watch::Sender<bool>,
+    streams: Streams,
+}
+
+fn pod(name: &str) -> Event {
+    let pod = Pod { uid: format!("uid-{name}"), labels: BTreeMap::new(), injected: true, ends: false };
+    Event::Pod(PodKey { namespace: "agents".to_owned(), name: name.to_owned() }, pod)
+}
+
+fn policy(generation: i64, url: &str) -> Event {
+    let text = format!(
+        "{{apiVersion: toolweir.dev/v1alpha1, kind: MCPPolicy, metadata: {{name: p, namespace: agents}}, \
+         spec: {{servers: [{{name: s, url: '{url}'}}]}}}}"
+    );
+    let document = read_documents("test", &text).unwrap().remove(0).document;
+    let entry = Entry::new("policy-uid".to_owned(), generation, document, PolicyStatus::default(), &Options::default());
+    Event::Policy(entry.policy.id.clone(), Box::new(entry))
+}
+
+fn operator() -> Operator {
+    let world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
+    world.apply(Event::Namespaces(BTreeMap::from([("agents".to_owned(), BTreeMap::new())])));
+    world.apply(Event::Pods(BTreeMap::new()));
+    world.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
+    world.apply(Event::Policies { cluster: true, all: BTreeMap::new() });
+    world.apply(pod("one"));
+    world.apply(pod("two"));
+    let (trust, trusted) = watch::channel(Arc::from("PEM 1"));
+    let (stop, stopping) = watch::channel(false);
+    let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
+    let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, stopping };
+    Operator { world, trust, stop, streams }
+}
+
+/// What a sidecar holds of its stream.
+struct Sidecar {
+    acks: mpsc::UnboundedSender<Bytes>,
+    body: BoxBody<Bytes, Infallible>,
+}
+
+impl Sidecar {
+    async fn line(&mut self) -> Option<Value> {
+        let frame = timeout(Duration::from_secs(60), self.body.frame()).await.expect("a line");
+        frame.map(|frame| {
+            let data = frame.unwrap().into_data().unwrap();
+            assert_eq!(data.last(), Some(&b'\n'));
+            serde_json::from_slice(&data).unwrap()
+        })
+    }
+
+    async fn version(&mut self) -> String {
+        loop {
+            let line = self.line().await.expect("the stream goes on");
+            if let Some(version) = line["snapshot"]["version"].as_str() {
+                return version.to_owned();
+            }
+        }
+    }
+
+    fn say(&self, text: impl Into<Bytes>) {
+        let _ = self.acks.send(text.into());
+    }
+}
+
+impl Operator {
+    async fn refused(&self, headers: &[(&str, &str)]) -> StatusCode {
+        let mut request = Request::post("/v1/policies");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.streams.clone().answer(request.body(Empty::<Bytes>::new()).unwrap()).await;
+        response.status()
+    }
+
+    async fn open(&self, token: &str) -> Sidecar {
+        let (acks, mut receiver) = mpsc::unbounded_channel::<Bytes>();
+        let frames = futures_util::stream::poll_fn(move |context| {
+            receiver.poll_recv(context).map(|data| data.map(|data| Ok::<_, Infallible>(Frame::data(data))))
+        });
+        let request = Request::post("/v1/policies").header("authorization", format!("Bearer {token}"));
+        let response = self.streams.clone().answer(request.body(StreamBody::new(frames)).unwrap()).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        Sidecar { acks, body: response.into_body() }
+    }
+
+    fn counted(&self, reason: &str) -> u64 {
+        self.world.metrics.stream_refused.with_label_values(&[reason]).get()
+    }
+
+    async fn ended(&self, reason: &str) -> bool {
+        for _ in 0..200 {
+            if self.world.metrics.stream_ended.with_label_values(&[reason]).get() == 1 {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    fn enforcing(&self) -> i32 {
+        let index = self.world.index();
+        let tallies = self.world.acks().tally(&index);
+        tallies["policy-uid"].acknowledged
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_token_of_a_pod_that_runs_opens_a_stream() {
+    let operator = operator();
+    let bearer = |token: String| format!("Bearer {token}");
+    for (header, status, reason) in [
+        (String::new(), 401, "no_token"),
+        ("Basic abc".to_owned(), 401, "no_token"),
+        (bearer("garbage".to_owned()), 401, "bad_token"),
+        (bearer(token(&json!({"sub": "x"}))), 403, "no_pod"),
+        (bearer(pod_token("unknown")), 403, "unknown_pod"),
+        (bearer(token(&json!({"pod": "one", "uid": "of a pod before"}))), 403, "unknown_pod"),
+        (bearer("down".to_owned()), 503, "review_failed"),
+    ] {
+        let before = operator.counted(reason);
+        assert_eq!(operator.refused(&[("authorization", &header)]).await.as_u16(), status, "{header}");
+        assert_eq!(operator.counted(reason), before + 1, "{header}");
+    }
+    assert_eq!(operator.refused(&[]).await, 401);
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_before_the_whole_cluster_was_seen() {
+    let mut operator = operator();
+    operator.streams.world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
+    assert_eq!(operator.refused(&[("authorization", &format!("Bearer {}", pod_token("one")))]).await, 503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_that_is_here_before_the_word_of_its_pod_is_waited_for() {
+    let operator = operator();
+    let world = Arc::clone(&operator.world);
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.apply(pod("late"));
+    });
+    operator.open(&pod_token("late")).await.version().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn trust_comes_first_then_what_holds_then_every_change_and_word_that_the_stream_lives() {
+    let operator = operator();
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    assert_eq!(sidecar.line().await.unwrap(), json!({"trust": {"certificates": "PEM 1"}}));
+    assert_eq!(sidecar.line().await.unwrap()["snapshot"]["policies"], json!([]));
+    operator.world.apply(policy(1, "http://s/one"));
+    assert_eq!(sidecar.line().await.unwrap()["snapshot"]["policies"][0]["spec"]["servers"][0]["url"], "http://s/one");
+    operator.trust.send(Arc::from("PEM 2")).unwrap();
+    assert_eq!(sidecar.line().await.unwrap(), json!({"trust": {"certificates": "PEM 2"}}));
+    let began = tokio::time::Instant::now();
+    assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
+    assert!(began.elapsed() <= Duration::from_secs(10));
+    operator.world.apply(Event::PolicyGone(PolicyId { cluster: false, namespace: "agents".to_owned(), name: "p".to_owned() }));
+    assert_eq!(sidecar.line().await.unwrap()["snapshot"]["policies"], json!([]));
+    operator.stop.send(true).unwrap();
+    assert_eq!(sidecar.line().await, None);
+    assert!(operator.ended("stopping").await);
+}
+
+#[tokio::test]
+async fn a_pod_gets_its_own_policies_only() {
+    let operator = operator();
+    operator.world.apply(policy(1, "http://s/one"));
+    let other = Pod { uid: "uid-one".to_owned(), labels: BTreeMap::new(), injected: true, ends: false };
+    operator.world.apply(Event::Pod(PodKey { namespace: "elsewhere".to_owned(), name: "one".to_owned() }, other));
+    // What a client says of itself changes nothing: the path has no place for it, and headers are not looked at.
+    let mut sidecar = operator.open(&pod_token("two")).await;
+    sidecar.line().await;
+    let snapshot = sidecar.line().await.unwrap();
+    assert_eq!(snapshot["snapshot"]["policies"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_sidecar_acknowledges_counts_until_its_stream_ends() {
+    let operator = operator();
+    operator.world.apply(policy(1, "http://s/one"));
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    let version = sidecar.version().await;
+    assert_eq!(operator.enforcing(), 0);
+    // In two pieces, as a network may cut it.
+    let ack = format!("{{\"version\":\"{version}\"}}\n");
+    let (head, tail) = ack.split_at(9);
+    sidecar.say(head.to_owned());
+    sidecar.say(tail.to_owned());
+    let mut changes = operator.world.changes();
+    while operator.enforcing() == 0 {
+        timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+    }
+    drop(sidecar);
+    assert!(operator.ended("client_gone").await);
+    assert_eq!(operator.enforcing(), 0);
+}
+
+#[tokio::test]
+async fn what_is_no_acknowledgement_ends_the_stream() {
+    for nonsense in [Bytes::from("hello\n"), Bytes::from("{}\n"), Bytes::from(vec![b'x'; 300 * 1024])] {
+        let operator = operator();
+        let mut sidecar = operator.open(&pod_token("one")).await;
+        sidecar.version().await;
+        sidecar.say(nonsense);
+        assert!(operator.ended("protocol").await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_that_does_not_read_is_left_behind_and_nobody_waits_for_it() {
+    let operator = operator();
+    let silent = operator.open(&pod_token("one")).await;
+    let mut other = operator.open(&pod_token("two")).await;
+    other.version().await;
+    let mut last = String::new();
+    for generation in 1..200 {
+        operator.world.apply(policy(generation, &format!("http://s/{generation}")));
+        let began = tokio::time::Instant::now();
+        let version = other.version().await;
+        assert!(began.elapsed() < Duration::from_millis(10), "waited {:?}", began.elapsed());
+        assert_ne!(version, last);
+        last = version;
+    }
+    tokio::time::sleep(Duration::from_secs(21)).await;
+    assert!(operator.ended("slow").await);
+    drop(silent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_with_its_pod_and_with_its_token() {
+    let operator = operator();
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    sidecar.version().await;
+    operator.world.apply(Event::PodGone(PodKey { namespace: "agents".to_owned(), name: "one".to_owned() }));
+    assert_eq!(sidecar.line().await, None);
+    assert!(operator.ended("pod_gone").await);
+
+    let soon = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 25;
+    let mut sidecar = operator.open(&token(&json!({"pod": "two", "uid": "uid-two", "exp": soon}))).await;
+    let began = tokio::time::Instant::now();
+    while sidecar.line().await.is_some() {}
+    assert!((20..=26).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert!(operator.ended("token_expired").await);
+}
+
+#[tokio::test]
+async fn there_is_one_path_and_one_method() {
+    let operator = operator();
+    let answer = |request: Request<Empty<Bytes>>| operator.streams.clone().answer(request);
+    assert_eq!(answer(Request::get("/v1/policies").body(Empty::new()).unwrap()).await.status(), 405);
+    assert_eq!(answer(Request::post("/").body(Empty::new()).unwrap()).await.status(), 404);
+}

@@ -1,0 +1,306 @@
+"""What must hold of every rendering of the chart.
+
+    rendered.py CHECK FILE NAMESPACE [WORD]
+
+Says what does not hold, a line each, and exits with 1. The selectors are evaluated as the API server evaluates them, over made-up
+pods and namespaces; no check looks at the text of a template but the one for comments.
+"""
+import itertools, pathlib, re, sys
+
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[2]
+CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}
+PROTECTED = ["kube-system", "kube-public", "kube-node-lease"]
+INJECT = "toolweir.dev/inject"
+
+
+class Strict(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):
+    """Refuses a key that stands twice in one map: Kubernetes would take one of them without a word."""
+
+
+def unique(loader, node):
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.YAMLError(f"{key!r} stands twice in a map{node.start_mark}")
+    return loader.construct_mapping(node, deep=True)
+
+
+Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, unique)
+
+problems = []
+
+
+def expect(holds, *words):
+    if not holds:
+        problems.append(" ".join(str(word) for word in words))
+    return holds
+
+
+def load(path):
+    return [document for document in yaml.load_all(pathlib.Path(path).read_text(), Strict) if document]
+
+
+class Rendered:
+    def __init__(self, path, namespace):
+        self.objects, self.namespace = load(path), namespace
+        self.deployment = self.one("Deployment")
+        self.pod = self.deployment["spec"]["template"]
+        self.container = self.pod["spec"]["containers"][0]
+        self.service = self.one("Service")
+        self.check = self.one("Pod")
+        self.fullname = self.one("MutatingWebhookConfiguration")["metadata"]["name"].removesuffix("-injector")
+        self.operator = f"{self.fullname}-operator"
+
+    def all(self, kind):
+        return [object for object in self.objects if object["kind"] == kind]
+
+    def one(self, kind):
+        found = self.all(kind)
+        if len(found) != 1:
+            sys.exit(f"{len(found)} objects of kind {kind}")
+        return found[0]
+
+    def config(self):
+        return yaml.load(self.one("ConfigMap")["data"]["config.yaml"], Strict)
+
+
+def selects(selector, labels):
+    """Whether a label selector selects these labels. An absent selector selects everything, as in a webhook."""
+    selector = selector or {}
+    for key, value in (selector.get("matchLabels") or {}).items():
+        if labels.get(key) != value:
+            return False
+    for one in selector.get("matchExpressions") or []:
+        key, operator, values = one["key"], one["operator"], one.get("values", [])
+        if not {
+            "In": labels.get(key) in values,
+            "NotIn": labels.get(key) not in values,
+            "Exists": key in labels,
+            "DoesNotExist": key not in labels,
+        }[operator]:
+            return False
+    return True
+
+
+# ---- the checks ----------------------------------------------------------------------------------------------------
+
+
+def parses(rendered):
+    """Each document is an object with a name, in the release's namespace, with the labels of the chart, and none is there twice."""
+    seen = set()
+    for object in rendered.objects:
+        meta = object["metadata"]
+        name = f"{object['kind']} {meta['name']}"
+        expect(name not in seen, name, "is there twice")
+        seen.add(name)
+        if object["kind"] in CLUSTER_SCOPED:
+            expect("namespace" not in meta, name, "has a namespace")
+        else:
+            expect(meta.get("namespace") == rendered.namespace, name, "is not in the namespace of the release")
+        for label in ("helm.sh/chart", "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/managed-by"):
+            expect(label in meta.get("labels", {}), name, "lacks the label", label)
+        if object["kind"] != "CustomResourceDefinition":
+            expect(len(meta["name"]) <= 63, name, "is longer than 63 characters")
+
+
+def names(rendered):
+    """What one object says of another is so: names, ports, selectors."""
+    flags = dict(arg.removeprefix("--").split("=", 1) for arg in rendered.container["args"][1:])
+    expect(rendered.container["args"][0] == "run", "the operator does not get `run`")
+    expect(flags["service"] == rendered.service["metadata"]["name"] == rendered.operator, "--service", flags["service"])
+    expect(flags["lease"] == rendered.operator, "--lease", flags["lease"])
+    expect(flags["ca-secret"] == f"{rendered.fullname}-ca", "--ca-secret", flags["ca-secret"])
+    expect(flags["injector"] == rendered.one("MutatingWebhookConfiguration")["metadata"]["name"], "--injector", flags["injector"])
+    expect(flags["validator"] == rendered.one("ValidatingWebhookConfiguration")["metadata"]["name"], "--validator", flags["validator"])
+    [mount] = rendered.container["volumeMounts"]
+    [volume] = rendered.pod["spec"]["volumes"]
+    map = rendered.one("ConfigMap")
+    expect(volume["name"] == mount["name"] and volume["configMap"]["name"] == map["metadata"]["name"], "the configuration is not mounted")
+    expect(flags["config"] == f"{mount['mountPath']}/config.yaml", "--config", flags["config"])
+    expect("config.yaml" in map["data"], "the ConfigMap has no config.yaml")
+    env = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in rendered.container["env"]}
+    expect(env == {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace", "POD_UID": "metadata.uid"}, "environment", env)
+
+    labels, ports = rendered.pod["metadata"]["labels"], {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
+    expect(ports == {"webhook": 8443, "stream": 8444, "metrics": 8080}, "ports of the container", ports)
+    served = {port["name"]: (port["port"], ports.get(port["targetPort"])) for port in rendered.service["spec"]["ports"]}
+    expect(served == {"webhook": (443, 8443), "stream": (8444, 8444), "metrics": (8080, 8080)}, "ports of the Service", served)
+    for probe in ("livenessProbe", "readinessProbe"):
+        expect(ports.get(rendered.container[probe]["httpGet"]["port"]) == 8080, "port of the", probe)
+
+    selectors = [("Service", {"matchLabels": rendered.service["spec"]["selector"]}), ("Deployment", rendered.deployment["spec"]["selector"])]
+    selectors += [("PodDisruptionBudget", one["spec"]["selector"]) for one in rendered.all("PodDisruptionBudget")]
+    selectors += [("NetworkPolicy", one["spec"]["podSelector"]) for one in rendered.all("NetworkPolicy")]
+    selectors += [("topology spread", one["labelSelector"]) for one in rendered.pod["spec"]["topologySpreadConstraints"]]
+    for what, selector in selectors:
+        expect(selector.get("matchLabels"), "the selector of the", what, "is empty")
+        expect(selects(selector, labels), "the selector of the", what, "does not select the operator's pods")
+        expect(not selects(selector, rendered.check["metadata"]["labels"]), "the selector of the", what, "selects the pod of the test")
+
+    args = rendered.check["spec"]["containers"][0]["args"]
+    expect(args == ["check", f"--service={rendered.operator}", f"--namespace={rendered.namespace}"], "arguments of the test", args)
+    expect(rendered.check["metadata"]["annotations"]["helm.sh/hook"] == "test", "the pod of the test is no test")
+    account = rendered.pod["spec"]["serviceAccountName"]
+    for one in rendered.all("ServiceAccount"):
+        expect(one["metadata"]["name"] == account, "the service account is not that of the Deployment")
+
+
+def configuration(rendered):
+    """config.yaml has the keys that the operator knows, with values of their types: it refuses any other."""
+    config = rendered.config()
+    shape = {
+        "sidecar": {"image": str, "imagePullPolicy": str, "resources": {"requests": dict, "limits": dict}, "logLevel": str, "tokenExpirationSeconds": int},
+        "protectedNamespaces": list,
+        "sharedStore": bool,
+        "certificates": {"caLife": str, "leafLife": str},
+    }
+
+    def compare(value, shape, path):
+        if isinstance(shape, type):
+            expect(isinstance(value, shape), path, "is", repr(value))
+        elif expect(isinstance(value, dict) and set(value) == set(shape), path, "has", value):
+            for key in shape:
+                compare(value[key], shape[key], f"{path}.{key}")
+
+    compare(config, shape, "config")
+    for kind in ("requests", "limits"):
+        for resource, quantity in config["sidecar"]["resources"][kind].items():
+            expect(isinstance(quantity, str), "the sidecar's", kind, resource, "is no string:", repr(quantity))
+    expect(set(PROTECTED) <= set(config["protectedNamespaces"]), "protectedNamespaces", config["protectedNamespaces"])
+
+
+def webhooks(rendered):
+    """No webhook sees a pod of a protected namespace; of the others, exactly those that opted in, each once."""
+    pods = []
+    for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
+        for hook in rendered.one(kind)["webhooks"]:
+            name, client = hook["name"], hook["clientConfig"]
+            expect("caBundle" not in client, name, "has a caBundle, which is the operator's to write")
+            service = client["service"]
+            expect(service["name"] == rendered.operator and service["namespace"] == rendered.namespace, name, "asks", service)
+            expect(service["port"] in [port["port"] for port in rendered.service["spec"]["ports"] if port["name"] == "webhook"], name, "asks port", service["port"])
+            expect(hook["failurePolicy"] == "Fail", name, "fails open")
+            expect(hook["sideEffects"] == "None", name, "has side effects")
+            expect(hook["admissionReviewVersions"] == ["v1"], name, "speaks", hook["admissionReviewVersions"])
+            expect(1 <= hook["timeoutSeconds"] <= 30, name, "waits", hook["timeoutSeconds"])
+            [rule] = hook["rules"]
+            if kind == "MutatingWebhookConfiguration":
+                pods.append(hook)
+                expect(service["path"] == "/inject", name, "asks", service["path"])
+                expect(hook["reinvocationPolicy"] == "IfNeeded", name, "is not invoked again")
+                expect(rule == {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"], "scope": "Namespaced"}, name, "has the rule", rule)
+            else:
+                expect(service["path"] == "/validate", name, "asks", service["path"])
+                expect(rule["apiGroups"] == ["toolweir.dev"] and rule["resources"] == ["mcppolicies", "mcpclusterpolicies"], name, "has the rule", rule)
+                expect(sorted(rule["operations"]) == ["CREATE", "UPDATE"], name, "has the rule", rule)
+
+    protected = [*PROTECTED, rendered.namespace, *rendered.config()["protectedNamespaces"]]
+    values = [None, "enabled", "disabled", "Enabled", ""]
+    for namespace, of_namespace, of_pod in itertools.product([*protected, "agents", "kube-systems"], values, values):
+        labels = {"kubernetes.io/metadata.name": namespace} | ({INJECT: of_namespace} if of_namespace is not None else {})
+        pod = {"app": "agent"} | ({INJECT: of_pod} if of_pod is not None else {})
+        seen = [hook["name"] for hook in pods if selects(hook.get("namespaceSelector"), labels) and selects(hook.get("objectSelector"), pod)]
+        if namespace in protected:
+            should = []
+        elif of_namespace == "enabled":
+            should = ["namespaces.inject.toolweir.dev"]
+        elif of_pod == "enabled":
+            should = ["pods.inject.toolweir.dev"]
+        else:
+            should = []
+        expect(seen == should, f"a pod with {INJECT}={of_pod} in namespace {namespace} with {INJECT}={of_namespace} is seen by {seen}")
+
+
+def rbac(rendered):
+    """The roles are those of rbac.txt, bound to the operator's account alone; each verb has its use beside it."""
+    there = set()
+    for kind, where in (("ClusterRole", "cluster"), ("Role", "namespace")):
+        role = rendered.one(kind)
+        for rule in role["rules"]:
+            expect(set(rule) <= {"apiGroups", "resources", "resourceNames", "verbs"}, kind, "has a rule with", sorted(rule))
+            for group, resource, name in itertools.product(rule["apiGroups"], rule["resources"], rule.get("resourceNames", ["*"])):
+                base, _, sub = resource.partition("/")
+                full = (f"{base}.{group}" if group else base) + (f"/{sub}" if sub else "")
+                there.add((where, full, name, " ".join(sorted(rule["verbs"]))))
+        binding = rendered.one(f"{kind}Binding")
+        expect(binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role["metadata"]["name"]}, "the binding of the", kind)
+        account = {"kind": "ServiceAccount", "name": rendered.pod["spec"]["serviceAccountName"], "namespace": rendered.namespace}
+        expect(binding["subjects"] == [account], "the", kind, "is given to", binding["subjects"])
+    lines = (ROOT / "tests/chart/rbac.txt").read_text().splitlines()
+    should = {tuple(line.split(None, 3)) for line in lines if line and not line.startswith("#")}
+    should = {(where, what, name.replace("toolweir", rendered.fullname, 1), verbs) for where, what, name, verbs in should}
+    for line in sorted(there - should):
+        expect(False, "not in rbac.txt:", *line)
+    for line in sorted(should - there):
+        expect(False, "only in rbac.txt:", *line)
+    for number, line in enumerate((ROOT / "charts/toolweir/templates/rbac.yaml").read_text().splitlines(), 1):
+        if re.match(r"  - [a-z*\"]+( |$)", line):
+            expect(re.match(r"  - [a-z]+ +# \S", line), f"templates/rbac.yaml:{number}: a verb without its use:", line.strip())
+
+
+def images(rendered):
+    """Each image has a tag that stays, or a digest."""
+    containers = [*rendered.pod["spec"]["containers"], *rendered.check["spec"]["containers"]]
+    for image in [container["image"] for container in containers] + [rendered.config()["sidecar"]["image"]]:
+        by_tag = re.fullmatch(r"[^@]+:(?!latest$)[A-Za-z0-9_][A-Za-z0-9._-]*", image.rpartition("/")[2])
+        by_digest = re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", image)
+        expect(by_tag or by_digest, image, "is not pinned")
+    expect(not [object for object in rendered.objects if object["kind"] in ("Job", "DaemonSet", "StatefulSet", "CronJob")], "objects whose images are not looked at")
+
+
+def restricted(rendered):
+    """The pods meet the restricted Pod Security Standard, and write nothing to their image."""
+    for name, pod in (("operator", rendered.pod), ("test", rendered.check)):
+        spec, of_pod = pod["spec"], pod["spec"].get("securityContext", {})
+        for host in ("hostNetwork", "hostPID", "hostIPC"):
+            expect(not spec.get(host), name, "has", host)
+        allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+        for volume in spec.get("volumes", []):
+            expect(set(volume) - {"name"} <= allowed, name, "has a volume of", volume)
+        expect(not of_pod.get("sysctls") and not of_pod.get("supplementalGroups"), name, "has sysctls or groups")
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            own = container.get("securityContext", {})
+            both = of_pod | own
+            expect(both.get("runAsNonRoot") is True, name, "may run as root")
+            expect(both.get("runAsUser", 0) != 0, name, "has no user, or root")
+            expect(both.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"), name, "has no seccomp profile")
+            expect(own.get("allowPrivilegeEscalation") is False, name, "may escalate")
+            expect(not own.get("privileged"), name, "is privileged")
+            expect(own.get("capabilities") == {"drop": ["ALL"]}, name, "has capabilities", own.get("capabilities"))
+            expect(own.get("readOnlyRootFilesystem") is True, name, "may write to its image")
+            expect(own.get("procMount", "Default") == "Default", name, "has its own /proc")
+            expect(not any("hostPort" in port for port in container.get("ports", [])), name, "has a port of the host")
+    expect(rendered.check["spec"]["automountServiceAccountToken"] is False, "the test has a token, which it does not need")
+    for account in rendered.all("ServiceAccount"):
+        expect(account["automountServiceAccountToken"] is False, "pods that happen to use the account get its token")
+
+
+def crds(rendered, how):
+    """The CRDs are those of crds/generated but for labels and annotations, and kept or not: `keep`, `drop` or `none`."""
+    there = {crd["metadata"]["name"]: crd for crd in rendered.all("CustomResourceDefinition")}
+    generated = [crd for path in sorted((ROOT / "crds/generated").glob("*.yaml")) for crd in load(path)]
+    expect(generated, "there is nothing in crds/generated")
+    expect(set(there) == ({crd["metadata"]["name"] for crd in generated} if how != "none" else set()), "CRDs:", sorted(there))
+    for crd in generated if there else []:
+        name, rest = crd["metadata"]["name"], lambda object: {key: value for key, value in object.items() if key != "metadata"}
+        if expect(name in there, name, "is missing"):
+            meta = there[name]["metadata"]
+            expect(rest(there[name]) == rest(crd), name, "is not that of crds/generated")
+            expect(crd["metadata"]["labels"].items() <= meta["labels"].items(), name, "lost labels")
+            expect(meta.get("annotations", {}) == ({"helm.sh/resource-policy": "keep"} if how == "keep" else {}), name, "annotations", meta.get("annotations"))
+
+
+def main():
+    checks = {check.__name__: check for check in (parses, names, configuration, webhooks, rbac, images, restricted, crds)}
+    if sys.argv[1:] == ["--list"]:
+        return print(*checks)
+    if len(sys.argv) < 4 or sys.argv[1] not in checks:
+        sys.exit(f"usage: rendered.py {'|'.join(checks)} FILE NAMESPACE [WORD]")
+    checks[sys.argv[1]](Rendered(sys.argv[2], sys.argv[3]), *sys.argv[4:])
+    sys.exit("\n".join(problems) or 0)
+
+
+if __name__ == "__main__":
+    main()

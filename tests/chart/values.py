@@ -1,0 +1,77 @@
+"""No value of the chart that nothing uses, and none that the schema does not know.
+
+    values.py HELM
+
+Says what does not hold, a line each, and exits with 1.
+"""
+import concurrent.futures, json, pathlib, subprocess, sys
+
+import yaml
+
+import readme
+
+CHART, HERE = readme.CHART, pathlib.Path(__file__).parent
+
+
+def at(values, path):
+    for key in path.split("."):
+        values = values[key]
+    return values
+
+
+def only(path, value):
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def render(helm, values):
+    command = [helm, "template", "toolweir", CHART, "-n", "toolweir-system", "-f", "-"]
+    return subprocess.run(command, input=json.dumps(values), text=True, capture_output=True)
+
+
+def schema_paths(schema, node, documented, path=""):
+    """The paths of a schema, as deep as values are documented."""
+    while "$ref" in node:
+        node = schema["definitions"][node["$ref"].removeprefix("#/definitions/")]
+    if path in documented or "properties" not in node:
+        yield path
+    else:
+        for key, below in node["properties"].items():
+            yield from schema_paths(schema, below, documented, f"{path}.{key}".lstrip("."))
+
+
+def main():
+    helm, problems = sys.argv[1], []
+    documented = {path: default for _, path, default, _ in readme.rows((CHART / "values.yaml").read_text())}
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    known = set(schema_paths(schema, schema, documented)) - {"global"}
+    problems += [f"{path} is in values.yaml and not in the schema" for path in sorted(documented.keys() - known)]
+    problems += [f"{path} is in the schema and not in values.yaml" for path in sorted(known - documented.keys())]
+
+    everything = yaml.safe_load((HERE / "values/everything.yaml").read_text())
+    plain = render(helm, {}).stdout
+
+    def used(path):
+        default = documented[path]
+        try:
+            value = at(everything, path)
+        except (KeyError, TypeError):
+            return f"{path} is not in tests/chart/values/everything.yaml"
+        if isinstance(default, bool):
+            value = not default
+        elif value == default:
+            return f"{path} is in tests/chart/values/everything.yaml as it is by default"
+        done = render(helm, only(path, value))
+        if done.returncode:
+            return f"{path} alone: {done.stderr.strip()}"
+        if done.stdout == plain:
+            return f"{path} makes no difference: nothing uses it"
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        problems += filter(None, pool.map(used, documented))
+    sys.exit("\n".join(problems) or 0)
+
+
+if __name__ == "__main__":
+    main()
