@@ -5,9 +5,12 @@
 //! serves the sidecars ([`auth`] says who they are), [`publish`] writes.
 
 pub mod acks;
+pub mod admission;
 pub mod auth;
 pub mod cluster;
+pub mod config;
 pub mod index;
+pub mod inject;
 pub mod metrics;
 pub mod publish;
 pub mod select;

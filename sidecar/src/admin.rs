@@ -66,16 +66,24 @@ async fn answer(request: Request<Incoming>, face: Face, state: State) -> Result<
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         },
         (Face::Metrics, &Method::GET, "/healthz") => plain(StatusCode::OK, "ok"),
-        // A sidecar has a policy in force from its first moment; it is not ready once it drains.
+        // It is not ready before a policy is in force, nor once it drains.
         (Face::Metrics, &Method::GET, "/readyz") if *state.stopping.borrow() => {
             plain(StatusCode::SERVICE_UNAVAILABLE, "stopping")
+        }
+        (Face::Metrics, &Method::GET, "/readyz") if !state.governor.ready() => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, "no policy yet")
         }
         (Face::Metrics, &Method::GET, "/readyz") => plain(StatusCode::OK, "ready"),
         (Face::Admin, _, _) if !local(&parts) => plain(StatusCode::FORBIDDEN, "the Host header is not local"),
         (Face::Admin, &Method::GET, "/policy") => {
             let in_force = state.governor.in_force();
             let age = state.governor.policy_age().as_secs_f64();
-            json(&json!({"version": in_force.version, "ageSeconds": age, "policies": in_force.policies}))
+            json(&json!({
+                "version": in_force.version,
+                "ageSeconds": age,
+                "policies": in_force.policies,
+                "problems": in_force.problems,
+            }))
         }
         (Face::Admin, &Method::GET, "/limits") => {
             json(&json!({"limits": state.governor.in_force().engine.limits(state.governor.now())}))

@@ -2,17 +2,22 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    io,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::{ArcSwap, Guard};
 use http::Uri;
 use prometheus::{Histogram, IntCounter};
-use toolweir_engine::{Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Permit, Reason, Timestamp, json::Raw};
+use toolweir_crds::{Mode, stream::Refused};
+use toolweir_engine::{
+    Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Permit, Policy, Reason, Timestamp, json::Raw,
+};
 
 use crate::{
     audit::{self, Audit},
+    mcp_config::McpConfig,
     metrics::{Metrics, OTHER_TOOL, UNKNOWN_SERVER},
 };
 
@@ -26,8 +31,10 @@ pub struct InForce {
     pub engine: Engine,
     /// The policies, for display.
     pub policies: Vec<PolicyView>,
-    /// The first 12 hex digits of the SHA-256 of the policies' text.
+    /// What names their content: the first 12 hex digits of the SHA-256 of the files' text, or what the operator says.
     pub version: String,
+    /// Policies that cannot be enforced as they are written and deny instead. Empty for those from files.
+    pub problems: Vec<Refused>,
     servers: HashMap<String, Arc<Server>>,
 }
 
@@ -40,6 +47,27 @@ pub struct PolicyView {
     pub mode: &'static str,
     /// What it says.
     pub spec: toolweir_crds::MCPPolicySpec,
+}
+
+impl From<Policy> for PolicyView {
+    fn from(policy: Policy) -> Self {
+        let mode = match policy.spec.mode {
+            Mode::Enforce => "Enforce",
+            Mode::Audit => "Audit",
+        };
+        Self { name: policy.id.to_string(), mode, spec: policy.spec }
+    }
+}
+
+/// A url that cannot be connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadUrl {
+    /// The server's name.
+    pub server: String,
+    /// The url, as a policy has it.
+    pub url: String,
+    /// What is wrong with it; names it.
+    pub why: String,
 }
 
 /// A server that policies name, with the handles of its metrics.
@@ -60,21 +88,20 @@ pub struct Server {
 }
 
 impl InForce {
-    /// The policies with the handles of their metrics.
-    ///
-    /// # Errors
-    /// A url that cannot be connected to, with the server's name.
-    pub fn new(engine: Engine, policies: Vec<PolicyView>, version: String, metrics: &Metrics) -> Result<Self, (String, String)> {
-        let mut servers = HashMap::new();
+    /// The policies with the handles of their metrics, and the urls that cannot be connected to: such a server is as one
+    /// without a url, so that nothing reaches it.
+    pub fn new(engine: Engine, policies: Vec<PolicyView>, version: String, metrics: &Metrics) -> (Self, Vec<BadUrl>) {
+        let (mut servers, mut bad) = (HashMap::new(), Vec::new());
         for view in engine.servers() {
-            let url = match view.url {
-                None => None,
-                Some(url) => match url.parse::<Uri>() {
-                    Ok(parsed) if parsed.host().is_some_and(|host| !host.is_empty()) => Some(parsed),
-                    Ok(_) => return Err((view.name.to_owned(), format!("`{url}` names no host"))),
-                    Err(error) => return Err((view.name.to_owned(), format!("`{url}` is no URL: {error}"))),
-                },
-            };
+            let url = view.url.and_then(|url| {
+                let why = match url.parse::<Uri>() {
+                    Ok(parsed) if parsed.host().is_some_and(|host| !host.is_empty()) => return Some(parsed),
+                    Ok(_) => format!("`{url}` names no host"),
+                    Err(error) => format!("`{url}` is no URL: {error}"),
+                };
+                bad.push(BadUrl { server: view.name.to_owned(), url: url.to_owned(), why });
+                None
+            });
             let policy = engine.first_policy(view.name).map_or("", |policy| policy);
             let allowed = engine
                 .tools(view.name)
@@ -90,7 +117,12 @@ impl InForce {
             };
             servers.insert(server.name.clone(), Arc::new(server));
         }
-        Ok(Self { engine, policies, version, servers })
+        (Self { engine, policies, version, problems: Vec::new(), servers }, bad)
+    }
+
+    /// The servers that some policy names, in no order.
+    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.servers.values().map(|server| &**server)
     }
 
     /// A server, if some policy names it.
@@ -182,9 +214,13 @@ impl Outcome {
 
 /// Whether what is in force is what its source says.
 #[derive(Clone, Copy, Debug)]
-enum Freshness {
+pub enum Freshness {
+    /// It is.
     Current,
-    Since(Instant),
+    /// That is not known: since this moment, and for so long before it.
+    Stale(Instant, Duration),
+    /// Its source has said nothing yet, since this moment. Everything is denied.
+    Nothing(Instant),
 }
 
 /// Decides calls by the policies in force and records every decision.
@@ -199,12 +235,20 @@ pub struct Governor {
     started: Instant,
     freshness: Mutex<Freshness>,
     learned: Mutex<HashMap<String, HashSet<Box<str>>>>,
+    mcp_config: OnceLock<McpConfig>,
 }
 
 impl Governor {
     /// A governor with its first policies.
-    pub fn new(first: InForce, metrics: Arc<Metrics>, audit: Audit, counters: Arc<Memory>, options: Options) -> Arc<Self> {
-        metrics.policy_connected.set(1);
+    pub fn new(
+        first: InForce,
+        freshness: Freshness,
+        metrics: Arc<Metrics>,
+        audit: Audit,
+        counters: Arc<Memory>,
+        options: Options,
+    ) -> Arc<Self> {
+        metrics.policy_connected.set(i64::from(matches!(freshness, Freshness::Current)));
         Arc::new(Self {
             in_force: ArcSwap::from_pointee(first),
             metrics,
@@ -212,8 +256,9 @@ impl Governor {
             counters,
             options,
             started: Instant::now(),
-            freshness: Mutex::new(Freshness::Current),
+            freshness: Mutex::new(freshness),
             learned: Mutex::default(),
+            mcp_config: OnceLock::new(),
         })
     }
 
@@ -224,6 +269,9 @@ impl Governor {
 
     /// Brings policies into force for every call that is decided from now on.
     pub fn replace(&self, new: InForce) {
+        if let Some(file) = self.mcp_config.get() {
+            self.metrics.filed("mcp_config", "write", file.write(&new));
+        }
         self.in_force.store(Arc::new(new));
         self.set_current();
     }
@@ -238,17 +286,33 @@ impl Governor {
     pub fn set_stale(&self) {
         let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*freshness, Freshness::Current) {
-            *freshness = Freshness::Since(Instant::now());
+            *freshness = Freshness::Stale(Instant::now(), Duration::ZERO);
         }
         self.metrics.policy_connected.set(0);
     }
 
-    /// How long what is in force has been stale.
+    /// How long what is in force has been stale; while nothing is, for how long.
     pub fn policy_age(&self) -> Duration {
         match *self.freshness.lock().unwrap_or_else(PoisonError::into_inner) {
             Freshness::Current => Duration::ZERO,
-            Freshness::Since(then) => then.elapsed(),
+            Freshness::Stale(then, before) => before + then.elapsed(),
+            Freshness::Nothing(then) => then.elapsed(),
         }
+    }
+
+    /// Whether a policy is in force: also an old one, and also none at all where the source says so.
+    pub fn ready(&self) -> bool {
+        !matches!(*self.freshness.lock().unwrap_or_else(PoisonError::into_inner), Freshness::Nothing(_))
+    }
+
+    /// Writes the servers in force to a file, now and at every change.
+    ///
+    /// # Errors
+    /// The file cannot be written now.
+    pub fn announce(&self, file: McpConfig) -> io::Result<()> {
+        file.write(&self.in_force())?;
+        let _ = self.mcp_config.set(file);
+        Ok(())
     }
 
     /// The counts of the engine, which live on when the policies are replaced.

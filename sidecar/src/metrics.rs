@@ -5,7 +5,7 @@ use prometheus::{
     TextEncoder, core::Collector,
 };
 
-use crate::governor::Governor;
+use crate::{control, governor::Governor};
 
 /// The server's label where no policy names it.
 pub const UNKNOWN_SERVER: &str = "_unknown";
@@ -29,6 +29,7 @@ pub struct Metrics {
     limit_used: GaugeVec,
     policy_info: IntGaugeVec,
     policy_age: Gauge,
+    policy_invalid: IntGaugeVec,
     /// Whether the source of the policy can be read and what it says is in force.
     pub policy_connected: IntGauge,
     /// Attempts to bring a new policy into force that failed.
@@ -39,7 +40,19 @@ pub struct Metrics {
     pub held_bytes: IntGauge,
     /// Audit lines that were lost since nobody read them.
     pub audit_lost: IntCounter,
+    /// Attempts to open the policy stream, by their end.
+    pub control_plane_connects: IntCounterVec,
+    /// Policy streams that ended, by how.
+    pub control_plane_disconnects: IntCounterVec,
+    /// What came on policy streams.
+    pub control_plane_messages: IntCounterVec,
+    file_failures: IntCounterVec,
 }
+
+/// What the sidecar keeps in files: the label `file`.
+pub const FILES: [&str; 3] = ["policies", "trust", "mcp_config"];
+/// What failed with a file: the label `operation`.
+pub const OPERATIONS: [&str; 2] = ["read", "write"];
 
 impl Metrics {
     /// All metrics, in a registry of their own.
@@ -105,10 +118,30 @@ impl Metrics {
             connections: IntGauge::new("toolweir_connections", "Open connections of clients.")?,
             held_bytes: IntGauge::new("toolweir_held_bytes", "Bytes of bodies that are held while their meaning is decided.")?,
             audit_lost: IntCounter::new("toolweir_audit_lost_total", "Audit lines that were lost since stdout was not read.")?,
+            policy_invalid: IntGaugeVec::new(
+                Opts::new("toolweir_policy_invalid", "Policies in force that cannot be enforced as written and deny; always 1."),
+                &["policy"],
+            )?,
+            control_plane_connects: IntCounterVec::new(
+                Opts::new("toolweir_control_plane_connects_total", "Attempts to open the policy stream, by their end."),
+                &["result"],
+            )?,
+            control_plane_disconnects: IntCounterVec::new(
+                Opts::new("toolweir_control_plane_disconnects_total", "Policy streams that ended, by how."),
+                &["end"],
+            )?,
+            control_plane_messages: IntCounterVec::new(
+                Opts::new("toolweir_control_plane_messages_total", "What came on policy streams."),
+                &["kind"],
+            )?,
+            file_failures: IntCounterVec::new(
+                Opts::new("toolweir_file_failures_total", "Files of the sidecar that could not be read or written."),
+                &["file", "operation"],
+            )?,
         };
         let build = IntGaugeVec::new(Opts::new("toolweir_build_info", "The version of the sidecar; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let all: [Box<dyn Collector>; 14] = [
+        let all: [Box<dyn Collector>; 19] = [
             Box::new(metrics.tool_calls.clone()),
             Box::new(metrics.requests.clone()),
             Box::new(metrics.upstream_duration.clone()),
@@ -122,12 +155,45 @@ impl Metrics {
             Box::new(metrics.connections.clone()),
             Box::new(metrics.held_bytes.clone()),
             Box::new(metrics.audit_lost.clone()),
+            Box::new(metrics.policy_invalid.clone()),
+            Box::new(metrics.control_plane_connects.clone()),
+            Box::new(metrics.control_plane_disconnects.clone()),
+            Box::new(metrics.control_plane_messages.clone()),
+            Box::new(metrics.file_failures.clone()),
             Box::new(build),
         ];
         for collector in all {
             metrics.registry.register(collector)?;
         }
         Ok(metrics)
+    }
+
+    /// Begins the counts of the control plane at 0, so that the first of each is seen as a rise. Without a control plane
+    /// there are none.
+    pub fn begin_control_plane(&self) {
+        for result in control::client::RESULTS {
+            self.control_plane_connects.with_label_values(&[result]);
+        }
+        for end in control::client::ENDS {
+            self.control_plane_disconnects.with_label_values(&[end]);
+        }
+        for kind in control::wire::KINDS {
+            self.control_plane_messages.with_label_values(&[kind]);
+        }
+        for file in FILES {
+            for operation in OPERATIONS {
+                self.file_failures.with_label_values(&[file, operation]);
+            }
+        }
+    }
+
+    /// What was done with a file: logs and counts a failure.
+    pub fn filed<T, E: std::fmt::Display>(&self, file: &str, operation: &str, done: Result<T, E>) -> Option<T> {
+        done.inspect_err(|error| {
+            tracing::error!(%error, "{file} file, {operation}");
+            self.file_failures.with_label_values(&[file, operation]).inc();
+        })
+        .ok()
     }
 
     /// The Prometheus text format, with what is computed at a scrape.
@@ -140,6 +206,10 @@ impl Metrics {
         self.policy_info.reset();
         for policy in &in_force.policies {
             self.policy_info.with_label_values(&[policy.name.as_str(), policy.mode, in_force.version.as_str()]).set(1);
+        }
+        self.policy_invalid.reset();
+        for problem in &in_force.problems {
+            self.policy_invalid.with_label_values(&[problem.policy.as_str()]).set(1);
         }
         self.limit_used.reset();
         for limit in in_force.engine.limits(governor.now()) {

@@ -1,7 +1,8 @@
-//! `toolweir-sidecar run`: the proxy with a local policy.
+//! `toolweir-sidecar run`: the proxy with policies of files or of the operator.
 
 use std::{
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +18,9 @@ use toolweir_engine::{Memory, Options};
 use crate::{
     admin::{self, Face, LogLevel, State},
     audit::Audit,
-    governor::Governor,
+    control,
+    governor::{Freshness, Governor},
+    mcp_config::McpConfig,
     metrics::Metrics,
     proxy::{
         Limits,
@@ -30,11 +33,22 @@ use crate::{
     source::{self, Urls, Watch},
 };
 
+/// Where policies come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file or folder of this machine.
+    Local(PathBuf),
+    /// The operator.
+    ControlPlane(control::Config),
+}
+
 /// What `run` is told.
 #[derive(Clone)]
 pub struct Config {
-    /// The policy file or folder.
-    pub policy: PathBuf,
+    /// Where policies come from.
+    pub source: Source,
+    /// The file for agents that lists the servers in force, if there is one.
+    pub mcp_config: Option<PathBuf>,
     /// Where the proxy listens.
     pub listen: String,
     /// Where metrics and health are served.
@@ -82,7 +96,7 @@ pub fn govern(
         .and_then(|loaded| loaded.in_force(policy, &metrics))
         .map_err(PolicyErrors)?;
     let audit = Audit::new(audit, metrics.audit_lost.clone()).context("the audit log cannot be started")?;
-    Ok((Governor::new(first, metrics, audit, counters, options.clone()), watch))
+    Ok((Governor::new(first, Freshness::Current, metrics, audit, counters, options.clone()), watch))
 }
 
 /// A running sidecar.
@@ -109,18 +123,44 @@ impl Sidecar {
     }
 }
 
-/// Starts the proxy, its small servers and the watch on the policy.
+/// What keeps policies what their source says, for as long as it runs.
+type Upkeep = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Config {
+    fn govern(
+        &self,
+        audit: Box<dyn std::io::Write + Send>,
+        stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<(Arc<Governor>, Upkeep)> {
+        match &self.source {
+            Source::Local(path) => {
+                let (governor, watch) = govern(path, Urls::Needed, self.counters, &self.options, audit)?;
+                Ok((Arc::clone(&governor), Box::pin(watch.run(governor))))
+            }
+            Source::ControlPlane(config) => {
+                let (governor, follower) = control::govern(config, self.counters, &self.options, audit)?;
+                Ok((Arc::clone(&governor), Box::pin(follower.run(governor, stopping))))
+            }
+        }
+    }
+}
+
+/// Starts the proxy, its small servers and what keeps the policies current.
 ///
 /// # Errors
-/// The policy is not in order, an address cannot be bound, or a certificate cannot be read.
+/// The policy is not in order, an address cannot be bound, a certificate cannot be read, or the agents' file cannot be
+/// written.
 pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io::Write + Send>) -> anyhow::Result<Sidecar> {
-    let (governor, watch) = govern(&config.policy, Urls::Needed, config.counters, &config.options, audit)?;
+    let (stop, stopping) = watch::channel(false);
+    let (governor, upkeep) = config.govern(audit, stopping.clone())?;
     let tls = upstream::tls(config.upstream_ca.as_deref())
         .with_context(|| format!("--upstream-ca {}", config.upstream_ca.as_deref().unwrap_or(Path::new("")).display()))?;
-    let (stop, stopping) = watch::channel(false);
     let listener = admin::bind(&config.listen, "--listen").await?;
     let metrics = admin::bind(&config.metrics_listen, "--metrics-listen").await?;
     let admin = admin::bind(&config.admin_listen, "--admin-listen").await?;
+    if let Some(path) = &config.mcp_config {
+        governor.announce(McpConfig::new(path.clone(), listener.local_addr()?)).context("--mcp-config")?;
+    }
     let (metrics_address, admin_address) = (metrics.local_addr()?, admin.local_addr()?);
     let shared = Arc::new(Shared {
         budget: Budget::new(config.limits.held, config.limits.held_wait, governor.metrics.held_bytes.clone()),
@@ -134,7 +174,7 @@ pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io:
     let state = State { governor: Arc::clone(&governor), stopping, log_level };
     tokio::spawn(admin::serve(metrics, Face::Metrics, state.clone()));
     tokio::spawn(admin::serve(admin, Face::Admin, state));
-    tokio::spawn(watch.run(Arc::clone(&governor)));
+    tokio::spawn(upkeep);
     let in_force = governor.in_force();
     tracing::info!(
         listen = %proxy.address,
@@ -143,7 +183,8 @@ pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io:
         version = %in_force.version,
         policies = in_force.policies.len(),
         servers = in_force.engine.servers().count(),
-        "ready"
+        "{}",
+        if governor.ready() { "ready" } else { "no policy yet; everything is denied until the control plane gives one" }
     );
     drop(in_force);
     Ok(Sidecar { governor, proxy, metrics: metrics_address, admin: admin_address, stop })

@@ -112,14 +112,7 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: U
         return Err(errors);
     }
     let whole: String = texts.iter().map(|(_, text)| text.as_str()).collect();
-    let views = policies.into_iter().map(|policy| PolicyView {
-        name: policy.id.to_string(),
-        mode: match policy.spec.mode {
-            toolweir_crds::Mode::Enforce => "Enforce",
-            toolweir_crds::Mode::Audit => "Audit",
-        },
-        spec: policy.spec,
-    });
+    let views = policies.into_iter().map(PolicyView::from);
     Ok(Loaded { engine, policies: views.collect(), version: sha256(whole.as_bytes()).chars().take(12).collect(), warnings })
 }
 
@@ -132,8 +125,10 @@ impl Loaded {
         for warning in &self.warnings {
             tracing::warn!(%warning, "policy");
         }
-        InForce::new(self.engine, self.policies, self.version, metrics)
-            .map_err(|(server, why)| vec![file_error(path, format!("server {server}: {why}"))])
+        let (in_force, bad) = InForce::new(self.engine, self.policies, self.version, metrics);
+        let errors: Vec<FileError> =
+            bad.into_iter().map(|bad| file_error(path, format!("server {}: {}", bad.server, bad.why))).collect();
+        if errors.is_empty() { Ok(in_force) } else { Err(errors) }
     }
 }
 

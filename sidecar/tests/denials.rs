@@ -118,7 +118,7 @@ fn close(sidecar: &Sidecar, text: &str) {
     let policies: Vec<Policy> = located.into_iter().map(|located| located.document.into()).collect();
     let (engine, problems) = Engine::compile(&policies, Memory::new(1), &Options::default());
     assert_eq!(problems.len(), 1);
-    let broken = InForce::new(engine, Vec::new(), "broken".to_owned(), &sidecar.governor.metrics).unwrap();
+    let broken = InForce::new(engine, Vec::new(), "broken".to_owned(), &sidecar.governor.metrics).0;
     sidecar.governor.replace(broken);
 }
 

@@ -293,7 +293,7 @@ fn nothing_passes_a_policy_that_does_not_compile_or_does_not_name_the_server() {
         let located = toolweir_crds::read_documents("policy.yaml", &text).unwrap();
         let policies: Vec<Policy> = located.into_iter().map(|located| located.document.into()).collect();
         let (engine, _) = Engine::compile(&policies, Memory::new(1), &Options::default());
-        governor.replace(InForce::new(engine, Vec::new(), "v".to_owned(), &governor.metrics).unwrap());
+        governor.replace(InForce::new(engine, Vec::new(), "v".to_owned(), &governor.metrics).0);
         let gate = gate(&governor);
         for message in [call("1", "pay", "{}"), request("1", "initialize", "{}"), request("1", "tools/list", "{}")] {
             let Passage::Answer(answer) = gate.from_client(message.as_bytes()) else { panic!("{reason}: {message}") };

@@ -30,11 +30,14 @@ def rows(text):
     def title(line):
         return next((above.removeprefix("# ---- ") for above in reversed(lines[:line]) if above.startswith("# ---- ")), "")
 
+    def documented(node):
+        """Whether a key of this map, or of a map in it, has a comment."""
+        return isinstance(node, yaml.MappingNode) and any(comment(lines, key.start_mark.line) or documented(below) for key, below in node.value)
+
     def walk(node, value, path):
         for key, below in node.value:
             name, line = [*path, key.value], key.start_mark.line
-            inner = below.value[0][0].start_mark.line if isinstance(below, yaml.MappingNode) and below.value else line
-            if inner > line and comment(lines, inner):
+            if below.start_mark.line > line and documented(below):
                 yield from walk(below, value[key.value], name)
             elif words := comment(lines, line):
                 yield title(line), ".".join(name), value[key.value], words

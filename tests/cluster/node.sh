@@ -6,16 +6,23 @@
 #   node.sh load NAME TAR     import a docker/OCI archive as image NAME (there is no image registry)
 #   node.sh down              delete every pod, stop everything that `up` started, remove its state
 #
-# State lives in $NODE_DIR (default /var/tmp/toolweir-node). Binaries live in the cache folder, $NODE_CACHE (default
-# $TOOLWEIR_CACHE/node, else ~/.cache/toolweir/node), and survive `down`: the next run and CI build nothing.
+# It needs root. `up` builds what is missing, does nothing where the node is up, and begins anew where one was left half up.
+# State lives in $NODE_DIR (default /var/tmp/toolweir-node); after `down`, only its logs are left there. Binaries live in the
+# cache folder, $NODE_CACHE (default $TOOLWEIR_CACHE/node, else ~/.cache/toolweir/node), and survive `down`: the next run and
+# CI build nothing. Nothing listens beyond the machine: the API server has the node's own address, etcd has loopback, and
+# the tokens are made anew by each `up`.
 set -euo pipefail
 
 K8S=v1.37.2 ETCD=v3.7.3 HELM=v4.3.1 COREDNS=v1.15.0
 NODE_DIR=${NODE_DIR:-/var/tmp/toolweir-node}
 NODE_CACHE=${NODE_CACHE:-${TOOLWEIR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/toolweir}/node}
 BIN=$NODE_CACHE/bin SRC=$NODE_CACHE/src RUN=$NODE_DIR/run LOG=$NODE_DIR/log
+EXPORT="export KUBECONFIG=$RUN/admin.kubeconfig PATH=$BIN:\$PATH"
 NODE_IP=10.244.0.1 POD_CIDR=10.244.0.0/24 SERVICE_CIDR=10.96.0.0/16 DNS_IP=10.96.0.10
 PATH=$BIN:$PATH
+
+fail() { echo "node.sh: $*" >&2; exit 1; }
+as_root() { [ "$(id -u)" = 0 ] || fail "$1 needs root: it runs containers and makes network devices"; }
 
 # ---- build ---------------------------------------------------------------------------------------------------------
 
@@ -45,14 +52,35 @@ single_module() {
 	[ -x "$BIN/$1" ] && return
 	mkdir -p "$SRC/$1" && cd "$SRC/$1"
 	printf 'module node\n\ngo 1.26\n' >go.mod
+	echo "building $1 $3 ..." >&2
 	go get "$2@$3"
-	go build -trimpath -ldflags '-s -w' -o "$BIN/$1" "$4"
+	go build -trimpath -ldflags '-s -w' -o "$BIN/$1.new" "$4"
+	mv "$BIN/$1.new" "$BIN/$1"
+}
+
+packages() {
+	local program
+	for program in containerd ctr runc nft iptables conntrack openssl; do command -v $program >/dev/null || return; done
+	[ -x /usr/lib/cni/bridge ]
+}
+
+built() {
+	local program
+	for program in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl etcd helm coredns pause; do
+		[ -x "$BIN/$program" ] || return
+	done
+	packages
 }
 
 build() {
+	built && return
+	as_root build # for apt-get
+	command -v go >/dev/null || fail "needs 'go' 1.26 or later to build Kubernetes; install it from https://go.dev/dl"
+	command -v cc >/dev/null || fail "needs 'cc'; install it with: apt-get install build-essential"
+	# What is to be kept is kept: two builds at once would write the same files.
+	mkdir -p "$BIN" && exec 9>"$NODE_CACHE/lock" && flock 9
 	export CGO_ENABLED=0 DEBIAN_FRONTEND=noninteractive
-	mkdir -p "$BIN"
-	if ! command -v containerd >/dev/null || [ ! -x /usr/lib/cni/bridge ]; then
+	if ! packages; then
 		apt-get update -qq
 		apt-get install -y -qq --no-install-recommends containerd runc containernetworking-plugins nftables iptables conntrack openssl
 	fi
@@ -61,7 +89,9 @@ build() {
 	if [ ${#missing[@]} -gt 0 ]; then
 		kubernetes_module "${programs[@]}"
 		for c in "${missing[@]}"; do
-			go build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$K8S" -o "$BIN/$c" "k8s.io/kubernetes/cmd/$c"
+			echo "building $c $K8S ..." >&2
+			go build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$K8S" -o "$BIN/$c.new" "k8s.io/kubernetes/cmd/$c"
+			mv "$BIN/$c.new" "$BIN/$c"
 		done
 	fi
 	single_module etcd go.etcd.io/etcd/server/v3 "$ETCD" go.etcd.io/etcd/server/v3
@@ -79,14 +109,26 @@ build() {
 
 # ---- run -----------------------------------------------------------------------------------------------------------
 
-start() { local name=$1; shift; setsid nohup "$@" >"$LOG/$name.log" 2>&1 </dev/null & echo $! >"$RUN/$name.pid"; }
+# start NAME COMMAND...: in the background, with its pid and the time of its start: a pid alone may be another's by now.
+start() {
+	local name=$1; shift
+	setsid nohup "$@" >"$LOG/$name.log" 2>&1 </dev/null 9>&- &
+	echo "$! $(started_at $!)" >"$RUN/$name.pid"
+}
+started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+# running NAME: prints the pid of what `start` started, if it still runs.
+running() {
+	local pid at
+	[ -f "$RUN/$1.pid" ] && read -r pid at <"$RUN/$1.pid" || return
+	[ "$at" ] && [ "$(started_at "$pid")" = "$at" ] && echo "$pid"
+}
 
-kubeconfig() { # kubeconfig NAME: one that signs in with the static token NAME-token
+kubeconfig() { # kubeconfig NAME TOKEN: one that signs in with a static token
 	cat >"$RUN/$1.kubeconfig" <<-Y
 		apiVersion: v1
 		kind: Config
-		clusters: [{name: node, cluster: {server: "https://127.0.0.1:6443", certificate-authority: $RUN/pki/ca.crt}}]
-		users: [{name: $1, user: {token: $1-token}}]
+		clusters: [{name: node, cluster: {server: "https://$NODE_IP:6443", certificate-authority: $RUN/pki/ca.crt}}]
+		users: [{name: $1, user: {token: $2}}]
 		contexts: [{name: node, context: {cluster: node, user: $1}}]
 		current-context: node
 	Y
@@ -108,6 +150,7 @@ network() {
 	# that nothing sent to one can leave the machine; kube-proxy rewrites them before that.
 	ip link show cni0 >/dev/null 2>&1 || { ip link add cni0 type bridge; ip addr add $NODE_IP/24 dev cni0; ip link set cni0 up; }
 	ip link show svc0 >/dev/null 2>&1 || { ip link add svc0 type bridge; ip link set svc0 up; ip route add $SERVICE_CIDR dev svc0; }
+	[ -f "$RUN/ip_forward" ] || sysctl -n net.ipv4.ip_forward >"$RUN/ip_forward"
 	sysctl -qw net.ipv4.ip_forward=1
 	mkdir -p "$RUN/cni"
 	cat >"$RUN/cni/10-bridge.conflist" <<-J
@@ -121,24 +164,46 @@ network() {
 wait_for() { # wait_for SECONDS WHAT COMMAND...
 	local seconds=$1 what=$2; shift 2
 	for _ in $(seq $((seconds * 4))); do "$@" >/dev/null 2>&1 && return; sleep 0.25; done
-	echo "node.sh: $what did not come up within $seconds s; see $LOG" >&2; exit 1
+	fail "$what did not come up within $seconds s; the logs are in $LOG: $(cd "$LOG" && ls -tr | tr '\n' ' ')"
+}
+
+# is_up: whether everything that `up` starts runs and the node is ready.
+is_up() {
+	local name
+	for name in etcd kube-apiserver controller-manager scheduler containerd kubelet kube-proxy coredns; do
+		running $name >/dev/null || return
+	done
+	KUBECONFIG=$RUN/admin.kubeconfig kubectl wait --for condition=Ready node/node1 --timeout 10s >/dev/null 2>&1
+}
+
+users() { # static tokens, for those who made them only
+	local name user group token umask; umask=$(umask); umask 077
+	: >tokens.csv
+	while read -r name user group; do
+		token=$(openssl rand -hex 24)
+		echo "$token,$user,$name,\"$group\"" >>tokens.csv
+		kubeconfig "$name" "$token"
+	done <<-U
+		admin admin system:masters
+		kubelet system:node:node1 system:nodes
+		controller-manager system:kube-controller-manager
+		scheduler system:kube-scheduler
+		proxy system:kube-proxy
+		dns system:coredns
+	U
+	umask "$umask"
 }
 
 up() {
-	mkdir -p "$RUN" "$LOG"; pki; network; cd "$RUN"
-	cat >tokens.csv <<-C
-		admin-token,admin,admin,"system:masters"
-		kubelet-token,system:node:node1,node1,"system:nodes"
-		controller-manager-token,system:kube-controller-manager,controller-manager,""
-		scheduler-token,system:kube-scheduler,scheduler,""
-		proxy-token,system:kube-proxy,proxy,""
-		dns-token,system:coredns,dns,""
-	C
-	for user in admin kubelet controller-manager scheduler proxy dns; do kubeconfig $user; done
+	as_root up
+	if is_up; then echo "$EXPORT"; return; fi
+	[ ! -d "$RUN" ] || down
+	build >&2
+	mkdir -p "$RUN" "$LOG" && rm -f "$LOG"/*.log; pki; network; cd "$RUN"; users
 	start etcd etcd --data-dir "$RUN/etcd" --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
 		--listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync
 	start kube-apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 --service-cluster-ip-range $SERVICE_CIDR \
-		--bind-address 0.0.0.0 --advertise-address $NODE_IP --secure-port 6443 --allow-privileged \
+		--bind-address $NODE_IP --advertise-address $NODE_IP --secure-port 6443 --allow-privileged \
 		--tls-cert-file pki/apiserver.crt --tls-private-key-file pki/apiserver.key --token-auth-file tokens.csv \
 		--authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --kubelet-preferred-address-types InternalIP \
 		--service-account-issuer https://kubernetes.default.svc --service-account-signing-key-file pki/sa.key --service-account-key-file pki/sa.pub
@@ -227,31 +292,69 @@ up() {
 	wait_for 60 "the node" kubectl wait --for condition=Ready node/node1 --timeout 1s
 	wait_for 30 "the default service account" kubectl get serviceaccount default
 	wait_for 30 "cluster DNS" grep -q "^CoreDNS-" "$LOG/coredns.log"
-	echo "export KUBECONFIG=$KUBECONFIG PATH=$BIN:\$PATH"
+	echo "$EXPORT"
 }
 
-load() { ctr --address "$RUN/containerd.sock" --namespace k8s.io images import "$2" >/dev/null && echo "loaded $1"; }
+load() {
+	as_root load
+	[ -S "$RUN/containerd.sock" ] || fail "the node is not up; start it with: node.sh up"
+	ctr --address "$RUN/containerd.sock" --namespace k8s.io images import "$2" >/dev/null && echo "loaded $1" >&2
+}
+
+ctr_k8s() { ctr --address "$RUN/containerd.sock" --namespace k8s.io "$@"; }
 
 down() {
+	as_root down
 	export KUBECONFIG=$RUN/admin.kubeconfig
-	[ -f "$KUBECONFIG" ] && timeout 60 kubectl delete pods --all --all-namespaces --grace-period 1 >/dev/null 2>&1 || true
+	local name namespaces= pid
+	# The kubelet ends the pods and gives back their networks; an API server that answers is needed for that.
+	if running kube-apiserver >/dev/null && running kubelet >/dev/null; then
+		timeout 60 kubectl delete pods --all --all-namespaces --grace-period 1 >/dev/null 2>&1 || true
+	fi
 	for name in kubelet kube-proxy coredns scheduler controller-manager kube-apiserver etcd; do stop $name; done
-	if [ -S "$RUN/containerd.sock" ]; then # what the API server could not delete
-		ctr --address "$RUN/containerd.sock" --namespace k8s.io tasks ls -q | while read -r task; do
-			ctr --address "$RUN/containerd.sock" --namespace k8s.io tasks kill -s 9 "$task" || true
-		done
+	if running containerd >/dev/null; then # what the API server could not delete
+		namespaces=$(ctr_k8s containers ls -q | while read -r name; do ctr_k8s containers info "$name"; done |
+			grep -o '/netns/cni-[0-9a-f-]*' | sort -u || true)
+		ctr_k8s tasks ls -q | while read -r name; do ctr_k8s tasks kill -s 9 "$name" || true; done
+		for _ in $(seq 40); do ctr_k8s tasks ls | grep -q RUNNING || break; sleep 0.25; done
+		ctr_k8s tasks ls -q | while read -r name; do ctr_k8s tasks delete --force "$name" >/dev/null || true; done
 	fi
 	stop containerd
-	mount | awk -v run="$RUN/" 'index($3, run) == 1 { print $3 }' | sort -r | while read -r point; do umount -l "$point"; done
+	# Shims outlive containerd by design. Their command line has the address of the containerd that started them.
+	for pid in $(grep -lazs -- "$RUN/containerd.sock" /proc/[0-9]*/cmdline | cut -d / -f 3); do
+		case $(readlink "/proc/$pid/exe") in */containerd-shim-*) kill -9 "$pid" 2>/dev/null || true ;; esac
+	done
+	awk -v run="$RUN/" -v root="$NODE_DIR/containerd/" 'index($5, run) == 1 || index($5, root) == 1 { print $5 }' /proc/self/mountinfo |
+		sort -r | while read -r name; do umount -l "$name"; done
+	for name in ${namespaces//\/netns\//}; do ip netns delete "$name" 2>/dev/null || true; done
 	ip link del cni0 2>/dev/null || true; ip link del svc0 2>/dev/null || true
-	nft delete table ip kube-proxy 2>/dev/null || true; nft delete table ip6 kube-proxy 2>/dev/null || true
-	rm -rf "$RUN"
+	for name in ip ip6; do nft delete table $name kube-proxy 2>/dev/null || true; done
+	packet_rules
+	if [ -f "$RUN/ip_forward" ]; then sysctl -qw net.ipv4.ip_forward="$(cat "$RUN/ip_forward")"; fi
+	find /sys/fs/cgroup -depth -type d -path '*/kubepods*' -exec rmdir {} + 2>/dev/null || true
+	rm -rf "$RUN" "$NODE_DIR/containerd"
+}
+
+# packet_rules: removes the chains of the kubelet and of the CNI plugins, which they leave behind when pods end by force.
+packet_rules() {
+	local tables table
+	for tables in iptables ip6tables; do
+		command -v $tables >/dev/null || continue
+		for table in nat mangle filter; do
+			$tables -w -t $table -S 2>/dev/null | awk '
+				/^-A/ && /(-j|-A) (CNI-|KUBE-)/ { sub(/^-A/, "-D"); rules = rules $0 "\n" }
+				/^-N (CNI-|KUBE-)/ { chains = chains "-F " $2 "\n"; gone = gone "-X " $2 "\n" }
+				END { printf "%s%s%s", chains, rules, gone }' | while read -r rule; do
+				eval "$tables -w -t $table $rule" 2>/dev/null || true
+			done
+		done
+	done
 }
 
 stop() {
-	[ -f "$RUN/$1.pid" ] || return 0
-	local pid; pid=$(cat "$RUN/$1.pid"); kill "$pid" 2>/dev/null || return 0
-	for _ in $(seq 40); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.25; done
+	local pid; pid=$(running "$1") || return 0
+	kill "$pid" 2>/dev/null || return 0
+	for _ in $(seq 40); do running "$1" >/dev/null || return 0; sleep 0.25; done
 	kill -9 "$pid" 2>/dev/null || true
 }
 
@@ -259,5 +362,5 @@ SELF=$(readlink -f "$0")
 case "${1:-}" in
 build | up | down) "$1" ;;
 load) shift; load "$@" ;;
-*) sed -n '2,10p' "$SELF"; exit 2 ;;
+*) sed -n '2,7p' "$SELF"; exit 2 ;;
 esac

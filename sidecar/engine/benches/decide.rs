@@ -15,6 +15,7 @@ fn policy(name: &str, tools: Vec<Tool>) -> Policy {
         id: PolicyId { cluster: false, namespace: "agents".to_owned(), name: name.to_owned() },
         created: None,
         spec: MCPPolicySpec { servers: vec![server], ..MCPPolicySpec::default() },
+        unreadable: None,
     }
 }
 

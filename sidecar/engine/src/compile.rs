@@ -42,6 +42,17 @@ pub struct Policy {
     pub created: Option<String>,
     /// What it says.
     pub spec: MCPPolicySpec,
+    /// Why it cannot be read, if so: whatever `spec` holds, the policy denies everything on its servers.
+    pub unreadable: Option<FieldError>,
+}
+
+impl Policy {
+    /// A policy that cannot be read, so that nobody knows which servers it names: it denies everything on every server.
+    pub fn unreadable(id: PolicyId, error: FieldError) -> Self {
+        let every = Server { name: "*".to_owned(), ..Server::default() };
+        let spec = MCPPolicySpec { servers: vec![every], ..MCPPolicySpec::default() };
+        Self { id, created: None, spec, unreadable: Some(error) }
+    }
 }
 
 impl From<Document> for Policy {
@@ -51,7 +62,7 @@ impl From<Document> for Policy {
             Document::MCPClusterPolicy { metadata, spec } => (true, metadata, spec.into()),
         };
         let id = PolicyId { cluster, namespace: metadata.namespace.unwrap_or_default(), name: metadata.name };
-        Self { id, created: metadata.creation_timestamp, spec }
+        Self { id, created: metadata.creation_timestamp, spec, unreadable: None }
     }
 }
 
@@ -105,8 +116,9 @@ impl Engine {
             if before.replace(&policy.id) == Some(&policy.id) {
                 compiler.at("metadata.name", format!("there is another policy `{}`; rename one", policy.id));
             }
-            for error in toolweir_crds::bounds::check(&policy.spec, policy.id.cluster) {
-                compiler.errors.push(error);
+            match &policy.unreadable {
+                Some(error) => compiler.errors.push(error.clone()),
+                None => compiler.errors.extend(toolweir_crds::bounds::check(&policy.spec, policy.id.cluster)),
             }
             let servers: Vec<Vec<Entry>> =
                 policy.spec.servers.iter().enumerate().map(|(at, server)| compiler.server(at, server)).collect();

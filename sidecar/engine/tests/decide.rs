@@ -7,10 +7,10 @@ use std::sync::{
 };
 
 use serde_json::json;
-use toolweir_crds::read_documents;
+use toolweir_crds::{FieldError, read_documents};
 use toolweir_engine::{
-    Call, Counters, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, Problem, Reason, Severity, Timestamp,
-    json::Reader,
+    Call, Counters, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Problem, Reason, Severity,
+    Timestamp, json::Reader,
 };
 
 /// A policy of the namespace `agents`.
@@ -520,6 +520,21 @@ mod a_policy_that_does_not_compile {
         let broken = cluster_policy("broken", "servers: [{name: '*', tools: [{name: a, validations: [{expression: oops}]}]}]");
         let (engine, _) = compile(&[broken, policy("p", "servers: [{name: s, url: 'http://s/', defaultAction: Allow}]")]);
         assert_eq!(denied(call(&engine, "b", "", 0)).policy.as_deref(), Some("broken"));
+    }
+
+    #[test]
+    fn denies_every_server_where_it_cannot_be_read() {
+        for cluster in [false, true] {
+            let id = PolicyId { cluster, namespace: "agents".to_owned(), name: "newer".to_owned() };
+            let error = FieldError { path: "spec".to_owned(), message: "unknown field `x`".to_owned() };
+            let unreadable = Policy::unreadable(id.clone(), error.clone());
+            let open = policy("p", "servers: [{name: s, url: 'http://s/', defaultAction: Allow}]");
+            let (engine, problems) = compile(&[open, unreadable]);
+            assert_eq!(problems, [Problem { policy: 1, severity: Severity::Invalid, error }]);
+            let denial = denied(call(&engine, "b", "", 0));
+            assert_eq!((denial.reason, denial.policy.as_deref()), (Reason::InvalidPolicy, Some(id.to_string().as_str())));
+            assert!(denial.message.contains("does not compile (spec: unknown field `x`)"), "{}", denial.message);
+        }
     }
 
     #[test]

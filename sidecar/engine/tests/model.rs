@@ -146,6 +146,7 @@ fn policy(name: &'static str) -> impl Strategy<Value = Policy> {
             id: PolicyId { cluster, namespace: if cluster { "" } else { "agents" }.to_owned(), name: name.to_owned() },
             created: None,
             spec: MCPPolicySpec { mode, servers: servers.clone(), ..MCPPolicySpec::default() },
+            unreadable: None,
         })
     })
 }
@@ -619,7 +620,8 @@ impl Run {
             let server = |name: &str| Server { name: name.to_owned(), default_action: Action::Allow, ..Server::default() };
             let servers = vec![server("a"), server("b")];
             let id = PolicyId { cluster: true, namespace: String::new(), name: "opens".to_owned() };
-            let opens = Policy { id, created: None, spec: MCPPolicySpec { servers, ..MCPPolicySpec::default() } };
+            let spec = MCPPolicySpec { servers, ..MCPPolicySpec::default() };
+            let opens = Policy { id, created: None, spec, unreadable: None };
             Audited { policy: policy.clone(), engine: compile(&[enforced, opens], &counters()), history: History::default() }
         };
         let (shuffled_counters, shared) = (counters(), counters());

@@ -90,19 +90,27 @@ pub fn tls(extra: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "holds no PEM certificate"));
         }
     }
+    Ok(Arc::new(trusting(roots)?))
+}
+
+/// TLS that trusts these roots and nothing else.
+///
+/// # Errors
+/// The crypto provider lacks a version of TLS: a defect of the build.
+pub fn trusting(roots: RootCertStore) -> io::Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// Resolves names in Rust: a static program has no resolver of the C library. Made at the first name, since most
 /// pods' servers have one and tests have none.
 #[derive(Clone, Debug, Default)]
-struct Resolver(Arc<OnceLock<Result<TokioResolver, String>>>);
+pub(crate) struct Resolver(Arc<OnceLock<Result<TokioResolver, String>>>);
 
 impl Resolver {
     fn get(&self) -> io::Result<&TokioResolver> {
@@ -135,9 +143,9 @@ impl Service<Name> for Resolver {
 
 /// A connector whose whole work, name, TCP and TLS, is bounded in time.
 #[derive(Clone, Debug)]
-struct Bounded<C> {
-    inner: C,
-    limit: Duration,
+pub(crate) struct Bounded<C> {
+    pub(crate) inner: C,
+    pub(crate) limit: Duration,
 }
 
 impl<C> Service<Uri> for Bounded<C>

@@ -1,0 +1,75 @@
+//! `toolweir-operator check`: whether an operator answers, as `helm test` asks it from a pod of its own.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use hickory_resolver::TokioResolver;
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio::{net::TcpStream, time::timeout};
+
+/// How long each question may take.
+const LIMIT: Duration = Duration::from_secs(10);
+/// The largest answer that is read, in bytes.
+const LARGEST: usize = 1024 * 1024;
+
+/// Asks the operator behind a Service whether it is ready, and whether both of its TLS ports show a certificate for the
+/// Service's name that its own authorities signed. Prints a line for each.
+///
+/// # Errors
+/// What does not answer as it should.
+pub async fn check(service: &str, namespace: &str) -> anyhow::Result<()> {
+    let host = format!("{service}.{namespace}.svc");
+    let address = resolve(&host).await.with_context(|| format!("{host} cannot be resolved"))?;
+    let ready = get(address, &host, "/readyz").await.context("port 8080, /readyz")?;
+    println!("ok: http://{host}:8080/readyz says {}", String::from_utf8_lossy(&ready).trim());
+    let bundle = get(address, &host, "/ca.pem").await.context("port 8080, /ca.pem")?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&bundle) {
+        roots.add(certificate.context("/ca.pem holds no PEM")?).context("/ca.pem holds no certificate of an authority")?;
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    for (port, what) in [(443, "the webhooks"), (8444, "the policy stream")] {
+        let connect = async {
+            let stream = TcpStream::connect((address, port)).await.context("it cannot be connected to")?;
+            let name = ServerName::try_from(host.clone())?;
+            connector.connect(name, stream).await.context("its certificate is not in order")
+        };
+        timeout(LIMIT, connect).await.context("no answer in time")?.with_context(|| format!("port {port}, {what}"))?;
+        println!("ok: {host}:{port}, {what}, shows a certificate of the operator's authority");
+    }
+    Ok(())
+}
+
+/// The address of a Service's name, found without the C library, which a static program lacks.
+async fn resolve(host: &str) -> anyhow::Result<std::net::IpAddr> {
+    let resolver = TokioResolver::builder_tokio()?.build()?;
+    let found = timeout(LIMIT, resolver.lookup_ip(host)).await??;
+    found.iter().next().context("it has no address")
+}
+
+async fn get(address: std::net::IpAddr, host: &str, path: &str) -> anyhow::Result<Bytes> {
+    let ask = async {
+        let stream = TcpStream::connect(SocketAddr::new(address, 8080)).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::get(path).header(header::HOST, host).body(Empty::<Bytes>::new())?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LARGEST).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
+        if !status.is_success() {
+            bail!("the answer is {status}: {}", String::from_utf8_lossy(&body).trim());
+        }
+        Ok(body)
+    };
+    timeout(LIMIT, ask).await.context("no answer in time")?
+}

@@ -1,0 +1,343 @@
+//! `config.yaml`: what whoever installs the operator decides.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::inject::Quantity;
+
+/// Namespaces that are protected whatever the configuration says: the cluster itself runs there.
+pub const ALWAYS_PROTECTED: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+
+/// The whole file. What is left out has its default, and what is not known is an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// The sidecars that are injected.
+    pub sidecar: Sidecar,
+    /// Namespaces whose pods are never injected, besides [`ALWAYS_PROTECTED`] and the operator's own.
+    pub protected_namespaces: Vec<String>,
+    /// Whether there is a store that counts limits across pods.
+    pub shared_store: bool,
+    /// How long certificates live.
+    pub certificates: Certificates,
+}
+
+/// The sidecars that are injected.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Sidecar {
+    /// The image.
+    pub image: String,
+    /// When it is pulled.
+    pub image_pull_policy: PullPolicy,
+    /// What a sidecar requests and is limited to; annotations of a pod override it.
+    pub resources: Resources,
+    /// What a sidecar logs; an annotation of a pod overrides it.
+    pub log_level: LogLevel,
+    /// How long the token lives that a sidecar shows to the operator.
+    pub token_expiration_seconds: u64,
+}
+
+impl Default for Sidecar {
+    fn default() -> Self {
+        Self {
+            image: concat!("ghcr.io/toolweir/sidecar:", env!("CARGO_PKG_VERSION")).to_owned(),
+            image_pull_policy: PullPolicy::default(),
+            resources: Resources::default(),
+            log_level: LogLevel::default(),
+            token_expiration_seconds: 3600,
+        }
+    }
+}
+
+/// When an image is pulled (Kubernetes API, `Container.imagePullPolicy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum PullPolicy {
+    /// At every start.
+    Always,
+    /// When the node does not have it.
+    #[default]
+    IfNotPresent,
+    /// Never: the node has it.
+    Never,
+}
+
+impl PullPolicy {
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// What a sidecar requests and is limited to. The defaults are those of the chart.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resources {
+    /// What is kept free for it.
+    pub requests: Amounts,
+    /// What it may not exceed.
+    pub limits: Amounts,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        let amount = |text: &str| text.parse().ok();
+        Self {
+            requests: Amounts { cpu: amount("10m"), memory: amount("24Mi") },
+            limits: Amounts { cpu: None, memory: amount("64Mi") },
+        }
+    }
+}
+
+/// Amounts of each resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Amounts {
+    /// CPUs.
+    pub cpu: Option<Quantity>,
+    /// Bytes of memory.
+    pub memory: Option<Quantity>,
+}
+
+/// What a sidecar logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What failed.
+    Error,
+    /// And what may fail.
+    Warn,
+    /// And what happens now and then.
+    #[default]
+    Info,
+    /// And what happens all the time.
+    Debug,
+    /// And how.
+    Trace,
+}
+
+impl LogLevel {
+    /// Every level.
+    pub const ALL: [Self; 6] = [Self::Off, Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
+
+    /// As the sidecar's `--log-level` takes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// How long certificates live. Each is made anew at half of its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Certificates {
+    /// The operator's CA.
+    #[serde(deserialize_with = "duration")]
+    pub ca_life: Duration,
+    /// What it signs for the operator.
+    #[serde(deserialize_with = "duration")]
+    pub leaf_life: Duration,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self { ca_life: Duration::from_secs(365 * 24 * 3600), leaf_life: Duration::from_secs(24 * 3600) }
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|_| {
+        let shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();
+        de::Error::custom(format!("`{shown}` is no duration; write such as 365d, 24h or 90s"))
+    })
+}
+
+/// What is wrong with a configuration: the field, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+/// The shortest life of a certificate: below it, one cannot be made anew and spread in time.
+const SHORTEST_LIFE: Duration = Duration::from_secs(10);
+/// The longest, 100 years: what X.509 times and the clock bear.
+const LONGEST_LIFE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// What the API server takes for a token's life (`ServiceAccountTokenProjection.expirationSeconds`).
+const TOKEN_LIVES: std::ops::RangeInclusive<u64> = 600..=1 << 32;
+
+impl Config {
+    /// Reads `config.yaml`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its field.
+    pub fn read(text: &str) -> Result<Self, ConfigError> {
+        let read: Option<Self> =
+            serde_yaml::from_str(text).map_err(|error| ConfigError(error.to_string().replace(char::is_control, " ")))?;
+        let config = read.unwrap_or_default();
+        config.check().map_err(ConfigError)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let image = &self.sidecar.image;
+        if image.is_empty() || image.len() > 1024 || !image.chars().all(|c| c.is_ascii_graphic()) {
+            let shown: String = image.chars().take(80).flat_map(char::escape_debug).collect();
+            return Err(format!("sidecar.image: `{shown}` is no image; write such as ghcr.io/toolweir/sidecar:0.1.0"));
+        }
+        self.sidecar.resources.check(|resource, kind| format!("sidecar.resources.{kind}s.{resource}"))?;
+        let life = self.sidecar.token_expiration_seconds;
+        if !TOKEN_LIVES.contains(&life) {
+            let (least, most) = (TOKEN_LIVES.start(), TOKEN_LIVES.end());
+            return Err(format!("sidecar.tokenExpirationSeconds: is {life}; from {least} to {most} are possible"));
+        }
+        for (at, name) in self.protected_namespaces.iter().enumerate() {
+            let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            if !(1..=63).contains(&name.len()) || !name.bytes().all(inner) {
+                let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
+                return Err(format!("protectedNamespaces[{at}]: `{shown}` is no name of a namespace"));
+            }
+        }
+        let Certificates { ca_life, leaf_life } = self.certificates;
+        for (field, life) in [("caLife", ca_life), ("leafLife", leaf_life)] {
+            if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&life) {
+                let life = humantime::format_duration(life);
+                return Err(format!("certificates.{field}: is {life}; from 10s to 36500d are possible"));
+            }
+        }
+        if leaf_life > ca_life {
+            let [leaf, ca] = [leaf_life, ca_life].map(humantime::format_duration);
+            return Err(format!("certificates.leafLife: is {leaf}, longer than caLife, {ca}; no certificate outlives its CA"));
+        }
+        Ok(())
+    }
+
+    /// Whether pods of a namespace are never touched.
+    pub fn protects(&self, namespace: &str, operator_namespace: &str) -> bool {
+        namespace == operator_namespace
+            || ALWAYS_PROTECTED.contains(&namespace)
+            || self.protected_namespaces.iter().any(|protected| protected == namespace)
+    }
+}
+
+/// The least memory that a container can be limited to: with less, the runtime cannot start it.
+const LEAST_MEMORY: u128 = 8 * 1024 * 1024 * 1_000_000_000;
+
+impl Resources {
+    /// Whether a sidecar can run with them. `name` names an amount by resource (`cpu`, `memory`) and kind (`request`,
+    /// `limit`) for whoever wrote it.
+    pub(crate) fn check(&self, name: impl Fn(&str, &str) -> String) -> Result<(), String> {
+        let (requests, limits) = (&self.requests, &self.limits);
+        for (resource, request, limit) in [("cpu", &requests.cpu, &limits.cpu), ("memory", &requests.memory, &limits.memory)] {
+            let Some(limit) = limit else { continue };
+            let field = name(resource, "limit");
+            if limit.nanos() == 0 {
+                return Err(format!("{field}: is {limit}; a limit is more than nothing"));
+            }
+            if resource == "memory" && limit.nanos() < LEAST_MEMORY {
+                return Err(format!("{field}: is {limit}, too little to start with; write 8Mi or more, such as 64Mi"));
+            }
+            if let Some(request) = request
+                && request.nanos() > limit.nanos()
+            {
+                let other = name(resource, "request");
+                return Err(format!("{field}: is {limit}, less than the request, {request}; raise it, or lower {other}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::read(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let config = Config::read("").unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(config, Config::read("sidecar: {}\ncertificates: {}").unwrap());
+        assert_eq!(config.sidecar.image, "ghcr.io/toolweir/sidecar:0.1.0");
+        assert_eq!(config.sidecar.resources.limits.memory.unwrap().as_str(), "64Mi");
+        assert_eq!(config.sidecar.resources.limits.cpu, None);
+        assert_eq!(config.certificates.leaf_life, Duration::from_secs(86400));
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let text = "
+            sidecar:
+              image: localhost/toolweir-sidecar:e2e
+              imagePullPolicy: Never
+              resources: {requests: {cpu: 1, memory: 32Mi}, limits: {cpu: 1.5, memory: 128Mi}}
+              logLevel: off
+              tokenExpirationSeconds: 600
+            protectedNamespaces: [monitoring]
+            sharedStore: true
+            certificates: {caLife: 2m, leafLife: 1m}";
+        let config = Config::read(text).unwrap();
+        assert_eq!((config.sidecar.image_pull_policy, config.sidecar.log_level), (PullPolicy::Never, LogLevel::Off));
+        let limits = config.sidecar.resources.limits.clone();
+        assert_eq!((limits.cpu.unwrap().as_str(), limits.memory.unwrap().as_str()), ("1.5", "128Mi"));
+        assert_eq!(config.sidecar.token_expiration_seconds, 600);
+        assert!(config.shared_store);
+        assert_eq!((config.certificates.ca_life.as_secs(), config.certificates.leaf_life.as_secs()), (120, 60));
+        for namespace in ["monitoring", "kube-system", "kube-public", "kube-node-lease", "toolweir-system"] {
+            assert!(config.protects(namespace, "toolweir-system"), "{namespace}");
+        }
+        assert!(!config.protects("agents", "toolweir-system"));
+    }
+
+    #[test]
+    fn resources_that_are_named_replace_the_defaults() {
+        let config = Config::read("sidecar: {resources: {requests: {}, limits: {}}}").unwrap();
+        assert_eq!(config.sidecar.resources, Resources { requests: Amounts::default(), limits: Amounts::default() });
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_field() {
+        for (text, promised) in [
+            ("side: {}", "unknown field `side`"),
+            ("sidecar: {images: a}", "sidecar: unknown field `images`"),
+            ("sidecar: {image: ''}", "sidecar.image: `` is no image; write such as"),
+            ("sidecar: {image: 'a b'}", "sidecar.image: `a b` is no image"),
+            ("sidecar: {imagePullPolicy: Sometimes}", "unknown variant `Sometimes`, expected one of `Always`"),
+            ("sidecar: {resources: {limits: {cpu: lots}}}", "limits.cpu: `lots` is no quantity; write such as 500m"),
+            ("sidecar: {resources: {limits: {gpu: 1}}}", "unknown field `gpu`"),
+            ("sidecar: {resources: {limits: {cpu: 0}}}", "sidecar.resources.limits.cpu: is 0; a limit is more than nothing"),
+            ("sidecar: {resources: {limits: {memory: 64m}}}", "sidecar.resources.limits.memory: is 64m, too little"),
+            (
+                "sidecar: {resources: {requests: {memory: 1Gi}, limits: {memory: 64Mi}}}",
+                "sidecar.resources.limits.memory: is 64Mi, less than the request, 1Gi; raise it, or lower sidecar.resources.requests.memory",
+            ),
+            ("sidecar: {logLevel: verbose}", "unknown variant `verbose`"),
+            ("sidecar: {tokenExpirationSeconds: 60}", "sidecar.tokenExpirationSeconds: is 60; from 600 to"),
+            ("protectedNamespaces: [Kube]", "protectedNamespaces[0]: `Kube` is no name of a namespace"),
+            ("certificates: {caLife: soon}", "certificates.caLife: `soon` is no duration; write such as 365d"),
+            ("certificates: {leafLife: 5s}", "certificates.leafLife: is 5s; from 10s to 36500d are possible"),
+            ("certificates: {caLife: 101years}", "certificates.caLife: is"),
+            ("certificates: {caLife: 1h, leafLife: 2h}", "certificates.leafLife: is 2h, longer than caLife, 1h"),
+            ("[", "did not find expected"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(promised), "{text} gives {error:?}");
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
+    }
+}

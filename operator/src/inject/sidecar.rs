@@ -1,0 +1,307 @@
+//! What is added to a pod, and what is told about a pod where that does not fit.
+
+use serde_json::{Value, json};
+
+use super::{Context, INJECT_LABEL, items, name, string};
+use crate::{
+    SIDECAR_CONTAINER,
+    config::{LogLevel, Resources},
+};
+
+/// The volume of the sidecar's token. The sidecar alone mounts it.
+pub const TOKEN_VOLUME: &str = "toolweir-token";
+/// The volume in which a sidecar keeps its policies across its restarts. The sidecar alone mounts it.
+pub const STATE_VOLUME: &str = "toolweir-state";
+/// The volume through which the sidecar tells the other containers which servers there are.
+pub const CONFIG_VOLUME: &str = "toolweir-config";
+/// Where [`CONFIG_VOLUME`] is mounted.
+pub const CONFIG_PATH: &str = "/etc/toolweir";
+/// The file there, in the usual `mcpServers` form.
+pub const MCP_CONFIG: &str = "/etc/toolweir/mcp.json";
+/// Where agents reach the sidecar.
+pub const URL: &str = "http://127.0.0.1:15001";
+/// The variable that holds [`URL`].
+pub const URL_ENV: &str = "TOOLWEIR_URL";
+/// The variable that holds [`MCP_CONFIG`].
+pub const MCP_CONFIG_ENV: &str = "TOOLWEIR_MCP_CONFIG";
+/// The port of metrics and probes.
+pub const METRICS_PORT: u16 = 15020;
+/// The audience of the sidecar's token.
+pub const TOKEN_AUDIENCE: &str = "toolweir";
+
+const TOKEN_PATH: &str = "/var/run/secrets/toolweir.dev";
+const STATE_PATH: &str = "/var/lib/toolweir";
+/// Administration, proxy, metrics.
+const PORTS: [u64; 3] = [15000, 15001, 15020];
+/// The user and group of the sidecar.
+const USER: u32 = 65532;
+/// Annotations by which a pod says more of its sidecar begin with this.
+const ANNOTATION: &str = "toolweir.dev/sidecar-";
+const LOG_LEVEL: &str = "toolweir.dev/sidecar-log-level";
+const AMOUNTS: [(&str, &str); 4] = [("cpu", "request"), ("cpu", "limit"), ("memory", "request"), ("memory", "limit")];
+
+pub(super) fn is_our_volume(name: &str) -> bool {
+    [TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME].contains(&name)
+}
+
+pub(super) fn is_our_env(name: &str) -> bool {
+    [URL_ENV, MCP_CONFIG_ENV].contains(&name)
+}
+
+fn is_at_our_path(mount: &Value) -> bool {
+    mount.get("mountPath").and_then(string).is_some_and(|path| path.trim_end_matches('/') == CONFIG_PATH)
+}
+
+/// Whether a mount of another container is ours, or of a volume of ours, or where ours belongs.
+pub(super) fn is_in_place_of_ours(mount: &Value) -> bool {
+    name(mount).is_some_and(is_our_volume) || is_at_our_path(mount)
+}
+
+/// What is added to one pod.
+pub(super) struct Ours {
+    pub container: Value,
+    pub volumes: [Value; 3],
+    /// For every other container.
+    pub env: [Value; 2],
+    /// For every other container.
+    pub mount: Value,
+    /// For the annotation.
+    pub version: String,
+}
+
+impl Ours {
+    /// # Errors
+    /// An annotation of the pod is wrong: which, and what to write instead.
+    pub fn new(pod: &Value, context: &Context<'_>) -> Result<Self, String> {
+        let mut container = container(pod, context)?;
+        let before = pod.get("spec").map_or(&[][..], |spec| items(spec, "initContainers"));
+        if let Some(before) = before.iter().find(|before| is_genuine(before, &container)) {
+            keep(&mut container, before);
+        }
+        // The API server's defaults are written out, here and in the container: what comes back at a reinvocation is then
+        // the same as what was sent.
+        //
+        // The token's file is 0644, and only the sidecar mounts it. With 0440 it would be root's, and user 65532 could
+        // not read it. Where all containers run as one user, or the pod has an fsGroup, the kubelet narrows it to 0600 or
+        // 0640 by itself and lets that user or group have it.
+        let life = context.config.sidecar.token_expiration_seconds;
+        let token = json!({"audience": TOKEN_AUDIENCE, "expirationSeconds": life, "path": "token"});
+        let volumes = [
+            json!({"name": TOKEN_VOLUME, "projected": {"defaultMode": 0o644, "sources": [{"serviceAccountToken": token}]}}),
+            json!({"name": STATE_VOLUME, "emptyDir": {}}),
+            json!({"name": CONFIG_VOLUME, "emptyDir": {}}),
+        ];
+        let env = [json!({"name": URL_ENV, "value": URL}), json!({"name": MCP_CONFIG_ENV, "value": MCP_CONFIG})];
+        let mount = json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": true});
+        Ok(Self { container, volumes, env, mount, version: context.version.to_owned() })
+    }
+}
+
+fn container(pod: &Value, context: &Context<'_>) -> Result<Value, String> {
+    let annotations = Annotations(pod);
+    let sidecar = &context.config.sidecar;
+    let level = annotations.log_level()?.unwrap_or(sidecar.log_level);
+    let resources = annotations.resources(&sidecar.resources)?;
+    let field = |path: &str| json!({"fieldRef": {"apiVersion": "v1", "fieldPath": path}});
+    let token = format!("{TOKEN_PATH}/token");
+    Ok(json!({
+        "name": SIDECAR_CONTAINER,
+        "image": sidecar.image,
+        "imagePullPolicy": sidecar.image_pull_policy.as_str(),
+        "args": [
+            "run",
+            "--control-plane", context.stream_url,
+            "--token-file", token,
+            "--state-dir", STATE_PATH,
+            "--mcp-config", MCP_CONFIG,
+            "--log-format", "json",
+            "--log-level", level.as_str(),
+        ],
+        // A native sidecar: it starts before the others and is stopped after them, and a Job ends without it.
+        "restartPolicy": "Always",
+        "env": [
+            {"name": "POD_NAME", "valueFrom": field("metadata.name")},
+            {"name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace")},
+            {"name": "POD_SERVICE_ACCOUNT", "valueFrom": field("spec.serviceAccountName")},
+            {"name": "TOOLWEIR_CA", "value": context.ca},
+        ],
+        "ports": [{"name": "tw-metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
+        // No other container starts before it holds a snapshot of its policies.
+        "startupProbe": {
+            "httpGet": {"path": "/readyz", "port": METRICS_PORT, "scheme": "HTTP"},
+            "periodSeconds": 1,
+            "timeoutSeconds": 1,
+            "successThreshold": 1,
+            "failureThreshold": 600,
+        },
+        "resources": resources_value(&resources),
+        // What the Pod Security Standard `restricted` asks for, and that its files are read-only.
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": USER,
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": TOKEN_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true},
+            {"name": STATE_VOLUME, "mountPath": STATE_PATH},
+            {"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH},
+        ],
+    }))
+}
+
+fn resources_value(resources: &Resources) -> Value {
+    let mut value = json!({});
+    for (kind, amounts) in [("requests", &resources.requests), ("limits", &resources.limits)] {
+        for (resource, amount) in [("cpu", &amounts.cpu), ("memory", &amounts.memory)] {
+            if let (Some(amount), Some(value)) = (amount, value.as_object_mut()) {
+                super::entry_object(value, kind).insert(resource.to_owned(), amount.as_str().into());
+            }
+        }
+    }
+    value
+}
+
+/// Whether a container of the sidecar's name is one that was injected before.
+fn is_genuine(before: &Value, ours: &Value) -> bool {
+    // The log level of the command line is left to the end: an annotation may have changed since.
+    let args = |container: &Value| items(container, "args").iter().rev().skip(1).cloned().collect::<Vec<_>>();
+    name(before) == Some(SIDECAR_CONTAINER)
+        && ["image", "command"].iter().all(|field| before.get(field) == ours.get(field))
+        && args(before) == args(ours)
+}
+
+/// Keeps what the API server added to a sidecar for whoever runs the namespace. A `LimitRange` gives limits to containers
+/// that have none, and refuses those that have none in the end.
+fn keep(ours: &mut Value, before: &Value) {
+    let Some(ours) = ours.as_object_mut() else { return };
+    for kind in ["requests", "limits"] {
+        let Some(amounts) = before.pointer(&format!("/resources/{kind}")).and_then(Value::as_object) else { continue };
+        if amounts.is_empty() {
+            continue;
+        }
+        let resources = super::entry_object(ours, "resources");
+        let resources = super::entry_object(resources, kind);
+        for (resource, amount) in amounts {
+            resources.entry(resource.clone()).or_insert_with(|| amount.clone());
+        }
+    }
+    if let Some(policy) = before.get("resizePolicy") {
+        ours.insert("resizePolicy".to_owned(), policy.clone());
+    }
+}
+
+struct Annotations<'a>(&'a Value);
+
+impl Annotations<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        string(self.0.get("metadata")?.get("annotations")?.get(key)?)
+    }
+
+    fn log_level(&self) -> Result<Option<LogLevel>, String> {
+        let Some(text) = self.get(LOG_LEVEL) else { return Ok(None) };
+        let level = LogLevel::ALL.into_iter().find(|level| level.as_str() == text);
+        let known = LogLevel::ALL.map(LogLevel::as_str).join(", ");
+        level.map(Some).ok_or_else(|| format!("{}: `{}` is no log level; write one of {known}", path(LOG_LEVEL), shown(text)))
+    }
+
+    fn resources(&self, defaults: &Resources) -> Result<Resources, String> {
+        let mut resources = defaults.clone();
+        for (resource, kind) in AMOUNTS {
+            let key = format!("{ANNOTATION}{resource}-{kind}");
+            let Some(text) = self.get(&key) else { continue };
+            let quantity = text.parse().map_err(|error| format!("{}: {error}", path(&key)))?;
+            let amounts = if kind == "limit" { &mut resources.limits } else { &mut resources.requests };
+            *(if resource == "cpu" { &mut amounts.cpu } else { &mut amounts.memory }) = Some(quantity);
+        }
+        resources.check(|resource, kind| path(&format!("{ANNOTATION}{resource}-{kind}")))?;
+        Ok(resources)
+    }
+}
+
+fn path(annotation: &str) -> String {
+    format!("metadata.annotations[{annotation}]")
+}
+
+/// A text of the pod, which nobody has looked at yet.
+fn shown(text: &str) -> String {
+    text.chars().take(63).flat_map(char::escape_debug).collect()
+}
+
+/// What whoever makes the pod should know.
+pub(super) fn warnings(pod: &Value, ours: &Ours) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let metadata = pod.get("metadata");
+    let entries = |field: &str| metadata.and_then(|metadata| metadata.get(field)?.as_object()).into_iter().flatten();
+    if let Some(value) = metadata.and_then(|metadata| string(metadata.get("labels")?.get(INJECT_LABEL)?))
+        && !["enabled", "disabled"].contains(&value)
+    {
+        let value = shown(value);
+        warnings.push(format!("label {INJECT_LABEL}: `{value}` says nothing; write enabled or disabled. The pod is injected"));
+    }
+    for (key, _) in entries("annotations").filter(|(key, _)| key.starts_with(ANNOTATION)) {
+        let is_amount = AMOUNTS.iter().any(|(resource, kind)| *key == format!("{ANNOTATION}{resource}-{kind}"));
+        if key != LOG_LEVEL && !is_amount {
+            warnings.push(format!("annotation {}: is not known and has no effect", shown(key)));
+        }
+    }
+    let Some(spec) = pod.get("spec") else { return warnings };
+    for volume in items(spec, "volumes").iter().filter(|volume| name(volume).is_some_and(is_our_volume)) {
+        if !ours.volumes.contains(volume) {
+            let name = name(volume).unwrap_or_default();
+            warnings.push(format!("volume {name}: the name is Toolweir's; the pod's own volume was replaced"));
+        }
+    }
+    let containers = ["initContainers", "containers"].into_iter().flat_map(|kind| items(spec, kind).iter().map(move |c| (kind, c)));
+    for (kind, container) in containers {
+        if name(container) == Some(SIDECAR_CONTAINER) {
+            if kind == "containers" || !is_genuine(container, &ours.container) {
+                warnings
+                    .push(format!("container {SIDECAR_CONTAINER}: the name is Toolweir's; the pod's own container was replaced"));
+            }
+            continue;
+        }
+        of_container(container, ours, &mut warnings);
+    }
+    for field in ["shareProcessNamespace", "hostPID"] {
+        if spec.get(field) == Some(&Value::Bool(true)) {
+            warnings.push(format!(
+                "spec.{field}: a container that runs as root or as user {USER} can reach into the sidecar and read its token"
+            ));
+        }
+    }
+    warnings
+}
+
+fn of_container(container: &Value, ours: &Ours, warnings: &mut Vec<String>) {
+    let who = format!("container {}", shown(name(container).unwrap_or_default()));
+    for env in items(container, "env").iter().filter(|env| name(env).is_some_and(is_our_env)) {
+        if !ours.env.contains(env) {
+            warnings.push(format!("{who}: its own {} was replaced by Toolweir's", name(env).unwrap_or_default()));
+        }
+    }
+    for mount in items(container, "volumeMounts").iter().filter(|mount| is_in_place_of_ours(mount) && **mount != ours.mount) {
+        match name(mount) {
+            Some(volume @ (TOKEN_VOLUME | STATE_VOLUME)) => {
+                warnings.push(format!("{who}: its mount of {volume} was removed; that volume is the sidecar's alone"));
+            }
+            Some(CONFIG_VOLUME) => {
+                warnings.push(format!("{who}: its mount of {CONFIG_VOLUME} was replaced by one at {CONFIG_PATH}, read-only"));
+            }
+            _ => warnings.push(format!("{who}: its own mount at {CONFIG_PATH} was removed; Toolweir's is there")),
+        }
+    }
+    let ports = items(container, "ports").iter().filter_map(|port| port.get("containerPort")?.as_u64());
+    for port in ports.filter(|port| PORTS.contains(port)) {
+        warnings.push(format!("{who}: port {port} is the sidecar's; one of the two cannot listen there"));
+    }
+    if name(container) == Some("istio-proxy") {
+        warnings.push(format!("{who}: Istio's proxy and the sidecar both listen on ports 15000, 15001 and 15020"));
+    }
+}

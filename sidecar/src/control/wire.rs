@@ -1,0 +1,249 @@
+//! Lines of the policy stream: bytes in, messages out. No sockets.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, Bytes};
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use toolweir_crds::stream::{Ack, LONGEST_ACK, Message, Refused};
+
+/// A policy as it came, not looked at yet.
+pub type Policy = Box<RawValue>;
+
+/// What can come: the label `kind`.
+pub const KINDS: [&str; 4] = ["snapshot", "trust", "keep_alive", "unknown"];
+/// The kinds as they stand in a line.
+const KNOWN: [&str; 3] = ["snapshot", "trust", "keepAlive"];
+/// The longest version, in bytes; it is a label of a metric.
+const LONGEST_VERSION: usize = 128;
+/// The longest message about a policy, in characters; it is shown in the policy's status.
+const LONGEST_PROBLEM: usize = 512;
+
+/// A line of the operator.
+#[derive(Debug)]
+pub enum Line {
+    /// A message.
+    Message(Message<Policy>),
+    /// One of a kind that a newer operator knows.
+    Unknown(String),
+}
+
+impl Line {
+    /// The label `kind`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Message(Message::Snapshot(_)) => "snapshot",
+            Self::Message(Message::Trust(_)) => "trust",
+            Self::Message(Message::KeepAlive) => "keep_alive",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
+/// A line that is no message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadLine {
+    /// It is longer than may be.
+    #[error("a line has more than {0} bytes")]
+    TooLong(usize),
+    /// It cannot be read.
+    #[error("a line is no message: {0}")]
+    Unreadable(String),
+    /// The version of a snapshot is empty, too long or not printable.
+    #[error("the version of a snapshot is not 1 to {LONGEST_VERSION} printable characters")]
+    Version,
+}
+
+/// Reads a line, without its end.
+///
+/// # Errors
+/// It is neither a message nor JSON of a kind that is not known.
+pub fn read(line: &[u8]) -> Result<Line, BadLine> {
+    match serde_json::from_slice(line) {
+        Ok(Message::Snapshot(snapshot)) if !is_version(&snapshot.version) => Err(BadLine::Version),
+        Ok(message) => Ok(Line::Message(message)),
+        Err(error) => match kind(line).filter(|kind| !KNOWN.contains(&kind.as_str())) {
+            Some(kind) => Ok(Line::Unknown(kind.chars().take(64).collect())),
+            None => Err(BadLine::Unreadable(one_line(&error.to_string(), LONGEST_PROBLEM))),
+        },
+    }
+}
+
+fn is_version(text: &str) -> bool {
+    (1..=LONGEST_VERSION).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// The kind of a message that says one: a string, or an object with one key.
+fn kind(line: &[u8]) -> Option<String> {
+    if let Ok(kind) = serde_json::from_slice(line) {
+        return Some(kind);
+    }
+    let mut keys = serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(line).ok()?.into_keys();
+    keys.next().filter(|_| keys.next().is_none())
+}
+
+/// A text fit for a log and a status: one line, not longer than this many characters.
+pub fn one_line(text: &str, most: usize) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect()
+}
+
+/// The acknowledgement of a version, with what is wrong there.
+pub fn ack(version: &str, problems: &[Refused]) -> Ack {
+    let short = |problem: &Refused| Refused {
+        policy: problem.policy.clone(),
+        message: one_line(&problem.message, LONGEST_PROBLEM),
+    };
+    Ack { version: version.to_owned(), problems: problems.iter().map(short).collect() }
+}
+
+/// An acknowledgement as a line. Where there are more problems than a line may hold, it names the first.
+pub fn line(ack: &Ack) -> Bytes {
+    let mut ack = std::borrow::Cow::Borrowed(ack);
+    loop {
+        let mut line = serde_json::to_vec(&*ack).unwrap_or_default();
+        if line.len() < LONGEST_ACK || ack.problems.is_empty() {
+            line.push(b'\n');
+            return line.into();
+        }
+        let half = ack.problems.len() / 2;
+        ack.to_mut().problems.truncate(half);
+    }
+}
+
+/// Cuts what comes into lines. Holds at most one, and that up to a bound.
+#[derive(Debug)]
+pub struct Lines {
+    held: Vec<u8>,
+    longest: usize,
+}
+
+impl Lines {
+    /// Lines of at most this many bytes.
+    pub fn new(longest: usize) -> Self {
+        Self { held: Vec::new(), longest }
+    }
+
+    /// How many bytes of a line that has not ended are held.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Takes the next line out of a piece; nothing when all of the piece is taken and the line goes on.
+    ///
+    /// # Errors
+    /// The line is too long.
+    pub fn take(&mut self, piece: &mut Bytes) -> Result<Option<Bytes>, BadLine> {
+        let end = memchr::memchr(b'\n', piece);
+        let part = piece.split_to(end.unwrap_or(piece.len()));
+        if self.held.len() + part.len() > self.longest {
+            return Err(BadLine::TooLong(self.longest));
+        }
+        if end.is_none() {
+            self.held.extend_from_slice(&part);
+            return Ok(None);
+        }
+        piece.advance(1);
+        if self.held.is_empty() {
+            return Ok(Some(part));
+        }
+        self.held.extend_from_slice(&part);
+        Ok(Some(std::mem::take(&mut self.held).into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    #[test]
+    fn known_messages_are_read_unknown_kinds_told_and_the_rest_refused() {
+        for (text, kind) in [
+            (r#"{"snapshot":{"version":"1","policies":[{"kind":"x"},5]}}"#, "snapshot"),
+            (r#"{"snapshot":{"version":"1","policies":[],"later":1}}"#, "snapshot"),
+            (r#"{"trust":{"certificates":"x"}}"#, "trust"),
+            ("\"keepAlive\"", "keep_alive"),
+            (" \"keepAlive\" \r", "keep_alive"),
+            (r#"{"later":{"snapshot":[]}}"#, "unknown"),
+            ("\"later\"", "unknown"),
+        ] {
+            assert_eq!(read(text.as_bytes()).unwrap().kind(), kind, "{text}");
+        }
+        for text in [
+            "",
+            "{",
+            "{}",
+            "5",
+            "null",
+            "[\"keepAlive\"]",
+            "\"snapshot\"",
+            r#"{"snapshot":{"policies":[]}}"#,
+            r#"{"snapshot":{"version":1,"policies":[]}}"#,
+            r#"{"snapshot":{"version":"1","policies":{}}}"#,
+            r#"{"snapshot":{"version":"1","policies":[]},"trust":{"certificates":""}}"#,
+            r#"{"snapshot":{"version":"1","version":"2","policies":[]}}"#,
+            r#"{"snapshot":{"version":"1","policies":[]}}{}"#,
+            r#"{"later":1,"latest":2}"#,
+            r#"{"later":1"#,
+            r#"{"later":1} x"#,
+            r#"{"trust":{}}"#,
+            r#"{"Snapshot":{"version":"1","policies":[]}"#,
+        ] {
+            assert!(matches!(read(text.as_bytes()), Err(BadLine::Unreadable(_))), "{text}");
+        }
+        for version in ["", "a b", "\u{e9}", &"v".repeat(129)] {
+            let text = format!(r#"{{"snapshot":{{"version":"{version}","policies":[]}}}}"#);
+            assert_eq!(read(text.as_bytes()).unwrap_err(), BadLine::Version);
+        }
+        assert!(matches!(read(b"\"\xff\""), Err(BadLine::Unreadable(_))));
+    }
+
+    #[test]
+    fn an_acknowledgement_fits_into_its_line() {
+        let problem = |number: usize| Refused { policy: format!("agents/{number}"), message: "\"x\n".repeat(400) };
+        let many: Vec<Refused> = (0..1000).map(problem).collect();
+        let line = line(&ack("v", &many));
+        assert!(line.len() <= LONGEST_ACK && line.ends_with(b"}\n"));
+        let read: Ack = serde_json::from_slice(&line).unwrap();
+        assert!(read.version == "v" && read.problems.len() > 100, "{}", read.problems.len());
+        assert_eq!(read.problems[0].message.chars().count(), 512);
+        assert!(!read.problems[0].message.contains('\n'));
+    }
+
+    proptest! {
+        #[test]
+        fn lines_do_not_depend_on_the_pieces_in_which_they_come(
+            text in vec(prop_oneof![3 => any::<u8>(), 1 => Just(b'\n')], 0..200),
+            sizes in vec(1_usize..20, 1..20),
+        ) {
+            const LONGEST: usize = 12;
+            let mut expected: Vec<&[u8]> = text.split(|b| *b == b'\n').collect();
+            let rest = expected.pop().unwrap();
+            let bad = expected.iter().position(|line| line.len() > LONGEST);
+            let fits = bad.is_none() && rest.len() <= LONGEST;
+            expected.truncate(bad.unwrap_or(expected.len()));
+            let (mut lines, mut seen, mut failed) = (Lines::new(LONGEST), Vec::new(), false);
+            let (mut left, mut sizes) = (&*text, sizes.iter().cycle());
+            while !left.is_empty() && !failed {
+                let (piece, later) = left.split_at((*sizes.next().unwrap()).min(left.len()));
+                left = later;
+                let mut piece = Bytes::copy_from_slice(piece);
+                loop {
+                    match lines.take(&mut piece) {
+                        Ok(Some(line)) => seen.push(line.to_vec()),
+                        Ok(None) => break,
+                        Err(error) => {
+                            prop_assert_eq!(error, BadLine::TooLong(LONGEST));
+                            failed = true;
+                            break;
+                        }
+                    }
+                }
+                prop_assert!(lines.held() <= LONGEST);
+            }
+            prop_assert_eq!(seen, expected);
+            prop_assert_eq!(failed, !fits);
+        }
+    }
+}
