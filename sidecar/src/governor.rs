@@ -94,13 +94,11 @@ impl InForce {
         let (mut servers, mut bad) = (HashMap::new(), Vec::new());
         for view in engine.servers() {
             let url = view.url.and_then(|url| {
-                let why = match url.parse::<Uri>() {
-                    Ok(parsed) if parsed.host().is_some_and(|host| !host.is_empty()) => return Some(parsed),
-                    Ok(_) => format!("`{url}` names no host"),
-                    Err(error) => format!("`{url}` is no URL: {error}"),
-                };
-                bad.push(BadUrl { server: view.name.to_owned(), url: url.to_owned(), why });
-                None
+                let found = target(url);
+                if let Err(why) = &found {
+                    bad.push(BadUrl { server: view.name.to_owned(), url: url.to_owned(), why: why.clone() });
+                }
+                found.ok()
             });
             let policy = engine.first_policy(view.name).map_or("", |policy| policy);
             let allowed = engine
@@ -129,6 +127,20 @@ impl InForce {
     pub fn server(&self, name: &str) -> Option<&Arc<Server>> {
         self.servers.get(name)
     }
+}
+
+/// Where a url leads, or why it leads nowhere.
+fn target(url: &str) -> Result<Uri, String> {
+    let parsed: Uri = url.parse().map_err(|error| format!("`{url}` is no URL: {error}"))?;
+    let Some(authority) = parsed.authority().filter(|authority| !authority.host().is_empty()) else {
+        return Err(format!("`{url}` names no host"));
+    };
+    // The parser takes any text for a port, and who connects takes what is no number for none.
+    let (_, port) = authority.as_str().rsplit_once(authority.host()).unwrap_or_default();
+    if port.len() > 1 && authority.port_u16().is_none() {
+        return Err(format!("`{url}` has a port that is no number up to 65535"));
+    }
+    Ok(parsed)
 }
 
 /// What became of a request: the closed set of the metrics' label `outcome`.

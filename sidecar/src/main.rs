@@ -8,13 +8,19 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use toolweir_engine::{Memory, Options};
 use toolweir_sidecar::{
     admin::LogLevel,
+    control::{
+        self,
+        backoff::Backoff,
+        client::{Endpoint, SILENCE},
+    },
     import::{self, ImportOptions},
     proxy::Limits,
-    run::{self, PolicyErrors},
+    run::{self, PolicyErrors, Source},
     source::{self, Urls},
     stdio,
 };
@@ -45,7 +51,7 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy. The audit log goes to stdout, the log to stderr.
-    Run(Run),
+    Run(Box<Run>),
     /// Compile policies and say what is wrong with them.
     Check {
         /// Policy files or folders; they are taken together, as the policies of one pod.
@@ -105,8 +111,18 @@ impl Pod {
 #[derive(Debug, Args)]
 struct Run {
     /// The policy file, or a folder of them. Changes are in force within a second.
-    #[arg(long, value_name = "FILE|DIR")]
-    policy: PathBuf,
+    #[arg(
+        long,
+        value_name = "FILE|DIR",
+        required_unless_present = "control_plane",
+        conflicts_with_all = ["control_plane", "token_file", "control_plane_ca", "state_dir"]
+    )]
+    policy: Option<PathBuf>,
+    #[command(flatten)]
+    control_plane: ControlPlane,
+    /// A file to write the servers in force to, in the usual form of MCP clients (`mcpServers`).
+    #[arg(long, value_name = "FILE")]
+    mcp_config: Option<PathBuf>,
     /// Where agents reach the proxy.
     #[arg(long, default_value = "127.0.0.1:15001", value_name = "ADDR")]
     listen: String,
@@ -145,6 +161,42 @@ struct Run {
     workers: Option<usize>,
     #[command(flatten)]
     pod: Pod,
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "the flags are called so")]
+struct ControlPlane {
+    /// Take policies from the operator at this URL instead of files.
+    #[arg(long, value_name = "URL", requires = "token_file")]
+    control_plane: Option<Endpoint>,
+    /// The file with the token that opens the policy stream. It is read at every attempt.
+    #[arg(long, value_name = "FILE", requires = "control_plane")]
+    token_file: Option<PathBuf>,
+    /// The authorities to trust as the control plane; else the text of `TOOLWEIR_CA`. Nobody else is trusted.
+    #[arg(long, value_name = "PEM", requires = "control_plane")]
+    control_plane_ca: Option<PathBuf>,
+    /// A folder that keeps the last policies, for a start without the operator.
+    #[arg(long, value_name = "DIR", requires = "control_plane")]
+    state_dir: Option<PathBuf>,
+}
+
+impl ControlPlane {
+    /// What is known of the control plane, if there is one.
+    fn config(self) -> anyhow::Result<Option<control::Config>> {
+        let (Some(endpoint), Some(token_file)) = (self.control_plane, self.token_file) else { return Ok(None) };
+        let authorities = match self.control_plane_ca {
+            Some(path) => std::fs::read_to_string(&path).with_context(|| format!("--control-plane-ca {}", path.display()))?,
+            None => std::env::var("TOOLWEIR_CA").unwrap_or_default(),
+        };
+        Ok(Some(control::Config {
+            endpoint,
+            token_file,
+            authorities,
+            state: self.state_dir,
+            backoff: Backoff::default(),
+            silence: SILENCE,
+        }))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -200,8 +252,14 @@ fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(arguments) => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let source = match (arguments.control_plane.config()?, arguments.policy) {
+                (Some(control_plane), _) => Source::ControlPlane(Box::new(control_plane)),
+                (None, Some(policy)) => Source::Local(policy),
+                (None, None) => anyhow::bail!("give the policies with --policy or --control-plane"),
+            };
             let config = run::Config {
-                policy: arguments.policy,
+                source,
+                mcp_config: arguments.mcp_config,
                 listen: arguments.listen,
                 metrics_listen: arguments.metrics_listen,
                 admin_listen: arguments.admin_listen,

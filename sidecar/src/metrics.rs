@@ -67,12 +67,14 @@ impl Metrics {
             vec![0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.1];
         let metrics = Self {
             registry: Registry::new(),
-            tool_calls: IntCounterVec::new(
-                Opts::new("toolweir_tool_calls_total", "Tool calls by what was decided, why and by which policy."),
+            tool_calls: counter(
+                "toolweir_tool_calls_total",
+                "Tool calls by what was decided, why and by which policy.",
                 &["server", "tool", "decision", "reason", "policy"],
             )?,
-            requests: IntCounterVec::new(
-                Opts::new("toolweir_requests_total", "MCP requests by method and by what became of them."),
+            requests: counter(
+                "toolweir_requests_total",
+                "MCP requests by method and by what became of them.",
                 &["server", "method", "outcome"],
             )?,
             upstream_duration: HistogramVec::new(
@@ -88,10 +90,7 @@ impl Metrics {
                     .buckets(overhead),
                 &["server"],
             )?,
-            tools_hidden: IntCounterVec::new(
-                Opts::new("toolweir_tools_hidden_total", "Tools that were cut out of tools/list answers."),
-                &["server"],
-            )?,
+            tools_hidden: counter("toolweir_tools_hidden_total", "Tools that were cut out of tools/list answers.", &["server"])?,
             limit_used: GaugeVec::new(
                 Opts::new(
                     "toolweir_limit_used_ratio",
@@ -122,50 +121,52 @@ impl Metrics {
                 Opts::new("toolweir_policy_invalid", "Policies in force that cannot be enforced as written and deny; always 1."),
                 &["policy"],
             )?,
-            control_plane_connects: IntCounterVec::new(
-                Opts::new("toolweir_control_plane_connects_total", "Attempts to open the policy stream, by their end."),
+            control_plane_connects: counter(
+                "toolweir_control_plane_connects_total",
+                "Attempts to open the policy stream, by their end.",
                 &["result"],
             )?,
-            control_plane_disconnects: IntCounterVec::new(
-                Opts::new("toolweir_control_plane_disconnects_total", "Policy streams that ended, by how."),
+            control_plane_disconnects: counter(
+                "toolweir_control_plane_disconnects_total",
+                "Policy streams that ended, by how.",
                 &["end"],
             )?,
-            control_plane_messages: IntCounterVec::new(
-                Opts::new("toolweir_control_plane_messages_total", "What came on policy streams."),
-                &["kind"],
-            )?,
-            file_failures: IntCounterVec::new(
-                Opts::new("toolweir_file_failures_total", "Files of the sidecar that could not be read or written."),
+            control_plane_messages: counter("toolweir_control_plane_messages_total", "What came on policy streams.", &["kind"])?,
+            file_failures: counter(
+                "toolweir_file_failures_total",
+                "Files of the sidecar that could not be read or written.",
                 &["file", "operation"],
             )?,
         };
+        metrics.register()?;
+        Ok(metrics)
+    }
+
+    fn register(&self) -> Result<(), prometheus::Error> {
         let build = IntGaugeVec::new(Opts::new("toolweir_build_info", "The version of the sidecar; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let all: [Box<dyn Collector>; 19] = [
-            Box::new(metrics.tool_calls.clone()),
-            Box::new(metrics.requests.clone()),
-            Box::new(metrics.upstream_duration.clone()),
-            Box::new(metrics.overhead.clone()),
-            Box::new(metrics.tools_hidden.clone()),
-            Box::new(metrics.limit_used.clone()),
-            Box::new(metrics.policy_info.clone()),
-            Box::new(metrics.policy_age.clone()),
-            Box::new(metrics.policy_connected.clone()),
-            Box::new(metrics.policy_reload_failures.clone()),
-            Box::new(metrics.connections.clone()),
-            Box::new(metrics.held_bytes.clone()),
-            Box::new(metrics.audit_lost.clone()),
-            Box::new(metrics.policy_invalid.clone()),
-            Box::new(metrics.control_plane_connects.clone()),
-            Box::new(metrics.control_plane_disconnects.clone()),
-            Box::new(metrics.control_plane_messages.clone()),
-            Box::new(metrics.file_failures.clone()),
+            Box::new(self.tool_calls.clone()),
+            Box::new(self.requests.clone()),
+            Box::new(self.upstream_duration.clone()),
+            Box::new(self.overhead.clone()),
+            Box::new(self.tools_hidden.clone()),
+            Box::new(self.limit_used.clone()),
+            Box::new(self.policy_info.clone()),
+            Box::new(self.policy_age.clone()),
+            Box::new(self.policy_connected.clone()),
+            Box::new(self.policy_reload_failures.clone()),
+            Box::new(self.connections.clone()),
+            Box::new(self.held_bytes.clone()),
+            Box::new(self.audit_lost.clone()),
+            Box::new(self.policy_invalid.clone()),
+            Box::new(self.control_plane_connects.clone()),
+            Box::new(self.control_plane_disconnects.clone()),
+            Box::new(self.control_plane_messages.clone()),
+            Box::new(self.file_failures.clone()),
             Box::new(build),
         ];
-        for collector in all {
-            metrics.registry.register(collector)?;
-        }
-        Ok(metrics)
+        all.into_iter().try_for_each(|collector| self.registry.register(collector))
     }
 
     /// Begins the counts of the control plane at 0, so that the first of each is seen as a rise. Without a control plane
@@ -190,7 +191,7 @@ impl Metrics {
     /// What was done with a file: logs and counts a failure.
     pub fn filed<T, E: std::fmt::Display>(&self, file: &str, operation: &str, done: Result<T, E>) -> Option<T> {
         done.inspect_err(|error| {
-            tracing::error!(%error, "{file} file, {operation}");
+            tracing::error!(%error, file, operation, "a file of the sidecar failed");
             self.file_failures.with_label_values(&[file, operation]).inc();
         })
         .ok()
@@ -224,4 +225,8 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+fn counter(name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    IntCounterVec::new(Opts::new(name, help), labels)
 }

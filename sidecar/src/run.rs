@@ -39,7 +39,7 @@ pub enum Source {
     /// A file or folder of this machine.
     Local(PathBuf),
     /// The operator.
-    ControlPlane(control::Config),
+    ControlPlane(Box<control::Config>),
 }
 
 /// What `run` is told.

@@ -43,6 +43,11 @@ fn policies() {
 }
 
 #[test]
+fn policy_streams() {
+    replay(&["sidecar/fuzz/corpus/stream"], fuzz::stream::check);
+}
+
+#[test]
 fn imports() {
     replay(&["sidecar/fuzz/corpus/import", "sidecar/tests/import"], fuzz::import::check);
 }

@@ -9,16 +9,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::{
     call,
     client::{Ask, Http, Wire},
+    folder::Folder,
     list,
     metrics::Scrape,
+    operator::Operator,
     policy, request, result,
-    sidecar::Sidecar,
+    sidecar::{self, Sidecar},
     until,
     upstream::{Reply, Upstream},
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use toolweir_engine::Reason;
-use toolweir_sidecar::governor::Outcome;
+use toolweir_sidecar::{
+    control::{self, backoff::Backoff, client, wire},
+    governor::Outcome,
+    metrics::{FILES, OPERATIONS},
+    run::Source,
+};
 
 /// Name, type and labels of every metric.
 type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
@@ -120,9 +127,28 @@ async fn after_traffic() -> Scrape {
     sidecar.scrape().await
 }
 
+/// A sidecar with a policy of an operator that cannot be read.
+async fn after_a_stream() -> Scrape {
+    let mut operator = Operator::start(None, "token").await;
+    let folder = Folder::new();
+    let control = control::Config {
+        endpoint: format!("http://{}", operator.address).parse().unwrap(),
+        token_file: folder.write("token", "token"),
+        authorities: String::new(),
+        state: None,
+        backoff: Backoff::default(),
+        silence: client::SILENCE,
+    };
+    let sidecar = Sidecar::run(folder, &sidecar::from(Source::ControlPlane(Box::new(control)))).await;
+    operator.opened().await.enforce("1", &[serde_json::json!({})]).await;
+    sidecar.scrape().await
+}
+
 #[tokio::test]
 async fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
-    assert_eq!(documented(&page()), scraped(&after_traffic().await));
+    let mut seen = scraped(&after_traffic().await);
+    seen.extend(scraped(&after_a_stream().await));
+    assert_eq!(documented(&page()), seen);
 }
 
 #[tokio::test]
@@ -132,6 +158,16 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
     assert_eq!(values(&page, "reason"), reasons);
     let outcomes: BTreeSet<String> = Outcome::ALL.iter().map(|outcome| outcome.as_str().to_owned()).collect();
     assert_eq!(values(&page, "outcome"), outcomes);
+    for (label, known) in [
+        ("result", client::RESULTS.as_slice()),
+        ("end", client::ENDS.as_slice()),
+        ("kind", wire::KINDS.as_slice()),
+        ("file", FILES.as_slice()),
+        ("operation", OPERATIONS.as_slice()),
+    ] {
+        let known: BTreeSet<String> = known.iter().map(|value| (*value).to_owned()).collect();
+        assert_eq!(values(&page, label), known, "{label}");
+    }
     let scrape = after_traffic().await;
     let seen = |name: &str, label: &str| -> BTreeSet<String> {
         let series = scrape.series.iter().filter(|series| series.name == name);

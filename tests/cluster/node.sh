@@ -209,9 +209,9 @@ up() {
 		--service-account-issuer https://kubernetes.default.svc --service-account-signing-key-file pki/sa.key --service-account-key-file pki/sa.pub
 	export KUBECONFIG=$RUN/admin.kubeconfig
 	wait_for 60 "the API server" kubectl get --raw /readyz
-	start controller-manager kube-controller-manager --kubeconfig controller-manager.kubeconfig --use-service-account-credentials \
+	start controller-manager kube-controller-manager --kubeconfig controller-manager.kubeconfig --use-service-account-credentials --bind-address 127.0.0.1 \
 		--service-account-private-key-file pki/sa.key --root-ca-file pki/ca.crt --leader-elect=false
-	start scheduler kube-scheduler --kubeconfig scheduler.kubeconfig --leader-elect=false
+	start scheduler kube-scheduler --kubeconfig scheduler.kubeconfig --leader-elect=false --bind-address 127.0.0.1
 	# restrict_oom_score_adj: without CAP_SYS_RESOURCE, runc cannot lower a score and dies with
 	# "can't get final child's PID from pipe: EOF".
 	cat >containerd.toml <<-T
@@ -255,6 +255,8 @@ up() {
 		apiVersion: kubeproxy.config.k8s.io/v1alpha1
 		kind: KubeProxyConfiguration
 		mode: nftables
+		healthzBindAddress: 127.0.0.1:10256
+		metricsBindAddress: 127.0.0.1:10249
 		hostnameOverride: node1
 		clusterCIDR: $POD_CIDR
 		clientConnection: {kubeconfig: $RUN/proxy.kubeconfig}

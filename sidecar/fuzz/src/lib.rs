@@ -15,6 +15,7 @@ pub mod list;
 pub mod policy;
 pub mod request;
 pub mod sse;
+pub mod stream;
 pub mod tree;
 
 /// Runs a check for the fuzzer. A panic in it is a finding; one that the sidecar catches itself is not, so the hook of

@@ -6,7 +6,6 @@ use std::{
     net::IpAddr,
     pin::Pin,
     str::FromStr,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -303,13 +302,13 @@ async fn refused(response: Response<Incoming>) -> ConnectError {
 
 /// An error of the connection before there is an answer.
 fn failed(error: &hyper::Error) -> ConnectError {
-    let io = sources(error).any(|source| source.is::<io::Error>());
+    let io = sources(error).any(<dyn Error>::is::<io::Error>);
     let gone = io || error.is_closed() || error.is_canceled() || error.is_incomplete_message();
     ConnectError::new(if gone { Fault::Unreachable } else { Fault::Protocol }, with_sources(error))
 }
 
 fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 fn with_sources(error: &(dyn Error + 'static)) -> String {
@@ -401,7 +400,10 @@ mod tests {
     #[test]
     fn an_endpoint_is_https_or_on_loopback() {
         for (text, uri) in [
-            ("https://toolweir-operator.toolweir-system.svc:8444", "https://toolweir-operator.toolweir-system.svc:8444/v1/policies"),
+            (
+                "https://toolweir-operator.toolweir-system.svc:8444",
+                "https://toolweir-operator.toolweir-system.svc:8444/v1/policies",
+            ),
             ("https://10.0.0.1:8444/", "https://10.0.0.1:8444/v1/policies"),
             ("https://[fd00::1]:8444", "https://[fd00::1]:8444/v1/policies"),
             ("http://127.0.0.1:8444", "http://127.0.0.1:8444/v1/policies"),

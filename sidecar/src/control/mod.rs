@@ -183,13 +183,13 @@ impl Follower {
 
     /// Does what a stream says, until it ends.
     async fn listen(&mut self, governor: &Arc<Governor>, acks: &Acks, messages: &mut Messages) -> Lost {
-        let silence = self.config.silence;
+        let (silence, metrics) = (self.config.silence, &governor.metrics);
         loop {
             let line = match messages.next(silence).await {
                 Ok(line) => line,
                 Err(lost) => return lost,
             };
-            governor.metrics.control_plane_messages.with_label_values(&[line.kind()]).inc();
+            metrics.control_plane_messages.with_label_values(&[line.kind()]).inc();
             match line {
                 Line::Unknown(kind) => {
                     tracing::warn!(kind, "the operator sent a message of a kind that this sidecar does not know; passed over");
@@ -201,7 +201,10 @@ impl Follower {
                     // Compiling takes time, and so does the disk; others wait for this thread.
                     let ack = match spawn_blocking(move || enforce(&governor, &state, &snapshot)).await {
                         Ok(ack) => ack,
-                        Err(error) => return Lost::Broken(format!("a snapshot could not be brought into force: {error}")),
+                        Err(error) => {
+                            metrics.policy_reload_failures.inc();
+                            return Lost::Broken(format!("a snapshot could not be brought into force: {error}"));
+                        }
                     };
                     match timeout(silence, acks.send(&ack)).await {
                         Ok(Ok(())) => {}

@@ -185,13 +185,19 @@ mod tests {
 
     #[test]
     fn a_url_that_cannot_be_connected_to_closes_its_server_alone() {
-        // The bounds let it pass, the parser of the connector does not.
-        let in_force = enforce(&[open("good", "bank", "http://bank/mcp"), open("bad", "shop", "http://shop:port/mcp")]);
+        // The bounds let these pass.
+        for bad in ["http://shop:port/mcp", "http://shop:65536/mcp", "http://[shop/mcp"] {
+            closes_its_server_alone(bad);
+        }
+    }
+
+    fn closes_its_server_alone(bad: &str) {
+        let in_force = enforce(&[open("good", "bank", "http://bank/mcp"), open("bad", "shop", bad)]);
         let url = |name: &str| in_force.server(name).unwrap().url.clone();
         assert_eq!((url("bank").map(|url| url.to_string()), url("shop")), (Some("http://bank/mcp".to_owned()), None));
         assert_eq!(in_force.problems.len(), 1, "{:?}", in_force.problems);
         let problem = &in_force.problems[0];
-        assert!(problem.policy == "agents/bad" && problem.message.starts_with("spec.servers[0].url: `http://shop:port/mcp`"));
+        assert!(problem.policy == "agents/bad" && problem.message.starts_with(&format!("spec.servers[0].url: `{bad}`")));
         assert_eq!(reason(&in_force, "bank"), None);
     }
 

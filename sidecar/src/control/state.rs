@@ -257,7 +257,10 @@ mod tests {
             // The time of writing is the one thing that may differ: it opens nothing.
             let same = read.as_ref().is_ok_and(|read| read.as_ref().is_some_and(|(read, _)| read.version == "1"));
             assert!(read.is_err() || same, "byte {at}");
-            assert!(read.is_err() || bytes[..at].ends_with(b"\"written\":") || good[at].is_ascii_digit() || at > 100, "byte {at}");
+            assert!(
+                read.is_err() || bytes[..at].ends_with(b"\"written\":") || good[at].is_ascii_digit() || at > 100,
+                "byte {at}"
+            );
         }
         fs::write(&path, String::from_utf8(good.clone()).unwrap().replace("\"format\":1", "\"format\":2")).unwrap();
         assert!(state.policies(now).unwrap_err().to_string().ends_with("has the form 2, and this version reads the form 1"));

@@ -74,6 +74,7 @@ fn is_version(text: &str) -> bool {
 }
 
 /// The kind of a message that says one: a string, or an object with one key.
+#[expect(clippy::zero_sized_map_values, reason = "an object is read as a map")]
 fn kind(line: &[u8]) -> Option<String> {
     if let Ok(kind) = serde_json::from_slice(line) {
         return Some(kind);
@@ -89,10 +90,8 @@ pub fn one_line(text: &str, most: usize) -> String {
 
 /// The acknowledgement of a version, with what is wrong there.
 pub fn ack(version: &str, problems: &[Refused]) -> Ack {
-    let short = |problem: &Refused| Refused {
-        policy: problem.policy.clone(),
-        message: one_line(&problem.message, LONGEST_PROBLEM),
-    };
+    let short =
+        |problem: &Refused| Refused { policy: problem.policy.clone(), message: one_line(&problem.message, LONGEST_PROBLEM) };
     Ack { version: version.to_owned(), problems: problems.iter().map(short).collect() }
 }
 

@@ -7,6 +7,7 @@ pub mod client;
 pub mod folder;
 pub mod logs;
 pub mod metrics;
+pub mod operator;
 pub mod program;
 pub mod sidecar;
 pub mod tls;

@@ -12,7 +12,7 @@ use toolweir_engine::{Memory, Options};
 use toolweir_sidecar::{
     governor::Governor,
     proxy::Limits,
-    run::{self, Config},
+    run::{self, Config, Source},
 };
 
 use super::{
@@ -35,9 +35,15 @@ pub struct Sidecar {
 
 /// What a sidecar is told for a test.
 pub fn config(policy: &Path) -> Config {
+    from(Source::Local(policy.to_owned()))
+}
+
+/// The same, with policies from somewhere else.
+pub fn from(source: Source) -> Config {
     let free = || "127.0.0.1:0".to_owned();
     Config {
-        policy: policy.to_owned(),
+        source,
+        mcp_config: None,
         listen: free(),
         metrics_listen: free(),
         admin_listen: free(),
@@ -66,11 +72,16 @@ impl Sidecar {
 
     /// Starts one with policies that are somewhere in a folder.
     pub async fn at(folder: Folder, policy: PathBuf, change: impl FnOnce(&mut Config)) -> Self {
-        logs::log();
         let mut config = config(&policy);
         change(&mut config);
+        Self::run(folder, &config).await
+    }
+
+    /// Starts one that is told all this. The folder lives as long as it does.
+    pub async fn run(folder: Folder, config: &Config) -> Self {
+        logs::log();
         let audit = Log::default();
-        let running = run::start(&config, Arc::new(|_| Ok("info".to_owned())), Box::new(audit.clone())).await;
+        let running = run::start(config, Arc::new(|_| Ok("info".to_owned())), Box::new(audit.clone())).await;
         let running = running.unwrap_or_else(|error| panic!("{error:#}"));
         Self {
             address: running.proxy.address,

@@ -33,7 +33,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use toolweir_engine::Options;
 use toolweir_sidecar::{
     proxy::Limits,
-    run::{self, Config, Sidecar},
+    run::{self, Config, Sidecar, Source},
 };
 
 /// What a tool was called with, in the order in which the server saw it.
@@ -158,7 +158,8 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
     let file = folder.path().join("policy.yaml");
     fs::write(&file, policy)?;
     let config = Config {
-        policy: file,
+        source: Source::Local(file),
+        mcp_config: None,
         listen: "127.0.0.1:0".to_owned(),
         metrics_listen: "127.0.0.1:0".to_owned(),
         admin_listen: "127.0.0.1:0".to_owned(),

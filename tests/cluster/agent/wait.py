@@ -1,0 +1,7 @@
+"""An agent that is told what to do by `kubectl exec`: it waits until it is stopped."""
+
+import signal
+
+signal.signal(signal.SIGTERM, lambda *_: exit(0))
+while True:
+    signal.pause()
