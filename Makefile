@@ -1,6 +1,6 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke clean
+.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -18,7 +18,10 @@ lint: ## Formatting, clippy, dependencies
 	@tests/lint.sh
 
 test-unit: ## Unit, property and in-process integration tests
-	cargo test --locked --workspace
+	cargo test --locked --workspace --features toolweir-crds/kube
+
+crds: ## Write crds/generated from the types
+	cargo run --quiet --locked -p toolweir-crds --features kube --bin crdgen crds/generated
 
 test-sdk: ## Real SDK clients and servers through the sidecar
 	@tests/sdk/run.sh

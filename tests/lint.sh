@@ -15,7 +15,7 @@ if [ "${1:-}" = advisories ]; then
 fi
 
 cargo fmt --all --check
-cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+cargo clippy --quiet --locked --workspace --all-targets --features toolweir-crds/kube -- -D warnings
 echo "fmt and clippy: clean"
 
 "$CACHE/cargo-deny/bin/cargo-deny" --locked check licenses bans sources

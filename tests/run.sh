@@ -12,7 +12,7 @@ mkdir -p "$LOGS"
 stage() {
 	case $1 in
 	lint) "$ROOT/tests/lint.sh" ;;
-	unit) cargo test --locked --workspace --manifest-path "$ROOT/Cargo.toml" ;;
+	unit) cargo test --locked --workspace --features toolweir-crds/kube --manifest-path "$ROOT/Cargo.toml" ;;
 	demo) "$ROOT/tests/demo/run.sh" ;;
 	sdk) "$ROOT/tests/sdk/run.sh" ;;
 	conformance) "$ROOT/tests/conformance/run.sh" ;;
