@@ -21,25 +21,25 @@ fn every_list_and_string_of_a_spec_is_bounded() {
     for (name, text) in toolweir_crds::resource::manifests() {
         let crd: serde_json::Value = serde_yaml::from_str(&text).unwrap();
         let spec = crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec").unwrap();
-        walk(spec, format!("{name} spec"), &mut open);
+        walk(spec, &format!("{name} spec"), &mut open);
     }
     // Labels have bounds of their own, which the API server's validation of selectors does not repeat.
     open.retain(|path| !path.contains("matchLabels") && !path.contains("matchExpressions"));
     assert_eq!(open, Vec::<String>::new());
 }
 
-fn walk(schema: &serde_json::Value, path: String, open: &mut Vec<String>) {
+fn walk(schema: &serde_json::Value, path: &str, open: &mut Vec<String>) {
     let has = |key: &str| schema.get(key).is_some();
     match schema.get("type").and_then(serde_json::Value::as_str) {
-        Some("array") if !has("maxItems") => open.push(path.clone()),
-        Some("string") if !(has("maxLength") || has("enum") || has("pattern")) => open.push(path.clone()),
-        Some("integer") if !(has("maximum") && has("minimum")) => open.push(path.clone()),
+        Some("array") if !has("maxItems") => open.push(path.to_owned()),
+        Some("string") if !(has("maxLength") || has("enum") || has("pattern")) => open.push(path.to_owned()),
+        Some("integer") if !(has("maximum") && has("minimum")) => open.push(path.to_owned()),
         _ => {}
     }
     for (name, inner) in schema.get("properties").and_then(serde_json::Value::as_object).into_iter().flatten() {
-        walk(inner, format!("{path}.{name}"), open);
+        walk(inner, &format!("{path}.{name}"), open);
     }
     if let Some(items) = schema.get("items") {
-        walk(items, format!("{path}[]"), open);
+        walk(items, &format!("{path}[]"), open);
     }
 }
