@@ -46,7 +46,40 @@ pub struct Trust {
     pub certificates: String,
 }
 
-/// A line from a sidecar: this version is in force.
+/// A line from a sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Report {
+    /// A version is in force.
+    Ack(Ack),
+    /// Calls were turned away.
+    Denials(Denials),
+}
+
+/// Calls that were turned away since the last such line. Nothing in it comes from an argument, a session or a header: it is what
+/// the sidecar's metrics say too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denials {
+    /// Each kind of denial.
+    pub denials: Vec<Denied>,
+}
+
+/// Calls that were turned away for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    /// The policy as the audit log names it.
+    pub policy: String,
+    /// The reason, as the metric has it: `rate_limit`, `not_listed`, ...
+    pub reason: String,
+    /// The server.
+    pub server: String,
+    /// The tool, or `_other`.
+    pub tool: String,
+    /// How many calls.
+    pub count: u64,
+}
+
+/// This version is in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ack {

@@ -65,6 +65,15 @@ impl Acks {
         self.streams.len()
     }
 
+    /// How many of these enforce what was sent last.
+    pub fn current(&self) -> usize {
+        let current = |stream: &&Stream| match (stream.sent.last(), &stream.enforced) {
+            (Some(sent), Some((enforced, _))) => Arc::ptr_eq(sent, enforced),
+            _ => false,
+        };
+        self.streams.values().filter(current).count()
+    }
+
     /// A snapshot was sent.
     pub fn sent(&mut self, stream: u64, prepared: &Arc<Prepared>) {
         if let Some(stream) = self.streams.get_mut(&stream) {

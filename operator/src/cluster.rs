@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug, future::ready, sync::Arc};
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Pod as KubePod};
+use k8s_openapi::api::core::v1::{Namespace, Pod as KubePod, PodSpec};
 use kube::{
     Api, Client, Resource, ResourceExt,
     runtime::{WatchStreamExt, watcher},
@@ -18,6 +18,7 @@ use toolweir_engine::PolicyId;
 use crate::{
     SIDECAR_CONTAINER,
     index::{Entry, Event, Pod, PodKey},
+    inject::{MIRROR, Skip},
     select::Labels,
     world::World,
 };
@@ -155,5 +156,20 @@ fn pod(pod: &KubePod) -> Option<(PodKey, Pod)> {
     let init = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
     let injected = init.is_some_and(|containers| containers.iter().any(|container| container.name == SIDECAR_CONTAINER));
     let ends = pod.metadata.deletion_timestamp.is_some();
-    Some((PodKey::of(&pod.metadata), Pod { uid: uid(pod), labels: labels(pod), injected, ends }))
+    let unfit = pod.spec.as_ref().and_then(|spec| unfit(pod, spec));
+    Some((PodKey::of(&pod.metadata), Pod { uid: uid(pod), labels: labels(pod), injected, unfit, ends }))
+}
+
+/// Why a pod can have no sidecar, as the webhook says it too.
+fn unfit(pod: &KubePod, spec: &PodSpec) -> Option<Skip> {
+    let windows = |name: Option<&String>| name.is_some_and(|name| name == "windows");
+    if pod.annotations().contains_key(MIRROR) {
+        Some(Skip::MirrorPod)
+    } else if windows(spec.os.as_ref().map(|os| &os.name))
+        || windows(spec.node_selector.as_ref().and_then(|labels| labels.get("kubernetes.io/os")))
+    {
+        Some(Skip::Windows)
+    } else {
+        (spec.host_network == Some(true)).then_some(Skip::HostNetwork)
+    }
 }

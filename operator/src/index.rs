@@ -16,7 +16,13 @@ use toolweir_crds::{
 };
 use toolweir_engine::{Engine, Memory, Options, Policy, PolicyId, Severity};
 
-use crate::select::{Labels, selects};
+use crate::{
+    inject::{INJECT_LABEL, Skip},
+    select::{Labels, selects},
+};
+
+/// Why a pod has no sidecar that could have one.
+pub const NOT_INJECTED: &str = "NotInjected";
 
 /// Namespace and name of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,6 +42,8 @@ pub struct Pod {
     pub labels: Labels,
     /// Whether it has a sidecar.
     pub injected: bool,
+    /// Why it can have none, if so.
+    pub unfit: Option<Skip>,
     /// Whether it is being deleted: its sidecar is served to the end, but no status counts it.
     pub ends: bool,
 }
@@ -353,6 +361,26 @@ impl Index {
     /// Whether a pod of this uid is there, whatever its name.
     pub fn has_uid(&self, namespace: &str, uid: &str) -> bool {
         self.pods.iter().any(|(key, pod)| key.namespace == namespace && pod.uid == uid)
+    }
+
+    /// Pods that opted in, run, and have no sidecar: how many, by namespace and why. `NotInjected`: they were created before
+    /// their namespace opted in, or came past the webhook; each namespace that opted in has it, also with 0.
+    pub fn without_sidecar(&self, protects: impl Fn(&str) -> bool) -> BTreeMap<(String, &'static str), i64> {
+        let label = |labels: &Labels| labels.get(INJECT_LABEL).cloned();
+        let enabled = |name: &str| self.namespaces.get(name).and_then(label).as_deref() == Some("enabled");
+        let asked = self.namespaces.keys().filter(|name| enabled(name) && !protects(name));
+        let mut counts: BTreeMap<(String, &'static str), i64> = asked.map(|name| ((name.clone(), NOT_INJECTED), 0)).collect();
+        for (key, pod) in self.pods.iter().filter(|(_, pod)| !pod.injected && !pod.ends) {
+            let opted_in = match label(&pod.labels).as_deref() {
+                Some("enabled") => true,
+                Some("disabled") => false,
+                _ => enabled(&key.namespace),
+            };
+            if opted_in && !protects(&key.namespace) {
+                *counts.entry((key.namespace.clone(), pod.unfit.map_or(NOT_INJECTED, Skip::as_str))).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// The policies.

@@ -3,7 +3,7 @@
 //! [`index`], [`select`], [`acks`], [`status`] and [`inject`] are plain data and functions: what is known of the cluster, which
 //! policies govern which pod, what a policy's status says, what a pod becomes. [`cluster`] feeds the index from the API server,
 //! [`stream`] serves the sidecars ([`auth`] says who they are), [`admission`] the webhooks, [`publish`] writes, [`leader`] says
-//! who writes status, [`certs`] keeps what TLS needs. [`run`](mod@run) puts them together.
+//! who writes status, [`events`] tells of denials, [`certs`] keeps what TLS needs. [`run`](mod@run) puts them together.
 
 pub mod acks;
 pub mod admission;
@@ -12,6 +12,7 @@ pub mod certs;
 pub mod check;
 pub mod cluster;
 pub mod config;
+pub mod events;
 pub mod index;
 pub mod inject;
 pub mod leader;

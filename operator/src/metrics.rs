@@ -1,16 +1,34 @@
 //! Every metric of the operator. docs/metrics.md lists them; a test holds it against a scrape.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
 };
 
-use crate::auth::Refusal;
+use crate::{auth::Refusal, inject::Skip, stream::Ended};
+
+/// What is watched: the label `resource` of `toolweir_operator_watch_failures_total`.
+pub const RESOURCES: [&str; 7] = [
+    "namespaces",
+    "pods",
+    "mcppolicies",
+    "mcpclusterpolicies",
+    "configmaps",
+    "mutatingwebhookconfigurations",
+    "validatingwebhookconfigurations",
+];
 
 /// The metrics and their registry. A clone is another handle on the same.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
+    whole: Arc<Mutex<()>>,
     /// Admission reviews of pods and policies, by what was answered.
     pub admissions: IntCounterVec,
     /// Seconds that an admission review of a pod takes here.
@@ -29,14 +47,26 @@ pub struct Metrics {
     pub leader: IntGauge,
     /// Whether everything was seen once.
     pub synced: IntGauge,
+    /// Of these, streams whose sidecar enforces what was sent last.
+    pub streams_acknowledged: IntGauge,
     /// Policies by kind and whether they are accepted.
     pub policies: IntGaugeVec,
+    /// A policy and its conditions.
+    pub policy_status: IntGaugeVec,
+    /// How many pods a policy selects, and how many of these have a sidecar and enforce it.
+    pub policy_pods: IntGaugeVec,
+    /// Pods that opted in and have no sidecar.
+    pub pods_without_sidecar: IntGaugeVec,
+    /// Events of denied calls, by what became of them.
+    pub events: IntCounterVec,
     /// Statuses that were written.
     pub status_writes: IntCounterVec,
     /// Watches that failed and were begun anew.
     pub watch_failures: IntCounterVec,
     /// When certificates expire, in seconds since 1970.
     pub certificate_expiry: GaugeVec,
+    /// How long they live from beginning to end, in seconds.
+    pub certificate_lifetime: GaugeVec,
     /// Certificates that were made.
     pub certificate_rotations: IntCounterVec,
     /// What went wrong with certificates.
@@ -55,6 +85,7 @@ impl Metrics {
         let seconds = vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
         let metrics = Self {
             registry: Registry::new(),
+            whole: Arc::default(),
             admissions: vec(
                 "toolweir_operator_admissions_total",
                 "Admission reviews by webhook (inject, validate), result and reason.",
@@ -82,6 +113,32 @@ impl Metrics {
                 Opts::new("toolweir_operator_policies", "Policies by kind and by the reason of their condition Accepted."),
                 &["kind", "accepted"],
             )?,
+            streams_acknowledged: IntGauge::new(
+                "toolweir_operator_streams_acknowledged",
+                "Open policy streams whose sidecar enforces what was sent last.",
+            )?,
+            policy_status: IntGaugeVec::new(
+                Opts::new(
+                    "toolweir_operator_policy_status",
+                    "A policy with the reasons of its conditions; always 1. At the replica that leads.",
+                ),
+                &["policy", "mode", "accepted", "programmed"],
+            )?,
+            policy_pods: IntGaugeVec::new(
+                Opts::new(
+                    "toolweir_operator_policy_pods",
+                    "Pods of a policy: selected, of these injected, of these acknowledged. At the replica that leads.",
+                ),
+                &["policy", "state"],
+            )?,
+            pods_without_sidecar: IntGaugeVec::new(
+                Opts::new(
+                    "toolweir_operator_pods_without_sidecar",
+                    "Pods that run, opted in and have no sidecar, by their namespace and why.",
+                ),
+                &["pod_namespace", "reason"],
+            )?,
+            events: vec("toolweir_operator_events_total", "Events of denied calls, by what became of them.", &["result"])?,
             status_writes: vec("toolweir_operator_status_writes_total", "Statuses of policies that were written.", &["result"])?,
             watch_failures: vec(
                 "toolweir_operator_watch_failures_total",
@@ -90,6 +147,10 @@ impl Metrics {
             )?,
             certificate_expiry: GaugeVec::new(
                 Opts::new("toolweir_operator_certificate_expiry_timestamp_seconds", "When a certificate expires (ca, leaf)."),
+                &["certificate"],
+            )?,
+            certificate_lifetime: GaugeVec::new(
+                Opts::new("toolweir_operator_certificate_lifetime_seconds", "How long a certificate lives, from beginning to end."),
                 &["certificate"],
             )?,
             certificate_rotations: vec(
@@ -105,7 +166,9 @@ impl Metrics {
         };
         let build = IntGaugeVec::new(Opts::new("toolweir_build_info", "The version of the operator; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let all: [Box<dyn Collector>; 17] = [
+        let started = Gauge::new("process_start_time_seconds", "When this process began, in seconds since 1970.")?;
+        started.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        let all: [Box<dyn Collector>; 24] = [
             Box::new(metrics.admissions.clone()),
             Box::new(metrics.admission_duration.clone()),
             Box::new(metrics.streams.clone()),
@@ -115,7 +178,14 @@ impl Metrics {
             Box::new(metrics.acks.clone()),
             Box::new(metrics.leader.clone()),
             Box::new(metrics.synced.clone()),
+            Box::new(metrics.streams_acknowledged.clone()),
             Box::new(metrics.policies.clone()),
+            Box::new(metrics.policy_status.clone()),
+            Box::new(metrics.policy_pods.clone()),
+            Box::new(metrics.pods_without_sidecar.clone()),
+            Box::new(metrics.events.clone()),
+            Box::new(metrics.certificate_lifetime.clone()),
+            Box::new(started),
             Box::new(metrics.status_writes.clone()),
             Box::new(metrics.watch_failures.clone()),
             Box::new(metrics.certificate_expiry.clone()),
@@ -127,18 +197,71 @@ impl Metrics {
         for collector in all {
             metrics.registry.register(collector)?;
         }
-        // Known from the start, so that a rate has something to start from.
-        for refusal in Refusal::ALL {
-            metrics.stream_refused.with_label_values(&[refusal.as_str()]);
-        }
+        metrics.begin();
         Ok(metrics)
     }
 
-    /// The Prometheus text format.
+    /// Begins every count whose labels are known at 0, so that the first of each is seen as a rise.
+    fn begin(&self) {
+        for refusal in Refusal::ALL {
+            self.stream_refused.with_label_values(&[refusal.as_str()]);
+        }
+        for ended in Ended::ALL {
+            self.stream_ended.with_label_values(&[ended.as_str()]);
+        }
+        for skip in Skip::ALL {
+            self.admissions.with_label_values(&["inject", "skipped", skip.as_str()]);
+        }
+        for (webhook, result, reason) in [
+            ("inject", "injected", ""),
+            ("inject", "refused", "Invalid"),
+            ("inject", "refused", "NotReady"),
+            ("inject", "error", "Unreadable"),
+            ("validate", "allowed", ""),
+            ("validate", "refused", "Invalid"),
+            ("validate", "error", "Unreadable"),
+        ] {
+            self.admissions.with_label_values(&[webhook, result, reason]);
+        }
+        for result in ["ok", "gone", "failed"] {
+            self.status_writes.with_label_values(&[result]);
+        }
+        for result in ["ok", "failed", "no_room"] {
+            self.events.with_label_values(&[result]);
+        }
+        for resource in RESOURCES {
+            self.watch_failures.with_label_values(&[resource]);
+        }
+    }
+
+    /// Forgets what the replica that leads says of policies: another one says it now.
+    pub fn forget_policies(&self) {
+        let _whole = self.whole();
+        self.reset_policies();
+    }
+
+    /// Held while series are replaced by others, so that no scrape sees them half.
+    pub fn whole(&self) -> MutexGuard<'_, ()> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the series of policies, to be set anew while [`Metrics::whole`] is held.
+    pub fn reset_policies(&self) {
+        self.policies.reset();
+        self.policy_status.reset();
+        self.policy_pods.reset();
+    }
+
+    /// The Prometheus text format. `without_sidecar`: pods by namespace and reason.
     ///
     /// # Errors
     /// The encoder's.
-    pub fn scrape(&self) -> Result<Vec<u8>, prometheus::Error> {
+    pub fn scrape(&self, without_sidecar: &BTreeMap<(String, &'static str), i64>) -> Result<Vec<u8>, prometheus::Error> {
+        let _whole = self.whole();
+        self.pods_without_sidecar.reset();
+        for ((namespace, reason), count) in without_sidecar {
+            self.pods_without_sidecar.with_label_values(&[namespace.as_str(), reason]).set(*count);
+        }
         self.resident.set(resident_bytes().unwrap_or_default());
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -23,11 +23,16 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
-use toolweir_crds::resource::{MCPClusterPolicy, MCPPolicy, PolicyStatus};
+use toolweir_crds::{
+    Mode,
+    resource::{MCPClusterPolicy, MCPPolicy, PolicyStatus},
+};
 use toolweir_engine::PolicyId;
 
 use crate::{
     acks::{self, Tallies},
+    index::Index,
+    metrics::Metrics,
     status::{self, Wanted},
     world::World,
 };
@@ -202,6 +207,30 @@ pub async fn statuses(
                 changes.mark_changed();
             }
         }
+        world.metrics.forget_policies();
+    }
+}
+
+/// Sets the metrics of policies.
+fn tell(metrics: &Metrics, index: &Index, wanted: &BTreeMap<PolicyId, Wanted>) {
+    let _whole = metrics.whole();
+    metrics.reset_policies();
+    for (id, entry) in index.policies() {
+        let Some(wanted) = wanted.get(id) else { continue };
+        let kind = if id.cluster { "MCPClusterPolicy" } else { "MCPPolicy" };
+        let (accepted, programmed) = (wanted.accepted.0.as_str(), wanted.programmed.0.as_str());
+        metrics.policies.with_label_values(&[kind, accepted]).inc();
+        let name = id.to_string();
+        let mode = match entry.policy.spec.mode {
+            Mode::Enforce => "Enforce",
+            Mode::Audit => "Audit",
+        };
+        metrics.policy_status.with_label_values(&[name.as_str(), mode, accepted, programmed]).set(1);
+        for (state, count) in
+            [("selected", wanted.selected), ("injected", wanted.injected), ("acknowledged", wanted.acknowledged)]
+        {
+            metrics.policy_pods.with_label_values(&[name.as_str(), state]).set(count.into());
+        }
     }
 }
 
@@ -226,11 +255,7 @@ async fn round(
         let sum = acks::add(parts.into_iter().chain([own]));
         let wanted = status::wanted(&mut index, &sum, &world.options);
         written.retain(|id, _| wanted.contains_key(id));
-        world.metrics.policies.reset();
-        for (id, wanted) in &wanted {
-            let kind = if id.cluster { "MCPClusterPolicy" } else { "MCPPolicy" };
-            world.metrics.policies.with_label_values(&[kind, wanted.accepted.0.as_str()]).inc();
-        }
+        tell(&world.metrics, &index, &wanted);
         let standing: BTreeMap<&PolicyId, &PolicyStatus> = index.policies().map(|(id, entry)| (id, &entry.status)).collect();
         for (id, wanted) in wanted {
             let Some(old) = standing.get(&id) else { continue };

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use kube::Client;
-use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch, task::JoinSet, time::sleep};
+use tokio::{net::TcpListener, signal::unix::SignalKind, sync::{mpsc, watch}, task::JoinSet, time::sleep};
 use toolweir_engine::Options as EngineOptions;
 
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     certs::{Keeper, Settings, issue},
     cluster,
     config::Config,
+    events,
     leader,
     metrics::Metrics,
     publish::{self, Others, Replica},
@@ -92,13 +93,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         stream_url: format!("https://{}.{}.svc:8444", options.service, options.namespace).into(),
         trust: trust.clone(),
     };
+    let (denials, told) = mpsc::channel(1024);
     let streams = Streams {
+        denials,
         world: Arc::clone(&world),
         reviewer: Reviewer::new(client.clone()),
         trust: trust.clone(),
         stopping: closing.clone(),
     };
-    let pages = Pages { world: Arc::clone(&world), trust, certified, stopping: stopping.clone() };
+    let pages = Pages { world: Arc::clone(&world), config: Arc::clone(&config), namespace: options.namespace.as_str().into(), trust, certified, stopping: stopping.clone() };
 
     let webhook_listener = listen(&options.webhook_listen).await?;
     let stream_listener = listen(&options.stream_listen).await?;
@@ -124,6 +127,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut parts = JoinSet::new();
     parts.spawn(keeper.run());
     parts.spawn(cluster::watch(client.clone(), Arc::clone(&world)));
+    parts.spawn(events::write(client.clone(), told, metrics.clone()));
     parts.spawn(publish::acknowledgements(client.clone(), Arc::clone(&world), replica.clone()));
     parts.spawn(publish::follow_others(client.clone(), Arc::clone(&world), replica.clone(), Arc::clone(&others)));
     parts.spawn(publish::statuses(client.clone(), Arc::clone(&world), replica, others, leading));
@@ -176,6 +180,8 @@ async fn told_to_stop() -> anyhow::Result<()> {
 #[derive(Clone)]
 struct Pages {
     world: Arc<World>,
+    config: Arc<Config>,
+    namespace: Arc<str>,
     trust: watch::Receiver<Arc<str>>,
     certified: watch::Receiver<bool>,
     stopping: watch::Receiver<bool>,
@@ -187,7 +193,7 @@ impl Pages {
             return text(StatusCode::METHOD_NOT_ALLOWED, "use GET");
         }
         match path {
-            "/metrics" => match self.world.metrics.scrape() {
+            "/metrics" => match self.scrape() {
                 Ok(page) => typed(page, prometheus::TEXT_FORMAT),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("the metrics cannot be written: {error}")),
             },
@@ -199,6 +205,13 @@ impl Pages {
             "/ca.pem" => typed(self.trust.borrow().as_bytes().to_vec(), "application/x-pem-file"),
             _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /ca.pem"),
         }
+    }
+
+    fn scrape(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let protects = |namespace: &str| self.config.protects(namespace, &self.namespace);
+        let without_sidecar = self.world.index().without_sidecar(protects);
+        self.world.metrics.streams_acknowledged.set(i64::try_from(self.world.acks().current()).unwrap_or(i64::MAX));
+        self.world.metrics.scrape(&without_sidecar)
     }
 
     /// Why nobody should be sent here.

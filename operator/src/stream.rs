@@ -16,10 +16,11 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
-use toolweir_crds::stream::{Ack, KEEP_ALIVE_SECONDS, LONGEST_ACK, Message, PATH, Trust};
+use toolweir_crds::stream::{KEEP_ALIVE_SECONDS, LONGEST_ACK, Message, PATH, Report, Trust};
 
 use crate::{
     auth::{self, Identity, Refusal, Reviewer},
+    events::Told,
     index::Current,
     world::World,
 };
@@ -51,6 +52,10 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// Every one.
+    pub const ALL: [Self; 6] =
+        [Self::ClientGone, Self::Slow, Self::Protocol, Self::PodGone, Self::TokenExpired, Self::Stopping];
+
     /// As metrics name it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -73,6 +78,8 @@ pub struct Streams {
     pub reviewer: Reviewer,
     /// The authorities to trust, in PEM.
     pub trust: watch::Receiver<Arc<str>>,
+    /// Where denials are told.
+    pub denials: mpsc::Sender<Told>,
     /// Turns true when this replica stops.
     pub stopping: watch::Receiver<bool>,
 }
@@ -154,7 +161,7 @@ impl Streams {
             tracing::debug!(pod = %identity.pod, stream = number, "stream opened");
             let ended = tokio::select! {
                 ended = self.feed(number, expires, current, lines) => ended,
-                ended = self.hear(number, acks) => ended,
+                ended = self.hear(number, &identity, acks) => ended,
             };
             self.world.close(number);
             self.world.metrics.stream_ended.with_label_values(&[ended.as_str()]).inc();
@@ -214,8 +221,8 @@ impl Streams {
         }
     }
 
-    /// Takes in what the sidecar acknowledges, for as long as the stream lasts.
-    async fn hear<B>(&self, number: u64, mut body: B) -> Ended
+    /// Takes in what the sidecar acknowledges, and what it tells of calls that were turned away, for as long as the stream lasts.
+    async fn hear<B>(&self, number: u64, identity: &Identity, mut body: B) -> Ended
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
@@ -228,9 +235,20 @@ impl Streams {
             }
             while let Some(end) = held.iter().position(|byte| *byte == b'\n') {
                 let line = held.split_to(end + 1);
-                let Ok(ack) = serde_json::from_slice::<Ack>(&line) else { return Ended::Protocol };
-                if !self.world.acknowledge(number, ack) {
-                    tracing::debug!(stream = number, "an acknowledgement names a version that was not sent lately");
+                match serde_json::from_slice(&line) {
+                    Ok(Report::Ack(ack)) => {
+                        if !self.world.acknowledge(number, ack) {
+                            tracing::debug!(stream = number, "an acknowledgement names a version that was not sent lately");
+                        }
+                    }
+                    Ok(Report::Denials(told)) => {
+                        let told = Told { pod: identity.pod.clone(), uid: identity.uid.clone(), denials: told.denials };
+                        // Where events cannot be written as fast as they come, they are not waited for.
+                        if self.denials.try_send(told).is_err() {
+                            self.world.metrics.events.with_label_values(&["no_room"]).inc();
+                        }
+                    }
+                    Err(_) => return Ended::Protocol,
                 }
                 sleep(ACK_PAUSE).await;
             }

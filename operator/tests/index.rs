@@ -30,7 +30,7 @@ fn key(text: &str) -> PodKey {
 }
 
 fn pod(uid: &str, text: &str) -> Pod {
-    Pod { uid: uid.to_owned(), labels: labels(text), injected: true, ends: false }
+    Pod { uid: uid.to_owned(), labels: labels(text), injected: true, unfit: None, ends: false }
 }
 
 /// A policy `namespace/name`, or a cluster policy `name`.

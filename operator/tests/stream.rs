@@ -86,7 +86,7 @@ struct Operator {
 }
 
 fn pod(name: &str) -> Event {
-    let pod = Pod { uid: format!("uid-{name}"), labels: BTreeMap::new(), injected: true, ends: false };
+    let pod = Pod { uid: format!("uid-{name}"), labels: BTreeMap::new(), injected: true, unfit: None, ends: false };
     Event::Pod(PodKey { namespace: "agents".to_owned(), name: name.to_owned() }, pod)
 }
 
@@ -111,7 +111,8 @@ fn operator() -> Operator {
     let (trust, trusted) = watch::channel(Arc::from("PEM 1"));
     let (stop, stopping) = watch::channel(false);
     let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
-    let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, stopping };
+let (denials, told) = mpsc::channel(1);
+    let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, denials, stopping };
     Operator { world, trust, stop, streams }
 }
 
@@ -249,7 +250,7 @@ async fn trust_comes_first_then_what_holds_then_every_change_and_word_that_the_s
 async fn a_pod_gets_its_own_policies_only() {
     let operator = operator();
     operator.world.apply(policy(1, "http://s/one"));
-    let other = Pod { uid: "uid-one".to_owned(), labels: BTreeMap::new(), injected: true, ends: false };
+    let other = Pod { uid: "uid-one".to_owned(), labels: BTreeMap::new(), injected: true, unfit: None, ends: false };
     operator.world.apply(Event::Pod(PodKey { namespace: "elsewhere".to_owned(), name: "one".to_owned() }, other));
     // What a client says of itself changes nothing: the path has no place for it, and headers are not looked at.
     let mut sidecar = operator.open(&pod_token("two")).await;

@@ -1,5 +1,7 @@
 //! Every metric of the sidecar. docs/metrics.md lists them; a test holds it against a scrape.
 
+use std::time::SystemTime;
+
 use prometheus::{
     Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
@@ -145,7 +147,9 @@ impl Metrics {
     fn register(&self) -> Result<(), prometheus::Error> {
         let build = IntGaugeVec::new(Opts::new("toolweir_build_info", "The version of the sidecar; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let all: [Box<dyn Collector>; 19] = [
+        let started = Gauge::new("process_start_time_seconds", "When this process began, in seconds since 1970.")?;
+        started.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        let all: [Box<dyn Collector>; 20] = [
             Box::new(self.tool_calls.clone()),
             Box::new(self.requests.clone()),
             Box::new(self.upstream_duration.clone()),
@@ -165,6 +169,7 @@ impl Metrics {
             Box::new(self.control_plane_messages.clone()),
             Box::new(self.file_failures.clone()),
             Box::new(build),
+            Box::new(started),
         ];
         all.into_iter().try_for_each(|collector| self.registry.register(collector))
     }

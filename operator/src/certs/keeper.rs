@@ -242,6 +242,12 @@ impl Keeper {
         };
         expiry("leaf", times.expires);
         expiry("ca", signer.span.expires);
+        let lifetime = |certificate: &str, from: SystemTime, to: SystemTime| {
+            let seconds = to.duration_since(from).unwrap_or_default().as_secs_f64();
+            self.metrics.certificate_lifetime.with_label_values(&[certificate]).set(seconds);
+        };
+        lifetime("leaf", times.valid_from, times.expires);
+        lifetime("ca", signer.span.valid_from(), signer.span.expires);
         let Authority { id, .. } = signer;
         tracing::debug!(authority = id, "a certificate was made");
         self.held = Some(Held { signer: id.clone(), times });

@@ -27,6 +27,8 @@ use crate::{SIDECAR_CONTAINER, config::Config, select::Labels};
 
 /// The label of namespaces and pods that says whether to inject: `enabled` or `disabled`.
 pub const INJECT_LABEL: &str = "toolweir.dev/inject";
+/// The annotation of a pod that a kubelet runs from a file.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The annotation of an injected pod: the version of the operator that did it.
 pub const INJECTED: &str = "toolweir.dev/injected";
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Context, INJECT_LABEL, string};
+use super::{Context, INJECT_LABEL, MIRROR, string};
 
 /// A reason not to inject a pod. The metric, the audit annotation, the warning and docs/injection.md use the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +85,7 @@ pub(super) fn skip(pod: &Value, context: &Context<'_>) -> Option<Skip> {
     }
     let spec = pod.get("spec")?;
     let text = |path: &str| spec.pointer(path).and_then(string);
-    if pod.get("metadata").and_then(|metadata| metadata.get("annotations")?.get("kubernetes.io/config.mirror")).is_some() {
+    if pod.get("metadata").and_then(|metadata| metadata.get("annotations")?.get(MIRROR)).is_some() {
         return Some(Skip::MirrorPod);
     }
     if text("/os/name") == Some("windows") || text("/nodeSelector/kubernetes.io~1os") == Some("windows") {

@@ -33,7 +33,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, timeout, timeout_at},
 };
-use toolweir_crds::stream::{Ack, KEEP_ALIVE_SECONDS, LONGEST_LINE, PATH};
+use toolweir_crds::stream::{Ack, Denials, KEEP_ALIVE_SECONDS, LONGEST_LINE, PATH};
 use tower_service::Service;
 
 use super::wire::{self, BadLine, Line, Lines, one_line};
@@ -343,6 +343,16 @@ impl Acks {
     /// The stream has ended.
     pub async fn send(&self, ack: &Ack) -> Result<(), Lost> {
         self.0.send(wire::line(ack)).await.map_err(|_| Lost::Broken("nobody takes acknowledgements".to_owned()))
+    }
+
+    /// Tells of calls that were turned away. Waits while the operator does not read.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub async fn tell(&self, denials: &Denials) -> Result<(), Lost> {
+        let mut line = serde_json::to_vec(denials).unwrap_or_default();
+        line.push(b'\n');
+        self.0.send(line.into()).await.map_err(|_| Lost::Broken("nobody takes what was turned away".to_owned()))
     }
 }
 

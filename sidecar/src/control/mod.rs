@@ -1,10 +1,11 @@
 //! Policies from the operator: one stream that is opened again whenever it ends, and what is kept for the time without it.
 //!
-//! [`client`] is the stream itself, [`wire`] what travels on it, [`snapshot`] how policies get in force, [`state`] what is
-//! kept on disk, [`trust`] whom to trust, and [`backoff`] how long to wait.
+//! [`client`] is the stream itself, [`wire`] what travels on it, [`snapshot`] how policies get in force, [`denials`] what
+//! is told of calls that were turned away, [`state`] what is kept on disk, [`trust`] whom to trust, and [`backoff`] how long to wait.
 
 pub mod backoff;
 pub mod client;
+pub mod denials;
 pub mod snapshot;
 pub mod state;
 pub mod trust;
@@ -30,6 +31,7 @@ use toolweir_engine::{Memory, Options};
 use self::{
     backoff::Backoff,
     client::{Acks, ConnectError, Endpoint, Fault, Lost, Messages},
+    denials::Told,
     state::State,
     trust::{Trust, TrustError},
     wire::{Line, Policy},
@@ -42,6 +44,8 @@ use crate::{
 
 /// The longest token, in bytes.
 const LONGEST_TOKEN: u64 = 16 * 1024;
+/// How often the operator is told of calls that were turned away, if there were some.
+const TELL: Duration = Duration::from_secs(5);
 /// The attempt with which to go on where somebody has to change something first.
 const SLOWER: u32 = 4;
 
@@ -125,6 +129,18 @@ fn tell_problems(problems: &[stream::Refused]) {
     }
 }
 
+/// Tells the operator of calls that were turned away, until the stream ends.
+async fn tell_denials(governor: &Governor, acks: &Acks, told: &mut Told) -> Lost {
+    loop {
+        sleep(TELL).await;
+        if let Some(denials) = told.take(&governor.metrics)
+            && let Err(lost) = acks.tell(&denials).await
+        {
+            return lost;
+        }
+    }
+}
+
 impl Follower {
     /// Follows the control plane until the sidecar stops. While there is no stream, what is in force stays so.
     pub async fn run(mut self, governor: Arc<Governor>, mut stopping: watch::Receiver<bool>) {
@@ -138,6 +154,7 @@ impl Follower {
         let random = SystemRandom::new();
         let metrics = &governor.metrics;
         let (mut attempt, mut before) = (0, None);
+        let mut told = Told::default();
         loop {
             let mut least = Duration::ZERO;
             match self.open().await {
@@ -145,7 +162,10 @@ impl Follower {
                     metrics.control_plane_connects.with_label_values(&["ok"]).inc();
                     tracing::info!("connected to the control plane");
                     let began = Instant::now();
-                    let lost = self.listen(governor, &acks, &mut messages).await;
+                    let lost = tokio::select! {
+                        lost = self.listen(governor, &acks, &mut messages) => lost,
+                        lost = tell_denials(governor, &acks, &mut told) => lost,
+                    };
                     governor.set_stale();
                     metrics.control_plane_disconnects.with_label_values(&[lost.as_str()]).inc();
                     tracing::warn!(error = %lost, "policy stream lost; what is in force stays so");

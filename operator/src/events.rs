@@ -1,0 +1,364 @@
+//! Denials as events on the pod, for `kubectl describe pod`: gathered, and written at most once a minute for a pod and reason.
+//!
+//! [`Ledger`] is plain data and functions; [`write`](fn@write) talks to the API server.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write as _,
+    time::Duration,
+};
+
+use data_encoding::HEXLOWER;
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use tokio::{sync::mpsc, time::Instant};
+use toolweir_crds::stream::Denied;
+use toolweir_engine::Reason;
+
+use crate::{index::PodKey, metrics::Metrics};
+
+/// At most one write in this time, for a pod and reason.
+const PACE: Duration = Duration::from_secs(60);
+/// After this time without a denial, the next one begins an event of its own.
+const FORGET: Duration = Duration::from_secs(30 * 60);
+/// The most events that are kept in mind. What goes beyond is counted, and not written.
+const MOST: usize = 10_000;
+/// The most that are written in a round, so that many pods at once do not flood the API server.
+const ROUND: usize = 50;
+/// Between two rounds.
+const LOOK: Duration = Duration::from_secs(1);
+/// The most tools and policies that a message names.
+const NAMED: usize = 3;
+/// The longest name that is shown, in characters.
+const LONGEST_NAME: usize = 128;
+/// What the events are of.
+const COMPONENT: &str = "toolweir-operator";
+
+/// What a sidecar told.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Whose sidecar.
+    pub pod: PodKey,
+    /// The pod's uid.
+    pub uid: String,
+    /// What was turned away.
+    pub denials: Vec<Denied>,
+}
+
+/// An event that is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The pod.
+    pub pod: PodKey,
+    /// Its uid.
+    pub uid: String,
+    /// The event's name.
+    pub name: String,
+    /// What it says.
+    pub message: String,
+    /// When the first of these calls was told of.
+    pub first: Timestamp,
+    /// When the last one was.
+    pub last: Timestamp,
+    /// How many calls.
+    pub count: u64,
+}
+
+/// What was told and is to be written.
+#[derive(Debug, Default)]
+pub struct Ledger(HashMap<(String, &'static str), Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    pod: PodKey,
+    first: Timestamp,
+    last: Timestamp,
+    /// By the clock that does not jump.
+    seen: Instant,
+    written: Option<Instant>,
+    is_new: bool,
+    count: u64,
+    tools: BTreeMap<String, u64>,
+    policies: BTreeSet<String>,
+}
+
+impl Ledger {
+    /// Takes in what a sidecar told. Gives how many denials had no room.
+    pub fn add(&mut self, told: Told, now: Instant, time: Timestamp) -> u64 {
+        let mut lost = 0;
+        for denied in told.denials {
+            let Some(reason) = known(&denied.reason) else { continue };
+            let key = (told.uid.clone(), reason);
+            if !self.0.contains_key(&key) && self.0.len() >= MOST {
+                lost += denied.count;
+                continue;
+            }
+            let entry = self.0.entry(key).or_insert_with(|| Entry {
+                pod: told.pod.clone(),
+                first: time,
+                last: time,
+                seen: now,
+                written: None,
+                is_new: true,
+                count: 0,
+                tools: BTreeMap::new(),
+                policies: BTreeSet::new(),
+            });
+            (entry.last, entry.seen, entry.is_new) = (time, now, true);
+            entry.count = entry.count.saturating_add(denied.count);
+            // One more than is named, so that it can be said that there are more.
+            let tool = format!("{} on {}", shown(&denied.tool), shown(&denied.server));
+            if entry.tools.len() <= NAMED || entry.tools.contains_key(&tool) {
+                let count = entry.tools.entry(tool).or_default();
+                *count = count.saturating_add(denied.count);
+            }
+            if entry.policies.len() <= NAMED {
+                entry.policies.insert(shown(&denied.policy));
+            }
+        }
+        lost
+    }
+
+    /// What is to be written now; it counts as written. The longest overdue come first. Forgets what is over.
+    pub fn due(&mut self, now: Instant) -> Vec<Notice> {
+        self.0.retain(|_, entry| entry.is_new || now.saturating_duration_since(entry.seen) < FORGET);
+        let mut due: Vec<_> = self
+            .0
+            .iter_mut()
+            .filter(|(_, entry)| entry.is_new && entry.written.is_none_or(|written| now.saturating_duration_since(written) >= PACE))
+            .collect();
+        due.sort_by(|((uid, reason), entry), ((other_uid, other_reason), other)| {
+            (entry.written, uid, reason).cmp(&(other.written, other_uid, other_reason))
+        });
+        due.truncate(ROUND);
+        due.into_iter()
+            .map(|((uid, reason), entry)| {
+                (entry.written, entry.is_new) = (Some(now), false);
+                entry.notice(uid, reason)
+            })
+            .collect()
+    }
+}
+
+impl Entry {
+    fn notice(&self, uid: &str, reason: &'static str) -> Notice {
+        let mut message = format!("{} tool call{} denied, {}", self.count, if self.count == 1 { "" } else { "s" }, words(reason));
+        let _ = write!(message, " ({reason}), by {}: {}.", list(self.policies.iter()), list(self.tools.keys()));
+        Notice {
+            pod: self.pod.clone(),
+            uid: uid.to_owned(),
+            name: name(&self.pod.name, uid, reason, self.first),
+            message,
+            first: self.first,
+            last: self.last,
+            count: self.count,
+        }
+    }
+}
+
+/// A reason as the metrics have it, of the closed set; nothing for one that a newer sidecar knows, or that is none.
+fn known(reason: &str) -> Option<&'static str> {
+    Reason::ALL.into_iter().filter(|known| *known != Reason::None).map(Reason::as_str).find(|known| *known == reason)
+}
+
+/// The same for people.
+fn words(reason: &str) -> &'static str {
+    match reason {
+        "rate_limit" => "over a limit",
+        "concurrency" => "too many at once",
+        "validation" => "a condition does not hold",
+        "denied" => "an entry denies the tool",
+        "not_listed" => "no entry allows the tool",
+        "no_policy" => "no policy names the server",
+        "invalid_policy" => "a policy cannot be enforced as it is written",
+        "malformed" => "its meaning is not clear",
+        "store_unavailable" => "the store of shared counts does not answer",
+        _ => "it cannot be counted",
+    }
+}
+
+fn list<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> String {
+    let more = if names.len() > NAMED { ", ..." } else { "" };
+    let named: Vec<&str> = names.take(NAMED).map(String::as_str).collect();
+    format!("{}{more}", named.join(", "))
+}
+
+/// A name that a sidecar told, fit to be shown.
+fn shown(name: &str) -> String {
+    if name.is_empty() {
+        return "no policy".to_owned();
+    }
+    name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_NAME).collect()
+}
+
+/// The name of the event: of the pod, and of what makes it another one.
+fn name(pod: &str, uid: &str, reason: &str, first: Timestamp) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{uid} {reason} {first}").as_bytes());
+    let pod: String = pod.chars().take(230).collect();
+    // Of a pod's name everything but a dot at the end may come before a dot.
+    format!("{}.{}", pod.trim_end_matches(['.', '-']), HEXLOWER.encode(digest.as_ref().get(..8).unwrap_or_default()))
+}
+
+/// Writes what sidecars tell, for ever.
+pub async fn write(client: Client, mut told: mpsc::Receiver<Told>, metrics: Metrics) {
+    let mut ledger = Ledger::default();
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            told = told.recv() => match told {
+                Some(told) => {
+                    let lost = ledger.add(told, Instant::now(), Timestamp::now());
+                    if lost > 0 {
+                        metrics.events.with_label_values(&["no_room"]).inc();
+                    }
+                }
+                // Nobody is left who could tell anything.
+                None => return std::future::pending().await,
+            },
+            _ = look.tick() => {
+                for notice in ledger.due(Instant::now()) {
+                    let written = apply(&client, &notice).await;
+                    if let Err(error) = &written {
+                        tracing::warn!(%error, pod = %notice.pod, "an event cannot be written");
+                    }
+                    metrics.events.with_label_values(&[if written.is_ok() { "ok" } else { "failed" }]).inc();
+                }
+            }
+        }
+    }
+}
+
+async fn apply(client: &Client, notice: &Notice) -> Result<(), kube::Error> {
+    let api: Api<Event> = Api::namespaced(client.clone(), &notice.pod.namespace);
+    let event = event(notice);
+    api.patch(&notice.name, &PatchParams::apply(COMPONENT).force(), &Patch::Apply(&event)).await.map(drop)
+}
+
+/// The event as the API has it.
+fn event(notice: &Notice) -> Event {
+    Event {
+        metadata: ObjectMeta {
+            name: Some(notice.name.clone()),
+            namespace: Some(notice.pod.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        involved_object: ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(notice.pod.namespace.clone()),
+            name: Some(notice.pod.name.clone()),
+            uid: Some(notice.uid.clone()),
+            ..ObjectReference::default()
+        },
+        type_: Some("Warning".to_owned()),
+        reason: Some("ToolCallDenied".to_owned()),
+        message: Some(notice.message.clone()),
+        count: Some(i32::try_from(notice.count).unwrap_or(i32::MAX)),
+        first_timestamp: Some(Time(notice.first)),
+        last_timestamp: Some(Time(notice.last)),
+        source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: None }),
+        reporting_component: Some(COMPONENT.to_owned()),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(pod: &str, denials: &[(&str, &str, u64)]) -> Told {
+        let denied = |(reason, tool, count): &(&str, &str, u64)| Denied {
+            policy: "agents/facebook".to_owned(),
+            reason: (*reason).to_owned(),
+            server: "facebook".to_owned(),
+            tool: (*tool).to_owned(),
+            count: *count,
+        };
+        let pod = PodKey { namespace: "agents".to_owned(), name: pod.to_owned() };
+        Told { uid: format!("uid-{}", pod.name), pod, denials: denials.iter().map(denied).collect() }
+    }
+
+    fn time(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    #[test]
+    fn the_first_denial_is_told_at_once_and_then_once_a_minute() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        ledger.add(told("a", &[("rate_limit", "send", 2)]), start, time(0));
+        let first = ledger.due(start);
+        assert_eq!(first.len(), 1);
+        assert_eq!(
+            first[0].message,
+            "2 tool calls denied, over a limit (rate_limit), by agents/facebook: send on facebook."
+        );
+        ledger.add(told("a", &[("rate_limit", "send", 1)]), after(5), time(5));
+        ledger.add(told("a", &[("rate_limit", "pay", 1)]), after(30), time(30));
+        assert_eq!(ledger.due(after(59)), []);
+        let second = ledger.due(after(60));
+        assert_eq!((second[0].count, second[0].first, second[0].last), (4, time(0), time(30)));
+        assert_eq!(second[0].name, first[0].name, "the same event, counted on");
+        assert!(second[0].message.ends_with("pay on facebook, send on facebook."), "{}", second[0].message);
+        assert_eq!(ledger.due(after(600)), [], "nothing new, nothing written");
+    }
+
+    #[test]
+    fn pods_and_reasons_are_told_apart() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        ledger.add(told("a", &[("rate_limit", "send", 1), ("not_listed", "_other", 1)]), now, time(0));
+        ledger.add(told("b", &[("rate_limit", "send", 1)]), now, time(0));
+        let due = ledger.due(now);
+        let names: BTreeSet<&str> = due.iter().map(|notice| notice.name.as_str()).collect();
+        assert_eq!((due.len(), names.len()), (3, 3));
+    }
+
+    #[test]
+    fn an_event_begins_anew_after_half_an_hour() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        ledger.add(told("a", &[("denied", "x", 7)]), start, time(0));
+        let first = ledger.due(start);
+        let later = start + FORGET;
+        assert_eq!(ledger.due(later), []);
+        ledger.add(told("a", &[("denied", "x", 1)]), later, time(1800));
+        let second = ledger.due(later);
+        assert_eq!((second.len(), second[0].count), (1, 1));
+        assert_ne!(first[0].name, second[0].name);
+    }
+
+    #[test]
+    fn what_a_sidecar_says_is_bounded_and_shown_as_text() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        assert_eq!(ledger.add(told("a", &[("invented", "x", 1), ("none", "x", 1)]), now, time(0)), 0);
+        assert_eq!(ledger.due(now), []);
+        let long = "x".repeat(10_000);
+        for tool in 0..100 {
+            ledger.add(told("a", &[("denied", &format!("t{tool}\n{long}"), u64::MAX)]), now, time(0));
+        }
+        let due = ledger.due(now);
+        assert_eq!(due[0].count, u64::MAX);
+        assert!(due[0].message.len() < 1000 && !due[0].message.contains('\n'), "{}", due[0].message);
+        assert!(due[0].message.ends_with(", ...."));
+        let mut lost = 0;
+        for pod in 0..=MOST {
+            lost += ledger.add(told(&format!("p{pod}"), &[("denied", "x", 3)]), now, time(0));
+        }
+        assert_eq!(lost, 6, "one pod is there already");
+        assert_eq!(ledger.due(now).len(), ROUND);
+    }
+
+    #[test]
+    fn a_name_is_one_that_the_api_takes() {
+        for pod in ["a", "agent-5d89989cc4-b6rsm", &"a".repeat(253), &format!("{}.b", "a".repeat(229))] {
+            let name = name(pod, "uid", "denied", time(0));
+            assert!(name.len() <= 253 && !name.contains("..") && !name.contains("-."), "{name}");
+        }
+    }
+}
