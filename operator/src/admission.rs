@@ -22,7 +22,7 @@ use toolweir_crds::{
 use crate::{
     config::Config,
     index::Entry,
-    inject::{self, Outcome, Skip},
+    inject::{self, INJECT_LABEL, Outcome, Skip},
     stream::text,
     world::World,
 };
@@ -31,10 +31,17 @@ use crate::{
 const LARGEST: usize = 8 * 1024 * 1024;
 /// How long a review may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
+/// How long to wait for word that a namespace opted in, where the API server says so by asking: the watch may be behind it.
+const NAMESPACE_WAIT: Duration = Duration::from_secs(2);
 /// At most this many errors of one policy are told, and the number of the others.
 const MOST_ERRORS: usize = 10;
 /// The longest warning, in characters. The API server cuts longer ones, and all of them when there are many.
 const LONGEST_WARNING: usize = 250;
+
+/// The closed set of the label `result` of `toolweir_operator_admissions_total`.
+pub const RESULTS: [&str; 5] = ["injected", "skipped", "allowed", "refused", "error"];
+/// The closed set of its label `reason`, together with [`Skip::ALL`] and the empty one.
+pub const REASONS: [&str; 6] = ["Unchanged", "Invalid", "NotAPod", "NotAPolicy", "NotReady", "Unreadable"];
 
 /// What answers the webhooks.
 #[derive(Clone, Debug)]
@@ -124,9 +131,9 @@ impl Webhooks {
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let (webhook, decide): (&str, fn(&Self, &Asked) -> Said) = match request.uri().path() {
-            "/inject" => ("inject", Self::inject),
-            "/validate" => ("validate", Self::validate),
+        let webhook = match request.uri().path() {
+            "/inject" => "inject",
+            "/validate" => "validate",
             _ => return text(StatusCode::NOT_FOUND, "there are /inject and /validate"),
         };
         if request.method() != Method::POST {
@@ -156,7 +163,12 @@ impl Webhooks {
                 return text(StatusCode::BAD_REQUEST, &format!("this is no AdmissionReview: {error}"));
             }
         };
-        let said = decide(&self, &asked);
+        let said = if webhook == "inject" {
+            self.wait_for_namespace(&asked).await;
+            self.inject(&asked)
+        } else {
+            self.validate(&asked)
+        };
         self.count(webhook, said.result, said.reason);
         let object = asked.object.pointer("/metadata/name").or_else(|| asked.object.pointer("/metadata/generateName"));
         let name = object.and_then(Value::as_str).unwrap_or_default();
@@ -180,6 +192,25 @@ impl Webhooks {
 
     fn count(&self, webhook: &str, result: &str, reason: &str) {
         self.world.metrics.admissions.with_label_values(&[webhook, result, reason]).inc();
+    }
+
+    /// Gives the index time to hear that the pod's namespace opted in. The API server asks about no other pods but those that
+    /// opted in themselves; to believe an index that is behind would let one through without a sidecar.
+    async fn wait_for_namespace(&self, asked: &Asked) {
+        let labels = asked.object.pointer("/metadata/labels").and_then(Value::as_object);
+        let own = labels.and_then(|labels| labels.get(INJECT_LABEL)?.as_str());
+        let protected = self.config.protects(&asked.namespace, &self.namespace);
+        if protected || matches!(own, Some("enabled" | "disabled")) {
+            return;
+        }
+        let opted_in = || {
+            let index = self.world.index();
+            let labels = index.namespace(&asked.namespace);
+            labels.is_none_or(|labels| labels.get(INJECT_LABEL).is_some_and(|value| value == "enabled"))
+        };
+        let mut changes = self.world.changes();
+        let heard = async { while !opted_in() && changes.changed().await.is_ok() {} };
+        let _ = timeout(NAMESPACE_WAIT, heard).await;
     }
 
     /// What becomes of a pod.

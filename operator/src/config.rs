@@ -143,7 +143,7 @@ impl LogLevel {
     }
 }
 
-/// How long certificates live. Each is made anew at half of its life.
+/// How long certificates live: see docs/certificates.md for when they are made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Certificates {

@@ -8,6 +8,8 @@ NODE_STARTED=
 
 # cluster_up: the cluster of KUBECONFIG; without one the node of node.sh, which is started if it does not run.
 cluster_up() {
+	# Before there is a node: the compiler takes both cores and all its time.
+	"$CLUSTER/images.sh" build
 	if [ -z "${KUBECONFIG-}" ] || [ "$KUBECONFIG" = "$NODE_KUBECONFIG" ]; then
 		export KUBECONFIG=$NODE_KUBECONFIG PATH=$NODE_BIN:$PATH
 		if ! [ -x "$NODE_BIN/kubectl" ] || ! kubectl get --raw /readyz >/dev/null 2>&1; then

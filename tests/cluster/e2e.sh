@@ -12,7 +12,9 @@
 . "$ROOT/tests/cluster/cluster.sh"
 export PYTHONDONTWRITEBYTECODE=1 E2E_OUT=$TARGET/e2e E2E_ROOT=$ROOT CACHE TARGET
 
-suite=("$(command -v python3)" "$CLUSTER/e2e")
+need python3 "apt-get install python3 python3-venv"
+python=$(python_env e2e h2==4.4.1)/bin/python
+suite=("$python" "$CLUSTER/e2e")
 if [ "${1-}" = --list ]; then exec "${suite[@]}" --list; fi
 "${suite[@]}" --check "$@"
 
@@ -25,8 +27,6 @@ finish() {
 }
 trap finish EXIT
 
-need python3 "apt-get install python3 python3-venv"
-need curl "apt-get install curl"
 need openssl "apt-get install openssl"
 cluster_up
 # A node that goes down with the suite needs no cleaning, and what is to be kept none either.

@@ -147,3 +147,91 @@ pub fn check(authority: &Authority) -> Result<(), String> {
         .map_err(|error| format!("key and certificate do not fit: {error}"))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::certs::plan::{self, Lives};
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+    }
+
+    fn some_authority() -> Authority {
+        authority(&Span { made: at(0), signs_from: at(0), expires: at(3600) }).unwrap()
+    }
+
+    fn state(authorities: &[&Authority]) -> State {
+        State { authorities: authorities.iter().map(|authority| (*authority).clone()).collect() }
+    }
+
+    fn some_leaf(signer: &Authority, made: u64) -> CertifiedKey {
+        let lives = Lives::new(Duration::from_secs(3600), Duration::from_secs(600)).unwrap();
+        leaf(signer, &plan::leaf(&signer.span, at(made), &lives), &names("toolweir-operator", "toolweir-system")).unwrap()
+    }
+
+    fn refused(leaf: &CertifiedKey, state: &State, name: &str, now: SystemTime) -> String {
+        verify(leaf, state, &[name.to_owned()], now).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_certificate_is_accepted_under_its_names_by_who_trusts_its_authority() {
+        let (signer, other) = (some_authority(), some_authority());
+        assert_ne!(signer.id, other.id);
+        let shown = some_leaf(&signer, 0);
+        let all = names("toolweir-operator", "toolweir-system");
+        assert_eq!(all[0], "toolweir-operator.toolweir-system.svc");
+        verify(&shown, &state(&[&signer]), &all, at(1)).unwrap();
+        verify(&shown, &state(&[&other, &signer]), &all, at(1)).unwrap();
+        // By clocks that are behind, too: both are backdated.
+        verify(&shown, &state(&[&signer]), &all, at(0) - Duration::from_secs(299)).unwrap();
+
+        let name = all[0].as_str();
+        assert!(refused(&shown, &state(&[&other]), name, at(1)).contains("UnknownIssuer"));
+        assert!(refused(&shown, &State::default(), name, at(1)).contains("would not be accepted"));
+        assert!(refused(&shown, &state(&[&signer]), "kubernetes.default.svc", at(1)).contains("not valid for name"));
+        assert!(refused(&shown, &state(&[&signer]), name, at(601)).contains("expired"));
+        assert!(refused(&shown, &state(&[&signer]), name, at(0) - Duration::from_secs(301)).contains("not valid yet"));
+    }
+
+    #[test]
+    fn an_authority_signs_no_other_authority_and_a_certificate_signs_nothing() {
+        let signer = some_authority();
+        let certificate = CertificateDer::from_pem_slice(signer.certificate.as_bytes()).unwrap();
+        // Basic constraints `CA:TRUE, pathlen:0`, and of the leaf `CA:FALSE` (X.690, DER), which is the default and left out.
+        let constrained = [0x30, 0x06, 0x01, 0x01, 0xff, 0x02, 0x01, 0x00];
+        assert!(certificate.windows(constrained.len()).any(|window| window == constrained));
+        let shown = some_leaf(&signer, 0);
+        let mut as_root = signer.clone();
+        as_root.certificate = pem_of(&shown.cert[0]);
+        assert!(
+            refused(&some_leaf(&signer, 1), &state(&[&as_root]), "toolweir-operator", at(2)).contains("would not be accepted")
+        );
+    }
+
+    fn pem_of(certificate: &[u8]) -> String {
+        let body = data_encoding::BASE64.encode(certificate);
+        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+    }
+
+    #[test]
+    fn key_and_certificate_of_an_authority_must_be_readable_and_fit() {
+        let (one, other) = (some_authority(), some_authority());
+        assert_eq!(check(&one), Ok(()));
+        let changed = |certificate: &str, key: &str| {
+            check(&Authority { certificate: certificate.to_owned(), key: key.to_owned(), ..one.clone() }).unwrap_err()
+        };
+        assert!(changed(&one.certificate, &other.key).starts_with("key and certificate do not fit: "));
+        assert_eq!(changed(&one.certificate, "-----BEGIN PRIVATE KEY-----"), "the key cannot be read");
+        assert_eq!(changed(&one.certificate, ""), "the key cannot be read");
+        assert_eq!(changed("", &one.key), "there is no certificate");
+        assert_eq!(changed("hello", &one.key), "there is no certificate");
+        assert_eq!(changed(&format!("{}{}", one.certificate, other.certificate), &one.key), "there is more than one certificate");
+        assert!(changed(&one.key, &one.key).starts_with("there is no certificate"));
+        assert!(changed(&pem_of(b"no DER"), &one.key).starts_with("the certificate cannot be trusted: "));
+        let cut = one.certificate.replace("-----END", "----END");
+        assert!(changed(&cut, &one.key).starts_with("the certificate is no PEM: "), "{}", changed(&cut, &one.key));
+    }
+}

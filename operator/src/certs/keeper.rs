@@ -31,7 +31,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     issue::{self, IssueError},
-    plan::{self, Authority, Lives, State},
+    plan::{self, Lives, State},
     store,
 };
 use crate::metrics::Metrics;
@@ -72,7 +72,8 @@ enum KeepError {
     #[error("the API server did not do as asked: {0}")]
     Api(#[from] kube::Error),
     #[error(
-        "Secret {name} cannot be used: {why}. Nothing is changed. Restore it, or delete it and restart all operators and agents"
+        "Secret {name} cannot be used: {why}. Nothing is changed. Restore it, or delete it: an operator that ran before writes it \
+         back. Where none did, restart the agents then"
     )]
     Secret { name: String, why: String },
     #[error(transparent)]
@@ -81,10 +82,19 @@ enum KeepError {
     Write(#[from] serde_json::Error),
 }
 
-/// What this replica signs with and shows.
+/// What this replica shows.
 struct Held {
+    /// The certificate of the authority that signed it.
     signer: String,
     times: plan::Leaf,
+}
+
+/// A certificate that is in order and not shown yet.
+struct Fresh {
+    leaf: CertifiedKey,
+    held: Held,
+    signer_valid_from: SystemTime,
+    signer_expires: SystemTime,
 }
 
 /// The keeper.
@@ -170,7 +180,18 @@ impl Keeper {
 
     /// Looks at everything once and puts it in order. Gives when the next change is due.
     async fn round(&mut self, now: SystemTime) -> Result<SystemTime, KeepError> {
-        let (state, next) = self.authorities(now).await?;
+        let (state, next) = match self.authorities(now).await {
+            Ok(found) => found,
+            Err(error) => {
+                // What is shown must not run out meanwhile: the authorities that were in force last go on signing.
+                if let Some(fresh) = self.fresh(&self.known, now).ok().flatten() {
+                    self.show(fresh);
+                }
+                return Err(error);
+            }
+        };
+        // Nobody is told of authorities that cannot sign what is accepted.
+        let fresh = self.fresh(&state, now)?;
         self.trust.send_if_modified(|trust| {
             let bundle = state.bundle();
             let differs = **trust != *bundle;
@@ -179,10 +200,12 @@ impl Keeper {
             }
             differs
         });
-        let renew = self.leaf(&state, now)?;
+        if let Some(fresh) = fresh {
+            self.show(fresh);
+        }
         self.known = state;
         self.webhooks().await?;
-        Ok(next.min(renew))
+        Ok(self.held.as_ref().map_or(next, |held| next.min(held.times.renew)))
     }
 
     /// The authorities, after what was due was done.
@@ -223,35 +246,35 @@ impl Keeper {
         }
     }
 
-    /// Makes a certificate where the one that is held is old or signed by another authority. Gives when it is due again.
-    fn leaf(&mut self, state: &State, now: SystemTime) -> Result<SystemTime, KeepError> {
+    /// A new certificate where the one that is shown is old or signed by another authority.
+    fn fresh(&self, state: &State, now: SystemTime) -> Result<Option<Fresh>, KeepError> {
         let Some(signer) = state.signer(now) else {
             return Err(KeepError::Issue(IssueError::Verify("no authority can sign; is the clock right?".to_owned())));
         };
-        if let Some(held) = self.held.as_ref().filter(|held| held.signer == signer.id && held.times.renew > now) {
-            return Ok(held.times.renew);
+        if self.held.as_ref().is_some_and(|held| held.signer == signer.certificate && held.times.renew > now) {
+            return Ok(None);
         }
         let times = plan::leaf(&signer.span, now, &self.settings.lives);
         let leaf = issue::leaf(signer, &times, &self.settings.names)?;
         issue::verify(&leaf, state, &self.settings.names, now)?;
+        tracing::debug!(authority = signer.id, "a certificate was made");
+        let held = Held { signer: signer.certificate.clone(), times };
+        Ok(Some(Fresh { leaf, held, signer_valid_from: signer.span.valid_from(), signer_expires: signer.span.expires }))
+    }
+
+    /// Shows a certificate from now on.
+    fn show(&mut self, Fresh { leaf, held, signer_valid_from, signer_expires }: Fresh) {
         self.serving.0.store(Some(Arc::new(leaf)));
         self.metrics.certificate_rotations.with_label_values(&["leaf"]).inc();
-        let expiry = |certificate: &str, at: SystemTime| {
+        for (certificate, at) in [("leaf", held.times.expires), ("ca", signer_expires)] {
             let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             self.metrics.certificate_expiry.with_label_values(&[certificate]).set(seconds);
-        };
-        expiry("leaf", times.expires);
-        expiry("ca", signer.span.expires);
-        let lifetime = |certificate: &str, from: SystemTime, to: SystemTime| {
+        }
+        for (certificate, from, to) in [("leaf", held.times.valid_from, held.times.expires), ("ca", signer_valid_from, signer_expires)] {
             let seconds = to.duration_since(from).unwrap_or_default().as_secs_f64();
             self.metrics.certificate_lifetime.with_label_values(&[certificate]).set(seconds);
-        };
-        lifetime("leaf", times.valid_from, times.expires);
-        lifetime("ca", signer.span.valid_from(), signer.span.expires);
-        let Authority { id, .. } = signer;
-        tracing::debug!(authority = id, "a certificate was made");
-        self.held = Some(Held { signer: id.clone(), times });
-        Ok(times.renew)
+        }
+        self.held = Some(held);
     }
 
     /// Writes the `caBundle` of both configurations where it is not what is trusted.
@@ -332,20 +355,4 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ca_bundle_is_written_where_it_is_not_current() {
-        let webhook = |name: &str, bundle: Option<&str>| Webhook { name: name.to_owned(), bundle: bundle.map(str::to_owned) };
-        let held = [webhook("a", Some("new")), webhook("b", None), webhook("c", Some("old"))];
-        let expected = json!([
-            {"op": "test", "path": "/webhooks/1/name", "value": "b"},
-            {"op": "add", "path": "/webhooks/1/clientConfig/caBundle", "value": "new"},
-            {"op": "test", "path": "/webhooks/2/name", "value": "c"},
-            {"op": "add", "path": "/webhooks/2/clientConfig/caBundle", "value": "new"},
-        ]);
-        assert_eq!(serde_json::to_value(bundle_patch(&held, "new").unwrap()).unwrap(), expected);
-        assert!(bundle_patch(&held[..1], "new").is_none());
-    }
-}
+mod tests;

@@ -275,3 +275,281 @@ mod moment {
         humantime::parse_rfc3339(&text).map_err(|_| D::Error::custom(format!("{text:?} is no time such as 2026-01-31T12:00:00Z")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn lives(ca: Duration, leaf: Duration) -> Lives {
+        Lives::new(ca, leaf).unwrap()
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        BASE + Duration::from_secs(1_000_000 + seconds)
+    }
+
+    fn authority(id: impl fmt::Display + Copy, span: Span) -> Authority {
+        Authority { id: id.to_string(), span, certificate: format!("certificate of {id}"), key: String::new() }
+    }
+
+    /// The plan is carried out; gives the new state.
+    fn done(state: &State, now: SystemTime, lives: &Lives) -> State {
+        let make = |span: &Span| Ok::<_, ()>(authority(span.made.duration_since(BASE).unwrap().as_millis(), *span));
+        state.changed(&plan(state, now, lives), make).unwrap()
+    }
+
+    #[test]
+    fn the_first_authority_signs_at_once_and_its_successor_a_third_after_everybody_could_hear_of_it() {
+        let lives = lives(Duration::from_secs(90), Duration::from_secs(10));
+        let one = done(&State::default(), at(0), &lives);
+        let [first] = one.authorities.as_slice() else { panic!("{one:?}") };
+        assert_eq!(first.span, Span { made: at(0), signs_from: at(0), expires: at(90) });
+        assert_eq!(plan(&one, at(0), &lives), Plan { drop: Vec::new(), make: None, next: at(30) });
+        assert_eq!(plan(&one, at(29), &lives).next, at(30));
+
+        let two = done(&one, at(30), &lives);
+        let [_, second] = two.authorities.as_slice() else { panic!("{two:?}") };
+        assert_eq!(second.span, Span { made: at(30), signs_from: at(60), expires: at(120) });
+        assert_eq!(two.signer(at(59)).unwrap().id, first.id);
+        assert_eq!(two.signer(at(60)).unwrap().id, second.id);
+
+        // The first one is trusted until the last certificate of its own has expired, and some more for clocks that are behind.
+        let three = done(&two, at(60), &lives);
+        assert_eq!(three.authorities.len(), 3);
+        assert!(!plan(&three, at(77), &lives).is_due());
+        assert_eq!(plan(&three, at(78), &lives).drop, std::slice::from_ref(&first.id));
+    }
+
+    #[test]
+    fn a_serving_certificate_lives_as_long_as_is_asked_for_but_no_longer_than_a_third_of_its_authority() {
+        let span = Span { made: at(0), signs_from: at(0), expires: at(3600) };
+        let of =
+            |leaf_life: u64, now: u64| leaf(&span, at(now), &lives(Duration::from_secs(3600), Duration::from_secs(leaf_life)));
+        assert_eq!(of(600, 60), Leaf { valid_from: at(0) - Duration::from_secs(240), expires: at(660), renew: at(360) });
+        assert_eq!(of(3600, 0).expires, at(1200));
+        // Nor does it outlive its authority.
+        assert_eq!((of(600, 3300).expires, of(600, 3300).renew), (at(3600), at(3450)));
+        // However little is left, it is not made anew without pause.
+        assert_eq!(of(600, 3599).renew, at(3599) + Duration::from_millis(500));
+        assert_eq!(of(600, 3600).renew, at(3600) + SHORTEST_RENEWAL);
+    }
+
+    #[test]
+    fn lives_that_cannot_be_kept_are_refused() {
+        let of = |ca: u64, leaf: u64| {
+            Lives::new(Duration::from_secs(ca), Duration::from_secs(leaf)).map_err(|error| error.to_string())
+        };
+        assert_eq!(of(59, 10), Err("caLife must be from 1m to 20 years, for example 365d; it is 59s".to_owned()));
+        assert!(of(u64::from(u32::MAX), 10).unwrap_err().starts_with("caLife must be"));
+        assert_eq!(of(60, 9), Err("leafLife must be from 10s to caLife, for example 24h; it is 9s".to_owned()));
+        assert!(of(60, 61).unwrap_err().starts_with("leafLife must be"));
+        assert!(of(60, 60).is_ok());
+        assert_eq!(Lives::new(Lives::default().ca, Lives::default().leaf), Ok(Lives::default()));
+    }
+
+    #[test]
+    fn times_are_written_for_people_and_keys_are_never_printed() {
+        let span = Span { made: at(0), signs_from: at(1), expires: at(2) };
+        let mut authority = authority("a", span);
+        authority.key = "secret".to_owned();
+        let json = serde_json::to_value(&authority).unwrap();
+        assert_eq!(json["signsFrom"], "1970-01-12T13:46:41.000Z");
+        assert_eq!(serde_json::from_value::<Authority>(json).unwrap(), authority);
+        assert!(!format!("{:?}", State { authorities: vec![authority] }).contains("secret"));
+    }
+
+    #[test]
+    fn what_a_hand_put_into_the_secret_is_bounded() {
+        let lives = Lives::default();
+        let span = |n: u64| Span { made: at(n), signs_from: at(n), expires: at(n) + lives.ca };
+        let state = State { authorities: (0..40).map(|n| authority(n, span(n))).collect() };
+        let done = done(&state, at(50), &lives);
+        assert!(done.authorities.len() < MOST_AUTHORITIES, "{}", done.authorities.len());
+        assert_eq!(done.authorities.last().unwrap().id, "39");
+    }
+
+    #[test]
+    fn with_a_shorter_life_in_the_configuration_a_successor_is_made_at_once_and_nobody_is_cut_off() {
+        let long = done(&State::default(), at(0), &Lives::default());
+        let short = lives(Duration::from_secs(60), Duration::from_secs(20));
+        let now = at(10 * 86_400);
+        let both = done(&long, now, &short);
+        let [old, new] = both.authorities.as_slice() else { panic!("{both:?}") };
+        assert_eq!(new.span.signs_from, now + Duration::from_secs(20));
+        assert_eq!(both.signer(now + Duration::from_secs(19)).unwrap().id, old.id);
+        // With a longer one, what there is lives out its life.
+        let longer = lives(Duration::from_secs(3600), Duration::from_secs(20));
+        assert!(!plan(&State { authorities: vec![new.clone()] }, now, &longer).is_due());
+    }
+
+    #[test]
+    fn an_absence_within_a_life_keeps_the_old_one_signing_as_long_as_it_can() {
+        let lives = lives(Duration::from_secs(90), Duration::from_secs(30));
+        let one = done(&State::default(), at(0), &lives);
+        for (now, signs_from) in [(40, 70), (60, 82), (80, 82), (85, 85)] {
+            let two = done(&one, at(now), &lives);
+            let [first, second] = two.authorities.as_slice() else { panic!("{two:?}") };
+            assert_eq!(second.span.signs_from.duration_since(at(0)).unwrap().as_secs(), signs_from, "back after {now}");
+            assert_eq!(two.signer(at(now)).unwrap().id, if now < signs_from { &first.id } else { &second.id }.clone());
+        }
+    }
+
+    /// A replica of the operator, as [`super::super::keeper`] does it, and what it tells its sidecars.
+    struct Replica {
+        /// How far its clock is ahead of the one that is furthest behind.
+        ahead: Duration,
+        wakes: Duration,
+        held: Option<(String, Leaf)>,
+        told: Vec<(Duration, BTreeSet<String>)>,
+    }
+
+    struct Simulation {
+        lives: Lives,
+        /// The Secret.
+        state: State,
+        spans: Vec<Span>,
+        replicas: Vec<Replica>,
+        most: usize,
+    }
+
+    impl Simulation {
+        fn new(lives: Lives, ahead: Vec<Duration>) -> Self {
+            let new = |ahead| Replica { ahead, wakes: Duration::ZERO, held: None, told: Vec::new() };
+            Self { lives, state: State::default(), spans: Vec::new(), replicas: ahead.into_iter().map(new).collect(), most: 0 }
+        }
+
+        fn leaf_life(&self) -> Duration {
+            self.lives.leaf.min(self.lives.ca / 3)
+        }
+
+        /// One round of a replica at a time by the clock that is furthest behind.
+        fn round(&mut self, replica: usize, time: Duration, late: Duration) {
+            let now = BASE + time + self.replicas[replica].ahead;
+            let due = plan(&self.state, now, &self.lives);
+            if due.is_due() {
+                let spans = &mut self.spans;
+                self.state = self
+                    .state
+                    .changed(&due, |span| {
+                        spans.push(*span);
+                        Ok::<_, ()>(authority(spans.len() - 1, *span))
+                    })
+                    .unwrap();
+            }
+            self.most = self.most.max(self.state.authorities.len());
+            let due = plan(&self.state, now, &self.lives);
+            assert!(!due.is_due(), "all is done in one step");
+            assert!(due.next > now, "it is not asked again at once");
+            let signer = self.state.signer(now).expect("somebody signs");
+            let replica = &mut self.replicas[replica];
+            replica.told.push((time, self.state.authorities.iter().map(|authority| authority.id.clone()).collect()));
+            if replica.held.as_ref().is_none_or(|(id, times)| *id != signer.id || times.renew <= now) {
+                replica.held = Some((signer.id.clone(), leaf(&signer.span, now, &self.lives)));
+            }
+            let renew = replica.held.as_ref().unwrap().1.renew;
+            let wait = due.next.min(renew).duration_since(now).unwrap_or_default().min(self.lives.look());
+            replica.wakes = time + wait + late;
+        }
+
+        /// Every certificate that is shown is accepted by all who heard from any replica within this span, by clocks from the
+        /// one furthest behind to `ahead`.
+        fn check(&self, time: Duration, within: Duration, ahead: Duration) {
+            for (id, times) in self.replicas.iter().filter_map(|replica| replica.held.as_ref()) {
+                let authority = self.spans[id.parse::<usize>().unwrap()];
+                for clock in [BASE + time, BASE + time + ahead] {
+                    let valid = |from: SystemTime, until: SystemTime| from <= clock && clock < until;
+                    assert!(valid(times.valid_from, times.expires), "{time:?}: the certificate of {id} is not valid");
+                    assert!(valid(authority.valid_from(), authority.expires), "{time:?}: {id} is not valid");
+                }
+                for replica in &self.replicas {
+                    let since = time.saturating_sub(within);
+                    let first = replica.told.iter().rposition(|(told, _)| *told <= since).unwrap_or_default();
+                    for (told, trusted) in replica.told.iter().skip(first) {
+                        assert!(trusted.contains(id), "{time:?}: who heard at {told:?} of {trusted:?} does not accept {id}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Up to two hours: for longer ones all is the same, but for clocks that may differ less and more looks between.
+    fn some_lives() -> impl Strategy<Value = Lives> {
+        let ca = prop_oneof![Just(60), Just(600), Just(7200)].prop_map(Duration::from_secs);
+        let leaf = prop_oneof![Just(1), Just(3), Just(12), Just(48)];
+        (ca, leaf).prop_map(|(ca, part)| lives(ca, (ca / part).max(SHORTEST_LEAF_LIFE)))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// Ten lives, with clocks that differ by as much as is promised, and replicas that are late at times.
+        #[test]
+        fn what_is_shown_is_always_accepted_by_all_who_heard_lately(
+            lives in some_lives(),
+            clocks in prop::collection::vec(0_u32..=16, 1..5),
+            late in prop::collection::vec(0_u32..=16, 64),
+        ) {
+            let mut simulation = Simulation::new(lives, Vec::new());
+            // Certificates are made anew at half of their life: to be further behind than that is to be too late.
+            let most_ahead = skew(lives.ca).min(simulation.leaf_life() / 4);
+            let most_late = (simulation.leaf_life() / 8).min(lives.ca / 48);
+            simulation = Simulation::new(lives, clocks.iter().map(|part| most_ahead * *part / 16).collect());
+            let within = (lives.ca / 3).saturating_sub(most_ahead + lives.look() + most_late);
+            let mut late = late.iter().cycle();
+            let end = lives.ca * 10;
+            loop {
+                let (replica, time) = (0..simulation.replicas.len())
+                    .map(|replica| (replica, simulation.replicas[replica].wakes))
+                    .min_by_key(|(_, wakes)| *wakes)
+                    .unwrap();
+                if time > end {
+                    break;
+                }
+                if simulation.replicas.iter().all(|replica| replica.held.is_some()) {
+                    simulation.check(time, within, most_ahead);
+                }
+                simulation.round(replica, time, most_late * *late.next().unwrap() / 16);
+                simulation.check(time, within, most_ahead);
+            }
+            prop_assert!(simulation.most <= 4, "{} at once", simulation.most);
+        }
+
+        /// Nobody looks for a while, however long. Then one round puts everything in order, for all who hear of it.
+        #[test]
+        fn after_any_absence_one_round_puts_all_in_order(lives in some_lives(), parts in prop::collection::vec(0_u32..=40, 1..30)) {
+            let mut simulation = Simulation::new(lives, vec![Duration::ZERO]);
+            let mut time = Duration::ZERO;
+            for part in parts {
+                simulation.round(0, time, Duration::ZERO);
+                simulation.check(time, Duration::ZERO, Duration::ZERO);
+                time += lives.ca * part / 12;
+            }
+            prop_assert!(simulation.most <= 4, "{} at once", simulation.most);
+        }
+
+        /// Whatever is in the Secret, in whatever order: something signs in the end, and it ends.
+        #[test]
+        fn any_authorities_come_to_rest(lives in some_lives(), spans in prop::collection::vec((0_u32..60, 0_u32..60, 1_u32..60), 0..=16)) {
+            let moment = |part: u32| BASE + lives.ca * part / 12;
+            let authorities = spans.iter().enumerate().map(|(n, (made, after, life))| {
+                let (made, signs_from) = (moment(*made), moment(made + after));
+                authority(n, Span { made, signs_from, expires: signs_from + lives.ca * *life / 12 })
+            });
+            let now = moment(30);
+            // The second step is for a full Secret: one goes for the one that was made.
+            let state = done(&done(&State { authorities: authorities.collect() }, now, &lives), now, &lives);
+            prop_assert!(!plan(&state, now, &lives).is_due(), "{state:?}");
+            prop_assert!(plan(&state, now, &lives).next > now);
+            let signer = state.signer(now);
+            prop_assert!(signer.is_some_and(|signer| signer.span.expires > now), "{state:?}");
+            let times = leaf(&signer.unwrap().span, now, &lives);
+            prop_assert!(times.valid_from <= now && now < times.expires && now < times.renew);
+        }
+    }
+}

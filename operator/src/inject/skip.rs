@@ -61,9 +61,10 @@ impl Skip {
         }
     }
 
-    /// Whether whoever makes the pod is told: they asked for a sidecar and get none.
+    /// Whether whoever makes the pod is told: they asked for a sidecar and get none. The API server asks about pods that opted
+    /// in, so also where it knows otherwise than the operator.
     pub fn warns(self) -> bool {
-        matches!(self, Self::ProtectedNamespace | Self::MirrorPod | Self::Windows | Self::HostNetwork)
+        !matches!(self, Self::OptedOut | Self::AlreadyInjected)
     }
 }
 

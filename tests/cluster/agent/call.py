@@ -44,32 +44,35 @@ class Agent:
     """A client that keeps its connection, and takes up a session where the server wants one."""
 
     def __init__(self, server):
-        self.server, self.session, self.id = server, None, 0
+        self.server, self.session, self.ready, self.id = server, None, False, 0
         self.connection = http.client.HTTPConnection("127.0.0.1", 15001, timeout=30)
 
     def ask(self, method, params):
-        self.id += 1
         try:
-            return said(*post(self.connection, self.server, {"jsonrpc": "2.0", "id": self.id, "method": method, "params": params}, self.session))
+            if not self.ready:
+                # Before the first call: one that a server turned away for want of a session would have counted.
+                self.initialize()
+            return said(*self.send(method, params))
         except (OSError, http.client.HTTPException) as error:
             self.connection.close()
             name = errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
             return {"http": 0, "outcome": name, "text": str(error), "denial": None}
 
+    def send(self, method, params):
+        self.id += 1
+        return post(self.connection, self.server, {"jsonrpc": "2.0", "id": self.id, "method": method, "params": params}, self.session)
+
     def initialize(self):
         params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "call.py", "version": "1"}}
-        self.id += 1
-        response, _ = post(self.connection, self.server, {"jsonrpc": "2.0", "id": self.id, "method": "initialize", "params": params}, None)
+        response, answer = self.send("initialize", params)
         self.session = response.getheader("mcp-session-id")
-        post(self.connection, self.server, {"jsonrpc": "2.0", "method": "notifications/initialized"}, self.session)
+        # A server that is closed now may be open later.
+        self.ready = "result" in answer
+        if self.ready:
+            post(self.connection, self.server, {"jsonrpc": "2.0", "method": "notifications/initialized"}, self.session)
 
     def call(self, tool, arguments):
-        answer = self.ask("tools/call", {"name": tool, "arguments": arguments})
-        if answer["http"] in (400, 404) and self.session is None:
-            # Not denied, and the server knows of no session.
-            self.initialize()
-            answer = self.ask("tools/call", {"name": tool, "arguments": arguments})
-        return answer
+        return self.ask("tools/call", {"name": tool, "arguments": arguments})
 
 
 def main():
@@ -84,7 +87,6 @@ def main():
         words.pop(0)
     agent = Agent(words[0])
     if "--list" in words:
-        agent.initialize()
         print(json.dumps(agent.ask("tools/list", {})), flush=True)
         return
     for _ in range(int(options["--times"])):

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -109,23 +110,40 @@ class Background:
             self.process.wait()
 
 
+class SocketConnection(http.client.HTTPConnection):
+    """HTTP on a Unix socket."""
+
+    def __init__(self, path, timeout):
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
 class Api:
-    """The API server, through `kubectl proxy`: it knows how to sign in, whatever the cluster. A connection for each thread."""
+    """The API server, through `kubectl proxy`: it knows how to sign in, whatever the cluster. It listens where this user alone can
+    reach it, since it asks nobody who they are. A connection for each thread."""
 
     def __init__(self):
-        self.proxy = Background("kubectl", "proxy", "--port=0", "--address=127.0.0.1")
-        _, self.port = self.proxy.line(20, "kubectl proxy", lambda line: int(line.rsplit(":", 1)[1]) if line.startswith("Starting to serve") else None)
+        self.folder = tempfile.TemporaryDirectory()
+        self.socket = f"{self.folder.name}/api"
+        self.proxy = Background("kubectl", "proxy", f"--unix-socket={self.socket}")
+        self.proxy.line(20, "kubectl proxy", lambda line: line.startswith("Starting to serve") or None)
         self.local = threading.local()
 
     def close(self):
         self.proxy.__exit__()
+        self.folder.cleanup()
 
-    def raw(self, method, path, body=None, content="application/json", timeout=30):
+    def raw(self, method, path, body=None, content="application/json", timeout=60):
         """Status and text of the answer."""
         for fresh in (False, True):
             connection = getattr(self.local, "connection", None)
             if connection is None or fresh:
-                connection = self.local.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+                connection = self.local.connection = SocketConnection(self.socket, timeout)
             try:
                 connection.request(method, path, body if body is None or isinstance(body, str) else json.dumps(body), {"content-type": content, "accept": "*/*"})
                 response = connection.getresponse()
@@ -232,10 +250,10 @@ class Cluster:
 
     def apply(self, *objects, namespace=None):
         """`kubectl apply`; what it said on stderr."""
-        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        text = "\n---\n".join(map(json.dumps, objects))
         code, out, err = kubectl(*(["-n", namespace] if namespace else []), "apply", "-f", "-", input=text, check=False)
         if code:
-            raise Failure(f"kubectl apply: {err.strip():.1500}")
+            raise Failure(f"kubectl apply: {err.strip()}")
         return out + err
 
     def refused(self, *objects, namespace=None):
@@ -393,12 +411,6 @@ class Cluster:
 
     def rollout(self):
         kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=120s", timeout=130)
-
-    def one_operator(self):
-        """The only replica, once the others are gone."""
-        pods = until(60, "one operator", lambda: (found := self.operators()) and len(found) == 1 and found)
-        self.ready(SYSTEM, pods[0]["metadata"]["name"])
-        return pods[0]["metadata"]["name"]
 
     def uninstall(self):
         helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "120s", "--ignore-not-found")

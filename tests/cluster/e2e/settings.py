@@ -26,7 +26,7 @@ TARGET = Path(os.environ["TARGET"])
 NODE_DIR = Path(os.environ.get("NODE_DIR", "/var/tmp/toolweir-node"))
 IMAGE_TAG = os.environ.get("IMAGE_TAG", "e2e")
 
-# Of the chart: names as operator/PLAN.md binds them.
+# Of the chart: names that the chart gives.
 RELEASE, SYSTEM = "toolweir", "toolweir-system"
 CHART = ROOT / "charts/toolweir"
 OPERATOR, INJECTOR, VALIDATOR = "toolweir-operator", "toolweir-injector", "toolweir-policies"

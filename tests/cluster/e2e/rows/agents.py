@@ -43,7 +43,7 @@ def first_call(cluster, measured):
     cluster.apply(
         {
             "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "first"},
-            "spec": {"completions": FIRST_CALLS, "parallelism": 5, "backoffLimit": 0, "template": template},
+            "spec": {"completions": FIRST_CALLS, "parallelism": 10, "backoffLimit": 0, "template": template},
         },
         namespace=namespace,
     )

@@ -1,0 +1,388 @@
+//! What a pod becomes. `pods/NAME.yaml` is a pod in, `pods/NAME.golden.yaml` the pod out with its warnings, or why there is
+//! none; `UPDATE_GOLDEN=1` writes those anew. Then properties of any pod, and the table of docs/injection.md.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::{collections::BTreeSet, fmt::Write, path::PathBuf};
+
+use proptest::prelude::*;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use toolweir_operator::{
+    SIDECAR_CONTAINER,
+    config::Config,
+    inject::{
+        CONFIG_PATH, CONFIG_VOLUME, Context, INJECTED, MCP_CONFIG_ENV, Outcome, STATE_VOLUME, Skip, TOKEN_VOLUME, URL_ENV,
+        inject, patch,
+    },
+    select::Labels,
+};
+
+/// What a case says besides its pod, in a document before it. A pod alone is one of `agents`, which opted in.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Case {
+    namespace: String,
+    /// Null where they are not known.
+    namespace_labels: Option<Labels>,
+    config: Value,
+    /// The pod is injected first, then another webhook does this to it (JSON Patch), then it is injected anew.
+    between: Option<json_patch::Patch>,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        let opted_in = Labels::from([("toolweir.dev/inject".to_owned(), "enabled".to_owned())]);
+        Self { namespace: "agents".to_owned(), namespace_labels: Some(opted_in), config: Value::Null, between: None }
+    }
+}
+
+impl Case {
+    fn inject(&self, pod: &Value) -> Outcome {
+        let config = if self.config.is_null() { String::new() } else { self.config.to_string() };
+        let config = Config::read(&config).unwrap();
+        let context = Context {
+            config: &config,
+            namespace: &self.namespace,
+            namespace_labels: self.namespace_labels.as_ref(),
+            operator_namespace: "toolweir-system",
+            stream_url: "https://toolweir-operator.toolweir-system.svc:8444",
+            ca: "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+            version: "0.1.0",
+        };
+        inject(pod, &context)
+    }
+
+    /// The pod as it was sent the last time, and what became of it.
+    fn run(&self, pod: Value) -> (Value, Outcome) {
+        let Some(between) = &self.between else {
+            let outcome = self.inject(&pod);
+            return (pod, outcome);
+        };
+        let Outcome::Injected { mut pod, .. } = self.inject(&pod) else { panic!("not injected the first time") };
+        json_patch::patch(&mut pod, between).unwrap();
+        let outcome = self.inject(&pod);
+        (pod, outcome)
+    }
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pods"))
+}
+
+/// The names of all cases.
+fn names() -> Vec<String> {
+    let files = std::fs::read_dir(folder()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> =
+        files.filter(|file| !file.contains(".golden.")).map(|file| file.strip_suffix(".yaml").expect(&file).to_owned()).collect();
+    names.sort();
+    names
+}
+
+fn read(name: &str) -> (Case, Value) {
+    let text = std::fs::read_to_string(folder().join(format!("{name}.yaml"))).unwrap();
+    let documents = serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap());
+    match documents.collect::<Vec<_>>().as_slice() {
+        [pod] => (Case::default(), pod.clone()),
+        [case, pod] => (serde_json::from_value(case.clone()).unwrap_or_else(|error| panic!("{name}: {error}")), pod.clone()),
+        _ => panic!("{name}: a pod, and perhaps a case before it"),
+    }
+}
+
+fn golden(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Injected { pod, warnings } => {
+            let mut text = String::new();
+            for warning in warnings {
+                writeln!(text, "# warning: {warning}").unwrap();
+            }
+            text + &serde_yaml::to_string(pod).unwrap()
+        }
+        Outcome::Skipped(skip) => format!("# skipped: {} ({})\n", skip.as_str(), skip.explain()),
+        Outcome::Refused(why) => format!("# refused: {why}\n"),
+    }
+}
+
+#[test]
+fn every_pod_becomes_what_its_golden_file_says() {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let mut wrong = String::new();
+    let mut expected_files = BTreeSet::new();
+    for name in names() {
+        let (case, pod) = read(&name);
+        let is = golden(&case.run(pod).1);
+        let path = folder().join(format!("{name}.golden.yaml"));
+        expected_files.insert(path.clone());
+        if update {
+            std::fs::write(&path, &is).unwrap();
+            continue;
+        }
+        let promised = std::fs::read_to_string(&path).unwrap_or_default();
+        if is != promised {
+            let differs = is.lines().zip(promised.lines()).position(|(is, promised)| is != promised);
+            let at = differs.unwrap_or_else(|| is.lines().count().min(promised.lines().count()));
+            let line = |text: &str| text.lines().nth(at).unwrap_or("(the end)").to_owned();
+            writeln!(wrong, "{name}, line {}:\n  is       {}\n  promised {}", at + 1, line(&is), line(&promised)).unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}UPDATE_GOLDEN=1 writes them anew");
+    let all = std::fs::read_dir(folder()).unwrap().map(|file| file.unwrap().path());
+    let stray: Vec<PathBuf> =
+        all.filter(|path| path.to_string_lossy().contains(".golden.") && !expected_files.contains(path)).collect();
+    assert!(stray.is_empty(), "without a pod: {stray:?}");
+}
+
+#[test]
+fn the_patch_makes_the_same_pod_and_another_round_changes_nothing() {
+    let mut injected = 0;
+    for name in names() {
+        let (case, pod) = read(&name);
+        let (sent, outcome) = case.run(pod);
+        let Outcome::Injected { pod, .. } = outcome else { continue };
+        injected += 1;
+        assert_eq!(patched(&sent, &pod), pod, "{name}");
+        assert_eq!(case.inject(&pod), Outcome::Skipped(Skip::AlreadyInjected), "{name}");
+        check(&sent, &pod);
+    }
+    assert!(injected > 15, "{injected}");
+}
+
+#[test]
+fn a_patch_leaves_alone_what_is_as_it_should_be() {
+    let (case, pod) = read("reinvoked");
+    let (sent, outcome) = case.run(pod);
+    let Outcome::Injected { pod, .. } = outcome else { panic!("{outcome:?}") };
+    let patch = patch(&sent, &pod);
+    let paths: Vec<&str> = patch.iter().map(|step| step.path().as_str()).collect();
+    assert!(
+        paths.iter().all(|path| ["/spec/initContainers/", "/spec/containers/1/"].iter().any(|there| path.starts_with(there))),
+        "{paths:?}"
+    );
+}
+
+#[test]
+fn every_reason_to_skip_has_a_case() {
+    let mut seen = BTreeSet::new();
+    for name in names() {
+        let (case, pod) = read(&name);
+        if let Outcome::Skipped(skip) = case.run(pod).1 {
+            seen.insert(skip);
+        }
+    }
+    assert_eq!(seen, Skip::ALL.into());
+}
+
+#[test]
+fn the_page_lists_every_reason_to_skip_and_no_other() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/injection.md")).unwrap();
+    let section = page.split("\n## When no sidecar is added\n").nth(1).expect("the section");
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let documented: Vec<Vec<&str>> = rows.map(|row| row.split('|').map(str::trim).collect()).collect();
+    let documented: Vec<(&str, &str, &str)> =
+        documented.iter().map(|cells| (cells[1].trim_matches('`'), cells[2], cells[3])).collect();
+    let known: Vec<(&str, &str, &str)> =
+        Skip::ALL.iter().map(|skip| (skip.as_str(), skip.explain(), if skip.warns() { "yes" } else { "no" })).collect();
+    assert_eq!(documented, known, "reason, explanation, warning; in the order in which they are looked for");
+}
+
+fn patched(from: &Value, to: &Value) -> Value {
+    let mut patched = from.clone();
+    json_patch::patch(&mut patched, &patch(from, to)).unwrap();
+    patched
+}
+
+fn list<'a>(of: &'a Value, field: &str) -> &'a [Value] {
+    of[field].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// The items of a list without those of these names, and nothing where there are none left.
+fn without(of: &Value, field: &str, is_ours: impl Fn(&Value) -> bool) -> Value {
+    let rest: Vec<Value> = list(of, field).iter().filter(|item| !is_ours(item)).cloned().collect();
+    if rest.is_empty() { Value::Null } else { rest.into() }
+}
+
+fn is_named(item: &Value, names: &[&str]) -> bool {
+    item["name"].as_str().is_some_and(|name| names.contains(&name))
+}
+
+/// A container without what may be changed in it.
+fn its_own(container: &Value) -> Value {
+    let mut rest = container.clone();
+    rest["env"] = without(container, "env", |env| is_named(env, &[URL_ENV, MCP_CONFIG_ENV]));
+    rest["volumeMounts"] = without(container, "volumeMounts", |mount| {
+        let path = mount["mountPath"].as_str().unwrap_or_default().replace("/./", "/").replace("//", "/");
+        is_named(mount, &[TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME]) || format!("{path}/").starts_with("/etc/toolweir/")
+    });
+    rest
+}
+
+/// A pod without anything that is the sidecar's or may be changed.
+fn own(pod: &Value) -> Value {
+    let mut rest = pod.clone();
+    if let Some(annotations) = rest.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        annotations.remove(INJECTED);
+        if annotations.is_empty() {
+            rest["metadata"].as_object_mut().unwrap().remove("annotations");
+        }
+    }
+    let spec = &pod["spec"];
+    for kind in ["initContainers", "containers"] {
+        let others: Vec<Value> =
+            list(spec, kind).iter().filter(|container| !is_named(container, &[SIDECAR_CONTAINER])).map(its_own).collect();
+        rest["spec"][kind] = others.into();
+    }
+    rest["spec"]["volumes"] = without(spec, "volumes", |volume| is_named(volume, &[TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME]));
+    rest
+}
+
+/// What holds of every injected pod.
+fn check(before: &Value, after: &Value) {
+    let spec = &after["spec"];
+    let sidecar = &spec["initContainers"][0];
+    assert_eq!((&sidecar["name"], &sidecar["restartPolicy"]), (&json!(SIDECAR_CONTAINER), &json!("Always")));
+    assert!(sidecar.get("command").is_none(), "{sidecar}");
+    let all = || ["initContainers", "containers"].into_iter().flat_map(|kind| list(spec, kind));
+    assert_eq!(all().filter(|container| is_named(container, &[SIDECAR_CONTAINER])).count(), 1);
+    for container in all().skip(1) {
+        let mounts = list(container, "volumeMounts");
+        assert!(!mounts.iter().any(|mount| is_named(mount, &[TOKEN_VOLUME, STATE_VOLUME])), "{container}");
+        let config: Vec<&Value> = mounts.iter().filter(|mount| is_named(mount, &[CONFIG_VOLUME])).collect();
+        assert_eq!(config, [&json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": true})], "{container}");
+        for (name, value) in [(URL_ENV, "http://127.0.0.1:15001"), (MCP_CONFIG_ENV, "/etc/toolweir/mcp.json")] {
+            let found: Vec<&Value> = list(container, "env").iter().filter(|env| is_named(env, &[name])).collect();
+            assert_eq!(found, [&json!({"name": name, "value": value})], "{container}");
+        }
+    }
+    for volume in [TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME] {
+        assert_eq!(list(spec, "volumes").iter().filter(|found| is_named(found, &[volume])).count(), 1, "{volume}");
+    }
+    assert_eq!(after["metadata"]["annotations"][INJECTED], "0.1.0");
+    assert_eq!(own(before), own(after), "what is others' is as it was");
+}
+
+fn named(names: &'static str, more: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
+    (names, more).prop_map(|(name, mut item)| {
+        item["name"] = name.into();
+        item
+    })
+}
+
+/// A list that may not be there, or be null or empty.
+fn maybe_list(item: impl Strategy<Value = Value>, most: usize) -> impl Strategy<Value = Option<Value>> {
+    prop_oneof![
+        1 => Just(None),
+        1 => Just(Some(Value::Null)),
+        4 => prop::collection::vec(item, 0..=most).prop_map(|items| Some(items.into())),
+    ]
+}
+
+fn object(fields: Vec<(&'static str, Option<Value>)>) -> Value {
+    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+fn container() -> impl Strategy<Value = Value> {
+    let env = named("A|B|TOOLWEIR_URL|TOOLWEIR_MCP_CONFIG", prop_oneof![Just(json!({"value": "x"})), Just(json!({"later": 1}))]);
+    let paths = prop_oneof![
+        Just("/data"),
+        Just("/etc"),
+        Just("/etc/toolweir"),
+        Just("/etc/toolweir/"),
+        Just("/etc/toolweir/mcp.json"),
+        Just("/etc/toolweir-of-mine"),
+        Just("/var/lib/toolweir"),
+    ];
+    let mount = named(
+        "data|toolweir-token|toolweir-state|toolweir-config",
+        (paths, any::<bool>()).prop_map(|(path, read_only)| json!({"mountPath": path, "readOnly": read_only})),
+    );
+    let name = prop_oneof![4 => "[a-c]", 1 => Just(SIDECAR_CONTAINER.to_owned())];
+    (name, maybe_list(env, 3), maybe_list(mount, 3), prop::option::of(0_u16..4)).prop_map(|(name, env, mounts, port)| {
+        let ports = port.map(|port| json!([{"containerPort": 15000 + port}]));
+        let unknown = port.map(|port| json!({"new in": port}));
+        object(vec![("name", Some(name.into())), ("env", env), ("volumeMounts", mounts), ("ports", ports), ("unknown", unknown)])
+    })
+}
+
+fn pod() -> impl Strategy<Value = Value> {
+    let volume = named("data|more|toolweir-token|toolweir-config", Just(json!({"emptyDir": {"medium": "Memory"}})));
+    let annotations = prop::option::of(prop_oneof![
+        Just(json!({})),
+        Just(json!({"toolweir.dev/injected": "0.0.9"})),
+        Just(json!({"toolweir.dev/sidecar-memory-limit": "128Mi", "other": "x"})),
+        Just(json!({"toolweir.dev/sidecar-log-level": "debug", "toolweir.dev/injected": "0.1.0"})),
+    ]);
+    // Two of one name are nothing that the API server takes; the sidecar's may be there in whatever number.
+    let containers = |least: usize| {
+        prop::collection::vec(container(), least..4).prop_map(move |all| {
+            let mut seen = BTreeSet::new();
+            let unique =
+                |container: &Value| is_named(container, &[SIDECAR_CONTAINER]) || seen.insert(container["name"].to_string());
+            let mut all: Vec<Value> = all.into_iter().filter(unique).collect();
+            if least > 0 {
+                all.push(json!({"name": "agent"}));
+            }
+            all
+        })
+    };
+    let init = prop::option::of(containers(0)).prop_map(|init| init.map(Value::from));
+    (annotations, init, containers(1), maybe_list(volume, 3), prop::option::of(Just(json!({"b": [1, null]})))).prop_map(
+        |(annotations, init, containers, volumes, unknown)| {
+            let spec = object(vec![
+                ("initContainers", init),
+                ("containers", Some(containers.into())),
+                ("volumes", volumes),
+                ("unknown", unknown.clone()),
+            ]);
+            object(vec![
+                ("apiVersion", Some("v1".into())),
+                ("kind", Some("Pod".into())),
+                ("metadata", Some(object(vec![("name", Some("p".into())), ("annotations", annotations), ("unknown", unknown)]))),
+                ("spec", Some(spec)),
+            ])
+        },
+    )
+}
+
+fn injected(pod: &Value) -> Value {
+    match Case::default().inject(pod) {
+        Outcome::Injected { pod, warnings } => {
+            assert!(warnings.iter().all(|warning| !warning.contains(char::is_control)), "{warnings:?}");
+            pod
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_pod_gets_a_sidecar_and_keeps_what_is_its_own(pod in pod()) {
+        let once = injected(&pod);
+        check(&pod, &once);
+        prop_assert_eq!(&patched(&pod, &once), &once);
+        prop_assert_eq!(Case::default().inject(&once), Outcome::Skipped(Skip::AlreadyInjected));
+    }
+
+    #[test]
+    fn what_others_add_afterwards_is_held_to_the_same(pod in pod(), new in container(), first in any::<bool>(), init in any::<bool>()) {
+        prop_assume!(!is_named(&new, &[SIDECAR_CONTAINER]));
+        let mut once = injected(&pod);
+        let list = once["spec"][if init { "initContainers" } else { "containers" }].as_array_mut();
+        // Where the sidecar alone was in the list, there is none.
+        let Some(list) = list else { return Ok(()) };
+        let at = if first { 0 } else { list.len() };
+        list.insert(at, new);
+        match Case::default().inject(&once) {
+            Outcome::Injected { pod: twice, .. } => {
+                check(&once, &twice);
+                prop_assert_eq!(&patched(&once, &twice), &twice);
+            }
+            // By chance the new one has all that it should.
+            other => {
+                prop_assert_eq!(other, Outcome::Skipped(Skip::AlreadyInjected));
+                check(&once, &once);
+            }
+        }
+    }
+}

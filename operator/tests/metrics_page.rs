@@ -1,0 +1,119 @@
+//! docs/metrics.md lists every metric of the operator with its type and labels, and the closed sets of values: held against a
+//! scrape, in both directions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use toolweir_operator::{
+    admission::{REASONS, RESULTS},
+    auth::Refusal,
+    metrics::Metrics,
+    status::Accepted,
+    stream::Ended,
+};
+
+/// Name, type and labels of every metric.
+type Listed = BTreeMap<String, (String, BTreeSet<String>)>;
+
+fn page() -> String {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+    page.split("\n# The operator\n").nth(1).expect("the operator's part").to_owned()
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect()
+}
+
+fn documented(page: &str) -> Listed {
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        (quoted(cells[1])[0].clone(), (cells[2].to_owned(), quoted(cells[3]).into_iter().collect()))
+    })
+    .collect()
+}
+
+/// The values that a section lists.
+fn values(page: &str, heading: &str) -> BTreeSet<String> {
+    let section = page.split(&format!("\n### {heading}\n")).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
+    let section = section.split("\n##").next().unwrap();
+    section.lines().filter(|line| line.starts_with("- `")).map(|line| quoted(line)[0].clone()).collect()
+}
+
+fn set<'a>(values: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    values.into_iter().map(ToOwned::to_owned).collect()
+}
+
+/// The metrics of a scrape, the series of a histogram as one.
+fn scraped(metrics: &Metrics) -> Listed {
+    let text = String::from_utf8(metrics.scrape().unwrap()).unwrap();
+    let mut types: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut listed = Listed::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            types.extend(rest.split_once(' '));
+        } else if !line.starts_with('#') {
+            let (head, _) = line.rsplit_once(' ').unwrap();
+            let (name, labels) = head.split_once('{').unwrap_or((head, ""));
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| {
+                let base = name.strip_suffix(end)?;
+                (types.get(base) == Some(&"histogram")).then_some(base)
+            });
+            // No value of a label holds a comma or an equals sign here.
+            let labels = labels.trim_end_matches('}').split(',').filter_map(|pair| pair.split_once('='));
+            let labels: BTreeSet<String> = set(labels.map(|(label, _)| label).filter(|label| *label != "le"));
+            let name = base.unwrap_or(name);
+            let found = listed.entry(name.to_owned()).or_insert_with(|| (types[name].to_owned(), labels.clone()));
+            assert_eq!(found.1, labels, "{name} has series with other labels");
+        }
+    }
+    listed
+}
+
+#[test]
+fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
+    let metrics = Metrics::new().unwrap();
+    // A family without series is not in a scrape.
+    metrics.admissions.with_label_values(&["inject", "injected", ""]).inc();
+    metrics.stream_ended.with_label_values(&["slow"]).inc();
+    metrics.policies.with_label_values(&["MCPPolicy", "Accepted"]).inc();
+    metrics.status_writes.with_label_values(&["ok"]).inc();
+    metrics.watch_failures.with_label_values(&["pods"]).inc();
+    metrics.certificate_expiry.with_label_values(&["ca"]).set(1.0);
+    metrics.certificate_rotations.with_label_values(&["ca"]).inc();
+    assert_eq!(documented(&page()), scraped(&metrics));
+}
+
+#[test]
+fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
+    let page = page();
+    let ended = [Ended::ClientGone, Ended::Slow, Ended::Protocol, Ended::PodGone, Ended::TokenExpired, Ended::Stopping]
+        .map(Ended::as_str);
+    for (heading, known) in [
+        ("`result` of admissions", set(RESULTS)),
+        ("`reason` of admissions", set(REASONS)),
+        ("`reason` of streams that were refused", set(Refusal::ALL.map(Refusal::as_str))),
+        ("`reason` of streams that ended", set(ended)),
+        ("`accepted`", set(Accepted::ALL.map(Accepted::as_str))),
+    ] {
+        assert_eq!(values(&page, heading), known, "{heading}");
+    }
+}
+
+/// Values that stand where they are used, and in no list: looked for there.
+#[test]
+fn the_page_lists_the_values_that_the_code_names() {
+    let page = page();
+    let source = |name: &str| std::fs::read_to_string(format!("{}/src/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for (heading, files) in [
+        ("`webhook`", ["admission.rs"].as_slice()),
+        ("`kind` of policies", &["publish.rs"]),
+        ("`result` of status writes", &["publish.rs"]),
+        ("`certificate`", &["certs/keeper.rs"]),
+    ] {
+        let text: String = files.iter().map(|file| source(file)).collect();
+        let values = values(&page, heading);
+        assert!(values.len() >= 2 && values.iter().all(|value| text.contains(&format!("\"{value}\""))), "{heading}: {values:?}");
+    }
+}
