@@ -26,3 +26,5 @@ pub use window::Window;
 
 /// The `apiVersion` of every Toolweir resource.
 pub const API_VERSION: &str = "toolweir.dev/v1alpha1";
+/// The name of the sidecar's container in a pod.
+pub const SIDECAR_CONTAINER: &str = "toolweir-sidecar";
