@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn what_a_client_named_does_not_reach_the_terminal_as_it_is() {
-        let Read::Denial(denial) = Read::line(&DENIED.replace("send_dm_to_user", "x\\u001b[2J").replace("\"default/facebook\"", "null"))
+        let Read::Denial(denial) =
+            Read::line(&DENIED.replace("send_dm_to_user", "x\\u001b[2J").replace("\"default/facebook\"", "null"))
         else {
             panic!("no denial")
         };

@@ -247,9 +247,9 @@ impl From<&KubePod> for Pod {
         let containers = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
         let has = containers.into_iter().any(|container| container.name == SIDECAR_CONTAINER);
         let status = pod.status.as_ref();
-        let statuses = status.into_iter().flat_map(|status| {
-            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
-        });
+        let statuses = status
+            .into_iter()
+            .flat_map(|status| status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten()));
         let seen = statuses.into_iter().find(|status| status.name == SIDECAR_CONTAINER);
         let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
         Self {
@@ -301,7 +301,10 @@ mod tests {
         assert!(forward.failed(&refused(403, message)).to_string().contains("the verb `create` on `pods/portforward`"));
         assert!(LIST.failed(&refused(404, "404 page not found")).to_string().contains("install Toolweir"));
         assert!(LIST.failed(&refused(401, "Unauthorized")).to_string().contains("log in"));
-        assert_eq!(LIST.failed(&refused(500, "no")).to_string(), "cannot list mcppolicies.toolweir.dev in namespace agents: no (500)");
+        assert_eq!(
+            LIST.failed(&refused(500, "no")).to_string(),
+            "cannot list mcppolicies.toolweir.dev in namespace agents: no (500)"
+        );
     }
 
     #[test]

@@ -127,7 +127,9 @@ async fn pods(client: &Client, options: &Options) -> anyhow::Result<Vec<Pod>> {
         let pods: Vec<KubePod> = list(&api, asked).await?;
         return Ok(pods.iter().map(Pod::from).filter(has_log).collect());
     };
-    let Some(namespace) = options.scope.namespace() else { bail!("--pod names a pod of one namespace; write -n NAMESPACE, not -A") };
+    let Some(namespace) = options.scope.namespace() else {
+        bail!("--pod names a pod of one namespace; write -n NAMESPACE, not -A")
+    };
     let pod = crate::explain::find(client, namespace, name).await?;
     Ok(Some(pod).into_iter().filter(has_log).collect())
 }
@@ -148,45 +150,52 @@ fn whole_seconds(span: Duration) -> i64 {
 async fn read(client: &Client, pod: Pod, since: Duration) -> Log {
     let mut log = Log { pod, progress: Progress::default(), denials: VecDeque::new(), malformed: 0, left_out: 0, broken: None };
     let parameters = LogParams { since_seconds: Some(whole_seconds(since)), ..parameters() };
-    let (denials, malformed, left_out) = (&mut log.denials, &mut log.malformed, &mut log.left_out);
-    let read = each(client, &log.pod.key, &parameters, &mut log.progress, async |line| {
-        match line {
-            Read::Denial(denial) => {
-                if denials.len() == KEPT {
-                    denials.pop_front();
-                    *left_out += 1;
-                }
-                denials.push_back(denial);
-            }
-            Read::Malformed => *malformed += 1,
-            Read::Other => {}
-        }
-        true
-    });
-    log.broken = read.await.err();
+    log.broken = log.read(client, &parameters).await.err();
     log
 }
 
-/// Reads a log line by line until it ends or `each` has enough.
-async fn each(
-    client: &Client,
-    pod: &PodKey,
-    parameters: &LogParams,
-    progress: &mut Progress,
-    mut each: impl AsyncFnMut(Read) -> bool,
-) -> Result<(), Broken> {
-    let api: Api<KubePod> = Api::namespaced(client.clone(), &pod.namespace);
-    let mut log = std::pin::pin!(api.log_stream(&pod.name, parameters).await.map_err(Broken::Api)?);
-    let mut line = Vec::new();
-    while next_line(&mut log, &mut line).await.map_err(Broken::Io)? {
-        let text = String::from_utf8_lossy(&line);
-        if let Some(text) = progress.take(&text)
-            && !each(Read::line(text)).await
-        {
-            break;
+impl Log {
+    async fn read(&mut self, client: &Client, parameters: &LogParams) -> Result<(), Broken> {
+        let mut lines = Lines::open(client, &self.pod.key, parameters).await?;
+        while let Some(line) = lines.next(&mut self.progress).await? {
+            match line {
+                Read::Denial(denial) => {
+                    if self.denials.len() == KEPT {
+                        self.denials.pop_front();
+                        self.left_out += 1;
+                    }
+                    self.denials.push_back(denial);
+                }
+                Read::Malformed => self.malformed += 1,
+                Read::Other => {}
+            }
         }
+        Ok(())
     }
-    Ok(())
+}
+
+/// The lines of a log.
+struct Lines {
+    reader: std::pin::Pin<Box<dyn AsyncBufRead + Send>>,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    async fn open(client: &Client, pod: &PodKey, parameters: &LogParams) -> Result<Self, Broken> {
+        let api: Api<KubePod> = Api::namespaced(client.clone(), &pod.namespace);
+        let log = api.log_stream(&pod.name, parameters).await.map_err(Broken::Api)?;
+        Ok(Self { reader: Box::pin(log), line: Vec::new() })
+    }
+
+    /// The next line that was not read already; nothing at the end.
+    async fn next(&mut self, progress: &mut Progress) -> Result<Option<Read>, Broken> {
+        while next_line(&mut self.reader, &mut self.line).await.map_err(Broken::Io)? {
+            if let Some(text) = progress.take(&String::from_utf8_lossy(&self.line)) {
+                return Ok(Some(Read::line(text)));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Reads a line without its end. Of one that is too long, the beginning. False at the end.
@@ -340,16 +349,9 @@ impl Follower {
                 None => parameters.since_seconds = Some(whole_seconds(self.since)),
             }
             let began = tokio::time::Instant::now();
-            let read = each(&self.client, &self.pod.key, &parameters, &mut self.progress, async |line| match line {
-                Read::Denial(denial) => self.news.send(News::Denial((self.pod.key.clone(), denial))).await.is_ok(),
-                Read::Malformed => {
-                    let note = format!("pod {}: a line of the audit log could not be read", self.pod.key);
-                    self.news.send(News::Note(note)).await.is_ok()
-                }
-                Read::Other => !self.news.is_closed(),
-            });
+            let read = self.read(&parameters).await;
             let asked = Asked { verb: "get", resource: "pods/log", namespace: Some(&self.pod.key.namespace) };
-            match read.await {
+            match read {
                 // The container ended, or the API server had enough: begun anew.
                 Ok(()) => {}
                 Err(Broken::Api(error)) if is_missing(&error) => return,
@@ -365,6 +367,24 @@ impl Follower {
             pause = if began.elapsed() > PAUSES.1 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
             tokio::time::sleep(pause).await;
         }
+    }
+}
+
+impl Follower {
+    /// Reads the log until it ends, or nobody listens any more.
+    async fn read(&mut self, parameters: &LogParams) -> Result<(), Broken> {
+        let mut lines = Lines::open(&self.client, &self.pod.key, parameters).await?;
+        while let Some(line) = lines.next(&mut self.progress).await? {
+            let news = match line {
+                Read::Denial(denial) => News::Denial((self.pod.key.clone(), denial)),
+                Read::Malformed => News::Note(format!("pod {}: a line of the audit log could not be read", self.pod.key)),
+                Read::Other => continue,
+            };
+            if self.news.send(news).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -386,7 +406,10 @@ mod tests {
         let mut out = Vec::new();
         let mut writer = Writer { out: &mut out, form, columns: Columns::default(), begun: false };
         let pod = |name: &str| PodKey { namespace: "agents".to_owned(), name: name.to_owned() };
-        let first = [(pod("social-1"), denial("2026-11-24T17:08:44.414Z", "pay")), (pod("b"), denial("2026-11-24T17:08:45.001Z", "pay_all"))];
+        let first = [
+            (pod("social-1"), denial("2026-11-24T17:08:44.414Z", "pay")),
+            (pod("b"), denial("2026-11-24T17:08:45.001Z", "pay_all")),
+        ];
         writer.all(&first).unwrap();
         writer.all(&[(pod("social-10"), denial("2026-11-24T17:09:00.000Z", "pay"))]).unwrap();
         String::from_utf8(out).unwrap()

@@ -99,8 +99,9 @@ pub async fn explain(client: &Client, namespace: &str, options: &Options) -> any
 
 /// Arguments as MCP has them.
 fn arguments(text: &str) -> anyhow::Result<&RawValue> {
-    let raw: &RawValue = serde_json::from_str(text)
-        .map_err(|error| anyhow!("the arguments are no JSON ({error}); write an object in quotes, such as '{{\"amount\": 5}}'"))?;
+    let raw: &RawValue = serde_json::from_str(text).map_err(|error| {
+        anyhow!("the arguments are no JSON ({error}); write an object in quotes, such as '{{\"amount\": 5}}'")
+    })?;
     if !raw.get().starts_with('{') {
         bail!("the arguments are no object; write one in quotes, such as '{{\"amount\": 5}}'");
     }
@@ -115,7 +116,9 @@ pub async fn find(client: &Client, namespace: &str, name: &str) -> anyhow::Resul
     let api: Api<KubePod> = Api::namespaced(client.clone(), namespace);
     let pod = match api.get(name).await {
         Ok(pod) => Pod::from(&pod),
-        Err(error) if is_missing(&error) => bail!("there is no pod {name} in namespace {namespace}; {}", others(client, namespace).await),
+        Err(error) if is_missing(&error) => {
+            bail!("there is no pod {name} in namespace {namespace}; {}", others(client, namespace).await)
+        }
         Err(error) => return Err(Asked { verb: "get", resource: "pods", namespace: Some(namespace) }.failed(&error)),
     };
     if pod.sidecar.is_none() {
@@ -165,7 +168,9 @@ pub fn text(pod: &str, answer: &Answer) -> String {
         for entry in &server.entries {
             let of = || vec![shown(&said.policy).into_owned(), shown(&entry.name).into_owned()];
             limits.extend(entry.limits.iter().map(|limit| [of(), cells(limit)].concat()));
-            places.extend(entry.max_concurrent.map(|places| [of(), vec![places.under_way.to_string(), places.max.to_string()]].concat()));
+            places.extend(
+                entry.max_concurrent.map(|places| [of(), vec![places.under_way.to_string(), places.max.to_string()]].concat()),
+            );
             conditions.extend(entry.validations.iter().map(|validation| {
                 let holds = match (&validation.error, validation.holds) {
                     (Some(error), _) => format!("no: {}", shown(error)),

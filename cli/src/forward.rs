@@ -47,7 +47,9 @@ impl Answer {
 /// It cannot be reached, or does not answer.
 pub async fn ask(client: &Client, pod: &PodKey, port: u16, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
     let question = question(client, pod, port, path, body);
-    timeout(PATIENCE, question).await.with_context(|| format!("pod {pod}, port {port}: no answer within {} s", PATIENCE.as_secs()))?
+    timeout(PATIENCE, question)
+        .await
+        .with_context(|| format!("pod {pod}, port {port}: no answer within {} s", PATIENCE.as_secs()))?
 }
 
 async fn question(client: &Client, pod: &PodKey, port: u16, path: &str, body: Option<String>) -> anyhow::Result<Answer> {

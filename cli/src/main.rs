@@ -156,10 +156,7 @@ mod tests {
 
     #[test]
     fn flags_of_the_connection_stand_anywhere() {
-        for line in [
-            "kubectl-toolweir --context c status -A -o json",
-            "kubectl-toolweir status --context c -A --output json",
-        ] {
+        for line in ["kubectl-toolweir --context c status -A -o json", "kubectl-toolweir status --context c -A --output json"] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!((cli.connection.context.as_deref(), cli.output), (Some("c"), Form::Json), "{line}");
         }

@@ -248,12 +248,8 @@ fn said(condition: &Condition, generation: Option<i64>) -> Said {
 /// Asks the sidecar of a pod for its metrics.
 async fn asked_for(client: &Client, pod: Pod) -> PodRow {
     let sidecar = pod.sidecar.unwrap_or_default();
-    let mut row = PodRow {
-        namespace: pod.key.namespace.clone(),
-        name: pod.key.name.clone(),
-        ready: sidecar.ready,
-        ..PodRow::default()
-    };
+    let mut row =
+        PodRow { namespace: pod.key.namespace.clone(), name: pod.key.name.clone(), ready: sidecar.ready, ..PodRow::default() };
     if !sidecar.running {
         let why = sidecar.waits.map(|why| format!(" ({why})")).unwrap_or_default();
         row.error = Some(format!("pod {}: its sidecar does not run{why}; kubectl describe pod says why", pod.key));
@@ -361,7 +357,9 @@ impl PodRow {
             format!("{}/{}", self.namespace, self.name),
             yes(self.ready),
             self.connected.map_or_else(|| "?".to_owned(), yes),
-            self.version.as_deref().map_or_else(|| if known { "none" } else { "?" }.to_owned(), |version| shown(version).into_owned()),
+            self.version
+                .as_deref()
+                .map_or_else(|| if known { "none" } else { "?" }.to_owned(), |version| shown(version).into_owned()),
             self.age_seconds.map_or_else(|| "?".to_owned(), age),
             if known { self.policies.len().to_string() } else { "?".to_owned() },
         ]

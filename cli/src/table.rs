@@ -45,7 +45,8 @@ pub fn table(indent: usize, header: &[&str], rows: &[Vec<String>]) -> String {
 
 /// A text that someone else chose, fit for a terminal: nothing in it moves the cursor or turns the direction of writing.
 pub fn shown(text: &str) -> Cow<'_, str> {
-    let strange = |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let strange =
+        |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     if text.contains(strange) { Cow::Owned(text.replace(strange, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
@@ -71,7 +72,10 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_nothing_trails() {
-        let rows = [vec!["a".to_owned(), "täglich".to_owned(), String::new()], vec!["long name".to_owned(), "b".to_owned(), "c".to_owned()]];
+        let rows = [
+            vec!["a".to_owned(), "täglich".to_owned(), String::new()],
+            vec!["long name".to_owned(), "b".to_owned(), "c".to_owned()],
+        ];
         assert_eq!(
             table(2, &["NAME", "WINDOW", "X"], &rows),
             "  NAME       WINDOW   X\n  a          täglich\n  long name  b        c\n"
