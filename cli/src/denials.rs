@@ -106,10 +106,11 @@ pub async fn denials(client: &Client, options: &Options, out: impl Write, mut no
     }
     all.sort_by(|(a_pod, a), (b_pod, b)| (a.time(), a_pod).cmp(&(b.time(), b_pod)));
     if left_out > 0 {
-        writeln!(notes, "note: {left_out} earlier denials are left out; ask for a shorter time with --since")?;
+        writeln!(notes, "note: {left_out} earlier ones are left out; ask for a shorter time with --since")?;
     }
     if malformed > 0 {
-        writeln!(notes, "note: {malformed} lines of the audit log could not be read")?;
+        let lines = if malformed == 1 { "line" } else { "lines" };
+        writeln!(notes, "note: {malformed} {lines} of the audit log could not be read")?;
     }
     let mut writer = Writer { out, form: options.form, columns: Columns::default(), begun: false };
     if all.is_empty() && !options.follow && options.form == Form::Text {

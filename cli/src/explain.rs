@@ -141,8 +141,8 @@ async fn others(client: &Client, namespace: &str) -> String {
         0 => "name another namespace with -n".to_owned(),
         many => {
             let more = if many > NAMED { ", ..." } else { "" };
-            let named = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-            format!("those with a sidecar there are {named}{more}")
+            let some = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+            format!("those with a sidecar there are {some}{more}")
         }
     }
 }

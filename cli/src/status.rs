@@ -216,11 +216,12 @@ fn row(kind: &'static str, policy: &Policy) -> PolicyRow {
     let generation = policy.meta().generation;
     let condition = |name: &str| {
         let found = status.conditions.iter().find(|condition| condition.type_ == name);
-        found.map(|condition| said(condition, generation)).unwrap_or_else(|| Said {
+        let nothing = || Said {
             status: "Unknown".to_owned(),
             reason: "NoStatus".to_owned(),
             message: "The operator has said nothing about it; does it run?".to_owned(),
-        })
+        };
+        found.map_or_else(nothing, |condition| said(condition, generation))
     };
     PolicyRow {
         kind,
