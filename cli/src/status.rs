@@ -475,7 +475,7 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
         assert!(!good(|status| status.notes.push("unknown".to_owned())));
     }
 
-    fn policy(metadata: serde_json::Value, spec: serde_json::Value) -> Policy {
+    fn policy(metadata: &serde_json::Value, spec: &serde_json::Value) -> Policy {
         serde_json::from_value(serde_json::json!({"metadata": metadata, "spec": spec})).unwrap()
     }
 
@@ -486,8 +486,8 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
         let key = crate::cluster::PodKey { namespace: "agents".to_owned(), name: "p".to_owned() };
         let pod = Pod { key, uid: String::new(), labels: labels(&[("app", "a")]), sidecar: None, over: false, ends: false };
         let team = labels(&[("team", "x")]);
-        let own = |namespace: &str, spec| policy(json!({"name": "p", "namespace": namespace}), spec);
-        let cluster = |spec| policy(json!({"name": "p"}), spec);
+        let own = |namespace: &str, spec| policy(&json!({"name": "p", "namespace": namespace}), &spec);
+        let cluster = |spec| policy(&json!({"name": "p"}), &spec);
         for (policy, known, unknown) in [
             (own("agents", json!({"servers": [], "aNewerField": 1})), true, true),
             (own("agents", json!({"podSelector": {"matchLabels": {"app": "b"}}})), false, false),
@@ -507,7 +507,7 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
             json!({"type": name, "status": "True", "reason": name, "message": "", "observedGeneration": 1,
                    "lastTransitionTime": "2026-01-01T00:00:00Z"})
         };
-        let mut policy = policy(json!({"name": "p", "namespace": "n", "generation": 1}), json!({"mode": "Audit"}));
+        let mut policy = policy(&json!({"name": "p", "namespace": "n", "generation": 1}), &json!({"mode": "Audit"}));
         assert_eq!(row("MCPPolicy", &policy).accepted.reason, "NoStatus");
         let status = json!({"conditions": [condition("Accepted"), condition("Programmed")], "selected": 2, "acknowledged": 1});
         policy.status = Some(serde_json::from_value(status).unwrap());
