@@ -18,6 +18,7 @@ const PAGE: u32 = 500;
 
 /// Which cluster, and as whom: the flags of `kubectl` that go before a plugin's name are not passed to it.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Cluster")]
 pub struct Connection {
     /// The kubeconfig, else that of `KUBECONFIG` or `~/.kube/config`.
     #[arg(long, global = true, value_name = "FILE")]

@@ -23,11 +23,11 @@ use toolweir_cli::{
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    #[command(flatten)]
-    connection: Connection,
     /// The form of the output.
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORM")]
     output: Form,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(Debug, Args)]
