@@ -25,5 +25,4 @@ pub mod status;
 pub mod stream;
 pub mod world;
 
-/// The name of the sidecar's container.
-pub const SIDECAR_CONTAINER: &str = "toolweir-sidecar";
+pub use toolweir_crds::SIDECAR_CONTAINER;

@@ -8,9 +8,12 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
-use crate::governor::Governor;
+use crate::{explain, governor::Governor};
 
 /// Changes the log level and gives the one in force.
 pub type LogLevel = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
@@ -31,12 +34,13 @@ pub struct State {
 pub enum Face {
     /// `/metrics`, `/healthz` and `/readyz`, for the cluster.
     Metrics,
-    /// `/policy`, `/limits` and `/log-level`, for this machine.
+    /// `/policy`, `/limits`, `/explain` and `/log-level`, for this machine.
     Admin,
 }
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, face: Face, state: State) {
+    let questions = Arc::new(Semaphore::new(explain::AT_ONCE));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -46,9 +50,9 @@ pub async fn serve(listener: TcpListener, face: Face, state: State) {
                 continue;
             }
         };
-        let state = state.clone();
+        let (state, questions) = (state.clone(), Arc::clone(&questions));
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, face, state.clone()));
+            let service = service_fn(move |request| answer(request, face, state.clone(), Arc::clone(&questions)));
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(std::time::Duration::from_secs(10)).max_buf_size(16 * 1024);
             if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
@@ -58,7 +62,12 @@ pub async fn serve(listener: TcpListener, face: Face, state: State) {
     }
 }
 
-async fn answer(request: Request<Incoming>, face: Face, state: State) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    face: Face,
+    state: State,
+    questions: Arc<Semaphore>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let answer = match (face, &parts.method, parts.uri.path()) {
         (Face::Metrics, &Method::GET, "/metrics") => match state.governor.metrics.scrape(&state.governor) {
@@ -88,13 +97,20 @@ async fn answer(request: Request<Incoming>, face: Face, state: State) -> Result<
         (Face::Admin, &Method::GET, "/limits") => {
             json(&json!({"limits": state.governor.in_force().engine.limits(state.governor.now())}))
         }
+        (Face::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &questions, body).await {
+            Ok(answer) => match serde_json::to_value(&answer) {
+                Ok(answer) => json(&answer),
+                Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+            },
+            Err((status, why)) => plain(status, &why),
+        },
         (Face::Admin, &Method::GET, "/log-level") => level(&state, None),
         (Face::Admin, &Method::PUT, "/log-level") => match Limited::new(body, 64).collect().await {
             Ok(body) => level(&state, Some(&String::from_utf8_lossy(&body.to_bytes()))),
             Err(_) => plain(StatusCode::PAYLOAD_TOO_LARGE, "write one word: off, error, warn, info, debug or trace"),
         },
         (Face::Metrics, ..) => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
-        (Face::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits and /log-level"),
+        (Face::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /explain (POST) and /log-level"),
     };
     Ok(answer)
 }

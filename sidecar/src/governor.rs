@@ -394,12 +394,8 @@ impl Governor {
         decision: Decision,
         arrived: Arrival,
     ) -> (Decided, Record) {
-        let Decision { outcome, would_deny, policy, entry } = decision;
-        let (name, reason) = match (&outcome, would_deny.first()) {
-            (Answer::Denied(denial), _) => ("denied", denial.reason),
-            (Answer::Allowed(_), Some(denial)) => ("would_deny", denial.reason),
-            (Answer::Allowed(_), None) => ("allowed", Reason::None),
-        };
+        let (name, reason) = decision.told();
+        let Decision { outcome, policy, entry, .. } = decision;
         let server = in_force.server(call.server);
         match server.and_then(|server| server.allowed.get(call.tool)).filter(|_| name == "allowed") {
             Some(counter) => counter.inc(),

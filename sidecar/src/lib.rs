@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod audit;
 pub mod control;
+pub mod explain;
 pub mod files;
 pub mod governor;
 pub mod import;

@@ -76,6 +76,17 @@ pub struct Take {
     pub amount: Amount,
 }
 
+impl Take {
+    /// Whether it fits now, on top of what was let through: nothing, where that is not kept.
+    fn fits(&self, usage: Option<&mut Usage>, now: Timestamp) -> Result<(), Full> {
+        match usage {
+            Some(usage) => usage.check(self.span, now, self.amount, self.max),
+            None if self.amount > self.max => Err(Full::Never),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A place among the calls under way.
 #[derive(Clone, Debug)]
 pub struct Hold {
@@ -161,6 +172,16 @@ pub trait Counters {
 
     /// What counts against a limit now: of the fullest of its counts.
     fn used(&self, identity: &Identity, span: Span, now: Timestamp) -> Amount;
+
+    /// Whether [`Counters::take`] would succeed now, when `before` counts had been made newly; nothing is taken. Gives how
+    /// many counts it would make newly.
+    fn check(&self, takes: &[Take], holds: &[Hold], before: usize, now: Timestamp) -> Result<usize, Refusal>;
+
+    /// What counts now in the count that a take is for, and whether the take alone fits; nothing is taken.
+    fn look(&self, take: &Take, now: Timestamp) -> (Amount, Result<(), Full>);
+
+    /// How many places of an entry are taken.
+    fn under_way(&self, identity: &Identity) -> u64;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +241,43 @@ impl Inner {
                 self.under_way.remove(&*identity.text);
             }
         }
+    }
+
+    /// Whether all of it can be taken, with room for what is new made; gives how many counts are new.
+    fn check(&mut self, takes: &[Take], holds: &[Hold], most: usize, now: Timestamp) -> Result<usize, Refusal> {
+        let mut full = SmallVec::new();
+        let mut missing: SmallVec<[usize; 2]> = SmallVec::new();
+        for (index, take) in takes.iter().enumerate() {
+            let key = KeyRef { identity: &take.identity, instance: &take.instance };
+            let mut counter = self.counters.get_mut(&key);
+            let check = take.fits(counter.as_deref_mut().map(|counter| &mut counter.usage), now);
+            // One that is over is swept away with the others.
+            if counter.is_none_or(|counter| counter.usage.end(take.span) <= now) {
+                missing.push(index);
+            }
+            if let Err(why) = check {
+                full.push((index, why));
+            }
+        }
+        if !full.is_empty() {
+            return Err(Refusal::Full(full));
+        }
+        for (index, hold) in holds.iter().enumerate() {
+            if self.under_way(&hold.identity) >= hold.max {
+                return Err(Refusal::Busy(index));
+            }
+        }
+        // Room for all that are new, before the first is made.
+        if let Some(first) = missing.first()
+            && !self.room(most.saturating_sub(missing.len() - 1), now)
+        {
+            return Err(Refusal::OutOfCounters(*first));
+        }
+        Ok(missing.len())
+    }
+
+    fn under_way(&self, identity: &Identity) -> u64 {
+        self.under_way.get(&*identity.text).copied().unwrap_or(0)
     }
 
     /// Makes room for a new count; false when all that are kept are live.
@@ -283,39 +341,7 @@ impl Counters for Memory {
             return Ok(Permit::default());
         }
         let mut inner = self.lock();
-        let mut full = SmallVec::new();
-        let mut missing: SmallVec<[usize; 2]> = SmallVec::new();
-        for (index, take) in takes.iter().enumerate() {
-            let key = KeyRef { identity: &take.identity, instance: &take.instance };
-            let check = if let Some(counter) = inner.counters.get_mut(&key) {
-                let check = counter.usage.check(take.span, now, take.amount, take.max);
-                // One that is over is swept away with the others.
-                if counter.usage.end(take.span) <= now {
-                    missing.push(index);
-                }
-                check
-            } else {
-                missing.push(index);
-                if take.amount > take.max { Err(Full::Never) } else { Ok(()) }
-            };
-            if let Err(why) = check {
-                full.push((index, why));
-            }
-        }
-        if !full.is_empty() {
-            return Err(Refusal::Full(full));
-        }
-        for (index, hold) in holds.iter().enumerate() {
-            if inner.under_way.get(&*hold.identity.text).copied().unwrap_or(0) >= hold.max {
-                return Err(Refusal::Busy(index));
-            }
-        }
-        // Room for all that are new, before the first is made.
-        if let Some(first) = missing.first()
-            && !inner.room(self.most.saturating_sub(missing.len() - 1), now)
-        {
-            return Err(Refusal::OutOfCounters(*first));
-        }
+        inner.check(takes, holds, self.most, now)?;
         let mut permit = Permit { counters: self.this.upgrade(), taken: SmallVec::new(), held: SmallVec::new() };
         for take in takes {
             let key = KeyRef { identity: &take.identity, instance: &take.instance };
@@ -350,5 +376,21 @@ impl Counters for Memory {
             .map(|(_, counter)| counter.usage.used(span, now))
             .max()
             .unwrap_or_default()
+    }
+
+    fn check(&self, takes: &[Take], holds: &[Hold], before: usize, now: Timestamp) -> Result<usize, Refusal> {
+        self.lock().check(takes, holds, self.most.saturating_sub(before), now)
+    }
+
+    fn look(&self, take: &Take, now: Timestamp) -> (Amount, Result<(), Full>) {
+        let mut inner = self.lock();
+        let counter = inner.counters.get_mut(&KeyRef { identity: &take.identity, instance: &take.instance });
+        let mut usage = counter.map(|counter| &mut counter.usage);
+        let used = usage.as_deref_mut().map(|usage| usage.used(take.span, now)).unwrap_or_default();
+        (used, take.fits(usage, now))
+    }
+
+    fn under_way(&self, identity: &Identity) -> u64 {
+        self.lock().under_way(identity)
     }
 }

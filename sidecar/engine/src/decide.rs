@@ -7,10 +7,10 @@ use toolweir_crds::Scope;
 
 use crate::{
     cel::{self, Data, Expression, Inputs},
-    counters::{Counters, Hold, Permit, Refusal, Take, instance},
+    counters::{Counters, Hold, Instance, Permit, Refusal, Take, instance},
     denial::{Denial, LimitInfo, Reason, shown, whole_seconds},
     json::Raw,
-    rules::{Engine, Group, Limit, Step},
+    rules::{Engine, Group, Limit, Plan, Step, Validation},
     window::{Amount, Full, Timestamp},
 };
 
@@ -50,12 +50,54 @@ pub enum Outcome {
 }
 
 impl Decision {
-    fn denied(denial: Denial) -> Self {
+    /// What the policies of a plan say together. `ask` gives what those that decide together say where that hangs on the
+    /// call: all of their limits taken, or the most severe denial.
+    pub(crate) fn by(plan: &Plan, ask: impl FnMut(&Group) -> Result<Permit, Denial>) -> Self {
+        let mut ask = ask;
+        let mut ask = |group: &Group| match &group.denial {
+            Some(denial) => Err(denial.clone()),
+            None => ask(group),
+        };
+        let permit = match ask(&plan.enforced) {
+            Ok(permit) => permit,
+            Err(denial) => return Self::denied(denial),
+        };
+        let mut decision = Self {
+            policy: plan.policy.clone(),
+            entry: plan.entry.clone(),
+            outcome: Outcome::Allowed(permit),
+            would_deny: Vec::new(),
+        };
+        for group in &plan.audited {
+            match (ask(group), &mut decision.outcome) {
+                (Ok(taken), Outcome::Allowed(permit)) => permit.join(taken),
+                (Ok(_), Outcome::Denied(_)) => {}
+                (Err(denial), _) => decision.would_deny.push(denial),
+            }
+        }
+        decision.would_deny.sort_by_key(|denial| denial.reason);
+        if let Some(denial) = decision.would_deny.first() {
+            decision.policy.clone_from(&denial.policy);
+            decision.entry.clone_from(&denial.entry);
+        }
+        decision
+    }
+
+    pub(crate) fn denied(denial: Denial) -> Self {
         Self {
             policy: denial.policy.clone(),
             entry: denial.entry.clone(),
             outcome: Outcome::Denied(denial),
             would_deny: Vec::new(),
+        }
+    }
+
+    /// `allowed`, `denied` or `would_deny`, and why: as metrics and the audit log say it.
+    pub fn told(&self) -> (&'static str, Reason) {
+        match (&self.outcome, self.would_deny.first()) {
+            (Outcome::Denied(denial), _) => ("denied", denial.reason),
+            (Outcome::Allowed(_), Some(denial)) => ("would_deny", denial.reason),
+            (Outcome::Allowed(_), None) => ("allowed", Reason::None),
         }
     }
 
@@ -75,56 +117,72 @@ impl Engine {
         let Some(rules) = self.servers.get(call.server) else {
             return Decision::denied(Denial::no_policy(call.server, call.tool));
         };
-        let plan = rules.plan(call.tool);
-        let permit = match self.ask(&plan.enforced, call, now) {
-            Ok(permit) => permit,
-            Err(denial) => return Decision::denied(denial),
-        };
-        let mut decision = Decision {
-            policy: plan.policy.clone(),
-            entry: plan.entry.clone(),
-            outcome: Outcome::Allowed(permit),
-            would_deny: Vec::new(),
-        };
-        for group in &plan.audited {
-            match (self.ask(group, call, now), &mut decision.outcome) {
-                (Ok(taken), Outcome::Allowed(permit)) => permit.join(taken),
-                (Ok(_), Outcome::Denied(_)) => {}
-                (Err(denial), _) => decision.would_deny.push(denial),
-            }
-        }
-        decision.would_deny.sort_by_key(|denial| denial.reason);
-        if let Some(denial) = decision.would_deny.first() {
-            decision.policy.clone_from(&denial.policy);
-            decision.entry.clone_from(&denial.entry);
-        }
-        decision
+        Decision::by(&rules.plan(call.tool), |group| self.look(group, call, now).take(&group.steps))
     }
 
-    /// What policies say together: all of their limits taken, or the most severe denial.
-    fn ask(&self, group: &Group, call: &Call<'_>, now: Timestamp) -> Result<Permit, Denial> {
-        if let Some(denial) = &group.denial {
-            return Err(denial.clone());
-        }
+    /// A look at a call by policies that decide together.
+    pub(crate) fn look<'a>(&'a self, group: &Group, call: &'a Call<'a>, now: Timestamp) -> Look<'a> {
         let arguments = group.names.as_ref().map(|names| cel::arguments(call.arguments, names)).transpose();
-        Look { engine: self, call, now, arguments }.steps(&group.steps)
+        Look { engine: self, call, now, arguments }
     }
 }
 
 /// One look at one call.
-struct Look<'a> {
-    engine: &'a Engine,
-    call: &'a Call<'a>,
-    now: Timestamp,
+pub(crate) struct Look<'a> {
+    pub engine: &'a Engine,
+    pub call: &'a Call<'a>,
+    pub now: Timestamp,
     /// Read where an expression reads them.
-    arguments: Result<Option<Data<'a>>, cel::ArgumentsError>,
+    pub arguments: Result<Option<Data<'a>>, cel::ArgumentsError>,
 }
 
-/// Which limit each take stands for.
-type Sources<'a> = SmallVec<[(&'a Step, &'a Arc<str>, &'a Limit); 4]>;
+/// What a call would take.
+#[derive(Default)]
+pub(crate) struct Wants<'s> {
+    pub takes: SmallVec<[Take; 4]>,
+    /// Which limit each take stands for.
+    sources: SmallVec<[(&'s Step, &'s Arc<str>, &'s Limit); 4]>,
+    holds: SmallVec<[Hold; 2]>,
+    holders: SmallVec<[(&'s Step, &'s Arc<str>); 2]>,
+}
+
+impl<'s> Wants<'s> {
+    /// Adds what a limit wants. Limits that count together count a call once: the dearest, against the smallest maximum.
+    pub fn add(&mut self, step: &'s Step, entry: &'s Arc<str>, limit: &'s Limit, instance: Instance, amount: Amount) {
+        let twin = self.takes.iter().position(|take| take.identity == limit.identity && take.instance == instance);
+        if let Some((take, source)) = twin.and_then(|at| Some((self.takes.get_mut(at)?, self.sources.get_mut(at)?))) {
+            take.amount = take.amount.max(amount);
+            if limit.maximum() < take.max {
+                take.max = limit.maximum();
+                *source = (step, entry, limit);
+            }
+        } else {
+            let max = limit.maximum();
+            self.takes.push(Take { identity: limit.identity.clone(), instance, span: limit.span, max, amount });
+            self.sources.push((step, entry, limit));
+        }
+    }
+}
 
 impl Look<'_> {
-    fn steps(&self, steps: &[Step]) -> Result<Permit, Denial> {
+    /// All limits of the steps taken, or the most severe denial.
+    fn take(&self, steps: &[Step]) -> Result<Permit, Denial> {
+        let mut wants = Wants::default();
+        self.collect(steps, &mut wants)?;
+        self.engine.counters.take(&wants.takes, &wants.holds, self.now).map_err(|refusal| self.refusal(&refusal, &wants))
+    }
+
+    /// What [`Look::take`] would say, when `before` counts had been made newly; nothing is taken. Gives how many counts it
+    /// would make newly.
+    pub fn check(&self, steps: &[Step], before: usize) -> Result<usize, Denial> {
+        let mut wants = Wants::default();
+        self.collect(steps, &mut wants)?;
+        let counters = &self.engine.counters;
+        counters.check(&wants.takes, &wants.holds, before, self.now).map_err(|refusal| self.refusal(&refusal, &wants))
+    }
+
+    /// What the call would take, or the most severe denial that does not hang on what was before.
+    fn collect<'s>(&self, steps: &'s [Step], wants: &mut Wants<'s>) -> Result<(), Denial> {
         let mut denials: SmallVec<[Denial; 1]> = SmallVec::new();
         for step in steps {
             denials.extend(self.conditions(step).err());
@@ -132,24 +190,19 @@ impl Look<'_> {
         if let Some(denial) = denials.into_iter().min_by_key(|denial| denial.reason) {
             return Err(denial);
         }
-        let (mut takes, mut sources): (SmallVec<[Take; 4]>, Sources<'_>) = Default::default();
-        let mut holds: SmallVec<[Hold; 2]> = SmallVec::new();
-        let mut holders: SmallVec<[(&Step, &Arc<str>); 2]> = SmallVec::new();
         for step in steps {
             for entry in step.matching() {
                 for limit in &entry.limits {
-                    self.collect(step, &entry.name, limit, &mut takes, &mut sources)?;
+                    let (instance, amount) = self.counted(step, &entry.name, limit)?;
+                    wants.add(step, &entry.name, limit, instance, amount);
                 }
                 if let Some(hold) = &entry.hold {
-                    holds.push(hold.clone());
-                    holders.push((step, &entry.name));
+                    wants.holds.push(hold.clone());
+                    wants.holders.push((step, &entry.name));
                 }
             }
         }
-        self.engine
-            .counters
-            .take(&takes, &holds, self.now)
-            .map_err(|refusal| self.refusal(&refusal, &takes, &sources, &holds, &holders))
+        Ok(())
     }
 
     fn inputs(&self, step: &Step, entry: &Arc<str>, expression: &Expression) -> Result<Inputs<'_>, Denial> {
@@ -168,11 +221,16 @@ impl Look<'_> {
         Denial::by(&step.part.policy, Some(entry), reason, self.call.tool, what)
     }
 
+    /// Whether a condition holds, or why that could not be told.
+    pub fn holds(&self, step: &Step, entry: &Arc<str>, validation: &Validation) -> Result<Result<bool, String>, Denial> {
+        let inputs = self.inputs(step, entry, &validation.expression)?;
+        Ok(validation.expression.holds(&inputs))
+    }
+
     fn conditions(&self, step: &Step) -> Result<(), Denial> {
         for entry in step.matching() {
             for validation in &entry.validations {
-                let inputs = self.inputs(step, &entry.name, &validation.expression)?;
-                let failed = match validation.expression.holds(&inputs) {
+                let failed = match self.holds(step, &entry.name, validation)? {
                     Ok(true) => continue,
                     Ok(false) => String::new(),
                     Err(why) => format!(" (`{}` could not be evaluated: {why}.)", validation.source),
@@ -188,53 +246,39 @@ impl Look<'_> {
         Ok(())
     }
 
-    fn collect<'s>(
-        &self,
-        step: &'s Step,
-        entry: &'s Arc<str>,
-        limit: &'s Limit,
-        takes: &mut SmallVec<[Take; 4]>,
-        sources: &mut Sources<'s>,
-    ) -> Result<(), Denial> {
-        let failed = |what: &str, source: &str, why: &str| {
-            self.denial(step, entry, Reason::Validation, &format!("the {what} `{source}` of a limit {why}."))
-        };
+    /// The denial of a call for which a limit's key or cost cannot be computed.
+    fn failed(&self, step: &Step, entry: &Arc<str>, what: &str, source: &str, why: &str) -> Denial {
+        self.denial(step, entry, Reason::Validation, &format!("the {what} `{source}` of a limit {why}."))
+    }
+
+    /// The value of a limit's key; nothing where it has none.
+    pub fn key(&self, step: &Step, entry: &Arc<str>, limit: &Limit) -> Result<Option<String>, Denial> {
+        let Some((key, source)) = &limit.key else { return Ok(None) };
+        let value = key.key(&self.inputs(step, entry, key)?).map_err(|why| self.failed(step, entry, "key", source, &why))?;
+        Ok(Some(value))
+    }
+
+    /// In which of a limit's counts the call counts, and what it adds.
+    pub fn counted(&self, step: &Step, entry: &Arc<str>, limit: &Limit) -> Result<(Instance, Amount), Denial> {
         let mut which = Cow::Borrowed("");
         if limit.scope == Scope::Session {
             which = Cow::Borrowed(self.call.session);
         }
-        if let Some((key, source)) = &limit.key {
-            let value = key.key(&self.inputs(step, entry, key)?).map_err(|why| failed("key", source, &why))?;
+        if let Some(value) = self.key(step, entry, limit)? {
             which = Cow::Owned(format!("{which}\u{1}{value}"));
         }
         let amount = match &limit.cost {
             None => Amount::ONE,
-            Some((cost, source)) => cost.cost(&self.inputs(step, entry, cost)?).map_err(|why| failed("cost", source, &why))?,
-        };
-        let instance = instance(&which);
-        // Limits that count together count a call once: the dearest, against the smallest maximum.
-        let twin = takes.iter().position(|take| take.identity == limit.identity && take.instance == instance);
-        if let Some((take, source)) = twin.and_then(|at| Some((takes.get_mut(at)?, sources.get_mut(at)?))) {
-            take.amount = take.amount.max(amount);
-            if limit.maximum() < take.max {
-                take.max = limit.maximum();
-                *source = (step, entry, limit);
+            Some((cost, source)) => {
+                let amount = cost.cost(&self.inputs(step, entry, cost)?);
+                amount.map_err(|why| self.failed(step, entry, "cost", source, &why))?
             }
-        } else {
-            takes.push(Take { identity: limit.identity.clone(), instance, span: limit.span, max: limit.maximum(), amount });
-            sources.push((step, entry, limit));
-        }
-        Ok(())
+        };
+        Ok((instance(&which), amount))
     }
 
-    fn refusal(
-        &self,
-        refusal: &Refusal,
-        takes: &[Take],
-        sources: &Sources<'_>,
-        holds: &[Hold],
-        holders: &[(&Step, &Arc<str>)],
-    ) -> Denial {
+    fn refusal(&self, refusal: &Refusal, wants: &Wants<'_>) -> Denial {
+        let Wants { takes, sources, holds, holders } = wants;
         let tool = shown(self.call.tool);
         match refusal {
             Refusal::Full(full) => {

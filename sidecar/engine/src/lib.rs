@@ -1,13 +1,15 @@
 //! Decides MCP tool calls.
 //!
 //! Policies in, decisions out: [`Engine::compile`] turns the policies of one pod into an [`Engine`], and
-//! [`Engine::decide`] answers for one call at one point in time. Nothing here does I/O or has a clock of its own.
+//! [`Engine::decide`] answers for one call at one point in time. [`Engine::explain`] says what it would answer, and why. Nothing
+//! here does I/O or has a clock of its own.
 
 pub mod cel;
 mod compile;
 pub mod counters;
 mod decide;
 mod denial;
+mod explain;
 pub mod glob;
 pub mod json;
 mod rules;

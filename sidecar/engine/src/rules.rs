@@ -132,8 +132,13 @@ impl Step {
         self.entries.iter().filter_map(|index| self.part.entries.get(*index))
     }
 
+    /// Whether it lets the tool through, as far as that does not hang on the call.
+    pub(crate) fn allows(&self) -> bool {
+        self.reason.is_none()
+    }
+
     /// The entry that gives the action.
-    fn deciding(&self) -> Option<&Entry> {
+    pub(crate) fn deciding(&self) -> Option<&Entry> {
         self.matching().find(|entry| entry.effective_action().is_some())
     }
 
@@ -165,7 +170,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    fn new(steps: SmallVec<[Step; 1]>, tool: &str) -> Self {
+    pub(crate) fn new(steps: SmallVec<[Step; 1]>, tool: &str) -> Self {
         let denies = steps.iter().filter(|step| step.reason.is_some()).min_by_key(|step| step.reason);
         let denial = denies.and_then(|step| step.denial(tool));
         let expressions = || steps.iter().flat_map(Step::matching).flat_map(Entry::expressions);

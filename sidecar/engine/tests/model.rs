@@ -11,7 +11,10 @@ use proptest::{
     sample::{Index, select, subsequence},
     test_runner::FileFailurePersistence,
 };
-use toolweir_crds::{Action, Limit, MCPPolicySpec, Mode, Scope, Server, Tool, Validation};
+use toolweir_crds::{
+    Action, Limit, MCPPolicySpec, Mode, Scope, Server, Tool, Validation,
+    explain::{Explanation, SaidOfLimit, Verdict},
+};
 use toolweir_engine::{
     Call, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Reason, Severity, Timestamp, json::Reader,
 };
@@ -559,6 +562,13 @@ fn decide(engine: &Engine, call: &Seen<'_>) -> Decision {
     engine.decide(&call_, Timestamp(call.now))
 }
 
+fn explain(engine: &Engine, call: &Seen<'_>) -> Explanation {
+    let text = call.arguments.json();
+    let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
+    let call_ = Call { server: call.server, tool: call.tool, arguments, session: call.session };
+    engine.explain(&call_, Timestamp(call.now))
+}
+
 fn settle(permit: Permit, failed: bool) {
     if failed { permit.give_back() } else { drop(permit) }
 }
@@ -742,6 +752,66 @@ impl Run {
     }
 }
 
+/// What is explained, held against what is decided.
+fn explains(explained: &Explanation, decision: &Decision) -> Result<(), TestCaseError> {
+    let of_denial = |denial: &Denial| Verdict {
+        allowed: false,
+        reason: denial.reason.to_string(),
+        policy: denial.policy.as_deref().map(str::to_owned),
+        entry: denial.entry.as_deref().map(str::to_owned),
+        message: Some(denial.message.clone()),
+        retry_after_seconds: serde_json::to_value(denial).unwrap()["retryAfterSeconds"].as_u64(),
+    };
+    let (denial, would_deny, policy, entry) = told(decision);
+    let (name, reason) = decision.told();
+    let verdict = match &denial {
+        Some(denial) => of_denial(denial),
+        None => Verdict { allowed: true, reason: reason.to_string(), policy, entry, message: None, retry_after_seconds: None },
+    };
+    prop_assert_eq!((explained.decision.as_str(), &explained.verdict), (name, &verdict));
+    prop_assert_eq!(&explained.would_deny, &would_deny.iter().map(of_denial).collect::<Vec<_>>());
+    // Each policy on its own: all that are enforced must allow, and the one that denies says what all of them say.
+    let enforces = |said: &&toolweir_crds::explain::Said| said.mode == Mode::Enforce || said.broken.is_some();
+    let out_of_counters = |reason: &str| reason == Reason::CountersExhausted.as_str();
+    let allow = explained.policies.iter().filter(enforces).all(|said| said.verdict.allowed);
+    if !explained.policies.is_empty() && !out_of_counters(&verdict.reason) {
+        prop_assert_eq!(allow, verdict.allowed, "{:#?}", explained);
+    }
+    for verdict in denial.iter().map(|_| &verdict).chain(&explained.would_deny) {
+        let same = |said: &toolweir_crds::explain::Said| said.verdict == *verdict;
+        // Together they may need more counts than each does alone.
+        prop_assert!(
+            explained.policies.is_empty() || out_of_counters(&verdict.reason) || explained.policies.iter().any(same),
+            "{:#?}",
+            explained
+        );
+    }
+    for said in &explained.policies {
+        let entries = || said.servers.iter().flat_map(|server| &server.entries);
+        let limits = || entries().flat_map(|entry| &entry.limits);
+        let busy = entries().filter_map(|entry| entry.max_concurrent).any(|places| places.under_way >= places.max);
+        let held = entries().flat_map(|entry| &entry.validations).all(|validation| validation.holds);
+        let fits = |limit: &SaidOfLimit| limit.fits;
+        let room = |limit: &SaidOfLimit| {
+            limit.used + limit.adds.unwrap_or(f64::INFINITY) <= f64::from(i32::try_from(limit.max).unwrap())
+        };
+        prop_assert!(limits().all(|limit| limit.fits == room(limit)), "{:#?}", said);
+        match said.verdict.reason.as_str() {
+            "none" => prop_assert!(!busy && held && limits().all(fits), "{:#?}", said),
+            "rate_limit" => prop_assert!(held && !limits().all(fits), "{:#?}", said),
+            "concurrency" => prop_assert!(held && busy && limits().all(fits), "{:#?}", said),
+            "validation" => prop_assert!(!held || limits().any(|limit| limit.error.is_some()), "{:#?}", said),
+            "not_listed" | "denied" => {
+                prop_assert!(said.servers.iter().any(|server| server.action == Action::Deny), "{:#?}", said);
+            }
+            "invalid_policy" => prop_assert!(said.broken.is_some()),
+            "malformed" | "counters_exhausted" => {}
+            other => prop_assert!(false, "{}", other),
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
@@ -768,6 +838,47 @@ proptest! {
         run.history.never_too_much()?;
         for audited in &run.audited {
             audited.history.never_too_much()?;
+        }
+    }
+
+    #[test]
+    fn what_is_explained_is_what_is_then_decided_and_to_explain_changes_nothing(
+        policies in policies(),
+        start in 0_u64..2_000_000_000_000_000_000,
+        steps in steps(),
+        most in prop_oneof![Just(Memory::COUNTERS), 0_usize..8],
+    ) {
+        let engine = compile(&policies, &Memory::new(most));
+        // The same calls, and nobody asks for an explanation.
+        let silent = compile(&policies, &Memory::new(most));
+        let (mut now, mut under_way): (u64, Vec<[Option<Permit>; 2]>) = (start, Vec::new());
+        for step in &steps {
+            match step {
+                Step::End { which, failed } => {
+                    if !under_way.is_empty() {
+                        let permits = under_way.swap_remove(which.index(under_way.len()));
+                        permits.into_iter().flatten().for_each(|permit| settle(permit, *failed));
+                    }
+                }
+                Step::Call { after, server, tool, session, arguments, then, .. } => {
+                    now += after;
+                    let call = Seen { server, tool, session, arguments, now };
+                    let explained = explain(&engine, &call);
+                    let before = usage(&engine, now);
+                    prop_assert_eq!(&explained, &explain(&engine, &call), "it says another thing the second time");
+                    prop_assert_eq!(usage(&engine, now), before);
+                    let (decision, silent) = (decide(&engine, &call), decide(&silent, &call));
+                    explains(&explained, &decision)?;
+                    prop_assert_eq!(told(&decision), told(&silent), "it changed what is decided");
+                    let permits = [permit(decision), permit(silent)];
+                    match then {
+                        Then::Keep => under_way.push(permits),
+                        Then::Drop | Then::GiveBack => {
+                            permits.into_iter().flatten().for_each(|permit| settle(permit, *then == Then::GiveBack));
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -1,0 +1,176 @@
+//! Lines of a sidecar's log: which of them tell of a denial, and where to go on reading when a stream breaks off.
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use crate::table::shown;
+
+/// What a line of a sidecar's log is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Read {
+    /// The audit line of a call that was denied, or would have been.
+    Denial(Denial),
+    /// An audit line of another call, or a line of the sidecar's own log.
+    Other,
+    /// An audit line that cannot be read.
+    Malformed,
+}
+
+/// An audit line of a denial, as it stands in the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Denial(Map<String, Value>);
+
+impl Read {
+    /// Reads a line.
+    pub fn line(line: &str) -> Self {
+        let line = line.trim();
+        let Ok(Value::Object(fields)) = serde_json::from_str(line) else {
+            return if line.starts_with("{\"time\":") { Self::Malformed } else { Self::Other };
+        };
+        let Some(decision) = fields.get("decision") else { return Self::Other };
+        let text = |name: &str| fields.get(name).is_some_and(Value::is_string);
+        match decision.as_str() {
+            Some("allowed") => Self::Other,
+            Some(_) if ["time", "server", "tool", "reason"].into_iter().all(text) => Self::Denial(Denial(fields)),
+            _ => Self::Malformed,
+        }
+    }
+}
+
+impl Denial {
+    /// The heads of [`Denial::cells`].
+    pub const HEADER: [&'static str; 8] = ["TIME", "POD", "SERVER", "TOOL", "DECISION", "REASON", "POLICY", "ENTRY"];
+
+    /// A field; `-` where it is absent.
+    fn field(&self, name: &str) -> &str {
+        self.0.get(name).and_then(Value::as_str).filter(|text| !text.is_empty()).unwrap_or("-")
+    }
+
+    /// When the call came, in RFC 3339 and UTC.
+    pub fn time(&self) -> &str {
+        self.field("time")
+    }
+
+    /// The cells of a line for people.
+    pub fn cells(&self, namespace: &str, pod: &str) -> [String; 8] {
+        let field = |name: &str| shown(self.field(name)).into_owned();
+        [
+            field("time"),
+            format!("{namespace}/{pod}"),
+            field("server"),
+            field("tool"),
+            field("decision"),
+            field("reason"),
+            field("policy"),
+            field("entry"),
+        ]
+    }
+
+    /// A line of JSON: what stands in the log, with the pod.
+    pub fn json(&self, namespace: &str, pod: &str) -> String {
+        let mut fields = self.0.clone();
+        fields.insert("namespace".to_owned(), namespace.into());
+        fields.insert("pod".to_owned(), pod.into());
+        Value::Object(fields).to_string()
+    }
+}
+
+/// How far a pod's log was read, by the times that the container runtime gives its lines. It is asked for lines from a whole
+/// second on, so that those that were read already come again when reading begins anew.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The latest time so far, and how many lines have it.
+    latest: Option<(Timestamp, u64)>,
+    /// What was read before the stream that is read now.
+    before: Option<(Timestamp, u64)>,
+}
+
+impl Progress {
+    /// From when on to read, for the stream that begins now: the beginning of a second.
+    pub fn begin(&mut self) -> Option<Timestamp> {
+        self.before = self.latest;
+        // A client rounds a part of a second to the nearest, which may be later.
+        self.latest.and_then(|(time, _)| Timestamp::from_second(time.as_second()).ok())
+    }
+
+    /// The text of a line after its time, if it was not read already. A line without a time is taken as it is.
+    pub fn take<'a>(&mut self, line: &'a str) -> Option<&'a str> {
+        let Some((time, text)) = line.split_once(' ').and_then(|(time, text)| Some((time.parse::<Timestamp>().ok()?, text)))
+        else {
+            return Some(line);
+        };
+        match &mut self.before {
+            Some((before, _)) if time < *before => return None,
+            Some((before, left)) if time == *before && *left > 0 => {
+                *left -= 1;
+                return None;
+            }
+            _ => {}
+        }
+        match &mut self.latest {
+            Some((latest, many)) if time == *latest => *many += 1,
+            Some((latest, _)) if time < *latest => {}
+            latest => *latest = Some((time, 1)),
+        }
+        Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DENIED: &str = r#"{"time":"2026-11-24T17:08:44.414Z","server":"facebook","tool":"send_dm_to_user","decision":"denied","reason":"rate_limit","policy":"default/facebook","entry":"send_dm_to_user","outcome":"denied","latencyMs":0.185,"session":null,"argumentsSha256":"52f7"}"#;
+
+    #[test]
+    fn denials_are_told_from_other_lines() {
+        let Read::Denial(denial) = Read::line(DENIED) else { panic!("no denial") };
+        assert_eq!(
+            denial.cells("default", "agent-0").join(" "),
+            "2026-11-24T17:08:44.414Z default/agent-0 facebook send_dm_to_user denied rate_limit default/facebook send_dm_to_user"
+        );
+        let json: Value = serde_json::from_str(&denial.json("default", "agent-0")).unwrap();
+        assert_eq!((&json["pod"], &json["namespace"], &json["latencyMs"]), (&"agent-0".into(), &"default".into(), &0.185.into()));
+        for (line, read) in [
+            ("", Read::Other),
+            ("thread 'main' panicked", Read::Other),
+            (r#"{"timestamp":"2026-11-24T17:08:44Z","level":"INFO","message":"ready"}"#, Read::Other),
+            (&DENIED.replace("\"denied\"", "\"allowed\""), Read::Other),
+            (DENIED.split_at(60).0, Read::Malformed),
+            (&DENIED.replace("\"facebook\"", "7"), Read::Malformed),
+            (&DENIED.replace("\"denied\"", "7"), Read::Malformed),
+        ] {
+            assert_eq!(Read::line(line), read, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_client_named_does_not_reach_the_terminal_as_it_is() {
+        let Read::Denial(denial) =
+            Read::line(&DENIED.replace("send_dm_to_user", "x\\u001b[2J").replace("\"default/facebook\"", "null"))
+        else {
+            panic!("no denial")
+        };
+        let cells = denial.cells("default", "agent-0");
+        assert_eq!((cells[3].as_str(), cells[6].as_str()), ("x\u{fffd}[2J", "-"));
+        assert!(!denial.json("default", "agent-0").contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_log_that_is_read_anew_gives_each_line_once() {
+        let first = ["2026-01-01T00:00:01.1Z a", "2026-01-01T00:00:01.7Z b", "2026-01-01T00:00:01.7Z c"];
+        let later = ["2026-01-01T00:00:01.7Z d", "2026-01-01T00:00:01.800000001Z e", "2026-01-01T00:00:01.75Z f"];
+        let mut progress = Progress::default();
+        assert_eq!(progress.begin(), None);
+        let taken: Vec<&str> = first.iter().filter_map(|line| progress.take(line)).collect();
+        assert_eq!(taken, ["a", "b", "c"]);
+        for _ in 0..2 {
+            assert_eq!(progress.begin(), Some("2026-01-01T00:00:01Z".parse().unwrap()));
+            assert_eq!(first.iter().filter_map(|line| progress.take(line)).count(), 0);
+        }
+        let taken: Vec<&str> = later.iter().filter_map(|line| progress.take(line)).collect();
+        // Lines of two streams of a container may be a little out of order: none is lost for that.
+        assert_eq!(taken, ["d", "e", "f"]);
+        assert_eq!(progress.take("no time"), Some("no time"));
+    }
+}

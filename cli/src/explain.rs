@@ -1,0 +1,336 @@
+//! `kubectl toolweir explain`: which entry of which policy decides a call, and how much of each limit is left.
+
+use std::fmt::Write;
+
+use anyhow::{anyhow, bail};
+use http::StatusCode;
+use k8s_openapi::api::core::v1::Pod as KubePod;
+use kube::{Api, Client};
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
+use toolweir_crds::{
+    Action, Mode,
+    explain::{Answer, Explanation, Said, SaidOfLimit, SaidOfServer, Verdict},
+};
+
+use crate::{
+    Form, Found,
+    cluster::{Asked, Pod, Scope, is_missing, list},
+    forward,
+    table::{number, short, shown, table},
+};
+
+/// How many pods a message names.
+const NAMED: usize = 10;
+
+/// The call that is asked about.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The pod that would make it.
+    pub pod: String,
+    /// The tool.
+    pub tool: String,
+    /// The arguments, in JSON.
+    pub arguments: Option<String>,
+    /// The server; may be left out where the pod's policies name one alone.
+    pub server: Option<String>,
+    /// The MCP session.
+    pub session: Option<String>,
+    /// How to write the answer.
+    pub form: Form,
+}
+
+/// A question, as the sidecar reads it.
+#[derive(Serialize)]
+struct Question<'a> {
+    tool: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<&'a str>,
+    /// As they were written: what is in doubt about them is for the sidecar to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<&'a str>,
+}
+
+/// Asks the pod's sidecar, and gives the text to write and whether the call would go through.
+///
+/// # Errors
+/// There is no such pod or sidecar, a right is missing, or the question is none.
+pub async fn explain(client: &Client, namespace: &str, options: &Options) -> anyhow::Result<(String, Found)> {
+    let arguments = options.arguments.as_deref().map(arguments).transpose()?;
+    let pod = find(client, namespace, options.pod.strip_prefix("pod/").unwrap_or(&options.pod)).await?;
+    let sidecar = pod.sidecar.unwrap_or_default();
+    if !sidecar.running {
+        let why = sidecar.waits.map(|why| format!(" ({why})")).unwrap_or_default();
+        bail!("the sidecar of pod {} does not run{why}; kubectl -n {namespace} describe pod {} says why", pod.key, pod.key.name);
+    }
+    let Options { tool, server, session, .. } = options;
+    let question = Question { tool, server: server.as_deref(), arguments, session: session.as_deref() };
+    let question = serde_json::to_string(&question)?;
+    let answer = forward::ask(client, &pod.key, forward::ADMINISTRATION, "/explain", Some(question)).await?;
+    match answer.status {
+        StatusCode::OK => {}
+        StatusCode::NOT_FOUND => {
+            bail!("the sidecar of pod {} is older than this plugin and explains nothing; restart the pod to renew it", pod.key)
+        }
+        StatusCode::BAD_REQUEST if server.is_none() && answer.text().starts_with("which server?") => {
+            bail!("{} with --server", shown(&answer.text()).replace(" as `server`", ""))
+        }
+        status => bail!("the sidecar of pod {} answers {status}: {}", pod.key, shown(&answer.text())),
+    }
+    let unread = |error: serde_json::Error| anyhow!("the answer of the sidecar of pod {} cannot be read: {error}", pod.key);
+    let read: Answer = serde_json::from_slice(&answer.body).map_err(unread)?;
+    let found = if read.explanation.verdict.allowed { Found::Good } else { Found::Bad };
+    let written = match options.form {
+        Form::Text => text(&pod.key.to_string(), &read),
+        Form::Json => {
+            // As the sidecar says it, which may be more than this version knows.
+            let mut value: Value = serde_json::from_slice(&answer.body).map_err(unread)?;
+            if let Some(fields) = value.as_object_mut() {
+                fields.insert("namespace".to_owned(), pod.key.namespace.into());
+                fields.insert("pod".to_owned(), pod.key.name.into());
+            }
+            format!("{value:#}\n")
+        }
+    };
+    Ok((written, found))
+}
+
+/// Arguments as MCP has them.
+fn arguments(text: &str) -> anyhow::Result<&RawValue> {
+    let raw: &RawValue = serde_json::from_str(text).map_err(|error| {
+        anyhow!("the arguments are no JSON ({error}); write an object in quotes, such as '{{\"amount\": 5}}'")
+    })?;
+    if !raw.get().starts_with('{') {
+        bail!("the arguments are no object; write one in quotes, such as '{{\"amount\": 5}}'");
+    }
+    Ok(raw)
+}
+
+/// Finds a pod that has a sidecar.
+///
+/// # Errors
+/// There is none, with what to do.
+pub async fn find(client: &Client, namespace: &str, name: &str) -> anyhow::Result<Pod> {
+    let api: Api<KubePod> = Api::namespaced(client.clone(), namespace);
+    let pod = match api.get(name).await {
+        Ok(pod) => Pod::from(&pod),
+        Err(error) if is_missing(&error) => {
+            bail!("there is no pod {name} in namespace {namespace}; {}", others(client, namespace).await)
+        }
+        Err(error) => return Err(Asked { verb: "get", resource: "pods", namespace: Some(namespace) }.failed(&error)),
+    };
+    if pod.sidecar.is_none() {
+        bail!(
+            "pod {} has no sidecar, so that no policy holds for its calls; label the namespace toolweir.dev/inject=enabled and restart \
+             the pod (docs/injection.md says why one is not injected)",
+            pod.key
+        );
+    }
+    Ok(pod)
+}
+
+/// Which pods could be meant.
+async fn others(client: &Client, namespace: &str) -> String {
+    let api = Scope::Namespace(namespace.to_owned()).pods(client);
+    let pods = list(&api, Asked { verb: "list", resource: "pods", namespace: Some(namespace) }).await.unwrap_or_default();
+    let names: Vec<String> =
+        pods.iter().map(Pod::from).filter(|pod| pod.sidecar.is_some() && !pod.over).map(|pod| pod.key.name).collect();
+    match names.len() {
+        0 => "name another namespace with -n".to_owned(),
+        many => {
+            let more = if many > NAMED { ", ..." } else { "" };
+            let some = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+            format!("those with a sidecar there are {some}{more}")
+        }
+    }
+}
+
+/// For people.
+pub fn text(pod: &str, answer: &Answer) -> String {
+    let Answer { version, servers, explanation } = answer;
+    let Explanation { server, tool, decision, verdict, would_deny, policies } = explanation;
+    let mut text = format!("pod {pod}, server {}, tool {}: {}\n", shown(server), shown(tool), told(decision, &verdict.reason));
+    for line in verdict.message.iter().chain(would_deny.iter().filter_map(|verdict| verdict.message.as_ref())) {
+        let _ = writeln!(text, "  {}", shown(line));
+    }
+    if policies.is_empty() {
+        let known = if servers.is_empty() { "none".to_owned() } else { servers.join(", ") };
+        let _ = writeln!(text, "\nServers that policies of this pod name: {}", shown(&known));
+        return text;
+    }
+    let _ = writeln!(text, "\nPolicies in force, version {}:", shown(version));
+    let rows: Vec<Vec<String>> = policies.iter().flat_map(rows).collect();
+    text.push_str(&table(2, &["POLICY", "MODE", "ACTION", "GIVEN BY", "ENTRIES THAT MATCH", "VERDICT"], &rows));
+    let (mut limits, mut places, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+    for (said, server) in policies.iter().flat_map(|said| said.servers.iter().map(move |server| (said, server))) {
+        for entry in &server.entries {
+            let of = || vec![shown(&said.policy).into_owned(), shown(&entry.name).into_owned()];
+            limits.extend(entry.limits.iter().map(|limit| [of(), cells(limit)].concat()));
+            places.extend(
+                entry.max_concurrent.map(|places| [of(), vec![places.under_way.to_string(), places.max.to_string()]].concat()),
+            );
+            conditions.extend(entry.validations.iter().map(|validation| {
+                let holds = match (&validation.error, validation.holds) {
+                    (Some(error), _) => format!("no: {}", shown(error)),
+                    (None, true) => "yes".to_owned(),
+                    (None, false) => "no".to_owned(),
+                };
+                [of(), vec![shown(&validation.expression).into_owned(), holds]].concat()
+            }));
+        }
+    }
+    for (title, header, rows) in [
+        ("Limits", &["POLICY", "ENTRY", "LIMIT", "COUNT OF", "USED", "LEFT", "THIS CALL", "FITS"][..], limits),
+        ("Calls under way", &["POLICY", "ENTRY", "NOW", "AT MOST"][..], places),
+        ("Conditions", &["POLICY", "ENTRY", "CONDITION", "HOLDS"][..], conditions),
+    ] {
+        if !rows.is_empty() {
+            let _ = writeln!(text, "\n{title}:");
+            text.push_str(&table(2, header, &rows));
+        }
+    }
+    text
+}
+
+fn told(decision: &str, reason: &str) -> String {
+    let decision = match decision {
+        "would_deny" => "allowed, though a policy in audit mode would deny it",
+        other => other,
+    };
+    if reason == "none" { shown(decision).into_owned() } else { format!("{} ({})", shown(decision), shown(reason)) }
+}
+
+/// The lines of one policy: one for each name under which it speaks of the server.
+fn rows(said: &Said) -> Vec<Vec<String>> {
+    let mode = match said.mode {
+        Mode::Enforce => "Enforce",
+        Mode::Audit => "Audit",
+    };
+    let Verdict { allowed, reason, retry_after_seconds, .. } = &said.verdict;
+    let mut verdict = if *allowed { "allows".to_owned() } else { format!("denies ({})", shown(reason)) };
+    if let Some(seconds) = retry_after_seconds {
+        verdict.push_str(&format!(", again in {seconds} s"));
+    }
+    if let Some(why) = &said.broken {
+        verdict.push_str(&format!(", since it does not compile: {}", shown(why)));
+    }
+    let row = |server: &SaidOfServer| {
+        let action = match server.action {
+            Action::Allow => "Allow",
+            Action::Deny => "Deny",
+        };
+        let every = if server.server == "*" { " of server *" } else { "" };
+        let by = match &server.entry {
+            Some(entry) => format!("{}{every}", shown(entry)),
+            None if said.broken.is_some() => "-".to_owned(),
+            None => format!("defaultAction{every}"),
+        };
+        let entries: Vec<String> = server.entries.iter().map(|entry| shown(&entry.name).into_owned()).collect();
+        let entries = if entries.is_empty() { "none".to_owned() } else { entries.join(", ") };
+        vec![shown(&said.policy).into_owned(), mode.to_owned(), action.to_owned(), by, entries, verdict.clone()]
+    };
+    said.servers.iter().map(row).collect()
+}
+
+fn cells(limit: &SaidOfLimit) -> Vec<String> {
+    let count = match (&limit.key, &limit.key_value) {
+        (Some(key), Some(value)) => format!("{} = {}", shown(key), shown(value)),
+        (Some(key), None) => format!("the fullest of {}", shown(key)),
+        (None, _) if limit.scope == toolweir_crds::Scope::Session => "the session".to_owned(),
+        (None, _) => "all".to_owned(),
+    };
+    let fits = match (limit.fits, &limit.error, limit.retry_after_seconds) {
+        (true, ..) => "yes".to_owned(),
+        (false, Some(error), _) => format!("no: {}", shown(error)),
+        (false, None, Some(seconds)) => format!("no, in {}", short(std::time::Duration::from_secs(seconds))),
+        (false, None, None) => "never".to_owned(),
+    };
+    let adds = limit.adds.map_or_else(|| "?".to_owned(), number);
+    vec![shown(&limit.limit).into_owned(), count, number(limit.used), number(limit.left), adds, fits]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer() -> Answer {
+        serde_json::from_value(json!({
+            "version": "3f2a9c", "servers": ["bank"], "server": "bank", "tool": "pay_invoice", "decision": "denied",
+            "verdict": {"allowed": false, "reason": "rate_limit", "policy": "agents/bank", "entry": "pay_invoice",
+                "message": "Denied by policy agents/bank: pay_invoice is limited.", "retryAfterSeconds": 12},
+            "policies": [
+                {"policy": "agents/bank", "mode": "Enforce", "verdict": {"allowed": false, "reason": "rate_limit", "retryAfterSeconds": 12},
+                 "servers": [{"server": "bank", "action": "Allow", "entry": "pay_invoice", "entries": [
+                    {"name": "pay_invoice", "action": "Allow",
+                     "validations": [{"expression": "args.amount <= 500", "holds": true}, {"expression": "args.x", "error": "no such key"}],
+                     "limits": [{"limit": "2000/day", "max": 2000, "key": "args.currency", "keyValue": "\"EUR\"", "used": 1900.5,
+                                 "left": 99.5, "adds": 100.0, "fits": false, "retryAfterSeconds": 12}]},
+                    {"name": "*", "limits": [{"limit": "300/hour", "used": 41.0, "left": 259.0, "adds": 1.0, "fits": true}],
+                     "maxConcurrent": {"max": 4, "underWay": 1}},
+                 ]}]},
+                {"policy": "guardrail", "mode": "Audit", "verdict": {"allowed": false, "reason": "not_listed"},
+                 "servers": [{"server": "*", "action": "Deny"}]},
+            ],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn people_get_the_verdict_and_what_it_is_made_of() {
+        let golden = "\
+pod agents/social-1, server bank, tool pay_invoice: denied (rate_limit)
+  Denied by policy agents/bank: pay_invoice is limited.
+
+Policies in force, version 3f2a9c:
+  POLICY       MODE     ACTION  GIVEN BY                   ENTRIES THAT MATCH  VERDICT
+  agents/bank  Enforce  Allow   pay_invoice                pay_invoice, *      denies (rate_limit), again in 12 s
+  guardrail    Audit    Deny    defaultAction of server *  none                denies (not_listed)
+
+Limits:
+  POLICY       ENTRY        LIMIT     COUNT OF               USED    LEFT  THIS CALL  FITS
+  agents/bank  pay_invoice  2000/day  args.currency = \"EUR\"  1900.5  99.5  100        no, in 12s
+  agents/bank  *            300/hour  all                    41      259   1          yes
+
+Calls under way:
+  POLICY       ENTRY  NOW  AT MOST
+  agents/bank  *      1    4
+
+Conditions:
+  POLICY       ENTRY        CONDITION           HOLDS
+  agents/bank  pay_invoice  args.amount <= 500  yes
+  agents/bank  pay_invoice  args.x              no: no such key
+";
+        assert_eq!(text("agents/social-1", &answer()), golden);
+    }
+
+    #[test]
+    fn a_server_that_no_policy_names_is_told_with_those_that_are() {
+        let explanation = Explanation {
+            server: "x".to_owned(),
+            tool: "t".to_owned(),
+            decision: "denied".to_owned(),
+            verdict: Verdict { reason: "no_policy".to_owned(), message: Some("Denied: no.".to_owned()), ..Verdict::default() },
+            ..Explanation::default()
+        };
+        let answer = Answer { servers: vec!["bank".to_owned(), "shop".to_owned()], explanation, ..Answer::default() };
+        let golden = "\
+pod n/p, server x, tool t: denied (no_policy)
+  Denied: no.
+
+Servers that policies of this pod name: bank, shop
+";
+        assert_eq!(text("n/p", &answer), golden);
+    }
+
+    #[test]
+    fn arguments_are_an_object_and_stay_as_they_are() {
+        assert_eq!(arguments(r#" {"a":1, "a":2} "#).unwrap().get(), r#"{"a":1, "a":2}"#);
+        for bad in ["", "{", "[]", "5", "{} {}"] {
+            assert!(arguments(bad).unwrap_err().to_string().contains("write"), "{bad}");
+        }
+    }
+}

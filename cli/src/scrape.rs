@@ -1,0 +1,117 @@
+//! What a sidecar's `/metrics` says of its policies.
+
+/// A series of a scrape.
+#[derive(Clone, Debug, PartialEq)]
+struct Series {
+    name: String,
+    labels: Vec<(String, String)>,
+    value: f64,
+}
+
+/// What a sidecar says of the policies in force.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Policies {
+    /// Their version; nothing while there is none.
+    pub version: Option<String>,
+    /// Their names.
+    pub names: Vec<String>,
+    /// Those that cannot be enforced as they are written, and deny.
+    pub invalid: Vec<String>,
+    /// Whether the sidecar has its source, and what that says is in force.
+    pub connected: Option<bool>,
+    /// How long what is in force has not been known to be current, in seconds; 0 while it is.
+    pub age_seconds: Option<f64>,
+}
+
+impl Policies {
+    /// Reads them out of the Prometheus text format. What is not known is passed over.
+    pub fn read(text: &str) -> Self {
+        let mut policies = Self::default();
+        for series in text.lines().filter(|line| line.starts_with("toolweir_policy_")).filter_map(series) {
+            let label = |name: &str| series.labels.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+            match series.name.as_str() {
+                "toolweir_policy_info" => {
+                    policies.version = policies.version.or_else(|| label("version"));
+                    policies.names.extend(label("policy"));
+                }
+                "toolweir_policy_invalid" => policies.invalid.extend(label("policy")),
+                "toolweir_policy_connected" => policies.connected = Some(series.value > 0.0),
+                "toolweir_policy_age_seconds" => policies.age_seconds = Some(series.value),
+                _ => {}
+            }
+        }
+        policies.names.sort();
+        policies.invalid.sort();
+        policies
+    }
+}
+
+/// Reads `name{label="value",...} value`.
+fn series(line: &str) -> Option<Series> {
+    let end = line.find(['{', ' '])?;
+    let (name, rest) = line.split_at_checked(end)?;
+    let (labels, rest) = match rest.strip_prefix('{') {
+        Some(rest) => labels(rest)?,
+        None => (Vec::new(), rest),
+    };
+    let value = rest.split_whitespace().next()?.parse().ok()?;
+    Some(Series { name: name.to_owned(), labels, value })
+}
+
+/// Reads the labels up to the closing brace, and gives what follows it.
+fn labels(text: &str) -> Option<(Vec<(String, String)>, &str)> {
+    let (mut labels, mut rest) = (Vec::new(), text);
+    loop {
+        rest = rest.trim_start_matches([',', ' ']);
+        if let Some(rest) = rest.strip_prefix('}') {
+            return Some((labels, rest));
+        }
+        let (name, after) = rest.split_once("=\"")?;
+        let mut value = String::new();
+        let mut chars = after.char_indices();
+        loop {
+            match chars.next()? {
+                (at, '"') => {
+                    rest = after.get(at + 1..)?;
+                    break;
+                }
+                (_, '\\') => value.push(match chars.next()?.1 {
+                    'n' => '\n',
+                    other => other,
+                }),
+                (_, char) => value.push(char),
+            }
+        }
+        labels.push((name.to_owned(), value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policies_are_read_out_of_a_scrape() {
+        let text = "# HELP toolweir_policy_info The policies in force; always 1.\n# TYPE toolweir_policy_info gauge\n\
+                    toolweir_policy_info{mode=\"Enforce\",policy=\"agents/b\",version=\"3f\"} 1\n\
+                    toolweir_policy_info{mode=\"Audit\",policy=\"a\",version=\"3f\"} 1\n\
+                    toolweir_policy_invalid{policy=\"agents/b\"} 1\n\
+                    toolweir_policy_age_seconds 12.5\n\
+                    toolweir_policy_connected 0\n\
+                    toolweir_policy_newer{x=\"y\"} 3 1700000000\n\
+                    toolweir_limit_used_ratio{tool=\"x\"} 1\n\
+                    toolweir_policy_torn{x=\"y";
+        let names = vec!["a".to_owned(), "agents/b".to_owned()];
+        let invalid = vec!["agents/b".to_owned()];
+        let read = Policies { version: Some("3f".to_owned()), names, invalid, connected: Some(false), age_seconds: Some(12.5) };
+        assert_eq!(Policies::read(text), read);
+        assert_eq!(Policies::read(""), Policies::default());
+    }
+
+    #[test]
+    fn labels_are_unescaped() {
+        let read = series(r#"m{a="x\"y\\z\n",b="}, "} 1e3"#).unwrap();
+        assert_eq!(read.labels, [("a".to_owned(), "x\"y\\z\n".to_owned()), ("b".to_owned(), "}, ".to_owned())]);
+        assert!((read.value - 1000.0).abs() < f64::EPSILON);
+    }
+}

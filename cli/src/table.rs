@@ -1,0 +1,105 @@
+//! Aligned text.
+
+use std::{borrow::Cow, time::Duration};
+
+/// Columns that are as wide as the widest cell so far.
+#[derive(Clone, Debug, Default)]
+pub struct Columns {
+    widths: Vec<usize>,
+}
+
+impl Columns {
+    /// Makes room for cells that come later.
+    pub fn fit<T: AsRef<str>>(&mut self, cells: &[T]) {
+        self.widths.resize(self.widths.len().max(cells.len()), 0);
+        for (width, cell) in self.widths.iter_mut().zip(cells) {
+            *width = (*width).max(cell.as_ref().chars().count());
+        }
+    }
+
+    /// A line of cells, two spaces apart.
+    pub fn line<T: AsRef<str>>(&mut self, cells: &[T]) -> String {
+        self.fit(cells);
+        let mut line = String::new();
+        for (cell, width) in cells.iter().zip(&self.widths) {
+            line.push_str(&format!("{:width$}  ", cell.as_ref()));
+        }
+        line.truncate(line.trim_end().len());
+        line
+    }
+}
+
+/// A table with a header, indented by `indent` spaces; each line ends with a newline.
+pub fn table(indent: usize, header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut columns = Columns::default();
+    columns.fit(header);
+    for row in rows {
+        columns.fit(row);
+    }
+    let mut text = format!("{:indent$}{}\n", "", columns.line(header));
+    for row in rows {
+        text.push_str(&format!("{:indent$}{}\n", "", columns.line(row)));
+    }
+    text
+}
+
+/// A text that someone else chose, fit for a terminal: nothing in it moves the cursor or turns the direction of writing.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    let strange =
+        |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if text.contains(strange) { Cow::Owned(text.replace(strange, "\u{fffd}")) } else { Cow::Borrowed(text) }
+}
+
+/// A span of time in one unit, as `kubectl` shows an age.
+pub fn short(span: Duration) -> String {
+    match span.as_secs() {
+        seconds @ 0..120 => format!("{seconds}s"),
+        seconds @ 120..7200 => format!("{}m", seconds / 60),
+        seconds @ 7200..172_800 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A number of calls or units, without digits that it does not need.
+pub fn number(number: f64) -> String {
+    let text = format!("{number:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_nothing_trails() {
+        let rows = [
+            vec!["a".to_owned(), "täglich".to_owned(), String::new()],
+            vec!["long name".to_owned(), "b".to_owned(), "c".to_owned()],
+        ];
+        assert_eq!(
+            table(2, &["NAME", "WINDOW", "X"], &rows),
+            "  NAME       WINDOW   X\n  a          täglich\n  long name  b        c\n"
+        );
+    }
+
+    #[test]
+    fn columns_grow_with_what_comes() {
+        let mut columns = Columns::default();
+        assert_eq!(columns.line(&["a", "b"]), "a  b");
+        assert_eq!(columns.line(&["abc", "b"]), "abc  b");
+        assert_eq!(columns.line(&["a", "b"]), "a    b");
+    }
+
+    #[test]
+    fn what_others_chose_does_not_move_the_cursor() {
+        assert_eq!(shown("send_dm"), "send_dm");
+        assert_eq!(shown("a\u{1b}[2Jb\nc\u{202e}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
+    }
+
+    #[test]
+    fn spans_and_numbers_are_short() {
+        let spans = [0, 119, 120, 7199, 7200, 172_799, 172_800].map(|seconds| short(Duration::from_secs(seconds)));
+        assert_eq!(spans, ["0s", "119s", "2m", "119m", "2h", "47h", "2d"]);
+        assert_eq!([0.0, 30.0, 0.5, 1e9, 0.000_001].map(number), ["0", "30", "0.5", "1000000000", "0.000001"]);
+    }
+}

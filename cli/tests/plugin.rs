@@ -1,0 +1,346 @@
+//! The commands against an API server that is a function: what they ask it for, what they make of its answers, and what they
+//! say when it refuses.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::{collections::VecDeque, time::Duration};
+
+use common::{ApiServer, Out, Running, pod, sidecar};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use toolweir_cli::{
+    Form, Found,
+    cluster::Scope,
+    denials::{self, denials},
+    explain::{self, explain},
+    status,
+};
+
+const POLICY: &str = "
+apiVersion: toolweir.dev/v1alpha1
+kind: MCPPolicy
+metadata: {name: bank, namespace: agents}
+spec:
+  servers:
+  - name: bank
+    url: http://127.0.0.1:1/mcp
+    tools:
+    - {name: pay, limits: [{max: 1, window: hour}]}
+";
+
+fn agents() -> Scope {
+    Scope::Namespace("agents".to_owned())
+}
+
+fn condition(name: &str, holds: bool, reason: &str, message: &str) -> Value {
+    json!({"type": name, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message,
+           "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"})
+}
+
+fn policy(namespace: Option<&str>, name: &str, spec: &Value, conditions: &[Value]) -> Value {
+    let mut metadata = json!({"name": name, "generation": 1});
+    if let Some(namespace) = namespace {
+        metadata["namespace"] = namespace.into();
+    }
+    json!({"metadata": metadata, "spec": spec, "status": {"conditions": conditions, "selected": 3, "acknowledged": 2}})
+}
+
+/// A cluster with policies and pods; the sidecar of `social-1` is a real one.
+async fn cluster() -> (ApiServer, Running) {
+    let api = ApiServer::default();
+    let running = sidecar(POLICY).await;
+    api.change(|world| {
+        let accepted = condition("Accepted", true, "Accepted", "");
+        let programmed = condition("Programmed", true, "Programmed", "");
+        let missing = condition("Programmed", false, "NoSidecar", "1 of 3 pods have no sidecar.");
+        let social = json!({"podSelector": {"matchLabels": {"app": "social"}}, "servers": []});
+        world.policies = vec![
+            policy(Some("agents"), "bank", &social, &[accepted.clone(), missing]),
+            policy(
+                Some("agents"),
+                "other",
+                &json!({"podSelector": {"matchLabels": {"app": "x"}}}),
+                &[accepted.clone(), programmed.clone()],
+            ),
+            policy(Some("elsewhere"), "third", &json!({}), &[accepted.clone(), programmed.clone()]),
+        ];
+        let team = json!({"namespaceSelector": {"matchLabels": {"team": "x"}}, "mode": "Audit", "aNewerField": 1});
+        world.cluster_policies = vec![policy(None, "guardrail", &team, &[accepted, programmed])];
+        world.namespaces = vec![
+            json!({"metadata": {"name": "agents", "labels": {"team": "x"}}}),
+            json!({"metadata": {"name": "elsewhere"}}),
+            json!({"metadata": {"name": "third"}}),
+        ];
+        let mut over = pod("agents", "job", false);
+        over["status"]["phase"] = "Succeeded".into();
+        world.pods = vec![
+            pod("agents", "social-1", true),
+            pod("agents", "social-2", true),
+            pod("agents", "bare", false),
+            pod("elsewhere", "bare", false),
+            over,
+        ];
+        world.ports.insert(("social-1".to_owned(), 15020), running.sidecar.metrics);
+        world.ports.insert(("social-1".to_owned(), 15000), running.sidecar.admin);
+    });
+    (api, running)
+}
+
+#[tokio::test]
+async fn status_shows_policies_sidecars_and_pods_where_nothing_enforces_them() {
+    let (api, running) = cluster().await;
+    let found = status::gather(&api.client(), &Scope::All).await.unwrap();
+    let version = running.sidecar.governor.in_force().version.clone();
+    let golden = format!(
+        "\
+KIND              POLICY           MODE     ACCEPTED  PROGRAMMED         SIDECARS
+MCPPolicy         agents/bank      Enforce  True      False (NoSidecar)  2/3
+MCPPolicy         agents/other     Enforce  True      True               2/3
+MCPPolicy         elsewhere/third  Enforce  True      True               2/3
+MCPClusterPolicy  guardrail        Audit    True      True               2/3
+  agents/bank: Programmed is False: 1 of 3 pods have no sidecar.
+
+POD              READY  CONNECTED  VERSION       POLICY AGE  POLICIES
+agents/social-1  yes    yes        {version}  0s          1
+agents/social-2  yes    ?          ?             ?           ?
+
+Nothing enforces a policy on these pods, which have no sidecar. Label their namespaces
+toolweir.dev/inject=enabled and restart them:
+  POD             SELECTED BY
+  agents/bare     agents/bank, guardrail
+  elsewhere/bare  elsewhere/third
+
+note: pod agents/social-2, port 15020: connection refused; does its sidecar run?
+"
+    );
+    assert_eq!(found.text(), golden);
+    assert_eq!(found.found(), Found::Bad);
+    let json = serde_json::to_value(&found).unwrap();
+    assert_eq!((&json["pods"][0]["version"], &json["pods"][0]["ageSeconds"]), (&version.into(), &0.0.into()));
+    assert_eq!(
+        (&json["policies"][0]["programmed"]["reason"], &json["policies"][0]["selected"]),
+        (&"NoSidecar".into(), &3.into())
+    );
+
+    // Of one namespace, nothing is asked beyond it but the policies of the cluster.
+    api.change(|world| world.seen.clear());
+    let found = status::gather(&api.client(), &agents()).await.unwrap();
+    assert_eq!((found.policies.len(), found.without_sidecar.len()), (3, 1));
+    let beyond: Vec<String> = api.seen("").into_iter().filter(|path| !path.contains("/namespaces/agents")).collect();
+    assert!(beyond.iter().all(|path| path.contains("/mcpclusterpolicies?")), "{beyond:?}");
+}
+
+#[tokio::test]
+async fn status_says_which_right_is_missing_and_shows_what_it_may() {
+    let (api, _running) = cluster().await;
+    api.change(|world| {
+        world.forbidden.extend([("list", "mcpclusterpolicies"), ("get", "namespaces"), ("get", "pods/portforward")]);
+    });
+    let found = status::gather(&api.client(), &agents()).await.unwrap();
+    assert_eq!((found.policies.len(), found.pods.len(), found.found()), (2, 2, Found::Bad));
+    let rights = ["`list` on `mcpclusterpolicies.toolweir.dev`", "`get` on `namespaces`", "`get` on `pods/portforward`"];
+    assert_eq!(found.notes.len(), rights.len(), "{:#?}", found.notes);
+    for (note, right) in found.notes.iter().zip(rights) {
+        assert!(note.contains(right) && note.contains("docs/kubectl-plugin.md"), "{note}");
+    }
+    for right in [("list", "mcppolicies"), ("list", "pods")] {
+        api.change(|world| world.forbidden = [right].into());
+        let error = status::gather(&api.client(), &agents()).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("the verb `{}` on `{}", right.0, right.1)), "{error}");
+    }
+}
+
+fn question(tool: &str) -> explain::Options {
+    explain::Options { pod: "social-1".to_owned(), tool: tool.to_owned(), ..explain::Options::default() }
+}
+
+#[tokio::test]
+async fn explain_says_what_the_sidecar_would_decide_and_takes_nothing() {
+    let (api, running) = cluster().await;
+    let ask = async |options: explain::Options| explain(&api.client(), "agents", &options).await;
+    for _ in 0..3 {
+        let (text, found) = ask(question("pay")).await.unwrap();
+        let limit = "  agents/bank  pay    1/hour  all       0     1     1          yes\n";
+        assert!(text.starts_with("pod agents/social-1, server bank, tool pay: allowed\n") && text.contains(limit), "{text}");
+        assert_eq!(found, Found::Good);
+    }
+    let call = toolweir_engine::Call { server: "bank", tool: "pay", arguments: None, session: "" };
+    let decision = running.sidecar.governor.in_force().engine.decide(&call, running.sidecar.governor.now());
+    assert!(decision.denial().is_none());
+    let (text, found) = ask(question("pay")).await.unwrap();
+    assert!(text.contains("\n  Denied by policy agents/bank: pay is limited to 1 call an hour. Try again in 36"), "{text}");
+    assert_eq!(found, Found::Bad);
+    let (text, _) = ask(explain::Options { form: Form::Json, ..question("pay") }).await.unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&json["pod"], &json["decision"], &json["verdict"]["entry"]),
+        (&"social-1".into(), &"denied".into(), &"pay".into())
+    );
+
+    let (text, found) = ask(explain::Options { server: Some("shop".to_owned()), ..question("pay") }).await.unwrap();
+    assert!(text.contains("Denied: no policy in force names the server shop.") && text.contains("name: bank\n"), "{text}");
+    assert_eq!(found, Found::Bad);
+    // What is in doubt about arguments is for the sidecar to say: they come to it as they are.
+    let arguments = Some("{\"a\": 1, \"a\": 2}".to_owned());
+    let (_, found) = ask(explain::Options { arguments, pod: "pod/social-1".to_owned(), ..question("other") }).await.unwrap();
+    assert_eq!(found, Found::Bad);
+}
+
+#[tokio::test]
+async fn explain_says_what_to_do_where_it_cannot() {
+    let (api, _running) = cluster().await;
+    let two = sidecar(&format!("{POLICY}---{}", POLICY.replace("bank", "shop"))).await;
+    api.change(|world| {
+        let mut waiting = pod("agents", "waiting", true);
+        waiting["status"]["initContainerStatuses"][0]["state"] = json!({"waiting": {"reason": "ImagePullBackOff"}});
+        world.pods.extend([waiting, pod("agents", "two", true), pod("agents", "old", true)]);
+        world.ports.insert(("two".to_owned(), 15000), two.sidecar.admin);
+        // A sidecar that does not know the question.
+        world.ports.insert(("old".to_owned(), 15000), two.sidecar.metrics);
+    });
+    let ask = async |name: &str, arguments: Option<&str>| {
+        let options = explain::Options { pod: name.to_owned(), arguments: arguments.map(str::to_owned), ..question("pay") };
+        explain(&api.client(), "agents", &options).await.unwrap_err().to_string()
+    };
+    for (name, arguments, error) in [
+        (
+            "nobody",
+            None,
+            "there is no pod nobody in namespace agents; those with a sidecar there are social-1, social-2, waiting, two, old",
+        ),
+        ("bare", None, "pod agents/bare has no sidecar, so that no policy holds for its calls; label the namespace"),
+        (
+            "waiting",
+            None,
+            "the sidecar of pod agents/waiting does not run (ImagePullBackOff); kubectl -n agents describe pod waiting says why",
+        ),
+        ("two", None, "which server? There are bank, shop; name one with --server"),
+        (
+            "old",
+            None,
+            "the sidecar of pod agents/old is older than this plugin and explains nothing; restart the pod to renew it",
+        ),
+        ("social-2", None, "pod agents/social-2, port 15000: connection refused; does its sidecar run?"),
+        ("social-1", Some("5"), "the arguments are no object; write one in quotes"),
+    ] {
+        let said = ask(name, arguments).await;
+        assert!(said.starts_with(error), "{name}: {said}");
+    }
+    api.change(|world| world.forbidden = [("get", "pods/portforward")].into());
+    assert!(ask("social-1", None).await.contains("the verb `get` on `pods/portforward`"));
+    api.change(|world| world.forbidden = [("get", "pods")].into());
+    assert!(ask("social-1", None).await.contains("the verb `get` on `pods`"));
+}
+
+/// A line of a sidecar's log, as the kubelet gives it.
+fn line(second: u8, tool: &str, decision: &str) -> String {
+    let time = format!("2026-11-24T17:08:{second:02}");
+    format!(
+        r#"{time}.500000001Z {{"time":"{time}.414Z","server":"bank","tool":"{tool}","decision":"{decision}","reason":"denied","policy":"agents/bank","entry":"{tool}","outcome":"denied"}}"#
+    )
+}
+
+fn options(follow: bool, form: Form) -> denials::Options {
+    denials::Options { scope: Scope::All, pod: None, since: Duration::from_secs(600), follow, form }
+}
+
+#[tokio::test]
+async fn denials_of_all_pods_stand_in_the_order_of_their_times() {
+    let (api, _running) = cluster().await;
+    api.change(|world| {
+        let log = "2026-11-24T17:08:01Z {\"timestamp\":\"2026-11-24T17:08:01Z\",\"level\":\"INFO\",\"message\":\"ready\"}";
+        let cut = line(4, "pay", "denied").chars().take(90).collect();
+        let first = vec![log.to_owned(), line(5, "pay", "denied"), cut, line(2, "pay", "would_deny"), line(3, "pay", "allowed")];
+        world.logs.insert("social-1".to_owned(), first);
+        world.logs.insert("social-2".to_owned(), vec![line(3, "wipe_all", "denied")]);
+    });
+    let (out, notes) = (Out::default(), Out::default());
+    denials(&api.client(), &options(false, Form::Text), out.clone(), notes.clone()).await.unwrap();
+    let golden = "\
+TIME                      POD              SERVER  TOOL      DECISION    REASON  POLICY       ENTRY
+2026-11-24T17:08:02.414Z  agents/social-1  bank    pay       would_deny  denied  agents/bank  pay
+2026-11-24T17:08:03.414Z  agents/social-2  bank    wipe_all  denied      denied  agents/bank  wipe_all
+2026-11-24T17:08:05.414Z  agents/social-1  bank    pay       denied      denied  agents/bank  pay
+";
+    assert_eq!(out.text(), golden);
+    assert_eq!(notes.text(), "note: 1 line of the audit log could not be read\n");
+    for path in api.seen("/log?") {
+        assert!(path.contains("container=toolweir-sidecar") && path.contains("sinceSeconds=600"), "{path}");
+    }
+    let one = denials::Options { pod: Some("social-2".to_owned()), scope: agents(), ..options(false, Form::Json) };
+    let out = Out::default();
+    denials(&api.client(), &one, out.clone(), Out::default()).await.unwrap();
+    let json: Value = serde_json::from_str(&out.text()).unwrap();
+    assert_eq!((&json["tool"], &json["pod"], &json["outcome"]), (&"wipe_all".into(), &"social-2".into(), &"denied".into()));
+}
+
+#[tokio::test]
+async fn denials_say_what_is_missing() {
+    let (api, _running) = cluster().await;
+    let ask = async |options: denials::Options| {
+        let notes = Out::default();
+        denials(&api.client(), &options, Out::default(), notes.clone()).await.map(|()| notes.text())
+    };
+    // The logs are gone with their pods.
+    assert_eq!(ask(options(false, Form::Text)).await.unwrap(), "No denials in the last 10m.\n");
+    let of = |name: &str| denials::Options { pod: Some(name.to_owned()), scope: agents(), ..options(false, Form::Text) };
+    assert!(ask(of("nobody")).await.unwrap_err().to_string().starts_with("there is no pod nobody"));
+    assert!(ask(of("bare")).await.unwrap_err().to_string().contains("has no sidecar"));
+    let error = ask(denials::Options { scope: Scope::All, ..of("social-1") }).await.unwrap_err().to_string();
+    assert!(error.contains("write -n NAMESPACE"), "{error}");
+    api.change(|world| world.forbidden = [("get", "pods/log")].into());
+    let error = ask(options(false, Form::Text)).await.unwrap_err().to_string();
+    assert!(error.contains("the verb `get` on `pods/log`"), "{error}");
+    api.change(|world| world.forbidden = [("watch", "pods")].into());
+    let error = ask(options(true, Form::Text)).await.unwrap_err().to_string();
+    assert!(error.contains("the verb `watch` on `pods`"), "{error}");
+}
+
+#[tokio::test]
+async fn denials_are_followed_over_breaks_and_in_pods_that_come() {
+    let (api, _running) = cluster().await;
+    let (first, first_lines) = mpsc::unbounded_channel();
+    let (second, second_lines) = mpsc::unbounded_channel();
+    let (new, new_lines) = mpsc::unbounded_channel();
+    let (watch, watched) = mpsc::unbounded_channel();
+    api.change(|world| {
+        world.logs.insert("social-1".to_owned(), vec![line(1, "before", "denied")]);
+        world.followed.insert("social-1".to_owned(), VecDeque::from([first_lines, second_lines]));
+        world.followed.insert("new".to_owned(), VecDeque::from([new_lines]));
+        world.watched = Some(watched);
+    });
+    let (out, notes) = (Out::default(), Out::default());
+    let running = {
+        let (client, out, notes) = (api.client(), out.clone(), notes.clone());
+        tokio::spawn(async move { denials(&client, &options(true, Form::Text), out, notes).await })
+    };
+    let tools = async |many: usize| -> Vec<String> {
+        let lines = out.lines(many + 1).await;
+        lines.iter().skip(1).map(|line| line.split_whitespace().nth(3).unwrap().to_owned()).collect()
+    };
+    // What was read already comes again, as the time is told in seconds.
+    first.send(line(1, "before", "denied")).unwrap();
+    first.send(line(2, "next", "denied")).unwrap();
+    first.send(line(2, "fine", "allowed")).unwrap();
+    assert_eq!(tools(2).await, ["before", "next"]);
+    drop(first);
+    second.send(line(2, "next", "denied")).unwrap();
+    second.send(line(2, "fine", "allowed")).unwrap();
+    second.send(line(3, "after", "would_deny")).unwrap();
+    assert_eq!(tools(3).await, ["before", "next", "after"]);
+    let mut starting = pod("agents", "new", true);
+    starting["status"]["initContainerStatuses"][0]["state"] = json!({"waiting": {"reason": "PodInitializing"}});
+    watch.send(json!({"type": "ADDED", "object": starting}).to_string()).unwrap();
+    watch.send(json!({"type": "MODIFIED", "object": pod("agents", "new", true)}).to_string()).unwrap();
+    new.send(line(4, "newcomer", "denied")).unwrap();
+    assert_eq!(tools(4).await, ["before", "next", "after", "newcomer"]);
+    assert!(out.text().contains("agents/new "), "{}", out.text());
+    let follows: Vec<String> = api.seen("/social-1/log?").into_iter().filter(|path| path.contains("follow=true")).collect();
+    assert!(follows[0].contains("sinceTime=2026-11-24T17%3A08%3A01Z"), "{follows:?}");
+    assert!(follows[1].contains("sinceTime=2026-11-24T17%3A08%3A02Z"), "{follows:?}");
+    assert_eq!(api.seen("/new/log?").len(), 1);
+    assert!(!running.is_finished());
+    running.abort();
+    assert_eq!(notes.text(), "");
+}

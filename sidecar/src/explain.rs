@@ -1,0 +1,163 @@
+//! `POST /explain` of the administration: what would be decided on a call that nobody makes, and why.
+
+use std::borrow::Cow;
+
+use http::StatusCode;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tokio::{sync::Semaphore, time::timeout};
+use toolweir_crds::explain::Answer;
+use toolweir_engine::{
+    Call,
+    json::{JsonError, Kind, Raw, Reader},
+};
+
+use crate::governor::{Governor, InForce};
+
+/// The largest question, in bytes: arguments that a command line can hold.
+pub const LARGEST: usize = 256 * 1024;
+/// How many questions are answered at once: whoever shares the pod's network can ask, and must not fill the memory.
+pub const AT_ONCE: usize = 4;
+/// How long a question may take to arrive.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Why there is no answer: the status, and a line that says what to do.
+type Refused = (StatusCode, String);
+
+/// Reads a question and answers it. `places` are those for questions that are answered at once.
+///
+/// # Errors
+/// It is none, or too many are asked at once.
+pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) -> Result<Answer, Refused> {
+    let Ok(_place) = places.try_acquire() else {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, format!("{AT_ONCE} questions are being answered; ask again")));
+    };
+    let bytes = match timeout(PATIENCE, Limited::new(body, LARGEST).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => return Err((StatusCode::PAYLOAD_TOO_LARGE, format!("write at most {LARGEST} bytes"))),
+        Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, "the question did not come in time".to_owned())),
+    };
+    let bad = |why: String| (StatusCode::BAD_REQUEST, why);
+    let question = question(&bytes).map_err(bad)?;
+    let in_force = governor.in_force();
+    let server = question.server(&in_force).map_err(bad)?;
+    let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
+    let engine = &in_force.engine;
+    Ok(Answer {
+        version: in_force.version.clone(),
+        servers: engine.servers().map(|server| server.name.to_owned()).collect(),
+        explanation: engine.explain(&call, governor.now()),
+    })
+}
+
+/// A call that nobody makes.
+#[derive(Debug, Default, PartialEq)]
+struct Question<'a> {
+    server: Option<Cow<'a, str>>,
+    tool: Cow<'a, str>,
+    arguments: Option<Raw<'a>>,
+    session: Cow<'a, str>,
+}
+
+/// What is wrong with a question.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum Unclear {
+    #[error("the body {0}")]
+    Json(#[from] JsonError),
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Reads a question. The arguments are left as they stand there, as those of a call are.
+fn question(bytes: &[u8]) -> Result<Question<'_>, String> {
+    const FORM: &str =
+        r#"write {"tool": NAME, "server": NAME, "arguments": {...}, "session": ID}; the last three may be left out"#;
+    let unclear = |error: Unclear| format!("{error}; {FORM}");
+    let mut question = Question::default();
+    let (mut tool, mut session, mut seen) = (None, None, Vec::new());
+    let mut reader = Reader::new(bytes).map_err(|error| unclear(error.into()))?;
+    reader
+        .object::<Unclear>(|reader, key| {
+            let key = key.string()?.unwrap_or_default();
+            if seen.contains(&key) {
+                return Err(Unclear::Other(format!("`{}` stands there twice", shown(&key))));
+            }
+            match &*key {
+                "server" => question.server = Some(text(reader, "server")?),
+                "tool" => tool = Some(text(reader, "tool")?),
+                "session" => session = Some(text(reader, "session")?),
+                "arguments" => question.arguments = Some(reader.value()?),
+                other => return Err(Unclear::Other(format!("`{}` is not known", shown(other)))),
+            }
+            seen.push(key);
+            Ok(())
+        })
+        .map_err(unclear)?;
+    reader.finish().map_err(|error| unclear(error.into()))?;
+    question.tool = tool.ok_or_else(|| unclear(Unclear::Other("there is no `tool`".to_owned())))?;
+    if question.tool.contains(char::is_control) {
+        // A call of such a tool is refused before any policy is asked.
+        return Err("`tool` has a control character, and a call of such a tool is refused; write a tool's name".to_owned());
+    }
+    question.session = session.unwrap_or_default();
+    Ok(question)
+}
+
+fn text<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Cow<'a, str>, Unclear> {
+    let value = reader.value()?;
+    if value.kind() != Kind::String {
+        return Err(Unclear::Other(format!("`{key}` is no string")));
+    }
+    Ok(value.string()?.unwrap_or_default())
+}
+
+fn shown(key: &str) -> String {
+    key.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+impl Question<'_> {
+    /// The server: the one that is meant where there is only one.
+    fn server(&self, in_force: &InForce) -> Result<Cow<'_, str>, String> {
+        if let Some(server) = &self.server {
+            return Ok(Cow::Borrowed(server));
+        }
+        let known: Vec<&str> = in_force.engine.servers().map(|server| server.name).collect();
+        match known.as_slice() {
+            [one] => Ok(Cow::Owned((*one).to_owned())),
+            [] => Err("no policy in force names a server, so that no call passes; name one as `server` all the same".to_owned()),
+            several => Err(format!("which server? There are {}; name one as `server`", several.join(", "))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_read_as_it_stands() {
+        let bytes = br#" {"tool":"p\u0061y","arguments": {"a":1, "a":2},"server":"bank"} "#;
+        let question = question(bytes).unwrap();
+        assert_eq!((question.server.as_deref(), &*question.tool, &*question.session), (Some("bank"), "pay", ""));
+        assert_eq!(question.arguments.map(Raw::as_str), Some(r#"{"a":1, "a":2}"#));
+        let least = super::question(br#"{"tool":"x"}"#).unwrap();
+        assert_eq!(least, Question { tool: "x".into(), ..Question::default() });
+    }
+
+    #[test]
+    fn what_is_no_question_is_told_with_what_to_write() {
+        for (text, why) in [
+            ("", "the body is not JSON (byte 0); write {"),
+            ("[]", "the body is not JSON (byte 0); write {"),
+            ("{}", "there is no `tool`; write {"),
+            (r#"{"tool":"x"} {}"#, "the body goes on after its JSON value (byte 13); write {"),
+            (r#"{"tool":1}"#, "`tool` is no string; write {"),
+            (r#"{"tool":"x","tool":"y"}"#, "`tool` stands there twice; write {"),
+            (r#"{"tool":"x","args":{}}"#, "`args` is not known; write {"),
+            (r#"{"tool":"x\n"}"#, "`tool` has a control character"),
+        ] {
+            let error = question(text.as_bytes()).unwrap_err();
+            assert!(error.starts_with(why), "{text}: {error}");
+        }
+    }
+}
