@@ -24,7 +24,7 @@ def counted(selector, by, per_second=False):
     rise = f"rate({selector}[{window}])" if per_second else f"increase({selector}[{window}])"
     began = (
         f"(min_over_time({selector}[{window}]) unless {selector} offset {window})\n"
-        f"      and on (job, instance) (time() - process_start_time_seconds{{job=~\"$job\"}} < {seconds})"
+        f"      and on (job, instance) (time() - last_over_time(process_start_time_seconds{{job=~\"$job\"}}[{window}]) < {seconds})"
     )
     divided = f" / {seconds}" if per_second else ""
     grouped = f"sum by ({', '.join(by)})" if by else "sum"

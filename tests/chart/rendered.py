@@ -313,6 +313,13 @@ def relabel(rules, labels):
     return labels
 
 
+def plain_rules(job):
+    """The relabelings of docs/prometheus.yaml, with keys as a PodMonitor has them."""
+    jobs = {one["job_name"]: one["relabel_configs"] for one in load(ROOT / "docs/prometheus.yaml")[0]["scrape_configs"]}
+    names = {"source_labels": "sourceLabels", "target_label": "targetLabel"}
+    return [{names.get(key, key): value for key, value in rule.items()} for rule in jobs[job]]
+
+
 def monitoring(rendered, how):
     """Monitors find sidecars and operator and nothing else; alerts and dashboards are the files; `on`, `off` or `annotations`."""
     kinds = {kind: rendered.all(kind) for kind in ("PodMonitor", "ServiceMonitor", "PrometheusRule")}
@@ -350,6 +357,13 @@ def monitoring(rendered, how):
             if expect(target, "pod", pod, "is not scraped"):
                 expect((target["job"], target.get("workload")) == ("toolweir-sidecar", workload), "pod", pod, "is", target["job"], target.get("workload"))
             expect(relabel(endpoint["relabelings"], labels | {f"{meta}container_name": "agent"}) is None, "a port of the agent's own is scraped")
+            # docs/prometheus.yaml is for whoever has no PodMonitor, and must say the same.
+            plain = relabel(plain_rules("toolweir-sidecar"), labels | {f"{meta}container_port_name": endpoint["port"], f"{meta}phase": "Running"})
+            expect(plain and plain["workload"] == workload and plain["pod"] == pod, "docs/prometheus.yaml: pod", pod, "is", plain)
+    operator = {f"__meta_kubernetes_pod_label_{re.sub('[^a-zA-Z0-9_]', '_', key)}": value for key, value in rendered.pod["metadata"]["labels"].items()}
+    ports = [port["name"] for port in rendered.container["ports"]]
+    found = [port for port in ports if relabel(plain_rules("toolweir-operator"), operator | {"__meta_kubernetes_pod_container_port_name": port})]
+    expect(found == ["metrics"], "docs/prometheus.yaml: of the operator's ports it scrapes", *found)
     for monitor in kinds["ServiceMonitor"]:
         expect(monitor["spec"]["namespaceSelector"] == {"matchNames": [rendered.namespace]}, "the ServiceMonitor looks elsewhere")
         expect(selects(monitor["spec"]["selector"], rendered.service["metadata"]["labels"]), "the ServiceMonitor does not select the Service")
