@@ -19,7 +19,7 @@ TO = pathlib.Path(__file__).parents[1] / "toolweir/dashboards"
 
 
 def tidy(value):
-    """Without what the SDK writes and Grafana's schema does not know: nulls, but for the first threshold, and `auto` of a variable."""
+    """Without what the SDK writes and Grafana's schema does not know: nulls, but for the first threshold, and some of a variable."""
     if isinstance(value, list):
         return [tidy(item) for item in value]
     if not isinstance(value, dict):
@@ -29,11 +29,13 @@ def tidy(value):
     return {
         key: tidy(item)
         for key, item in value.items()
-        if (item is not None or (is_step and key == "value")) and not (is_variable and key in ("auto", "auto_min", "auto_count"))
+        if (item is not None or (is_step and key == "value")) and not (is_variable and key in ("id", "auto", "auto_min", "auto_count"))
     }
 
 
 def text(built):
+    # A switch of Grafana before 10, which it reads no more.
+    built.style = None
     plain = tidy(json.loads(json.dumps(built, cls=JSONEncoder)))
     for id, panel in enumerate(plain["panels"], 1):
         panel["id"] = id
