@@ -25,3 +25,27 @@ prometheus_bin() {
 	fi
 	echo "$dir"
 }
+
+# prometheus_kubernetes_bin: the same, of the Go module: Debian's package cannot find anything through the Kubernetes API.
+prometheus_kubernetes_bin() {
+	local dir=$CACHE/prometheus-kubernetes version=v0.313.5 src
+	if ! stamp "$dir" "$version"; then
+		need go "https://go.dev/dl (Go 1.26 or later)"
+		rm -rf "$dir" && mkdir -p "$dir"
+		src=$(mktemp -d "$CACHE/prometheus.XXXXXX")
+		echo "building Prometheus $version ..." >&2
+		(
+			cd "$src"
+			printf 'module prometheus\n\ngo 1.26.0\n' >go.mod
+			printf '//go:build tools\n\npackage tools\n\nimport (\n\t_ "github.com/prometheus/prometheus/cmd/prometheus"\n\t_ "github.com/prometheus/prometheus/cmd/promtool"\n)\n' >tools.go
+			go get "github.com/prometheus/prometheus@$version"
+			go mod tidy
+			# Of the ways to find targets only this one.
+			go build -trimpath -tags remove_all_sd,enable_kubernetes_sd -ldflags '-s -w' -o "$dir/" \
+				github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
+		) >&2
+		rm -rf "$src"
+		echo "$version" >"$dir/.made-from"
+	fi
+	echo "$dir"
+}
