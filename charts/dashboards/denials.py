@@ -84,7 +84,11 @@ def build():
             coloured(
                 stacked(
                     "Calls by decision", "Tool calls a second: allowed, denied, and let through although a policy in Audit mode would deny them.",
-                    "reqps", NO_CALLS, query(counted(calls(), ["decision"], per_second=True), "{{decision}}"),
+                    "reqps", NO_CALLS,
+                    *(
+                        query(counted(calls(f', decision="{decision}"'), [], per_second=True), decision, ref)
+                        for decision, ref in zip(DECISIONS, "ABC")
+                    ),
                 ),
                 DECISIONS,
             )

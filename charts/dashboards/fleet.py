@@ -2,7 +2,7 @@
 
 from common import (
     BLUE, GREEN, ORANGE, RED, YELLOW, GREY,
-    board, coloured, lines, number, prop, quantile, query, now, row, rows, source, stacked, steps, variable,
+    board, lines, number, prop, quantile, query, now, row, rows, source, stacked, steps, variable,
 )
 
 JOB = 'job=~"$job"'
@@ -113,13 +113,13 @@ def build():
             lines(
                 "Pods selected but not injected", "Pods that a policy governs and that have no sidecar, so that nothing enforces it there.", "short", NO_OPERATOR,
                 query(f"{policy_pods('selected')} - {policy_pods('injected')}", "{{policy}}"), width=10, height=9,
-            ).decimals(0)
+            )
         )
         .with_panel(
             lines(
                 "Sidecars by policy version", "How many sidecars enforce which version of their policies, the ten most frequent. Pods that the same policies govern have the same version.",
                 "short", NO_SIDECAR, query(f"topk(10, count by (version) (max by (job, instance, version) (toolweir_policy_info{{{POD}}})))", "{{version}}"),
-            ).decimals(0)
+            )
         )
         .with_panel(
             lines(
@@ -179,15 +179,12 @@ def build():
             lines(
                 "Stream connections", "Policy streams that are open at each operator.", "short", NO_OPERATOR,
                 query(f"sum by (pod) (toolweir_operator_streams{{{JOB}}})", "{{pod}}"), width=8,
-            ).decimals(0)
+            )
         )
         .with_panel(
-            coloured(
-                stacked(
-                    "Attempts to connect", "Attempts of sidecars to open their policy stream, a second, by their end. A stream ends with its token, about once an hour.",
-                    "ops", NO_SIDECAR, query(rate("toolweir_control_plane_connects_total", ["result"], POD), "{{result}}"), width=8,
-                ),
-                {"ok": GREEN},
+            stacked(
+                "Attempts to connect", "Attempts of sidecars to open their policy stream, a second, by their end. A stream ends with its token, about once an hour.",
+                "ops", NO_SIDECAR, query(rate("toolweir_control_plane_connects_total", ["result"], POD), "{{result}}"), width=8,
             )
         )
         .with_panel(

@@ -32,7 +32,7 @@ const loader = dynamicImportPluginLoader(
   [prometheus, timeseries, stat, table].map((module) => ({ resource: module.getPluginModule(), importPlugin: () => Promise.resolve(module) }))
 );
 const theme = getTheme('light');
-const charts = generateChartsTheme(theme, {});
+const charts = generateChartsTheme(theme, { grid: { top: 12 } });
 const client = new QueryClient({ defaultOptions: { queries: { refetchOnWindowFocus: false, retry: 0 } } });
 
 function format({ unit, decimals }) {
@@ -46,16 +46,31 @@ function thresholds({ steps }) {
   return { mode: 'absolute', defaultColor: COLOURS[first.color], steps: rest.map(({ value, color }) => ({ value, color: COLOURS[color] })) };
 }
 
+// Perses writes `requests/sec` behind every number of an axis; once beside it is enough.
+function axis(defaults) {
+  const rate = { reqps: 'requests / s', ops: 'operations / s' }[defaults.unit];
+  return rate ? { label: rate, format: { unit: 'decimal', shortValues: true } } : { format: format(defaults) };
+}
+
+function fixedColours(targets, overrides) {
+  const colour = (name) =>
+    overrides.filter(({ matcher }) => matcher.id === 'byName' && matcher.options === name)
+      .flatMap(({ properties }) => properties.filter(({ id }) => id === 'color').map(({ value }) => COLOURS[value.fixedColor]))[0];
+  return targets.map(({ legendFormat }, queryIndex) => ({ queryIndex, colorMode: 'fixed', colorValue: colour(legendFormat) })).filter(({ colorValue }) => colorValue);
+}
+
 const kinds = {
   stat: ({ fieldConfig: { defaults } }) => ({
     kind: 'StatChart',
     spec: { calculation: 'last-number', format: format(defaults), thresholds: thresholds(defaults.thresholds), valueFontSize: 34 },
   }),
-  timeseries: ({ fieldConfig: { defaults } }) => ({
+  timeseries: ({ fieldConfig: { defaults, overrides }, targets }) => ({
     kind: 'TimeSeriesChart',
     spec: {
-      legend: { position: 'bottom', mode: 'table', size: 'small', values: ['last-number', 'max'] },
-      yAxis: { show: true, format: { ...format(defaults), shortValues: true }, min: defaults.min, max: defaults.max },
+      // A list shows every name in the place that a table has for two.
+      legend: { position: 'bottom', mode: 'list', size: 'small' },
+      yAxis: { show: true, min: defaults.min, max: defaults.max, ...axis(defaults) },
+      querySettings: fixedColours(targets, overrides),
       visual: {
         display: 'line',
         lineWidth: 1.5,
@@ -81,7 +96,8 @@ const kinds = {
     const columns = fields.map((field) => ({
       name: name(field),
       header: renameByName[field],
-      ...(field.startsWith('Value') ? { format: format(defaults), align: 'right', width: 110 } : {}),
+      ...(field === 'pod' ? { width: 280 } : {}),
+      ...(field.startsWith('Value') ? { format: format(defaults), align: 'right', width: 130 } : {}),
       ...(renameByName[field] === displayName ? { sort: desc ? 'desc' : 'asc' } : {}),
     }));
     const hidden = ['timestamp', ...targets.flatMap((_, i) => [`timestamp #${i + 1}`, `value #${i + 1}`])]

@@ -47,7 +47,7 @@ const browser = await browsers.launchPersistentContext(profile, {
   // Nothing but this page: a browser that looks for updates only waits where the network is closed.
   args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
   viewport: { width: 1472, height: 1000 },
-  deviceScaleFactor: 1.25,
+  deviceScaleFactor: 1,
   timezoneId: 'UTC',
 });
 const problems = [];
@@ -61,16 +61,24 @@ try {
     const height = await page.evaluate(() => document.documentElement.scrollHeight);
     await page.setViewportSize({ width: 1472, height });
     const wanted = board.panels.filter(({ type }) => type !== 'row').length;
-    await page.waitForFunction((count) => {
-      const panels = [...document.querySelectorAll('.panel')];
-      const loading = document.querySelectorAll('[role=progressbar], .MuiSkeleton-root, .MuiCircularProgress-root').length;
-      return panels.length === count && loading === 0 && panels.every((panel) => panel.querySelector('canvas, table, p, [role=table]'));
-    }, wanted, { timeout: 90_000 });
+    const unfinished = () =>
+      page.evaluate(() => {
+        const busy = '[role=progressbar], .MuiSkeleton-root, .MuiCircularProgress-root';
+        // Something but its title.
+        const drawn = (panel) => panel.querySelector('canvas, table') || panel.innerText.trim() !== panel.dataset.title;
+        return [...document.querySelectorAll('.panel')].filter((panel) => panel.querySelector(busy) || !drawn(panel)).map((panel) => panel.dataset.title);
+      });
+    for (const began = Date.now(); (await unfinished()).length || (await page.locator('.panel').count()) !== wanted; await page.waitForTimeout(250)) {
+      if (Date.now() - began > 60_000) {
+        problems.push(`${board.title}: not drawn within 60 s: ${await unfinished()}`);
+        break;
+      }
+    }
     // Lines are drawn with an animation.
     await page.waitForTimeout(2500);
     const empty = await page.evaluate(() =>
       [...document.querySelectorAll('.panel')]
-        .filter((panel) => /No data|No records|[Ee]rror/.test(panel.innerText) || (panel.querySelector('table') && !panel.querySelector('tbody tr, [role=row] td')))
+        .filter((panel) => panel.querySelector('[role=alert]') || /No data|No records/.test(panel.innerText) || (panel.querySelector('table') && !panel.querySelector('tbody tr, [role=row] td')))
         .map((panel) => `${panel.dataset.title}: ${panel.innerText.replaceAll('\n', ' ').slice(0, 200)}`)
     );
     problems.push(...empty.map((line) => `${board.title} / ${line}`));

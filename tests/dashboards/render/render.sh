@@ -19,7 +19,7 @@ dir=$(node_env perses --legacy-peer-deps \
 cp "$here/app.jsx" "$dir/app.jsx"
 # One copy of each, or their contexts do not find each other.
 (cd "$dir" && node_modules/.bin/esbuild app.jsx --bundle --format=esm --target=es2022 --outfile=app.js --log-level=error --minify \
-	--loader:.woff=dataurl --loader:.woff2=dataurl --loader:.svg=dataurl --define:process.env.NODE_ENV='"production"' \
+	--loader:.woff=dataurl --loader:.woff2=dataurl --loader:.svg=dataurl --define:process.env.NODE_ENV='"production"' --define:global=globalThis \
 	--alias:@tanstack/react-query=./node_modules/@tanstack/react-query)
 mkdir -p "$to"
 work=$(mktemp -d)
