@@ -12,8 +12,10 @@ import * as timeseries from '@perses-dev/timeseries-chart-plugin';
 import * as stat from '@perses-dev/stat-chart-plugin';
 import * as table from '@perses-dev/table-plugin';
 
-const COLUMN = 60, ROW = 40, GAP = 8;
+// A panel of 8 rows is high enough for Perses to give a legend more than one line.
+const COLUMN = 60, ROW = 46, GAP = 8;
 const COLOURS = { green: '#2f9e44', yellow: '#e0a100', orange: '#e8740c', red: '#d92d20', blue: '#1f6feb', text: '#444444' };
+const WIDTHS = { pod: 280, policy: 150, tool: 150, workload: 130 };
 const UNITS = { percentunit: 'percent-decimal', s: 'seconds', d: 'days', reqps: 'requests/sec', ops: 'ops/sec', short: 'decimal' };
 
 const source = {
@@ -32,7 +34,7 @@ const loader = dynamicImportPluginLoader(
   [prometheus, timeseries, stat, table].map((module) => ({ resource: module.getPluginModule(), importPlugin: () => Promise.resolve(module) }))
 );
 const theme = getTheme('light');
-const charts = generateChartsTheme(theme, { grid: { top: 12 } });
+const charts = generateChartsTheme(theme, { echartsTheme: { grid: { top: 14 } } });
 const client = new QueryClient({ defaultOptions: { queries: { refetchOnWindowFocus: false, retry: 0 } } });
 
 function format({ unit, decimals }) {
@@ -96,8 +98,8 @@ const kinds = {
     const columns = fields.map((field) => ({
       name: name(field),
       header: renameByName[field],
-      ...(field === 'pod' ? { width: 280 } : {}),
-      ...(field.startsWith('Value') ? { format: format(defaults), align: 'right', width: 130 } : {}),
+      ...(WIDTHS[field] && { width: WIDTHS[field] }),
+      ...(field.startsWith('Value') ? { format: format(defaults), align: 'right', width: 40 + 8 * renameByName[field].length } : {}),
       ...(renameByName[field] === displayName ? { sort: desc ? 'desc' : 'asc' } : {}),
     }));
     const hidden = ['timestamp', ...targets.flatMap((_, i) => [`timestamp #${i + 1}`, `value #${i + 1}`])]
