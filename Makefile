@@ -1,9 +1,9 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke clean
+.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
 
 build: ## Build the sidecar: target/release/toolweir-sidecar
 	cargo build --release --locked -p toolweir-sidecar
@@ -58,6 +58,21 @@ fuzz: ## Fuzz every parser of untrusted bytes, 5 minutes each (FUZZ_SECONDS)
 
 fuzz-smoke: ## The same, 20 s each
 	@FUZZ_SECONDS=20 tests/fuzz.sh
+
+images: ## Build the images of operator and sidecar: target/images
+	@IMAGE_PROFILE=$${IMAGE_PROFILE:-release} tests/cluster/images.sh build operator sidecar
+
+cluster-up: ## Start a real one-node Kubernetes on this machine; prints what to export
+	@tests/cluster/node.sh up
+
+cluster-down: ## Stop it
+	@tests/cluster/node.sh down
+
+e2e: ## Every row of the table on a real cluster (that of KUBECONFIG, else one that it starts); ROWS="run audit" for these alone
+	@tests/cluster/e2e.sh $(ROWS)
+
+demo-cluster: ## Show it on Kubernetes: node, chart, policy, agent, server (KEEP=1 leaves it running)
+	@tests/cluster/demo.sh
 
 clean: ## Remove what was built
 	cargo clean

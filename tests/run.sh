@@ -20,6 +20,9 @@ stage() {
 	memory) "$ROOT/tests/bench/memory.sh" ;;
 	start) "$ROOT/tests/bench/start.sh" ;;
 	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" ;;
+	cluster) "$ROOT/tests/cluster/node.sh" build ;;
+	chart) "$ROOT/tests/chart/run.sh" ;;
+	e2e) "$ROOT/tests/cluster/e2e.sh" ;;
 	fuzz-smoke) FUZZ_SECONDS=${FUZZ_SECONDS:-20} "$ROOT/tests/fuzz.sh" ;;
 	*) fail "there is no stage $1; there are ${ALL[*]}" ;;
 	esac
@@ -28,6 +31,7 @@ stage() {
 need cargo "https://rustup.rs (Rust 1.95 or later)"
 need python3 "apt-get install python3 python3-venv"
 need npm "apt-get install nodejs npm (Node 20 or later)"
+need go "https://go.dev/dl (Go 1.26 or later); the cluster is built from source"
 need cc "apt-get install build-essential"
 
 passed=0 failed=0 summary=

@@ -9,8 +9,9 @@ pub const PATH: &str = "/v1/policies";
 pub const AUDIENCE: &str = "toolweir";
 /// How often the operator says something, in seconds; a sidecar that hears nothing for three times as long gives up.
 pub const KEEP_ALIVE_SECONDS: u64 = 10;
-/// The longest line that a sidecar reads, in bytes: what etcd holds of some dozen of the largest policies.
-pub const LONGEST_LINE: usize = 64 * 1024 * 1024;
+/// The longest line that a sidecar reads, in bytes: some thousand usual policies, or five of the largest that etcd holds. A
+/// sidecar's container is limited to 64 MiB of memory unless told otherwise, and holds a line more than once while it takes it in.
+pub const LONGEST_LINE: usize = 8 * 1024 * 1024;
 /// The longest line that the operator reads of a sidecar, in bytes.
 pub const LONGEST_ACK: usize = 256 * 1024;
 

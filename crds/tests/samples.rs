@@ -141,32 +141,32 @@ fn errors_are_written_as_file_line_column_field_and_advice() {
     for (name, written) in [
         (
             "max-negative.yaml",
-            "max-negative.yaml:12:14: spec.servers[0].tools[0].limits[0].max: is -1; write 1 to 1000000000000, or \
+            "max-negative.yaml:13:14: spec.servers[0].tools[0].limits[0].max: is -1; write 1 to 1000000000000, or \
              `action: Deny` on the entry to forbid the tool",
         ),
         (
             "second-document.yaml",
-            "second-document.yaml:18:14: spec.servers[0].tools[0].limits[0].max: is 0; write 1 to 1000000000000, or \
+            "second-document.yaml:19:14: spec.servers[0].tools[0].limits[0].max: is 0; write 1 to 1000000000000, or \
              `action: Deny` on the entry to forbid the tool",
         ),
         (
             "window-unknown.yaml",
-            "window-unknown.yaml:13:17: spec.servers[0].tools[0].limits[0].window: `fortnight` is no window; write second, \
+            "window-unknown.yaml:14:17: spec.servers[0].tools[0].limits[0].window: `fortnight` is no window; write second, \
              minute, hour, day, or a duration from 100ms to 744h such as 90s or 1h30m",
         ),
-        ("wrong-kind.yaml", "wrong-kind.yaml:3:7: kind: `McpPolicy` is not known; write `MCPPolicy` or `MCPClusterPolicy`"),
+        ("wrong-kind.yaml", "wrong-kind.yaml:4:7: kind: `McpPolicy` is not known; write `MCPPolicy` or `MCPClusterPolicy`"),
         (
             "wrong-api-version.yaml",
-            "wrong-api-version.yaml:2:13: apiVersion: `toolweir.dev/v1` is not known; write `toolweir.dev/v1alpha1`",
+            "wrong-api-version.yaml:3:13: apiVersion: `toolweir.dev/v1` is not known; write `toolweir.dev/v1alpha1`",
         ),
         (
             "unknown-field.yaml",
-            "unknown-field.yaml:6:3: spec: unknown field `server`, expected one of `podSelector`, `mode`, `servers`",
+            "unknown-field.yaml:7:3: spec: unknown field `server`, expected one of `podSelector`, `mode`, `servers`",
         ),
-        ("missing-servers.yaml", "missing-servers.yaml:6:3: spec: missing field `servers`"),
+        ("missing-servers.yaml", "missing-servers.yaml:7:3: spec: missing field `servers`"),
         (
             "too-many-limits.yaml",
-            "too-many-limits.yaml:12:7: spec.servers[0].tools[0].limits: has 17 items; from 0 to 16 are possible",
+            "too-many-limits.yaml:13:7: spec.servers[0].tools[0].limits: has 17 items; from 0 to 16 are possible",
         ),
         ("empty.yaml", "empty.yaml: holds no policy; write one with `apiVersion: toolweir.dev/v1alpha1` and `kind: MCPPolicy`"),
     ] {

@@ -25,8 +25,11 @@ struct Stream {
     pod: PodKey,
     uid: String,
     sent: Vec<Arc<Prepared>>,
-    enforced: Option<(Arc<Prepared>, Vec<(String, String)>)>,
+    enforced: Option<Enforced>,
 }
+
+/// A snapshot that is in force, and the policies in it that cannot be enforced, each with why.
+type Enforced = (Arc<Prepared>, Vec<(String, String)>);
 
 /// For a policy: how many pods enforce it, and what a sidecar said that could not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

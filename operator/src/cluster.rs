@@ -36,7 +36,7 @@ pub async fn watch(client: Client, world: Arc<World>) {
             Event::NamespaceGone,
             Event::Namespaces,
         ),
-        follow(Api::<KubePod>::all(client.clone()), "pods", &world, pod, Event::Pod, Event::PodGone, Event::Pods),
+        follow(Api::<KubePod>::all(client.clone()), "pods", &world, |found| pod(&found), Event::Pod, Event::PodGone, Event::Pods),
         follow(
             Api::<MCPPolicy>::all(client.clone()),
             "mcppolicies",
@@ -147,7 +147,7 @@ fn entry(entry: Entry) -> (PolicyId, Entry) {
 }
 
 /// What matters of a pod; nothing of one that will never run again.
-fn pod(pod: KubePod) -> Option<(PodKey, Pod)> {
+fn pod(pod: &KubePod) -> Option<(PodKey, Pod)> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
     if phase == "Succeeded" || phase == "Failed" {
         return None;
@@ -155,5 +155,5 @@ fn pod(pod: KubePod) -> Option<(PodKey, Pod)> {
     let init = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
     let injected = init.is_some_and(|containers| containers.iter().any(|container| container.name == SIDECAR_CONTAINER));
     let ends = pod.metadata.deletion_timestamp.is_some();
-    Some((PodKey::of(&pod.metadata), Pod { uid: uid(&pod), labels: labels(&pod), injected, ends }))
+    Some((PodKey::of(&pod.metadata), Pod { uid: uid(pod), labels: labels(pod), injected, ends }))
 }

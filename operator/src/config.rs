@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::inject::Quantity;
+use crate::{
+    certs::plan::{Lives, LivesError},
+    inject::Quantity,
+};
 
 /// Namespaces that are protected whatever the configuration says: the cluster itself runs there.
 pub const ALWAYS_PROTECTED: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
@@ -171,10 +174,6 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
 #[error("{0}")]
 pub struct ConfigError(String);
 
-/// The shortest life of a certificate: below it, one cannot be made anew and spread in time.
-const SHORTEST_LIFE: Duration = Duration::from_secs(10);
-/// The longest, 100 years: what X.509 times and the clock bear.
-const LONGEST_LIFE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// What the API server takes for a token's life (`ServiceAccountTokenProjection.expirationSeconds`).
 const TOKEN_LIVES: std::ops::RangeInclusive<u64> = 600..=1 << 32;
 
@@ -210,18 +209,16 @@ impl Config {
                 return Err(format!("protectedNamespaces[{at}]: `{shown}` is no name of a namespace"));
             }
         }
-        let Certificates { ca_life, leaf_life } = self.certificates;
-        for (field, life) in [("caLife", ca_life), ("leafLife", leaf_life)] {
-            if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&life) {
-                let life = humantime::format_duration(life);
-                return Err(format!("certificates.{field}: is {life}; from 10s to 36500d are possible"));
-            }
-        }
-        if leaf_life > ca_life {
-            let [leaf, ca] = [leaf_life, ca_life].map(humantime::format_duration);
-            return Err(format!("certificates.leafLife: is {leaf}, longer than caLife, {ca}; no certificate outlives its CA"));
-        }
+        self.lives().map_err(|error| format!("certificates.{error}"))?;
         Ok(())
+    }
+
+    /// How long certificates live.
+    ///
+    /// # Errors
+    /// They are too short or too long. Not of what [`Config::read`] gave.
+    pub fn lives(&self) -> Result<Lives, LivesError> {
+        Lives::new(self.certificates.ca_life, self.certificates.leaf_life)
     }
 
     /// Whether pods of a namespace are never touched.
@@ -329,11 +326,14 @@ mod tests {
             ("sidecar: {logLevel: verbose}", "unknown variant `verbose`"),
             ("sidecar: {tokenExpirationSeconds: 60}", "sidecar.tokenExpirationSeconds: is 60; from 600 to"),
             ("protectedNamespaces: [Kube]", "protectedNamespaces[0]: `Kube` is no name of a namespace"),
-            ("certificates: {caLife: soon}", "certificates.caLife: `soon` is no duration; write such as 365d"),
-            ("certificates: {leafLife: 5s}", "certificates.leafLife: is 5s; from 10s to 36500d are possible"),
-            ("certificates: {caLife: 101years}", "certificates.caLife: is"),
-            ("certificates: {caLife: 1h, leafLife: 2h}", "certificates.leafLife: is 2h, longer than caLife, 1h"),
-            ("[", "did not find expected"),
+            ("certificates: {caLife: soon}", "certificates: `soon` is no duration; write such as 365d"),
+            ("certificates: {leafLife: 5s}", "certificates.leafLife must be from 10s to caLife, for example 24h; it is 5s"),
+            ("certificates: {caLife: 101years}", "certificates.caLife must be from 1m to 20 years"),
+            (
+                "certificates: {caLife: 1h, leafLife: 2h}",
+                "certificates.leafLife must be from 10s to caLife, for example 24h; it is 2h",
+            ),
+            ("[1]", "invalid type: sequence"),
         ] {
             let error = error(text);
             assert!(error.contains(promised), "{text} gives {error:?}");

@@ -239,7 +239,9 @@ impl Index {
             Event::Policy(id, entry) => {
                 let affected = Self::pods_of(&id);
                 let before = self.policies.insert(id, *entry);
-                let same = |entry: &Entry| before.as_ref().is_some_and(|old| (&old.uid, old.generation) == (&entry.uid, entry.generation));
+                let same = |entry: &Entry| {
+                    before.as_ref().is_some_and(|old| (&old.uid, old.generation) == (&entry.uid, entry.generation))
+                };
                 let unchanged = before.as_ref().and_then(|old| self.policies.get(&old.policy.id)).is_some_and(same);
                 if unchanged { Affected::Nobody } else { affected }
             }

@@ -1,19 +1,25 @@
 //! Injects the sidecar into agent pods and streams to each the policies that govern it.
 //!
-//! [`index`], [`select`], [`acks`] and [`status`] are plain data and functions: what is known of the cluster, which
-//! policies govern which pod, and what a policy's status says. [`cluster`] feeds the index from the API server, [`stream`]
-//! serves the sidecars ([`auth`] says who they are), [`publish`] writes.
+//! [`index`], [`select`], [`acks`], [`status`] and [`inject`] are plain data and functions: what is known of the cluster, which
+//! policies govern which pod, what a policy's status says, what a pod becomes. [`cluster`] feeds the index from the API server,
+//! [`stream`] serves the sidecars ([`auth`] says who they are), [`admission`] the webhooks, [`publish`] writes, [`leader`] says
+//! who writes status, [`certs`] keeps what TLS needs. [`run`](mod@run) puts them together.
 
 pub mod acks;
 pub mod admission;
 pub mod auth;
+pub mod certs;
+pub mod check;
 pub mod cluster;
 pub mod config;
 pub mod index;
 pub mod inject;
+pub mod leader;
 pub mod metrics;
 pub mod publish;
+pub mod run;
 pub mod select;
+pub mod serve;
 pub mod status;
 pub mod stream;
 pub mod world;

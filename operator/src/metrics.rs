@@ -1,14 +1,14 @@
 //! Every metric of the operator. docs/metrics.md lists them; a test holds it against a scrape.
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::Collector,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector,
 };
 
 use crate::auth::Refusal;
 
-/// The metrics and their registry.
-#[derive(Debug)]
+/// The metrics and their registry. A clone is another handle on the same.
+#[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
     /// Admission reviews of pods and policies, by what was answered.
@@ -61,8 +61,11 @@ impl Metrics {
                 &["webhook", "result", "reason"],
             )?,
             admission_duration: Histogram::with_opts(
-                HistogramOpts::new("toolweir_operator_admission_duration_seconds", "Time that the admission of a pod takes here.")
-                    .buckets(seconds),
+                HistogramOpts::new(
+                    "toolweir_operator_admission_duration_seconds",
+                    "Time that the admission of a pod takes here.",
+                )
+                .buckets(seconds),
             )?,
             streams: IntGauge::new("toolweir_operator_streams", "Policy streams of sidecars that are open at this replica.")?,
             stream_refused: vec(

@@ -170,7 +170,13 @@ pub async fn follow_others(client: Client, world: Arc<World>, replica: Replica, 
 }
 
 /// Writes the status of policies while this replica leads, for ever.
-pub async fn statuses(client: Client, world: Arc<World>, replica: Replica, others: Arc<Others>, mut leads: watch::Receiver<bool>) {
+pub async fn statuses(
+    client: Client,
+    world: Arc<World>,
+    replica: Replica,
+    others: Arc<Others>,
+    mut leads: watch::Receiver<bool>,
+) {
     let mut changes = world.changes();
     let mut written: HashMap<PolicyId, (Instant, Wanted)> = HashMap::new();
     loop {
@@ -182,8 +188,8 @@ pub async fn statuses(client: Client, world: Arc<World>, replica: Replica, other
         changes.mark_changed();
         while *leads.borrow() {
             tokio::select! {
-                changed = leads.changed() => if changed.is_err() { return } else { continue },
-                changed = changes.changed() => if changed.is_err() { return },
+                told = leads.changed() => if told.is_err() { return } else { continue },
+                told = changes.changed() => if told.is_err() { return },
             }
             let due = round(&client, &world, &replica, &others, &mut written).await;
             // Gathers what comes together: a change is acknowledged by many within moments.

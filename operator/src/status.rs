@@ -58,8 +58,7 @@ impl Accepted {
 
 impl Programmed {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::Programmed, Self::Pending, Self::NoPods, Self::NoSidecar, Self::Refused, Self::Invalid];
+    pub const ALL: [Self; 6] = [Self::Programmed, Self::Pending, Self::NoPods, Self::NoSidecar, Self::Refused, Self::Invalid];
 
     /// As the condition says it.
     pub fn as_str(self) -> &'static str {
@@ -98,7 +97,8 @@ const LONGEST: usize = 1024;
 
 /// What the status of every policy is to say.
 pub fn wanted(index: &mut Index, tallies: &Tallies, options: &Options) -> BTreeMap<PolicyId, Wanted> {
-    let pods: Vec<(PodKey, String, bool)> = index.pods().filter(|(_, pod)| !pod.ends).map(|(key, pod)| (key.clone(), pod.uid.clone(), pod.injected)).collect();
+    let pods: Vec<(PodKey, String, bool)> =
+        index.pods().filter(|(_, pod)| !pod.ends).map(|(key, pod)| (key.clone(), pod.uid.clone(), pod.injected)).collect();
     let mut governed: BTreeMap<PolicyId, Governed> = BTreeMap::new();
     for (key, uid, injected) in pods {
         let Some(prepared) = index.snapshot(&key, &uid) else { continue };
@@ -150,7 +150,8 @@ impl Governed {
         } else if let Some(refused) = tally.refused {
             (Programmed::Refused, format!("A sidecar cannot enforce it and denies everything on its servers: {refused}"))
         } else if self.injected < self.selected {
-            let more = if self.selected - self.injected > NAMED as i32 { ", ..." } else { "" };
+            let more =
+                if usize::try_from(self.selected - self.injected).is_ok_and(|without| without > NAMED) { ", ..." } else { "" };
             let without = self.without.join(", ");
             let message = format!(
                 "{} of {} pods have no sidecar, so that nothing enforces it there: {without}{more}. Label the namespace \

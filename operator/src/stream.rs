@@ -223,8 +223,7 @@ impl Streams {
         let mut held = BytesMut::new();
         loop {
             match body.frame().await {
-                None => return Ended::ClientGone,
-                Some(Err(_)) => return Ended::ClientGone,
+                None | Some(Err(_)) => return Ended::ClientGone,
                 Some(Ok(frame)) => held.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new())),
             }
             while let Some(end) = held.iter().position(|byte| *byte == b'\n') {

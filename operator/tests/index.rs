@@ -148,7 +148,7 @@ mod governing {
         assert_eq!(line["snapshot"]["version"], prepared.version);
         let document: Document = serde_json::from_value(line["snapshot"]["policies"][0].clone()).unwrap();
         assert_eq!(Policy::from(document).id.to_string(), "agents/p");
-        assert_eq!(prepared.line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(prepared.line.split(|byte| *byte == b'\n').count(), 2);
     }
 }
 
@@ -372,7 +372,8 @@ mod the_status {
         let mut done = wanted.clone();
         (done.acknowledged, done.programmed) = (2, (Programmed::Programmed, String::new()));
         let status = status::merge(&status, &done, later).unwrap();
-        let time = |kind: &str| status.conditions.iter().find(|condition| condition.type_ == kind).unwrap().last_transition_time.0;
+        let time =
+            |kind: &str| status.conditions.iter().find(|condition| condition.type_ == kind).unwrap().last_transition_time.0;
         assert_eq!((time("Accepted"), time("Programmed")), (first, later));
         assert_eq!(status.sidecars, "2/2");
     }

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::SystemTime};
 
 use data_encoding::HEXLOWER;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
 };
 use rustls::{
     RootCertStore,
@@ -143,6 +143,7 @@ pub fn check(authority: &Authority) -> Result<(), String> {
     RootCertStore::empty().add(certificate.clone()).map_err(|error| format!("the certificate cannot be trusted: {error}"))?;
     let key = KeyPair::from_pem(&authority.key).map_err(|_| "the key cannot be read".to_owned())?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    CertifiedKey::from_der(vec![certificate], key, &provider()).map_err(|error| format!("key and certificate do not fit: {error}"))?;
+    CertifiedKey::from_der(vec![certificate], key, &provider())
+        .map_err(|error| format!("key and certificate do not fit: {error}"))?;
     Ok(())
 }

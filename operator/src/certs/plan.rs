@@ -159,7 +159,7 @@ impl State {
     /// clocks disagree, or an authority was taken out by hand.
     pub fn signer(&self, now: SystemTime) -> Option<&Authority> {
         let alive = || self.authorities.iter().filter(move |authority| authority.span.expires > now);
-        let signs = alive().filter(|authority| authority.span.signs_from <= now).last();
+        let signs = alive().rfind(|authority| authority.span.signs_from <= now);
         signs.or_else(|| alive().min_by_key(|authority| authority.span.signs_from))
     }
 
@@ -174,8 +174,8 @@ impl State {
     /// Those of `make`.
     pub fn changed<E>(&self, plan: &Plan, make: impl FnOnce(&Span) -> Result<Authority, E>) -> Result<Self, E> {
         let kept = self.authorities.iter().filter(|authority| !plan.drop.contains(&authority.id)).cloned();
-        let made = plan.make.as_ref().map(make).transpose()?;
-        Ok(Self { authorities: kept.chain(made).collect() })
+        let new = plan.make.as_ref().map(make).transpose()?;
+        Ok(Self { authorities: kept.chain(new).collect() })
     }
 }
 

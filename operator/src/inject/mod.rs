@@ -18,7 +18,8 @@ pub use self::{
     patch::patch,
     quantity::{Quantity, QuantityError},
     sidecar::{
-        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, METRICS_PORT, STATE_VOLUME, TOKEN_AUDIENCE, TOKEN_VOLUME, URL, URL_ENV,
+        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, METRICS_PORT, STATE_VOLUME, TOKEN_AUDIENCE, TOKEN_VOLUME, URL,
+        URL_ENV,
     },
     skip::Skip,
 };
@@ -77,7 +78,14 @@ pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
         Err(why) => return Outcome::Refused(why),
     };
     let mut injected = strip(pod);
-    add(&mut injected, &ours);
+    if injected.pointer("/spec/containers").is_none() {
+        return Outcome::Refused(format!(
+            "spec.containers: there is none but {SIDECAR_CONTAINER}, and that name is the sidecar's; give the agent's container another"
+        ));
+    }
+    if add(&mut injected, &ours).is_none() {
+        return Outcome::Refused("this is no pod".to_owned());
+    }
     if injected == *pod {
         return Outcome::Skipped(Skip::AlreadyInjected);
     }
@@ -108,11 +116,13 @@ pub fn strip(pod: &Value) -> Value {
 
 /// Puts on what [`strip`] took off. Everything comes first in its list: what others append to it later stays behind, and
 /// their environment can refer to ours (`$(TOOLWEIR_URL)`).
-fn add(pod: &mut Value, ours: &Ours) {
-    let Some(pod) = pod.as_object_mut() else { return };
-    let metadata = entry_object(pod, "metadata");
-    entry_object(metadata, "annotations").insert(INJECTED.to_owned(), ours.version.clone().into());
-    let spec = entry_object(pod, "spec");
+///
+/// Nothing where the pod is no object.
+fn add(pod: &mut Value, ours: &Ours) -> Option<()> {
+    let pod = pod.as_object_mut()?;
+    let metadata = entry_object(pod, "metadata")?;
+    entry_object(metadata, "annotations")?.insert(INJECTED.to_owned(), ours.version.clone().into());
+    let spec = entry_object(pod, "spec")?;
     for kind in ["initContainers", "containers"] {
         for container in list(spec, kind) {
             let Some(container) = container.as_object_mut() else { continue };
@@ -122,6 +132,7 @@ fn add(pod: &mut Value, ours: &Ours) {
     }
     prepend(spec, "initContainers", std::slice::from_ref(&ours.container));
     prepend(spec, "volumes", &ours.volumes);
+    Some(())
 }
 
 fn string(value: &Value) -> Option<&str> {
@@ -162,17 +173,12 @@ fn object<'a>(of: &'a mut impl Fields, field: &str) -> Option<&'a mut Map<String
     of.field(field)?.as_object_mut()
 }
 
-/// The object at a field, made where there is none.
-fn entry_object<'a>(of: &'a mut Map<String, Value>, field: &str) -> &'a mut Map<String, Value> {
-    let value = of.entry(field).or_insert(Value::Null);
-    if !value.is_object() {
-        *value = Value::Object(Map::new());
+/// The object at a field, made where there is none: always one.
+fn entry_object<'a>(of: &'a mut Map<String, Value>, field: &str) -> Option<&'a mut Map<String, Value>> {
+    if !of.get(field).is_some_and(Value::is_object) {
+        of.insert(field.to_owned(), Value::Object(Map::new()));
     }
-    match value {
-        Value::Object(object) => object,
-        // What is no object was replaced by one above.
-        _ => of,
-    }
+    of.get_mut(field)?.as_object_mut()
 }
 
 fn retain(object: &mut Map<String, Value>, field: &str, keep: impl Fn(&Value) -> bool) {

@@ -1,11 +1,11 @@
 //! What is added to a pod, and what is told about a pod where that does not fit.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Context, INJECT_LABEL, items, name, string};
 use crate::{
     SIDECAR_CONTAINER,
-    config::{LogLevel, Resources},
+    config::{Amounts, LogLevel, Resources},
 };
 
 /// The volume of the sidecar's token. The sidecar alone mounts it.
@@ -35,9 +35,13 @@ const STATE_PATH: &str = "/var/lib/toolweir";
 const PORTS: [u64; 3] = [15000, 15001, 15020];
 /// The user and group of the sidecar.
 const USER: u32 = 65532;
+/// What a rule of a container can do since Kubernetes 1.35 (`ContainerRestartRule.action`).
+const RESTART_ALL: &str = "RestartAllContainers";
 /// Annotations by which a pod says more of its sidecar begin with this.
 const ANNOTATION: &str = "toolweir.dev/sidecar-";
 const LOG_LEVEL: &str = "toolweir.dev/sidecar-log-level";
+/// The least and the most that a sidecar may hold of bodies, in bytes: its largest body, and its own default.
+const HELD: (u128, u128) = (4 * 1024 * 1024, 64 * 1024 * 1024);
 const AMOUNTS: [(&str, &str); 4] = [("cpu", "request"), ("cpu", "limit"), ("memory", "request"), ("memory", "limit")];
 
 pub(super) fn is_our_volume(name: &str) -> bool {
@@ -48,11 +52,23 @@ pub(super) fn is_our_env(name: &str) -> bool {
     [URL_ENV, MCP_CONFIG_ENV].contains(&name)
 }
 
+/// Whether a mount is where ours belongs or below it, however its path is written.
 fn is_at_our_path(mount: &Value) -> bool {
-    mount.get("mountPath").and_then(string).is_some_and(|path| path.trim_end_matches('/') == CONFIG_PATH)
+    let Some(path) = mount.get("mountPath").and_then(string) else { return false };
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let ours: Vec<&str> = CONFIG_PATH.split('/').skip(1).collect();
+    parts.starts_with(&ours)
 }
 
-/// Whether a mount of another container is ours, or of a volume of ours, or where ours belongs.
+/// Whether a mount of another container is ours, or of a volume of ours, or where ours belongs. Below it nothing can be
+/// mounted either: a runtime cannot make the place for it in what is read-only, and the container would not start.
 pub(super) fn is_in_place_of_ours(mount: &Value) -> bool {
     name(mount).is_some_and(is_our_volume) || is_at_our_path(mount)
 }
@@ -114,6 +130,7 @@ fn container(pod: &Value, context: &Context<'_>) -> Result<Value, String> {
             "--token-file", token,
             "--state-dir", STATE_PATH,
             "--mcp-config", MCP_CONFIG,
+            "--max-held", held(&resources).to_string(),
             "--log-format", "json",
             "--log-level", level.as_str(),
         ],
@@ -156,16 +173,25 @@ fn container(pod: &Value, context: &Context<'_>) -> Result<Value, String> {
     }))
 }
 
+/// How many bytes of bodies it may hold: a quarter of its memory. A sidecar that runs out of memory is started anew, and
+/// counts from nothing: an agent must not be able to bring that about.
+fn held(resources: &Resources) -> u128 {
+    let (least, most) = HELD;
+    resources.limits.memory.as_ref().map_or(most, |limit| (limit.nanos() / 1_000_000_000 / 4).clamp(least, most))
+}
+
 fn resources_value(resources: &Resources) -> Value {
-    let mut value = json!({});
-    for (kind, amounts) in [("requests", &resources.requests), ("limits", &resources.limits)] {
-        for (resource, amount) in [("cpu", &amounts.cpu), ("memory", &amounts.memory)] {
-            if let (Some(amount), Some(value)) = (amount, value.as_object_mut()) {
-                super::entry_object(value, kind).insert(resource.to_owned(), amount.as_str().into());
-            }
-        }
-    }
-    value
+    let amounts = |amounts: &Amounts| {
+        let named = [("cpu", &amounts.cpu), ("memory", &amounts.memory)].into_iter();
+        named.filter_map(|(name, amount)| Some((name.to_owned(), amount.as_ref()?.as_str().into()))).collect::<Map<_, _>>()
+    };
+    let kinds = [("requests", amounts(&resources.requests)), ("limits", amounts(&resources.limits))];
+    // What is empty is left out, as the API server does.
+    kinds
+        .into_iter()
+        .filter(|(_, amounts)| !amounts.is_empty())
+        .map(|(kind, amounts)| (kind.to_owned(), Value::Object(amounts)))
+        .collect()
 }
 
 /// Whether a container of the sidecar's name is one that was injected before.
@@ -177,8 +203,9 @@ fn is_genuine(before: &Value, ours: &Value) -> bool {
         && args(before) == args(ours)
 }
 
-/// Keeps what the API server added to a sidecar for whoever runs the namespace. A `LimitRange` gives limits to containers
-/// that have none, and refuses those that have none in the end.
+/// Keeps what the API server added to a sidecar for whoever runs the cluster or the namespace. A `LimitRange` gives limits
+/// to containers that have none, and refuses those that have none in the end; `AlwaysPullImages` does the same with the
+/// pull policy.
 fn keep(ours: &mut Value, before: &Value) {
     let Some(ours) = ours.as_object_mut() else { return };
     for kind in ["requests", "limits"] {
@@ -186,11 +213,14 @@ fn keep(ours: &mut Value, before: &Value) {
         if amounts.is_empty() {
             continue;
         }
-        let resources = super::entry_object(ours, "resources");
-        let resources = super::entry_object(resources, kind);
+        let resources = super::entry_object(ours, "resources").and_then(|resources| super::entry_object(resources, kind));
+        let Some(resources) = resources else { continue };
         for (resource, amount) in amounts {
             resources.entry(resource.clone()).or_insert_with(|| amount.clone());
         }
+    }
+    if before.get("imagePullPolicy").and_then(string) == Some("Always") {
+        ours.insert("imagePullPolicy".to_owned(), "Always".into());
     }
     if let Some(policy) = before.get("resizePolicy") {
         ours.insert("resizePolicy".to_owned(), policy.clone());
@@ -258,7 +288,22 @@ pub(super) fn warnings(pod: &Value, ours: &Ours) -> Vec<String> {
             warnings.push(format!("volume {name}: the name is Toolweir's; the pod's own volume was replaced"));
         }
     }
-    let containers = ["initContainers", "containers"].into_iter().flat_map(|kind| items(spec, kind).iter().map(move |c| (kind, c)));
+    let has_token = |volume: &&Value| {
+        let sources = volume.get("projected").map_or(&[][..], |projected| items(projected, "sources"));
+        sources.iter().any(|s| s.pointer("/serviceAccountToken/audience").and_then(string) == Some(TOKEN_AUDIENCE))
+    };
+    for volume in items(spec, "volumes").iter().filter(|volume| !name(volume).is_some_and(is_our_volume)).filter(has_token) {
+        let name = shown(name(volume).unwrap_or_default());
+        warnings.push(format!("volume {name}: its token is the sidecar's; who reads it can answer the operator in its place"));
+    }
+    if let Some(policy @ ("Default" | "None")) = spec.get("dnsPolicy").and_then(string) {
+        warnings.push(format!(
+            "spec.dnsPolicy: {policy}: where it does not find names of Services, the sidecar does not find the operator, and the \
+             pod does not start"
+        ));
+    }
+    let containers =
+        ["initContainers", "containers"].into_iter().flat_map(|kind| items(spec, kind).iter().map(move |c| (kind, c)));
     for (kind, container) in containers {
         if name(container) == Some(SIDECAR_CONTAINER) {
             if kind == "containers" || !is_genuine(container, &ours.container) {
@@ -294,12 +339,18 @@ fn of_container(container: &Value, ours: &Ours, warnings: &mut Vec<String>) {
             Some(CONFIG_VOLUME) => {
                 warnings.push(format!("{who}: its mount of {CONFIG_VOLUME} was replaced by one at {CONFIG_PATH}, read-only"));
             }
-            _ => warnings.push(format!("{who}: its own mount at {CONFIG_PATH} was removed; Toolweir's is there")),
+            _ => {
+                let path = mount.get("mountPath").and_then(string).map(shown).unwrap_or_default();
+                warnings.push(format!("{who}: its own mount at {path} was removed; {CONFIG_PATH} is Toolweir's"));
+            }
         }
     }
     let ports = items(container, "ports").iter().filter_map(|port| port.get("containerPort")?.as_u64());
     for port in ports.filter(|port| PORTS.contains(port)) {
         warnings.push(format!("{who}: port {port} is the sidecar's; one of the two cannot listen there"));
+    }
+    if items(container, "restartPolicyRules").iter().any(|rule| rule.get("action").and_then(string) == Some(RESTART_ALL)) {
+        warnings.push(format!("{who}: {RESTART_ALL} starts the sidecar anew too, and its limits count from nothing then"));
     }
     if name(container) == Some("istio-proxy") {
         warnings.push(format!("{who}: Istio's proxy and the sidecar both listen on ports 15000, 15001 and 15020"));

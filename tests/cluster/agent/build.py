@@ -8,6 +8,7 @@ VENV is an environment with the SDK, WORK a folder for what is gathered; both ma
 
 import compileall
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ for script in [*here.glob("*.py"), *(here.parent.parent / "demo").glob("*.py")]:
     if script != Path(__file__).resolve():
         shutil.copy(script, work / "opt/agent" / script.name)
 # Nothing can be written there when it runs, and compiling the SDK takes seconds at each start.
-compileall.compile_dir(work, quiet=2, workers=0, invalidation_mode=compileall.PycInvalidationMode.UNCHECKED_HASH)
+compileall.compile_dir(work, quiet=2, workers=0, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 environment = {
     "PATH": "/opt/python/bin",
     "PYTHONHOME": "/opt/python",

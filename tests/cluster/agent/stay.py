@@ -1,0 +1,15 @@
+"""Runs a script as a pod's process, and waits when it is done, so that the pod and its sidecar can be looked at.
+
+    stay.py SCRIPT [ARGUMENT]...
+"""
+
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+sys.argv = sys.argv[1:]
+runpy.run_path(str(Path(__file__).with_name(sys.argv[0])), run_name="__main__")
+while True:
+    signal.pause()

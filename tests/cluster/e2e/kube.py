@@ -1,0 +1,432 @@
+"""A cluster, as the tests use it: kubectl where a user would use it, and the API itself where milliseconds are measured."""
+
+import base64
+import http.client
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from urllib.parse import urlencode
+
+from settings import CHART, IMAGE_TAG, INJECTOR, OPERATOR, OUT, RELEASE, ROOT, SYSTEM
+
+INJECT = "toolweir.dev/inject"
+SIDECAR = "toolweir-sidecar"
+AGENT_IMAGE = f"localhost/toolweir-agent:{IMAGE_TAG}"
+POLICIES = "/apis/toolweir.dev/v1alpha1"
+
+
+class Failure(Exception):
+    """Something is not as it must be."""
+
+
+def expect(what, want, got):
+    if want != got:
+        raise Failure(f"{what}: expected {want!r:.400}, got {got!r:.400}")
+
+
+def expect_in(what, words, text):
+    if words not in text:
+        raise Failure(f"{what}: expected {words!r:.400} in {text!r:.800}")
+
+
+def run(*command, input=None, timeout=120, check=True):
+    """A program's stdout; its stderr is in the error when it fails. With check=False: code, stdout, stderr."""
+    done = subprocess.run(list(map(str, command)), input=input, capture_output=True, text=True, timeout=timeout)
+    if not check:
+        return done.returncode, done.stdout, done.stderr
+    if done.returncode:
+        raise Failure(f"{' '.join(map(str, command[:6]))} ...: {(done.stderr or done.stdout).strip():.1200}")
+    return done.stdout
+
+
+def kubectl(*words, **options):
+    return run("kubectl", *words, **options)
+
+
+def helm(*words, **options):
+    return run("helm", *words, **{"timeout": 300, **options})
+
+
+def until(seconds, what, probe, every=0.1):
+    """What `probe` gives once it gives something. Until then it may give nothing, or fail."""
+    end, last = time.monotonic() + seconds, None
+    while True:
+        try:
+            if found := probe():
+                return found
+            last = None
+        except (Failure, OSError, http.client.HTTPException, KeyError, IndexError, ValueError) as error:
+            last = error
+        if time.monotonic() > end:
+            raise Failure(f"{what}: not within {seconds} s{f'; last: {last}' if last else ''}")
+        time.sleep(every)
+
+
+class Background:
+    """A program that runs beside the test and whose lines are read as they come."""
+
+    def __init__(self, *command):
+        # What reads commands from stdin must not take its end for one.
+        self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.lines, self.more = [], threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.more:
+                self.lines.append(line.rstrip("\n"))
+                self.more.notify_all()
+        with self.more:
+            self.more.notify_all()
+
+    def line(self, seconds, what, matches, start=0):
+        """The first line from `start` on that `matches` gives something for: its number, and that."""
+        end = time.monotonic() + seconds
+        with self.more:
+            while True:
+                for number in range(start, len(self.lines)):
+                    if (found := matches(self.lines[number])) is not None:
+                        return number, found
+                start = len(self.lines)
+                if self.process.poll() is not None and not self.more.wait(0.2):
+                    raise Failure(f"{what}: it ended with {self.process.returncode}: {self.lines[-3:]}")
+                if not self.more.wait(max(0, end - time.monotonic())) and time.monotonic() >= end:
+                    raise Failure(f"{what}: not within {seconds} s; the last lines: {self.lines[-3:]}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Api:
+    """The API server, through `kubectl proxy`: it knows how to sign in, whatever the cluster. A connection for each thread."""
+
+    def __init__(self):
+        self.proxy = Background("kubectl", "proxy", "--port=0", "--address=127.0.0.1")
+        _, self.port = self.proxy.line(20, "kubectl proxy", lambda line: int(line.rsplit(":", 1)[1]) if line.startswith("Starting to serve") else None)
+        self.local = threading.local()
+
+    def close(self):
+        self.proxy.__exit__()
+
+    def raw(self, method, path, body=None, content="application/json", timeout=30):
+        """Status and text of the answer."""
+        for fresh in (False, True):
+            connection = getattr(self.local, "connection", None)
+            if connection is None or fresh:
+                connection = self.local.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+            try:
+                connection.request(method, path, body if body is None or isinstance(body, str) else json.dumps(body), {"content-type": content, "accept": "*/*"})
+                response = connection.getresponse()
+                return response.status, response.read().decode(errors="replace")
+            except (http.client.HTTPException, ConnectionError):
+                connection.close()
+                self.local.connection = None
+                # A kept connection may have been closed meanwhile; a new one that fails is a failure.
+                if fresh:
+                    raise
+
+    def __call__(self, method, path, body=None, **options):
+        status, text = self.raw(method, path, body, **options)
+        if status >= 300:
+            try:
+                text = json.loads(text)["message"]
+            except (ValueError, KeyError):
+                pass
+            raise Failure(f"{method} {path}: {status}: {text:.800}")
+        return json.loads(text)
+
+    def get(self, path, **query):
+        return self("GET", path + (f"?{urlencode(query)}" if query else ""))
+
+    def patch(self, path, body):
+        """What `kubectl apply --server-side` sends."""
+        return self("PATCH", f"{path}?fieldManager=e2e&force=true", body, content="application/apply-patch+yaml")
+
+
+SAMPLE = re.compile(r'^(\w+)(?:\{(.*)\})? (\S+)$')
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def parse_metrics(text):
+    """Samples of the Prometheus text format: name, labels, value."""
+    found = (SAMPLE.match(line) for line in text.splitlines() if not line.startswith("#"))
+    return [(m[1], dict(LABEL.findall(m[2] or "")), float(m[3])) for m in found if m]
+
+
+def total(samples, name, **labels):
+    """The sum of the samples of this name that have these labels."""
+    return sum(v for n, l, v in samples if n == name and all(l.get(k) == want for k, want in labels.items()))
+
+
+def percentile(values, share):
+    """The smallest value that this share of all values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
+
+
+def agent(name, *args, labels=None, user=1000, restart="Always", **spec):
+    """A pod with the test's Python, as the restricted Pod Security Standard wants it. Its user is not the sidecar's, as an agent's
+    should not be."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": "agent", **(labels or {})}},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "restartPolicy": restart,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "agent",
+                "image": AGENT_IMAGE,
+                "imagePullPolicy": "Never",
+                "args": list(args) or ["/opt/agent/wait.py"],
+                "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
+                "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
+            }],
+            **spec,
+        },
+    }
+
+
+def never_scheduled(name, labels=None):
+    """A pod that no node takes: it costs the API server and the operator what any pod does, and the node nothing."""
+    return agent(name, labels=labels, nodeSelector={"toolweir.dev/no-such-node": "true"})
+
+
+class Cluster:
+    def __init__(self):
+        self.api = Api()
+        self.namespaces, self.server_ready, self.installed_in = [], False, None
+
+    # ---- objects
+
+    def namespace(self, name, inject=True, **labels):
+        """A new namespace of the tests; one that an earlier run left is removed first."""
+        name = f"toolweir-e2e-{name}"
+        kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=120s", timeout=150)
+        marks = {"toolweir.dev/e2e": "true", **({INJECT: "enabled"} if inject else {}), **labels}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": marks}})
+        self.namespaces.append(name)
+        until(20, f"the service account of {name}", lambda: self.api.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"))
+        return name
+
+    def remove_namespaces(self, wait=False):
+        """Those that the tests made."""
+        if self.namespaces:
+            kubectl("delete", "namespace", *self.namespaces, "--ignore-not-found", f"--wait={str(wait).lower()}", "--timeout=180s", timeout=200, check=False)
+        self.namespaces = []
+
+    def apply(self, *objects, namespace=None):
+        """`kubectl apply`; what it said on stderr."""
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        code, out, err = kubectl(*(["-n", namespace] if namespace else []), "apply", "-f", "-", input=text, check=False)
+        if code:
+            raise Failure(f"kubectl apply: {err.strip():.1500}")
+        return out + err
+
+    def refused(self, *objects, namespace=None):
+        """`kubectl apply` of what must be refused: what it said."""
+        try:
+            said = self.apply(*objects, namespace=namespace)
+        except Failure as failure:
+            return str(failure)
+        raise Failure(f"kubectl apply took what it must refuse: {said.strip()}")
+
+    def policy(self, namespace, name="facebook", tools=(), **spec):
+        """An MCPPolicy for the agents of a namespace, on the Facebook server of the tests."""
+        server = {"name": "facebook", "url": self.server_url(), "tools": list(tools)}
+        for field in ("defaultAction", "url"):
+            if field in spec:
+                server[field] = spec.pop(field)
+        spec = {"podSelector": {"matchLabels": {"app": "agent"}}, "servers": [server], **spec}
+        return {"apiVersion": "toolweir.dev/v1alpha1", "kind": "MCPPolicy", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+
+    def path(self, policy):
+        """Where a policy is in the API."""
+        namespace, name = policy["metadata"].get("namespace"), policy["metadata"]["name"]
+        return f"{POLICIES}/namespaces/{namespace}/mcppolicies/{name}" if namespace else f"{POLICIES}/mcpclusterpolicies/{name}"
+
+    def programmed(self, policy, pods, seconds=30):
+        """Waits until the status says that so many pods enforce what the policy says now; gives the status."""
+
+        def probe():
+            found = self.api.get(self.path(policy))
+            status = found.get("status") or {}
+            conditions = {c["type"]: c for c in status.get("conditions", [])}
+            current = status.get("observedGeneration") == found["metadata"]["generation"]
+            if current and status.get("sidecars") == f"{pods}/{pods}" and conditions["Programmed"]["status"] == "True":
+                return status
+            raise Failure(f"the status is {json.dumps(status):.700}")
+
+        return until(seconds, f"policy {policy['metadata']['name']} programmed in {pods} pods", probe)
+
+    def ready(self, namespace, *names, seconds=60):
+        """Waits until pods are ready."""
+        kubectl("-n", namespace, "wait", "--for=condition=Ready", f"--timeout={seconds}s", *(f"pod/{name}" for name in names), timeout=seconds + 10)
+
+    @contextmanager
+    def reach(self, namespace, pod, port):
+        """Host and port at which a pod's port can be reached from here: its own where the pod network is this machine's."""
+        ip = self.api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")["status"]["podIP"]
+        try:
+            socket.create_connection((ip, port), 1).close()
+        except OSError:
+            with Background("kubectl", "-n", namespace, "port-forward", f"pod/{pod}", f":{port}", "--address=127.0.0.1") as forward:
+                _, local = forward.line(20, "kubectl port-forward", lambda line: (m := re.search(r"127\.0\.0\.1:(\d+)", line)) and int(m[1]))
+                yield "127.0.0.1", local
+        else:
+            yield ip, port
+
+    def ended(self, namespace, name, seconds=60):
+        """Waits until a pod has ended; gives its phase."""
+
+        def probe():
+            phase = self.api.get(f"/api/v1/namespaces/{namespace}/pods/{name}")["status"].get("phase")
+            return phase if phase in ("Succeeded", "Failed") else None
+
+        return until(seconds, f"the end of pod {name}", probe, 0.2)
+
+    def logs(self, namespace, pod, container="agent"):
+        return kubectl("-n", namespace, "logs", pod, "-c", container, "--tail=-1")
+
+    # ---- what agents do and servers get
+
+    def call(self, namespace, pod, tool, times=1, server="facebook", **arguments):
+        """Calls a tool from inside a pod; what came of each call."""
+        words = ["/opt/agent/call.py", server, tool, "--times", times, "--arguments", json.dumps(arguments)]
+        out = kubectl("-n", namespace, "exec", pod, "-c", "agent", "--", "python3", *words)
+        return [json.loads(line) for line in out.splitlines()]
+
+    def tools(self, namespace, pod, server="facebook"):
+        """The names that tools/list shows."""
+        out = kubectl("-n", namespace, "exec", pod, "-c", "agent", "--", "python3", "/opt/agent/call.py", server, "--list")
+        return json.loads(out)["text"]
+
+    def server_url(self):
+        return "http://just-facebook.toolweir-e2e-tools.svc:8000/mcp"
+
+    def server(self):
+        """An MCP server with a log of its own, in a namespace that Toolweir has nothing to do with; made once."""
+        if self.server_ready:
+            return
+        namespaces, self.namespaces = self.namespaces, []
+        namespace = self.namespace("tools", inject=False)
+        self.namespaces = namespaces
+        pod = agent("just-facebook", "/opt/agent/serve.py", labels={"app": "just-facebook"})
+        pod["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 8000}, "periodSeconds": 1}
+        service = {
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "just-facebook"},
+            "spec": {"selector": {"app": "just-facebook"}, "ports": [{"port": 8000}]},
+        }
+        self.apply(pod, service, namespace=namespace)
+        self.ready(namespace, "just-facebook")
+        self.server_ready = True
+
+    def delivered(self):
+        """The tools/calls that the server got, as it logged them."""
+        lines = self.logs("toolweir-e2e-tools", "just-facebook").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    # ---- metrics
+
+    def scrape(self, namespace, pod, port):
+        """The metrics of a pod, through the API server, which reaches pods in any cluster."""
+        status, text = self.api.raw("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/metrics")
+        if status != 200:
+            raise Failure(f"the metrics of {namespace}/{pod}: {status}: {text:.300}")
+        return parse_metrics(text)
+
+    def sidecar_metrics(self, namespace, pod):
+        return self.scrape(namespace, pod, 15020)
+
+    def operators(self):
+        """The operator's pods that are not being deleted."""
+        found = self.api.get(f"/api/v1/namespaces/{SYSTEM}/pods", labelSelector=f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator")
+        return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+    def operator_metrics(self):
+        """The metrics of all replicas together."""
+        return [sample for pod in self.operators() for sample in self.scrape(SYSTEM, pod["metadata"]["name"], 8080)]
+
+    # ---- the product
+
+    def helm(self, command, *more, chart=CHART):
+        """`helm install` or `helm upgrade` with the images of the tests, until all replicas are ready."""
+        values = ["-f", ROOT / "tests/cluster/values.yaml"]
+        values += ["--set-string", f"image.tag={IMAGE_TAG},sidecar.image.tag={IMAGE_TAG}"]
+        return helm(command, RELEASE, chart, "-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s", *values, *more)
+
+    def install(self):
+        """The chart in the cluster, unless it is there."""
+        if helm("list", "-n", SYSTEM, "--filter", f"^{RELEASE}$", "--deployed", "-q").strip():
+            return
+        began = time.monotonic()
+        self.helm("install")
+        self.installed_in = time.monotonic() - began
+        self.webhooks()
+
+    def webhooks(self):
+        """Waits until pods are injected: an operator is ready, and the API server trusts it."""
+        until(30, "the operator writes the caBundle", lambda: self.ca())
+
+    def ca(self):
+        """The operator's authorities in PEM, as the API server knows them."""
+        found = self.api.get(f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{INJECTOR}")
+        return base64.b64decode(found["webhooks"][0]["clientConfig"]["caBundle"]).decode()
+
+    def scale(self, replicas):
+        kubectl("-n", SYSTEM, "scale", f"deployment/{OPERATOR}", f"--replicas={replicas}")
+
+    def rollout(self):
+        kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=120s", timeout=130)
+
+    def one_operator(self):
+        """The only replica, once the others are gone."""
+        pods = until(60, "one operator", lambda: (found := self.operators()) and len(found) == 1 and found)
+        self.ready(SYSTEM, pods[0]["metadata"]["name"])
+        return pods[0]["metadata"]["name"]
+
+    def uninstall(self):
+        helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "120s", "--ignore-not-found")
+
+    # ---- when something went wrong
+
+    def collect(self, row):
+        """What the cluster says of a row that failed, in a folder."""
+        folder = OUT / "failed" / row
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def save(name, *words):
+            try:
+                code, out, err = kubectl(*words, check=False, timeout=60)
+                (folder / name).write_text(out + err)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                (folder / name).write_text(str(error))
+
+        save("everything.txt", "get", "all,mcppolicies,configmaps,leases", "-A", "-o", "wide")
+        save("policies.yaml", "get", "mcppolicies,mcpclusterpolicies", "-A", "-o", "yaml")
+        save("webhooks.yaml", "get", "mutatingwebhookconfigurations,validatingwebhookconfigurations", "-o", "yaml")
+        save("events.txt", "get", "events", "-A", "--sort-by=.lastTimestamp")
+        for namespace in [SYSTEM, "toolweir-e2e-tools", *self.namespaces]:
+            # A thousand pods that never run have nothing to say.
+            code, names, _ = kubectl("-n", namespace, "get", "pods", "-o", "name", check=False)
+            save(f"{namespace}.describe.txt", "-n", namespace, "describe", "pods,jobs,deployments", *([] if len(names) < 2000 else ["--selector=app.kubernetes.io/component"]))
+            for pod in names.split()[:20]:
+                name = pod.split("/")[1]
+                save(f"{namespace}.{name}.log", "-n", namespace, "logs", pod, "--all-containers", "--prefix", "--tail=3000")
+                save(f"{namespace}.{name}.previous.log", "-n", namespace, "logs", pod, "--all-containers", "--prefix", "--previous", "--tail=500")
+        return folder

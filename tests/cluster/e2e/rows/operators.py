@@ -1,0 +1,397 @@
+"""What holds of the operator: when it is gone, whom it lets in, how its certificates follow each other, how much it can bear."""
+
+import base64
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kube import Background, Failure, agent, expect, expect_in, never_scheduled, percentile, run, total, until
+from settings import ADMISSIONS, CERT_SECONDS, NODE_DIR, OUT, SIDECAR_CHANGES, SIDECARS, STREAM_NAME, SYSTEM, TARGET
+
+from . import row
+from .policies import MESSAGE, send
+
+# Ends the sidecar from the agent's container: both share their processes in that pod, and the user.
+KILL = """
+import os, signal
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        command = open(f"/proc/{pid}/cmdline").read().split("\\0")
+    except OSError:
+        continue
+    if command[0].endswith("toolweir-sidecar"):
+        os.kill(int(pid), signal.SIGKILL)
+        print("killed", pid)
+"""
+
+
+def exec_in(namespace, pod, *words):
+    return run("kubectl", "-n", namespace, "exec", pod, "-c", "agent", "--", *words)
+
+
+def connected(cluster, namespace, pods):
+    """How many sidecars have an open stream, and enforce what came on it."""
+    return sum(total(cluster.sidecar_metrics(namespace, pod), "toolweir_policy_connected") for pod in pods)
+
+
+@row(
+    "operator-gone", "operator gone (all replicas deleted)",
+    "enforcement goes on; a sidecar whose container restarts keeps its last policy; a new pod in an opted-in namespace is refused, elsewhere untouched; back again: all acknowledged within 10 s",
+)
+def operator_gone(cluster, measured):
+    namespace, plain = cluster.namespace("gone"), cluster.namespace("plain", inject=False)
+    policy = cluster.policy(namespace, tools=[send(2)])
+    pods = ["agent-0", "agent-1", "agent-2"]
+    cluster.apply(policy, agent(pods[0], user=65532, shareProcessNamespace=True), *map(agent, pods[1:]), namespace=namespace)
+    cluster.ready(namespace, *pods)
+    cluster.programmed(policy, len(pods))
+    try:
+        cluster.scale(0)
+        until(60, "no operator is left", lambda: not cluster.api.get(f"/api/v1/namespaces/{SYSTEM}/pods", labelSelector="app.kubernetes.io/component=operator")["items"])
+        until(60, "the sidecars notice", lambda: connected(cluster, namespace, pods) == 0)
+        answers = cluster.call(namespace, pods[1], "send_dm_to_user", 4, **MESSAGE) + cluster.call(namespace, pods[1], "delete_post", post_id="1")
+        expect("calls without an operator", ["ok", "ok", "denied", "denied", "denied"], [a["outcome"] for a in answers])
+
+        expect_in("the end of the sidecar", "killed", exec_in(namespace, pods[0], "python3", "-c", KILL))
+
+        def restarted():
+            status = cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/{pods[0]}")["status"]["initContainerStatuses"][0]
+            return status["restartCount"] == 1 and status.get("started") and "running" in status["state"]
+
+        until(60, "the sidecar's container runs again", restarted, 0.3)
+        answers = until(20, "the sidecar answers again", lambda: (a := cluster.call(namespace, pods[0], "send_dm_to_user", 4, **MESSAGE))[0]["http"] and a)
+        expect("calls after its restart", ["ok", "ok", "denied", "denied"], [a["outcome"] for a in answers])
+        expect("tools after its restart", ["send_dm_to_user"], cluster.tools(namespace, pods[0]))
+        samples = cluster.sidecar_metrics(namespace, pods[0])
+        if not total(samples, "toolweir_policy_age_seconds") > 0 or total(samples, "toolweir_policy_connected"):
+            raise Failure("the restarted sidecar does not say that it is without its operator")
+
+        expect_in("a new pod in an opted-in namespace", "failed calling webhook", cluster.refused(agent("late"), namespace=namespace))
+        expect_in("a new policy", "failed calling webhook", cluster.refused(cluster.policy(namespace, "late", tools=[send(1)])))
+        cluster.apply(agent("elsewhere"), namespace=plain)
+        spec = cluster.api.get(f"/api/v1/namespaces/{plain}/pods/elsewhere")["spec"]
+        expect("init containers elsewhere", [], spec.get("initContainers", []))
+        cluster.ready(plain, "elsewhere")
+    finally:
+        cluster.scale(2)
+    ready = lambda pod: any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))  # noqa: E731
+    until(90, "an operator is ready", lambda: any(map(ready, cluster.operators())), 0.05)
+    began = time.monotonic()
+    until(60, "all sidecars are connected", lambda: connected(cluster, namespace, pods) == len(pods))
+    until(60, "all sidecars have acknowledged", lambda: total(operator_metrics(cluster), "toolweir_operator_acks_total") >= len(pods))
+    seconds = time.monotonic() - began
+    cluster.rollout()
+    policy["spec"]["servers"][0]["tools"] = [send(3)]
+    until(30, "a policy is taken again", lambda: cluster.apply(policy))
+    cluster.programmed(policy, len(pods))
+    measured.note("enforcement went on; the restarted container kept its policy; a new pod and a new policy were refused, and a pod elsewhere untouched")
+    measured.bar("all acknowledged after an operator was ready again:", seconds, 10, "s")
+
+
+def operator_metrics(cluster):
+    """Of the replicas that answer: one may only be starting."""
+    samples = []
+    for pod in cluster.operators():
+        try:
+            samples += cluster.scrape(SYSTEM, pod["metadata"]["name"], 8080)
+        except Failure:
+            pass
+    return samples
+
+
+# ---- tokens
+
+
+def token(cluster, namespace, pod=None, audience="toolweir", seconds=3600):
+    """A token of the default service account, bound to a pod as the kubelet's are."""
+    spec = {"audiences": [audience] if audience else [], "expirationSeconds": seconds}
+    if pod:
+        uid = cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")["metadata"]["uid"]
+        spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}
+    return cluster.api("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/default/token", {"spec": spec})["status"]["token"]
+
+
+def expired(cluster, namespace, pod):
+    """A token that was good and has expired. On the node of node.sh, whose key is here, one is signed; elsewhere none lives shorter
+    than 10 minutes, so this waits."""
+    key = NODE_DIR / "run/pki/sa.key"
+    good = token(cluster, namespace, pod, seconds=600)
+    if not key.exists() or os.environ.get("KUBECONFIG") != str(NODE_DIR / "run/admin.kubeconfig"):
+        time.sleep(615)
+        return good
+    head, payload, _ = good.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+
+    def signed(claims):
+        text = f"{head}.{base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip('=')}"
+        done = subprocess.run(["openssl", "dgst", "-sha256", "-sign", str(key)], input=text.encode(), capture_output=True, check=True)
+        return f"{text}.{base64.urlsafe_b64encode(done.stdout).decode().rstrip('=')}"
+
+    # That it is the time alone which makes it bad shows the same one, signed in the same way, with its time.
+    expect("a token that was signed here and has not expired", 200, stream(cluster, signed(claims))[0])
+    return signed({**claims, "exp": claims["exp"] - 7200, "iat": claims["iat"] - 7200, "nbf": claims["nbf"] - 7200})
+
+
+def stream(cluster, token, seconds=3, header=None):
+    """Opens a policy stream: the status, and the messages that came within some seconds."""
+    pod = cluster.operators()[0]["metadata"]["name"]
+    with cluster.reach(SYSTEM, pod, 8444) as (host, port), tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "ca.pem").write_text(cluster.ca())
+        authorization = header or (f"Authorization: Bearer {token}" if token else None)
+        command = ["curl", "--silent", "--show-error", "--http2", "--no-buffer", "--max-time", str(seconds), "--cacert", f"{folder}/ca.pem"]
+        command += ["--resolve", f"{STREAM_NAME}:{port}:{host}", "--noproxy", "*", "-X", "POST", "-H", "Expect:", "-T", ".", "-D", f"{folder}/head"]
+        command += ["-H", authorization] if authorization else []
+        # A request that goes on: stdin stays open.
+        read, write = os.pipe()
+        try:
+            done = subprocess.run([*command, f"https://{STREAM_NAME}:{port}/v1/policies"], stdin=read, capture_output=True, text=True, timeout=seconds + 10)
+        finally:
+            os.close(read)
+            os.close(write)
+        try:
+            status = int((Path(folder) / "head").read_text().split()[1])
+        except (OSError, IndexError):
+            raise Failure(f"curl: {done.stderr}")
+        return status, [json.loads(line) for line in done.stdout.splitlines()] if status == 200 else done.stdout
+
+
+@row("tokens", "a token of pod A, of another audience, expired, or none", "gets nothing that is not pod A's: 401 or 403, counted")
+def tokens(cluster, measured):
+    ours, theirs = cluster.namespace("tokens-a"), cluster.namespace("tokens-b")
+    cluster.apply(cluster.policy(ours, "mine", tools=[send(1)]), agent("agent"), namespace=ours)
+    cluster.apply(cluster.policy(theirs, "secret", tools=[send(2)]), agent("agent"), agent("over", "-c", "pass", restart="Never"), agent("gone"), namespace=theirs)
+    cluster.ready(ours, "agent")
+    cluster.ready(theirs, "agent", "gone")
+    of_the_past, of_the_over = token(cluster, theirs, "gone"), token(cluster, theirs, "over")
+    cluster.ended(theirs, "over")
+    run("kubectl", "-n", theirs, "delete", "pod", "gone", "--grace-period=1")
+
+    status, messages = stream(cluster, token(cluster, ours, "agent"))
+    expect("pod A's token", 200, status)
+    snapshots = [m["snapshot"] for m in messages if "snapshot" in m]
+    names = {f"{p['metadata'].get('namespace')}/{p['metadata']['name']}" for s in snapshots for p in s["policies"]}
+    expect("what pod A's token gets", {f"{ours}/mine"}, names)
+
+    late = expired(cluster, ours, "agent")
+    counts = lambda: total(cluster.operator_metrics(), "toolweir_operator_stream_refused_total")  # noqa: E731
+    before, tried = counts(), 0
+    wrong = []
+    for what, want, words, shown in [
+        ("no token", 401, {}, None),
+        ("no bearer", 401, {"header": "Authorization: Basic YTpi"}, None),
+        ("a forged token", 401, {}, "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0."),
+        ("another audience", 401, {}, token(cluster, ours, "agent", audience="vault")),
+        ("the API server's audience", 401, {}, token(cluster, ours, "agent", audience=None)),
+        ("an expired one", 401, {}, late),
+        ("one of a pod that is gone", 401, {}, of_the_past),
+        ("one of no pod", 403, {}, token(cluster, ours)),
+        ("one of a pod that has ended", 403, {}, of_the_over),
+    ]:
+        status, said = stream(cluster, shown, **words)
+        tried += 1
+        if status != want:
+            wrong.append(f"{what}: expected {want}, got {status}: {said!r:.200}")
+    if wrong:
+        raise Failure("; ".join(wrong))
+    expect("refusals in toolweir_operator_stream_refused_total", tried, counts() - before)
+    measured.note(f"pod A's token gets pod A's policies alone; {tried} of {tried} others: 401 or 403, counted")
+
+
+# ---- certificates
+
+
+@row("certificates", "certificates with a life of one minute", "10 minutes of pod creations and streams with no failure")
+def certificates(cluster, measured):
+    namespace = cluster.namespace("certificates")
+    policy = cluster.policy(namespace, tools=[send(1000)])
+    pods = ["agent-0", "agent-1"]
+    cluster.helm("upgrade", "--set-string", "certificates.caLife=1m,certificates.leafLife=1m")
+    cluster.webhooks()
+    try:
+        cluster.apply(policy, *map(agent, pods), namespace=namespace)
+        cluster.ready(namespace, *pods)
+        until(30, "the streams are open", lambda: connected(cluster, namespace, pods) == len(pods))
+        bad = lambda: {pod: troubles(cluster, namespace, pod) for pod in pods}  # noqa: E731
+        before, made = bad(), rotations(cluster)
+        began, failures, created, started, changes = time.monotonic(), [], 0, 0, 0
+        step = 0
+        while (now := time.monotonic() - began) < CERT_SECONDS:
+            step += 1
+            # Creations as they are admitted, none of which is kept.
+            status, text = cluster.api.raw("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", agent(f"dry-{step}"))
+            created += 1
+            if status != 201 or '"toolweir-sidecar"' not in text:
+                failures.append(f"after {now:.0f} s: a pod was not admitted with a sidecar: {status}: {text:.300}")
+            try:
+                if step % 3 == 0:
+                    policy["spec"]["servers"][0]["tools"] = [send(1000 + step)]
+                    cluster.api.patch(cluster.path(policy), policy)
+                    cluster.programmed(policy, len(pods) , 10)
+                    changes += 1
+                if step % 8 == 0:
+                    # A sidecar that starts now: trusts what it was injected with, and opens its first stream.
+                    cluster.apply(agent("new"), namespace=namespace)
+                    cluster.ready(namespace, "new", seconds=20)
+                    started += 1
+                    run("kubectl", "-n", namespace, "delete", "pod", "new", "--grace-period=1")
+            except Failure as failure:
+                failures.append(f"after {now:.0f} s: {failure}")
+            time.sleep(max(0, began + 1.5 * step - time.monotonic()))
+        after, renewed = bad(), rotations(cluster) - made
+        if failures:
+            raise Failure(f"{len(failures)} failures: " + "; ".join(failures[:5]))
+        expect("streams that broke, and connections that failed", before, after)
+        expect("toolweir_operator_certificate_failures_total", 0, total(cluster.operator_metrics(), "toolweir_operator_certificate_failures_total"))
+        if renewed < 2 * CERT_SECONDS / 60:
+            raise Failure(f"only {renewed:.0f} certificates were made in {CERT_SECONDS} s")
+        measured.note(f"{CERT_SECONDS} s, {renewed:.0f} certificates made: {created} creations admitted, {started} new sidecars, {changes} changes acknowledged by {len(pods)} streams, 0 failures")
+    finally:
+        cluster.helm("upgrade")
+        cluster.webhooks()
+
+
+def rotations(cluster):
+    return total(cluster.operator_metrics(), "toolweir_operator_certificate_rotations_total")
+
+
+def troubles(cluster, namespace, pod):
+    """What went wrong with the stream of a sidecar so far."""
+    samples = cluster.sidecar_metrics(namespace, pod)
+    connects = {l["result"]: v for n, l, v in samples if n == "toolweir_control_plane_connects_total" and l["result"] != "ok"}
+    return {**connects, **{l["end"]: v for n, l, v in samples if n == "toolweir_control_plane_disconnects_total" and l["end"] != "ended"}}
+
+
+# ---- load
+
+
+def create_all(cluster, namespace, names, labels=None):
+    """Creates pods that never run, four at a time; the milliseconds that each took."""
+
+    def create(name):
+        began = time.monotonic()
+        cluster.api("POST", f"/api/v1/namespaces/{namespace}/pods", never_scheduled(name, labels))
+        return (time.monotonic() - began) * 1000
+
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(create, names))
+
+
+def histogram(samples, name):
+    """Counts by upper bound."""
+    found = {}
+    for sample, labels, value in samples:
+        if sample == f"{name}_bucket":
+            bound = float(labels["le"].replace("+Inf", "inf"))
+            found[bound] = found.get(bound, 0) + value
+    return found
+
+
+@row("admission", "admission of a pod", f"p99 under 20 ms in the operator over {ADMISSIONS} creations")
+def admission(cluster, measured):
+    namespace, name = cluster.namespace("admission"), "toolweir_operator_admission_duration_seconds"
+    before = histogram(cluster.operator_metrics(), name)
+    took = create_all(cluster, namespace, [f"pod-{n}" for n in range(ADMISSIONS)])
+    after = histogram(cluster.operator_metrics(), name)
+    counts = {bound: after[bound] - before.get(bound, 0) for bound in sorted(after)}
+    seen = counts[float("inf")]
+    if seen < ADMISSIONS:
+        raise Failure(f"the operator counted {seen:.0f} of {ADMISSIONS} admissions")
+    bound = lambda share: next(bound for bound, count in counts.items() if count >= seen * share / 100) * 1000  # noqa: E731
+    measured.bar("p99 at most", bound(99), 20, "ms")
+    measured.note(f"median at most {bound(50):.3g} ms, of {seen:.0f} in the operator; a creation takes {percentile(took, 50):.0f} ms in the API server, p99 {percentile(took, 99):.0f} ms")
+
+
+class StatusWrites:
+    """Times at which the status of a policy was written, as the API server tells everybody who watches."""
+
+    def __init__(self, cluster, policy):
+        self.times, path = [], cluster.path(policy)
+        collection, name = path.rsplit("/", 1)
+        self.watch = Background("kubectl", "get", "--raw", f"{collection}?watch=true&fieldSelector=metadata.name={name}")
+        threading.Thread(target=self._count, daemon=True).start()
+
+    def _count(self):
+        seen, last = 0, None
+        while True:
+            with self.watch.more:
+                while seen >= len(self.watch.lines):
+                    self.watch.more.wait()
+                line, now = self.watch.lines[seen], time.monotonic()
+                seen += 1
+            if line.startswith("{"):
+                status = json.loads(line)["object"].get("status")
+                if last is not None and status != last:
+                    self.times.append(now)
+                last = status
+
+    def most_in_a_second(self):
+        """0.9 s, since what arrives here is not evenly late."""
+        return max((sum(start <= time < start + 0.9 for time in self.times) for start in self.times), default=0)
+
+
+@row(
+    "sidecars", f"{SIDECARS} simulated sidecars on one operator",
+    "a policy change acknowledged by all within 5 s; operator under 100 MiB resident; at most 1 status write a second for a policy",
+)
+def sidecars(cluster, measured):
+    simulator = TARGET / "images/toolweir-test-simulator"
+    if not simulator.exists():
+        raise Failure(f"there is no {simulator}; build it with: tests/cluster/images.sh build")
+    namespace, folder = cluster.namespace("sidecars"), OUT / "simulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        cluster.scale(1)
+        operator = cluster.one_operator()
+        policy = cluster.policy(namespace, tools=[send(1)])
+        cluster.api.patch(cluster.path(policy), policy)
+        names = [f"pod-{n}" for n in range(SIDECARS)]
+        create_all(cluster, namespace, names)
+        pods = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in cluster.api.get(f"/api/v1/namespaces/{namespace}/pods")["items"]}
+
+        def line(name):
+            reference = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pods[name]}
+            spec = {"audiences": ["toolweir"], "expirationSeconds": 3600, "boundObjectRef": reference}
+            made = cluster.api("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/default/token", {"spec": spec})
+            return json.dumps({"pod": f"{namespace}/{name}", "token": made["status"]["token"]})
+
+        with ThreadPoolExecutor(4) as threads:
+            (folder / "tokens.jsonl").write_text("\n".join(threads.map(line, names)) + "\n")
+        (folder / "ca.pem").write_text(cluster.ca())
+        resident = lambda: total(cluster.scrape(SYSTEM, operator, 8080), "process_resident_memory_bytes") / 2**20  # noqa: E731
+        idle = resident()
+        with cluster.reach(SYSTEM, operator, 8444) as (host, port):
+            flags = ["--connect", f"{host}:{port}", "--server-name", STREAM_NAME, "--ca", folder / "ca.pem", "--tokens", folder / "tokens.jsonl"]
+            with Background(simulator, *flags) as simulated:
+                event = lambda kind: lambda line: e if line.startswith("{") and (e := json.loads(line))["event"] == kind else None  # noqa: E731
+                seen, first = simulated.line(120, "all sidecars connect", event("connected"))
+                cluster.programmed(policy, SIDECARS, 60)
+                writes = StatusWrites(cluster, policy)
+                spans, most, began = [], resident(), time.monotonic()
+                for change in range(SIDECAR_CHANGES):
+                    policy["spec"]["servers"][0]["tools"] = [send(2 + change)]
+                    cluster.api.patch(cluster.path(policy), policy)
+                    answered = time.time() * 1000
+                    seen, said = simulated.line(60, "all sidecars acknowledge", event("acknowledged"), seen + 1)
+                    spans.append((said["last_ms"] - answered) / 1000)
+                    cluster.programmed(policy, SIDECARS, 30)
+                    most = max(most, resident())
+                    time.sleep(1)
+                simulated.process.stdin.write("report\n")
+                simulated.process.stdin.flush()
+                _, report = simulated.line(10, "the simulator's report", event("report"))
+                writes.watch.__exit__()
+        expect("streams that are open, and reconnects", (SIDECARS, 0), (report["open"], report["reconnects"]))
+        measured.note(f"all connected in {first['seconds']:.1f} s")
+        measured.bar("slowest change acknowledged by all in", max(spans), 5, "s")
+        measured.bar("operator resident", most, 100, "MiB")
+        measured.note(f"{idle:.0f} MiB before they connected")
+        measured.bar("most status writes in a second", writes.most_in_a_second(), 1, "")
+        measured.note(f"{len(writes.times)} writes for {SIDECAR_CHANGES} changes in {time.monotonic() - began:.0f} s")
+    finally:
+        cluster.scale(2)
+        cluster.rollout()

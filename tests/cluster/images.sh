@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# The images of the operator, the sidecar and the test's agents, with no daemon and no registry.
+#
+#   images.sh build [operator|sidecar|agent]...   archives in target/images; all of them, and the simulator, unless named
+#   images.sh load [operator|sidecar|agent]...    the same, and into the node (node.sh up); with IMAGE_LOAD, into another cluster
+#
+# IMAGE_PROFILE=release is the real thing; the default, quick, is the same code without link-time optimisation. IMAGE_LOAD is a
+# command that takes an archive, for clusters that are not the node's, such as "kind load image-archive". IMAGE_TAG is `e2e`.
+. "$(dirname "$0")/../lib.sh"
+
+PROFILE=${IMAGE_PROFILE:-quick} TAG=${IMAGE_TAG:-e2e}
+HERE=$ROOT/tests/cluster OUT=$TARGET/images
+mkdir -p "$OUT"
+
+# binaries NAME...: builds them and prints the folder that they are in.
+binaries() {
+	local triple packages=()
+	need cargo "https://rustup.rs"
+	triple=$(rustc -vV | sed -n 's/^host: //p')
+	for name in "$@"; do packages+=(-p "toolweir-$name"); done
+	# In the same build, since it shares all of their dependencies.
+	[ $# -lt 2 ] || packages+=(-p toolweir-test-simulator)
+	# With --target the flags are for these alone, not for the build scripts; a static program needs no C library in its image.
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --locked --manifest-path "$ROOT/Cargo.toml" --target-dir "$TARGET" \
+		--target "$triple" --profile "$PROFILE" "${packages[@]}" >&2 || fail "the binaries cannot be built"
+	echo "$TARGET/$triple/$PROFILE"
+}
+
+ensure_buildah() {
+	command -v buildah >/dev/null && return
+	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+		apt-get update -qq >&2
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends buildah >&2
+	fi
+	need buildah "apt-get install buildah"
+}
+
+image() { echo "localhost/toolweir-$1:$TAG"; }
+
+# from_dockerfile NAME BINARY: an archive by buildah, in a storage of its own that is gone afterwards.
+from_dockerfile() {
+	local name=$1 binary=$2 work
+	if ldd "$binary" 2>/dev/null | grep -q '=>'; then fail "$binary is not static: nothing in an empty image could load it"; fi
+	work=$(mktemp -d "$OUT/$name.XXXXXX")
+	mkdir "$work/context"
+	cp "$binary" "$work/context/"
+	if [ "$name" = sidecar ]; then
+		[ -f /etc/ssl/certs/ca-certificates.crt ] || fail "needs /etc/ssl/certs/ca-certificates.crt; install it with: apt-get install ca-certificates"
+		cp -L /etc/ssl/certs/ca-certificates.crt "$work/context/"
+	fi
+	chmod -R u=rwX,go=rX "$work/context"
+	local buildah=(buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs)
+	# The same binary makes the same image: no time of its own.
+	"${buildah[@]}" bud --quiet --isolation chroot --timestamp 0 --tag "$(image "$name")" -f "$ROOT/$name/Dockerfile" "$work/context" >/dev/null
+	"${buildah[@]}" push --quiet "$(image "$name")" "docker-archive:$work/image.tar:$(image "$name")"
+	mv "$work/image.tar" "$OUT/$name.tar"
+	rm -rf "$work"
+}
+
+agent() {
+	local venv made
+	venv=$(python_env demo mcp==2.3.0)
+	# Gathering and compiling it takes half a minute, so it is done when something that goes in has changed.
+	made="$TAG $("$venv/bin/python" -VV | cksum) $(cat "$venv/.made-from" "$HERE"/agent/*.py "$HERE/image.py" "$ROOT"/tests/demo/*.py | cksum)"
+	if ! [ -f "$OUT/agent.tar" ] || [ "$(cat "$OUT/agent.made-from" 2>/dev/null)" != "$made" ]; then
+		"$venv/bin/python" "$HERE/agent/build.py" "$(image agent)" "$OUT/agent.tar.new" "$venv" "$OUT/agent" >&2
+		rm -rf "$OUT/agent"
+		mv "$OUT/agent.tar.new" "$OUT/agent.tar"
+		echo "$made" >"$OUT/agent.made-from"
+	fi
+}
+
+build() {
+	local name folder rust=()
+	for name in "$@"; do case $name in
+		operator | sidecar) rust+=("$name") ;;
+		agent) agent ;;
+		*) fail "there is no image $name; there are operator, sidecar, agent" ;;
+	esac done
+	[ ${#rust[@]} -gt 0 ] || return 0
+	ensure_buildah
+	folder=$(binaries "${rust[@]}")
+	for name in "${rust[@]}"; do from_dockerfile "$name" "$folder/toolweir-$name"; done
+	[ ${#rust[@]} -lt 2 ] || cp "$folder/toolweir-test-simulator" "$OUT/"
+}
+
+load() {
+	local name load
+	for name in "$@"; do
+		if [ "${IMAGE_LOAD-}" ]; then
+			read -ra load <<<"$IMAGE_LOAD"
+			"${load[@]}" "$OUT/$name.tar"
+		else
+			"$HERE/node.sh" load "$(image "$name")" "$OUT/$name.tar"
+		fi
+	done
+}
+
+command=${1-}
+[ $# -eq 0 ] || shift
+images=("$@")
+[ $# -gt 0 ] || images=(operator sidecar agent)
+case $command in
+build) build "${images[@]}" ;;
+load) build "${images[@]}"; load "${images[@]}" ;;
+*) sed -n '2,8p' "$0" >&2; exit 2 ;;
+esac
+for name in "${images[@]}"; do printf '%-34s %6d KiB  %s\n' "$(image "$name")" "$(($(stat -c %s "$OUT/$name.tar") / 1024))" "$OUT/$name.tar" >&2; done
