@@ -28,10 +28,6 @@ def rate(metric, by, matchers=JOB):
     return f"sum by ({', '.join(by)}) (rate({metric}{{{matchers}}}[$__rate_interval]))"
 
 
-def days(by):
-    return f"min by ({by}) (toolweir_operator_certificate_expiry_timestamp_seconds{{{JOB}}} - time()) / 86400"
-
-
 STATUS = f"max by (policy, mode, accepted, programmed) (toolweir_operator_policy_status{{{POLICY}}})"
 WITHOUT = f"max by (pod_namespace, reason) (toolweir_operator_pods_without_sidecar{{{PODS}}})"
 NO_OPERATOR, NO_SIDECAR = "No operator is scraped", "No sidecar is scraped"
@@ -75,7 +71,7 @@ def build():
         .with_panel(
             number(
                 "Certificate days left", "Days until the first of the operator's certificates runs out. Serving certificates live for a day and are made anew at half of it.",
-                "d", NO_OPERATOR, f"min({days('certificate')})", steps(RED, (0.25, GREEN)), decimals=1,
+                "d", NO_OPERATOR, f"min(toolweir_operator_certificate_expiry_timestamp_seconds{{{JOB}}} - time()) / 86400", steps(RED, (0.25, GREEN)), decimals=1,
             )
         )
         .with_row(row("Policies and sidecars"))
@@ -189,8 +185,14 @@ def build():
         )
         .with_panel(
             lines(
-                "Certificate days left by certificate", "Days until the operator's authority (ca) and its serving certificates (leaf) run out, the soonest of all operators.",
-                "d", NO_OPERATOR, query(days("certificate"), "{{certificate}}"), width=8,
-            )
+                "Life left of certificates",
+                "The part of its life that each certificate has left, the least of all operators. A serving certificate (leaf) is made anew at half of it, an authority (ca) stops signing at a third.",
+                "percentunit", NO_OPERATOR,
+                query(
+                    f"min by (certificate) ((toolweir_operator_certificate_expiry_timestamp_seconds{{{JOB}}} - time()) / toolweir_operator_certificate_lifetime_seconds{{{JOB}}})",
+                    "{{certificate}}",
+                ),
+                width=8,
+            ).max(1.0)
         )
     )

@@ -13,9 +13,10 @@ import * as stat from '@perses-dev/stat-chart-plugin';
 import * as table from '@perses-dev/table-plugin';
 
 // A panel of 8 rows is high enough for Perses to give a legend more than one line.
-const COLUMN = 60, ROW = 46, GAP = 8;
+const COLUMN = 60, ROW = 48, GAP = 8;
 const COLOURS = { green: '#2f9e44', yellow: '#e0a100', orange: '#e8740c', red: '#d92d20', blue: '#1f6feb', text: '#444444' };
-const WIDTHS = { pod: 280, policy: 150, tool: 150, workload: 130 };
+// Where a table is narrow, what is longest gets its place.
+const WIDTHS = { pod: 260, policy: 130, tool: 130, namespace: 90, workload: 110 };
 const UNITS = { percentunit: 'percent-decimal', s: 'seconds', d: 'days', reqps: 'requests/sec', ops: 'ops/sec', short: 'decimal' };
 
 const source = {
@@ -98,7 +99,7 @@ const kinds = {
     const columns = fields.map((field) => ({
       name: name(field),
       header: renameByName[field],
-      ...(WIDTHS[field] && { width: WIDTHS[field] }),
+      ...(panel.gridPos.w < 24 && WIDTHS[field] && { width: WIDTHS[field] }),
       ...(field.startsWith('Value') ? { format: format(defaults), align: 'right', width: 40 + 8 * renameByName[field].length } : {}),
       ...(renameByName[field] === displayName ? { sort: desc ? 'desc' : 'asc' } : {}),
     }));
