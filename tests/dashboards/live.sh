@@ -66,8 +66,8 @@ kubectl -n agents run too-old --image=localhost/toolweir-agent:e2e --image-pull-
 kubectl label namespace agents research toolweir.dev/inject=enabled >/dev/null
 kubectl -n tools wait --for=condition=Ready pod/just-facebook --timeout=90s >/dev/null
 kubectl apply -f "$here/policies.yaml" >/dev/null
-# A policy that must be refused, so that there is a refusal to be seen.
-! sed 's/max: 30/max: 0/' "$here/policies.yaml" | kubectl apply -f - >/dev/null 2>&1 || fail "a limit of 0 was accepted"
+# A policy that only the webhook can refuse, so that there is a refusal to be seen.
+! sed 's/< 200/</' "$here/policies.yaml" | kubectl apply -f - >/dev/null 2>&1 || fail "a condition that does not compile was accepted"
 
 echo "Prometheus ..."
 umask 077
