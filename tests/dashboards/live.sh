@@ -88,7 +88,18 @@ kubectl apply -f "$here/agents.yaml" >/dev/null
 kubectl -n agents rollout status deployment/social-agent --timeout=120s >/dev/null
 kubectl -n research rollout status statefulset/research-agent --timeout=120s >/dev/null
 echo "$SECONDS_OF_CALLS s of calls ..."
-sleep "$SECONDS_OF_CALLS"
+# Meanwhile pods and policies are reviewed, which a dry run does too, so that there is something to be seen of admission.
+reviews() {
+	kubectl -n agents run reviewed --image=nobody --dry-run=server >/dev/null
+	kubectl -n agents run reviewed --image=nobody --labels=toolweir.dev/inject=disabled --dry-run=server >/dev/null
+	kubectl apply --dry-run=server -f "$here/policies.yaml" >/dev/null
+	! sed 's/< 200/</' "$here/policies.yaml" | kubectl apply --dry-run=server -f - >/dev/null 2>&1 || fail "a condition that does not compile was accepted"
+}
+end=$((SECONDS + SECONDS_OF_CALLS))
+while [ $SECONDS -lt $end ]; do
+	reviews
+	sleep 5
+done
 
 # Not too-old, which has no sidecar. The Job's pod runs on: its agent waits when it is done.
 check "every target is up" "$python" "$DASHBOARDS/live.py" targets "$url" 4
