@@ -1,6 +1,6 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster clean
+.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -73,6 +73,15 @@ e2e: ## Every row of the table on a real cluster (that of KUBECONFIG, else one t
 
 demo-cluster: ## Show it on Kubernetes: node, chart, policy, agent, server (KEEP=1 leaves it running)
 	@tests/cluster/demo.sh
+
+test-dashboards: ## Dashboards and alerts, without a cluster
+	@tests/dashboards/run.sh
+
+test-dashboards-live: ## Every query of dashboards and alerts against a real Prometheus on a real cluster
+	@tests/dashboards/live.sh
+
+pictures: ## The same, a quarter of an hour of calls, and both dashboards drawn: docs/img
+	@LIVE_SECONDS=$${LIVE_SECONDS:-900} PICTURES=1 tests/dashboards/live.sh
 
 clean: ## Remove what was built
 	cargo clean

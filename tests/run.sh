@@ -22,7 +22,9 @@ stage() {
 	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" ;;
 	cluster) "$ROOT/tests/cluster/node.sh" build ;;
 	chart) "$ROOT/tests/chart/run.sh" ;;
+	dashboards) "$ROOT/tests/dashboards/run.sh" ;;
 	e2e) "$ROOT/tests/cluster/e2e.sh" ;;
+	dashboards-live) "$ROOT/tests/dashboards/live.sh" ;;
 	fuzz-smoke) FUZZ_SECONDS=${FUZZ_SECONDS:-20} "$ROOT/tests/fuzz.sh" ;;
 	*) fail "there is no stage $1; there are ${ALL[*]}" ;;
 	esac

@@ -62,8 +62,15 @@ class Rendered:
             sys.exit(f"{len(found)} objects of kind {kind}")
         return found[0]
 
+    def config_map(self):
+        """The operator's; others hold dashboards."""
+        found = [map for map in self.all("ConfigMap") if map["metadata"]["name"] == self.operator]
+        if len(found) != 1:
+            sys.exit(f"{len(found)} ConfigMaps of the operator")
+        return found[0]
+
     def config(self):
-        return yaml.load(self.one("ConfigMap")["data"]["config.yaml"], Strict)
+        return yaml.load(self.config_map()["data"]["config.yaml"], Strict)
 
 
 def selects(selector, labels):
@@ -116,7 +123,7 @@ def names(rendered):
     expect(flags["validator"] == rendered.one("ValidatingWebhookConfiguration")["metadata"]["name"], "--validator", flags["validator"])
     [mount] = rendered.container["volumeMounts"]
     [volume] = rendered.pod["spec"]["volumes"]
-    map = rendered.one("ConfigMap")
+    map = rendered.config_map()
     expect(volume["name"] == mount["name"] and volume["configMap"]["name"] == map["metadata"]["name"], "the configuration is not mounted")
     expect(flags["config"] == f"{mount['mountPath']}/config.yaml", "--config", flags["config"])
     expect("config.yaml" in map["data"], "the ConfigMap has no config.yaml")
@@ -292,8 +299,89 @@ def crds(rendered, how):
             expect(meta.get("annotations", {}) == ({"helm.sh/resource-policy": "keep"} if how == "keep" else {}), name, "annotations", meta.get("annotations"))
 
 
+def relabel(rules, labels):
+    """What Prometheus makes of a target (its page "Configuration", relabel_config), or None where it is dropped."""
+    labels = dict(labels)
+    for rule in rules:
+        value = ";".join(labels.get(name, "") for name in rule.get("sourceLabels", []))
+        found = re.fullmatch(str(rule.get("regex", "(.*)")), value, re.S)
+        action = rule.get("action", "replace")
+        if action == "keep" and not found or action == "drop" and found:
+            return None
+        if action == "replace" and found:
+            labels[rule["targetLabel"]] = found.expand(re.sub(r"\$\{?(\d)\}?", r"\\\1", str(rule.get("replacement", "$1")))) if found.re.groups else str(rule["replacement"])
+    return labels
+
+
+def plain_rules(job):
+    """The relabelings of docs/prometheus.yaml, with keys as a PodMonitor has them."""
+    jobs = {one["job_name"]: one["relabel_configs"] for one in load(ROOT / "docs/prometheus.yaml")[0]["scrape_configs"]}
+    names = {"source_labels": "sourceLabels", "target_label": "targetLabel"}
+    return [{names.get(key, key): value for key, value in rule.items()} for rule in jobs[job]]
+
+
+def monitoring(rendered, how):
+    """Monitors find sidecars and operator and nothing else; alerts and dashboards are the files; `on`, `off` or `annotations`."""
+    kinds = {kind: rendered.all(kind) for kind in ("PodMonitor", "ServiceMonitor", "PrometheusRule")}
+    boards = [map for map in rendered.all("ConfigMap") if map["metadata"]["name"] != rendered.operator]
+    wanted = {"on": (1, 1, 1, 2), "off": (0, 0, 0, 0), "annotations": (1, 0, 1, 2)}[how]
+    counts = (*(len(found) for found in kinds.values()), len(boards))
+    if not expect(counts == wanted, "PodMonitors, ServiceMonitors, PrometheusRules, dashboards:", counts):
+        return
+    annotations = {key: value for key, value in rendered.pod["metadata"]["annotations"].items() if key.startswith("prometheus.io/")}
+    told = {"prometheus.io/scrape": "true", "prometheus.io/port": "8080", "prometheus.io/path": "/metrics"}
+    expect(annotations == (told if how == "annotations" else {}), "annotations of the operator's pods:", annotations)
+
+    for monitor in kinds["PodMonitor"]:
+        expect(monitor["spec"]["namespaceSelector"] == {"any": True} and monitor["spec"]["selector"] == {}, "the PodMonitor does not look at every pod")
+        [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+        injection = (ROOT / "operator/src/inject/sidecar.rs").read_text()
+        expect(f'{{"name": "{endpoint["port"]}", "containerPort": METRICS_PORT' in injection, "sidecars have no port", endpoint["port"])
+        [container] = re.findall(r'SIDECAR_CONTAINER: &str = "(.+)"', (ROOT / "operator/src/lib.rs").read_text())
+        meta = "__meta_kubernetes_pod_"
+        for pod, owner, hash, workload in (
+            ("agent", None, False, "agent"),
+            ("social-agent-7d9c5b8f6d-x2x7k", ("ReplicaSet", "social-agent-7d9c5b8f6d"), True, "social-agent"),
+            ("by-hand-1-abcde", ("ReplicaSet", "by-hand-1"), False, "by-hand-1"),
+            ("agents-0", ("StatefulSet", "agents"), False, "agents"),
+            ("watch-abcde", ("DaemonSet", "watch"), False, "watch"),
+            ("nightly-29383920-abcde", ("Job", "nightly-29383920"), False, "nightly"),
+            ("once-abcde", ("Job", "once"), False, "once"),
+        ):
+            labels = {f"{meta}name": pod, f"{meta}container_name": container, "job": "x"}
+            if owner:
+                labels |= {f"{meta}controller_kind": owner[0], f"{meta}controller_name": owner[1]}
+            if hash:
+                labels[f"{meta}labelpresent_pod_template_hash"] = "true"
+            target = relabel(endpoint["relabelings"], labels)
+            if expect(target, "pod", pod, "is not scraped"):
+                expect((target["job"], target.get("workload")) == ("toolweir-sidecar", workload), "pod", pod, "is", target["job"], target.get("workload"))
+            expect(relabel(endpoint["relabelings"], labels | {f"{meta}container_name": "agent"}) is None, "a port of the agent's own is scraped")
+            # docs/prometheus.yaml is for whoever has no PodMonitor, and must say the same.
+            plain = relabel(plain_rules("toolweir-sidecar"), labels | {f"{meta}container_port_name": endpoint["port"], f"{meta}phase": "Running"})
+            expect(plain and plain["workload"] == workload and plain["pod"] == pod, "docs/prometheus.yaml: pod", pod, "is", plain)
+    operator = {f"__meta_kubernetes_pod_label_{re.sub('[^a-zA-Z0-9_]', '_', key)}": value for key, value in rendered.pod["metadata"]["labels"].items()}
+    ports = [port["name"] for port in rendered.container["ports"]]
+    found = [port for port in ports if relabel(plain_rules("toolweir-operator"), operator | {"__meta_kubernetes_pod_container_port_name": port})]
+    expect(found == ["metrics"], "docs/prometheus.yaml: of the operator's ports it scrapes", *found)
+    for monitor in kinds["ServiceMonitor"]:
+        expect(monitor["spec"]["namespaceSelector"] == {"matchNames": [rendered.namespace]}, "the ServiceMonitor looks elsewhere")
+        expect(selects(monitor["spec"]["selector"], rendered.service["metadata"]["labels"]), "the ServiceMonitor does not select the Service")
+        [endpoint] = monitor["spec"]["endpoints"]
+        expect(endpoint["port"] in [port["name"] for port in rendered.service["spec"]["ports"] if port["targetPort"] == "metrics"], "the Service has no port", endpoint["port"])
+        expect(relabel(endpoint["relabelings"], {})["job"] == "toolweir-operator", "the operator's job")
+    for rule in kinds["PrometheusRule"]:
+        text = (ROOT / "charts/toolweir/alerts.yaml").read_text()
+        links = {one["annotations"]["runbook_url"] for group in rule["spec"]["groups"] for one in group["rules"] if "alert" in one}
+        [base] = {link.partition("#")[0] for link in links}
+        expect(rule["spec"] == yaml.load(re.sub(r"https://\S+/alerts\.md", base, text), Strict), "the PrometheusRule is not alerts.yaml")
+    files = {path.name: path.read_text() for path in (ROOT / "charts/toolweir/dashboards").glob("*.json")}
+    there = {key: value for board in boards for key, value in board["data"].items()}
+    expect(there == (files if boards else {}), "the dashboards are not those of the files:", *there)
+
+
 def main():
-    checks = {check.__name__: check for check in (parses, names, configuration, webhooks, rbac, images, restricted, crds)}
+    checks = {check.__name__: check for check in (parses, names, configuration, webhooks, rbac, images, restricted, crds, monitoring)}
     if sys.argv[1:] == ["--list"]:
         return print(*checks)
     if len(sys.argv) < 4 or sys.argv[1] not in checks:

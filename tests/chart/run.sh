@@ -30,22 +30,29 @@ check() {
 	fi
 }
 
-# The rendering as it is compared: of a CRD the head alone, since the rest is compared with crds/generated.
-head_of_crds() {
-	awk '/^---$/ { skip = 0; crd = 0 } /^# Source: .*\/crds\.yaml$/ { crd = 1 } !skip { print }
-		crd && /^spec:$/ { print "  # as in crds/generated"; skip = 1 }' "$1"
+# The rendering as it is compared: of CRDs, dashboards and alerts the head alone, since the rest is compared with its source.
+heads() {
+	awk '/^---$/ { skip = 0; crd = 0; kind = "" } /^# Source: .*\/crds\.yaml$/ { crd = 1 } /^kind: / { kind = $2 } !skip { print }
+		crd && /^spec:$/ { print "  # as in crds/generated"; skip = 1 }
+		kind == "PrometheusRule" && /^spec:$/ { print "  # as in alerts.yaml"; skip = 1 }
+		kind == "ConfigMap" && /^  toolweir-.*\.json: \|$/ { print "    # as in dashboards"; skip = 1 }' "$1"
 }
-render() { "$helm" template "$2" "$chart" -n "$3" -f "$here/values/$1.yaml" >"$out/$1.yaml"; }
+# render VALUES RELEASE NAMESPACE MONITORING: with or without the CRDs of the Prometheus operator.
+render() {
+	local apis=()
+	[ "$4" = off ] || apis=(--api-versions monitoring.coreos.com/v1)
+	"$helm" template "$2" "$chart" -n "$3" -f "$here/values/$1.yaml" "${apis[@]}" >"$out/$1.yaml"
+}
 golden() {
-	head_of_crds "$out/$1.yaml" >"$out/$1.golden.yaml"
+	heads "$out/$1.yaml" >"$out/$1.golden.yaml"
 	[ "${UPDATE_GOLDEN-}" != 1 ] || cp "$out/$1.golden.yaml" "$here/golden/$1.yaml"
 	diff -u "$here/golden/$1.yaml" "$out/$1.golden.yaml"
 }
 rendered() { "$python" "$here/rendered.py" "$@"; }
 
-while read -r values release namespace crds; do
+while read -r values release namespace crds monitoring; do
 	check "$values: lint" "$helm" lint --strict --quiet "$chart" -n "$namespace" -f "$here/values/$values.yaml"
-	check "$values: renders" render "$values" "$release" "$namespace"
+	check "$values: renders" render "$values" "$release" "$namespace" "$monitoring"
 	check "$values: is the golden file" golden "$values"
 	check "$values: objects have names, labels, their namespace" rendered parses "$out/$values.yaml" "$namespace"
 	check "$values: names, ports and selectors agree" rendered names "$out/$values.yaml" "$namespace"
@@ -55,11 +62,13 @@ while read -r values release namespace crds; do
 	check "$values: images are pinned" rendered images "$out/$values.yaml" "$namespace"
 	check "$values: pods meet the restricted standard" rendered restricted "$out/$values.yaml" "$namespace"
 	check "$values: CRDs ($crds)" rendered crds "$out/$values.yaml" "$namespace" "$crds"
+	check "$values: monitoring ($monitoring)" rendered monitoring "$out/$values.yaml" "$namespace" "$monitoring"
 done <<-END
-	defaults    toolweir  toolweir-system  keep
-	minimal     gate      mcp              keep
-	no-crds     toolweir  toolweir-system  none
-	everything  toolweir  toolweir-system  drop
+	defaults    toolweir  toolweir-system  keep  off
+	minimal     gate      mcp              keep  off
+	no-crds     toolweir  toolweir-system  none  off
+	everything  toolweir  toolweir-system  drop  on
+	annotated   toolweir  toolweir-system  keep  annotations
 END
 
 # refused "FLAGS => MESSAGE"
@@ -92,7 +101,8 @@ package() {
 	"$helm" package "$chart" -d "$out"
 	archive=$(echo "$out"/toolweir-*.tgz)
 	listed=$(tar -tzf "$archive")
-	for file in Chart.yaml README.md values.yaml values.schema.json files/crds/mcppolicies.yaml files/crds/mcpclusterpolicies.yaml; do
+	for file in Chart.yaml README.md values.yaml values.schema.json files/crds/mcppolicies.yaml files/crds/mcpclusterpolicies.yaml \
+		alerts.yaml dashboards/toolweir-denials.json dashboards/toolweir-fleet.json; do
 		grep -qx "toolweir/$file" <<<"$listed" || { echo "$archive has no $file"; return 1; }
 	done
 	"$helm" template toolweir "$archive" -n toolweir-system | diff - "$out/defaults.yaml"

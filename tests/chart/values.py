@@ -26,7 +26,8 @@ def only(path, value):
 
 
 def render(helm, values):
-    command = [helm, "template", "toolweir", CHART, "-n", "toolweir-system", "-f", "-"]
+    # With the CRDs of the Prometheus operator, so that what depends on them is there.
+    command = [helm, "template", "toolweir", CHART, "-n", "toolweir-system", "-f", "-", "--api-versions", "monitoring.coreos.com/v1"]
     return subprocess.run(command, input=json.dumps(values), text=True, capture_output=True)
 
 
@@ -60,6 +61,8 @@ def main():
             return f"{path} is not in tests/chart/values/everything.yaml"
         if isinstance(default, bool):
             value = not default
+        elif default == "auto":
+            value = False
         elif value == default:
             return f"{path} is in tests/chart/values/everything.yaml as it is by default"
         done = render(helm, only(path, value))

@@ -82,3 +82,20 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end }}
+
+{{/* Whether a part of `monitoring` is there: (list $ name), `true` or nothing. */}}
+{{- define "toolweir.monitored" -}}
+{{- $root := index . 0 }}
+{{- $name := index . 1 }}
+{{- $enabled := (index $root.Values.monitoring $name).enabled }}
+{{- $known := $root.Capabilities.APIVersions.Has "monitoring.coreos.com/v1" }}
+{{- /* The dashboards are ConfigMaps, which every cluster has. */}}
+{{- if and (eq (toString $enabled) "true") (not $known) (ne $name "dashboards") }}
+{{- fail (printf "monitoring.%s.enabled is true, and the cluster does not have monitoring.coreos.com/v1: install the CRDs of the Prometheus operator first, or say auto or false. For `helm template`, say --api-versions monitoring.coreos.com/v1" $name) }}
+{{- end }}
+{{- $twice := and (eq $name "serviceMonitor") $root.Values.monitoring.scrapeAnnotations }}
+{{- if and $twice (eq (toString $enabled) "true") }}
+{{- fail "monitoring.serviceMonitor.enabled and monitoring.scrapeAnnotations are both true: the operator would be scraped twice. Say false to one of them" }}
+{{- end }}
+{{- if or (eq (toString $enabled) "true") (and (eq (toString $enabled) "auto") $known (not $twice)) }}true{{ end }}
+{{- end }}

@@ -1,0 +1,163 @@
+"""Toolweir / Denials: which agents call which tools, what was turned away, by which policy and why, what is about to be."""
+
+from common import (
+    BLUE, DECISIONS, GREEN, GREY, ORANGE, RED, YELLOW,
+    board, coloured, counted, lines, number, prop, quantile, query, now, row, rows, source, stacked, steps, variable,
+)
+
+POD = 'job=~"$job", namespace=~"$namespace", workload=~"$workload"'
+SERVER = f'{POD}, server=~"$server"'
+CALL = f'{SERVER}, policy=~"$policy"'
+
+
+def calls(more=""):
+    return f"toolweir_tool_calls_total{{{CALL}{more}}}"
+
+
+DENIED, WOULD = calls(', decision="denied"'), calls(', decision="would_deny"')
+LIMIT = f"toolweir_limit_used_ratio{{{CALL}}}"
+NO_CALLS, NONE_DENIED = "No calls in this range", "Nothing was denied in this range"
+
+
+def variables():
+    any_sidecar = 'toolweir_policy_connected{job=~"$job"'
+    return [
+        source(),
+        variable("job", "Job", "The scrape job of the sidecars.", "toolweir_policy_connected", everything=".+"),
+        variable("namespace", "Namespace", "The namespace of the agents.", f"{any_sidecar}}}"),
+        variable("workload", "Workload", "The Deployment, StatefulSet, Job ... of the agents.", f'{any_sidecar}, namespace=~"$namespace"}}'),
+        variable("server", "Server", "The MCP server, as policies name it.", f"toolweir_overhead_seconds_count{{{POD}}}"),
+        variable("policy", "Policy", "The policy that decided: namespace/name, or the name of a cluster policy.", f"toolweir_policy_info{{{POD}}}"),
+    ]
+
+
+def by(label, title, description, nothing=NONE_DENIED, limit=None):
+    expr = counted(DENIED, [label], per_second=True)
+    if limit:
+        expr = f"topk({limit}, {expr})"
+    return stacked(title, description, "reqps", nothing, query(expr, f"{{{{{label}}}}}"))
+
+
+def percentiles(title, description, nothing, histogram):
+    return lines(
+        title, description, "s", nothing,
+        *(query(quantile(q, histogram, SERVER), name, ref) for q, name, ref in ((0.5, "p50", "A"), (0.95, "p95", "B"), (0.99, "p99", "C"))),
+    )
+
+
+def build():
+    all_calls, denied, would = counted(calls(), []), counted(DENIED, []), counted(WOULD, [])
+    made = board(
+        "toolweir-denials", "Toolweir / Denials",
+        "Which agents call which tools, what was turned away, by which policy and why, and which limits are about to be hit.",
+        variables(), "Toolweir",
+    )
+    made = (
+        made.with_row(row("Tool calls"))
+        .with_panel(number("Calls", "Tool calls in this range, whatever was decided.", "short", NO_CALLS, all_calls, steps(BLUE)))
+        .with_panel(number("Denied", "Tool calls that a policy turned away in this range.", "short", "None", denied, steps(GREEN, (1, RED))))
+        .with_panel(
+            number(
+                "Denial ratio", "The part of the tool calls in this range that was turned away.", "percentunit", NO_CALLS,
+                f"({denied} or vector(0))\n/\n({all_calls} > 0)", steps(GREEN, (0.05, YELLOW), (0.25, RED)), decimals=1,
+            )
+        )
+        .with_panel(
+            number(
+                "Would be denied", "Tool calls in this range that were let through, since the policy that would have turned them away is in Audit mode.",
+                "short", "None", would, steps(GREEN, (1, ORANGE)),
+            )
+        )
+        .with_panel(
+            number(
+                "Fullest limit", "How full the fullest limit is now. At 100 % the next call that it counts is denied.", "percentunit", "No limits",
+                f"max({LIMIT})", steps(GREEN, (0.8, YELLOW), (1, RED)),
+            )
+        )
+        .with_panel(
+            number(
+                "Sidecars", "Sidecars that are scraped now. Fewer than there are agents: see Toolweir / Fleet.", "short", "No sidecar is scraped",
+                f"count(toolweir_policy_connected{{{POD}}})", steps(BLUE),
+            )
+        )
+        .with_panel(
+            coloured(
+                stacked(
+                    "Calls by decision", "Tool calls a second: allowed, denied, and let through although a policy in Audit mode would deny them.",
+                    "reqps", NO_CALLS,
+                    *(
+                        query(counted(calls(f', decision="{decision}"'), [], per_second=True), decision, ref)
+                        for decision, ref in zip(DECISIONS, "ABC")
+                    ),
+                ),
+                DECISIONS,
+            )
+        )
+        .with_panel(
+            lines(
+                "Denial ratio by server", "The part of the tool calls to each server that is turned away.", "percentunit", NONE_DENIED,
+                query(
+                    f"{counted(DENIED, ['server'], per_second=True)}\n/\n({counted(calls(), ['server'], per_second=True)} > 0)",
+                    "{{server}}",
+                ),
+            ).max(1.0)
+        )
+        .with_row(row("What is turned away"))
+        .with_panel(by("reason", "Denials by reason", "Denied calls a second, by why. docs/metrics.md says what each reason means."))
+        .with_panel(by("policy", "Denials by policy", "Denied calls a second, by the policy that decided. Empty: no policy names the server."))
+        .with_panel(by("server", "Denials by server", "Denied calls a second, by the MCP server that was meant."))
+        .with_panel(by("tool", "Denials by tool", "Denied calls a second, the ten tools with the most. _other: a name that neither a policy nor a list of tools gave.", limit=10))
+        .with_panel(
+            rows(
+                "Top denied tools", "The 20 tools that were denied most often in this range, with whose calls they were, by which policy and why.",
+                "short", NONE_DENIED,
+                {"namespace": "Namespace", "workload": "Workload", "server": "Server", "tool": "Tool", "reason": "Reason", "policy": "Policy", "Value": "Denied"},
+                now(f"topk(20, {counted(DENIED, ['namespace', 'workload', 'server', 'tool', 'reason', 'policy'])} > 0)"),
+                sort="Denied", width=24,
+            ).decimals(0)
+        )
+        .with_panel(
+            rows(
+                "Would be denied, by policies in Audit mode",
+                "What would be turned away if the policy were set to mode Enforce: the 20 most frequent in this range.",
+                "short", "No policy in Audit mode would have denied anything in this range",
+                {"namespace": "Namespace", "workload": "Workload", "server": "Server", "tool": "Tool", "reason": "Reason", "policy": "Policy", "Value": "Would be denied"},
+                now(f"topk(20, {counted(WOULD, ['namespace', 'workload', 'server', 'tool', 'reason', 'policy'])} > 0)"),
+                sort="Would be denied", width=24, height=7,
+            ).decimals(0)
+        )
+        .with_row(row("Limits"))
+        .with_panel(
+            rows(
+                "Limits by how full they are",
+                "The 20 fullest limits now, each in the pod where it is fullest. At 100 % the next call is denied. Limits with a key are not among them.",
+                "percentunit", "No limits",
+                {"namespace": "Namespace", "workload": "Workload", "server": "Server", "tool": "Tool", "limit": "Limit", "policy": "Policy", "Value": "Used"},
+                now(f"topk(20, max by (namespace, workload, server, tool, limit, policy) ({LIMIT}))"),
+                sort="Used",
+            )
+            .decimals(0)
+            .thresholds(steps(GREY, (0.8, ORANGE), (1, RED)))
+            .override_by_name("Used", [prop("custom.cellOptions", {"type": "color-text"}), prop("custom.width", 90)])
+        )
+        .with_panel(
+            lines(
+                "Fullest limits over time", "The ten fullest limits, each in the pod where it is fullest.", "percentunit", "No limits",
+                query(f"topk(10, max by (server, tool, limit, policy) ({LIMIT}))", "{{server}} {{tool}} {{limit}}"), height=9,
+            )
+        )
+        .with_row(row("Latency"))
+        .with_panel(
+            percentiles(
+                "Upstream latency", "From sending a request to the head of the server's answer, connecting included.",
+                "No request was sent to a server in this range", "toolweir_upstream_duration_seconds",
+            )
+        )
+        .with_panel(
+            percentiles(
+                "The sidecar's own overhead", "What a request spends in the sidecar itself, without waiting for client or server.",
+                "No request in this range", "toolweir_overhead_seconds",
+            )
+        )
+    )
+    return made

@@ -1,0 +1,16 @@
+"""Writes each dashboard as TypeScript that says of which type it is: `typed.py FOLDER`. tsc says whether it is so."""
+import pathlib
+import sys
+
+from boards import DASHBOARDS
+
+# JSON has the values of enumerations, not their members.
+HEAD = """import type { Dashboard } from '@grafana/schema';
+type Json<T> = T extends string ? `${T}` : T extends (infer Item)[] ? Json<Item>[] : T extends object ? { [Key in keyof T]: Json<T[Key]> } : T;
+"""
+to = pathlib.Path(sys.argv[1])
+to.mkdir(exist_ok=True)
+for old in to.glob("*.ts"):
+    old.unlink()
+for path in DASHBOARDS:
+    (to / f"{path.stem}.ts").write_text(f"{HEAD}export const board: Json<Dashboard> = {path.read_text()};\n")
