@@ -132,7 +132,9 @@ impl Ledger {
         let mut due: Vec<_> = self
             .0
             .iter_mut()
-            .filter(|(_, entry)| entry.is_new && entry.written.is_none_or(|written| now.saturating_duration_since(written) >= PACE))
+            .filter(|(_, entry)| {
+                entry.is_new && entry.written.is_none_or(|written| now.saturating_duration_since(written) >= PACE)
+            })
             .collect();
         due.sort_by(|((uid, reason), entry), ((other_uid, other_reason), other)| {
             (entry.written, uid, reason).cmp(&(other.written, other_uid, other_reason))
@@ -186,8 +188,8 @@ fn words(reason: &str) -> &'static str {
 
 fn list<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> String {
     let more = if names.len() > NAMED { ", ..." } else { "" };
-    let named: Vec<&str> = names.take(NAMED).map(String::as_str).collect();
-    format!("{}{more}", named.join(", "))
+    let first: Vec<&str> = names.take(NAMED).map(String::as_str).collect();
+    format!("{}{more}", first.join(", "))
 }
 
 /// A name that a sidecar told, fit to be shown.
@@ -296,10 +298,7 @@ mod tests {
         ledger.add(told("a", &[("rate_limit", "send", 2)]), start, time(0));
         let first = ledger.due(start);
         assert_eq!(first.len(), 1);
-        assert_eq!(
-            first[0].message,
-            "2 tool calls denied, over a limit (rate_limit), by agents/facebook: send on facebook."
-        );
+        assert_eq!(first[0].message, "2 tool calls denied, over a limit (rate_limit), by agents/facebook: send on facebook.");
         ledger.add(told("a", &[("rate_limit", "send", 1)]), after(5), time(5));
         ledger.add(told("a", &[("rate_limit", "pay", 1)]), after(30), time(30));
         assert_eq!(ledger.due(after(59)), []);

@@ -150,7 +150,10 @@ impl Metrics {
                 &["certificate"],
             )?,
             certificate_lifetime: GaugeVec::new(
-                Opts::new("toolweir_operator_certificate_lifetime_seconds", "How long a certificate lives, from beginning to end."),
+                Opts::new(
+                    "toolweir_operator_certificate_lifetime_seconds",
+                    "How long a certificate lives, from beginning to end.",
+                ),
                 &["certificate"],
             )?,
             certificate_rotations: vec(
@@ -164,41 +167,46 @@ impl Metrics {
             )?,
             resident: Gauge::new("process_resident_memory_bytes", "Resident memory.")?,
         };
+        metrics.register()?;
+        metrics.begin();
+        Ok(metrics)
+    }
+
+    fn register(&self) -> Result<(), prometheus::Error> {
         let build = IntGaugeVec::new(Opts::new("toolweir_build_info", "The version of the operator; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let started = Gauge::new("process_start_time_seconds", "When this process began, in seconds since 1970.")?;
         started.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         let all: [Box<dyn Collector>; 24] = [
-            Box::new(metrics.admissions.clone()),
-            Box::new(metrics.admission_duration.clone()),
-            Box::new(metrics.streams.clone()),
-            Box::new(metrics.stream_refused.clone()),
-            Box::new(metrics.stream_ended.clone()),
-            Box::new(metrics.snapshots.clone()),
-            Box::new(metrics.acks.clone()),
-            Box::new(metrics.leader.clone()),
-            Box::new(metrics.synced.clone()),
-            Box::new(metrics.streams_acknowledged.clone()),
-            Box::new(metrics.policies.clone()),
-            Box::new(metrics.policy_status.clone()),
-            Box::new(metrics.policy_pods.clone()),
-            Box::new(metrics.pods_without_sidecar.clone()),
-            Box::new(metrics.events.clone()),
-            Box::new(metrics.certificate_lifetime.clone()),
+            Box::new(self.admissions.clone()),
+            Box::new(self.admission_duration.clone()),
+            Box::new(self.streams.clone()),
+            Box::new(self.stream_refused.clone()),
+            Box::new(self.stream_ended.clone()),
+            Box::new(self.snapshots.clone()),
+            Box::new(self.acks.clone()),
+            Box::new(self.leader.clone()),
+            Box::new(self.synced.clone()),
+            Box::new(self.streams_acknowledged.clone()),
+            Box::new(self.policies.clone()),
+            Box::new(self.policy_status.clone()),
+            Box::new(self.policy_pods.clone()),
+            Box::new(self.pods_without_sidecar.clone()),
+            Box::new(self.events.clone()),
+            Box::new(self.certificate_lifetime.clone()),
             Box::new(started),
-            Box::new(metrics.status_writes.clone()),
-            Box::new(metrics.watch_failures.clone()),
-            Box::new(metrics.certificate_expiry.clone()),
-            Box::new(metrics.certificate_rotations.clone()),
-            Box::new(metrics.certificate_failures.clone()),
-            Box::new(metrics.resident.clone()),
+            Box::new(self.status_writes.clone()),
+            Box::new(self.watch_failures.clone()),
+            Box::new(self.certificate_expiry.clone()),
+            Box::new(self.certificate_rotations.clone()),
+            Box::new(self.certificate_failures.clone()),
+            Box::new(self.resident.clone()),
             Box::new(build),
         ];
         for collector in all {
-            metrics.registry.register(collector)?;
+            self.registry.register(collector)?;
         }
-        metrics.begin();
-        Ok(metrics)
+        Ok(())
     }
 
     /// Begins every count whose labels are known at 0, so that the first of each is seen as a rise.

@@ -7,7 +7,13 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use kube::Client;
-use tokio::{net::TcpListener, signal::unix::SignalKind, sync::{mpsc, watch}, task::JoinSet, time::sleep};
+use tokio::{
+    net::TcpListener,
+    signal::unix::SignalKind,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::sleep,
+};
 use toolweir_engine::Options as EngineOptions;
 
 use crate::{
@@ -16,8 +22,7 @@ use crate::{
     certs::{Keeper, Settings, issue},
     cluster,
     config::Config,
-    events,
-    leader,
+    events, leader,
     metrics::Metrics,
     publish::{self, Others, Replica},
     serve::{self, Port, serve},
@@ -101,7 +106,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         trust: trust.clone(),
         stopping: closing.clone(),
     };
-    let pages = Pages { world: Arc::clone(&world), config: Arc::clone(&config), namespace: options.namespace.as_str().into(), trust, certified, stopping: stopping.clone() };
+    let pages = Pages {
+        world: Arc::clone(&world),
+        config: Arc::clone(&config),
+        namespace: options.namespace.as_str().into(),
+        trust,
+        certified,
+        stopping: stopping.clone(),
+    };
 
     let webhook_listener = listen(&options.webhook_listen).await?;
     let stream_listener = listen(&options.stream_listen).await?;

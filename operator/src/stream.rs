@@ -53,8 +53,7 @@ pub enum Ended {
 
 impl Ended {
     /// Every one.
-    pub const ALL: [Self; 6] =
-        [Self::ClientGone, Self::Slow, Self::Protocol, Self::PodGone, Self::TokenExpired, Self::Stopping];
+    pub const ALL: [Self; 6] = [Self::ClientGone, Self::Slow, Self::Protocol, Self::PodGone, Self::TokenExpired, Self::Stopping];
 
     /// As metrics name it.
     pub fn as_str(self) -> &'static str {

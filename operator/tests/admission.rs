@@ -128,7 +128,7 @@ impl Operator {
 
     /// Everything that was counted.
     fn counts(&self) -> u64 {
-        let page = String::from_utf8(self.webhooks.world.metrics.scrape().unwrap()).unwrap();
+        let page = String::from_utf8(self.webhooks.world.metrics.scrape(&BTreeMap::new()).unwrap()).unwrap();
         let series = page.lines().filter(|line| line.starts_with("toolweir_operator_admissions_total{"));
         series.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
     }

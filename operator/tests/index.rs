@@ -16,6 +16,7 @@ use toolweir_engine::{Options, Policy, PolicyId};
 use toolweir_operator::{
     acks::{self, Acks, Tallies},
     index::{Current, Entry, Event, Index, Pod, PodKey},
+    inject::Skip,
     select::Labels,
     status::{self, Accepted, Programmed, Wanted},
 };
@@ -440,4 +441,34 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn pods_that_opted_in_and_have_no_sidecar_are_counted_by_why() {
+    let mut index = Index::default();
+    let on = || labels("toolweir.dev/inject=enabled");
+    index.apply(Event::Namespaces(BTreeMap::from([
+        ("agents".to_owned(), on()),
+        ("quiet".to_owned(), on()),
+        ("plain".to_owned(), Labels::new()),
+        ("kube-system".to_owned(), on()),
+    ])));
+    let pod = |text: &str, injected, unfit| Pod { injected, unfit, ..pod("u", text) };
+    for (name, pod) in [
+        ("agents/injected", pod("", true, None)),
+        ("agents/before", pod("", false, None)),
+        ("agents/host", pod("", false, Some(Skip::HostNetwork))),
+        ("agents/out", pod("toolweir.dev/inject=disabled", false, None)),
+        ("agents/ends", Pod { ends: true, ..pod("", false, None) }),
+        ("plain/other", pod("", false, None)),
+        ("plain/in", pod("toolweir.dev/inject=enabled", false, None)),
+        ("kube-system/dns", pod("", false, None)),
+    ] {
+        index.apply(Event::Pod(key(name), pod));
+    }
+    let counts = index.without_sidecar(|namespace| namespace == "kube-system");
+    let counts: Vec<(&str, &str, i64)> = counts.iter().map(|((name, why), count)| (name.as_str(), *why, *count)).collect();
+    let expected =
+        [("agents", "HostNetwork", 1), ("agents", "NotInjected", 1), ("plain", "NotInjected", 1), ("quiet", "NotInjected", 0)];
+    assert_eq!(counts, expected);
 }

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use toolweir_operator::{
     admission::{REASONS, RESULTS},
     auth::Refusal,
+    index::NOT_INJECTED,
     metrics::Metrics,
-    status::Accepted,
+    status::{Accepted, Programmed},
     stream::Ended,
 };
 
@@ -47,7 +48,8 @@ fn set<'a>(values: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 
 /// The metrics of a scrape, the series of a histogram as one.
 fn scraped(metrics: &Metrics) -> Listed {
-    let text = String::from_utf8(metrics.scrape().unwrap()).unwrap();
+    let without = BTreeMap::from([(("agents".to_owned(), NOT_INJECTED), 0)]);
+    let text = String::from_utf8(metrics.scrape(&without).unwrap()).unwrap();
     let mut types: BTreeMap<&str, &str> = BTreeMap::new();
     let mut listed = Listed::new();
     for line in text.lines() {
@@ -80,6 +82,9 @@ fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
     metrics.policies.with_label_values(&["MCPPolicy", "Accepted"]).inc();
     metrics.status_writes.with_label_values(&["ok"]).inc();
     metrics.watch_failures.with_label_values(&["pods"]).inc();
+    metrics.policy_status.with_label_values(&["agents/p", "Enforce", "Accepted", "Programmed"]).set(1);
+    metrics.policy_pods.with_label_values(&["agents/p", "selected"]).set(1);
+    metrics.certificate_lifetime.with_label_values(&["ca"]).set(1.0);
     metrics.certificate_expiry.with_label_values(&["ca"]).set(1.0);
     metrics.certificate_rotations.with_label_values(&["ca"]).inc();
     assert_eq!(documented(&page()), scraped(&metrics));
@@ -88,13 +93,14 @@ fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
 #[test]
 fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
     let page = page();
-    let ended = [Ended::ClientGone, Ended::Slow, Ended::Protocol, Ended::PodGone, Ended::TokenExpired, Ended::Stopping]
-        .map(Ended::as_str);
+    let ended = Ended::ALL.map(Ended::as_str);
     for (heading, known) in [
         ("`result` of admissions", set(RESULTS)),
         ("`reason` of admissions", set(REASONS)),
         ("`reason` of streams that were refused", set(Refusal::ALL.map(Refusal::as_str))),
         ("`reason` of streams that ended", set(ended)),
+        ("`programmed`", set(Programmed::ALL.map(Programmed::as_str))),
+        ("`reason` of pods without a sidecar", set([NOT_INJECTED, "HostNetwork", "Windows", "MirrorPod"])),
         ("`accepted`", set(Accepted::ALL.map(Accepted::as_str))),
     ] {
         assert_eq!(values(&page, heading), known, "{heading}");
@@ -111,6 +117,9 @@ fn the_page_lists_the_values_that_the_code_names() {
         ("`kind` of policies", &["publish.rs"]),
         ("`result` of status writes", &["publish.rs"]),
         ("`certificate`", &["certs/keeper.rs"]),
+        ("`mode`", &["publish.rs"]),
+        ("`state` of pods", &["publish.rs"]),
+        ("`result` of events", &["events.rs", "stream.rs"]),
     ] {
         let text: String = files.iter().map(|file| source(file)).collect();
         let values = values(&page, heading);

@@ -24,6 +24,7 @@ use toolweir_crds::{read_documents, resource::PolicyStatus};
 use toolweir_engine::{Options, PolicyId};
 use toolweir_operator::{
     auth::Reviewer,
+    events::Told,
     index::{Entry, Event, Pod, PodKey},
     metrics::Metrics,
     stream::Streams,
@@ -82,6 +83,7 @@ struct Operator {
     world: Arc<World>,
     trust: watch::Sender<Arc<str>>,
     stop: watch::Sender<bool>,
+    told: mpsc::Receiver<Told>,
     streams: Streams,
 }
 
@@ -111,9 +113,9 @@ fn operator() -> Operator {
     let (trust, trusted) = watch::channel(Arc::from("PEM 1"));
     let (stop, stopping) = watch::channel(false);
     let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
-let (denials, told) = mpsc::channel(1);
+    let (denials, told) = mpsc::channel(1);
     let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, denials, stopping };
-    Operator { world, trust, stop, streams }
+    Operator { world, trust, stop, told, streams }
 }
 
 /// What a sidecar holds of its stream.
@@ -244,6 +246,30 @@ async fn trust_comes_first_then_what_holds_then_every_change_and_word_that_the_s
     operator.stop.send(true).unwrap();
     assert_eq!(sidecar.line().await, None);
     assert!(operator.ended("stopping").await);
+}
+
+#[tokio::test]
+async fn denials_are_those_of_the_pod_whose_token_it_is_and_nobody_waits_for_events() {
+    let mut operator = operator();
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    let version = sidecar.version().await;
+    let denied = json!({"policy": "agents/p", "reason": "rate_limit", "server": "s", "tool": "t", "count": 5});
+    sidecar.say(format!("{}\n", json!({"denials": [denied], "pod": "two"})));
+    let told = timeout(Duration::from_secs(5), operator.told.recv()).await.unwrap().unwrap();
+    assert_eq!((told.pod.name.as_str(), told.uid.as_str(), told.denials[0].count), ("one", "uid-one", 5));
+    // The channel has room for one, and nobody reads it now.
+    for _ in 0..3 {
+        sidecar.say(format!("{}\n", json!({"denials": [denied]})));
+    }
+    sidecar.say(format!("{}\n", json!({"version": version})));
+    for _ in 0..200 {
+        if operator.world.metrics.acks.get() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(operator.world.metrics.acks.get(), 1, "what came after it was read");
+    assert_eq!(operator.world.metrics.events.with_label_values(&["no_room"]).get(), 2);
 }
 
 #[tokio::test]

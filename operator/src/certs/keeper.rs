@@ -270,7 +270,9 @@ impl Keeper {
             let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             self.metrics.certificate_expiry.with_label_values(&[certificate]).set(seconds);
         }
-        for (certificate, from, to) in [("leaf", held.times.valid_from, held.times.expires), ("ca", signer_valid_from, signer_expires)] {
+        for (certificate, from, to) in
+            [("leaf", held.times.valid_from, held.times.expires), ("ca", signer_valid_from, signer_expires)]
+        {
             let seconds = to.duration_since(from).unwrap_or_default().as_secs_f64();
             self.metrics.certificate_lifetime.with_label_values(&[certificate]).set(seconds);
         }

@@ -48,7 +48,7 @@ fn counts(metrics: &Metrics) -> impl Iterator<Item = (Kind, u64)> {
             found.map(|label| label.value().to_owned()).unwrap_or_default()
         };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter of calls")]
-        let count = metric.get_counter().value() as u64;
+        let count = metric.get_counter().get_value() as u64;
         (label("decision") == "denied").then(|| ([label("server"), label("tool"), label("reason"), label("policy")], count))
     })
 }

@@ -124,7 +124,13 @@ impl Operator {
         let world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
         world.apply(Event::Namespaces(BTreeMap::from([("agents".to_owned(), BTreeMap::new())])));
         let pods = (0..SIDECARS).map(|number| {
-            let pod = Pod { uid: format!("uid-{}", pod_name(number)), labels: BTreeMap::new(), injected: true, unfit: None, ends: false };
+            let pod = Pod {
+                uid: format!("uid-{}", pod_name(number)),
+                labels: BTreeMap::new(),
+                injected: true,
+                unfit: None,
+                ends: false,
+            };
             (PodKey { namespace: "agents".to_owned(), name: pod_name(number) }, pod)
         });
         world.apply(Event::Pods(pods.collect()));
@@ -133,8 +139,9 @@ impl Operator {
         let (trust, trusted) = watch::channel(Arc::from(pem(authority)));
         let (stop, stopping) = watch::channel(false);
         let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
-    let (denials, told) = mpsc::channel(1);
-    let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, denials, stopping };
+        // Nobody denies anything here.
+        let (denials, _) = tokio::sync::mpsc::channel(1);
+        let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, denials, stopping };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(serve(listener, acceptor(authority), streams.clone()));
