@@ -42,7 +42,8 @@ fn quoted(text: &str) -> Vec<String> {
 }
 
 fn documented(page: &str) -> Metrics {
-    let rows = page.lines().filter(|line| line.starts_with("| `toolweir_"));
+    let ours = |line: &&str| line.starts_with("| `toolweir_") || line.starts_with("| `process_");
+    let rows = page.lines().filter(ours);
     rows.map(|row| {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let labels = quoted(cells[3]).into_iter().collect();
