@@ -43,6 +43,7 @@ def measure(cluster, row):
     measured, began = Measured(), time.monotonic()
     try:
         cluster.install()
+        cluster.settled()
         cluster.server()
         row.function(cluster, measured)
         problem = "; ".join(measured.missed)

@@ -371,10 +371,14 @@ class Cluster:
     def sidecar_metrics(self, namespace, pod):
         return self.scrape(namespace, pod, 15020)
 
-    def operators(self):
-        """The operator's pods that are not being deleted."""
+    def operators(self, leaving=False):
+        """The operator's pods, without those that are being deleted unless they are asked for."""
         found = self.api.get(f"/api/v1/namespaces/{SYSTEM}/pods", labelSelector=f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator")
-        return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+        return [pod for pod in found["items"] if leaving or "deletionTimestamp" not in pod["metadata"]]
+
+    def settled(self):
+        """Waits until no operator of before is left: it still answers for a while, and takes its counts with it."""
+        until(60, "the operators of before are gone", lambda: len(self.operators(leaving=True)) == len(self.operators()) > 0)
 
     def operator_metrics(self):
         """The metrics of all replicas together."""
