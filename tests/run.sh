@@ -3,7 +3,7 @@
 # install; none is skipped. `tests/run.sh STAGE...` runs only these.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit demo sdk conformance hammer memory start bench-smoke fuzz-smoke cluster chart e2e)
+ALL=(lint unit demo sdk conformance hammer memory start bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 LOGS=$CACHE/test-logs

@@ -337,7 +337,7 @@ def monitoring(rendered, how):
         [endpoint] = monitor["spec"]["podMetricsEndpoints"]
         injection = (ROOT / "operator/src/inject/sidecar.rs").read_text()
         expect(f'{{"name": "{endpoint["port"]}", "containerPort": METRICS_PORT' in injection, "sidecars have no port", endpoint["port"])
-        [container] = re.findall(r'SIDECAR_CONTAINER: &str = "(.+)"', (ROOT / "operator/src/lib.rs").read_text())
+        [container] = re.findall(r'SIDECAR_CONTAINER: &str = "(.+)"', (ROOT / "crds/src/lib.rs").read_text())
         meta = "__meta_kubernetes_pod_"
         for pod, owner, hash, workload in (
             ("agent", None, False, "agent"),
