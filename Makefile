@@ -1,6 +1,6 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures clean
+.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -82,6 +82,9 @@ test-dashboards-live: ## Every query of dashboards and alerts against a real Pro
 
 pictures: ## The same, a quarter of an hour of calls, and both dashboards drawn: docs/img
 	@LIVE_SECONDS=$${LIVE_SECONDS:-900} PICTURES=1 tests/dashboards/live.sh
+
+plugin: ## Build kubectl toolweir: target/release/kubectl-toolweir
+	cargo build --release --locked -p toolweir-cli
 
 clean: ## Remove what was built
 	cargo clean
