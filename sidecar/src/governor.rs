@@ -105,6 +105,17 @@ impl InForce {
                 .tools(view.name)
                 .map(|tool| (tool.into(), metrics.tool_calls.with_label_values(&[view.name, tool, "allowed", "none", policy])))
                 .collect();
+            // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
+            for verdict in engine.verdicts(view.name) {
+                let tool = verdict.tool.unwrap_or(OTHER_TOOL);
+                metrics.tool_calls.with_label_values(&[
+                    view.name,
+                    tool,
+                    verdict.decision,
+                    verdict.reason.as_str(),
+                    &verdict.policy,
+                ]);
+            }
             let server = Server {
                 name: view.name.to_owned(),
                 url,

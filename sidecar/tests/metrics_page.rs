@@ -197,3 +197,50 @@ async fn no_label_comes_from_a_client() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_a_policy_can_say_begins_at_0_with_it() {
+    let upstream = Upstream::start(|_| Reply::json(result("2"))).await;
+    let tools = r#"[{name: pay, limits: [{max: 1, window: hour}], validations: [{expression: "args.x == 1"}], maxConcurrent: 1}, {name: wipe, action: Deny, limits: [{max: 1, window: hour}]}]"#;
+    let sidecar = Sidecar::start(&policy(&upstream.url(), tools)).await;
+    let counts = || async {
+        let scrape = sidecar.scrape().await;
+        let calls = scrape.series.into_iter().filter(|series| series.name == "toolweir_tool_calls_total");
+        calls
+            .map(|series| (["tool", "decision", "reason"].map(|label| series.labels[label].clone()).join(" "), series.value))
+            .collect()
+    };
+    let at_first: BTreeMap<String, f64> = counts().await;
+    for series in [
+        "pay denied rate_limit",
+        "pay denied validation",
+        "pay denied concurrency",
+        "wipe denied denied",
+        "_other denied not_listed",
+    ] {
+        assert_eq!(at_first.get(series), Some(&0.0), "{series} in {at_first:?}");
+    }
+    assert!(!at_first.contains_key("wipe denied rate_limit"), "{at_first:?}");
+    for (tool, arguments) in [("pay", "{}"), ("pay", r#"{"x":1}"#), ("pay", r#"{"x":1}"#), ("wipe", "{}"), ("made-up", "{}")] {
+        sidecar.ask(&Ask::post(call("1", tool, arguments)).to("/bank")).await;
+    }
+    let at_last: BTreeMap<String, f64> = counts().await;
+    assert!(at_first.keys().eq(at_last.keys()), "{at_last:?}");
+    assert_eq!(at_last.values().sum::<f64>(), 5.0);
+}
+
+/// The bars of docs/performance.md for what a scrape may cost.
+#[tokio::test]
+async fn ten_thousand_invented_names_make_no_series() {
+    let upstream = Upstream::start(|_| Reply::json(result("2"))).await;
+    let tools =
+        "[{name: pay, limits: [{max: 3, window: hour}]}, {name: \"*\", action: Allow, limits: [{max: 5000, window: hour}]}]";
+    let sidecar = Sidecar::start(&policy(&upstream.url(), tools)).await;
+    for name in 0..10_000 {
+        let invented = format!("invented_{name}");
+        sidecar.ask(&Ask::post(call("1", &invented, "{}")).to("/bank")).await;
+    }
+    let scrape = sidecar.scrape().await;
+    assert_eq!(scrape.sum("toolweir_tool_calls_total", &[("tool", "_other")]), 10_000.0);
+    assert!(scrape.series.len() < 200, "{} series", scrape.series.len());
+}

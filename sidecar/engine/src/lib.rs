@@ -13,6 +13,7 @@ mod explain;
 pub mod glob;
 pub mod json;
 mod rules;
+mod verdicts;
 pub mod window;
 
 pub use compile::{Options, Policy, PolicyId, Problem, Severity};
@@ -20,4 +21,5 @@ pub use counters::{Counters, Memory, Permit};
 pub use decide::{Call, Decision, Outcome};
 pub use denial::{Denial, LimitInfo, Reason};
 pub use rules::{Engine, LimitView, ServerView};
+pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};

@@ -90,6 +90,11 @@ impl Entry {
         self.action.or_else(|| self.name.contains(|c| c != '*').then_some(Action::Allow))
     }
 
+    /// Whether it can deny for what a call's arguments are.
+    pub(crate) fn has_expressions(&self) -> bool {
+        self.expressions().next().is_some()
+    }
+
     /// Its expressions.
     fn expressions(&self) -> impl Iterator<Item = &Expression> {
         let limits = self.limits.iter().flat_map(|limit| limit.key.iter().chain(&limit.cost));

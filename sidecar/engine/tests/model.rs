@@ -663,6 +663,25 @@ impl Run {
         Ok(())
     }
 
+    /// What is decided is among the verdicts of the tool's name, or where only `*` matches it, of no name.
+    fn foresaw(&self, call: &Seen<'_>, decision: &Decision) -> Result<(), TestCaseError> {
+        let servers = parts(&self.policies, call.server);
+        let entries = || servers.iter().flat_map(|part| part.entries(call.tool));
+        let named = self.engine.tools(call.server).any(|tool| tool == call.tool);
+        let (name, reason) = decision.told();
+        if reason == Reason::Malformed || !named && entries().any(|entry| entry.name != "*") {
+            return Ok(());
+        }
+        let verdicts = self.engine.verdicts(call.server);
+        let told = |verdict: &&toolweir_engine::Verdict<'_>| {
+            verdict.tool == named.then_some(call.tool) && (verdict.decision, verdict.reason) == (name, reason)
+        };
+        let policies: Vec<&str> = verdicts.iter().filter(told).map(|verdict| &*verdict.policy).collect();
+        let policy = decision.policy.as_deref().unwrap_or_default();
+        prop_assert!(policies.contains(&policy), "{} {} by {} is not among {:#?}", name, reason, policy, verdicts);
+        Ok(())
+    }
+
     fn call(&mut self, call: &Seen<'_>, then: Then) -> Result<Option<Denial>, TestCaseError> {
         let parts = parts(&self.policies, call.server);
         let before = usage(&self.engine, call.now);
@@ -674,6 +693,7 @@ impl Run {
             prop_assert_eq!(denial.as_ref().map(|denial| denial.reason), Some(Reason::NoPolicy));
             return Ok(denial);
         }
+        self.foresaw(call, &decision)?;
         let together: Vec<Part<'_>> = parts.iter().copied().filter(|part| enforced(part.policy)).collect();
         let answer = self.history.answer(&together, call);
         History::check(&answer, denial.as_ref(), call.now)?;
