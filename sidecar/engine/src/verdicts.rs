@@ -35,10 +35,11 @@ impl Engine {
                     verdicts.push(verdict);
                 }
             };
-            let enforced = says(&plan.enforced);
             // What is denied whatever the call is, nobody else has a say in.
             let open = plan.enforced.denial.is_none();
-            enforced.iter().for_each(|(reason, policy)| add("denied", *reason, policy));
+            for (reason, policy) in says(&plan.enforced) {
+                add("denied", reason, &policy);
+            }
             for (reason, policy) in plan.audited.iter().filter(|_| open).flat_map(says) {
                 add("would_deny", reason, &policy);
             }
