@@ -1,6 +1,6 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start test-scrape bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -43,6 +43,9 @@ test-memory: ## Resident memory over 100 000 calls
 
 test-start: ## Size of the binary, time from start to ready
 	@tests/bench/start.sh
+
+test-scrape: ## What a scrape of 200 tools and 50 limits costs
+	@tests/bench/scrape.sh
 
 bench: ## Compare direct, pass-through proxy, nginx and the sidecar (PEERS="name=url ..." adds more)
 	@tests/bench/run.sh

@@ -3,7 +3,7 @@
 # install; none is skipped. `tests/run.sh STAGE...` runs only these.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit demo sdk conformance hammer memory start bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit demo sdk conformance hammer memory start scrape bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 LOGS=$CACHE/test-logs
@@ -19,6 +19,7 @@ stage() {
 	hammer) "$ROOT/tests/bench/hammer.sh" ;;
 	memory) "$ROOT/tests/bench/memory.sh" ;;
 	start) "$ROOT/tests/bench/start.sh" ;;
+	scrape) "$ROOT/tests/bench/scrape.sh" ;;
 	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" ;;
 	cluster) "$ROOT/tests/cluster/node.sh" build ;;
 	chart) "$ROOT/tests/chart/run.sh" ;;

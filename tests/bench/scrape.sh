@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# What a scrape of a sidecar costs whose policy has 200 tools and 50 limits: less than 5 ms and 100 KiB, every tool called once.
+
+. "$(dirname "$0")/lib.sh"
+
+need python3 "apt-get install python3"
+binary=$(sidecar)
+dir=$(work_dir)
+trap 'stop_all; rm -rf "$dir"' EXIT
+listen=$(free_port) metrics=$(free_port) admin=$(free_port)
+{
+	policy "$(free_port)" "{max: 100, window: minute}" | sed '/tools:/q'
+	for tool in $(seq 200); do
+		echo "    - name: tool_number_$tool"
+		((tool > 50)) || echo "      limits: [{max: 1, window: minute}]"
+	done
+} >"$dir/policy.yaml"
+start "$dir/sidecar.log" bash -c 'exec "$@" >"$0"' "$dir/audit.log" "$binary" run --policy "$dir/policy.yaml" \
+	--listen "127.0.0.1:$listen" --metrics-listen "127.0.0.1:$metrics" --admin-listen "127.0.0.1:$admin"
+(wait_port "$listen" 10 "the sidecar") || { cat "$dir/sidecar.log" >&2; exit 1; }
+python3 - "$listen" "$metrics" "${TIMES:-100}" <<'END'
+import http.client, json, sys, time
+
+listen, metrics, times = map(int, sys.argv[1:])
+
+
+def call(tool):
+    connection = http.client.HTTPConnection("127.0.0.1", listen, timeout=10)
+    params = {"name": f"tool_number_{tool}", "arguments": {}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    connection.request("POST", "/bench", body, {"content-type": "application/json", "accept": "application/json, text/event-stream"})
+    connection.getresponse().read()
+
+
+for tool in range(1, 201):
+    call(tool)
+connection = http.client.HTTPConnection("127.0.0.1", metrics, timeout=10)
+took = []
+for _ in range(times):
+    began = time.perf_counter()
+    connection.request("GET", "/metrics")
+    page = connection.getresponse().read()
+    took.append((time.perf_counter() - began) * 1000)
+took.sort()
+series = sum(not line.startswith(b"#") for line in page.splitlines())
+called = sum(line.startswith(b"toolweir_tool_calls_total{") and b'tool="tool_number_' in line for line in page.splitlines())
+assert called >= 250, f"{called} series of tools"
+failed = False
+for holds, what in (
+    (took[-1] < 5, f"a scrape takes {took[len(took) // 2]:.2f} ms in the median of {times}, {took[-1]:.2f} ms at most (< 5 ms)"),
+    (len(page) < 100 * 1024, f"it has {len(page) / 1024:.1f} KiB, {series} series (< 100 KiB)"),
+):
+    failed |= not holds
+    print(f"{'holds' if holds else 'does not hold'}: {what}")
+sys.exit(failed)
+END
