@@ -40,6 +40,8 @@ pub struct Sidecar {
     pub log_level: LogLevel,
     /// How long the token lives that a sidecar shows to the operator.
     pub token_expiration_seconds: u64,
+    /// Whether a pod gets the annotations by which a plain Prometheus finds its sidecar.
+    pub scrape_annotations: bool,
 }
 
 impl Default for Sidecar {
@@ -50,6 +52,7 @@ impl Default for Sidecar {
             resources: Resources::default(),
             log_level: LogLevel::default(),
             token_expiration_seconds: 3600,
+            scrape_annotations: false,
         }
     }
 }
@@ -285,6 +288,7 @@ mod tests {
               resources: {requests: {cpu: 1, memory: 32Mi}, limits: {cpu: 1.5, memory: 128Mi}}
               logLevel: off
               tokenExpirationSeconds: 600
+              scrapeAnnotations: true
             protectedNamespaces: [monitoring]
             sharedStore: true
             certificates: {caLife: 2m, leafLife: 1m}";
@@ -293,7 +297,7 @@ mod tests {
         let limits = config.sidecar.resources.limits.clone();
         assert_eq!((limits.cpu.unwrap().as_str(), limits.memory.unwrap().as_str()), ("1.5", "128Mi"));
         assert_eq!(config.sidecar.token_expiration_seconds, 600);
-        assert!(config.shared_store);
+        assert!(config.sidecar.scrape_annotations && config.shared_store);
         assert_eq!((config.certificates.ca_life.as_secs(), config.certificates.leaf_life.as_secs()), (120, 60));
         for namespace in ["monitoring", "kube-system", "kube-public", "kube-node-lease", "toolweir-system"] {
             assert!(config.protects(namespace, "toolweir-system"), "{namespace}");
@@ -324,6 +328,10 @@ mod tests {
                 "sidecar.resources.limits.memory: is 64Mi, less than the request, 1Gi; raise it, or lower sidecar.resources.requests.memory",
             ),
             ("sidecar: {logLevel: verbose}", "unknown variant `verbose`"),
+            (
+                "sidecar: {scrapeAnnotations: often}",
+                "sidecar.scrapeAnnotations: invalid type: string \"often\", expected a boolean",
+            ),
             ("sidecar: {tokenExpirationSeconds: 60}", "sidecar.tokenExpirationSeconds: is 60; from 600 to"),
             ("protectedNamespaces: [Kube]", "protectedNamespaces[0]: `Kube` is no name of a namespace"),
             ("certificates: {caLife: soon}", "certificates: `soon` is no duration; write such as 365d"),

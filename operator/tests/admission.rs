@@ -201,6 +201,26 @@ mod inject {
     }
 
     #[tokio::test]
+    async fn whoever_has_the_pod_scraped_otherwise_is_told_what_to_do() {
+        let mut operator = operator();
+        let mut pod = pod("agent");
+        pod["metadata"]["annotations"] = json!({"prometheus.io/scrape": "true", "prometheus.io/port": "8080"});
+        let said = operator.inject(&pod).await;
+        assert_eq!((&said["allowed"], said.get("warnings")), (&json!(true), None), "nobody asked for ours");
+        operator.webhooks.config = Arc::new(Config::read("sidecar: {scrapeAnnotations: true}").unwrap());
+        let said = operator.inject(&pod).await;
+        let promised = "annotation prometheus.io/scrape: is the pod's own and stays, so Prometheus does not find the sidecar's metrics by annotations; remove it, or have port 15020 scraped as docs/monitoring.md says";
+        assert_eq!(said["warnings"], json!([promised]));
+        let annotations = patched(&pod, &said)["metadata"]["annotations"].clone();
+        assert_eq!((&annotations["prometheus.io/port"], annotations.get("prometheus.io/path")), (&json!("8080"), None));
+        pod["metadata"]["annotations"] = json!({"prometheus.io/port": "8080"});
+        let said = operator.inject(&pod).await;
+        let promised = "annotation prometheus.io/port: its own value was replaced by the sidecar's, 15020; to keep it, write prometheus.io/scrape too";
+        assert_eq!(said["warnings"], json!([promised]));
+        assert_eq!(patched(&pod, &said)["metadata"]["annotations"]["prometheus.io/port"], "15020");
+    }
+
+    #[tokio::test]
     async fn a_wrong_annotation_refuses_the_pod_with_advice() {
         let operator = operator();
         let mut pod = pod("agent");

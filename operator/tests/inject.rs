@@ -11,8 +11,8 @@ use toolweir_operator::{
     SIDECAR_CONTAINER,
     config::Config,
     inject::{
-        CONFIG_PATH, CONFIG_VOLUME, Context, INJECTED, MCP_CONFIG_ENV, Outcome, STATE_VOLUME, Skip, TOKEN_VOLUME, URL_ENV,
-        inject, patch,
+        CONFIG_PATH, CONFIG_VOLUME, Context, INJECTED, MCP_CONFIG_ENV, METRICS_PORT, Outcome, SCRAPE, SCRAPE_ANNOTATIONS,
+        STATE_VOLUME, Skip, TOKEN_VOLUME, URL_ENV, inject, patch, strip,
     },
     select::Labels,
 };
@@ -160,6 +160,29 @@ fn a_patch_leaves_alone_what_is_as_it_should_be() {
 }
 
 #[test]
+fn annotations_of_scraping_are_taken_off_only_where_all_are_ours() {
+    let with = |annotations: &Value| json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "a"}]}});
+    let ours =
+        json!({"prometheus.io/scrape": "true", "prometheus.io/port": METRICS_PORT.to_string(), "prometheus.io/path": "/metrics"});
+    assert_eq!(ours, object(SCRAPE_ANNOTATIONS.map(|(key, value)| (key, Some(value.into()))).into()));
+    assert_eq!(strip(&with(&ours)), json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}}));
+    let mut more = ours.clone();
+    more["prometheus.io/scheme"] = "http".into();
+    more[INJECTED] = "0.1.0".into();
+    assert_eq!(strip(&with(&more)), with(&json!({"prometheus.io/scheme": "http"})));
+    for (key, value) in SCRAPE_ANNOTATIONS {
+        for other in [Value::Null, "".into(), format!("{value} ").into(), true.into(), 15020.into()] {
+            let mut changed = ours.clone();
+            changed[key] = other;
+            assert_eq!(strip(&with(&changed)), with(&changed));
+        }
+        let mut fewer = ours.clone();
+        fewer.as_object_mut().unwrap().remove(key);
+        assert_eq!(strip(&with(&fewer)), with(&fewer));
+    }
+}
+
+#[test]
 fn every_reason_to_skip_has_a_case() {
     let mut seen = BTreeSet::new();
     for name in names() {
@@ -221,6 +244,12 @@ fn own(pod: &Value) -> Value {
     let mut rest = pod.clone();
     if let Some(annotations) = rest.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.remove(INJECTED);
+        // Without the first of them, the others may be replaced.
+        if !annotations.contains_key(SCRAPE)
+            || SCRAPE_ANNOTATIONS.iter().all(|(key, value)| annotations.get(*key) == Some(&json!(value)))
+        {
+            annotations.retain(|key, _| SCRAPE_ANNOTATIONS.iter().all(|(ours, _)| ours != key));
+        }
         if annotations.is_empty() {
             rest["metadata"].as_object_mut().unwrap().remove("annotations");
         }
@@ -310,6 +339,10 @@ fn pod() -> impl Strategy<Value = Value> {
         Just(json!({"toolweir.dev/injected": "0.0.9"})),
         Just(json!({"toolweir.dev/sidecar-memory-limit": "128Mi", "other": "x"})),
         Just(json!({"toolweir.dev/sidecar-log-level": "debug", "toolweir.dev/injected": "0.1.0"})),
+        Just(json!({"prometheus.io/scrape": "true", "prometheus.io/port": "15020", "prometheus.io/path": "/metrics"})),
+        Just(json!({"prometheus.io/scrape": "true", "prometheus.io/port": "8080", "prometheus.io/path": "/metrics"})),
+        Just(json!({"prometheus.io/scrape": "false", "toolweir.dev/injected": "0.1.0"})),
+        Just(json!({"prometheus.io/port": "8080", "other": "x"})),
     ]);
     // Two of one name are nothing that the API server takes; the sidecar's may be there in whatever number.
     let containers = |least: usize| {
@@ -343,8 +376,8 @@ fn pod() -> impl Strategy<Value = Value> {
     )
 }
 
-fn injected(pod: &Value) -> Value {
-    match Case::default().inject(pod) {
+fn injected(case: &Case, pod: &Value) -> Value {
+    match case.inject(pod) {
         Outcome::Injected { pod, warnings } => {
             assert!(warnings.iter().all(|warning| !warning.contains(char::is_control)), "{warnings:?}");
             pod
@@ -357,17 +390,24 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_pod_gets_a_sidecar_and_keeps_what_is_its_own(pod in pod()) {
-        let once = injected(&pod);
+    fn any_pod_gets_a_sidecar_and_keeps_what_is_its_own(pod in pod(), scrape in any::<bool>()) {
+        let case = Case { config: json!({"sidecar": {"scrapeAnnotations": scrape}}), ..Case::default() };
+        let once = injected(&case, &pod);
         check(&pod, &once);
+        let (before, after) = (&pod["metadata"]["annotations"], &once["metadata"]["annotations"]);
+        let ours = scrape && before.get(SCRAPE).is_none();
+        for (key, value) in SCRAPE_ANNOTATIONS {
+            let promised = if ours { Some(json!(value)) } else { before.get(key).cloned() };
+            prop_assert_eq!(after.get(key), promised.as_ref());
+        }
         prop_assert_eq!(&patched(&pod, &once), &once);
-        prop_assert_eq!(Case::default().inject(&once), Outcome::Skipped(Skip::AlreadyInjected));
+        prop_assert_eq!(case.inject(&once), Outcome::Skipped(Skip::AlreadyInjected));
     }
 
     #[test]
     fn what_others_add_afterwards_is_held_to_the_same(pod in pod(), new in container(), first in any::<bool>(), init in any::<bool>()) {
         prop_assume!(!is_named(&new, &[SIDECAR_CONTAINER]));
-        let mut once = injected(&pod);
+        let mut once = injected(&Case::default(), &pod);
         let list = once["spec"][if init { "initContainers" } else { "containers" }].as_array_mut();
         // Where the sidecar alone was in the list, there is none.
         let Some(list) = list else { return Ok(()) };

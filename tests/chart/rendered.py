@@ -158,7 +158,7 @@ def configuration(rendered):
     """config.yaml has the keys that the operator knows, with values of their types: it refuses any other."""
     config = rendered.config()
     shape = {
-        "sidecar": {"image": str, "imagePullPolicy": str, "resources": {"requests": dict, "limits": dict}, "logLevel": str, "tokenExpirationSeconds": int},
+        "sidecar": {"image": str, "imagePullPolicy": str, "resources": {"requests": dict, "limits": dict}, "logLevel": str, "tokenExpirationSeconds": int, "scrapeAnnotations": bool},
         "protectedNamespaces": list,
         "sharedStore": bool,
         "certificates": {"caLife": str, "leafLife": str},
@@ -324,13 +324,14 @@ def monitoring(rendered, how):
     """Monitors find sidecars and operator and nothing else; alerts and dashboards are the files; `on`, `off` or `annotations`."""
     kinds = {kind: rendered.all(kind) for kind in ("PodMonitor", "ServiceMonitor", "PrometheusRule")}
     boards = [map for map in rendered.all("ConfigMap") if map["metadata"]["name"] != rendered.operator]
-    wanted = {"on": (1, 1, 1, 2), "off": (0, 0, 0, 0), "annotations": (1, 0, 1, 2)}[how]
+    wanted = {"on": (1, 1, 1, 2), "off": (0, 0, 0, 0), "annotations": (0, 0, 1, 2)}[how]
     counts = (*(len(found) for found in kinds.values()), len(boards))
     if not expect(counts == wanted, "PodMonitors, ServiceMonitors, PrometheusRules, dashboards:", counts):
         return
     annotations = {key: value for key, value in rendered.pod["metadata"]["annotations"].items() if key.startswith("prometheus.io/")}
     told = {"prometheus.io/scrape": "true", "prometheus.io/port": "8080", "prometheus.io/path": "/metrics"}
     expect(annotations == (told if how == "annotations" else {}), "annotations of the operator's pods:", annotations)
+    expect(rendered.config()["sidecar"]["scrapeAnnotations"] == (how == "annotations"), "the sidecars are to be annotated, or not")
 
     for monitor in kinds["PodMonitor"]:
         expect(monitor["spec"]["namespaceSelector"] == {"any": True} and monitor["spec"]["selector"] == {}, "the PodMonitor does not look at every pod")

@@ -93,9 +93,11 @@ capabilities:
 {{- if and (eq (toString $enabled) "true") (not $known) (ne $name "dashboards") }}
 {{- fail (printf "monitoring.%s.enabled is true, and the cluster does not have monitoring.coreos.com/v1: install the CRDs of the Prometheus operator first, or say auto or false. For `helm template`, say --api-versions monitoring.coreos.com/v1" $name) }}
 {{- end }}
-{{- $twice := and (eq $name "serviceMonitor") $root.Values.monitoring.scrapeAnnotations }}
+{{- /* What a monitor finds, annotations would have scraped once more. */}}
+{{- $scraped := get (dict "podMonitor" "sidecars" "serviceMonitor" "the operator") $name }}
+{{- $twice := and $scraped $root.Values.monitoring.scrapeAnnotations }}
 {{- if and $twice (eq (toString $enabled) "true") }}
-{{- fail "monitoring.serviceMonitor.enabled and monitoring.scrapeAnnotations are both true: the operator would be scraped twice. Say false to one of them" }}
+{{- fail (printf "monitoring.%s.enabled and monitoring.scrapeAnnotations are both true: %s would be scraped twice. Say false to one of them" $name $scraped) }}
 {{- end }}
 {{- if or (eq (toString $enabled) "true") (and (eq (toString $enabled) "auto") $known (not $twice)) }}true{{ end }}
 {{- end }}

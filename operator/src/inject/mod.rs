@@ -18,8 +18,8 @@ pub use self::{
     patch::patch,
     quantity::{Quantity, QuantityError},
     sidecar::{
-        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, METRICS_PORT, STATE_VOLUME, TOKEN_AUDIENCE, TOKEN_VOLUME, URL,
-        URL_ENV,
+        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, METRICS_PORT, SCRAPE, SCRAPE_ANNOTATIONS, STATE_VOLUME,
+        TOKEN_AUDIENCE, TOKEN_VOLUME, URL, URL_ENV,
     },
     skip::Skip,
 };
@@ -100,6 +100,9 @@ pub fn strip(pod: &Value) -> Value {
     if let Some(metadata) = object(&mut pod, "metadata") {
         if let Some(annotations) = object(metadata, "annotations") {
             annotations.remove(INJECTED);
+            if sidecar::is_scraped(annotations) {
+                annotations.retain(|key, _| !SCRAPE_ANNOTATIONS.iter().any(|(ours, _)| ours == key));
+            }
         }
         tidy(metadata, "annotations");
     }
@@ -123,7 +126,11 @@ pub fn strip(pod: &Value) -> Value {
 fn add(pod: &mut Value, ours: &Ours) -> Option<()> {
     let pod = pod.as_object_mut()?;
     let metadata = entry_object(pod, "metadata")?;
-    entry_object(metadata, "annotations")?.insert(INJECTED.to_owned(), ours.version.clone().into());
+    let annotations = entry_object(metadata, "annotations")?;
+    annotations.insert(INJECTED.to_owned(), ours.version.clone().into());
+    if ours.scrape && !annotations.contains_key(SCRAPE) {
+        annotations.extend(SCRAPE_ANNOTATIONS.map(|(key, value)| (key.to_owned(), value.into())));
+    }
     let spec = entry_object(pod, "spec")?;
     for kind in ["initContainers", "containers"] {
         for container in list(spec, kind) {

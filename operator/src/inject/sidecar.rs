@@ -28,6 +28,11 @@ pub const MCP_CONFIG_ENV: &str = "TOOLWEIR_MCP_CONFIG";
 pub const METRICS_PORT: u16 = 15020;
 /// The audience of the sidecar's token.
 pub const TOKEN_AUDIENCE: &str = "toolweir";
+/// The annotation by which a pod says whether a plain Prometheus scrapes it.
+pub const SCRAPE: &str = "prometheus.io/scrape";
+/// The annotations by which a plain Prometheus finds the sidecar's metrics, at [`METRICS_PORT`].
+pub const SCRAPE_ANNOTATIONS: [(&str, &str); 3] =
+    [(SCRAPE, "true"), ("prometheus.io/port", "15020"), ("prometheus.io/path", "/metrics")];
 
 const TOKEN_PATH: &str = "/var/run/secrets/toolweir.dev";
 const STATE_PATH: &str = "/var/lib/toolweir";
@@ -73,6 +78,11 @@ pub(super) fn is_in_place_of_ours(mount: &Value) -> bool {
     name(mount).is_some_and(is_our_volume) || is_at_our_path(mount)
 }
 
+/// Whether annotations say that the sidecar is scraped, just as we write it.
+pub(super) fn is_scraped(annotations: &Map<String, Value>) -> bool {
+    SCRAPE_ANNOTATIONS.iter().all(|(key, value)| annotations.get(*key).and_then(string) == Some(value))
+}
+
 /// What is added to one pod.
 pub(super) struct Ours {
     pub container: Value,
@@ -83,6 +93,8 @@ pub(super) struct Ours {
     pub mount: Value,
     /// For the annotation.
     pub version: String,
+    /// Whether it has [`SCRAPE_ANNOTATIONS`], unless [`SCRAPE`] is its own.
+    pub scrape: bool,
 }
 
 impl Ours {
@@ -109,7 +121,9 @@ impl Ours {
         ];
         let env = [json!({"name": URL_ENV, "value": URL}), json!({"name": MCP_CONFIG_ENV, "value": MCP_CONFIG})];
         let mount = json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": true});
-        Ok(Self { container, volumes, env, mount, version: context.version.to_owned() })
+        // Who wrote them before cannot be told, so they stay where they are: they may be the pod's own.
+        let scrape = context.config.sidecar.scrape_annotations || annotations(pod).is_some_and(is_scraped);
+        Ok(Self { container, volumes, env, mount, version: context.version.to_owned(), scrape })
     }
 }
 
@@ -227,11 +241,15 @@ fn keep(ours: &mut Value, before: &Value) {
     }
 }
 
+fn annotations(pod: &Value) -> Option<&Map<String, Value>> {
+    pod.get("metadata")?.get("annotations")?.as_object()
+}
+
 struct Annotations<'a>(&'a Value);
 
 impl Annotations<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        string(self.0.get("metadata")?.get("annotations")?.get(key)?)
+        string(annotations(self.0)?.get(key)?)
     }
 
     fn log_level(&self) -> Result<Option<LogLevel>, String> {
@@ -268,18 +286,22 @@ fn shown(text: &str) -> String {
 pub(super) fn warnings(pod: &Value, ours: &Ours) -> Vec<String> {
     let mut warnings = Vec::new();
     let metadata = pod.get("metadata");
-    let entries = |field: &str| metadata.and_then(|metadata| metadata.get(field)?.as_object()).into_iter().flatten();
     if let Some(value) = metadata.and_then(|metadata| string(metadata.get("labels")?.get(INJECT_LABEL)?))
         && !["enabled", "disabled"].contains(&value)
     {
         let value = shown(value);
         warnings.push(format!("label {INJECT_LABEL}: `{value}` says nothing; write enabled or disabled. The pod is injected"));
     }
-    for (key, _) in entries("annotations").filter(|(key, _)| key.starts_with(ANNOTATION)) {
+    for (key, _) in annotations(pod).into_iter().flatten().filter(|(key, _)| key.starts_with(ANNOTATION)) {
         let is_amount = AMOUNTS.iter().any(|(resource, kind)| *key == format!("{ANNOTATION}{resource}-{kind}"));
         if key != LOG_LEVEL && !is_amount {
             warnings.push(format!("annotation {}: is not known and has no effect", shown(key)));
         }
+    }
+    if let Some(annotations) = annotations(pod)
+        && ours.scrape
+    {
+        of_scraping(annotations, &mut warnings);
     }
     let Some(spec) = pod.get("spec") else { return warnings };
     for volume in items(spec, "volumes").iter().filter(|volume| name(volume).is_some_and(is_our_volume)) {
@@ -322,6 +344,26 @@ pub(super) fn warnings(pod: &Value, ours: &Ours) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Of annotations that are the pod's own, where [`SCRAPE_ANNOTATIONS`] would be.
+fn of_scraping(annotations: &Map<String, Value>, warnings: &mut Vec<String>) {
+    if annotations.contains_key(SCRAPE) {
+        if !is_scraped(annotations) {
+            warnings.push(format!(
+                "annotation {SCRAPE}: is the pod's own and stays, so Prometheus does not find the sidecar's metrics by \
+                 annotations; remove it, or have port {METRICS_PORT} scraped as docs/monitoring.md says"
+            ));
+        }
+        return;
+    }
+    for (key, value) in SCRAPE_ANNOTATIONS {
+        if annotations.get(key).is_some_and(|own| string(own) != Some(value)) {
+            warnings.push(format!(
+                "annotation {key}: its own value was replaced by the sidecar's, {value}; to keep it, write {SCRAPE} too"
+            ));
+        }
+    }
 }
 
 fn of_container(container: &Value, ours: &Ours, warnings: &mut Vec<String>) {
