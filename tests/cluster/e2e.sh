@@ -29,6 +29,8 @@ trap finish EXIT
 
 need openssl "apt-get install openssl"
 cluster_up
+# Where kubectl finds its plugin, kubectl-toolweir.
+export PATH=$TARGET/images:$PATH
 # A node that goes down with the suite needs no cleaning, and what is to be kept none either.
 if [ "$NODE_STARTED" ] || [ "${KEEP-}" = 1 ]; then export E2E_CLEAN=0; fi
 "${suite[@]}" "$@"

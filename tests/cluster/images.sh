@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The images of the operator, the sidecar and the test's agents, with no daemon and no registry.
 #
-#   images.sh build [operator|sidecar|agent]...   archives in target/images; all of them, and the simulator, unless named
+#   images.sh build [operator|sidecar|agent]...   archives in target/images; all of them unless named; with operator and
+#                                                 sidecar, the simulator and kubectl-toolweir too
 #   images.sh load [operator|sidecar|agent]...    the same, and into the node (node.sh up); with IMAGE_LOAD, into another cluster
 #
 # IMAGE_PROFILE=release is the real thing; the default, quick, is the same code without link-time optimisation. IMAGE_LOAD is a
@@ -18,8 +19,8 @@ binaries() {
 	need cargo "https://rustup.rs"
 	triple=$(rustc -vV | sed -n 's/^host: //p')
 	for name in "$@"; do packages+=(-p "toolweir-$name"); done
-	# In the same build, since it shares all of their dependencies.
-	[ $# -lt 2 ] || packages+=(-p toolweir-test-simulator)
+	# In the same build, since they share nearly all of their dependencies.
+	[ $# -lt 2 ] || packages+=(-p toolweir-test-simulator -p toolweir-cli)
 	# With --target the flags are for these alone, not for the build scripts; a static program needs no C library in its image.
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --locked --manifest-path "$ROOT/Cargo.toml" --target-dir "$TARGET" \
 		--target "$triple" --profile "$PROFILE" "${packages[@]}" >&2 || fail "the binaries cannot be built"
@@ -81,7 +82,7 @@ build() {
 	ensure_buildah
 	folder=$(binaries "${rust[@]}")
 	for name in "${rust[@]}"; do from_dockerfile "$name" "$folder/toolweir-$name"; done
-	[ ${#rust[@]} -lt 2 ] || cp "$folder/toolweir-test-simulator" "$OUT/"
+	[ ${#rust[@]} -lt 2 ] || cp "$folder/toolweir-test-simulator" "$folder/kubectl-toolweir" "$OUT/"
 }
 
 load() {
@@ -103,6 +104,6 @@ images=("$@")
 case $command in
 build) build "${images[@]}" ;;
 load) build "${images[@]}"; load "${images[@]}" ;;
-*) sed -n '2,8p' "$0" >&2; exit 2 ;;
+*) sed -n '2,9p' "$0" >&2; exit 2 ;;
 esac
 for name in "${images[@]}"; do printf '%-34s %6d KiB  %s\n' "$(image "$name")" "$(($(stat -c %s "$OUT/$name.tar") / 1024))" "$OUT/$name.tar" >&2; done
