@@ -84,7 +84,7 @@ test-dashboards-live: ## Every query of dashboards and alerts against a real Pro
 	@tests/dashboards/live.sh
 
 pictures: ## The same, a quarter of an hour of calls, and both dashboards drawn: docs/img
-	@LIVE_SECONDS=$${LIVE_SECONDS:-900} PICTURES=1 tests/dashboards/live.sh
+	@LIVE_SECONDS=$${LIVE_SECONDS:-600} PICTURES=1 tests/dashboards/live.sh
 
 plugin: ## Build kubectl toolweir: target/release/kubectl-toolweir
 	cargo build --release --locked -p toolweir-cli

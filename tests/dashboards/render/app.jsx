@@ -134,7 +134,7 @@ function Drawn({ panel, settings }) {
   const instant = panel.targets.some((target) => target.instant);
   const definitions = panel.targets.map((target) => ({
     kind: 'PrometheusTimeSeriesQuery',
-    spec: { query: target.expr, seriesNameFormat: target.legendFormat === '__auto' ? '' : target.legendFormat ?? '' },
+    spec: { minStep: '5s', query: target.expr, seriesNameFormat: target.legendFormat === '__auto' ? '' : target.legendFormat ?? '' },
   }));
   return (
     <div style={place} className="panel" data-title={panel.title}>

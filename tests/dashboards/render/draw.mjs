@@ -82,7 +82,10 @@ try {
         .map((panel) => `${panel.dataset.title}: ${panel.innerText.replaceAll('\n', ' ').slice(0, 200)}`)
     );
     problems.push(...empty.map((line) => `${board.title} / ${line}`));
-    await page.screenshot({ path: join(out, `${board.uid.replace('toolweir-', 'dashboard-')}.png`), fullPage: true });
+    const picture = join(out, board.uid.replace('toolweir-', 'dashboard-'));
+    await page.screenshot({ path: `${picture}.png`, fullPage: true });
+    // What a page has room for: as much as is seen without scrolling.
+    await page.screenshot({ path: `${picture}-top.png`, clip: { x: 0, y: 0, width: 1472, height: 1090 } });
     await page.close();
   }
 } finally {
