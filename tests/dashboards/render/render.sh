@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Draws both dashboards with the data of a Prometheus: `render.sh PROMETHEUS FOLDER RANGE_SECONDS [RATE_SECONDS [END]]` writes
-# dashboard-denials.png and dashboard-fleet.png there, and the top of each. Grafana is in no package registry; the panels are those of Perses.
+# dashboard-denials.png and dashboard-fleet.png there, and the top of the first.
+# Grafana is in no package registry; the panels are those of Perses.
 . "$(dirname "$0")/../../lib.sh"
 . "$ROOT/tests/dashboards/lib.sh"
 
