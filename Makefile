@@ -83,7 +83,7 @@ test-dashboards: ## Dashboards and alerts, without a cluster
 test-dashboards-live: ## Every query of dashboards and alerts against a real Prometheus on a real cluster
 	@tests/dashboards/live.sh
 
-pictures: ## The same, a quarter of an hour of calls, and both dashboards drawn: docs/img
+pictures: ## The same, ten minutes of calls, and both dashboards drawn: docs/img
 	@LIVE_SECONDS=$${LIVE_SECONDS:-600} PICTURES=1 tests/dashboards/live.sh
 
 plugin: ## Build kubectl toolweir: target/release/kubectl-toolweir

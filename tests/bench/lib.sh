@@ -34,15 +34,20 @@ policy() {
 	END
 }
 
-# start_sidecar BINARY DIR UPSTREAM_PORT LIMIT AUDIT_LOG: starts the sidecar, its messages to DIR/sidecar.log; sets
-# SIDECAR_URL and SIDECAR_PID.
+# start_sidecar BINARY DIR UPSTREAM_PORT LIMIT AUDIT_LOG: starts the sidecar with one limit, as start_sidecar_with does.
 start_sidecar() {
+	policy "$3" "$4" >"$2/policy.yaml"
+	start_sidecar_with "$1" "$2" "$5"
+}
+
+# start_sidecar_with BINARY DIR AUDIT_LOG: starts the sidecar with DIR/policy.yaml, its messages to DIR/sidecar.log; sets
+# SIDECAR_URL, SIDECAR_METRICS (a port) and SIDECAR_PID.
+start_sidecar_with() {
 	local port metrics admin
 	port=$(free_port) metrics=$(free_port) admin=$(free_port)
-	policy "$3" "$4" >"$2/policy.yaml"
 	# shellcheck disable=SC2016 # $0 and $@ are the inner shell's
-	start "$2/sidecar.log" bash -c 'exec "$@" >"$0"' "$5" "$1" run --policy "$2/policy.yaml" \
+	start "$2/sidecar.log" bash -c 'exec "$@" >"$0"' "$3" "$1" run --policy "$2/policy.yaml" \
 		--listen "127.0.0.1:$port" --metrics-listen "127.0.0.1:$metrics" --admin-listen "127.0.0.1:$admin"
-	SIDECAR_URL=http://127.0.0.1:$port/bench SIDECAR_PID=${STARTED[-1]}
+	SIDECAR_URL=http://127.0.0.1:$port/bench SIDECAR_METRICS=$metrics SIDECAR_PID=${STARTED[-1]}
 	(wait_port "$port" 10 "the sidecar") || { cat "$2/sidecar.log" >&2; exit 1; }
 }

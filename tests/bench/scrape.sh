@@ -7,7 +7,6 @@ need python3 "apt-get install python3"
 binary=$(sidecar)
 dir=$(work_dir)
 trap 'stop_all; rm -rf "$dir"' EXIT
-listen=$(free_port) metrics=$(free_port) admin=$(free_port)
 {
 	policy "$(free_port)" "{max: 100, window: minute}" | sed '/tools:/q'
 	for tool in $(seq 200); do
@@ -15,20 +14,19 @@ listen=$(free_port) metrics=$(free_port) admin=$(free_port)
 		((tool > 50)) || echo "      limits: [{max: 1, window: minute}]"
 	done
 } >"$dir/policy.yaml"
-start "$dir/sidecar.log" bash -c 'exec "$@" >"$0"' "$dir/audit.log" "$binary" run --policy "$dir/policy.yaml" \
-	--listen "127.0.0.1:$listen" --metrics-listen "127.0.0.1:$metrics" --admin-listen "127.0.0.1:$admin"
-(wait_port "$listen" 10 "the sidecar") || { cat "$dir/sidecar.log" >&2; exit 1; }
-python3 - "$listen" "$metrics" "${TIMES:-100}" <<'END'
+start_sidecar_with "$binary" "$dir" "$dir/audit.log"
+python3 - "$SIDECAR_URL" "$SIDECAR_METRICS" "${TIMES:-100}" <<'END'
 import http.client, json, sys, time
+from urllib.parse import urlsplit
 
-listen, metrics, times = map(int, sys.argv[1:])
+url, metrics, times = urlsplit(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
 
 def call(tool):
-    connection = http.client.HTTPConnection("127.0.0.1", listen, timeout=10)
+    connection = http.client.HTTPConnection(url.netloc, timeout=10)
     params = {"name": f"tool_number_{tool}", "arguments": {}}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
-    connection.request("POST", "/bench", body, {"content-type": "application/json", "accept": "application/json, text/event-stream"})
+    connection.request("POST", url.path, body, {"content-type": "application/json", "accept": "application/json, text/event-stream"})
     connection.getresponse().read()
 
 

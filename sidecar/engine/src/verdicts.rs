@@ -24,27 +24,31 @@ impl Engine {
     /// What can be decided on the tools of a server, for those that some entry names exactly and for all others together.
     /// Of a call's faults (a body without meaning, too many counts) it says nothing: those every call can have.
     pub fn verdicts(&self, server: &str) -> Vec<Verdict<'_>> {
-        let Some((rules, first)) = self.servers.get(server).zip(self.first_policy(server)) else { return Vec::new() };
-        let mut verdicts = Vec::new();
+        let Some(rules) = self.servers.get(server) else { return Vec::new() };
+        let mut verdicts: Vec<Verdict<'_>> = Vec::new();
         // No entry but `*` matches a tool without a name.
         for tool in self.tools(server).map(Some).chain([None]) {
-            let (plan, others) = (rules.plan(tool.unwrap_or_default()), verdicts.len());
-            let mut add = |decision, reason, policy: &Arc<str>| {
-                let verdict = Verdict { tool, decision, reason, policy: Arc::clone(policy) };
-                if !verdicts.iter().skip(others).any(|known| *known == verdict) {
+            let plan = rules.plan(tool.unwrap_or_default());
+            let mut add = |decision, reason, policy| {
+                let verdict = Verdict { tool, decision, reason, policy };
+                // Of one policy, what it says of the server and of `*` is the same verdict.
+                if !verdicts.iter().rev().take_while(|known| known.tool == tool).any(|known| *known == verdict) {
                     verdicts.push(verdict);
                 }
             };
             // What is denied whatever the call is, nobody else has a say in.
             let open = plan.enforced.denial.is_none();
             for (reason, policy) in says(&plan.enforced) {
-                add("denied", reason, &policy);
+                add("denied", reason, policy);
             }
             for (reason, policy) in plan.audited.iter().filter(|_| open).flat_map(says) {
-                add("would_deny", reason, &policy);
+                add("would_deny", reason, policy);
             }
-            if open && plan.audited.iter().all(|group| group.denial.is_none()) {
-                add("allowed", Reason::None, plan.policy.as_ref().unwrap_or(first));
+            if let Some(policy) = &plan.policy
+                && open
+                && plan.audited.iter().all(|group| group.denial.is_none())
+            {
+                add("allowed", Reason::None, Arc::clone(policy));
             }
         }
         verdicts

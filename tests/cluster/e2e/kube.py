@@ -296,6 +296,13 @@ class Cluster:
         """Waits until pods are ready."""
         kubectl("-n", namespace, "wait", "--for=condition=Ready", f"--timeout={seconds}s", *(f"pod/{name}" for name in names), timeout=seconds + 10)
 
+    def governed(self, namespace, *policies):
+        """The pod `agent`, ready, with all of these policies of its namespace in force in it."""
+        self.apply(*policies, agent("agent"), namespace=namespace)
+        self.ready(namespace, "agent")
+        for policy in policies:
+            self.programmed(policy, 1)
+
     @contextmanager
     def reach(self, namespace, pod, port):
         """Host and port at which a pod's port can be reached from here: its own where the pod network is this machine's."""

@@ -52,9 +52,7 @@ def when(event):
 def events(cluster, measured):
     namespace = cluster.namespace("events")
     policy = cluster.policy(namespace, tools=[send(2)])
-    cluster.apply(policy, agent("agent"), namespace=namespace)
-    cluster.ready(namespace, "agent")
-    cluster.programmed(policy, 1)
+    cluster.governed(namespace, policy)
     uid = cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/agent")["metadata"]["uid"]
     # What nobody but the server may see, and a name of a tool that only the agent could have told.
     secret, invented = f"secret-{uuid.uuid4().hex}", f"tool_{uuid.uuid4().hex}"
@@ -182,10 +180,7 @@ def plugin(cluster, measured):
         cluster.policy(namespace, tools=[{"name": "send_*", "limits": [{"max": 50, "window": "hour"}]}, {"name": "post_to_facebook", "validations": [short]}]),
         cluster.policy(namespace, "strict", tools=[send(5)], defaultAction="Allow"),
     ]
-    cluster.apply(*policies, agent("agent"), namespace=namespace)
-    cluster.ready(namespace, "agent")
-    for policy in policies:
-        cluster.programmed(policy, 1)
+    cluster.governed(namespace, *policies)
 
     status_in_order(cluster, namespace, [facebook, strict])
     explained(cluster, namespace, facebook, strict)

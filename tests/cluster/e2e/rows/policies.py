@@ -94,9 +94,7 @@ def guardrail(cluster, measured):
 def audit(cluster, measured):
     namespace = cluster.namespace("audit")
     policy = cluster.policy(namespace, tools=[send(2)], mode="Audit")
-    cluster.apply(policy, agent("agent"), namespace=namespace)
-    cluster.ready(namespace, "agent")
-    cluster.programmed(policy, 1)
+    cluster.governed(namespace, policy)
     before = len(cluster.delivered())
     answers = cluster.call(namespace, "agent", "send_dm_to_user", 5, **MESSAGE) + cluster.call(namespace, "agent", "get_page_info", 1)
     expect("six calls", ["ok"] * 6, [a["outcome"] for a in answers])
@@ -113,9 +111,7 @@ def audit(cluster, measured):
 def deleted(cluster, measured):
     namespace = cluster.namespace("deleted")
     policy = cluster.policy(namespace, defaultAction="Allow")
-    cluster.apply(policy, agent("agent"), namespace=namespace)
-    cluster.ready(namespace, "agent")
-    cluster.programmed(policy, 1)
+    cluster.governed(namespace, policy)
     expect("with the policy", "ok", cluster.call(namespace, "agent", "send_dm_to_user", **MESSAGE)[0]["outcome"])
     command = ["kubectl", "-n", namespace, "exec", "agent", "-c", "agent", "--", "python3", "/opt/agent/prober.py", "facebook", "send_dm_to_user"]
     with Background(*command) as prober:
@@ -151,9 +147,7 @@ BAD = [
 def bad_policies(cluster, measured):
     namespace = cluster.namespace("bad")
     good = cluster.policy(namespace, tools=[send(2)])
-    cluster.apply(good, agent("agent"), namespace=namespace)
-    cluster.ready(namespace, "agent")
-    cluster.programmed(good, 1)
+    cluster.governed(namespace, good)
     expect("three calls", ["ok", "ok", "denied"], [a["outcome"] for a in cluster.call(namespace, "agent", "send_dm_to_user", 3, **MESSAGE)])
     version = cluster.api.get(cluster.path(good))["metadata"]["generation"]
     wrong = []
