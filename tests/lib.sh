@@ -76,3 +76,22 @@ sidecar() {
 	cargo build --quiet --release --locked --manifest-path "$ROOT/Cargo.toml" -p toolweir-sidecar >&2 || return
 	echo "$TARGET/release/toolweir-sidecar"
 }
+
+# ensure_redis: puts Debian's redis-server and redis-cli at the head of PATH. Those of the machine are used if it has
+# them; else the packages are unpacked into the cache folder, and nothing is installed.
+ensure_redis() {
+	command -v redis-server >/dev/null && command -v redis-cli >/dev/null && return
+	local dir=$CACHE/redis packages=(redis-server redis-tools libjemalloc2 liblzf1 libatomic1)
+	if ! [ -x "$dir/usr/bin/redis-server" ]; then
+		need apt-get "your system's package of redis-server (7.0 or later)"
+		rm -rf "$dir" "$dir.new" && mkdir -p "$dir.new/packages"
+		(
+			cd "$dir.new/packages"
+			apt-get download "${packages[@]}" >/dev/null 2>&1 || { apt-get update -qq && apt-get download "${packages[@]}"; } >&2
+			for package in *.deb; do dpkg -x "$package" ..; done
+		) || fail "redis-server cannot be had; install it with: apt-get install redis-server"
+		mv "$dir.new" "$dir"
+	fi
+	export PATH=$dir/usr/bin:$PATH LD_LIBRARY_PATH=$dir/usr/lib/$(uname -m)-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+	redis-server --version >/dev/null || fail "the redis-server in $dir does not run; remove that folder, or apt-get install redis-server"
+}

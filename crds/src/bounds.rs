@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::{
     document::FieldError,
-    policy::{LabelSelector, Limit, MCPPolicySpec, SelectorOperator, Server, Tool},
+    policy::{LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, Tool},
 };
 
 /// Servers of one policy.
@@ -32,6 +32,8 @@ pub const TEXT: usize = 512;
 pub const EXPRESSION: usize = 2048;
 /// The largest `max` of a limit.
 pub const MAX: i64 = 1_000_000_000_000;
+/// The largest `max` of a limit that is counted across pods: millionths of it are exact numbers in the store.
+pub const SHARED_MAX: i64 = 9_000_000_000;
 /// The largest `maxConcurrent`.
 pub const CONCURRENT: i64 = 1_000_000;
 
@@ -158,6 +160,17 @@ impl Found {
                 format!("is {most}; write 1 to {CONCURRENT}, or `action: Deny` to forbid the tool"),
             );
         }
+        if tool.max_concurrent_scope == Scope::Session {
+            self.at(
+                format!("{path}.maxConcurrentScope"),
+                "is Session; write Pod, Workload, ServiceAccount, Namespace or Policy".to_owned(),
+            );
+        } else if tool.max_concurrent.is_none() && !tool.max_concurrent_scope.is_default() {
+            self.at(
+                format!("{path}.maxConcurrentScope"),
+                "stands without `maxConcurrent`; write how many, or remove it".to_owned(),
+            );
+        }
     }
 
     fn limit(&mut self, path: &str, limit: &Limit) {
@@ -165,6 +178,12 @@ impl Found {
             self.at(
                 format!("{path}.max"),
                 format!("is {}; write 1 to {MAX}, or `action: Deny` on the entry to forbid the tool", limit.max),
+            );
+        }
+        if limit.scope.is_shared() && (SHARED_MAX + 1..=MAX).contains(&limit.max) {
+            self.at(
+                format!("{path}.max"),
+                format!("is {}; a limit that is counted across pods has at most {SHARED_MAX}", limit.max),
             );
         }
         self.optional_text(format!("{path}.key"), limit.key.as_deref(), EXPRESSION);

@@ -159,6 +159,9 @@ pub struct SaidOfLimit {
     /// Whole seconds after which it fits, if nothing else is let through before; absent where it fits or never will.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u64>,
+    /// Whether the count is one that pods share and that the store could not be asked for: what is used is not known then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub store_unavailable: bool,
     /// Why its key or cost could not be computed, which denies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -172,6 +175,12 @@ pub struct Places {
     pub max: u64,
     /// How many are taken.
     pub under_way: u64,
+    /// What is counted together.
+    #[serde(skip_serializing_if = "Scope::is_default")]
+    pub scope: Scope,
+    /// Whether pods share the places and the store could not be asked how many are taken.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub store_unavailable: bool,
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ pub mod window;
 
 pub use document::{Document, FieldError, FileError, Metadata, read_documents};
 pub use policy::{
-    Action, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode, Scope, SelectorOperator,
-    Server, Tool, Validation,
+    Action, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode, OnStoreFailure, Scope,
+    SelectorOperator, Server, Tool, Validation,
 };
 pub use window::Window;
 

@@ -38,6 +38,9 @@ pub struct MCPPolicySpec {
     /// Whether a denial turns the call away or is only counted and logged.
     #[serde(default)]
     pub mode: Mode,
+    /// What becomes of a call with a limit that is counted across pods while the shared store does not answer.
+    #[serde(default, skip_serializing_if = "OnStoreFailure::is_default")]
+    pub on_store_failure: OnStoreFailure,
     /// The MCP servers that this policy has a say in. No other policy can loosen what one says.
     #[schemars(
         length(min = 1, max = bounds::SERVERS),
@@ -87,6 +90,9 @@ pub struct MCPClusterPolicySpec {
     /// Whether a denial turns the call away or is only counted and logged.
     #[serde(default)]
     pub mode: Mode,
+    /// What becomes of a call with a limit that is counted across pods while the shared store does not answer.
+    #[serde(default, skip_serializing_if = "OnStoreFailure::is_default")]
+    pub on_store_failure: OnStoreFailure,
     /// The MCP servers that this policy has a say in; the name `*` means every server.
     #[schemars(
         length(min = 1, max = bounds::SERVERS),
@@ -98,7 +104,7 @@ pub struct MCPClusterPolicySpec {
 impl From<MCPClusterPolicySpec> for MCPPolicySpec {
     /// What is left once the namespaces are selected.
     fn from(spec: MCPClusterPolicySpec) -> Self {
-        Self { pod_selector: spec.pod_selector, mode: spec.mode, servers: spec.servers }
+        Self { pod_selector: spec.pod_selector, mode: spec.mode, on_store_failure: spec.on_store_failure, servers: spec.servers }
     }
 }
 
@@ -160,6 +166,36 @@ pub enum Mode {
     Enforce,
     /// The call is let through; that it would have been denied is counted and logged.
     Audit,
+}
+
+/// What becomes of a call with a limit that is counted across pods while the shared store does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum OnStoreFailure {
+    /// It is denied.
+    #[default]
+    Deny,
+    /// Each pod holds its own calls to `max` divided by the pods that were last known to count together, rounded down, at
+    /// least 1. Where that number was never known, it is denied.
+    PerPod,
+    /// It is let through.
+    Allow,
+}
+
+impl OnStoreFailure {
+    /// Whether it is what holds where nothing is said.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// As policies, metrics and the audit log name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deny => "Deny",
+            Self::PerPod => "PerPod",
+            Self::Allow => "Allow",
+        }
+    }
 }
 
 /// One MCP server and what may be called there.
@@ -238,17 +274,21 @@ pub struct Tool {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = bounds::VALIDATIONS))]
     pub validations: Vec<Validation>,
-    /// How many calls of one pod may be under way at once.
+    /// How many calls may be under way at once, of all pods that `maxConcurrentScope` counts together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = bounds::CONCURRENT))]
     pub max_concurrent: Option<i64>,
+    /// What `maxConcurrent` counts together: `Pod`, or a scope of several pods, which needs a shared store.
+    #[serde(default, skip_serializing_if = "Scope::is_default")]
+    pub max_concurrent_scope: Scope,
 }
 
 /// At most `max` in any span of `window`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limit {
-    /// The most that is let through in any span of `window`: calls, or the sum of `cost`.
+    /// The most that is let through in any span of `window`: calls, or the sum of `cost`. At most 9 000 000 000 where it is
+    /// counted across pods.
     #[schemars(range(min = 1, max = bounds::MAX))]
     pub max: i64,
     /// `second`, `minute`, `hour`, `day`, or a duration such as `90s`.
@@ -289,6 +329,12 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// Whether it is what holds where nothing is said.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Whether it counts calls of more than one pod together.
     pub fn is_shared(self) -> bool {
         !matches!(self, Self::Session | Self::Pod)

@@ -24,6 +24,8 @@ pub enum Message<P> {
     Snapshot(Snapshot<P>),
     /// Whom to trust as the operator from now on.
     Trust(Trust),
+    /// Where counts are shared from now on; nothing: nowhere. It comes before the first snapshot of a stream.
+    SharedStore(Option<SharedStore>),
     /// Nothing new.
     KeepAlive,
 }
@@ -45,6 +47,51 @@ pub struct Trust {
     /// Certificates of authorities in PEM, one or more.
     pub certificates: String,
 }
+
+/// The shared store of counts, and how to use it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedStore {
+    /// `redis://HOST[:PORT]`, `rediss://` for TLS; several hosts separated by commas; the scheme with `+sentinel` (and the
+    /// master's name as path) or `+cluster`.
+    pub url: String,
+    /// The ACL user; the default user where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// The password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    /// Certificates in PEM to trust besides the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// What the keys in the store begin with.
+    pub prefix: String,
+    /// Whether places are taken ahead of use where a limit is large against the traffic.
+    pub leases: bool,
+    /// How long a call may wait for the store, in milliseconds.
+    pub budget_milliseconds: u64,
+}
+
+impl std::fmt::Debug for SharedStore {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { url, username, password, ca, prefix, leases, budget_milliseconds } = self;
+        f.debug_struct("SharedStore")
+            .field("url", url)
+            .field("username", username)
+            .field("password", &password.as_ref().map(|_| "(not shown)"))
+            .field("ca", ca)
+            .field("prefix", prefix)
+            .field("leases", leases)
+            .field("budget_milliseconds", budget_milliseconds)
+            .finish()
+    }
+}
+
+/// What keys in the store begin with, unless said otherwise.
+pub const STORE_PREFIX: &str = "toolweir";
+/// How long a call may wait for the store, in milliseconds, unless said otherwise.
+pub const STORE_BUDGET_MILLISECONDS: u64 = 50;
 
 /// A line from a sidecar.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

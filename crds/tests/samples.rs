@@ -161,7 +161,7 @@ fn errors_are_written_as_file_line_column_field_and_advice() {
         ),
         (
             "unknown-field.yaml",
-            "unknown-field.yaml:7:3: spec: unknown field `server`, expected one of `podSelector`, `mode`, `servers`",
+            "unknown-field.yaml:7:3: spec: unknown field `server`, expected one of `podSelector`, `mode`, `onStoreFailure`, `servers`",
         ),
         ("missing-servers.yaml", "missing-servers.yaml:7:3: spec: missing field `servers`"),
         (

@@ -145,10 +145,11 @@ impl Look<'_> {
             action: entry.effective_action(),
             validations: entry.validations.iter().map(|validation| self.said_of_validation(step, entry, validation)).collect(),
             limits: limits.map(|(limit, counted)| self.said_of_limit(step, entry, limit, counted, together)).collect(),
-            max_concurrent: entry
-                .hold
-                .as_ref()
-                .map(|hold| Places { max: hold.max, under_way: self.engine.counters.under_way(&hold.identity) }),
+            max_concurrent: entry.hold.as_ref().map(|hold| Places {
+                max: hold.max,
+                under_way: self.engine.counters.under_way(&hold.identity),
+                ..Places::default()
+            }),
         }
     }
 

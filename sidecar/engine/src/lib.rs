@@ -13,6 +13,7 @@ mod explain;
 pub mod glob;
 pub mod json;
 mod rules;
+pub mod shared;
 mod verdicts;
 pub mod window;
 

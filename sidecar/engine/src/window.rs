@@ -54,6 +54,16 @@ impl Amount {
         Some(Self(if exact { nearest } else { millionths.ceil() } as u64))
     }
 
+    /// In millionths of a call, or of a cost's unit.
+    pub fn millionths(self) -> u64 {
+        self.0
+    }
+
+    /// So many millionths.
+    pub fn of_millionths(number: u64) -> Self {
+        Self(number)
+    }
+
     /// As a fraction of another amount.
     #[expect(clippy::cast_precision_loss, reason = "for display")]
     pub fn ratio(self, of: Self) -> f64 {
@@ -74,33 +84,44 @@ impl Amount {
     }
 }
 
-/// A window's length, cut into slices.
+/// A window's length, cut into slices of exactly 1/128: slice `e` holds the moments from `e / 128` of the length on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
-    slice: u64,
+    length: u64,
 }
 
 /// A slice of time, counted from the clock's zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Slice(u64);
+pub struct Slice(pub u64);
 
+/// Slices of one window.
+pub const SLICES: u64 = 128;
 /// Slices after which a place is free.
-const LIFE: u64 = 130;
+pub const LIFE: u64 = SLICES + 2;
 
 impl Span {
     /// Cuts a length of time.
     pub fn new(length: Duration) -> Self {
-        let nanos = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
-        Self { slice: nanos.div_ceil(LIFE - 2).max(1) }
+        Self { length: u64::try_from(length.as_nanos()).unwrap_or(u64::MAX).clamp(1, u64::MAX / SLICES) }
     }
 
-    fn slice_of(self, now: Timestamp) -> Slice {
-        Slice(now.0 / self.slice)
+    /// The window's length in nanoseconds.
+    pub fn nanos(self) -> u64 {
+        self.length
+    }
+
+    /// The slice that a moment lies in.
+    pub fn slice_of(self, now: Timestamp) -> Slice {
+        // In two parts, so that nothing is rounded and nothing overflows.
+        let (whole, rest) = (now.0 / self.length, now.0 % self.length);
+        Slice(whole.saturating_mul(SLICES).saturating_add(rest * SLICES / self.length))
     }
 
     /// When what was taken in a slice comes free.
-    fn end_of(self, slice: Slice) -> Timestamp {
-        Timestamp(slice.0.saturating_add(LIFE).saturating_mul(self.slice))
+    pub fn end_of(self, slice: Slice) -> Timestamp {
+        let end = slice.0.saturating_add(LIFE);
+        let (whole, rest) = (end / SLICES, end % SLICES);
+        Timestamp(whole.saturating_mul(self.length).saturating_add((rest * self.length).div_ceil(SLICES)))
     }
 }
 

@@ -214,7 +214,7 @@ impl Follower {
                 Line::Unknown(kind) => {
                     tracing::warn!(kind, "the operator sent a message of a kind that this sidecar does not know; passed over");
                 }
-                Line::Message(Message::KeepAlive) => {}
+                Line::Message(Message::KeepAlive | Message::SharedStore(_)) => {}
                 Line::Message(Message::Trust(trust)) => self.believe(governor, trust).await,
                 Line::Message(Message::Snapshot(snapshot)) => {
                     let (governor, state) = (Arc::clone(governor), self.state.clone());

@@ -11,9 +11,9 @@ use toolweir_crds::stream::{Ack, LONGEST_ACK, Message, Refused};
 pub type Policy = Box<RawValue>;
 
 /// What can come: the label `kind`.
-pub const KINDS: [&str; 4] = ["snapshot", "trust", "keep_alive", "unknown"];
+pub const KINDS: [&str; 5] = ["snapshot", "trust", "keep_alive", "shared_store", "unknown"];
 /// The kinds as they stand in a line.
-const KNOWN: [&str; 3] = ["snapshot", "trust", "keepAlive"];
+const KNOWN: [&str; 4] = ["snapshot", "trust", "keepAlive", "sharedStore"];
 /// The longest version, in bytes; it is a label of a metric.
 const LONGEST_VERSION: usize = 128;
 /// The longest message about a policy, in characters; it is shown in the policy's status.
@@ -35,6 +35,7 @@ impl Line {
             Self::Message(Message::Snapshot(_)) => "snapshot",
             Self::Message(Message::Trust(_)) => "trust",
             Self::Message(Message::KeepAlive) => "keep_alive",
+            Self::Message(Message::SharedStore(_)) => "shared_store",
             Self::Unknown(_) => "unknown",
         }
     }

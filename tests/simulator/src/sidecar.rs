@@ -102,7 +102,7 @@ async fn listen(shared: &Shared, sidecar: usize, acks: &Acks, messages: &mut Mes
                 shared.tell(Word::Acknowledged { sidecar, version: snapshot.version, at: SystemTime::now() }).await;
             }
             Line::Message(Message::Trust(told)) => shared.believe(told.certificates),
-            Line::Message(Message::KeepAlive) => {}
+            Line::Message(Message::KeepAlive | Message::SharedStore(_)) => {}
             Line::Unknown(kind) => tracing::warn!(kind, "a message of a kind that is not known"),
         }
     }

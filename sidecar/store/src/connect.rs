@@ -1,0 +1,1 @@
+//! Finds the master of the store and connects to it.
