@@ -52,9 +52,9 @@ pub fn check(data: &[u8]) {
             Err(error) => assert_one_line(&error.to_string()),
             Ok(Line::Unknown(kind)) => {
                 assert!(serde_json::from_slice::<IgnoredAny>(&line).is_ok(), "no JSON is passed over");
-                assert!(!["snapshot", "trust", "keepAlive"].contains(&kind.as_str()), "{kind} is known");
+                assert!(!["snapshot", "trust", "keepAlive", "sharedStore"].contains(&kind.as_str()), "{kind} is known");
             }
-            Ok(Line::Message(Message::KeepAlive)) => {}
+            Ok(Line::Message(Message::KeepAlive | Message::SharedStore(_))) => {}
             Ok(Line::Message(Message::Trust(trust))) => {
                 if let Err(error) = trust::authorities(&trust.certificates) {
                     assert_one_line(&error.to_string());

@@ -1,0 +1,18 @@
+-- Says that a pod lives and what places it holds. KEYS: the epoch, groups of pods, then places.
+-- ARGV: epoch, pod, groups, life of a pod's mark, and for each place: number, held, life.
+-- Gives 0, now, and how many pods each group has.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return { 1, now } end
+local pod, groups, life = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local out = { 0, now }
+for i = 1, groups do
+  local key = KEYS[1 + i]
+  redis.call('ZADD', key, now, pod)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now - life)
+  redis.call('PEXPIRE', key, math.ceil(life / 1000) + 60000)
+  out[#out + 1] = redis.call('ZCARD', key)
+end
+for i = 1, #KEYS - 1 - groups do
+  local at = 2 + 3 * i
+  hold(places(KEYS[1 + groups + i]), pod, tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]))
+end
+return out

@@ -1,0 +1,92 @@
+//! The slices of a window on the store's clock, as sidecar/engine/src/window.rs has them, in microseconds.
+
+use std::collections::VecDeque;
+
+use toolweir_engine::window::{LIFE, SLICES};
+
+/// The slice that a moment of the store's clock lies in, for a window of so many microseconds.
+pub fn slice_of(now: u64, window: u64) -> u64 {
+    let window = window.max(1);
+    let (whole, rest) = (now / window, now % window);
+    whole.saturating_mul(SLICES).saturating_add(rest.saturating_mul(SLICES) / window)
+}
+
+/// When what was taken in a slice comes free.
+pub fn end_of(slice: u64, window: u64) -> u64 {
+    let end = slice.saturating_add(LIFE);
+    (end / SLICES).saturating_mul(window).saturating_add((end % SLICES).saturating_mul(window).div_ceil(SLICES))
+}
+
+/// What was taken in each slice, in millionths; oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Slices {
+    held: VecDeque<(u64, u64)>,
+    total: u64,
+}
+
+impl Slices {
+    /// Counts an amount in a slice.
+    pub fn add(&mut self, slice: u64, amount: u64) {
+        self.total = self.total.saturating_add(amount);
+        match self.held.iter().rposition(|(known, _)| *known <= slice) {
+            Some(at) => match self.held.get_mut(at) {
+                Some((known, held)) if *known == slice => *held = held.saturating_add(amount),
+                _ => self.held.insert(at + 1, (slice, amount)),
+            },
+            None => self.held.push_front((slice, amount)),
+        }
+    }
+
+    /// Takes an amount out of a slice, as far as it is there; gives how much that was.
+    pub fn remove(&mut self, slice: u64, amount: u64) -> u64 {
+        let Ok(at) = self.held.binary_search_by_key(&slice, |(known, _)| *known) else { return 0 };
+        let Some((_, held)) = self.held.get_mut(at) else { return 0 };
+        let removed = amount.min(*held);
+        *held -= removed;
+        self.total -= removed;
+        if *held == 0 {
+            self.held.remove(at);
+        }
+        removed
+    }
+
+    /// Forgets what is over at a moment in this slice.
+    pub fn forget(&mut self, current: u64) {
+        while let Some((slice, amount)) = self.held.front().copied().filter(|(slice, _)| slice.saturating_add(LIFE) <= current) {
+            debug_assert!(slice < current);
+            self.total -= amount;
+            self.held.pop_front();
+        }
+    }
+
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Each slice and what it holds.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.held.iter().copied()
+    }
+
+    /// Takes all of it out.
+    pub fn drain(&mut self) -> Vec<(u64, u64)> {
+        self.total = 0;
+        self.held.drain(..).collect()
+    }
+
+    /// When an amount fits beside what is held, if nothing else is taken before: the slice whose end that is. Nothing when it never
+    /// does.
+    pub fn fits_after(&self, amount: u64, max: u64) -> Option<u64> {
+        let mut left = self.total;
+        self.held.iter().find_map(|(slice, held)| {
+            left -= held;
+            (left.saturating_add(amount) <= max).then_some(*slice)
+        })
+    }
+}

@@ -1,0 +1,476 @@
+//! Asks the store what a call wants, within a budget, and says what else is done where it does not answer.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use redis::Cmd;
+use ring::rand::{SecureRandom, SystemRandom};
+use smallvec::SmallVec;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
+use toolweir_engine::{
+    Amount, Timestamp,
+    counters::Refusal,
+    shared::{self, Answer, Wanted},
+    window::Full,
+};
+
+use crate::{
+    config::Config,
+    connect::{Address, Connection, Connector, Fault, StoreError, fault_of},
+    local::{self, AllSaid, Local, Plan, Question, Said, Took},
+    scripts::{Keys, Scripts, integers},
+};
+
+/// How long a connection of a worker may take to be made.
+const OPENING: Duration = Duration::from_secs(2);
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Meters {
+    /// 1 while the store answers, else 0.
+    pub up: IntGauge,
+    /// Calls that were taken with a round trip.
+    pub asked: IntCounter,
+    /// Calls that were taken from a lease.
+    pub leased: IntCounter,
+    /// Calls that the store refused.
+    pub refused: IntCounter,
+    /// Calls that were refused since the count was just said to be full.
+    pub known_full: IntCounter,
+    /// Calls for which the store could not be asked.
+    pub unavailable: IntCounter,
+    /// Calls for which it did not answer in time.
+    pub timeout: IntCounter,
+    /// Connections that failed or were lost, by fault.
+    pub failures: IntCounterVec,
+    /// How long a round trip took, in seconds.
+    pub round_trip: Histogram,
+}
+
+/// Whether the store can be asked.
+#[derive(Clone, Debug)]
+pub(crate) enum State {
+    /// It can.
+    Up(Arc<Up>),
+    /// It cannot, and why.
+    Down(StoreError),
+    /// Nobody has tried yet, or nothing is shared.
+    Idle,
+}
+
+/// A store that answers.
+#[derive(Debug)]
+pub(crate) struct Up {
+    pub generation: u64,
+    pub address: Address,
+    pub connector: Connector,
+    pub keys: Keys,
+    pub scripts: Scripts,
+    /// The connection of the upkeep.
+    pub connection: Connection,
+}
+
+/// What there is to share, and where.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Job {
+    pub config: Option<Config>,
+    pub groups: BTreeSet<Arc<str>>,
+}
+
+/// Counts that pods share. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub local: Mutex<Local>,
+    pub state: ArcSwap<State>,
+    pub job: watch::Sender<Job>,
+    pub wake: Notify,
+    pub suspect: AtomicBool,
+    pub pod: String,
+    pub meters: Meters,
+    budget: AtomicU64,
+    started: Instant,
+    id: u64,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("state", &self.0.state.load()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").finish_non_exhaustive()
+    }
+}
+
+/// 16 hex digits that nobody else has.
+pub(crate) fn name() -> String {
+    let mut bytes = [0; 8];
+    // Without random numbers, the time and the process will do.
+    if SystemRandom::new().fill(&mut bytes).is_err() {
+        let time = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(0);
+        bytes = (nanos ^ (u64::from(std::process::id()) << 40)).to_be_bytes();
+    }
+    data_encoding::HEXLOWER.encode(&bytes)
+}
+
+/// A worker's connection, made by a task of its own so that a call with little time does not end the attempt.
+type Opening = watch::Receiver<Option<Result<Connection, StoreError>>>;
+
+thread_local! {
+    /// This thread's connections: whose store, of which generation.
+    static OPENED: RefCell<Vec<(u64, u64, Opening)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A count as it is now in all pods.
+#[derive(Clone, Debug, Default)]
+pub struct Looked {
+    /// For each take of each [`Wanted`]: what is used, and whether it fits.
+    pub takes: Vec<(Amount, Result<(), Full>)>,
+    /// For each place: how many are taken.
+    pub holds: Vec<u64>,
+}
+
+impl Store {
+    /// A store of which nothing is known yet: until its upkeep runs, it does not answer. At most `most` counts are kept.
+    pub fn new(meters: Meters, most: usize) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(Arc::new(Inner {
+            local: Mutex::new(Local::new(true, most)),
+            state: ArcSwap::from_pointee(State::Idle),
+            job: watch::Sender::new(Job::default()),
+            wake: Notify::new(),
+            suspect: AtomicBool::new(false),
+            pod: name(),
+            meters,
+            budget: AtomicU64::new(50_000),
+            started: Instant::now(),
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+        }))
+    }
+
+    /// Where the store is; nothing: there is none.
+    pub fn set_config(&self, config: Option<Config>) {
+        if let Some(config) = &config {
+            self.0.budget.store(u64::try_from(config.budget.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.0.lock().set_leases(config.leases);
+        }
+        self.0.job.send_if_modified(|job| {
+            let changed = job.config != config;
+            job.config = config;
+            changed
+        });
+    }
+
+    /// The groups of pods that the policies in force count together. The store is connected to only if there are some.
+    pub fn set_groups(&self, groups: BTreeSet<Arc<str>>) {
+        self.0.job.send_if_modified(|job| {
+            let changed = job.groups != groups;
+            job.groups = groups;
+            changed
+        });
+    }
+
+    /// Whether there is a store.
+    pub fn is_configured(&self) -> bool {
+        self.0.job.borrow().config.is_some()
+    }
+
+    /// Whether a store is needed and does not answer.
+    pub fn is_missing(&self) -> bool {
+        let job = self.0.job.borrow();
+        !job.groups.is_empty() && !matches!(**self.0.state.load(), State::Up(_))
+    }
+
+    /// Why the store does not answer, if it does not.
+    pub fn failure(&self) -> Option<StoreError> {
+        match &**self.0.state.load() {
+            State::Down(error) => Some(error.clone()),
+            State::Up(_) | State::Idle => None,
+        }
+    }
+
+    /// Takes what a call wants. It never takes longer than the budget. `engine` is the engine's time.
+    pub async fn take(&self, wanted: &[Wanted], engine: Timestamp) -> SmallVec<[Answer; 2]> {
+        let inner = &self.0;
+        let now = inner.now();
+        let up = match &**inner.state.load() {
+            State::Up(up) => Some(Arc::clone(up)),
+            State::Down(_) | State::Idle => None,
+        };
+        let plan = {
+            let mut local = inner.lock();
+            match &up {
+                Some(_) => Some(local.plan(wanted, now, engine)),
+                None => local.leased(wanted, now, engine).map(Plan::Said),
+            }
+        };
+        let said = match (plan, up) {
+            (Some(Plan::Said(said)), _) => {
+                let full = said.iter().any(|said| matches!(said, Said::Refused(_)));
+                if full { &inner.meters.known_full } else { &inner.meters.leased }.inc();
+                said
+            }
+            (Some(Plan::OutOfCounters(index)), _) => {
+                let mut all = AllSaid::new();
+                all.push(Said::Refused(Refusal::OutOfCounters(index)));
+                all
+            }
+            (Some(Plan::Ask(question)), Some(up)) => inner.ask(wanted, question, &up, engine).await,
+            (Some(Plan::Ask(_)) | None, _) => inner.without(wanted, engine),
+        };
+        said.into_iter().map(|said| self.answer(said)).collect()
+    }
+
+    fn answer(&self, said: Said) -> Answer {
+        match said {
+            Said::Refused(refusal) => Answer::Refused(refusal),
+            Said::Unavailable => Answer::Unavailable,
+            Said::NotAsked => Answer::NotAsked,
+            Said::Taken(local::Taken { took, places, without_store }) => {
+                let (amounts, held) = (Arc::clone(&self.0), Arc::clone(&self.0));
+                Answer::Taken(shared::Taken {
+                    amounts: (!took.is_empty()).then(|| Box::new(Amounts { inner: amounts, took }) as Box<dyn shared::Amounts>),
+                    places: (!places.is_empty()).then(|| Box::new(Places { inner: held, places }) as Box<dyn shared::Places>),
+                    without_store,
+                })
+            }
+        }
+    }
+
+    /// What counts now, in all pods; nothing where the store does not answer. Nothing is taken.
+    pub async fn look(&self, wanted: &[Wanted], engine: Timestamp) -> Option<Looked> {
+        let State::Up(up) = (**self.0.state.load()).clone() else { return None };
+        let takes = || wanted.iter().flat_map(|wanted| &wanted.takes).map(|take| &take.take);
+        let counts: Vec<_> = takes()
+            .map(|take| {
+                let (digest, window) = Local::asked(take);
+                (digest, [window, take.max.millionths(), take.amount.millionths()])
+            })
+            .collect();
+        let holds = wanted.iter().flat_map(|wanted| &wanted.holds);
+        let places: Vec<_> = holds.map(|hold| Local::asked_places(hold.hold.identity.as_str())).collect();
+        let mut connection = up.connection.commands.clone();
+        let cmd = up.keys.look(&up.scripts, &counts, &places);
+        let value = timeout(Duration::from_secs(1), connection.send_packed_command(&cmd)).await.ok()?.ok()?;
+        let mut numbers = integers(&value)?.into_iter();
+        if numbers.next()? != 0 {
+            return None;
+        }
+        numbers.next()?;
+        let mut looked = Looked::default();
+        for take in takes() {
+            let (used, wait) = (u64::try_from(numbers.next()?).ok()?, numbers.next()?);
+            let fits = match u64::try_from(wait) {
+                Ok(0) => Ok(()),
+                Ok(wait) if take.amount <= take.max => Err(Full::Until(engine.after(Duration::from_micros(wait)))),
+                _ => Err(Full::Never),
+            };
+            looked.takes.push((Amount::of_millionths(used), fits));
+        }
+        looked.holds = numbers.map(|number| u64::try_from(number).unwrap_or(0)).collect();
+        Some(looked)
+    }
+}
+
+impl shared::Known for Store {
+    fn used(&self, identity: &toolweir_engine::counters::Identity) -> Option<Amount> {
+        self.0.lock().used(identity.as_str(), self.0.now())
+    }
+}
+
+impl Inner {
+    pub fn lock(&self) -> MutexGuard<'_, Local> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Microseconds since this began.
+    pub fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The store of this generation does not answer.
+    pub fn fail(&self, generation: u64, error: StoreError) {
+        let state = self.state.load();
+        if matches!(&**state, State::Up(up) if up.generation == generation) {
+            self.state.store(Arc::new(State::Down(error)));
+            self.meters.up.set(0);
+            self.wake.notify_one();
+        }
+    }
+
+    fn without(&self, wanted: &[Wanted], engine: Timestamp) -> AllSaid {
+        self.meters.unavailable.inc();
+        self.lock().without_store(wanted, self.now(), engine)
+    }
+
+    async fn ask(&self, wanted: &[Wanted], question: Question, up: &Arc<Up>, engine: Timestamp) -> AllSaid {
+        let cmd = up.keys.take(&up.scripts, &self.pod, &question);
+        let asked = Asked { inner: self, wanted, question: Some(question) };
+        let budget = Duration::from_micros(self.budget.load(Ordering::Relaxed));
+        let failed = match timeout(budget, self.send(up, &cmd)).await {
+            Ok(Ok(numbers)) => match asked.answered(up.generation, &numbers, engine) {
+                Ok(said) => return said,
+                Err(error) => error,
+            },
+            Ok(Err(error)) => error,
+            Err(_) => {
+                drop(asked);
+                // Whether the store is gone or this process was not scheduled, the upkeep finds out.
+                self.meters.timeout.inc();
+                self.suspect.store(true, Ordering::Relaxed);
+                self.wake.notify_one();
+                return self.without(wanted, engine);
+            }
+        };
+        self.fail(up.generation, failed);
+        self.without(wanted, engine)
+    }
+
+    async fn send(&self, up: &Arc<Up>, cmd: &Cmd) -> Result<Vec<i64>, StoreError> {
+        let mut connection = self.connection(up).await?;
+        let before = Instant::now();
+        let value = connection.commands.send_packed_command(cmd).await.map_err(|error| lost(&up.address, &error))?;
+        self.meters.round_trip.observe(before.elapsed().as_secs_f64());
+        integers(&value).ok_or_else(|| unreadable(&up.address))
+    }
+
+    /// This thread's connection.
+    async fn connection(&self, up: &Arc<Up>) -> Result<Connection, StoreError> {
+        let mut opening = OPENED.with_borrow_mut(|opened| {
+            let known = opened.iter().find(|(id, generation, _)| (*id, *generation) == (self.id, up.generation));
+            if let Some((.., opening)) = known {
+                return opening.clone();
+            }
+            opened.retain(|(id, ..)| *id != self.id);
+            let (sender, opening) = watch::channel(None);
+            let task = Arc::clone(up);
+            tokio::spawn(async move {
+                let result = task.connector.open(&task.address, OPENING).await.and_then(|connection| {
+                    let same = connection.run_id == task.connection.run_id;
+                    same.then_some(connection)
+                        .ok_or_else(|| StoreError { fault: Fault::Lost, message: format!("{} was started again", task.address) })
+                });
+                sender.send_replace(Some(result));
+                // Kept until nobody asks any more.
+                sender.closed().await;
+            });
+            opened.push((self.id, up.generation, opening.clone()));
+            opening
+        });
+        if let Some(result) = &*opening.borrow() {
+            return result.clone();
+        }
+        let done = opening.wait_for(Option::is_some).await;
+        done.ok().and_then(|result| result.clone()).unwrap_or_else(|| Err(unreadable(&up.address)))
+    }
+}
+
+pub(crate) fn lost(address: &Address, error: &redis::RedisError) -> StoreError {
+    StoreError { fault: fault_of(error), message: format!("{address}: {error}") }
+}
+
+pub(crate) fn unreadable(address: &Address) -> StoreError {
+    StoreError {
+        fault: Fault::Answer,
+        message: format!("{address} gives an answer of another form; is another version at work?"),
+    }
+}
+
+/// A question under way. Dropped without an answer, it gives up what it asked for.
+struct Asked<'a> {
+    inner: &'a Inner,
+    wanted: &'a [Wanted],
+    question: Option<Question>,
+}
+
+impl Asked<'_> {
+    fn answered(mut self, generation: u64, numbers: &[i64], engine: Timestamp) -> Result<AllSaid, StoreError> {
+        let inner = self.inner;
+        let form = || StoreError { fault: Fault::Answer, message: "the store gives an answer of another form".to_owned() };
+        let (code, rest) = numbers.split_first().ok_or_else(form)?;
+        let (time, rest) = rest.split_first().ok_or_else(form)?;
+        if *code != 0 {
+            return Err(StoreError { fault: Fault::Lost, message: "the store has lost what it knew".to_owned() });
+        }
+        let mut local = inner.lock();
+        // What is taken now must be among what is brought to the store if it has to begin anew; so not after that.
+        if !matches!(&**inner.state.load(), State::Up(up) if up.generation == generation) {
+            drop(local);
+            return Err(StoreError { fault: Fault::Lost, message: "the connection was lost".to_owned() });
+        }
+        let Some(question) = self.question.take() else { return Err(form()) };
+        let store = u64::try_from(*time).unwrap_or(0);
+        let leased_before = local.next_deadline().is_some();
+        let said = local.answered(self.wanted, &question, store, rest, inner.now(), engine).map_err(|_| form())?;
+        let lease_is_new = !leased_before && local.next_deadline().is_some();
+        drop(local);
+        if lease_is_new {
+            inner.wake.notify_one();
+        }
+        let refused = said.iter().any(|said| matches!(said, Said::Refused(_)));
+        if refused { &inner.meters.refused } else { &inner.meters.asked }.inc();
+        Ok(said)
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if let Some(question) = self.question.take() {
+            self.inner.lock().unanswered(self.wanted, &question);
+        }
+    }
+}
+
+/// Amounts that were taken.
+#[derive(Debug)]
+struct Amounts {
+    inner: Arc<Inner>,
+    took: SmallVec<[Took; 2]>,
+}
+
+impl shared::Amounts for Amounts {
+    fn give_back(self: Box<Self>) {
+        let now = self.inner.now();
+        if self.inner.lock().give_back(&self.took, now) {
+            self.inner.wake.notify_one();
+        }
+    }
+}
+
+/// Places that were taken.
+#[derive(Debug)]
+struct Places {
+    inner: Arc<Inner>,
+    places: SmallVec<[Arc<str>; 1]>,
+}
+
+impl shared::Places for Places {}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        let mut local = self.inner.lock();
+        for text in &self.places {
+            local.release(text);
+        }
+        drop(local);
+        self.inner.wake.notify_one();
+    }
+}

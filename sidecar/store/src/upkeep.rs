@@ -1,0 +1,311 @@
+//! Keeps the connection to the store: finds it, begins its epochs, tells it what this pod did without it, and says that the pod lives.
+//!
+//! An epoch is the time since which the store has lost nothing. A store that was started again, or whose data are gone, begins a
+//! new one, empty and closed for [`CLOSED`]: every pod brings what it took itself before it takes anything more, so that no
+//! window is forgotten. Keys of the old epoch are not read again and expire.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use redis::{Cmd, Pipeline, Value};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    config::{Config, Kind},
+    connect::{Connection, Connector, Fault, StoreError},
+    local::{Add, PLACES_LIFE, POD_LIFE},
+    scripts::{Keys, Scripts, epoch, integers},
+    store::{Inner, Job, State, Store, Up, lost, name, unreadable},
+};
+
+/// How long a new epoch is closed.
+const CLOSED: Duration = Duration::from_secs(2);
+/// How long one step of a connection may take.
+const STEP: Duration = Duration::from_secs(2);
+/// How long the store may take to answer the upkeep before it counts as gone.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How often a pod says that it lives.
+const BEAT: Duration = Duration::from_secs(3);
+/// How often it is asked who the master is, where that can change.
+const MASTER: Duration = Duration::from_secs(5);
+/// The longest pause between attempts; the shortest is a tenth.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The shortest sleep between two looks at what is to be done.
+const NAP: Duration = Duration::from_millis(4);
+/// How many commands are sent at once.
+const BATCH: usize = 128;
+
+impl Store {
+    /// Keeps the connection for as long as it runs. To be run once.
+    pub async fn keep(&self) {
+        let mut upkeep = Upkeep { inner: Arc::clone(&self.0), epoch: None, generation: 0, told: None };
+        let mut jobs = self.0.job.subscribe();
+        loop {
+            let job = jobs.borrow_and_update().clone();
+            tokio::select! {
+                () = upkeep.serve(job) => {}
+                changed = jobs.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+struct Upkeep {
+    inner: Arc<Inner>,
+    /// The epoch that this pod has brought everything to.
+    epoch: Option<String>,
+    generation: u64,
+    /// The fault that was logged last.
+    told: Option<StoreError>,
+}
+
+impl Upkeep {
+    /// Serves one job until it changes.
+    async fn serve(&mut self, Job { config, groups }: Job) {
+        // Nothing is up until it is connected to: a job that changed may be another store.
+        self.down(State::Idle);
+        let Some(config) = config.filter(|_| !groups.is_empty()) else { return std::future::pending().await };
+        let mut attempt = 0;
+        loop {
+            let error = match self.connect(&config, &groups).await {
+                Ok(up) => {
+                    attempt = 0;
+                    self.told = None;
+                    tracing::info!(address = %up.address, "the shared store answers");
+                    let error = self.look_after(&up, &config, &groups).await;
+                    drop(up);
+                    error
+                }
+                Err(error) => error,
+            };
+            self.inner.meters.failures.with_label_values(&[error.fault.as_str()]).inc();
+            self.tell(&error);
+            self.down(State::Down(error));
+            sleep(pause(attempt)).await;
+            attempt = u32::min(attempt + 1, 8);
+        }
+    }
+
+    fn down(&self, state: State) {
+        self.inner.meters.up.set(0);
+        self.inner.state.store(Arc::new(state));
+    }
+
+    /// Logs a fault once, not with every attempt.
+    fn tell(&mut self, error: &StoreError) {
+        if self.told.as_ref().is_some_and(|told| told.fault == error.fault) {
+            tracing::debug!(%error, fault = error.fault.as_str(), "no shared store");
+        } else {
+            tracing::error!(%error, fault = error.fault.as_str(), "no shared store; calls with limits across pods are answered as onStoreFailure says");
+        }
+        self.told = Some(error.clone());
+    }
+
+    async fn connect(&mut self, config: &Config, groups: &BTreeSet<Arc<str>>) -> Result<Arc<Up>, StoreError> {
+        let connector = Connector::new(config)?;
+        let address = connector.master(STEP).await?;
+        let connection = connector.open(&address, STEP).await?;
+        let mut shas = Vec::new();
+        for text in Scripts::texts() {
+            let mut load = Cmd::new();
+            load.arg("SCRIPT").arg("LOAD").arg(text);
+            match self.send(&connection, &address, &load, STEP).await? {
+                Value::BulkString(sha) => shas.push(String::from_utf8_lossy(&sha).into_owned()),
+                Value::SimpleString(sha) => shas.push(sha),
+                _ => return Err(unreadable(&address)),
+            }
+        }
+        let shas: [String; 5] = shas.try_into().map_err(|_| unreadable(&address))?;
+        let scripts = Scripts::of(shas);
+        let keys = Keys::new(&config.prefix);
+        let closed = u64::try_from(CLOSED.as_micros()).unwrap_or(0);
+        let sent = self.inner.now();
+        let begin = keys.begin(&scripts, &connection.run_id, &name(), closed);
+        let answer = self.send(&connection, &address, &begin, STEP).await?;
+        let (store, text, opens) = epoch(&answer).ok_or_else(|| unreadable(&address))?;
+        let received = self.inner.now();
+        let keys = keys.within(&text);
+        self.generation += 1;
+        let up = Arc::new(Up { generation: self.generation, address, connector, keys, scripts, connection });
+        self.inner.lock().set_clock(store, sent, received);
+        if self.epoch.as_deref() != Some(&text) {
+            // If this fails half-way, all of it is brought again: what counts twice is safe.
+            let adds = self.inner.lock().everything(received);
+            self.bring(&up, &adds).await?;
+            self.epoch = Some(text);
+        }
+        self.beat(&up, groups).await?;
+        if opens > store {
+            tracing::info!(milliseconds = (opens - store) / 1000, "the shared store is new; pods bring what they counted");
+            sleep(Duration::from_micros(opens - store)).await;
+        }
+        self.bring_alone(&up).await?;
+        // The others have come by now.
+        let pods = self.beat(&up, groups).await?;
+        self.know(groups, &pods);
+        self.inner.suspect.store(false, Ordering::Relaxed);
+        self.inner.state.store(Arc::new(State::Up(Arc::clone(&up))));
+        self.inner.meters.up.set(1);
+        Ok(up)
+    }
+
+    /// Does what there is to do until the store is lost, and says why.
+    async fn look_after(&mut self, up: &Arc<Up>, config: &Config, groups: &BTreeSet<Arc<str>>) -> StoreError {
+        let inner = Arc::clone(&self.inner);
+        let (mut beat_at, mut master_at) = (inner.now() + micros(BEAT), inner.now() + micros(MASTER));
+        let mut flush_at = 0;
+        loop {
+            match &**inner.state.load() {
+                State::Up(now) if now.generation == up.generation => {}
+                State::Down(error) => return error.clone(),
+                State::Up(_) | State::Idle => {
+                    return StoreError { fault: Fault::Lost, message: "another connection took its place".to_owned() };
+                }
+            }
+            let now = inner.now();
+            let done = async {
+                if inner.suspect.swap(false, Ordering::Relaxed) {
+                    let mut ping = Cmd::new();
+                    ping.arg("PING");
+                    self.send(&up.connection, &up.address, &ping, SILENCE).await?;
+                }
+                self.bring_alone(up).await?;
+                let (gives, closing) = {
+                    let mut local = inner.lock();
+                    (local.gives(), local.closing(now))
+                };
+                self.bring(up, &gives).await?;
+                let closes: Vec<Cmd> = closing.iter().map(|count| up.keys.close(&up.scripts, &inner.pod, count)).collect();
+                self.send_all(up, &closes).await?;
+                if now >= beat_at || (now >= flush_at && inner.lock().places_changed()) {
+                    let pods = self.beat(up, groups).await?;
+                    self.know(groups, &pods);
+                    inner.lock().sweep(now);
+                    // Not all pods at once.
+                    beat_at = now + micros(BEAT) / 2 + micros(BEAT) * u64::from(random() % 1024) / 2048;
+                    flush_at = now + micros(NAP);
+                }
+                if now >= master_at && config.url.kind != Kind::Single {
+                    master_at = now + micros(MASTER);
+                    let master = up.connector.master(STEP).await?;
+                    if master != up.address {
+                        return Err(StoreError { fault: Fault::NotMaster, message: format!("the master is {master} now") });
+                    }
+                }
+                Ok::<_, StoreError>(())
+            };
+            if let Err(error) = done.await {
+                inner.fail(up.generation, error.clone());
+                return error;
+            }
+            let next = inner.lock().next_deadline().unwrap_or(beat_at).min(beat_at).min(now + 1_000_000);
+            let nap = Duration::from_micros(next.saturating_sub(inner.now())).max(NAP);
+            let _ = timeout(nap, inner.wake.notified()).await;
+        }
+    }
+
+    async fn send(
+        &self,
+        connection: &Connection,
+        address: &crate::connect::Address,
+        cmd: &Cmd,
+        limit: Duration,
+    ) -> Result<Value, StoreError> {
+        let mut commands = connection.commands.clone();
+        match timeout(limit, commands.send_packed_command(cmd)).await {
+            Ok(result) => result.map_err(|error| lost(address, &error)),
+            Err(_) => Err(StoreError {
+                fault: Fault::Timeout,
+                message: format!("{address} did not answer within {} ms", limit.as_millis()),
+            }),
+        }
+    }
+
+    /// Sends commands of scripts, and makes sure that the epoch is still the same.
+    async fn send_all(&self, up: &Up, cmds: &[Cmd]) -> Result<(), StoreError> {
+        for batch in cmds.chunks(BATCH) {
+            let mut pipeline = Pipeline::with_capacity(batch.len());
+            for cmd in batch {
+                pipeline.add_command(cmd.clone());
+            }
+            let mut commands = up.connection.commands.clone();
+            let sent = timeout(STEP, commands.send_packed_commands(&pipeline, 0, batch.len())).await;
+            let answers = sent
+                .map_err(|_| StoreError { fault: Fault::Timeout, message: format!("{} did not answer", up.address) })?
+                .map_err(|error| lost(&up.address, &error))?;
+            for answer in answers {
+                current(up, &answer)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn bring(&self, up: &Up, adds: &[Add]) -> Result<(), StoreError> {
+        let cmds: Vec<Cmd> = adds.iter().map(|add| up.keys.add(&up.scripts, add)).collect();
+        self.send_all(up, &cmds).await
+    }
+
+    /// Brings what was taken while the store was away.
+    async fn bring_alone(&self, up: &Up) -> Result<(), StoreError> {
+        let adds = self.inner.lock().taken_alone();
+        let brought = self.bring(up, &adds).await;
+        if brought.is_err() {
+            self.inner.lock().still_alone(&adds);
+        }
+        brought
+    }
+
+    /// Says that the pod lives and what places it holds. Gives how many pods each group has.
+    async fn beat(&self, up: &Up, groups: &BTreeSet<Arc<str>>) -> Result<Vec<i64>, StoreError> {
+        let places = self.inner.lock().all_places();
+        let names: Vec<&str> = groups.iter().map(|group| &**group).collect();
+        let cmd = up.keys.beat(&up.scripts, &self.inner.pod, &names, POD_LIFE, &places, PLACES_LIFE);
+        let answer = match self.send(&up.connection, &up.address, &cmd, SILENCE.max(STEP / 2)).await {
+            Ok(answer) => current(up, &answer),
+            Err(error) => Err(error),
+        };
+        if answer.is_err() {
+            self.inner.lock().places_untold();
+        }
+        answer
+    }
+
+    fn know(&self, groups: &BTreeSet<Arc<str>>, pods: &[i64]) {
+        let mut local = self.inner.lock();
+        for (group, pods) in groups.iter().zip(pods) {
+            local.set_pods(group, u64::try_from(*pods).unwrap_or(0));
+        }
+    }
+}
+
+/// What an answer says after the code and the time; an error where the store is in another epoch.
+fn current(up: &Up, answer: &Value) -> Result<Vec<i64>, StoreError> {
+    let mut numbers = integers(answer).ok_or_else(|| unreadable(&up.address))?;
+    match numbers.first() {
+        Some(0) if numbers.len() >= 2 => Ok(numbers.split_off(2)),
+        Some(1) => {
+            Err(StoreError { fault: Fault::Lost, message: format!("{} has lost what it knew, or begun anew", up.address) })
+        }
+        _ => Err(unreadable(&up.address)),
+    }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    // Without a random number all pods do it at once, no worse.
+    SystemRandom::new().fill(&mut bytes).map_or(0, |()| u32::from_ne_bytes(bytes))
+}
+
+/// How long to wait before an attempt: some part of a span that grows, so that pods do not come all at once.
+fn pause(attempt: u32) -> Duration {
+    let span = (PAUSE / 10 * 2_u32.pow(attempt.min(8))).min(PAUSE);
+    span / 4 + span * (random() % 1024) / 1024 * 3 / 4
+}
