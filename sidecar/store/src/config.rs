@@ -356,12 +356,13 @@ mod tests {
         }
     }
 
+    type Row = (fn(&mut SharedStore), &'static str);
+
     #[test]
     fn a_store_of_the_stream_is_checked() {
         let config = Config::try_from(&store()).unwrap();
         assert_eq!((config.budget, config.leases, config.tag()), (Duration::from_millis(50), true, "a.b_c:d-9"));
         assert!(!format!("{config:?}").contains("geheim"), "{config:?}");
-        type Row = (fn(&mut SharedStore), &'static str);
         let rows: [Row; 12] = [
             (|store| store.url = "h".to_owned(), "has no scheme"),
             (|store| store.url = "redis://h".to_owned(), "is without TLS"),
@@ -386,6 +387,22 @@ mod tests {
         for milliseconds in [1, 10_000] {
             let store = SharedStore { budget_milliseconds: milliseconds, prefix: "p".repeat(64), ..store() };
             assert!(Config::try_from(&store).is_ok(), "{milliseconds}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_url_that_is_read_is_shown_so_that_it_is_read_again(
+            text in "(redis|rediss|valkey)([+](sentinel|cluster))?://([a-z:\\[\\]0-9.]{0,9},?){0,3}(/[a-z0-9]{0,3}){0,2}",
+        ) {
+            if let Ok(url) = text.parse::<StoreUrl>() {
+                proptest::prop_assert_eq!(url.to_string().parse::<StoreUrl>().unwrap(), url);
+            }
+        }
+
+        #[test]
+        fn no_text_is_too_strange(text in ".{0,40}", before in "(redis://|redis[+]sentinel://)?") {
+            let _ = format!("{before}{text}").parse::<StoreUrl>();
         }
     }
 }

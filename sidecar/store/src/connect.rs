@@ -14,7 +14,7 @@ use hickory_resolver::TokioResolver;
 use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection,
 };
-use rustls::{AlertDescription, ClientConfig, RootCertStore, client::Resumption};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, client::Resumption};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -328,14 +328,8 @@ impl Connector {
                 _ => inner.unwilling(at, "SELECT", &error),
             })?;
         }
-        let info = |section| {
-            let mut session = session.clone();
-            async move {
-                let answer = session.ask::<String>(redis::cmd("INFO").arg(section), until).await?;
-                answer.map_err(|error| inner.unwilling(at, "INFO", &error))
-            }
-        };
-        let (server, replication) = (info("server").await?, info("replication").await?);
+        let server = inner.info(&mut session, "server", until).await?;
+        let replication = inner.info(&mut session, "replication", until).await?;
         let mode = field(&server, "redis_mode").or_else(|| field(&server, "server_mode")).unwrap_or("standalone");
         if mode == "sentinel" {
             let text = format!("{at} is a Sentinel; write redis+sentinel://{at}/MASTER, or the address of a server");
@@ -483,7 +477,12 @@ impl Inner {
         };
         // A static program has no resolver of the C library.
         let made = self.resolver.get_or_init(|| {
-            TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build).map_err(|error| error.to_string())
+            let made = TokioResolver::builder_tokio().and_then(|mut builder| {
+                // A connection is rare, and often made since something moved.
+                builder.options_mut().cache_size = 0;
+                builder.build()
+            });
+            made.map_err(|error| error.to_string())
         });
         let resolver = made.as_ref().map_err(|error| unresolvable(error))?;
         match until.wait(resolver.lookup_ip(at.host.as_str())).await {
@@ -535,6 +534,12 @@ impl Inner {
         Err(StoreError::new(fault, text))
     }
 
+    /// A section of INFO.
+    async fn info(&self, session: &mut Session, section: &str, until: Until) -> Result<String, StoreError> {
+        let answer = session.ask(redis::cmd("INFO").arg(section), until).await?;
+        answer.map_err(|error| self.unwilling(&session.at, "INFO", &error))
+    }
+
     /// The error of a command that is none of AUTH.
     fn unwilling(&self, at: &Address, command: &str, error: &RedisError) -> StoreError {
         let user = self.user();
@@ -567,7 +572,6 @@ const PASSWORD: &str = "write it into the password file";
 const WRITE: &str = "write the address of a Redis or Valkey server";
 
 /// A connection before it is a [`Connection`].
-#[derive(Clone)]
 struct Session {
     at: Address,
     commands: MultiplexedConnection,
@@ -683,9 +687,18 @@ fn tls_error(at: &Address, error: &io::Error) -> StoreError {
         Some(Error::InvalidMessage(_)) => {
             format!("{at} does not speak TLS; write redis in place of rediss in the store's url, or the server's tls-port")
         }
-        Some(Error::InvalidCertificate(_)) => {
-            format!("the certificate of {at} is not trusted: {error}; give the certificate of its authority as the store's CA")
-        }
+        Some(Error::InvalidCertificate(why)) => match why {
+            CertificateError::UnknownIssuer => format!(
+                "the certificate of {at} is of an authority that is not trusted; give that authority's certificate as the store's CA"
+            ),
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                format!(
+                    "the certificate of {at} is for other names than `{}`; write one of those, or have it made for this one",
+                    at.host
+                )
+            }
+            _ => format!("the certificate of {at} is not valid: {error}; have a new one made"),
+        },
         Some(Error::AlertReceived(
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure | AlertDescription::BadCertificate,
         )) => format!("{at} asks for a certificate of the client, and there is none; set tls-auth-clients no there"),
