@@ -117,6 +117,8 @@ pub fn free_port() -> u16 {
 /// A folder for one server.
 fn new_folder() -> PathBuf {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
+    // Nothing is left behind where there is none.
+    program("redis-server");
     let name = format!("toolweir-store-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let folder = env::temp_dir().join(name);
     fs::create_dir_all(&folder).unwrap();
