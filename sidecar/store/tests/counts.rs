@@ -41,8 +41,7 @@ impl World {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", redis.port)).unwrap();
         let connection = runtime.block_on(client.get_multiplexed_async_connection()).unwrap();
         let keys = Keys::new("test");
-        let mut world =
-            Self { runtime, connection, scripts: Scripts::default(), keys, now: BEGIN, epochs: 0, _redis: redis };
+        let mut world = Self { runtime, connection, scripts: Scripts::default(), keys, now: BEGIN, epochs: 0, _redis: redis };
         let shas = Scripts::texts().map(|text| {
             assert!(text.contains("redis.call('TIME')"));
             let text = text.replace("redis.call('TIME')", "{ redis.call('GET', 's'), redis.call('GET', 'u') }");
@@ -139,7 +138,8 @@ fn wanted(takes: Vec<Take>, failure: OnStoreFailure) -> Wanted {
 }
 
 fn place(max: u64) -> Wanted {
-    let hold = SharedHold { hold: Hold { identity: Identity::new("slow"), max }, whose: "x".into(), failure: OnStoreFailure::Deny };
+    let hold =
+        SharedHold { hold: Hold { identity: Identity::new("slow"), max }, whose: "x".into(), failure: OnStoreFailure::Deny };
     Wanted { holds: std::iter::once(hold).collect(), ..Wanted::default() }
 }
 
@@ -479,9 +479,7 @@ fn without_the_store_each_pod_keeps_to_its_part_and_to_nothing_where_that_is_not
     let mut world = World::new();
     let mut pod = Local::new(true, 100);
     let limit = |failure| [wanted(vec![take("limit", "", 1_000_000, 10, ONE)], failure)];
-    let alone = |pod: &mut Local, world: &World, failure| {
-        only(pod.without_store(&limit(failure), world.now, world.engine()))
-    };
+    let alone = |pod: &mut Local, world: &World, failure| only(pod.without_store(&limit(failure), world.now, world.engine()));
     assert!(matches!(alone(&mut pod, &world, OnStoreFailure::PerPod), Said::Unavailable), "how many pods there are is not known");
     taken(world.call(&mut pod, "p", &limit(OnStoreFailure::PerPod)));
     pod.set_pods(&Arc::from("Namespace a"), 4);
