@@ -1576,6 +1576,15 @@ mod counts_that_pods_share {
         assert!(engine.shared_of(&Call { server: "other", ..of("a") }, Timestamp(0)).is_empty());
     }
 
+    /// Of what the policy counts, seven are used.
+    struct Seven;
+
+    impl Known for Seven {
+        fn used(&self, identity: &Identity) -> Option<Amount> {
+            identity.as_str().starts_with("Policy agents/p|").then(|| Amount::whole(7))
+        }
+    }
+
     #[test]
     fn are_among_the_verdicts_and_views() {
         let reasons = |spec: &str| -> Vec<Reason> {
@@ -1587,13 +1596,6 @@ mod counts_that_pods_share {
         assert_eq!(reasons(hold), [Reason::Concurrency, Reason::StoreUnavailable, Reason::None]);
         assert_eq!(reasons(limit), [Reason::RateLimit, Reason::StoreUnavailable, Reason::None]);
         assert_eq!(reasons(&format!("onStoreFailure: Allow, {limit}")), [Reason::RateLimit, Reason::None]);
-
-        struct Seven;
-        impl Known for Seven {
-            fn used(&self, identity: &Identity) -> Option<Amount> {
-                identity.as_str().starts_with("Policy agents/p|").then(|| Amount::whole(7))
-            }
-        }
         let engine = shared(&[tools("{name: a, limits: [{max: 9, window: hour, scope: Policy}, {max: 9, window: hour}]}")]);
         assert_eq!(
             serde_json::to_value(engine.limits(Timestamp(0), &Seven)).unwrap(),
@@ -1619,6 +1621,8 @@ mod counts_that_pods_share {
         for _ in 0..3 {
             drop([allowed(decide(0)), allowed(decide(1))]);
         }
+        let peeked = common::peek(&engines[1], &store, &of("a"), Timestamp(0));
+        assert_eq!(explain(&engines[1], &peeked).verdict.reason, "rate_limit");
         // Nine calls an hour: each pod has one place left of its own five and less, and the workload none.
         assert_eq!(denied(decide(1)).limit.unwrap().max, 9);
     }
