@@ -75,7 +75,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let metrics = Metrics::new()?;
     // A pod's name, namespace and account are known at each sidecar; whether a policy compiles does not depend on them.
-    let engine = EngineOptions { shared_store: config.shared_store, ..EngineOptions::default() };
+    let engine = EngineOptions { shared_store: config.shared_store, of_any_pod: true, ..EngineOptions::default() };
     let world = Arc::new(World::new(metrics.clone(), engine));
     let (stop, stopping) = watch::channel(false);
     // Streams end at once; everything else serves until nobody is sent here any more.
