@@ -515,9 +515,9 @@ impl Local {
                 if status == 1 {
                     let counted = slice_of(store, count.window);
                     // The call goes on only now. Where that is late, its place counts from now on.
-                    let waited = received.saturating_sub(question.sent);
-                    let late = waited > count.window / LATE;
-                    let slice = if late { slice_of(store + waited, count.window) } else { counted };
+                    let elapsed = received.saturating_sub(question.sent);
+                    let late = elapsed > count.window / LATE;
+                    let slice = if late { slice_of(store + elapsed, count.window) } else { counted };
                     if slice > counted {
                         let moved = i64::try_from(amount).unwrap_or(i64::MAX);
                         let slices = vec![(slice, moved), (counted, -moved)];
