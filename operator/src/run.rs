@@ -75,8 +75,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("the API server cannot be reached as this pod's service account")?;
 
     let metrics = Metrics::new()?;
-    // A pod's name, namespace and account are known at each sidecar; whether a policy compiles does not depend on them.
-    let engine = EngineOptions { shared_store: config.shared_store.is_some(), ..EngineOptions::default() };
+    // A pod's name, namespace, account and workload are known at each sidecar; whether a policy compiles does not depend on them.
+    let engine = EngineOptions { shared_store: config.shared_store.is_some(), of_any_pod: true, ..EngineOptions::default() };
     let world = Arc::new(World::new(metrics.clone(), engine));
     let (stop, stopping) = watch::channel(false);
     // Streams end at once; everything else serves until nobody is sent here any more.

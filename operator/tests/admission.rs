@@ -411,7 +411,7 @@ mod validate {
     #[tokio::test]
     async fn with_a_shared_store_wider_scopes_are_let_in() {
         let mut operator = operator();
-        let options = Options { shared_store: true, ..Options::default() };
+        let options = Options { shared_store: true, of_any_pod: true, ..Options::default() };
         operator.webhooks.world = Arc::new(World::new(Metrics::new().unwrap(), options));
         let spec = tools(&json!([{"name": "pay", "limits": [{"max": 1, "window": "hour", "scope": "Workload"}]}]));
         assert_eq!(operator.validate(&policy("MCPPolicy", &spec)).await["allowed"], true);

@@ -230,7 +230,7 @@ mod the_status {
     use super::*;
 
     fn of(index: &mut Index, tallies: &Tallies, name: &str) -> Wanted {
-        let all = status::wanted(index, tallies, &Options { shared_store: true, ..Options::default() }, &Health::Pending);
+        let all = status::wanted(index, tallies, &Options { shared_store: true, of_any_pod: true, ..Options::default() }, &Health::Pending);
         all.into_iter().find(|(id, _)| id.to_string() == name).unwrap().1
     }
 

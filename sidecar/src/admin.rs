@@ -12,6 +12,7 @@ use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
 };
+use toolweir_engine::shared::NothingKnown;
 
 use crate::{explain, governor::Governor};
 
@@ -95,7 +96,7 @@ async fn answer(
             }))
         }
         (Face::Admin, &Method::GET, "/limits") => {
-            json(&json!({"limits": state.governor.in_force().engine.limits(state.governor.now())}))
+            json(&json!({"limits": state.governor.in_force().engine.limits(state.governor.now(), &NothingKnown)}))
         }
         (Face::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &questions, body).await {
             Ok(answer) => match serde_json::to_value(&answer) {

@@ -10,6 +10,7 @@ use toolweir_crds::explain::Answer;
 use toolweir_engine::{
     Call,
     json::{JsonError, Kind, Raw, Reader},
+    shared::Peeked,
 };
 
 use crate::governor::{Governor, InForce};
@@ -46,7 +47,7 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
     Ok(Answer {
         version: in_force.version.clone(),
         servers: engine.servers().map(|server| server.name.to_owned()).collect(),
-        explanation: engine.explain(&call, governor.now()),
+        explanation: engine.explain(&call, governor.now(), &Peeked::default()),
     })
 }
 

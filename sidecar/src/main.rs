@@ -104,6 +104,8 @@ impl Pod {
             pod: self.pod_name.clone(),
             namespace: self.pod_namespace.clone(),
             service_account: self.pod_service_account.clone(),
+            workload: String::new(),
+            of_any_pod: false,
         }
     }
 }

@@ -6,6 +6,7 @@ use prometheus::{
     Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
 };
+use toolweir_engine::shared::NothingKnown;
 
 use crate::{control, governor::Governor};
 
@@ -218,7 +219,7 @@ impl Metrics {
             self.policy_invalid.with_label_values(&[problem.policy.as_str()]).set(1);
         }
         self.limit_used.reset();
-        for limit in in_force.engine.limits(governor.now()) {
+        for limit in in_force.engine.limits(governor.now(), &NothingKnown) {
             if !limit.keyed {
                 let gauge = self.limit_used.with_label_values(&[limit.server, limit.tool, limit.policy, limit.limit]);
                 #[expect(clippy::cast_precision_loss, reason = "a ratio for display")]

@@ -12,7 +12,7 @@ use crate::{
     cel::{self, Expression},
     counters::{Hold, Identity, Memory},
     glob::Glob,
-    rules::{Engine, Entry, Limit, Part, ServerRules, Validation},
+    rules::{Engine, Entry, EntryHold, Limit, Part, ServerRules, Validation},
     window::Span,
 };
 
@@ -77,6 +77,10 @@ pub struct Options {
     pub namespace: String,
     /// The pod's service account.
     pub service_account: String,
+    /// The pod's workload in its namespace, as `Kind/name`; empty where it is not known.
+    pub workload: String,
+    /// Whether the policies are only checked, for whatever pod: whose counts they are is not asked then.
+    pub of_any_pod: bool,
 }
 
 /// How bad a [`Problem`] is.
@@ -112,7 +116,7 @@ impl Engine {
         let mut urls: BTreeMap<&str, Vec<(usize, usize, &str)>> = BTreeMap::new();
         let mut before: Option<&PolicyId> = None;
         for (index, policy) in order.iter().filter_map(|index| Some((*index, policies.get(*index)?))) {
-            let mut compiler = Compiler { options, id: policy.id.to_string(), errors: Vec::new() };
+            let mut compiler = Compiler { options, policy: &policy.id, id: policy.id.to_string(), errors: Vec::new() };
             if before.replace(&policy.id) == Some(&policy.id) {
                 compiler.at("metadata.name", format!("there is another policy `{}`; rename one", policy.id));
             }
@@ -127,9 +131,8 @@ impl Engine {
             for (at, (server, entries)) in policy.spec.servers.iter().zip(servers).enumerate() {
                 parts.push(Arc::new(Part::new(
                     Arc::clone(&name),
-                    policy.spec.mode,
-                    server.name.as_str().into(),
-                    server.default_action,
+                    &policy.spec,
+                    server,
                     if broken.is_some() { Vec::new() } else { entries },
                     broken.clone(),
                 )));
@@ -180,8 +183,17 @@ fn choose_url(policies: &[Policy], given: &[(usize, usize, &str)], problems: &mu
     Some((*url).into())
 }
 
+/// What a count is known by: with the pods that share it, so that it is the same in all of them and in no other.
+fn named(whose: Option<&Arc<str>>, text: &str) -> Identity {
+    match whose {
+        Some(whose) => Identity::new(&format!("{whose}|{text}")),
+        None => Identity::new(text),
+    }
+}
+
 struct Compiler<'a> {
     options: &'a Options,
+    policy: &'a PolicyId,
     id: String,
     errors: Vec<FieldError>,
 }
@@ -225,20 +237,59 @@ impl Compiler<'_> {
         }
     }
 
+    /// The pods that a scope counts together; nothing where it is this one alone, or where they cannot be told, which is an
+    /// error at this path. `else_write` are the scopes that need no store.
+    fn whose(&mut self, path: &str, scope: Scope, else_write: &str) -> Option<Arc<str>> {
+        let Options { shared_store, namespace, service_account, workload, of_any_pod, .. } = self.options;
+        if !scope.is_shared() {
+            return None;
+        }
+        if !shared_store {
+            self.at(
+                path,
+                format!("{scope:?} counts across pods, which needs a shared store, and none is configured; write {else_write}"),
+            );
+            return None;
+        }
+        // What is counted together, what has to be known of the pod for that, and the text that names it.
+        let of_namespace = ("namespace", "--pod-namespace", namespace.as_str());
+        let (together, needs, whose) = match scope {
+            Scope::Session | Scope::Pod => return None,
+            Scope::Workload => (
+                "the pods of one workload",
+                vec![of_namespace, ("workload", "--pod-workload", workload)],
+                format!("Workload {namespace}/{workload}"),
+            ),
+            Scope::ServiceAccount => (
+                "the pods of one service account",
+                vec![of_namespace, ("service account", "--pod-service-account", service_account)],
+                format!("ServiceAccount {namespace}/{service_account}"),
+            ),
+            Scope::Namespace => ("the pods of one namespace", vec![of_namespace], format!("Namespace {namespace}")),
+            // No name has a colon.
+            Scope::Policy if self.policy.cluster => ("", Vec::new(), format!("Policy cluster:{}", self.id)),
+            Scope::Policy => ("", Vec::new(), format!("Policy {}", self.id)),
+        };
+        let missing = needs.iter().find(|(_, _, value)| value.is_empty() && !of_any_pod);
+        if let Some((what, flag, _)) = missing {
+            let own = if together.ends_with(what) { String::new() } else { format!(" {what}") };
+            let known =
+                if namespace.is_empty() || scope == Scope::Namespace { "Pod or Policy" } else { "Pod, Namespace or Policy" };
+            self.at(
+                path,
+                format!("{scope:?} counts {together} together, and this pod's{own} is not known; write {known}, or give {flag}"),
+            );
+            return None;
+        }
+        Some(whose.into())
+    }
+
     fn entry(&mut self, path: &str, server: &str, tool: &Tool) -> Entry {
         let place = format!("{}|{server}|{}", self.id, tool.name);
         let mut seen: HashMap<String, usize> = HashMap::new();
         let limits = tool.limits.iter().enumerate().filter_map(|(at, limit)| {
             let path = format!("{path}.limits[{at}]");
-            if limit.scope.is_shared() && !self.options.shared_store {
-                self.at(
-                    format!("{path}.scope"),
-                    format!(
-                        "{:?} counts across pods, which needs a shared store, and none is configured; write Pod or Session",
-                        limit.scope
-                    ),
-                );
-            }
+            let whose = self.whose(&format!("{path}.scope"), limit.scope, "Pod or Session");
             let key = self.optional(&format!("{path}.key"), limit.key.as_deref());
             let cost = self.optional(&format!("{path}.cost"), limit.cost.as_deref());
             let nanos = limit.window.span().as_nanos();
@@ -262,8 +313,8 @@ impl Compiler<'_> {
             if let Some(counter) = &limit.counter {
                 label.push_str(&format!("/{counter}"));
             }
-            Some(Limit {
-                identity: Identity::new(&identity),
+            Some(Arc::new(Limit {
+                identity: named(whose.as_ref(), &identity),
                 span: Span::new(limit.window.span()),
                 max: limit.max,
                 window: limit.window.clone(),
@@ -278,25 +329,22 @@ impl Compiler<'_> {
                     None => None,
                 },
                 label,
-            })
+                whose,
+            }))
         });
-        let limits: Vec<Limit> = limits.collect();
+        let limits: Vec<Arc<Limit>> = limits.collect();
         let validations = tool.validations.iter().enumerate().filter_map(|(at, validation)| {
             let expression = self.optional(&format!("{path}.validations[{at}].expression"), Some(&validation.expression))?;
             Some(Validation { expression, source: validation.expression.clone(), message: validation.message.clone() })
         });
         let validations = validations.collect();
-        Entry {
-            name: tool.name.as_str().into(),
-            action: tool.action,
-            reason: tool.reason.clone(),
-            limits,
-            validations,
-            hold: tool.max_concurrent.map(|max| Hold {
-                identity: Identity::new(&format!("{place}|maxConcurrent")),
-                max: u64::try_from(max).unwrap_or(0),
-            }),
-        }
+        let hold = tool.max_concurrent.map(|max| {
+            let scope = tool.max_concurrent_scope;
+            let whose = self.whose(&format!("{path}.maxConcurrentScope"), scope, "Pod");
+            let identity = named(whose.as_ref(), &format!("{place}|maxConcurrent"));
+            EntryHold { hold: Hold { identity, max: u64::try_from(max).unwrap_or(0) }, scope, whose }
+        });
+        Entry { name: tool.name.as_str().into(), action: tool.action, reason: tool.reason.clone(), limits, validations, hold }
     }
 
     fn optional(&mut self, path: &str, source: Option<&str>) -> Option<Expression> {

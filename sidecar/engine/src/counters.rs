@@ -8,7 +8,10 @@ use std::{
 use hashbrown::{Equivalent, HashMap};
 use smallvec::SmallVec;
 
-use crate::window::{Amount, Full, Slice, Span, Timestamp, Usage};
+use crate::{
+    shared::{Amounts, Places},
+    window::{Amount, Full, Slice, Span, Timestamp, Usage},
+};
 
 /// What a limit counts under: the same text is the same count, across reloads too.
 #[derive(Clone, Debug)]
@@ -114,11 +117,23 @@ pub struct Permit {
     counters: Option<Arc<Memory>>,
     taken: SmallVec<[(Key, Slice, Amount); 2]>,
     held: SmallVec<[Identity; 1]>,
+    /// What was taken elsewhere.
+    amounts: Vec<Box<dyn Amounts>>,
+    places: Vec<Box<dyn Places>>,
 }
 
 impl Permit {
+    /// What was taken elsewhere.
+    pub(crate) fn elsewhere(amounts: Option<Box<dyn Amounts>>, places: Option<Box<dyn Places>>) -> Self {
+        let mut permit = Self::default();
+        permit.amounts.extend(amounts);
+        permit.places.extend(places);
+        permit
+    }
+
     /// Gives back everything: the call failed before a server answered it.
     pub fn give_back(mut self) {
+        self.amounts.drain(..).for_each(Amounts::give_back);
         if let Some(counters) = &self.counters {
             let mut inner = counters.lock();
             for (key, slice, amount) in self.taken.drain(..) {
@@ -132,19 +147,25 @@ impl Permit {
 
     /// Whether it holds a place among the calls under way.
     pub fn holds_places(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.places.is_empty()
     }
 
     /// Takes the places among the calls under way out of it: they come free with the permit that this gives.
     #[must_use]
     pub fn split_places(&mut self) -> Self {
-        Self { counters: self.counters.clone(), taken: SmallVec::new(), held: std::mem::take(&mut self.held) }
+        let mut places = Self::default();
+        places.counters.clone_from(&self.counters);
+        places.held.append(&mut self.held);
+        places.places.append(&mut self.places);
+        places
     }
 
     /// Puts the takes of another permit into this one.
     pub fn join(&mut self, mut other: Self) {
         self.taken.append(&mut other.taken);
         self.held.append(&mut other.held);
+        self.amounts.append(&mut other.amounts);
+        self.places.append(&mut other.places);
         if self.counters.is_none() {
             self.counters = other.counters.take();
         }
@@ -342,7 +363,8 @@ impl Counters for Memory {
         }
         let mut inner = self.lock();
         inner.check(takes, holds, self.most, now)?;
-        let mut permit = Permit { counters: self.this.upgrade(), taken: SmallVec::new(), held: SmallVec::new() };
+        let mut permit = Permit::default();
+        permit.counters = self.this.upgrade();
         for take in takes {
             let key = KeyRef { identity: &take.identity, instance: &take.instance };
             let owned = Key { identity: take.identity.clone(), instance: take.instance.clone() };

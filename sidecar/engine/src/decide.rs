@@ -1,16 +1,17 @@
 //! The decision on one call.
 
-use std::{borrow::Cow, cmp::Reverse, sync::Arc};
+use std::{borrow::Cow, cmp::Reverse, sync::Arc, time::Duration};
 
 use smallvec::SmallVec;
-use toolweir_crds::Scope;
+use toolweir_crds::{OnStoreFailure, Scope};
 
 use crate::{
     cel::{self, Data, Expression, Inputs},
     counters::{Counters, Hold, Instance, Permit, Refusal, Take, instance},
     denial::{Denial, LimitInfo, Reason, shown, whole_seconds},
     json::Raw,
-    rules::{Engine, Group, Limit, Plan, Step, Validation},
+    rules::{Engine, Entry, Group, Limit, Plan, Step, Validation},
+    shared::{Answer, Peeked, SharedHold, SharedTake, Taken, Wanted},
     window::{Amount, Full, Timestamp},
 };
 
@@ -38,6 +39,52 @@ pub struct Decision {
     pub policy: Option<Arc<str>>,
     /// The entry of that policy.
     pub entry: Option<Arc<str>>,
+    /// What was done instead of asking the store of shared counts, where it did not answer.
+    pub without_store: Option<OnStoreFailure>,
+}
+
+/// A decision that is begun.
+#[derive(Debug)]
+pub enum Begun<'a> {
+    /// It is made: the call wants nothing of counts that pods share.
+    Decided(Decision),
+    /// It hangs on counts that pods share.
+    Pending(Pending<'a>),
+}
+
+/// A decision that hangs on counts that pods share. What the call takes of this pod's own counts is taken; dropped, it is
+/// given back.
+#[derive(Debug)]
+pub struct Pending<'a>(Box<Halfway<'a>>);
+
+#[derive(Debug)]
+struct Halfway<'a> {
+    engine: &'a Engine,
+    call: Call<'a>,
+    now: Timestamp,
+    policy: Option<Arc<str>>,
+    entry: Option<Arc<str>>,
+    /// What each group wants, and what is known of it otherwise: those of the enforced policies come first.
+    wanted: Vec<Wanted>,
+    groups: Vec<Result<(Local, Origins), Denial>>,
+}
+
+/// What was taken of this pod's own counts; given back, unless it is kept.
+#[derive(Debug)]
+struct Local(Option<Permit>);
+
+impl Local {
+    fn keep(mut self) -> Permit {
+        self.0.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        if let Some(permit) = self.0.take() {
+            permit.give_back();
+        }
+    }
 }
 
 /// Whether a call goes through.
@@ -62,14 +109,20 @@ impl Decision {
             Ok(permit) => permit,
             Err(denial) => return Self::denied(denial),
         };
-        let mut decision = Self {
-            policy: plan.policy.clone(),
-            entry: plan.entry.clone(),
-            outcome: Outcome::Allowed(permit),
-            would_deny: Vec::new(),
-        };
-        for group in &plan.audited {
-            match (ask(group), &mut decision.outcome) {
+        Self::allowed(permit, plan.audited.iter().map(ask), plan.policy.clone(), plan.entry.clone())
+    }
+
+    /// What enforced policies let through; `audited` is what those in audit mode say.
+    fn allowed(
+        permit: Permit,
+        audited: impl Iterator<Item = Result<Permit, Denial>>,
+        policy: Option<Arc<str>>,
+        entry: Option<Arc<str>>,
+    ) -> Self {
+        let outcome = Outcome::Allowed(permit);
+        let mut decision = Self { outcome, would_deny: Vec::new(), policy, entry, without_store: None };
+        for said in audited {
+            match (said, &mut decision.outcome) {
                 (Ok(taken), Outcome::Allowed(permit)) => permit.join(taken),
                 (Ok(_), Outcome::Denied(_)) => {}
                 (Err(denial), _) => decision.would_deny.push(denial),
@@ -89,6 +142,7 @@ impl Decision {
             entry: denial.entry.clone(),
             outcome: Outcome::Denied(denial),
             would_deny: Vec::new(),
+            without_store: None,
         }
     }
 
@@ -112,18 +166,95 @@ impl Decision {
 
 impl Engine {
     /// Decides on a call. Every enforced policy must allow it; what policies in audit mode say is only told. Its limits
-    /// are all taken, or none is.
+    /// are all taken, or none is. Nobody is asked for counts that pods share: a call that wants one is denied.
     pub fn decide(&self, call: &Call<'_>, now: Timestamp) -> Decision {
+        match self.begin(call, now) {
+            Begun::Decided(decision) => decision,
+            Begun::Pending(pending) => pending.finish([]),
+        }
+    }
+
+    /// Begins to decide on a call, as [`Engine::decide`] does: as far as that hangs on this pod alone.
+    pub fn begin<'a>(&'a self, call: &Call<'a>, now: Timestamp) -> Begun<'a> {
         let Some(rules) = self.servers.get(call.server) else {
-            return Decision::denied(Denial::no_policy(call.server, call.tool));
+            return Begun::Decided(Decision::denied(Denial::no_policy(call.server, call.tool)));
         };
-        Decision::by(&rules.plan(call.tool), |group| self.look(group, call, now).take(&group.steps))
+        let plan = rules.plan(call.tool);
+        if plan.shares {
+            return self.begin_shared(&plan, call, now);
+        }
+        Begun::Decided(Decision::by(&plan, |group| self.look(group, call, now).take(&group.steps, &mut Wants::default())))
+    }
+
+    fn begin_shared<'a>(&'a self, plan: &Plan, call: &Call<'a>, now: Timestamp) -> Begun<'a> {
+        let take = |group: &Group| {
+            if let Some(denial) = &group.denial {
+                return Err(denial.clone());
+            }
+            let mut wants = Wants::default();
+            let permit = self.look(group, call, now).take(&group.steps, &mut wants)?;
+            Ok((Local(Some(permit)), wants.shared))
+        };
+        let enforced = match take(&plan.enforced) {
+            Ok(enforced) => Ok(enforced),
+            Err(denial) => return Begun::Decided(Decision::denied(denial)),
+        };
+        let (mut wanted, mut groups) = (Vec::new(), Vec::new());
+        for said in std::iter::once(enforced).chain(plan.audited.iter().map(take)) {
+            let (wants, group) = match said {
+                Ok((local, Shared { wanted, origins })) => (wanted, Ok((local, origins))),
+                Err(denial) => (Wanted::default(), Err(denial)),
+            };
+            wanted.push(wants);
+            groups.push(group);
+        }
+        let nothing = wanted.iter().all(Wanted::is_empty);
+        let (policy, entry) = (plan.policy.clone(), plan.entry.clone());
+        let pending = Pending(Box::new(Halfway { engine: self, call: *call, now, policy, entry, wanted, groups }));
+        if nothing { Begun::Decided(pending.finish([])) } else { Begun::Pending(pending) }
     }
 
     /// A look at a call by policies that decide together.
     pub(crate) fn look<'a>(&'a self, group: &Group, call: &'a Call<'a>, now: Timestamp) -> Look<'a> {
         let arguments = group.names.as_ref().map(|names| cel::arguments(call.arguments, names)).transpose();
         Look { engine: self, call, now, arguments }
+    }
+}
+
+impl Pending<'_> {
+    /// What the call wants of counts that pods share: first what the enforced policies want together, then what each policy in
+    /// audit mode wants. Nothing, for those that want none.
+    pub fn wanted(&self) -> &[Wanted] {
+        &self.0.wanted
+    }
+
+    /// Decides by the answers to each of [`Pending::wanted`], in the same order. One that is missing is
+    /// [`Answer::Unavailable`].
+    pub fn finish(self, answers: impl IntoIterator<Item = Answer>) -> Decision {
+        let Halfway { engine, call, now, policy, entry, wanted, groups } = *self.0;
+        let look = Look { engine, call: &call, now, arguments: Ok(None) };
+        let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let mut without_store = None;
+        let settled = groups.into_iter().zip(wanted).zip(answers).map(|((group, wanted), answer)| {
+            let (said, without) = look.settle(group, &wanted, answer.unwrap_or(Answer::Unavailable));
+            without_store = without_store.or(without);
+            said
+        });
+        // All of them, so that nothing stays taken of which nobody knows.
+        let settled: SmallVec<[Result<Permit, Denial>; 2]> = settled.collect();
+        let mut settled = settled.into_iter();
+        let mut decision = match settled.next() {
+            Some(Err(denial)) => {
+                settled.flatten().for_each(Permit::give_back);
+                Decision::denied(denial)
+            }
+            enforced => {
+                let permit = enforced.and_then(Result::ok).unwrap_or_default();
+                Decision::allowed(permit, settled, policy, entry)
+            }
+        };
+        decision.without_store = without_store;
+        decision
     }
 }
 
@@ -139,46 +270,249 @@ pub(crate) struct Look<'a> {
 /// What a call would take.
 #[derive(Default)]
 pub(crate) struct Wants<'s> {
-    pub takes: SmallVec<[Take; 4]>,
+    takes: SmallVec<[Take; 4]>,
     /// Which limit each take stands for.
     sources: SmallVec<[(&'s Step, &'s Arc<str>, &'s Limit); 4]>,
     holds: SmallVec<[Hold; 2]>,
     holders: SmallVec<[(&'s Step, &'s Arc<str>); 2]>,
+    pub shared: Shared,
+}
+
+/// What a call would take of counts that pods share.
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub wanted: Wanted,
+    origins: Origins,
+}
+
+/// What each shared take and hold stands for.
+#[derive(Debug, Default)]
+struct Origins {
+    takes: SmallVec<[Origin<Arc<Limit>>; 2]>,
+    holds: SmallVec<[Origin<Scope>; 1]>,
+}
+
+/// The policy, the entry, and what of it.
+#[derive(Debug)]
+struct Origin<T> {
+    policy: Arc<str>,
+    entry: Arc<str>,
+    of: T,
 }
 
 impl<'s> Wants<'s> {
     /// Adds what a limit wants. Limits that count together count a call once: the dearest, against the smallest maximum.
-    pub fn add(&mut self, step: &'s Step, entry: &'s Arc<str>, limit: &'s Limit, instance: Instance, amount: Amount) {
+    pub fn add(&mut self, step: &'s Step, entry: &'s Arc<str>, limit: &'s Arc<Limit>, instance: Instance, amount: Amount) {
+        if let Some(whose) = &limit.whose {
+            return self.shared.add(step, entry, limit, whose, instance, amount);
+        }
         let twin = self.takes.iter().position(|take| take.identity == limit.identity && take.instance == instance);
         if let Some((take, source)) = twin.and_then(|at| Some((self.takes.get_mut(at)?, self.sources.get_mut(at)?))) {
-            take.amount = take.amount.max(amount);
-            if limit.maximum() < take.max {
-                take.max = limit.maximum();
+            if take.with(limit, amount) {
                 *source = (step, entry, limit);
             }
         } else {
-            let max = limit.maximum();
-            self.takes.push(Take { identity: limit.identity.clone(), instance, span: limit.span, max, amount });
+            self.takes.push(limit.take(instance, amount));
             self.sources.push((step, entry, limit));
         }
+    }
+
+    /// What is wanted of a count, together with all limits that count there.
+    pub fn of(&self, limit: &Limit, instance: &Instance) -> Option<&Take> {
+        let shared = self.shared.wanted.takes.iter().map(|shared| &shared.take);
+        self.takes.iter().chain(shared).find(|take| take.identity == limit.identity && take.instance == *instance)
+    }
+
+    /// Adds the place that an entry wants.
+    fn hold(&mut self, step: &'s Step, entry: &'s Entry) {
+        let Some(of) = &entry.hold else { return };
+        if of.whose.is_some() {
+            return self.shared.hold(step, entry);
+        }
+        self.holds.push(of.hold.clone());
+        self.holders.push((step, &entry.name));
+    }
+}
+
+impl Shared {
+    fn add(&mut self, step: &Step, entry: &Arc<str>, limit: &Arc<Limit>, whose: &Arc<str>, instance: Instance, amount: Amount) {
+        let origin = || Origin { policy: Arc::clone(&step.part.policy), entry: Arc::clone(entry), of: Arc::clone(limit) };
+        let mut others = self.wanted.takes.iter_mut().zip(&mut self.origins.takes);
+        let twin = others.find(|(other, _)| other.take.identity == limit.identity && other.take.instance == instance);
+        if let Some((other, from)) = twin {
+            if other.take.with(limit, amount) {
+                *from = origin();
+            }
+            return;
+        }
+        let failure = step.part.on_store_failure;
+        self.wanted.takes.push(SharedTake { take: limit.take(instance, amount), whose: Arc::clone(whose), failure });
+        self.origins.takes.push(origin());
+    }
+
+    /// Adds the place that an entry wants, if it is one that pods share.
+    pub fn hold(&mut self, step: &Step, entry: &Entry) {
+        let Some(of) = &entry.hold else { return };
+        let Some(whose) = &of.whose else { return };
+        let failure = step.part.on_store_failure;
+        self.wanted.holds.push(SharedHold { hold: of.hold.clone(), whose: Arc::clone(whose), failure });
+        let (policy, entry) = (Arc::clone(&step.part.policy), Arc::clone(&entry.name));
+        self.origins.holds.push(Origin { policy, entry, of: of.scope });
+    }
+}
+
+impl Take {
+    /// Adds what another limit of the same count wants; gives whether its maximum is the smaller one.
+    fn with(&mut self, limit: &Limit, amount: Amount) -> bool {
+        self.amount = self.amount.max(amount);
+        let smaller = limit.maximum() < self.max;
+        if smaller {
+            self.max = limit.maximum();
+        }
+        smaller
+    }
+}
+
+impl Limit {
+    /// What a call takes of it.
+    pub(crate) fn take(&self, instance: Instance, amount: Amount) -> Take {
+        Take { identity: self.identity.clone(), instance, span: self.span, max: self.maximum(), amount }
+    }
+}
+
+/// Of which policies and entries what was not taken is.
+trait Named {
+    fn take(&self, index: usize) -> Option<(&Take, &Arc<str>, &Arc<str>, &Limit)>;
+    fn hold(&self, index: usize) -> Option<(&Hold, &Arc<str>, &Arc<str>, Scope)>;
+}
+
+impl Named for Wants<'_> {
+    fn take(&self, index: usize) -> Option<(&Take, &Arc<str>, &Arc<str>, &Limit)> {
+        let (step, entry, limit) = self.sources.get(index)?;
+        Some((self.takes.get(index)?, &step.part.policy, entry, limit))
+    }
+
+    fn hold(&self, index: usize) -> Option<(&Hold, &Arc<str>, &Arc<str>, Scope)> {
+        let (step, entry) = self.holders.get(index)?;
+        Some((self.holds.get(index)?, &step.part.policy, entry, Scope::Pod))
+    }
+}
+
+impl Named for (&Wanted, &Origins) {
+    fn take(&self, index: usize) -> Option<(&Take, &Arc<str>, &Arc<str>, &Limit)> {
+        let origin = self.1.takes.get(index)?;
+        Some((&self.0.takes.get(index)?.take, &origin.policy, &origin.entry, &origin.of))
+    }
+
+    fn hold(&self, index: usize) -> Option<(&Hold, &Arc<str>, &Arc<str>, Scope)> {
+        let origin = self.1.holds.get(index)?;
+        Some((&self.0.holds.get(index)?.hold, &origin.policy, &origin.entry, origin.of))
     }
 }
 
 impl Look<'_> {
-    /// All limits of the steps taken, or the most severe denial.
-    fn take(&self, steps: &[Step]) -> Result<Permit, Denial> {
-        let mut wants = Wants::default();
-        self.collect(steps, &mut wants)?;
-        self.engine.counters.take(&wants.takes, &wants.holds, self.now).map_err(|refusal| self.refusal(&refusal, &wants))
+    /// All limits of the steps taken, or the most severe denial. What is wanted of shared counts is only collected.
+    fn take<'s>(&self, steps: &'s [Step], wants: &mut Wants<'s>) -> Result<Permit, Denial> {
+        self.collect(steps, wants)?;
+        self.engine.counters.take(&wants.takes, &wants.holds, self.now).map_err(|refusal| self.refusal(&refusal, wants))
     }
 
-    /// What [`Look::take`] would say, when `before` counts had been made newly; nothing is taken. Gives how many counts it
-    /// would make newly.
-    pub fn check(&self, steps: &[Step], before: usize) -> Result<usize, Denial> {
+    /// What [`Look::take`] would say, and what [`Pending::finish`] would by what was looked up, when `before` counts had been
+    /// made newly; nothing is taken. `before` grows by how many counts it would make newly.
+    pub fn check(&self, steps: &[Step], before: &mut usize, peeked: &Peeked) -> Result<(), Denial> {
         let mut wants = Wants::default();
         self.collect(steps, &mut wants)?;
-        let counters = &self.engine.counters;
-        counters.check(&wants.takes, &wants.holds, before, self.now).map_err(|refusal| self.refusal(&refusal, &wants))
+        let new = self.engine.counters.check(&wants.takes, &wants.holds, *before, self.now);
+        *before += new.map_err(|refusal| self.refusal(&refusal, &wants))?;
+        self.check_shared(&wants.shared, peeked)
+    }
+
+    fn check_shared(&self, Shared { wanted, origins }: &Shared, peeked: &Peeked) -> Result<(), Denial> {
+        let (mut full, mut busy, mut unknown) = (SmallVec::new(), None, false);
+        for (index, SharedTake { take, failure, .. }) in wanted.takes.iter().enumerate() {
+            match peeked.of_take(&take.identity, &take.instance) {
+                Some((_, Ok(()))) => {}
+                Some((_, Err(why))) => full.push((index, why)),
+                None => unknown |= *failure == OnStoreFailure::Deny,
+            }
+        }
+        for (index, SharedHold { hold, failure, .. }) in wanted.holds.iter().enumerate() {
+            match peeked.of_hold(&hold.identity) {
+                Some(under_way) if under_way < hold.max => {}
+                Some(_) => busy = busy.or(Some(Refusal::Busy(index))),
+                None => unknown |= *failure == OnStoreFailure::Deny,
+            }
+        }
+        let refusal = if full.is_empty() { busy } else { Some(Refusal::Full(full)) };
+        match refusal {
+            Some(refusal) => Err(self.refusal(&refusal, &(wanted, origins))),
+            None if unknown => Err(self.unavailable(wanted, origins)),
+            None => Ok(()),
+        }
+    }
+
+    /// What policies that decide together say, by the answer to what they want; and what was done instead of asking the store.
+    fn settle(
+        &self,
+        group: Result<(Local, Origins), Denial>,
+        wanted: &Wanted,
+        answer: Answer,
+    ) -> (Result<Permit, Denial>, Option<OnStoreFailure>) {
+        let (local, origins) = match group {
+            Ok(group) => group,
+            Err(denial) => return (Err(denial), None),
+        };
+        match answer {
+            Answer::Taken(Taken { amounts, places, without_store }) => {
+                let mut permit = local.keep();
+                permit.join(Permit::elsewhere(amounts, places));
+                (Ok(permit), without_store)
+            }
+            _ if wanted.is_empty() => (Ok(local.keep()), None),
+            Answer::Refused(refusal) => (Err(self.refusal(&refusal, &(wanted, &origins))), None),
+            Answer::Unavailable | Answer::NotAsked => (Err(self.unavailable(wanted, &origins)), Some(OnStoreFailure::Deny)),
+        }
+    }
+
+    /// The denial of a call for which the store of shared counts does not answer.
+    fn unavailable(&self, wanted: &Wanted, origins: &Origins) -> Denial {
+        let takes = wanted.takes.iter().map(|take| take.failure);
+        let takes = takes.zip(origins.takes.iter().map(|origin| (&origin.policy, &origin.entry)));
+        let holds = wanted.holds.iter().map(|hold| hold.failure);
+        let holds = holds.zip(origins.holds.iter().map(|origin| (&origin.policy, &origin.entry)));
+        let mut all = takes.chain(holds);
+        let first = all.clone().next();
+        let Some((_, (policy, entry))) = all.find(|(failure, _)| *failure == OnStoreFailure::Deny).or(first) else {
+            return Denial::no_policy(self.call.server, self.call.tool);
+        };
+        let wait = Duration::from_secs(1);
+        let what = format!(
+            "{} is limited across pods, and the shared store of counts does not answer. Try again in {} s.",
+            shown(self.call.tool),
+            whole_seconds(wait)
+        );
+        let mut denial = self.denial(policy, entry, Reason::StoreUnavailable, &what);
+        denial.retry_after = Some(wait);
+        denial
+    }
+
+    /// What the call would take of shared counts, also where something denies it. Limits whose key or cost has no value are
+    /// passed over.
+    pub fn shared_of(&self, steps: &[Step]) -> Wanted {
+        let mut shared = Shared::default();
+        for step in steps {
+            for entry in step.matching() {
+                for limit in &entry.limits {
+                    if let Some(whose) = &limit.whose
+                        && let Ok((instance, amount)) = self.counted(step, &entry.name, limit)
+                    {
+                        shared.add(step, &entry.name, limit, whose, instance, amount);
+                    }
+                }
+                shared.hold(step, entry);
+            }
+        }
+        shared.wanted
     }
 
     /// What the call would take, or the most severe denial that does not hang on what was before.
@@ -196,10 +530,7 @@ impl Look<'_> {
                     let (instance, amount) = self.counted(step, &entry.name, limit)?;
                     wants.add(step, &entry.name, limit, instance, amount);
                 }
-                if let Some(hold) = &entry.hold {
-                    wants.holds.push(hold.clone());
-                    wants.holders.push((step, &entry.name));
-                }
+                wants.hold(step, entry);
             }
         }
         Ok(())
@@ -211,14 +542,14 @@ impl Look<'_> {
             Err(_) if !expression.reads_arguments() => None,
             Err(error) => {
                 let what = format!("the call's `arguments` {error}. Correct that and try again.");
-                return Err(self.denial(step, entry, Reason::Malformed, &what));
+                return Err(self.denial(&step.part.policy, entry, Reason::Malformed, &what));
             }
         };
         Ok(Inputs { args, tool: self.call.tool, server: self.call.server, session: self.call.session, pod: &self.engine.pod })
     }
 
-    fn denial(&self, step: &Step, entry: &Arc<str>, reason: Reason, what: &str) -> Denial {
-        Denial::by(&step.part.policy, Some(entry), reason, self.call.tool, what)
+    fn denial(&self, policy: &Arc<str>, entry: &Arc<str>, reason: Reason, what: &str) -> Denial {
+        Denial::by(policy, Some(entry), reason, self.call.tool, what)
     }
 
     /// Whether a condition holds, or why that could not be told.
@@ -240,7 +571,7 @@ impl Look<'_> {
                     None if failed.is_empty() => format!("the call does not meet the condition `{}`.", validation.source),
                     None => format!("the call does not meet a condition.{failed}"),
                 };
-                return Err(self.denial(step, &entry.name, Reason::Validation, &what));
+                return Err(self.denial(&step.part.policy, &entry.name, Reason::Validation, &what));
             }
         }
         Ok(())
@@ -248,7 +579,7 @@ impl Look<'_> {
 
     /// The denial of a call for which a limit's key or cost cannot be computed.
     fn failed(&self, step: &Step, entry: &Arc<str>, what: &str, source: &str, why: &str) -> Denial {
-        self.denial(step, entry, Reason::Validation, &format!("the {what} `{source}` of a limit {why}."))
+        self.denial(&step.part.policy, entry, Reason::Validation, &format!("the {what} `{source}` of a limit {why}."))
     }
 
     /// The value of a limit's key; nothing where it has none.
@@ -277,8 +608,7 @@ impl Look<'_> {
         Ok((instance(&which), amount))
     }
 
-    fn refusal(&self, refusal: &Refusal, wants: &Wants<'_>) -> Denial {
-        let Wants { takes, sources, holds, holders } = wants;
+    fn refusal(&self, refusal: &Refusal, wants: &impl Named) -> Denial {
         let tool = shown(self.call.tool);
         match refusal {
             Refusal::Full(full) => {
@@ -290,34 +620,28 @@ impl Look<'_> {
                     };
                     (until, Reverse(*index))
                 });
-                let found = longest.and_then(|(index, why)| Some((takes.get(*index)?, sources.get(*index)?, why)));
-                found.map(|(take, (step, entry, limit), why)| self.limit(step, entry, limit, take, *why))
+                let found = longest.and_then(|(index, why)| Some((wants.take(*index)?, why)));
+                found.map(|((take, policy, entry, limit), why)| self.limit(policy, entry, limit, take, *why))
             }
-            Refusal::Busy(index) => holds.get(*index).zip(holders.get(*index)).map(|(hold, (step, entry))| {
+            Refusal::Busy(index) => wants.hold(*index).map(|(hold, policy, entry, scope)| {
                 let many = if hold.max == 1 { "1 call" } else { &format!("{} calls", hold.max) };
-                let what = format!("at most {many} of {entry} may be under way at once. Try again when one has ended.");
-                self.denial(step, entry, Reason::Concurrency, &what)
+                let whose = whose(scope);
+                let what = format!("at most {many} of {entry} may be under way at once{whose}. Try again when one has ended.");
+                self.denial(policy, entry, Reason::Concurrency, &what)
             }),
-            Refusal::OutOfCounters(index) => sources.get(*index).map(|(step, entry, _)| {
+            Refusal::OutOfCounters(index) => wants.take(*index).map(|(_, policy, entry, _)| {
                 let what = format!(
                     "{tool} is counted for each session or key, and there are more of those than are kept. Try again later."
                 );
-                self.denial(step, entry, Reason::CountersExhausted, &what)
+                self.denial(policy, entry, Reason::CountersExhausted, &what)
             }),
         }
         .unwrap_or_else(|| Denial::no_policy(self.call.server, self.call.tool))
     }
 
-    fn limit(&self, step: &Step, entry: &Arc<str>, limit: &Limit, take: &Take, why: Full) -> Denial {
+    fn limit(&self, policy: &Arc<str>, entry: &Arc<str>, limit: &Limit, take: &Take, why: Full) -> Denial {
         let tool = shown(self.call.tool);
-        let whose = match limit.scope {
-            Scope::Session => " in each session",
-            Scope::Pod => "",
-            Scope::Workload => " for its workload",
-            Scope::ServiceAccount => " for its service account",
-            Scope::Namespace => " for its namespace",
-            Scope::Policy => " for all that the policy governs",
-        };
+        let whose = whose(limit.scope);
         let per = limit.window.per();
         let many = |noun: &str| if limit.max == 1 { noun.to_owned() } else { format!("{noun}s") };
         let counted = if limit.cost.is_some() { "a total cost of ".to_owned() } else { String::new() };
@@ -336,9 +660,21 @@ impl Look<'_> {
             Full::Never => (None, format!("This call costs {} and can never pass.", take.amount.as_f64())),
         };
         let what = format!("{tool} is limited to {counted}{}{noun} {per}{whose}{each}{shared}. {advice}", limit.max);
-        let mut denial = self.denial(step, entry, Reason::RateLimit, &what);
+        let mut denial = self.denial(policy, entry, Reason::RateLimit, &what);
         denial.limit = Some(LimitInfo { max: limit.max, window: Arc::clone(&limit.window_text), scope: limit.scope });
         denial.retry_after = retry_after;
         denial
+    }
+}
+
+/// Whose calls a scope counts together, for the text of a denial.
+fn whose(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Session => " in each session",
+        Scope::Pod => "",
+        Scope::Workload => " for its workload",
+        Scope::ServiceAccount => " for its service account",
+        Scope::Namespace => " for its namespace",
+        Scope::Policy => " for all that the policy governs",
     }
 }

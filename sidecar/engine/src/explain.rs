@@ -4,22 +4,23 @@
 use std::iter;
 
 use toolweir_crds::{
-    Action,
+    Action, OnStoreFailure,
     explain::{Explanation, Places, Said, SaidOfEntry, SaidOfLimit, SaidOfServer, SaidOfValidation, Verdict},
 };
 
 use crate::{
-    counters::{Counters, Instance, Permit, Take},
+    counters::{Counters, Instance, Permit},
     decide::{Call, Decision, Look, Outcome, Wants},
     denial::{Denial, Reason, whole_seconds},
-    rules::{Engine, Entry, Group, Limit, Step, Validation},
+    rules::{Engine, Entry, EntryHold, Group, Limit, Step, Validation},
+    shared::{Peeked, Wanted},
     window::{Amount, Full, Timestamp},
 };
 
 impl Engine {
     /// What [`Engine::decide`] would answer now, and what each policy that has a say in it says. Nothing is taken: no place
-    /// of a limit, and none among the calls under way.
-    pub fn explain(&self, call: &Call<'_>, now: Timestamp) -> Explanation {
+    /// of a limit, and none among the calls under way. `peeked` is what was looked up of [`Engine::shared_of`].
+    pub fn explain(&self, call: &Call<'_>, now: Timestamp, peeked: &Peeked) -> Explanation {
         let Some(rules) = self.servers.get(call.server) else {
             return explanation(call, &Decision::denied(Denial::no_policy(call.server, call.tool)), Vec::new());
         };
@@ -27,16 +28,27 @@ impl Engine {
         let mut new = 0;
         let decision = Decision::by(&plan, |group| {
             // Counts that the policies before it would have made by now are counts that are no longer to be had.
-            new += self.look(group, call, now).check(&group.steps, new)?;
+            self.look(group, call, now).check(&group.steps, &mut new, peeked)?;
             Ok(Permit::default())
         });
         let mut policies: Vec<Said> = Vec::new();
         for group in iter::once(&plan.enforced).chain(&plan.audited) {
             let look = self.look(group, call, now);
-            policies.extend(group.steps.chunk_by(|a, b| a.part.policy == b.part.policy).map(|own| look.said(own)));
+            policies.extend(group.steps.chunk_by(|a, b| a.part.policy == b.part.policy).map(|own| look.said(own, peeked)));
         }
         policies.sort_by_key(|said| rules.parts.iter().position(|part| *part.policy == *said.policy));
         explanation(call, &decision, policies)
+    }
+
+    /// What is to be looked up of counts that pods share before [`Engine::explain`]: all that the call would take of them, also
+    /// where something else denies it; by the enforced policies, and by each in audit mode.
+    pub fn shared_of(&self, call: &Call<'_>, now: Timestamp) -> Vec<Wanted> {
+        let Some(rules) = self.servers.get(call.server) else { return Vec::new() };
+        let plan = rules.plan(call.tool);
+        if !plan.shares {
+            return Vec::new();
+        }
+        iter::once(&plan.enforced).chain(&plan.audited).map(|group| self.look(group, call, now).shared_of(&group.steps)).collect()
     }
 }
 
@@ -84,9 +96,9 @@ type Counted = Result<(Instance, Amount), Denial>;
 
 impl Look<'_> {
     /// What one policy says.
-    fn said(&self, steps: &[Step]) -> Said {
+    fn said(&self, steps: &[Step], peeked: &Peeked) -> Said {
         let own = Group::new(steps.into(), self.call.tool);
-        let denial = own.denial.clone().or_else(|| self.check(steps, 0).err());
+        let denial = own.denial.clone().or_else(|| self.check(steps, &mut 0, peeked).err());
         let first = steps.first();
         let policy = first.map(|step| step.part.policy.to_string()).unwrap_or_default();
         let verdict = match &denial {
@@ -120,7 +132,7 @@ impl Look<'_> {
                 default_action: step.part.default_action,
                 action: if step.allows() { Action::Allow } else { Action::Deny },
                 entry: step.deciding().map(|entry| entry.name.to_string()),
-                entries: step.matching().map(|entry| self.said_of_entry(step, entry, &mut each, &together.takes)).collect(),
+                entries: step.matching().map(|entry| self.said_of_entry(step, entry, &mut each, &together, peeked)).collect(),
             })
             .collect();
         Said {
@@ -137,20 +149,25 @@ impl Look<'_> {
         step: &Step,
         entry: &Entry,
         each: &mut impl Iterator<Item = Counted>,
-        together: &[Take],
+        together: &Wants<'_>,
+        peeked: &Peeked,
     ) -> SaidOfEntry {
         let limits = entry.limits.iter().zip(each);
         SaidOfEntry {
             name: entry.name.to_string(),
             action: entry.effective_action(),
             validations: entry.validations.iter().map(|validation| self.said_of_validation(step, entry, validation)).collect(),
-            limits: limits.map(|(limit, counted)| self.said_of_limit(step, entry, limit, counted, together)).collect(),
-            max_concurrent: entry.hold.as_ref().map(|hold| Places {
-                max: hold.max,
-                under_way: self.engine.counters.under_way(&hold.identity),
-                ..Places::default()
-            }),
+            limits: limits.map(|(limit, counted)| self.said_of_limit(step, entry, limit, counted, together, peeked)).collect(),
+            max_concurrent: entry.hold.as_ref().map(|hold| self.said_of_hold(hold, peeked)),
         }
+    }
+
+    fn said_of_hold(&self, EntryHold { hold, scope, whose }: &EntryHold, peeked: &Peeked) -> Places {
+        let under_way = match whose {
+            None => Some(self.engine.counters.under_way(&hold.identity)),
+            Some(_) => peeked.of_hold(&hold.identity),
+        };
+        Places { max: hold.max, under_way: under_way.unwrap_or_default(), scope: *scope, store_unavailable: under_way.is_none() }
     }
 
     fn said_of_validation(&self, step: &Step, entry: &Entry, validation: &Validation) -> SaidOfValidation {
@@ -163,7 +180,15 @@ impl Look<'_> {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "for display")]
-    fn said_of_limit(&self, step: &Step, entry: &Entry, limit: &Limit, counted: Counted, together: &[Take]) -> SaidOfLimit {
+    fn said_of_limit(
+        &self,
+        step: &Step,
+        entry: &Entry,
+        limit: &Limit,
+        counted: Counted,
+        together: &Wants<'_>,
+        peeked: &Peeked,
+    ) -> SaidOfLimit {
         let mut said = SaidOfLimit {
             limit: limit.label.clone(),
             max: limit.max,
@@ -178,22 +203,30 @@ impl Look<'_> {
         let used = match counted {
             Err(denial) => {
                 said.error = Some(what(denial));
-                said.fullest = true;
-                counters.used(&limit.identity, limit.span, self.now)
+                said.fullest = limit.whose.is_none();
+                limit.whose.is_none().then(|| counters.used(&limit.identity, limit.span, self.now))
             }
             Ok((instance, amount)) => {
-                let twin = together.iter().find(|take| take.identity == limit.identity && take.instance == instance);
-                let amount = twin.map_or(amount, |take| take.amount);
-                let max = limit.maximum();
-                let take = Take { identity: limit.identity.clone(), instance, span: limit.span, max, amount };
-                let (used, fits) = counters.look(&take, self.now);
+                let amount = together.of(limit, &instance).map_or(amount, |take| take.amount);
                 said.adds = Some(amount.as_f64());
-                said.fits = fits.is_ok();
-                if let Err(Full::Until(then)) = fits {
+                let found = if limit.whose.is_none() {
+                    Some(counters.look(&limit.take(instance, amount), self.now))
+                } else {
+                    // Looked up was whether it fits the smallest maximum of the count.
+                    let found = peeked.of_take(&limit.identity, &instance);
+                    found.map(|(used, fits)| (used, if used.plus(amount) <= limit.maximum() { Ok(()) } else { fits }))
+                };
+                said.fits = found.map_or(step.part.on_store_failure != OnStoreFailure::Deny, |(_, fits)| fits.is_ok());
+                if let Some((_, Err(Full::Until(then)))) = found {
                     said.retry_after_seconds = Some(whole_seconds(then.since(self.now)));
                 }
-                used
+                found.map(|(used, _)| used)
             }
+        };
+        let Some(used) = used else {
+            // Nobody knows what is used, and so what is left.
+            said.store_unavailable = true;
+            return said;
         };
         said.used = used.as_f64();
         said.left = (said.max as f64 - said.used).max(0.0);

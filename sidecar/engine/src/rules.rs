@@ -1,16 +1,20 @@
 //! Compiled policies: what holds for each server, and for each tool of it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use hashbrown::HashMap;
 use smallvec::SmallVec;
-use toolweir_crds::{Action, Mode, Scope, Window};
+use toolweir_crds::{Action, MCPPolicySpec, Mode, OnStoreFailure, Scope, Server, Window};
 
 use crate::{
     cel::{Data, Expression},
     counters::{Counters, Hold, Identity, Memory},
     denial::{Denial, Reason, shown},
     glob::Glob,
+    shared::Known,
     window::{Amount, Span, Timestamp},
 };
 
@@ -48,6 +52,12 @@ pub struct LimitView<'a> {
     pub used: f64,
     /// The maximum.
     pub max: i64,
+    /// What is counted together.
+    #[serde(skip_serializing_if = "Scope::is_default")]
+    pub scope: Scope,
+    /// Whether pods share the count; what is used is then what this pod knows of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
 }
 
 #[derive(Debug)]
@@ -64,6 +74,7 @@ pub(crate) struct ServerRules {
 pub(crate) struct Part {
     pub policy: Arc<str>,
     pub mode: Mode,
+    pub on_store_failure: OnStoreFailure,
     pub default_action: Action,
     pub server: Arc<str>,
     pub entries: Vec<Entry>,
@@ -79,15 +90,26 @@ pub(crate) struct Entry {
     pub name: Arc<str>,
     pub action: Option<Action>,
     pub reason: Option<String>,
-    pub limits: Vec<Limit>,
+    pub limits: Vec<Arc<Limit>>,
     pub validations: Vec<Validation>,
-    pub hold: Option<Hold>,
+    pub hold: Option<EntryHold>,
 }
 
 impl Entry {
     /// What it says of the tools that it matches: `*` has no say unless it says so, nor have several `*`.
     pub(crate) fn effective_action(&self) -> Option<Action> {
         self.action.or_else(|| self.name.contains(|c| c != '*').then_some(Action::Allow))
+    }
+
+    /// Whether some count of it is one that pods share.
+    pub(crate) fn shares(&self) -> bool {
+        self.whose().next().is_some()
+    }
+
+    /// The pods that count together, for each count that pods share.
+    fn whose(&self) -> impl Iterator<Item = &Arc<str>> {
+        let hold = self.hold.iter().filter_map(|hold| hold.whose.as_ref());
+        self.limits.iter().filter_map(|limit| limit.whose.as_ref()).chain(hold)
     }
 
     /// Whether it can deny for what a call's arguments are.
@@ -113,6 +135,17 @@ pub(crate) struct Limit {
     pub key: Option<(Expression, String)>,
     pub cost: Option<(Expression, String)>,
     pub label: String,
+    /// The pods that count together, where that is more than this one.
+    pub whose: Option<Arc<str>>,
+}
+
+/// How many calls of an entry may be under way at once.
+#[derive(Debug)]
+pub(crate) struct EntryHold {
+    pub hold: Hold,
+    pub scope: Scope,
+    /// The pods that count together, where that is more than this one.
+    pub whose: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -198,14 +231,15 @@ pub(crate) struct Plan {
     /// The first policy and its entry: where all allow, the call is counted under it.
     pub policy: Option<Arc<str>>,
     pub entry: Option<Arc<str>>,
+    /// Whether some count is one that pods share.
+    pub shares: bool,
 }
 
 impl Part {
     pub(crate) fn new(
         policy: Arc<str>,
-        mode: Mode,
-        server: Arc<str>,
-        default_action: Action,
+        spec: &MCPPolicySpec,
+        server: &Server,
         entries: Vec<Entry>,
         broken: Option<String>,
     ) -> Self {
@@ -220,7 +254,17 @@ impl Part {
         }
         let denies = |index: usize| entries.get(index).and_then(Entry::effective_action) == Some(Action::Deny);
         globs.sort_by_key(|(glob, index)| (std::cmp::Reverse(glob.weight()), !denies(*index), *index));
-        Self { policy, mode, default_action, server, entries, exact, globs, broken }
+        Self {
+            policy,
+            mode: spec.mode,
+            on_store_failure: spec.on_store_failure,
+            default_action: server.default_action,
+            server: server.name.as_str().into(),
+            entries,
+            exact,
+            globs,
+            broken,
+        }
     }
 
     fn step(self: &Arc<Self>, tool: &str) -> Step {
@@ -257,10 +301,11 @@ impl ServerRules {
         let all: SmallVec<[Step; 2]> = self.parts.iter().map(|part| part.step(tool)).collect();
         let policy = all.first().map(|step| Arc::clone(&step.part.policy));
         let entry = all.first().and_then(Step::deciding).map(|entry| Arc::clone(&entry.name));
+        let shares = all.iter().flat_map(Step::matching).any(Entry::shares);
         let (enforced, audited): (SmallVec<_>, SmallVec<[Step; 1]>) =
             all.into_iter().partition(|step| step.part.mode == Mode::Enforce || step.part.broken.is_some());
         let audited = audited.chunk_by(|a, b| a.part.policy == b.part.policy).map(|own| Group::new(own.into(), tool)).collect();
-        Plan { enforced: Group::new(enforced, tool), audited, policy, entry }
+        Plan { enforced: Group::new(enforced, tool), audited, policy, entry, shares }
     }
 }
 
@@ -296,18 +341,40 @@ impl Engine {
         self.servers.get(server).into_iter().flat_map(|rules| rules.plans.keys().map(|name| &**name))
     }
 
-    /// Every limit and how full it is.
-    pub fn limits(&self, now: Timestamp) -> Vec<LimitView<'_>> {
+    /// Whether some limit or `maxConcurrent` counts calls of several pods together.
+    pub fn shares(&self) -> bool {
+        self.whose().next().is_some()
+    }
+
+    /// The groups of pods that some count in force counts together, such as `Workload agents/Deployment/social`.
+    pub fn groups(&self) -> BTreeSet<Arc<str>> {
+        self.whose().cloned().collect()
+    }
+
+    fn whose(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.parts().into_iter().flat_map(|part| part.entries.iter().flat_map(Entry::whose))
+    }
+
+    /// Each part in force once: one of the server `*` stands under every server.
+    fn parts(&self) -> Vec<&Arc<Part>> {
         let mut parts: Vec<&Arc<Part>> = self.servers.values().flat_map(|rules| &rules.parts).collect();
-        // A part of the server `*` stands under every server.
         parts.sort_by_key(|part| Arc::as_ptr(part));
         parts.dedup_by_key(|part| Arc::as_ptr(part));
+        parts
+    }
+
+    /// Every limit and how full it is; `known` says what is known of those that pods share.
+    pub fn limits(&self, now: Timestamp, known: &dyn Known) -> Vec<LimitView<'_>> {
+        let mut parts = self.parts();
         parts.sort_by(|a, b| (&a.policy, &a.server).cmp(&(&b.policy, &b.server)));
         let mut views = Vec::new();
         for part in parts {
             for entry in &part.entries {
                 for limit in &entry.limits {
-                    let used = self.counters.used(&limit.identity, limit.span, now);
+                    let used = match &limit.whose {
+                        None => self.counters.used(&limit.identity, limit.span, now),
+                        Some(_) => known.used(&limit.identity).unwrap_or_default(),
+                    };
                     views.push(LimitView {
                         server: &part.server,
                         tool: &entry.name,
@@ -316,6 +383,8 @@ impl Engine {
                         keyed: limit.key.is_some(),
                         used: used.as_f64(),
                         max: limit.max,
+                        scope: limit.scope,
+                        shared: limit.whose.is_some(),
                     });
                 }
             }

@@ -6,7 +6,10 @@ use std::{fmt, sync::Arc};
 use smallvec::SmallVec;
 use toolweir_crds::OnStoreFailure;
 
-use crate::counters::{Hold, Refusal, Take};
+use crate::{
+    counters::{Hold, Identity, Instance, Refusal, Take},
+    window::{Amount, Full},
+};
 
 /// An amount to be counted against one maximum together with calls of other pods.
 #[derive(Clone, Debug)]
@@ -82,5 +85,47 @@ pub trait Places: fmt::Debug + Send + Sync {}
 /// What is known of shared counts without asking: for display.
 pub trait Known {
     /// What counts now against a limit, of the fullest of its counts that this pod knows; nothing where it knows none.
-    fn used(&self, take: &crate::counters::Identity) -> Option<crate::window::Amount>;
+    fn used(&self, take: &Identity) -> Option<Amount>;
+}
+
+/// Nothing is known of shared counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NothingKnown;
+
+impl Known for NothingKnown {
+    fn used(&self, _: &Identity) -> Option<Amount> {
+        None
+    }
+}
+
+/// What was looked up of shared counts, without taking anything, for [`crate::Engine::explain`]. Of what is not in it, the
+/// store does not answer.
+#[derive(Clone, Debug, Default)]
+pub struct Peeked {
+    takes: Vec<(Identity, Instance, Amount, Result<(), Full>)>,
+    holds: Vec<(Identity, u64)>,
+}
+
+impl Peeked {
+    /// Adds what counts now in the count that a take is for, and whether the take alone fits. The end of a
+    /// [`Full::Until`] is in the engine's time.
+    pub fn take(&mut self, shared: &SharedTake, used: Amount, fits: Result<(), Full>) {
+        self.takes.push((shared.take.identity.clone(), shared.take.instance.clone(), used, fits));
+    }
+
+    /// Adds how many places are taken.
+    pub fn hold(&mut self, shared: &SharedHold, under_way: u64) {
+        self.holds.push((shared.hold.identity.clone(), under_way));
+    }
+
+    /// What was said of a count last.
+    pub(crate) fn of_take(&self, identity: &Identity, instance: &Instance) -> Option<(Amount, Result<(), Full>)> {
+        let found = self.takes.iter().rev().find(|(of, which, ..)| of == identity && which == instance);
+        found.map(|(_, _, used, fits)| (*used, *fits))
+    }
+
+    /// What was said of places last.
+    pub(crate) fn of_hold(&self, identity: &Identity) -> Option<u64> {
+        self.holds.iter().rev().find(|(of, _)| of == identity).map(|(_, under_way)| *under_way)
+    }
 }

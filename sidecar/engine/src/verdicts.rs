@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use toolweir_crds::OnStoreFailure;
+
 use crate::{
     denial::Reason,
     rules::{Engine, Entry, Group, Step},
@@ -67,6 +69,9 @@ fn says(group: &Group) -> Vec<(Reason, Arc<str>)> {
         says.extend(of(step, Reason::Validation, Entry::has_expressions));
         says.extend(of(step, Reason::RateLimit, |entry| !entry.limits.is_empty()));
         says.extend(of(step, Reason::Concurrency, |entry| entry.hold.is_some()));
+        if step.part.on_store_failure == OnStoreFailure::Deny {
+            says.extend(of(step, Reason::StoreUnavailable, Entry::shares));
+        }
     }
     says
 }

@@ -75,7 +75,7 @@ impl Amount {
         self.ratio(Self::ONE)
     }
 
-    fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use toolweir_crds::{FieldError, read_documents};
 use toolweir_engine::{
     Call, Counters, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Problem, Reason, Severity,
-    Timestamp, json::Reader,
+    Timestamp, json::Reader, shared::NothingKnown,
 };
 
 /// A policy of the namespace `agents`.
@@ -38,6 +38,7 @@ fn compile(policies: &[Policy]) -> (Engine, Vec<Problem>) {
         pod: "pod-1".to_owned(),
         namespace: "agents".to_owned(),
         service_account: "default".to_owned(),
+        ..Options::default()
     };
     Engine::compile(policies, Memory::new(Memory::COUNTERS), &options)
 }
@@ -755,7 +756,8 @@ mod limits {
         let engine = engine(&[tools(
             "{name: '*', limits: [{max: 5, window: hour}]}, {name: a, limits: [{max: 1, window: minute}], maxConcurrent: 1}",
         )]);
-        let used = |engine: &Engine| engine.limits(Timestamp(0)).iter().map(|limit| limit.used).collect::<Vec<_>>();
+        let used =
+            |engine: &Engine| engine.limits(Timestamp(0), &NothingKnown).iter().map(|limit| limit.used).collect::<Vec<_>>();
         allowed(call(&engine, "a", "", 0)).give_back();
         assert_eq!(used(&engine), [0.0, 0.0]);
         drop(allowed(call(&engine, "a", "", 0)));
@@ -769,7 +771,7 @@ mod limits {
         let old = allowed(call(&engine, "a", "", 0));
         allowed(call(&engine, "a", "", 100));
         old.give_back();
-        let used: Vec<f64> = engine.limits(Timestamp(100 * SECOND)).iter().map(|limit| limit.used).collect();
+        let used: Vec<f64> = engine.limits(Timestamp(100 * SECOND), &NothingKnown).iter().map(|limit| limit.used).collect();
         assert_eq!(used, [1.0]);
     }
 
@@ -810,7 +812,8 @@ mod limits {
         for (session, key) in [("1", 1), ("2", 1)] {
             allowed(call_in(&engine, "s", "a", session, &format!("{{\"k\": {key}}}"), 0));
         }
-        let views: Vec<_> = engine.limits(Timestamp(0)).into_iter().map(|view| serde_json::to_value(view).unwrap()).collect();
+        let views: Vec<_> =
+            engine.limits(Timestamp(0), &NothingKnown).into_iter().map(|view| serde_json::to_value(view).unwrap()).collect();
         assert_eq!(
             json!(views),
             json!([
@@ -927,7 +930,7 @@ mod memory {
         let (engine, counters) = keyed(1);
         assert_eq!(key(&engine, 0, 0), Reason::CountersExhausted);
         assert!(counters.is_empty());
-        let usage: Vec<f64> = engine.limits(Timestamp(0)).iter().map(|limit| limit.used).collect();
+        let usage: Vec<f64> = engine.limits(Timestamp(0), &NothingKnown).iter().map(|limit| limit.used).collect();
         assert_eq!(usage, [0.0, 0.0]);
     }
 
@@ -1092,7 +1095,7 @@ mod what_a_call_is_counted_under {
         for key in [1, 2, 2, 3] {
             allowed(call(&engine, "a", &format!("{{\"k\": {key}}}"), 0));
         }
-        assert_eq!(engine.limits(Timestamp(0))[0].used.to_bits(), 2.0_f64.to_bits());
+        assert_eq!(engine.limits(Timestamp(0), &NothingKnown)[0].used.to_bits(), 2.0_f64.to_bits());
         assert_eq!(engine.counters().len(), 3);
         assert!(engine.counters().take(&[], &[], Timestamp(0)).is_ok());
     }

@@ -16,7 +16,9 @@ use toolweir_crds::{
     explain::{Explanation, SaidOfLimit, Verdict},
 };
 use toolweir_engine::{
-    Call, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Reason, Severity, Timestamp, json::Reader,
+    Call, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Reason, Severity, Timestamp,
+    json::Reader,
+    shared::{NothingKnown, Peeked},
 };
 
 // What is generated.
@@ -566,7 +568,7 @@ fn explain(engine: &Engine, call: &Seen<'_>) -> Explanation {
     let text = call.arguments.json();
     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
     let call_ = Call { server: call.server, tool: call.tool, arguments, session: call.session };
-    engine.explain(&call_, Timestamp(call.now))
+    engine.explain(&call_, Timestamp(call.now), &Peeked::default())
 }
 
 fn settle(permit: Permit, failed: bool) {
@@ -588,7 +590,7 @@ fn told(decision: &Decision) -> (Option<Denial>, Vec<Denial>, Option<String>, Op
 
 fn usage(engine: &Engine, now: u64) -> Vec<(String, u64)> {
     let text = |view: &toolweir_engine::LimitView<'_>| format!("{} {} {} {}", view.policy, view.server, view.tool, view.limit);
-    engine.limits(Timestamp(now)).iter().map(|view| (text(view), view.used.to_bits())).collect()
+    engine.limits(Timestamp(now), &NothingKnown).iter().map(|view| (text(view), view.used.to_bits())).collect()
 }
 
 /// A policy in audit mode, and the same policy enforced and alone: it decides on the calls that are let through.

@@ -26,7 +26,7 @@ fn policies(name: &str, text: &str) -> Vec<Policy> {
 }
 
 fn compile(policies: &[Policy], shared_store: bool) -> (Engine, Vec<Problem>) {
-    Engine::compile(policies, Memory::new(Memory::COUNTERS), &Options { shared_store, ..Options::default() })
+    Engine::compile(policies, Memory::new(Memory::COUNTERS), &Options { shared_store, of_any_pod: true, ..Options::default() })
 }
 
 /// The errors of reading and, where that has none, of compiling.

@@ -6,6 +6,7 @@ use toolweir_crds::read_documents;
 use toolweir_engine::{
     Call, Decision, Engine, Memory, Options, Policy, Reason, Severity, Timestamp,
     json::{Raw, Reader},
+    shared::NothingKnown,
 };
 
 use super::assert_one_line;
@@ -50,8 +51,14 @@ pub fn check(data: &[u8]) {
         }
     };
     let policies: Vec<Policy> = documents.iter().map(|located| located.document.clone().into()).collect();
-    let options =
-        Options { shared_store: true, pod: "pod".to_owned(), namespace: "ns".to_owned(), service_account: "sa".to_owned() };
+    let options = Options {
+        shared_store: true,
+        pod: "pod".to_owned(),
+        namespace: "ns".to_owned(),
+        service_account: "sa".to_owned(),
+        workload: "Deployment/agent".to_owned(),
+        of_any_pod: false,
+    };
     let (engine, problems) = Engine::compile(&policies, Memory::new(64), &options);
     for problem in &problems {
         assert_one_line(&problem.error.to_string());
@@ -96,5 +103,5 @@ pub fn check(data: &[u8]) {
     }
     let call = Call { server: "no such server", tool: "x", arguments: None, session: "" };
     assert_eq!(reason(&engine.decide(&call, now)), Some(Reason::NoPolicy));
-    assert!(engine.limits(now).iter().all(|limit| limit.used.is_finite() && limit.used >= 0.0));
+    assert!(engine.limits(now, &NothingKnown).iter().all(|limit| limit.used.is_finite() && limit.used >= 0.0));
 }
