@@ -200,16 +200,17 @@ impl SharedStore {
     }
 
     fn check(&self) -> Result<(), String> {
-        let plain = |text: &str, most: usize| (1..=most).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
+        let usual = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b));
         let shown = |text: &str| text.chars().take(80).flat_map(char::escape_debug).collect::<String>();
-        if !plain(&self.prefix, LONGEST_PREFIX) || self.prefix.contains(['{', '}']) {
+        if !(1..=LONGEST_PREFIX).contains(&self.prefix.len()) || !usual(&self.prefix) {
             return Err(format!(
-                "sharedStore.prefix: `{}` is no beginning of keys; write 1 to {LONGEST_PREFIX} visible ASCII characters without \
-                 {{ and }}, such as toolweir",
+                "sharedStore.prefix: `{}` is no beginning of keys; write 1 to {LONGEST_PREFIX} letters, digits and `.`, `_`, `:`, \
+                 `-`, such as toolweir",
                 shown(&self.prefix)
             ));
         }
-        if let Some(username) = self.username.as_deref().filter(|username| !plain(username, 256)) {
+        let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control());
+        if let Some(username) = self.username.as_deref().filter(|username| !is_name(username)) {
             return Err(format!(
                 "sharedStore.username: `{}` is no ACL user; write its name, or leave it out for the default user",
                 shown(username)
@@ -219,9 +220,8 @@ impl SharedStore {
             let (least, most) = (BUDGETS.start(), BUDGETS.end());
             return Err(format!("sharedStore.budgetMilliseconds: is {}; from {least} to {most} are possible", self.budget_milliseconds));
         }
-        // A password in it would be in a ConfigMap.
-        if self.url.contains('@') {
-            return Err("sharedStore.url: holds a user or a password; write them as username and passwordFile".to_owned());
+        if self.ca_file.is_some() && !self.url.starts_with("rediss") && !self.url.starts_with("valkeys") {
+            return Err("sharedStore.caFile: is given, and sharedStore.url is without TLS; write rediss:// there, or leave it out".to_owned());
         }
         toolweir_store::config::Config::try_from(&self.with(None, None)).map_err(|error| format!("sharedStore.url: {}", error.message))?;
         Ok(())
@@ -454,9 +454,10 @@ mod tests {
             ("sharedStore: {}", "sharedStore: missing field `url`"),
             ("sharedStore: {url: 'redis://s', password: x}", "sharedStore: unknown field `password`"),
             ("sharedStore: {url: 'http://s'}", "sharedStore.url: "),
-            ("sharedStore: {url: 'redis://:secret@s'}", "sharedStore.url: holds a user or a password; write them as username"),
+            ("sharedStore: {url: 'redis://:secret@s'}", "sharedStore.url: the store's url has a user or a password in it"),
             ("sharedStore: {url: 'redis://s', prefix: ''}", "sharedStore.prefix: `` is no beginning of keys"),
             ("sharedStore: {url: 'redis://s', prefix: '{a}'}", "sharedStore.prefix: `{a}` is no beginning of keys"),
+            ("sharedStore: {url: 'redis://s', caFile: /ca}", "sharedStore.caFile: is given, and sharedStore.url is without TLS"),
             ("sharedStore: {url: 'redis://s', username: ''}", "sharedStore.username: `` is no ACL user"),
             (
                 "sharedStore: {url: 'redis://s', budgetMilliseconds: 0}",

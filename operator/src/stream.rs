@@ -178,7 +178,8 @@ impl Streams {
         response
     }
 
-    /// Sends whom to trust, where counts are shared, what holds, and every change of these. What is not sent yet is replaced by what is newer, so
+    /// Sends whom to trust, where counts are shared, what holds, and every change of these. Where counts are shared is told to
+    /// those alone whose policies share some: the password is in it. What is not sent yet is replaced by what is newer, so
     /// that a slow sidecar costs one line, and nobody else anything.
     async fn feed(
         &self,
@@ -191,6 +192,8 @@ impl Streams {
         trust.mark_changed();
         // Before the first snapshot: policies are compiled with it.
         store.mark_changed();
+        let mut shares = current.borrow().as_ref().is_some_and(|prepared| prepared.shares);
+        let mut told: Option<shared::Told> = None;
         current.mark_changed();
         let every = Duration::from_secs(KEEP_ALIVE_SECONDS);
         let mut keep_alive = interval_at(Instant::now() + every, every);
@@ -212,12 +215,23 @@ impl Streams {
                     if changed.is_err() {
                         return Ended::Stopping;
                     }
-                    let store = store.borrow_and_update().clone();
+                    let store = store.borrow_and_update().clone().filter(|_| shares);
+                    if told.as_ref() == Some(&store) {
+                        continue;
+                    }
+                    told = Some(store.clone());
                     line(&Message::<()>::SharedStore(store.map(|store| SharedStore::clone(&store))))
                 }
                 changed = current.changed() => {
                     let prepared = current.borrow_and_update().clone();
                     let (Ok(()), Some(prepared)) = (changed, prepared) else { return Ended::PodGone };
+                    if prepared.shares && !shares {
+                        // Where before what. It stays told until the stream ends.
+                        shares = true;
+                        store.mark_changed();
+                        current.mark_changed();
+                        continue;
+                    }
                     self.world.acks().sent(number, &prepared);
                     self.world.metrics.snapshots.inc();
                     prepared.line.clone()

@@ -118,7 +118,7 @@ capabilities:
 {{- if and $store.embedded $store.username }}
 {{- fail "sharedStore.username and sharedStore.embedded are both given: the chart's store has the default user alone" }}
 {{- end }}
-{{- if and $store.tls.caSecret.name (not (hasPrefix "rediss" $store.url)) }}
+{{- if and $store.tls.caSecret.name (not (regexMatch "^(rediss|valkeys)" $store.url)) }}
 {{- fail "sharedStore.tls.caSecret.name is given, and the store is reached without TLS: write sharedStore.url with rediss://, or leave it out" }}
 {{- end }}
 {{- if or $store.url $store.embedded }}true{{ end }}
