@@ -183,7 +183,6 @@ pub enum OnStoreFailure {
 
 impl OnStoreFailure {
     /// Whether it is what holds where nothing is said.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -330,7 +329,6 @@ pub enum Scope {
 
 impl Scope {
     /// Whether it is what holds where nothing is said.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -45,6 +45,7 @@ pub struct Decision {
 
 /// A decision that is begun.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are decided, and a box would cost them an allocation")]
 pub enum Begun<'a> {
     /// It is made: the call wants nothing of counts that pods share.
     Decided(Decision),

@@ -207,14 +207,16 @@ impl Look<'_> {
                 limit.whose.is_none().then(|| counters.used(&limit.identity, limit.span, self.now))
             }
             Ok((instance, amount)) => {
-                let amount = together.of(limit, &instance).map_or(amount, |take| take.amount);
+                let (amount, max) =
+                    together.of(limit, &instance).map_or((amount, limit.maximum()), |take| (take.amount, take.max));
                 said.adds = Some(amount.as_f64());
                 let found = if limit.whose.is_none() {
                     Some(counters.look(&limit.take(instance, amount), self.now))
                 } else {
                     // Looked up was whether it fits the smallest maximum of the count.
                     let found = peeked.of_take(&limit.identity, &instance);
-                    found.map(|(used, fits)| (used, if used.plus(amount) <= limit.maximum() { Ok(()) } else { fits }))
+                    let more = |used: Amount| max < limit.maximum() && used.plus(amount) <= limit.maximum();
+                    found.map(|(used, fits)| (used, if more(used) { Ok(()) } else { fits }))
                 };
                 said.fits = found.map_or(step.part.on_store_failure != OnStoreFailure::Deny, |(_, fits)| fits.is_ok());
                 if let Some((_, Err(Full::Until(then)))) = found {

@@ -259,6 +259,28 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
+        /// Also where a length cannot be cut into 128 slices of whole nanoseconds, however long it is: a place comes free
+        /// later than 129/128 of the window, and at most 1/64 of it late, rounded up to the nanosecond.
+        #[test]
+        fn slices_of_no_whole_nanoseconds_are_neither_early_nor_late(
+            length in prop_oneof![128_u64..1000, 100_000_000_u64..2_678_400_000_000_000],
+            odd in 1_u64..128,
+            now in 0_u64..4_000_000_000_000_000_000,
+            on_an_edge in any::<bool>(),
+        ) {
+            let length = length / 128 * 128 + odd;
+            let span = Span::new(Duration::from_nanos(length));
+            let now = if on_an_edge { now / length * length } else { now };
+            let mut usage = Usage::default();
+            let slice = usage.take(span, Timestamp(now), Amount::ONE);
+            prop_assert_eq!(slice, span.slice_of(Timestamp(now)));
+            let end = span.end_of(slice).0;
+            prop_assert!(u128::from(end - now) * 128 > u128::from(length) * 129, "early");
+            prop_assert!(end - now <= length + length.div_ceil(64), "late");
+            prop_assert_eq!(usage.check(span, Timestamp(end - 1), Amount::ONE, Amount::ONE), Err(Full::Until(Timestamp(end))));
+            prop_assert_eq!(usage.check(span, Timestamp(end), Amount::ONE, Amount::ONE), Ok(()));
+        }
+
         /// For any sequence of calls: no span of the window holds more than the maximum, a call is turned away only
         /// when the window and 1/64 more is full, the wait that is told is enough, and memory is bounded.
         #[test]

@@ -2,6 +2,8 @@
 //! everything is worked out anew from what the policies mean.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
 use std::{cmp::Reverse, collections::BTreeSet, sync::Arc, time::Duration};
 
 use proptest::{
@@ -16,7 +18,7 @@ use toolweir_crds::{
     explain::{Explanation, SaidOfLimit, Verdict},
 };
 use toolweir_engine::{
-    Call, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Reason, Severity, Timestamp,
+    Begun, Call, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Reason, Severity, Timestamp,
     json::Reader,
     shared::{NothingKnown, Peeked},
 };
@@ -571,6 +573,34 @@ fn explain(engine: &Engine, call: &Seen<'_>) -> Explanation {
     engine.explain(&call_, Timestamp(call.now), &Peeked::default())
 }
 
+/// The policies, those at these places with counts that pods share.
+fn with_shared(policies: &[Policy], shared: &[Option<Scope>]) -> Vec<Policy> {
+    let mut policies = policies.to_vec();
+    for (policy, scope) in policies.iter_mut().zip(shared) {
+        let Some(scope) = scope else { continue };
+        for tool in policy.spec.servers.iter_mut().flat_map(|server| &mut server.tools) {
+            tool.limits.iter_mut().filter(|limit| limit.scope == Scope::Pod).for_each(|limit| limit.scope = *scope);
+            if tool.max_concurrent.is_some() {
+                tool.max_concurrent_scope = *scope;
+            }
+        }
+    }
+    policies
+}
+
+/// An engine for one of several pods of a workload.
+fn compile_for(pod: &str, policies: &[Policy]) -> Engine {
+    let options = Options {
+        shared_store: true,
+        pod: pod.to_owned(),
+        namespace: "agents".to_owned(),
+        service_account: "default".to_owned(),
+        workload: "Deployment/social".to_owned(),
+        of_any_pod: false,
+    };
+    Engine::compile(policies, Memory::new(Memory::COUNTERS), &options).0
+}
+
 fn settle(permit: Permit, failed: bool) {
     if failed { permit.give_back() } else { drop(permit) }
 }
@@ -860,6 +890,126 @@ proptest! {
         run.history.never_too_much()?;
         for audited in &run.audited {
             audited.history.never_too_much()?;
+        }
+    }
+
+    /// Two pods that share all counts decide together as one pod that has all the calls; and what is explained by what the
+    /// store says is what is then decided.
+    #[test]
+    fn pods_that_share_their_counts_decide_as_one(
+        policies in policies(),
+        scopes in vec(select(vec![Scope::Workload, Scope::ServiceAccount, Scope::Namespace, Scope::Policy]), 4),
+        start in 0_u64..2_000_000_000_000_000_000,
+        steps in steps(),
+    ) {
+        let mut policies = policies;
+        // A session is one of one pod.
+        for limit in policies.iter_mut().flat_map(|policy| &mut policy.spec.servers).flat_map(|server| &mut server.tools).flat_map(|tool| &mut tool.limits) {
+            limit.scope = Scope::Pod;
+        }
+        let alone = compile(&policies, &Memory::new(Memory::COUNTERS));
+        let shared = with_shared(&policies, &scopes.iter().copied().map(Some).collect::<Vec<_>>());
+        let (pods, store) = (["a", "b"].map(|pod| compile_for(pod, &shared)), Memory::new(Memory::COUNTERS));
+        let (mut now, mut under_way): (u64, Vec<[Option<Permit>; 2]>) = (start, Vec::new());
+        for (number, step) in steps.iter().enumerate() {
+            match step {
+                Step::End { which, failed } => {
+                    if !under_way.is_empty() {
+                        let permits = under_way.swap_remove(which.index(under_way.len()));
+                        permits.into_iter().flatten().for_each(|permit| settle(permit, *failed));
+                    }
+                }
+                Step::Call { after, server, tool, session, arguments, then, .. } => {
+                    now += after;
+                    let expected = decide(&alone, &Seen { server, tool, session, arguments, now });
+                    let text = arguments.json();
+                    let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
+                    let call = Call { server, tool, arguments, session };
+                    let pod = &pods[number % 2];
+                    let peeked = common::peek(pod, &store, &call, Timestamp(now));
+                    let explained = pod.explain(&call, Timestamp(now), &peeked);
+                    let decision = common::decide(pod, &store, &call, Timestamp(now));
+                    explains(&explained, &decision)?;
+                    let without_scope = |mut denial: Denial| {
+                        denial.limit.iter_mut().for_each(|limit| limit.scope = Scope::Pod);
+                        denial.message.clear();
+                        denial
+                    };
+                    let told = |decision: &Decision| {
+                        let (denial, would_deny, policy, entry) = told(decision);
+                        let would_deny: Vec<Denial> = would_deny.into_iter().map(without_scope).collect();
+                        (denial.map(without_scope), would_deny, policy, entry)
+                    };
+                    prop_assert_eq!(told(&decision), told(&expected), "pods that share say another thing than one alone");
+                    let permits = [permit(decision), permit(expected)];
+                    match then {
+                        Then::Keep => under_way.push(permits),
+                        Then::Drop | Then::GiveBack => {
+                            permits.into_iter().flatten().for_each(|permit| settle(permit, *then == Then::GiveBack));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where some policies share their counts and others do not, a call is let through as if none did, and what is explained
+    /// is what is then decided.
+    #[test]
+    fn a_call_takes_its_own_counts_and_shared_ones_or_none(
+        policies in policies(),
+        scopes in vec(option::of(Just(Scope::Workload)), 4),
+        start in 0_u64..2_000_000_000_000_000_000,
+        steps in steps(),
+    ) {
+        let alone = compile(&policies, &Memory::new(Memory::COUNTERS));
+        let (pod, store) = (compile_for("a", &with_shared(&policies, &scopes)), Memory::new(Memory::COUNTERS));
+        let (mut now, mut under_way): (u64, Vec<[Option<Permit>; 2]>) = (start, Vec::new());
+        for step in &steps {
+            match step {
+                Step::End { which, failed } => {
+                    if !under_way.is_empty() {
+                        let permits = under_way.swap_remove(which.index(under_way.len()));
+                        permits.into_iter().flatten().for_each(|permit| settle(permit, *failed));
+                    }
+                }
+                Step::Call { after, server, tool, session, arguments, then, obedient } => {
+                    now += after;
+                    let seen = Seen { server, tool, session, arguments, now };
+                    let text = arguments.json();
+                    let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
+                    let call = Call { server, tool, arguments, session };
+                    if *obedient {
+                        // A request that ends before the store has answered leaves nothing behind.
+                        let before = usage(&pod, now);
+                        if let Begun::Decided(decision) = pod.begin(&call, Timestamp(now)) {
+                            permit(decision).into_iter().for_each(Permit::give_back);
+                        }
+                        prop_assert_eq!(usage(&pod, now), before, "a decision that was not finished counts");
+                    }
+                    let expected = decide(&alone, &seen);
+                    let peeked = common::peek(&pod, &store, &call, Timestamp(now));
+                    let explained = pod.explain(&call, Timestamp(now), &peeked);
+                    let before = usage(&pod, now);
+                    let decision = common::decide(&pod, &store, &call, Timestamp(now));
+                    explains(&explained, &decision)?;
+                    let by = |decision: &Decision| {
+                        let policies = decision.would_deny.iter().filter_map(|denial| denial.policy.clone());
+                        (decision.denial().is_none(), policies.collect::<BTreeSet<_>>())
+                    };
+                    prop_assert_eq!(by(&decision), by(&expected), "shared counts say another thing than own ones");
+                    if decision.denial().is_some() {
+                        prop_assert_eq!(usage(&pod, now), before, "a denied call counts");
+                    }
+                    let permits = [permit(decision), permit(expected)];
+                    match then {
+                        Then::Keep => under_way.push(permits),
+                        Then::Drop | Then::GiveBack => {
+                            permits.into_iter().flatten().for_each(|permit| settle(permit, *then == Then::GiveBack));
+                        }
+                    }
+                }
+            }
         }
     }
 
