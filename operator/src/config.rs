@@ -218,12 +218,19 @@ impl SharedStore {
         }
         if !BUDGETS.contains(&self.budget_milliseconds) {
             let (least, most) = (BUDGETS.start(), BUDGETS.end());
-            return Err(format!("sharedStore.budgetMilliseconds: is {}; from {least} to {most} are possible", self.budget_milliseconds));
+            return Err(format!(
+                "sharedStore.budgetMilliseconds: is {}; from {least} to {most} are possible",
+                self.budget_milliseconds
+            ));
         }
         if self.ca_file.is_some() && !self.url.starts_with("rediss") && !self.url.starts_with("valkeys") {
-            return Err("sharedStore.caFile: is given, and sharedStore.url is without TLS; write rediss:// there, or leave it out".to_owned());
+            return Err(
+                "sharedStore.caFile: is given, and sharedStore.url is without TLS; write rediss:// there, or leave it out"
+                    .to_owned(),
+            );
         }
-        toolweir_store::config::Config::try_from(&self.with(None, None)).map_err(|error| format!("sharedStore.url: {}", error.message))?;
+        toolweir_store::config::Config::try_from(&self.with(None, None))
+            .map_err(|error| format!("sharedStore.url: {}", error.message))?;
         Ok(())
     }
 }

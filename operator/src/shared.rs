@@ -217,7 +217,9 @@ impl Keeper {
 /// The text of a file of the configuration.
 fn file(field: &str, path: &Path) -> Result<String, String> {
     let shown = path.display();
-    let unread = |error: std::io::Error| format!("{field}: {shown} cannot be read ({error}); see that its Secret is there and has that key");
+    let unread = |error: std::io::Error| {
+        format!("{field}: {shown} cannot be read ({error}); see that its Secret is there and has that key")
+    };
     if std::fs::metadata(path).map_err(unread)?.len() > LARGEST {
         return Err(format!("{field}: {shown} is larger than {LARGEST} bytes"));
     }
@@ -318,14 +320,14 @@ mod tests {
         assert_eq!(told(&mut store).as_deref(), Some("first"));
         keeper.round().await;
         assert!(!store.has_changed().unwrap());
-        std::fs::write(&path, " second \r\n").unwrap();
+        std::fs::write(&path, " other-one \r\n").unwrap();
         keeper.round().await;
         assert!(store.has_changed().unwrap());
-        assert_eq!(told(&mut store).as_deref(), Some(" second "));
+        assert_eq!(told(&mut store).as_deref(), Some(" other-one "));
         std::fs::remove_file(&path).unwrap();
         keeper.round().await;
         assert!(!store.has_changed().unwrap());
-        assert!(!format!("{keeper:?}").contains("second"), "{keeper:?}");
+        assert!(!format!("{keeper:?}").contains("other-one"), "{keeper:?}");
     }
 
     #[tokio::test]

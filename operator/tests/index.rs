@@ -230,7 +230,12 @@ mod the_status {
     use super::*;
 
     fn of(index: &mut Index, tallies: &Tallies, name: &str) -> Wanted {
-        let all = status::wanted(index, tallies, &Options { shared_store: true, of_any_pod: true, ..Options::default() }, &Health::Pending);
+        let all = status::wanted(
+            index,
+            tallies,
+            &Options { shared_store: true, of_any_pod: true, ..Options::default() },
+            &Health::Pending,
+        );
         all.into_iter().find(|(id, _)| id.to_string() == name).unwrap().1
     }
 
@@ -385,7 +390,8 @@ mod the_status {
         let mut index = cluster();
         apply(&mut index, entry("agents/p", 1, &open("")));
         assert_eq!(of(&mut index, &Tallies::new(), "agents/p").store, None);
-        let shared = "servers: [{name: s, url: 'http://s', tools: [{name: t, limits: [{max: 1, window: day, scope: Workload}]}]}]";
+        let shared =
+            "{servers: [{name: s, url: 'http://s', tools: [{name: t, limits: [{max: 1, window: day, scope: Workload}]}]}]}";
         apply(&mut index, entry("agents/p", 2, shared));
         let pending = of(&mut index, &Tallies::new(), "agents/p");
         let (first, later) = (Timestamp::from_second(1000).unwrap(), Timestamp::from_second(2000).unwrap());
