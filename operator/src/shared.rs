@@ -7,7 +7,7 @@ use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use toolweir_crds::{MCPPolicySpec, stream::SharedStore};
 use toolweir_store::{
@@ -19,6 +19,9 @@ use crate::{config, world::World};
 
 /// How often the files are read and the store is asked.
 const EVERY: Duration = Duration::from_secs(10);
+/// How often at most other words are told for the same fault: which of several hosts is named first differs each time, and each
+/// telling is a write of every status.
+const SAME_FAULT: Duration = Duration::from_secs(60);
 /// How long each step of asking it may take.
 const LIMIT: Duration = Duration::from_secs(2);
 /// The largest file that is read, in bytes: a password or some certificates.
@@ -116,6 +119,8 @@ pub struct Keeper {
     ca: Option<String>,
     /// What could not be read the last time.
     unreadable: Option<Down>,
+    /// When something was told the last time.
+    said: Option<Instant>,
 }
 
 impl fmt::Debug for Keeper {
@@ -129,7 +134,7 @@ impl Keeper {
     /// Reads the files once. What cannot be read is told by [`Keeper::run`]. Without settings there is no store.
     pub fn new(settings: Option<config::SharedStore>, world: Arc<World>) -> Self {
         let store = watch::Sender::new(None);
-        let mut keeper = Self { settings, world, store, password: None, ca: None, unreadable: None };
+        let mut keeper = Self { settings, world, store, password: None, ca: None, unreadable: None, said: None };
         if keeper.settings.is_some() {
             keeper.world.metrics.begin_shared_store();
             keeper.world.set_store(Health::Pending);
@@ -170,7 +175,11 @@ impl Keeper {
                 Health::Down(down)
             }
         };
+        if self.is_only_other_words(&health) {
+            return;
+        }
         if self.world.set_store(health.clone()) {
+            self.said = Some(Instant::now());
             match health {
                 Health::Down(down) => tracing::warn!(
                     url = store.url,
@@ -180,6 +189,15 @@ impl Keeper {
                 ),
                 _ => tracing::info!(url = store.url, "the shared store answers"),
             }
+        }
+    }
+
+    /// Whether it is the fault that was told just now, perhaps in other words. What is said of files is always the same.
+    fn is_only_other_words(&self, health: &Health) -> bool {
+        let lately = self.said.is_some_and(|said| said.elapsed() < SAME_FAULT);
+        match (self.world.store(), health) {
+            (Health::Down(before), Health::Down(now)) => lately && before.fault == now.fault && now.fault != UNREADABLE,
+            _ => false,
         }
     }
 
@@ -348,6 +366,19 @@ mod tests {
         let metrics = &keeper.world.metrics;
         assert_eq!(metrics.shared_store_failures.with_label_values(&[UNREADABLE]).get(), 2);
         assert_eq!(metrics.shared_store_up.with_label_values::<&str>(&[]).get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_words_for_the_same_fault_are_told_once_a_minute() {
+        let mut keeper = keeper(None);
+        let down = |fault, message: &str| Health::Down(Down { fault, message: message.to_owned() });
+        keeper.world.set_store(down("refused", "one"));
+        keeper.said = Some(Instant::now());
+        assert!(keeper.is_only_other_words(&down("refused", "two")));
+        assert!(!keeper.is_only_other_words(&down("timeout", "one")));
+        assert!(!keeper.is_only_other_words(&Health::Connected));
+        tokio::time::advance(SAME_FAULT).await;
+        assert!(!keeper.is_only_other_words(&down("refused", "two")));
     }
 
     #[tokio::test]
