@@ -26,7 +26,8 @@ pub struct PolicyStatus {
     /// `acknowledged/selected`, for display.
     #[serde(default)]
     pub sidecars: String,
-    /// `Accepted`: it means something. `Programmed`: every pod that it governs enforces it.
+    /// `Accepted`: it means something. `Programmed`: every pod that it governs enforces it. `SharedStoreReady`, only where it
+    /// counts across pods: the shared store answers.
     #[serde(default)]
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,

@@ -1,8 +1,9 @@
 //! `config.yaml`: what whoever installs the operator decides.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
+use toolweir_crds::stream;
 
 use crate::{
     certs::plan::{Lives, LivesError},
@@ -20,8 +21,8 @@ pub struct Config {
     pub sidecar: Sidecar,
     /// Namespaces whose pods are never injected, besides [`ALWAYS_PROTECTED`] and the operator's own.
     pub protected_namespaces: Vec<String>,
-    /// Whether there is a store that counts limits across pods.
-    pub shared_store: bool,
+    /// The store of counts that pods share; none: policies with a scope wider than a pod are refused.
+    pub shared_store: Option<SharedStore>,
     /// How long certificates live.
     pub certificates: Certificates,
 }
@@ -146,6 +147,99 @@ impl LogLevel {
     }
 }
 
+/// The store of counts that pods share.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SharedStore {
+    /// Where it is, in the form of [`stream::SharedStore::url`].
+    pub url: String,
+    /// The ACL user; the default user where it is left out.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// The file of the password. It is read again and again.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    /// The file of certificates, in PEM, to trust besides the system's. It is read again and again.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// What the keys in the store begin with.
+    #[serde(default = "store_prefix")]
+    pub prefix: String,
+    /// Whether sidecars take places ahead of use where a limit is large against the traffic.
+    #[serde(default = "yes")]
+    pub leases: bool,
+    /// How long a call may wait for the store, in milliseconds.
+    #[serde(default = "store_budget")]
+    pub budget_milliseconds: u64,
+}
+
+fn store_prefix() -> String {
+    stream::STORE_PREFIX.to_owned()
+}
+
+fn store_budget() -> u64 {
+    stream::STORE_BUDGET_MILLISECONDS
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl SharedStore {
+    /// As sidecars get it, with what was read of the files.
+    pub fn with(&self, password: Option<String>, ca: Option<String>) -> stream::SharedStore {
+        stream::SharedStore {
+            url: self.url.clone(),
+            username: self.username.clone(),
+            password,
+            ca,
+            prefix: self.prefix.clone(),
+            leases: self.leases,
+            budget_milliseconds: self.budget_milliseconds,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let usual = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b));
+        let shown = |text: &str| text.chars().take(80).flat_map(char::escape_debug).collect::<String>();
+        if !(1..=LONGEST_PREFIX).contains(&self.prefix.len()) || !usual(&self.prefix) {
+            return Err(format!(
+                "sharedStore.prefix: `{}` is no beginning of keys; write 1 to {LONGEST_PREFIX} letters, digits and `.`, `_`, `:`, \
+                 `-`, such as toolweir",
+                shown(&self.prefix)
+            ));
+        }
+        let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control());
+        if let Some(username) = self.username.as_deref().filter(|username| !is_name(username)) {
+            return Err(format!(
+                "sharedStore.username: `{}` is no ACL user; write its name, or leave it out for the default user",
+                shown(username)
+            ));
+        }
+        if !BUDGETS.contains(&self.budget_milliseconds) {
+            let (least, most) = (BUDGETS.start(), BUDGETS.end());
+            return Err(format!(
+                "sharedStore.budgetMilliseconds: is {}; from {least} to {most} are possible",
+                self.budget_milliseconds
+            ));
+        }
+        if self.ca_file.is_some() && !self.url.starts_with("rediss") && !self.url.starts_with("valkeys") {
+            return Err(
+                "sharedStore.caFile: is given, and sharedStore.url is without TLS; write rediss:// there, or leave it out"
+                    .to_owned(),
+            );
+        }
+        toolweir_store::config::Config::try_from(&self.with(None, None))
+            .map_err(|error| format!("sharedStore.url: {}", error.message))?;
+        Ok(())
+    }
+}
+
+/// How long a call may wait for the store, in milliseconds.
+const BUDGETS: std::ops::RangeInclusive<u64> = 1..=10_000;
+/// The longest beginning of keys, in bytes.
+const LONGEST_PREFIX: usize = 64;
+
 /// How long certificates live: see docs/certificates.md for when they are made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -213,7 +307,7 @@ impl Config {
             }
         }
         self.lives().map_err(|error| format!("certificates.{error}"))?;
-        Ok(())
+        self.shared_store.as_ref().map_or(Ok(()), SharedStore::check)
     }
 
     /// How long certificates live.
@@ -290,19 +384,41 @@ mod tests {
               tokenExpirationSeconds: 600
               scrapeAnnotations: true
             protectedNamespaces: [monitoring]
-            sharedStore: true
+            sharedStore:
+              url: rediss://store.example:6380
+              username: toolweir
+              passwordFile: /etc/store/password
+              caFile: /etc/store/ca.crt
+              prefix: team
+              leases: false
+              budgetMilliseconds: 20
             certificates: {caLife: 2m, leafLife: 1m}";
         let config = Config::read(text).unwrap();
         assert_eq!((config.sidecar.image_pull_policy, config.sidecar.log_level), (PullPolicy::Never, LogLevel::Off));
         let limits = config.sidecar.resources.limits.clone();
         assert_eq!((limits.cpu.unwrap().as_str(), limits.memory.unwrap().as_str()), ("1.5", "128Mi"));
         assert_eq!(config.sidecar.token_expiration_seconds, 600);
-        assert!(config.sidecar.scrape_annotations && config.shared_store);
+        assert!(config.sidecar.scrape_annotations);
+        let store = config.shared_store.as_ref().unwrap();
+        assert_eq!(store.password_file.as_deref(), Some("/etc/store/password".as_ref()));
+        assert_eq!(store.ca_file.as_deref(), Some("/etc/store/ca.crt".as_ref()));
+        let sent = store.with(Some("secret".to_owned()), None);
+        assert_eq!((sent.url.as_str(), sent.username.as_deref()), ("rediss://store.example:6380", Some("toolweir")));
+        assert_eq!((sent.prefix.as_str(), sent.leases, sent.budget_milliseconds), ("team", false, 20));
         assert_eq!((config.certificates.ca_life.as_secs(), config.certificates.leaf_life.as_secs()), (120, 60));
         for namespace in ["monitoring", "kube-system", "kube-public", "kube-node-lease", "toolweir-system"] {
             assert!(config.protects(namespace, "toolweir-system"), "{namespace}");
         }
         assert!(!config.protects("agents", "toolweir-system"));
+    }
+
+    #[test]
+    fn a_shared_store_needs_no_more_than_its_url() {
+        let config = Config::read("sharedStore: {url: 'redis://store'}").unwrap();
+        let store = config.shared_store.unwrap();
+        assert_eq!((store.username, store.password_file, store.ca_file), (None, None, None));
+        assert_eq!((store.prefix.as_str(), store.leases, store.budget_milliseconds), ("toolweir", true, 50));
+        assert_eq!(Config::read("sharedStore: null").unwrap().shared_store, None);
     }
 
     #[test]
@@ -340,6 +456,19 @@ mod tests {
             (
                 "certificates: {caLife: 1h, leafLife: 2h}",
                 "certificates.leafLife must be from 10s to caLife, for example 24h; it is 2h",
+            ),
+            ("sharedStore: true", "sharedStore: invalid type: boolean `true`"),
+            ("sharedStore: {}", "sharedStore: missing field `url`"),
+            ("sharedStore: {url: 'redis://s', password: x}", "sharedStore: unknown field `password`"),
+            ("sharedStore: {url: 'http://s'}", "sharedStore.url: "),
+            ("sharedStore: {url: 'redis://:secret@s'}", "sharedStore.url: the store's url has a user or a password in it"),
+            ("sharedStore: {url: 'redis://s', prefix: ''}", "sharedStore.prefix: `` is no beginning of keys"),
+            ("sharedStore: {url: 'redis://s', prefix: '{a}'}", "sharedStore.prefix: `{a}` is no beginning of keys"),
+            ("sharedStore: {url: 'redis://s', caFile: /ca}", "sharedStore.caFile: is given, and sharedStore.url is without TLS"),
+            ("sharedStore: {url: 'redis://s', username: ''}", "sharedStore.username: `` is no ACL user"),
+            (
+                "sharedStore: {url: 'redis://s', budgetMilliseconds: 0}",
+                "sharedStore.budgetMilliseconds: is 0; from 1 to 10000 are possible",
             ),
             ("[1]", "invalid type: sequence"),
         ] {

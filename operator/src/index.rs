@@ -19,6 +19,7 @@ use toolweir_engine::{Engine, Memory, Options, Policy, PolicyId, Severity};
 use crate::{
     inject::{INJECT_LABEL, Skip},
     select::{Labels, selects},
+    shared,
 };
 
 /// Why a pod has no sidecar that could have one.
@@ -105,6 +106,8 @@ pub struct Prepared {
     pub line: Bytes,
     /// The policies in it.
     pub includes: Vec<Included>,
+    /// Whether one of them counts across pods.
+    pub shares: bool,
     policies: Vec<Policy>,
     conflicts: OnceLock<Vec<(PolicyId, FieldError)>>,
 }
@@ -119,7 +122,8 @@ impl Prepared {
         let mut line = serde_json::to_vec(&message).unwrap_or_default();
         line.push(b'\n');
         let policies = entries.iter().map(|entry| entry.policy.clone()).collect();
-        Self { version, line: line.into(), includes, policies, conflicts: OnceLock::new() }
+        let shares = entries.iter().any(|entry| shared::is_used(&entry.policy.spec));
+        Self { version, line: line.into(), includes, shares, policies, conflicts: OnceLock::new() }
     }
 
     /// Policies whose url is not the one that holds, with what to write instead.

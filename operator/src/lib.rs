@@ -3,7 +3,7 @@
 //! [`index`], [`select`], [`acks`], [`status`] and [`inject`] are plain data and functions: what is known of the cluster, which
 //! policies govern which pod, what a policy's status says, what a pod becomes. [`cluster`] feeds the index from the API server,
 //! [`stream`] serves the sidecars ([`auth`] says who they are), [`admission`] the webhooks, [`publish`] writes, [`leader`] says
-//! who writes status, [`events`] tells of denials, [`certs`] keeps what TLS needs. [`run`](mod@run) puts them together.
+//! who writes status, [`events`] tells of denials, [`shared`] of the store that pods share, [`certs`] keeps what TLS needs. [`run`](mod@run) puts them together.
 
 pub mod acks;
 pub mod admission;
@@ -21,6 +21,7 @@ pub mod publish;
 pub mod run;
 pub mod select;
 pub mod serve;
+pub mod shared;
 pub mod status;
 pub mod stream;
 pub mod world;

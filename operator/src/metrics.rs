@@ -11,7 +11,7 @@ use prometheus::{
     TextEncoder, core::Collector,
 };
 
-use crate::{auth::Refusal, inject::Skip, stream::Ended};
+use crate::{auth::Refusal, inject::Skip, shared, stream::Ended};
 
 /// What is watched: the label `resource` of `toolweir_operator_watch_failures_total`.
 pub const RESOURCES: [&str; 7] = [
@@ -71,6 +71,10 @@ pub struct Metrics {
     pub certificate_rotations: IntCounterVec,
     /// What went wrong with certificates.
     pub certificate_failures: IntCounter,
+    /// Whether the shared store answers; no series where there is none.
+    pub shared_store_up: IntGaugeVec,
+    /// How often it did not, by why; no series where there is none.
+    pub shared_store_failures: IntCounterVec,
     /// Bytes of resident memory, as the kernel says.
     pub resident: Gauge,
 }
@@ -165,6 +169,15 @@ impl Metrics {
                 "toolweir_operator_certificate_failures_total",
                 "Certificates that could not be read, made or written, and webhooks whose CA could not be kept.",
             )?,
+            shared_store_up: IntGaugeVec::new(
+                Opts::new("toolweir_operator_shared_store_up", "1 while the shared store answers this replica."),
+                &[],
+            )?,
+            shared_store_failures: vec(
+                "toolweir_operator_shared_store_failures_total",
+                "How often this replica asked the shared store in vain, by fault.",
+                &["fault"],
+            )?,
             resident: Gauge::new("process_resident_memory_bytes", "Resident memory.")?,
         };
         metrics.register()?;
@@ -177,7 +190,7 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let started = Gauge::new("process_start_time_seconds", "When this process began, in seconds since 1970.")?;
         started.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-        let all: [Box<dyn Collector>; 24] = [
+        let all: [Box<dyn Collector>; 26] = [
             Box::new(self.admissions.clone()),
             Box::new(self.admission_duration.clone()),
             Box::new(self.streams.clone()),
@@ -200,6 +213,8 @@ impl Metrics {
             Box::new(self.certificate_expiry.clone()),
             Box::new(self.certificate_rotations.clone()),
             Box::new(self.certificate_failures.clone()),
+            Box::new(self.shared_store_up.clone()),
+            Box::new(self.shared_store_failures.clone()),
             Box::new(self.resident.clone()),
             Box::new(build),
         ];
@@ -239,6 +254,14 @@ impl Metrics {
         }
         for resource in RESOURCES {
             self.watch_failures.with_label_values(&[resource]);
+        }
+    }
+
+    /// Begins the counts of the shared store, where there is one.
+    pub fn begin_shared_store(&self) {
+        self.shared_store_up.with_label_values::<&str>(&[]);
+        for fault in shared::faults() {
+            self.shared_store_failures.with_label_values(&[fault]);
         }
     }
 

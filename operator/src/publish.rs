@@ -253,7 +253,7 @@ async fn round(
         }
         let own = world.acks().tally(&index);
         let sum = acks::add(parts.into_iter().chain([own]));
-        let wanted = status::wanted(&mut index, &sum, &world.options);
+        let wanted = status::wanted(&mut index, &sum, &world.options, &world.store());
         written.retain(|id, _| wanted.contains_key(id));
         tell(&world.metrics, &index, &wanted);
         let standing: BTreeMap<&PolicyId, &PolicyStatus> = index.policies().map(|(id, entry)| (id, &entry.status)).collect();

@@ -26,6 +26,7 @@ use crate::{
     metrics::Metrics,
     publish::{self, Others, Replica},
     serve::{self, Port, serve},
+    shared,
     stream::{Streams, text},
     world::World,
 };
@@ -74,8 +75,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("the API server cannot be reached as this pod's service account")?;
 
     let metrics = Metrics::new()?;
-    // A pod's name, namespace and account are known at each sidecar; whether a policy compiles does not depend on them.
-    let engine = EngineOptions { shared_store: config.shared_store, of_any_pod: true, ..EngineOptions::default() };
+    // A pod's name, namespace, account and workload are known at each sidecar; whether a policy compiles does not depend on them.
+    let engine = EngineOptions { shared_store: config.shared_store.is_some(), of_any_pod: true, ..EngineOptions::default() };
     let world = Arc::new(World::new(metrics.clone(), engine));
     let (stop, stopping) = watch::channel(false);
     // Streams end at once; everything else serves until nobody is sent here any more.
@@ -98,12 +99,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         stream_url: format!("https://{}.{}.svc:8444", options.service, options.namespace).into(),
         trust: trust.clone(),
     };
+    let store_keeper = shared::Keeper::new(config.shared_store.clone(), Arc::clone(&world));
     let (denials, told) = mpsc::channel(1024);
     let streams = Streams {
         denials,
         world: Arc::clone(&world),
         reviewer: Reviewer::new(client.clone()),
         trust: trust.clone(),
+        store: store_keeper.store(),
         stopping: closing.clone(),
     };
     let pages = Pages {
@@ -138,6 +141,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // None of these ends by itself.
     let mut parts = JoinSet::new();
     parts.spawn(keeper.run());
+    parts.spawn(store_keeper.run());
     parts.spawn(cluster::watch(client.clone(), Arc::clone(&world)));
     parts.spawn(events::write(client.clone(), told, metrics.clone()));
     parts.spawn(publish::acknowledgements(client.clone(), Arc::clone(&world), replica.clone()));

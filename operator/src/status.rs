@@ -12,6 +12,7 @@ use toolweir_engine::{Options, PolicyId};
 use crate::{
     acks::Tallies,
     index::{Entry, Index, PodKey},
+    shared::{self, Health},
 };
 
 /// Whether a policy means something: the closed set of reasons of the condition `Accepted`.
@@ -88,6 +89,8 @@ pub struct Wanted {
     pub accepted: (Accepted, String),
     /// The condition `Programmed`.
     pub programmed: (Programmed, String),
+    /// The condition `SharedStoreReady`: status, reason and message. None where the policy counts nothing across pods.
+    pub store: Option<(&'static str, String, String)>,
 }
 
 /// How many pods a message names.
@@ -96,7 +99,7 @@ const NAMED: usize = 3;
 const LONGEST: usize = 1024;
 
 /// What the status of every policy is to say.
-pub fn wanted(index: &mut Index, tallies: &Tallies, options: &Options) -> BTreeMap<PolicyId, Wanted> {
+pub fn wanted(index: &mut Index, tallies: &Tallies, options: &Options, store: &Health) -> BTreeMap<PolicyId, Wanted> {
     let pods: Vec<(PodKey, String, bool)> =
         index.pods().filter(|(_, pod)| !pod.ends).map(|(key, pod)| (key.clone(), pod.uid.clone(), pod.injected)).collect();
     let mut governed: BTreeMap<PolicyId, Governed> = BTreeMap::new();
@@ -117,7 +120,7 @@ pub fn wanted(index: &mut Index, tallies: &Tallies, options: &Options) -> BTreeM
     }
     let of = |(id, entry): (&PolicyId, &Entry)| {
         let governed = governed.get(id).cloned().unwrap_or_default();
-        (id.clone(), governed.wanted(entry, tallies))
+        (id.clone(), governed.wanted(entry, tallies, store))
     };
     index.policies().map(of).collect()
 }
@@ -131,7 +134,7 @@ struct Governed {
 }
 
 impl Governed {
-    fn wanted(self, entry: &Entry, tallies: &Tallies) -> Wanted {
+    fn wanted(self, entry: &Entry, tallies: &Tallies, store: &Health) -> Wanted {
         let tally = tallies.get(&entry.uid).filter(|tally| tally.generation == entry.generation).cloned().unwrap_or_default();
         // Two replicas may count a pod both, for the moment in which it changes from one to the other.
         let acknowledged = tally.acknowledged.min(self.injected);
@@ -165,6 +168,7 @@ impl Governed {
         } else {
             (Programmed::Programmed, format!("All {} sidecars enforce it.", self.selected))
         };
+        let store = shared::is_used(&entry.policy.spec).then(|| store.condition());
         Wanted {
             generation: entry.generation,
             selected: self.selected,
@@ -172,6 +176,7 @@ impl Governed {
             acknowledged,
             accepted: (accepted.0, accepted.1.chars().take(LONGEST).collect()),
             programmed: (programmed.0, programmed.1.chars().take(LONGEST).collect()),
+            store: store.map(|(status, reason, message)| (status, reason, message.chars().take(LONGEST).collect())),
         }
     }
 }
@@ -184,8 +189,7 @@ impl fmt::Display for PodKey {
 
 /// The status that says what is wanted; none where it is said already. A condition keeps the time of its last change.
 pub fn merge(old: &PolicyStatus, wanted: &Wanted, now: Timestamp) -> Option<PolicyStatus> {
-    let condition = |kind: &str, holds: bool, reason: &str, message: &str| {
-        let status = if holds { "True" } else { "False" };
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
         let before = old.conditions.iter().find(|condition| condition.type_ == kind && condition.status == status);
         Condition {
             type_: kind.to_owned(),
@@ -196,17 +200,22 @@ pub fn merge(old: &PolicyStatus, wanted: &Wanted, now: Timestamp) -> Option<Poli
             last_transition_time: before.map_or_else(|| Time(now), |condition| condition.last_transition_time.clone()),
         }
     };
+    let holds = |holds: bool| if holds { "True" } else { "False" };
     let (accepted, programmed) = (&wanted.accepted, &wanted.programmed);
+    let store = wanted.store.as_ref();
     let new = PolicyStatus {
         observed_generation: Some(wanted.generation),
         selected: wanted.selected,
         injected: wanted.injected,
         acknowledged: wanted.acknowledged,
         sidecars: format!("{}/{}", wanted.acknowledged, wanted.selected),
-        conditions: vec![
-            condition("Accepted", accepted.0 == Accepted::Accepted, accepted.0.as_str(), &accepted.1),
-            condition("Programmed", programmed.0 == Programmed::Programmed, programmed.0.as_str(), &programmed.1),
-        ],
+        conditions: [
+            condition("Accepted", holds(accepted.0 == Accepted::Accepted), accepted.0.as_str(), &accepted.1),
+            condition("Programmed", holds(programmed.0 == Programmed::Programmed), programmed.0.as_str(), &programmed.1),
+        ]
+        .into_iter()
+        .chain(store.map(|(status, reason, message)| condition("SharedStoreReady", status, reason, message)))
+        .collect(),
     };
     (new != *old).then_some(new)
 }

@@ -16,12 +16,13 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
-use toolweir_crds::stream::{KEEP_ALIVE_SECONDS, LONGEST_ACK, Message, PATH, Report, Trust};
+use toolweir_crds::stream::{KEEP_ALIVE_SECONDS, LONGEST_ACK, Message, PATH, Report, SharedStore, Trust};
 
 use crate::{
     auth::{self, Identity, Refusal, Reviewer},
     events::Told,
     index::Current,
+    shared,
     world::World,
 };
 
@@ -77,6 +78,8 @@ pub struct Streams {
     pub reviewer: Reviewer,
     /// The authorities to trust, in PEM.
     pub trust: watch::Receiver<Arc<str>>,
+    /// Where counts are shared.
+    pub store: watch::Receiver<shared::Told>,
     /// Where denials are told.
     pub denials: mpsc::Sender<Told>,
     /// Turns true when this replica stops.
@@ -175,7 +178,8 @@ impl Streams {
         response
     }
 
-    /// Sends whom to trust, what holds, and every change of either. What is not sent yet is replaced by what is newer, so
+    /// Sends whom to trust, where counts are shared, what holds, and every change of these. Where counts are shared is told to
+    /// those alone whose policies share some: the password is in it. What is not sent yet is replaced by what is newer, so
     /// that a slow sidecar costs one line, and nobody else anything.
     async fn feed(
         &self,
@@ -184,8 +188,12 @@ impl Streams {
         mut current: watch::Receiver<Current>,
         lines: mpsc::Sender<Bytes>,
     ) -> Ended {
-        let (mut trust, mut stopping) = (self.trust.clone(), self.stopping.clone());
+        let (mut trust, mut store, mut stopping) = (self.trust.clone(), self.store.clone(), self.stopping.clone());
         trust.mark_changed();
+        // Before the first snapshot: policies are compiled with it.
+        store.mark_changed();
+        let mut shares = current.borrow().as_ref().is_some_and(|prepared| prepared.shares);
+        let mut told: Option<shared::Told> = None;
         current.mark_changed();
         let every = Duration::from_secs(KEEP_ALIVE_SECONDS);
         let mut keep_alive = interval_at(Instant::now() + every, every);
@@ -203,9 +211,27 @@ impl Streams {
                     let certificates = trust.borrow_and_update().to_string();
                     line(&Message::<()>::Trust(Trust { certificates }))
                 }
+                changed = store.changed() => {
+                    if changed.is_err() {
+                        return Ended::Stopping;
+                    }
+                    let store = store.borrow_and_update().clone().filter(|_| shares);
+                    if told.as_ref() == Some(&store) {
+                        continue;
+                    }
+                    told = Some(store.clone());
+                    line(&Message::<()>::SharedStore(store.map(|store| SharedStore::clone(&store))))
+                }
                 changed = current.changed() => {
                     let prepared = current.borrow_and_update().clone();
                     let (Ok(()), Some(prepared)) = (changed, prepared) else { return Ended::PodGone };
+                    if prepared.shares && !shares {
+                        // Where before what. It stays told until the stream ends.
+                        shares = true;
+                        store.mark_changed();
+                        current.mark_changed();
+                        continue;
+                    }
                     self.world.acks().sent(number, &prepared);
                     self.world.metrics.snapshots.inc();
                     prepared.line.clone()

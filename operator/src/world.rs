@@ -10,6 +10,7 @@ use crate::{
     acks::Acks,
     index::{Event, Index, PodKey},
     metrics::Metrics,
+    shared::Health,
 };
 
 /// The shared state. Its locks are held for the length of a function call, never across an await.
@@ -17,6 +18,7 @@ use crate::{
 pub struct World {
     index: Mutex<Index>,
     acks: Mutex<Acks>,
+    store: Mutex<Health>,
     changed: watch::Sender<u64>,
     /// The metrics.
     pub metrics: Metrics,
@@ -27,7 +29,8 @@ pub struct World {
 impl World {
     /// Nothing is known yet.
     pub fn new(metrics: Metrics, options: Options) -> Self {
-        Self { index: Mutex::default(), acks: Mutex::default(), changed: watch::Sender::new(0), metrics, options }
+        let changed = watch::Sender::new(0);
+        Self { index: Mutex::default(), acks: Mutex::default(), store: Mutex::default(), changed, metrics, options }
     }
 
     /// The index.
@@ -39,6 +42,23 @@ impl World {
     /// The acknowledgements. Whoever holds both locks took that of the index first.
     pub fn acks(&self) -> MutexGuard<'_, Acks> {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the shared store is.
+    pub fn store(&self) -> Health {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The shared store was looked at. Gives whether it is another way than before.
+    pub fn set_store(&self, health: Health) -> bool {
+        let changed = {
+            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *store, health.clone()) != health
+        };
+        if changed {
+            self.touch();
+        }
+        changed
     }
 
     /// Takes in an event.

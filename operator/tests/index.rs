@@ -18,6 +18,7 @@ use toolweir_operator::{
     index::{Current, Entry, Event, Index, Pod, PodKey},
     inject::Skip,
     select::Labels,
+    shared::{Down, Health},
     status::{self, Accepted, Programmed, Wanted},
 };
 
@@ -229,7 +230,12 @@ mod the_status {
     use super::*;
 
     fn of(index: &mut Index, tallies: &Tallies, name: &str) -> Wanted {
-        let all = status::wanted(index, tallies, &Options::default());
+        let all = status::wanted(
+            index,
+            tallies,
+            &Options { shared_store: true, of_any_pod: true, ..Options::default() },
+            &Health::Pending,
+        );
         all.into_iter().find(|(id, _)| id.to_string() == name).unwrap().1
     }
 
@@ -377,6 +383,39 @@ mod the_status {
             |kind: &str| status.conditions.iter().find(|condition| condition.type_ == kind).unwrap().last_transition_time.0;
         assert_eq!((time("Accepted"), time("Programmed")), (first, later));
         assert_eq!(status.sidecars, "2/2");
+    }
+
+    #[test]
+    fn speaks_of_the_shared_store_only_where_the_policy_counts_across_pods() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, &open("")));
+        assert_eq!(of(&mut index, &Tallies::new(), "agents/p").store, None);
+        let shared =
+            "{servers: [{name: s, url: 'http://s', tools: [{name: t, limits: [{max: 1, window: day, scope: Workload}]}]}]}";
+        apply(&mut index, entry("agents/p", 2, shared));
+        let pending = of(&mut index, &Tallies::new(), "agents/p");
+        let (first, later) = (Timestamp::from_second(1000).unwrap(), Timestamp::from_second(2000).unwrap());
+        let mut status = status::merge(&PolicyStatus::default(), &pending, first).unwrap();
+        let told = |status: &PolicyStatus| {
+            let condition = status.conditions.iter().find(|condition| condition.type_ == "SharedStoreReady").unwrap();
+            (condition.status.clone(), condition.reason.clone(), condition.last_transition_time.0)
+        };
+        assert_eq!(told(&status), ("Unknown".to_owned(), "Pending".to_owned(), first));
+        assert_eq!(status.conditions.len(), 3);
+        let with = |health: Health| Wanted { store: Some(health.condition()), ..pending.clone() };
+        let down = |fault| Health::Down(Down { fault, message: "why".to_owned() });
+        for (health, at, promised) in [
+            (down("refused"), later, ("False", "Refused", later)),
+            // Another reason is another text, and not another state.
+            (down("wrong_password"), first, ("False", "WrongPassword", later)),
+            (Health::Connected, first, ("True", "Connected", first)),
+        ] {
+            status = status::merge(&status, &with(health.clone()), at).unwrap();
+            assert_eq!(told(&status), (promised.0.to_owned(), promised.1.to_owned(), promised.2));
+            assert_eq!(status::merge(&status, &with(health), later), None);
+        }
+        let gone = status::merge(&status, &Wanted { store: None, ..pending }, later).unwrap();
+        assert_eq!(gone.conditions.len(), 2);
     }
 }
 

@@ -9,6 +9,7 @@ use toolweir_operator::{
     auth::Refusal,
     index::NOT_INJECTED,
     metrics::Metrics,
+    shared::faults,
     status::{Accepted, Programmed},
     stream::Ended,
 };
@@ -87,6 +88,7 @@ fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
     metrics.certificate_lifetime.with_label_values(&["ca"]).set(1.0);
     metrics.certificate_expiry.with_label_values(&["ca"]).set(1.0);
     metrics.certificate_rotations.with_label_values(&["ca"]).inc();
+    metrics.begin_shared_store();
     assert_eq!(documented(&page()), scraped(&metrics));
 }
 
@@ -101,6 +103,7 @@ fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         ("`reason` of streams that ended", set(ended)),
         ("`programmed`", set(Programmed::ALL.map(Programmed::as_str))),
         ("`reason` of pods without a sidecar", set([NOT_INJECTED, "HostNetwork", "Windows", "MirrorPod"])),
+        ("`fault`", faults().map(ToOwned::to_owned).collect()),
         ("`accepted`", set(Accepted::ALL.map(Accepted::as_str))),
     ] {
         assert_eq!(values(&page, heading), known, "{heading}");

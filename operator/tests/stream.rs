@@ -20,13 +20,14 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use toolweir_crds::{read_documents, resource::PolicyStatus};
+use toolweir_crds::{read_documents, resource::PolicyStatus, stream::SharedStore};
 use toolweir_engine::{Options, PolicyId};
 use toolweir_operator::{
     auth::Reviewer,
     events::Told,
     index::{Entry, Event, Pod, PodKey},
     metrics::Metrics,
+    shared,
     stream::Streams,
     world::World,
 };
@@ -82,6 +83,7 @@ fn pod_token(pod: &str) -> String {
 struct Operator {
     world: Arc<World>,
     trust: watch::Sender<Arc<str>>,
+    store: watch::Sender<shared::Told>,
     stop: watch::Sender<bool>,
     told: mpsc::Receiver<Told>,
     streams: Streams,
@@ -102,6 +104,36 @@ fn policy(generation: i64, url: &str) -> Event {
     Event::Policy(entry.policy.id.clone(), Box::new(entry))
 }
 
+/// A policy that counts across pods.
+fn sharing(generation: i64) -> Event {
+    let text = "{apiVersion: toolweir.dev/v1alpha1, kind: MCPPolicy, metadata: {name: p, namespace: agents}, spec: {servers: \
+                [{name: s, url: 'http://s', tools: [{name: t, limits: [{max: 1, window: day, scope: Workload}]}]}]}}";
+    let document = read_documents("test", text).unwrap().remove(0).document;
+    let options = Options { shared_store: true, of_any_pod: true, ..Options::default() };
+    let entry = Entry::new("policy-uid".to_owned(), generation, document, PolicyStatus::default(), &options);
+    Event::Policy(entry.policy.id.clone(), Box::new(entry))
+}
+
+fn store(password: &str) -> SharedStore {
+    SharedStore {
+        url: "rediss://store.toolweir-system.svc".to_owned(),
+        username: None,
+        password: Some(password.to_owned()),
+        ca: None,
+        prefix: "toolweir".to_owned(),
+        leases: true,
+        budget_milliseconds: 50,
+    }
+}
+
+/// The line that tells of it.
+fn told(password: &str) -> Value {
+    json!({"sharedStore": {
+        "url": "rediss://store.toolweir-system.svc", "password": password, "prefix": "toolweir", "leases": true,
+        "budgetMilliseconds": 50,
+    }})
+}
+
 fn operator() -> Operator {
     let world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
     world.apply(Event::Namespaces(BTreeMap::from([("agents".to_owned(), BTreeMap::new())])));
@@ -111,11 +143,12 @@ fn operator() -> Operator {
     world.apply(pod("one"));
     world.apply(pod("two"));
     let (trust, trusted) = watch::channel(Arc::from("PEM 1"));
+    let (store, stores) = watch::channel(None);
     let (stop, stopping) = watch::channel(false);
     let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
     let (denials, told) = mpsc::channel(1);
-    let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, denials, stopping };
-    Operator { world, trust, stop, told, streams }
+    let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, store: stores, denials, stopping };
+    Operator { world, trust, store, stop, told, streams }
 }
 
 /// What a sidecar holds of its stream.
@@ -233,6 +266,7 @@ async fn trust_comes_first_then_what_holds_then_every_change_and_word_that_the_s
     let operator = operator();
     let mut sidecar = operator.open(&pod_token("one")).await;
     assert_eq!(sidecar.line().await.unwrap(), json!({"trust": {"certificates": "PEM 1"}}));
+    assert_eq!(sidecar.line().await.unwrap(), json!({"sharedStore": null}));
     assert_eq!(sidecar.line().await.unwrap()["snapshot"]["policies"], json!([]));
     operator.world.apply(policy(1, "http://s/one"));
     assert_eq!(sidecar.line().await.unwrap()["snapshot"]["policies"][0]["spec"]["servers"][0]["url"], "http://s/one");
@@ -246,6 +280,43 @@ async fn trust_comes_first_then_what_holds_then_every_change_and_word_that_the_s
     operator.stop.send(true).unwrap();
     assert_eq!(sidecar.line().await, None);
     assert!(operator.ended("stopping").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_counts_are_shared_comes_before_what_holds_and_again_when_it_changes() {
+    let operator = operator();
+    operator.world.apply(sharing(1));
+    operator.store.send(Some(Arc::new(store("first")))).unwrap();
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    assert!(sidecar.line().await.unwrap()["trust"].is_object());
+    assert_eq!(sidecar.line().await.unwrap(), told("first"));
+    assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
+    operator.store.send(Some(Arc::new(store("second")))).unwrap();
+    assert_eq!(sidecar.line().await.unwrap(), told("second"));
+    operator.store.send(None).unwrap();
+    assert_eq!(sidecar.line().await.unwrap(), json!({"sharedStore": null}));
+    // Nothing else is said anew.
+    assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_policies_share_no_count_is_not_told_where_until_they_do() {
+    let operator = operator();
+    operator.store.send(Some(Arc::new(store("first")))).unwrap();
+    operator.world.apply(policy(1, "http://s/one"));
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    assert!(sidecar.line().await.unwrap()["trust"].is_object());
+    assert_eq!(sidecar.line().await.unwrap(), json!({"sharedStore": null}));
+    assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
+    // Nothing is said of a change that does not concern it.
+    operator.store.send(Some(Arc::new(store("second")))).unwrap();
+    assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
+    operator.world.apply(sharing(2));
+    assert_eq!(sidecar.line().await.unwrap(), told("second"));
+    assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
+    operator.world.apply(policy(3, "http://s/two"));
+    assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
+    assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
 }
 
 #[tokio::test]
@@ -280,6 +351,7 @@ async fn a_pod_gets_its_own_policies_only() {
     operator.world.apply(Event::Pod(PodKey { namespace: "elsewhere".to_owned(), name: "one".to_owned() }, other));
     // What a client says of itself changes nothing: the path has no place for it, and headers are not looked at.
     let mut sidecar = operator.open(&pod_token("two")).await;
+    sidecar.line().await;
     sidecar.line().await;
     let snapshot = sidecar.line().await.unwrap();
     assert_eq!(snapshot["snapshot"]["policies"].as_array().unwrap().len(), 1);

@@ -48,10 +48,12 @@ class Rendered:
         self.deployment = self.one("Deployment")
         self.pod = self.deployment["spec"]["template"]
         self.container = self.pod["spec"]["containers"][0]
-        self.service = self.one("Service")
-        self.check = self.one("Pod")
         self.fullname = self.one("MutatingWebhookConfiguration")["metadata"]["name"].removesuffix("-injector")
         self.operator = f"{self.fullname}-operator"
+        [self.service] = [service for service in self.all("Service") if service["metadata"]["name"] == self.operator]
+        # The store that the chart runs.
+        self.store = self.one("StatefulSet") if self.all("StatefulSet") else None
+        self.check = self.one("Pod")
 
     def all(self, kind):
         return [object for object in self.objects if object["kind"] == kind]
@@ -121,8 +123,8 @@ def names(rendered):
     expect(flags["ca-secret"] == f"{rendered.fullname}-ca", "--ca-secret", flags["ca-secret"])
     expect(flags["injector"] == rendered.one("MutatingWebhookConfiguration")["metadata"]["name"], "--injector", flags["injector"])
     expect(flags["validator"] == rendered.one("ValidatingWebhookConfiguration")["metadata"]["name"], "--validator", flags["validator"])
-    [mount] = rendered.container["volumeMounts"]
-    [volume] = rendered.pod["spec"]["volumes"]
+    [mount] = [mount for mount in rendered.container["volumeMounts"] if mount["name"] == "config"]
+    [volume] = [volume for volume in rendered.pod["spec"]["volumes"] if volume["name"] == "config"]
     map = rendered.config_map()
     expect(volume["name"] == mount["name"] and volume["configMap"]["name"] == map["metadata"]["name"], "the configuration is not mounted")
     expect(flags["config"] == f"{mount['mountPath']}/config.yaml", "--config", flags["config"])
@@ -139,7 +141,7 @@ def names(rendered):
 
     selectors = [("Service", {"matchLabels": rendered.service["spec"]["selector"]}), ("Deployment", rendered.deployment["spec"]["selector"])]
     selectors += [("PodDisruptionBudget", one["spec"]["selector"]) for one in rendered.all("PodDisruptionBudget")]
-    selectors += [("NetworkPolicy", one["spec"]["podSelector"]) for one in rendered.all("NetworkPolicy")]
+    selectors += [("NetworkPolicy", one["spec"]["podSelector"]) for one in rendered.all("NetworkPolicy") if one["metadata"]["name"] == rendered.operator]
     selectors += [("topology spread", one["labelSelector"]) for one in rendered.pod["spec"]["topologySpreadConstraints"]]
     for what, selector in selectors:
         expect(selector.get("matchLabels"), "the selector of the", what, "is empty")
@@ -160,7 +162,6 @@ def configuration(rendered):
     shape = {
         "sidecar": {"image": str, "imagePullPolicy": str, "resources": {"requests": dict, "limits": dict}, "logLevel": str, "tokenExpirationSeconds": int, "scrapeAnnotations": bool},
         "protectedNamespaces": list,
-        "sharedStore": bool,
         "certificates": {"caLife": str, "leafLife": str},
     }
 
@@ -171,6 +172,10 @@ def configuration(rendered):
             for key in shape:
                 compare(value[key], shape[key], f"{path}.{key}")
 
+    if store := config.pop("sharedStore", None):
+        shape_of_store = {"url": str, "username": str, "passwordFile": str, "caFile": str, "prefix": str, "leases": bool, "budgetMilliseconds": int}
+        optional = {key for key in ("username", "passwordFile", "caFile") if key not in store}
+        compare(store, {key: kind for key, kind in shape_of_store.items() if key not in optional}, "config.sharedStore")
     compare(config, shape, "config")
     for kind in ("requests", "limits"):
         for resource, quantity in config["sidecar"]["resources"][kind].items():
@@ -247,19 +252,77 @@ def rbac(rendered):
             expect(re.match(r"  - [a-z]+ +# \S", line), f"templates/rbac.yaml:{number}: a verb without its use:", line.strip())
 
 
+def store(rendered):
+    """The operator has the files that its configuration names, of Secrets; the store of the chart is found, and open to nobody else."""
+    config = rendered.config().get("sharedStore", {})
+    volumes = {volume["name"]: volume for volume in rendered.pod["spec"]["volumes"]}
+    files = {}
+    for mount in rendered.container["volumeMounts"]:
+        secret = volumes[mount["name"]].get("secret")
+        if secret:
+            expect(secret["optional"] is True, "an operator would wait for the Secret", secret["secretName"])
+            expect(mount["readOnly"] is True, mount["name"], "may be written")
+            files |= {f"{mount['mountPath']}/{item['path']}": (secret["secretName"], item["key"]) for item in secret["items"]}
+    expect(set(files) == {config[key] for key in ("passwordFile", "caFile") if key in config}, "files of the store:", files, config)
+    mounted = [volume["secret"]["secretName"] for volume in volumes.values() if "secret" in volume]
+    for object in rendered.objects:
+        if object["kind"] not in ("Secret", "Deployment", "StatefulSet"):
+            continue
+        for container in object.get("spec", {}).get("template", {}).get("spec", {}).get("containers", []):
+            expect(not any("secretKeyRef" in (one.get("valueFrom") or {}) for one in container.get("env", [])), "a password is in the environment of", container["name"])
+    if not rendered.store:
+        expect(not rendered.all("Secret"), "Secrets that nothing needs")
+        return
+    name, labels = f"{rendered.fullname}-store", rendered.store["spec"]["template"]["metadata"]["labels"]
+    expect(config["url"] == f"redis://{name}.{rendered.namespace}.svc:6379", "the operator asks", config["url"])
+    [service] = [service for service in rendered.all("Service") if service is not rendered.service]
+    expect(service["metadata"]["name"] == rendered.store["metadata"]["name"] == rendered.store["spec"]["serviceName"] == name, "the store's name")
+    pod = rendered.store["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    expect([(port["port"], ports.get(port["targetPort"])) for port in service["spec"]["ports"]] == [(6379, 6379)], "ports of the store")
+    for what, selector in (("Service", {"matchLabels": service["spec"]["selector"]}), ("StatefulSet", rendered.store["spec"]["selector"])):
+        expect(selects(selector, labels), "the", what, "does not select the store")
+        expect(not selects(selector, rendered.pod["metadata"]["labels"]), "the", what, "of the store selects operators")
+    expect(not selects({"matchLabels": rendered.service["spec"]["selector"]}, labels), "the operator's Service selects the store")
+    expect(rendered.store["spec"]["replicas"] == 1, "the store has replicas that count apart")
+    [secret] = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    expect([secret["secretName"]] == mounted, "operator and store do not have the same password")
+    expect(files[config["passwordFile"]] == (secret["secretName"], secret["items"][0]["key"]), "operator and store do not have the same password")
+    for made in rendered.all("Secret"):
+        expect(made["metadata"]["name"] == secret["secretName"] and set(made["data"]) == {secret["items"][0]["key"]}, "the Secret that is made is not the one that is used")
+    for policy in rendered.all("NetworkPolicy"):
+        if policy["metadata"]["name"] == rendered.operator:
+            [out] = [rule for rule in policy["spec"]["egress"] if rule.get("ports") == [{"port": 6379}]]
+            expect(selects(out["to"][0]["podSelector"], labels), "the operator may not reach the store")
+        else:
+            expect(selects(policy["spec"]["podSelector"], labels), "the NetworkPolicy does not select the store")
+            expect(policy["spec"]["egress"] == [] and "Egress" in policy["spec"]["policyTypes"], "the store may connect to others")
+            expect(policy["spec"]["ingress"] == [{"ports": [{"port": 6379}], "from": [{"namespaceSelector": {}}]}], "who reaches the store:", policy["spec"]["ingress"])
+    expect(len(rendered.all("NetworkPolicy")) in (0, 2), "NetworkPolicies of one of the two alone")
+    settings = container["args"][0]
+    for setting in ("appendonly yes", "appendfsync everysec", "maxmemory-policy noeviction", "requirepass"):
+        expect(setting in settings, "the store does without", setting)
+    data = [claim["metadata"]["name"] for claim in rendered.store["spec"].get("volumeClaimTemplates", [])]
+    data += [volume["name"] for volume in pod["volumes"] if "emptyDir" in volume]
+    expect([mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in data] == ["/data"], "the store's file is nowhere")
+
+
 def images(rendered):
     """Each image has a tag that stays, or a digest."""
     containers = [*rendered.pod["spec"]["containers"], *rendered.check["spec"]["containers"]]
+    containers += rendered.store["spec"]["template"]["spec"]["containers"] if rendered.store else []
     for image in [container["image"] for container in containers] + [rendered.config()["sidecar"]["image"]]:
         by_tag = re.fullmatch(r"[^@]+:(?!latest$)[A-Za-z0-9_][A-Za-z0-9._-]*", image.rpartition("/")[2])
         by_digest = re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", image)
         expect(by_tag or by_digest, image, "is not pinned")
-    expect(not [object for object in rendered.objects if object["kind"] in ("Job", "DaemonSet", "StatefulSet", "CronJob")], "objects whose images are not looked at")
+    expect(not [object for object in rendered.objects if object["kind"] in ("Job", "DaemonSet", "CronJob")], "objects whose images are not looked at")
 
 
 def restricted(rendered):
     """The pods meet the restricted Pod Security Standard, and write nothing to their image."""
-    for name, pod in (("operator", rendered.pod), ("test", rendered.check)):
+    of_store = [("store", rendered.store["spec"]["template"])] if rendered.store else []
+    for name, pod in (("operator", rendered.pod), ("test", rendered.check), *of_store):
         spec, of_pod = pod["spec"], pod["spec"].get("securityContext", {})
         for host in ("hostNetwork", "hostPID", "hostIPC"):
             expect(not spec.get(host), name, "has", host)
@@ -279,6 +342,8 @@ def restricted(rendered):
             expect(own.get("readOnlyRootFilesystem") is True, name, "may write to its image")
             expect(own.get("procMount", "Default") == "Default", name, "has its own /proc")
             expect(not any("hostPort" in port for port in container.get("ports", [])), name, "has a port of the host")
+    for _, pod in of_store:
+        expect(pod["spec"]["automountServiceAccountToken"] is False, "the store has a token, which it does not need")
     expect(rendered.check["spec"]["automountServiceAccountToken"] is False, "the test has a token, which it does not need")
     for account in rendered.all("ServiceAccount"):
         expect(account["automountServiceAccountToken"] is False, "pods that happen to use the account get its token")
@@ -382,7 +447,7 @@ def monitoring(rendered, how):
 
 
 def main():
-    checks = {check.__name__: check for check in (parses, names, configuration, webhooks, rbac, images, restricted, crds, monitoring)}
+    checks = {check.__name__: check for check in (parses, names, configuration, webhooks, rbac, store, images, restricted, crds, monitoring)}
     if sys.argv[1:] == ["--list"]:
         return print(*checks)
     if len(sys.argv) < 4 or sys.argv[1] not in checks:

@@ -59,6 +59,7 @@ while read -r values release namespace crds monitoring; do
 	check "$values: config.yaml is of the operator's form" rendered configuration "$out/$values.yaml" "$namespace"
 	check "$values: webhooks see who opted in, and nobody protected" rendered webhooks "$out/$values.yaml" "$namespace"
 	check "$values: rights are those of rbac.txt" rendered rbac "$out/$values.yaml" "$namespace"
+	check "$values: the shared store is reached with what is mounted" rendered store "$out/$values.yaml" "$namespace"
 	check "$values: images are pinned" rendered images "$out/$values.yaml" "$namespace"
 	check "$values: pods meet the restricted standard" rendered restricted "$out/$values.yaml" "$namespace"
 	check "$values: CRDs ($crds)" rendered crds "$out/$values.yaml" "$namespace" "$crds"
@@ -69,6 +70,9 @@ done <<-END
 	no-crds     toolweir  toolweir-system  none  off
 	everything  toolweir  toolweir-system  drop  on
 	annotated   toolweir  toolweir-system  keep  annotations
+	store       toolweir  toolweir-system  keep  off
+	embedded    toolweir  toolweir-system  keep  off
+	embedded-plain  gate  mcp              keep  off
 END
 
 # refused "FLAGS => MESSAGE"
@@ -115,6 +119,15 @@ versions() {
 old_cluster() {
 	! "$helm" template toolweir "$chart" --kube-version 1.28.9 && "$helm" template toolweir "$chart" --kube-version 1.29.0-eks-1 >/dev/null
 }
+made_password() { # the chart makes one where none is given, another one each time, and in no place but the Secret
+	local first second
+	first=$("$helm" template toolweir "$chart" -n toolweir-system --set sharedStore.embedded=true)
+	second=$("$helm" template toolweir "$chart" -n toolweir-system --set sharedStore.embedded=true)
+	[ "$(diff <(echo "$first") <(echo "$second") | grep -c '^[<>]')" = 2 ] || { echo "more than the password differs"; return 1; }
+	echo "$first" >"$out/made.yaml"
+	rendered store "$out/made.yaml" toolweir-system && rendered parses "$out/made.yaml" toolweir-system
+}
+check "a store of the chart has a password that the chart makes" made_password
 check "every value is in the schema, and makes a difference" "$python" "$here/values.py" "$helm"
 check "README.md is what values.yaml says" readme
 check "the CRDs are copies of crds/generated" "$here/sync-crds.sh" --check

@@ -13,6 +13,28 @@ import readme
 CHART, HERE = readme.CHART, pathlib.Path(__file__).parent
 
 
+# What makes a value that says nothing alone be used.
+STORES = {
+    "sharedStore.store": {"embedded": True, "passwordSecret": {"name": "counts"}},
+    "sharedStore.tls.caSecret.key": {"url": "rediss://store", "tls": {"caSecret": {"name": "ca"}}},
+    "sharedStore.passwordSecret.key": {"url": "rediss://store", "passwordSecret": {"name": "counts"}},
+    "sharedStore.embedded": {},
+    "sharedStore.url": {},
+    "sharedStore": {"url": "rediss://store"},
+}
+
+
+def base(path):
+    """The values with which a value is looked at."""
+    found = next((store for prefix, store in STORES.items() if path == prefix or path.startswith(f"{prefix}.")), {})
+    return {"sharedStore": found} if found else {}
+
+
+def merged(one, other):
+    both = {**one, **other}
+    return both | {key: merged(one[key], other[key]) for key in one.keys() & other.keys() if isinstance(one[key], dict) and isinstance(other[key], dict)}
+
+
 def at(values, path):
     for key in path.split("."):
         values = values[key]
@@ -51,7 +73,7 @@ def main():
     problems += [f"{path} is in the schema and not in values.yaml" for path in sorted(known - documented.keys())]
 
     everything = yaml.safe_load((HERE / "values/everything.yaml").read_text())
-    plain = render(helm, {}).stdout
+    plain = {json.dumps(store): render(helm, store).stdout for store in {json.dumps(base(path)): base(path) for path in documented}.values()}
 
     def used(path):
         default = documented[path]
@@ -65,10 +87,11 @@ def main():
             value = False
         elif value == default:
             return f"{path} is in tests/chart/values/everything.yaml as it is by default"
-        done = render(helm, only(path, value))
+        under = base(path)
+        done = render(helm, merged(under, only(path, value)))
         if done.returncode:
             return f"{path} alone: {done.stderr.strip()}"
-        if done.stdout == plain:
+        if done.stdout == plain[json.dumps(under)]:
             return f"{path} makes no difference: nothing uses it"
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

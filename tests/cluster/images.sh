@@ -45,10 +45,8 @@ from_dockerfile() {
 	work=$(mktemp -d "$OUT/$name.XXXXXX")
 	mkdir "$work/context"
 	cp "$binary" "$work/context/"
-	if [ "$name" = sidecar ]; then
-		[ -f /etc/ssl/certs/ca-certificates.crt ] || fail "needs /etc/ssl/certs/ca-certificates.crt; install it with: apt-get install ca-certificates"
-		cp -L /etc/ssl/certs/ca-certificates.crt "$work/context/"
-	fi
+	[ -f /etc/ssl/certs/ca-certificates.crt ] || fail "needs /etc/ssl/certs/ca-certificates.crt; install it with: apt-get install ca-certificates"
+	cp -L /etc/ssl/certs/ca-certificates.crt "$work/context/"
 	chmod -R u=rwX,go=rX "$work/context"
 	local buildah=(buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs)
 	# The same binary makes the same image: no time of its own.

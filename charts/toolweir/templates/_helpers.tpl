@@ -101,3 +101,45 @@ capabilities:
 {{- end }}
 {{- if or (eq (toString $enabled) "true") (and (eq (toString $enabled) "auto") $known (not $twice)) }}true{{ end }}
 {{- end }}
+
+{{/* Whether there is a shared store, `true` or nothing; what contradicts itself is refused here. */}}
+{{- define "toolweir.sharedStore" -}}
+{{- $store := .Values.sharedStore }}
+{{- if and $store.url $store.embedded }}
+{{- fail "sharedStore.url and sharedStore.embedded are both given: name a store of your own, or have the chart run one" }}
+{{- end }}
+{{- if not (or $store.url $store.embedded) }}
+{{- range $field, $given := dict "username" $store.username "passwordSecret.name" $store.passwordSecret.name "tls.caSecret.name" $store.tls.caSecret.name }}
+{{- if $given }}
+{{- fail (printf "sharedStore.%s is given, and there is no shared store: give sharedStore.url too, or sharedStore.embedded" $field) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $store.embedded $store.username }}
+{{- fail "sharedStore.username and sharedStore.embedded are both given: the chart's store has the default user alone" }}
+{{- end }}
+{{- if and $store.tls.caSecret.name (not (regexMatch "^(rediss|valkeys)" $store.url)) }}
+{{- fail "sharedStore.tls.caSecret.name is given, and the store is reached without TLS: write sharedStore.url with rediss://, or leave it out" }}
+{{- end }}
+{{- if or $store.url $store.embedded }}true{{ end }}
+{{- end }}
+
+{{/* The name of everything of the store that the chart runs. */}}
+{{- define "toolweir.store" -}}
+{{- include "toolweir.fullname" . }}-store
+{{- end }}
+
+{{- define "toolweir.storeSelector" -}}
+app.kubernetes.io/name: {{ include "toolweir.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: store
+{{- end }}
+
+{{/* The Secret of the store's password, or nothing. */}}
+{{- define "toolweir.storeSecret" -}}
+{{- if .Values.sharedStore.passwordSecret.name }}
+{{- .Values.sharedStore.passwordSecret.name }}
+{{- else if .Values.sharedStore.embedded }}
+{{- include "toolweir.store" . }}
+{{- end }}
+{{- end }}

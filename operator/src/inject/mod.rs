@@ -10,6 +10,7 @@ mod patch;
 mod quantity;
 mod sidecar;
 mod skip;
+mod workload;
 
 use serde_json::{Map, Value};
 

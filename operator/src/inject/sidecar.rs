@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Context, INJECT_LABEL, items, name, string};
+use super::{Context, INJECT_LABEL, items, name, string, workload::workload};
 use crate::{
     SIDECAR_CONTAINER,
     config::{Amounts, LogLevel, Resources},
@@ -134,6 +134,8 @@ fn container(pod: &Value, context: &Context<'_>) -> Result<Value, String> {
     let resources = annotations.resources(&sidecar.resources)?;
     let field = |path: &str| json!({"fieldRef": {"apiVersion": "v1", "fieldPath": path}});
     let token = format!("{TOKEN_PATH}/token");
+    // A kubelet replaces `$(NAME)` in arguments by a variable.
+    let workload = workload(pod).replace('$', "$$");
     Ok(json!({
         "name": SIDECAR_CONTAINER,
         "image": sidecar.image,
@@ -144,6 +146,7 @@ fn container(pod: &Value, context: &Context<'_>) -> Result<Value, String> {
             "--token-file", token,
             "--state-dir", STATE_PATH,
             "--mcp-config", MCP_CONFIG,
+            format!("--pod-workload={workload}"),
             "--max-held", held(&resources).to_string(),
             "--log-format", "json",
             "--log-level", level.as_str(),

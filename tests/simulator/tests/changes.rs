@@ -113,6 +113,7 @@ struct Operator {
     task: JoinHandle<()>,
     _stop: watch::Sender<bool>,
     trust: watch::Sender<Arc<str>>,
+    _store: watch::Sender<toolweir_operator::shared::Told>,
 }
 
 fn pod_name(number: usize) -> String {
@@ -140,12 +141,13 @@ impl Operator {
         let (stop, stopping) = watch::channel(false);
         let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
         // Nobody denies anything here.
+        let (no_store, store) = watch::channel(None);
         let (denials, _) = tokio::sync::mpsc::channel(1);
-        let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, denials, stopping };
+        let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, store, denials, stopping };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(serve(listener, acceptor(authority), streams.clone()));
-        Self { world, address, streams, task, _stop: stop, trust }
+        Self { world, address, streams, task, _stop: stop, trust, _store: no_store }
     }
 
     /// The listener and every connection go, and come back at the same address with another certificate.

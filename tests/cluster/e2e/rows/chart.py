@@ -49,7 +49,7 @@ def chart(cluster, measured):
     code, _, err = kubectl("apply", "-f", "-", input=shared, check=False)
     if not code or "store" not in err:
         raise Failure(f"a policy that needs a store was not refused without one: {err}")
-    cluster.helm("upgrade", "--set", "sharedStore=true")
+    cluster.helm("upgrade", "--set", "sharedStore.url=redis://store.data.svc")
     cluster.rollout()
     releases = json.loads(helm("list", "-n", SYSTEM, "-o", "json"))
     expect("the release", [(RELEASE, "deployed", "2")], [(r["name"], r["status"], str(r["revision"])) for r in releases])
