@@ -5,7 +5,7 @@ import json
 import os
 import random
 import re
-import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -58,12 +58,15 @@ def wait_until(what, condition, seconds=10.0, every=0.05):
 class Stage:
     """A folder, and processes that end with it."""
 
-    def __init__(self, args, number):
-        self.sidecar_binary, self.bench = args.sidecar, args.bench
-        self.dir = Path(args.dir) / f"row-{number}"
-        subprocess.run(["rm", "-rf", self.dir], check=True)
-        self.dir.mkdir(parents=True)
+    def __init__(self, sidecar, bench, folder):
+        self.sidecar_binary, self.bench, self.dir = sidecar, bench, folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         self.started = []
+
+    def within(self, name):
+        """A stage in a folder of this one."""
+        return Stage(self.sidecar_binary, self.bench, self.dir / name.replace(" ", "-"))
 
     def __enter__(self):
         return self
@@ -391,5 +394,5 @@ def clock():
     return time.time_ns() - time.monotonic_ns()
 
 
-def tail(path, lines=3):
+def tail(path, lines=6):
     return " | ".join(Path(path).read_text(errors="replace").splitlines()[-lines:])

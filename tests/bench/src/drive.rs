@@ -144,7 +144,8 @@ mod tests {
     fn calls_are_counted_by_what_became_of_them() {
         let micros = Duration::from_micros;
         let why = |reason: &str| Some(reason.to_owned());
-        let calls = [(micros(0), micros(1), None), (micros(1), micros(9), why("rate_limit")), (micros(2), micros(5), why("rate_limit"))];
+        let calls =
+            [(micros(0), micros(1), None), (micros(1), micros(9), why("rate_limit")), (micros(2), micros(5), why("rate_limit"))];
         let expected = json!({"calls": 3, "allowed": 1, "denied": {"rate_limit": 2}, "p50": 5000, "p99": 9000, "max": 9000});
         assert_eq!(summary(&calls), expected);
         assert_eq!(summary(&[])["max"], Value::Null);

@@ -221,7 +221,9 @@ impl Expected {
             }
         }
         let outcome = read(&answer.body, id).with_context(|| format!("wrong answer: {}", lossy(&answer.body)))?;
-        if outcome == Outcome::Allowed && let Some(at) = position(&answer.body, id) {
+        if outcome == Outcome::Allowed
+            && let Some(at) = position(&answer.body, id)
+        {
             *self = Self { body: answer.body, id: at };
         }
         Ok(outcome)
