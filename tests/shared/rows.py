@@ -307,7 +307,7 @@ def outage(row, stage, leases):
     row.tell(f"the store was away for {(back - dead) / 1e9:.2f} s and answered {(answers - back) / 1e9:.2f} s later, empty")
 
     calls, log = load.calls(), arrivals.read(upstream.file)
-    # The load's own start, well within the outage.
+    # The load began after the store had ended.
     away = {choice: [call for call in calls if choices[call[2] // 4] == choice and call[0] + call[1] < back] for choice in choices}
     came = {choice: [arrival for arrival in log if arrival.tool == choice] for choice in choices}
     late = {choice: sum(dead <= arrival.time < back for arrival in came[choice]) for choice in choices}
@@ -315,7 +315,7 @@ def outage(row, stage, leases):
         raise Broken("less than 100 calls in the outage")
 
     told = sorted({call[3] for call in away["Deny"]})
-    row.bar(late["Deny"] == 0, f"Deny: {late['Deny']} arrivals in the outage, of {len(outage['Deny'])} calls", "none")
+    row.bar(late["Deny"] == 0, f"Deny: {late['Deny']} arrivals in the outage, of {len(away['Deny'])} calls", "none")
     row.bar(told == ["store_unavailable"], f"Deny: calls in the outage got {', '.join(told)}", "store_unavailable")
     busiest = arrivals.busiest([arrival.time for arrival in came["Deny"]], MINUTE)
     row.bar(busiest <= 40, f"Deny: the busiest minute before, in and after the outage has {busiest} arrivals", "<= 40")
