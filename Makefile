@@ -1,6 +1,6 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-memory test-start test-scrape bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-shared test-memory test-start test-scrape bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -18,7 +18,7 @@ lint: ## Formatting, clippy, dependencies
 	@tests/lint.sh
 
 test-unit: ## Unit, property and in-process integration tests
-	cargo test --locked --workspace --features toolweir-crds/kube
+	@tests/unit.sh
 
 crds: ## Write crds/generated from the types
 	cargo run --quiet --locked -p toolweir-crds --features kube --bin crdgen crds/generated
@@ -37,6 +37,9 @@ test-conformance: ## The official conformance suite, direct and through the side
 
 test-hammer: ## 8 tasks hammer one limit for 60 s; the server's log is checked
 	@tests/bench/hammer.sh
+
+test-shared: ## Limits across pods with real redis-servers, judged by the server's log (ROWS="1 4" for these alone)
+	@ROWS="$(ROWS)" tests/shared/run.sh
 
 test-memory: ## Resident memory over 100 000 calls
 	@tests/bench/memory.sh

@@ -3,7 +3,7 @@
 # install; none is skipped. `tests/run.sh STAGE...` runs only these.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit demo sdk conformance hammer memory start scrape bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit demo sdk conformance hammer shared memory start scrape bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 LOGS=$CACHE/test-logs
@@ -12,11 +12,12 @@ mkdir -p "$LOGS"
 stage() {
 	case $1 in
 	lint) "$ROOT/tests/lint.sh" ;;
-	unit) cargo test --locked --workspace --features toolweir-crds/kube --manifest-path "$ROOT/Cargo.toml" ;;
+	unit) "$ROOT/tests/unit.sh" ;;
 	demo) "$ROOT/tests/demo/run.sh" ;;
 	sdk) "$ROOT/tests/sdk/run.sh" ;;
 	conformance) "$ROOT/tests/conformance/run.sh" ;;
 	hammer) "$ROOT/tests/bench/hammer.sh" ;;
+	shared) "$ROOT/tests/shared/run.sh" ;;
 	memory) "$ROOT/tests/bench/memory.sh" ;;
 	start) "$ROOT/tests/bench/start.sh" ;;
 	scrape) "$ROOT/tests/bench/scrape.sh" ;;

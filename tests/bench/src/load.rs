@@ -2,7 +2,7 @@
 //! as little as can be done on sockets, since it shares the cores with what it measures.
 
 use crate::process::Tree;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hyper::Uri;
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -125,7 +125,7 @@ pub async fn run(run: Arc<Run>, watched: Option<&Tree>) -> Result<Tally> {
 
 async fn drive(run: &Run) -> Result<Tally> {
     let mut connection = Connection::to(&run.endpoint).await?;
-    let mut call = Call::new(&run.endpoint)?;
+    let mut call = Call::new(&run.endpoint, "send_message")?;
     let mut expected = Expected::default();
     let mut tally = Tally::default();
     loop {
@@ -138,7 +138,12 @@ async fn drive(run: &Run) -> Result<Tally> {
         }
         let answer = connection.exchange(&call.bytes).await?;
         let ended = Instant::now();
-        let allowed = expected.check(answer, call.id())?;
+        let outcome = expected.check(answer, call.id())?;
+        let allowed = match &outcome {
+            Outcome::Allowed => true,
+            Outcome::Denied(reason) if reason == "rate_limit" => false,
+            Outcome::Denied(reason) => bail!("an error other than a denial by the rate limit: {reason}"),
+        };
         ensure!(allowed || run.denials, "a call was denied");
         match run.until {
             Until::Time(from, to) if ended < from || ended > to => {}
@@ -149,8 +154,8 @@ async fn drive(run: &Run) -> Result<Tally> {
 }
 
 /// A serialised tools/call of exactly `BODY_SIZE`, in which only digits change from call to call.
-struct Call {
-    bytes: Vec<u8>,
+pub struct Call {
+    pub bytes: Vec<u8>,
     id: usize,
     account: usize,
 }
@@ -159,11 +164,11 @@ const DIGITS: usize = 7;
 const FIRST_ID: u64 = 1_000_000;
 
 impl Call {
-    fn new(endpoint: &Endpoint) -> Result<Self> {
+    pub fn new(endpoint: &Endpoint, tool: &str) -> Result<Self> {
         let body = |padding: usize| {
             let text = "x".repeat(padding);
             let arguments = format!(r#"{{"account":"account-0000000","text":"{text}"}}"#);
-            let params = format!(r#"{{"name":"send_message","arguments":{arguments}}}"#);
+            let params = format!(r#"{{"name":"{tool}","arguments":{arguments}}}"#);
             format!(r#"{{"jsonrpc":"2.0","id":{FIRST_ID},"method":"tools/call","params":{params}}}"#)
         };
         let bytes = endpoint.post(body(BODY_SIZE - body(0).len()).as_bytes());
@@ -172,12 +177,12 @@ impl Call {
         Ok(Self { bytes, id, account })
     }
 
-    fn set(&mut self, number: u64, account: u64) {
+    pub fn set(&mut self, number: u64, account: u64) {
         write_digits(&mut self.bytes[self.id..][..DIGITS], FIRST_ID + number % (9 * FIRST_ID));
         write_digits(&mut self.bytes[self.account..][..DIGITS], account);
     }
 
-    fn id(&self) -> &[u8] {
+    pub fn id(&self) -> &[u8] {
         &self.bytes[self.id..][..DIGITS]
     }
 }
@@ -189,33 +194,43 @@ fn write_digits(into: &mut [u8], mut value: u64) {
     }
 }
 
+/// What a right answer says.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    Allowed,
+    /// For this reason
+    Denied(String),
+}
+
 /// Checks answers. Reading each as JSON would cost more than the call, so one that was read and found good is kept: the
 /// next must be the same bytes but for the id, or is read again.
 #[derive(Default)]
-struct Expected {
+pub struct Expected {
     body: Vec<u8>,
     id: usize,
 }
 
 impl Expected {
-    /// True: a success; false: a denial by the rate limit; anything else is an error.
-    fn check(&mut self, answer: Answer, id: &[u8]) -> Result<bool> {
+    /// A success or a denial; anything else is an error.
+    pub fn check(&mut self, answer: Answer, id: &[u8]) -> Result<Outcome> {
         ensure!(answer.status == 200, "HTTP {}: {}", answer.status, lossy(&answer.body));
         if !self.body.is_empty() {
             self.body[self.id..][..DIGITS].copy_from_slice(id);
             if self.body == answer.body {
-                return Ok(true);
+                return Ok(Outcome::Allowed);
             }
         }
-        let allowed = read(&answer.body, id).with_context(|| format!("wrong answer: {}", lossy(&answer.body)))?;
-        if allowed && let Some(at) = position(&answer.body, id) {
+        let outcome = read(&answer.body, id).with_context(|| format!("wrong answer: {}", lossy(&answer.body)))?;
+        if outcome == Outcome::Allowed
+            && let Some(at) = position(&answer.body, id)
+        {
             *self = Self { body: answer.body, id: at };
         }
-        Ok(allowed)
+        Ok(outcome)
     }
 }
 
-fn read(body: &[u8], id: &[u8]) -> Result<bool> {
+fn read(body: &[u8], id: &[u8]) -> Result<Outcome> {
     let text = std::str::from_utf8(body)?;
     // A proxy may make one SSE event of a JSON answer.
     let message = if text.starts_with('{') {
@@ -229,32 +244,32 @@ fn read(body: &[u8], id: &[u8]) -> Result<bool> {
     let result = &message["result"];
     ensure!(result["content"].is_array(), "no tool result");
     if result["isError"] != true {
-        return Ok(true);
+        return Ok(Outcome::Allowed);
     }
-    ensure!(result["_meta"]["toolweir.dev/denial"]["reason"] == "rate_limit", "an error other than a denial by the rate limit");
-    Ok(false)
+    let reason = result["_meta"]["toolweir.dev/denial"]["reason"].as_str().context("an error other than a denial")?;
+    Ok(Outcome::Denied(reason.to_owned()))
 }
 
-struct Connection {
+pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 #[derive(Debug, PartialEq)]
-struct Answer {
+pub struct Answer {
     status: u16,
     session: Option<String>,
     body: Vec<u8>,
 }
 
 impl Connection {
-    async fn to(endpoint: &Endpoint) -> Result<Self> {
+    pub async fn to(endpoint: &Endpoint) -> Result<Self> {
         let stream = TcpStream::connect(&endpoint.address).await.with_context(|| endpoint.address.clone())?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: Vec::with_capacity(16 * 1024) })
     }
 
-    async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
+    pub async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
         loop {
@@ -349,19 +364,19 @@ mod tests {
         let good = r#"{"jsonrpc":"2.0","id":1000007,"result":{"content":[]}}"#;
         let denied =
             r#"{"id":1000007,"result":{"content":[],"isError":true,"_meta":{"toolweir.dev/denial":{"reason":"rate_limit"}}}}"#;
-        assert_eq!(check(good), Ok(true));
-        assert_eq!(check(good), Ok(true));
-        assert_eq!(check(&format!("event: message\ndata: {good}\n\n")), Ok(true));
-        assert_eq!(check(denied), Ok(false));
+        assert_eq!(check(good), Ok(Outcome::Allowed));
+        assert_eq!(check(good), Ok(Outcome::Allowed));
+        assert_eq!(check(&format!("event: message\ndata: {good}\n\n")), Ok(Outcome::Allowed));
+        assert_eq!(check(denied), Ok(Outcome::Denied("rate_limit".into())));
         assert!(check(&good.replace("1000007", "1000008")).is_err());
-        assert!(check(&denied.replace("rate_limit", "malformed")).is_err());
+        assert!(check(&denied.replace("reason", "other")).is_err());
         assert!(check(r#"{"id":1000007,"error":{}}"#).is_err());
     }
 
     #[test]
     fn every_call_has_the_same_size() {
         let endpoint = Endpoint { address: "h:1".into(), path: "/mcp".into(), session: None };
-        let mut call = Call::new(&endpoint).unwrap();
+        let mut call = Call::new(&endpoint, "send_message").unwrap();
         call.set(41, 999);
         let text = String::from_utf8(call.bytes.clone()).unwrap();
         let (_, body) = text.split_once("\r\n\r\n").unwrap();

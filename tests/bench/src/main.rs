@@ -4,7 +4,9 @@
 // A wrong index ends the run with its place, which is what a benchmark should do; the figures fit into an f64 and more.
 #![allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
 
+mod alternate;
 mod compare;
+mod drive;
 mod hammer;
 mod load;
 mod memory;
@@ -38,6 +40,10 @@ enum Command {
     Memory(memory::Args),
     /// Calls as fast as one limit answers them, then a check of the server's own log of arrivals
     Hammer(hammer::Args),
+    /// Calls to several targets at once, each at its own rate: what became of them, as JSON
+    Drive(drive::Args),
+    /// Blocks of calls to two targets in turn: how much longer a call of the second takes, as JSON
+    Alternate(alternate::Args),
     /// Time from starting a command to a 200 of its /readyz
     Start(start::Args),
 }
@@ -50,6 +56,8 @@ fn main() -> Result<ExitCode> {
         Command::Compare(args) => single(compare::run(args)),
         Command::Memory(args) => single(memory::run(args)),
         Command::Hammer(args) => single(hammer::run(args)),
+        Command::Drive(args) => single(drive::run(args)).map(|()| true),
+        Command::Alternate(args) => single(alternate::run(args)).map(|()| true),
         // The shape of a real proxy: a worker thread for each core.
         Command::PassThrough(args) => tokio::runtime::Runtime::new()?.block_on(passthrough::run(args)).map(|()| true),
         Command::Start(args) => start::run(&args),
