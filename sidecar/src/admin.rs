@@ -12,7 +12,6 @@ use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
 };
-use toolweir_engine::shared::NothingKnown;
 
 use crate::{explain, governor::Governor};
 
@@ -80,10 +79,10 @@ async fn answer(
         (Face::Metrics, &Method::GET, "/readyz") if *state.stopping.borrow() => {
             plain(StatusCode::SERVICE_UNAVAILABLE, "stopping")
         }
-        (Face::Metrics, &Method::GET, "/readyz") if !state.governor.ready() => {
-            plain(StatusCode::SERVICE_UNAVAILABLE, "no policy yet")
-        }
-        (Face::Metrics, &Method::GET, "/readyz") => plain(StatusCode::OK, "ready"),
+        (Face::Metrics, &Method::GET, "/readyz") => match state.governor.serves() {
+            Ok(()) => plain(StatusCode::OK, "ready"),
+            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
+        },
         (Face::Admin, _, _) if !local(&parts) => plain(StatusCode::FORBIDDEN, "the Host header is not local"),
         (Face::Admin, &Method::GET, "/policy") => {
             let in_force = state.governor.in_force();
@@ -93,10 +92,11 @@ async fn answer(
                 "ageSeconds": age,
                 "policies": in_force.policies,
                 "problems": in_force.problems,
+                "sharedStore": shared_store(&state.governor),
             }))
         }
         (Face::Admin, &Method::GET, "/limits") => {
-            json(&json!({"limits": state.governor.in_force().engine.limits(state.governor.now(), &NothingKnown)}))
+            json(&json!({"limits": state.governor.in_force().engine.limits(state.governor.now(), state.governor.known())}))
         }
         (Face::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &questions, body).await {
             Ok(answer) => match serde_json::to_value(&answer) {
@@ -114,6 +114,13 @@ async fn answer(
         (Face::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /explain (POST) and /log-level"),
     };
     Ok(answer)
+}
+
+/// The state of the shared store; nothing where there is none.
+fn shared_store(governor: &Governor) -> Option<serde_json::Value> {
+    let store = governor.store().filter(|store| store.is_configured())?;
+    let error = store.failure().map(|error| json!({"fault": error.fault.as_str(), "message": error.message}));
+    Some(json!({"state": store.state(), "error": error}))
 }
 
 /// Whether the request names this machine, which a page of another origin cannot make it do.

@@ -38,6 +38,9 @@ pub struct Line<'a> {
     pub policy: Option<&'a str>,
     /// The entry of that policy.
     pub entry: Option<&'a str>,
+    /// What was done instead of asking the shared store, where it did not answer: `Deny`, `PerPod` or `Allow`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_store: Option<&'a str>,
     /// What became of the request, as in the metrics.
     pub outcome: &'a str,
     /// Milliseconds from the request's arrival to the head of its answer.
@@ -185,6 +188,7 @@ mod tests {
                 reason: "none",
                 policy: None,
                 entry: None,
+                shared_store: None,
                 outcome: "ok",
                 latency_ms: 0.5,
                 session: session_hash("abc"),

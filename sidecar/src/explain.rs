@@ -10,7 +10,6 @@ use toolweir_crds::explain::Answer;
 use toolweir_engine::{
     Call,
     json::{JsonError, Kind, Raw, Reader},
-    shared::Peeked,
 };
 
 use crate::governor::{Governor, InForce};
@@ -43,11 +42,12 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
     let in_force = governor.in_force();
     let server = question.server(&in_force).map_err(bad)?;
     let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
-    let engine = &in_force.engine;
+    let (engine, now) = (&in_force.engine, governor.now());
+    let peeked = governor.peek(&in_force, &call, now).await;
     Ok(Answer {
         version: in_force.version.clone(),
         servers: engine.servers().map(|server| server.name.to_owned()).collect(),
-        explanation: engine.explain(&call, governor.now(), &Peeked::default()),
+        explanation: engine.explain(&call, now, &peeked),
     })
 }
 

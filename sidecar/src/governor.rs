@@ -10,10 +10,14 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use http::Uri;
 use prometheus::{Histogram, IntCounter};
-use toolweir_crds::{Mode, stream::Refused};
+use smallvec::SmallVec;
+use toolweir_crds::{Mode, OnStoreFailure, stream::Refused};
 use toolweir_engine::{
-    Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Permit, Policy, Reason, Timestamp, json::Raw,
+    Begun, Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Pending, Permit, Policy, Reason, Timestamp,
+    json::Raw,
+    shared::{self, Known, NothingKnown, Peeked},
 };
+use toolweir_store::{Store, config, connect::StoreError};
 
 use crate::{
     audit::{self, Audit},
@@ -23,6 +27,8 @@ use crate::{
 
 /// How many names of a server's tools/list are kept for the label `tool`.
 const MOST_LEARNED: usize = 512;
+/// How long a sidecar that has just started is not ready where the shared store that it needs does not answer yet.
+const STORE_WAIT: Duration = Duration::from_secs(4);
 
 /// The policies in force.
 #[derive(Debug)]
@@ -35,6 +41,8 @@ pub struct InForce {
     pub version: String,
     /// Policies that cannot be enforced as they are written and deny instead. Empty for those from files.
     pub problems: Vec<Refused>,
+    /// Whether it was compiled with a shared store: without one, limits across pods deny.
+    pub shared_store: bool,
     servers: HashMap<String, Arc<Server>>,
 }
 
@@ -126,7 +134,7 @@ impl InForce {
             };
             servers.insert(server.name.clone(), Arc::new(server));
         }
-        (Self { engine, policies, version, problems: Vec::new(), servers }, bad)
+        (Self { engine, policies, version, problems: Vec::new(), shared_store: false, servers }, bad)
     }
 
     /// The servers that some policy names, in no order.
@@ -254,11 +262,21 @@ pub struct Governor {
     pub metrics: Arc<Metrics>,
     audit: Audit,
     counters: Arc<Memory>,
+    store: Option<Store>,
     options: Options,
     started: Instant,
     freshness: Mutex<Freshness>,
     learned: Mutex<HashMap<String, HashSet<Box<str>>>>,
     mcp_config: OnceLock<McpConfig>,
+}
+
+/// Where calls are counted.
+#[derive(Debug)]
+pub struct Counts {
+    /// Those of this pod, which live on when the policies are replaced.
+    pub memory: Arc<Memory>,
+    /// Those that pods share, where a call can wait for them.
+    pub store: Option<Store>,
 }
 
 impl Governor {
@@ -268,11 +286,15 @@ impl Governor {
         freshness: Freshness,
         metrics: Arc<Metrics>,
         audit: Audit,
-        counters: Arc<Memory>,
+        Counts { memory: counters, store }: Counts,
         options: Options,
     ) -> Arc<Self> {
         metrics.policy_connected.set(i64::from(matches!(freshness, Freshness::Current)));
+        if let Some(store) = &store {
+            store.set_groups(first.engine.groups());
+        }
         Arc::new(Self {
+            store,
             in_force: ArcSwap::from_pointee(first),
             metrics,
             audit,
@@ -294,6 +316,9 @@ impl Governor {
     pub fn replace(&self, new: InForce) {
         if let Some(file) = self.mcp_config.get() {
             self.metrics.filed("mcp_config", "write", file.write(&new));
+        }
+        if let Some(store) = &self.store {
+            store.set_groups(new.engine.groups());
         }
         self.in_force.store(Arc::new(new));
         self.set_current();
@@ -328,6 +353,17 @@ impl Governor {
         !matches!(*self.freshness.lock().unwrap_or_else(PoisonError::into_inner), Freshness::Nothing(_))
     }
 
+    /// Whether calls can be served as the policies say, or no better in a moment: a policy is in force, and the shared store
+    /// answers if it is needed. A sidecar that has just started is given some seconds for that, and no more: what is done
+    /// without a store, the policies say.
+    pub fn serves(&self) -> Result<(), &'static str> {
+        if !self.ready() {
+            return Err("no policy yet");
+        }
+        let missing = self.store.as_ref().is_some_and(Store::is_missing);
+        if missing && self.started.elapsed() < STORE_WAIT { Err("the shared store does not answer yet") } else { Ok(()) }
+    }
+
     /// Writes the servers in force to a file, now and at every change.
     ///
     /// # Errors
@@ -343,9 +379,32 @@ impl Governor {
         &self.counters
     }
 
-    /// What is known of the pod.
-    pub fn options(&self) -> &Options {
-        &self.options
+    /// The counts that pods share, where a call can wait for them.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// What is known of shared counts without asking.
+    pub fn known(&self) -> &dyn Known {
+        match &self.store {
+            Some(store) => store,
+            None => &NothingKnown,
+        }
+    }
+
+    /// Where shared counts are from now on; nothing: nowhere. Policies that share some are to be compiled anew.
+    pub fn set_store(&self, config: Option<Result<config::Config, StoreError>>) {
+        let Some(store) = &self.store else { return };
+        if config.is_some() {
+            self.metrics.begin_shared_store();
+        }
+        store.set_config(config);
+    }
+
+    /// What policies are compiled with.
+    pub fn options(&self) -> Options {
+        let shared_store = self.store.as_ref().is_some_and(Store::is_configured);
+        Options { shared_store, ..self.options.clone() }
     }
 
     /// The audit log.
@@ -391,10 +450,46 @@ impl Governor {
         if named || learned() { tool } else { OTHER_TOOL }
     }
 
-    /// Decides on a call and counts the decision. The record writes the audit line when it is dropped.
+    /// Decides on a call and counts the decision, without waiting for anybody: limits across pods deny. The record writes the
+    /// audit line when it is dropped.
     pub fn decide(self: &Arc<Self>, in_force: &InForce, call: &Call<'_>, arrived: Arrival) -> (Decided, Record) {
         let decision = in_force.engine.decide(call, self.now());
         self.record(in_force, call, decision, arrived)
+    }
+
+    /// The same, with limits across pods: for these, the shared store is waited for, no longer than its budget.
+    pub async fn decide_shared(self: &Arc<Self>, in_force: &InForce, call: &Call<'_>, arrived: Arrival) -> (Decided, Record) {
+        let now = self.now();
+        let pending = match in_force.engine.begin(call, now) {
+            Begun::Decided(decision) => return self.record(in_force, call, decision, arrived),
+            Begun::Pending(pending) => pending,
+        };
+        let mut undecided = Undecided { governor: self, in_force, call, arrived, pending: Some(pending) };
+        let answers = match (&self.store, &undecided.pending) {
+            (Some(store), Some(pending)) => store.take(pending.wanted(), now).await,
+            _ => SmallVec::new(),
+        };
+        undecided.finish(answers).unwrap_or_else(|| {
+            let denial = Denial::no_policy(call.server, call.tool);
+            self.record(in_force, call, Decision::denied(denial), arrived)
+        })
+    }
+
+    /// What is to be known of counts that pods share for explaining a call. Nothing is taken.
+    pub async fn peek(&self, in_force: &InForce, call: &Call<'_>, now: Timestamp) -> Peeked {
+        let mut peeked = Peeked::default();
+        let wanted = in_force.engine.shared_of(call, now);
+        let Some(store) = self.store.as_ref().filter(|_| wanted.iter().any(|wanted| !wanted.is_empty())) else {
+            return peeked;
+        };
+        let Some(looked) = store.look(&wanted, now).await else { return peeked };
+        for (take, (used, fits)) in wanted.iter().flat_map(|wanted| &wanted.takes).zip(looked.takes) {
+            peeked.take(take, used, fits);
+        }
+        for (hold, under_way) in wanted.iter().flat_map(|wanted| &wanted.holds).zip(looked.holds) {
+            peeked.hold(hold, under_way);
+        }
+        peeked
     }
 
     /// Counts a decision that was made elsewhere, such as on a call that cannot be forwarded.
@@ -406,7 +501,10 @@ impl Governor {
         arrived: Arrival,
     ) -> (Decided, Record) {
         let (name, reason) = decision.told();
-        let Decision { outcome, policy, entry, .. } = decision;
+        let Decision { outcome, policy, entry, without_store, .. } = decision;
+        if let Some(action) = without_store {
+            self.metrics.without_store(action);
+        }
         let server = in_force.server(call.server);
         match server.and_then(|server| server.allowed.get(call.tool)).filter(|_| name == "allowed") {
             Some(counter) => counter.inc(),
@@ -426,6 +524,7 @@ impl Governor {
             reason,
             policy,
             entry,
+            without_store,
             session: audit::session_hash(call.session),
             arguments: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),
             outcome: Outcome::ClientGone,
@@ -443,7 +542,30 @@ pub fn dropped(call: &Call<'_>) -> Decision {
     let mut denial = Denial::no_policy(call.server, call.tool);
     denial.reason = Reason::Malformed;
     "a tools/call without an id is no request".clone_into(&mut denial.message);
-    Decision { outcome: Answer::Denied(denial), would_deny: Vec::new(), policy: None, entry: None }
+    Decision::denied(denial)
+}
+
+/// A decision that waits for the shared store. Dropped before it is made, since the client hung up, it is recorded as one for
+/// which the store did not answer.
+struct Undecided<'a> {
+    governor: &'a Arc<Governor>,
+    in_force: &'a InForce,
+    call: &'a Call<'a>,
+    arrived: Arrival,
+    pending: Option<Pending<'a>>,
+}
+
+impl Undecided<'_> {
+    fn finish(&mut self, answers: impl IntoIterator<Item = shared::Answer>) -> Option<(Decided, Record)> {
+        let decision = self.pending.take()?.finish(answers);
+        Some(self.governor.record(self.in_force, self.call, decision, self.arrived))
+    }
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        self.finish([]);
+    }
 }
 
 /// When a request came.
@@ -483,6 +605,7 @@ pub struct Record {
     reason: Reason,
     policy: Option<Arc<str>>,
     entry: Option<Arc<str>>,
+    without_store: Option<OnStoreFailure>,
     session: Option<String>,
     arguments: Option<String>,
     outcome: Outcome,
@@ -505,6 +628,7 @@ impl Drop for Record {
             reason: self.reason.as_str(),
             policy: self.policy.as_deref(),
             entry: self.entry.as_deref(),
+            shared_store: self.without_store.map(OnStoreFailure::as_str),
             outcome: self.outcome.as_str(),
             latency_ms: (self.arrived.instant.elapsed().as_secs_f64() * 1e6).round() / 1e3,
             session: self.session.take(),

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use toolweir_crds::stream::{self, STORE_PREFIX};
 use toolweir_engine::{Memory, Options};
 use toolweir_sidecar::{
     admin::LogLevel,
@@ -54,6 +55,9 @@ enum Command {
     Run(Box<Run>),
     /// Compile policies and say what is wrong with them.
     Check {
+        /// Take it that there is a shared store where the policies are used, so that limits may hold across pods.
+        #[arg(long)]
+        shared_store: bool,
         /// Policy files or folders; they are taken together, as the policies of one pod.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
@@ -92,6 +96,9 @@ struct Pod {
     /// The pod's service account, for expressions.
     #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "", hide_default_value = true)]
     pod_service_account: String,
+    /// The pod's workload as KIND/NAME, such as Deployment/agent, for limits of the scope Workload.
+    #[arg(long, env = "POD_WORKLOAD", default_value = "", hide_default_value = true)]
+    pod_workload: String,
     /// How many live counts of sessions and keys are kept; beyond it, calls that need a new one are denied.
     #[arg(long, default_value_t = Memory::COUNTERS, value_name = "COUNT")]
     max_counters: usize,
@@ -104,7 +111,7 @@ impl Pod {
             pod: self.pod_name.clone(),
             namespace: self.pod_namespace.clone(),
             service_account: self.pod_service_account.clone(),
-            workload: String::new(),
+            workload: self.pod_workload.clone(),
             of_any_pod: false,
         }
     }
@@ -122,6 +129,8 @@ struct Run {
     policy: Option<PathBuf>,
     #[command(flatten)]
     control_plane: ControlPlane,
+    #[command(flatten)]
+    shared_store: SharedStore,
     /// A file to write the servers in force to, in the usual form of MCP clients (`mcpServers`).
     #[arg(long, value_name = "FILE")]
     mcp_config: Option<PathBuf>,
@@ -180,6 +189,55 @@ struct ControlPlane {
     /// A folder that keeps the last policies, for a start without the operator.
     #[arg(long, value_name = "DIR", requires = "control_plane")]
     state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "the flags are called so")]
+struct SharedStore {
+    /// The Valkey or Redis that counts limits across pods: redis://HOST[:PORT], rediss:// with TLS,
+    /// redis+sentinel://HOST,HOST/MASTER or redis+cluster://HOST,HOST. With --control-plane the operator names it.
+    #[arg(long, value_name = "URL", conflicts_with = "control_plane")]
+    shared_store: Option<String>,
+    /// The ACL user there; else the default user.
+    #[arg(long, value_name = "NAME", requires = "shared_store")]
+    shared_store_username: Option<String>,
+    /// The file with the password.
+    #[arg(long, value_name = "FILE", requires = "shared_store")]
+    shared_store_password_file: Option<PathBuf>,
+    /// Certificates to trust besides the system's.
+    #[arg(long, value_name = "PEM", requires = "shared_store")]
+    shared_store_ca: Option<PathBuf>,
+    /// What every key there begins with.
+    #[arg(long, value_name = "TEXT", default_value = STORE_PREFIX)]
+    shared_store_prefix: String,
+    /// Whether places are taken ahead of use where a limit is large against the traffic.
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
+    shared_store_leases: bool,
+    /// Seconds that a call may wait for it; then onStoreFailure of its policy decides.
+    #[arg(long, value_name = "SECONDS", default_value = "0.05", value_parser = seconds)]
+    shared_store_budget: Duration,
+}
+
+impl SharedStore {
+    /// Where counts are shared, if they are.
+    fn config(self) -> anyhow::Result<Option<toolweir_store::config::Config>> {
+        let Some(url) = self.shared_store else { return Ok(None) };
+        let read = |path: Option<PathBuf>, flag: &str| {
+            path.map(|path| std::fs::read_to_string(&path).with_context(|| format!("{flag} {}", path.display()))).transpose()
+        };
+        let password = read(self.shared_store_password_file, "--shared-store-password-file")?;
+        let store = stream::SharedStore {
+            url,
+            username: self.shared_store_username,
+            // An editor ends a file with a newline.
+            password: password.map(|text| text.trim_end_matches(['\r', '\n']).to_owned()),
+            ca: read(self.shared_store_ca, "--shared-store-ca")?,
+            prefix: self.shared_store_prefix,
+            leases: self.shared_store_leases,
+            budget_milliseconds: u64::try_from(self.shared_store_budget.as_millis()).unwrap_or(u64::MAX),
+        };
+        Ok(Some((&store).try_into().context("--shared-store")?))
+    }
 }
 
 impl ControlPlane {
@@ -278,12 +336,13 @@ fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
                 workers: arguments.workers.unwrap_or(cores.min(4)),
                 allowed_hosts: arguments.allow_host,
                 drain: arguments.drain_timeout,
+                shared_store: arguments.shared_store.config()?,
                 options: arguments.pod.options(),
             };
             runtime()?.block_on(run::run(config, log_level))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Check { files } => check(&files),
+        Command::Check { files, shared_store } => check(&files, shared_store),
         Command::Import { file, server, url, name, namespace } => {
             let text = std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
             match import::import(&text, &ImportOptions { server, url, name, namespace }) {
@@ -323,12 +382,13 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn check(paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
+fn check(paths: &[PathBuf], shared_store: bool) -> anyhow::Result<ExitCode> {
     let mut files = Vec::new();
     for path in paths {
         files.extend(source::files(path).map_err(|error| PolicyErrors(vec![error]))?);
     }
-    let loaded = source::load(&files, Memory::new(0), &Options::default(), Urls::MayFollow).map_err(PolicyErrors)?;
+    let options = Options { shared_store, of_any_pod: shared_store, ..Options::default() };
+    let loaded = source::load(&files, Memory::new(0), &options, Urls::MayFollow).map_err(PolicyErrors)?;
     let mut out = std::io::stdout();
     for warning in &loaded.warnings {
         writeln!(out, "warning: {warning}")?;

@@ -1,12 +1,13 @@
 //! Every metric of the sidecar. docs/metrics.md lists them; a test holds it against a scrape.
 
-use std::time::SystemTime;
+use std::{sync::Once, time::SystemTime};
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
 };
-use toolweir_engine::shared::NothingKnown;
+use toolweir_crds::OnStoreFailure;
+use toolweir_store::{Meters, connect::Fault};
 
 use crate::{control, governor::Governor};
 
@@ -50,10 +51,62 @@ pub struct Metrics {
     /// What came on policy streams.
     pub control_plane_messages: IntCounterVec,
     file_failures: IntCounterVec,
+    shared_store: SharedStore,
+}
+
+/// What is measured of the shared store; part of the page once there is one.
+#[derive(Debug)]
+struct SharedStore {
+    begun: Once,
+    meters: Meters,
+    calls: IntCounterVec,
+    /// Decisions for which the store did not answer, by what was done instead.
+    without: IntCounterVec,
+}
+
+/// What became of a call that wants something of the shared store: the label `outcome` of
+/// `toolweir_shared_store_calls_total`.
+pub const STORE_OUTCOMES: [&str; 6] = ["ok", "lease", "refused", "known_full", "unavailable", "timeout"];
+
+impl SharedStore {
+    fn new() -> Result<Self, prometheus::Error> {
+        let calls = counter(
+            "toolweir_shared_store_calls_total",
+            "Calls with limits across pods, by how the shared store or a lease answered them.",
+            &["outcome"],
+        )?;
+        let [asked, leased, refused, known_full, unavailable, timeout] =
+            STORE_OUTCOMES.map(|outcome| calls.with_label_values(&[outcome]));
+        // From 50 µs, a store on this machine, to 10 s, the largest budget.
+        let buckets = vec![0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0];
+        let round_trip =
+            HistogramOpts::new("toolweir_shared_store_round_trip_seconds", "Time from a question to the shared store's answer.");
+        let meters = Meters {
+            up: IntGauge::new("toolweir_shared_store_up", "1 while the shared store answers.")?,
+            asked,
+            leased,
+            refused,
+            known_full,
+            unavailable,
+            timeout,
+            failures: counter(
+                "toolweir_shared_store_failures_total",
+                "Times that the shared store could not be reached or was lost, by why.",
+                &["fault"],
+            )?,
+            round_trip: Histogram::with_opts(round_trip.buckets(buckets))?,
+        };
+        let without = counter(
+            "toolweir_shared_store_fallbacks_total",
+            "Decisions for which the shared store did not answer, by what its policy has done then.",
+            &["action"],
+        )?;
+        Ok(Self { begun: Once::new(), meters, calls, without })
+    }
 }
 
 /// What the sidecar keeps in files: the label `file`.
-pub const FILES: [&str; 3] = ["policies", "trust", "mcp_config"];
+pub const FILES: [&str; 4] = ["policies", "trust", "shared_store", "mcp_config"];
 /// What failed with a file: the label `operation`.
 pub const OPERATIONS: [&str; 2] = ["read", "write"];
 
@@ -140,6 +193,7 @@ impl Metrics {
                 "Files of the sidecar that could not be read or written.",
                 &["file", "operation"],
             )?,
+            shared_store: SharedStore::new()?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -194,6 +248,42 @@ impl Metrics {
         }
     }
 
+    /// What the shared store is measured with.
+    pub fn meters(&self) -> Meters {
+        self.shared_store.meters.clone()
+    }
+
+    /// Puts the shared store on the page, from 0, so that the first of each is seen as a rise. Without one there is nothing
+    /// to tell.
+    pub fn begin_shared_store(&self) {
+        let SharedStore { begun, meters, calls, without } = &self.shared_store;
+        begun.call_once(|| {
+            for fault in Fault::ALL {
+                meters.failures.with_label_values(&[fault.as_str()]);
+            }
+            for action in [OnStoreFailure::Deny, OnStoreFailure::PerPod, OnStoreFailure::Allow] {
+                without.with_label_values(&[action.as_str()]);
+            }
+            let all: [Box<dyn Collector>; 5] = [
+                Box::new(meters.up.clone()),
+                Box::new(calls.clone()),
+                Box::new(meters.failures.clone()),
+                Box::new(meters.round_trip.clone()),
+                Box::new(without.clone()),
+            ];
+            for collector in all {
+                if let Err(error) = self.registry.register(collector) {
+                    tracing::error!(%error, "a metric of the shared store is not on the page");
+                }
+            }
+        });
+    }
+
+    /// The shared store did not answer for a decision.
+    pub fn without_store(&self, action: OnStoreFailure) {
+        self.shared_store.without.with_label_values(&[action.as_str()]).inc();
+    }
+
     /// What was done with a file: logs and counts a failure.
     pub fn filed<T, E: std::fmt::Display>(&self, file: &str, operation: &str, done: Result<T, E>) -> Option<T> {
         done.inspect_err(|error| {
@@ -219,7 +309,7 @@ impl Metrics {
             self.policy_invalid.with_label_values(&[problem.policy.as_str()]).set(1);
         }
         self.limit_used.reset();
-        for limit in in_force.engine.limits(governor.now(), &NothingKnown) {
+        for limit in in_force.engine.limits(governor.now(), governor.known()) {
             if !limit.keyed {
                 let gauge = self.limit_used.with_label_values(&[limit.server, limit.tool, limit.policy, limit.limit]);
                 #[expect(clippy::cast_precision_loss, reason = "a ratio for display")]

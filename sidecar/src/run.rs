@@ -14,12 +14,13 @@ use tokio::{
 };
 use toolweir_crds::FileError;
 use toolweir_engine::{Memory, Options};
+use toolweir_store::Store;
 
 use crate::{
     admin::{self, Face, LogLevel, State},
     audit::Audit,
     control,
-    governor::{Freshness, Governor},
+    governor::{Counts, Freshness, Governor},
     mcp_config::McpConfig,
     metrics::Metrics,
     proxy::{
@@ -67,6 +68,8 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     /// How long to wait for requests under way when told to stop.
     pub drain: Duration,
+    /// Where counts that pods share are, if policies come from files; else the operator says it.
+    pub shared_store: Option<toolweir_store::config::Config>,
     /// What is known of the pod.
     pub options: Options,
 }
@@ -83,20 +86,19 @@ pub struct PolicyErrors(pub Vec<FileError>);
 pub fn govern(
     policy: &Path,
     urls: Urls,
-    counters: usize,
-    options: &Options,
+    metrics: Arc<Metrics>,
+    counts: Counts,
+    options: Options,
     audit: Box<dyn std::io::Write + Send>,
 ) -> anyhow::Result<(Arc<Governor>, Watch)> {
-    let metrics = Arc::new(Metrics::new()?);
-    let counters = Memory::new(counters);
     let watch = Watch::new(policy, urls);
     let first = source::files(policy)
         .map_err(|error| vec![error])
-        .and_then(|files| source::load(&files, Arc::clone(&counters), options, urls))
+        .and_then(|files| source::load(&files, Arc::clone(&counts.memory), &options, urls))
         .and_then(|loaded| loaded.in_force(policy, &metrics))
         .map_err(PolicyErrors)?;
     let audit = Audit::new(audit, metrics.audit_lost.clone()).context("the audit log cannot be started")?;
-    Ok((Governor::new(first, Freshness::Current, metrics, audit, counters, options.clone()), watch))
+    Ok((Governor::new(first, Freshness::Current, metrics, audit, counts, options), watch))
 }
 
 /// A running sidecar.
@@ -132,13 +134,22 @@ impl Config {
         audit: Box<dyn std::io::Write + Send>,
         stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<(Arc<Governor>, Upkeep)> {
+        let metrics = Arc::new(Metrics::new()?);
+        let store = Store::new(metrics.meters(), self.counters);
+        let counts = Counts { memory: Memory::new(self.counters), store: Some(store.clone()) };
+        let mut options = self.options.clone();
         match &self.source {
             Source::Local(path) => {
-                let (governor, watch) = govern(path, Urls::Needed, self.counters, &self.options, audit)?;
+                if let Some(config) = &self.shared_store {
+                    metrics.begin_shared_store();
+                    store.set_config(Some(Ok(config.clone())));
+                    options.shared_store = true;
+                }
+                let (governor, watch) = govern(path, Urls::Needed, metrics, counts, options, audit)?;
                 Ok((Arc::clone(&governor), Box::pin(watch.run(governor))))
             }
             Source::ControlPlane(config) => {
-                let (governor, follower) = control::govern(config, self.counters, &self.options, audit)?;
+                let (governor, follower) = control::govern(config, metrics, counts, options, audit)?;
                 Ok((Arc::clone(&governor), Box::pin(follower.run(governor, stopping))))
             }
         }
@@ -175,6 +186,9 @@ pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io:
     tokio::spawn(admin::serve(metrics, Face::Metrics, state.clone()));
     tokio::spawn(admin::serve(admin, Face::Admin, state));
     tokio::spawn(upkeep);
+    if let Some(store) = governor.store().cloned() {
+        tokio::spawn(async move { store.keep().await });
+    }
     let in_force = governor.in_force();
     tracing::info!(
         listen = %proxy.address,

@@ -176,7 +176,7 @@ impl Watch {
     fn reload(&self, governor: &Governor) {
         let loaded = files(&self.path)
             .map_err(|error| vec![error])
-            .and_then(|files| load(&files, Arc::clone(governor.counters()), governor.options(), self.urls))
+            .and_then(|files| load(&files, Arc::clone(governor.counters()), &governor.options(), self.urls))
             .and_then(|loaded| loaded.in_force(&self.path, &governor.metrics));
         match loaded {
             Ok(new) => {

@@ -12,11 +12,11 @@ use tokio::{
     sync::mpsc,
     task::JoinSet,
 };
-use toolweir_engine::{Call, Options};
+use toolweir_engine::{Call, Memory, Options};
 
 use crate::{
     admin::{self, Face, LogLevel, State},
-    governor::{Arrival, Decided, Governor, Outcome},
+    governor::{Arrival, Counts, Decided, Governor, Outcome},
     mcp::{
         answer,
         list::Filtered,
@@ -24,6 +24,7 @@ use crate::{
         request::{Message, Refusal, Request, parse},
         sse::{holds_tools, spells_tools},
     },
+    metrics::Metrics,
     proxy::body::filter_list,
     run::govern,
     source::Urls,
@@ -63,7 +64,10 @@ pub async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<u8> {
             Box::new(file.with_context(|| format!("--audit-log {}", path.display()))?)
         }
     };
-    let (governor, watch) = govern(&config.policy, Urls::Unused, config.counters, &config.options, audit)?;
+    let metrics = Arc::new(Metrics::new()?);
+    // No call waits here: limits across pods are refused as the policy is read.
+    let counts = Counts { memory: Memory::new(config.counters), store: None };
+    let (governor, watch) = govern(&config.policy, Urls::Unused, metrics, counts, config.options.clone(), audit)?;
     if governor.in_force().server(&config.server).is_none() {
         anyhow::bail!(
             "no policy in {} names the server {}; nothing could be called there",

@@ -137,7 +137,8 @@ impl Decision {
         decision
     }
 
-    pub(crate) fn denied(denial: Denial) -> Self {
+    /// A denial that was found otherwise.
+    pub fn denied(denial: Denial) -> Self {
         Self {
             policy: denial.policy.clone(),
             entry: denial.entry.clone(),

@@ -26,7 +26,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 use toolweir_crds::stream::{self, Ack, Message, Snapshot};
-use toolweir_engine::{Memory, Options};
+use toolweir_engine::Options;
+use toolweir_store::{Store, config};
 
 use self::{
     backoff::Backoff,
@@ -38,7 +39,7 @@ use self::{
 };
 use crate::{
     audit::Audit,
-    governor::{Freshness, Governor},
+    governor::{Counts, Freshness, Governor},
     metrics::Metrics,
 };
 
@@ -80,13 +81,12 @@ pub struct Follower {
 /// No authority is given that could be trusted, or a thread cannot be started.
 pub fn govern(
     config: &Config,
-    counters: usize,
-    options: &Options,
+    metrics: Arc<Metrics>,
+    counts: Counts,
+    mut options: Options,
     audit: Box<dyn std::io::Write + Send>,
 ) -> anyhow::Result<(Arc<Governor>, Follower)> {
-    let metrics = Arc::new(Metrics::new()?);
     metrics.begin_control_plane();
-    let counters = Memory::new(counters);
     if let Some(folder) = &config.state {
         metrics.filed("policies", "write", state::make(folder));
     }
@@ -97,10 +97,16 @@ pub fn govern(
         Some((snapshot, age)) => (snapshot, Freshness::Stale(Instant::now(), age)),
         None => (Snapshot { version: String::new(), policies: Vec::new() }, Freshness::Nothing(Instant::now())),
     };
-    let first = snapshot::in_force(&snapshot, &counters, options, &metrics);
+    let kept = metrics.filed("shared_store", "read", state.shared_store()).flatten();
+    if let (Some(kept), Some(store)) = (kept, &counts.store) {
+        metrics.begin_shared_store();
+        store.set_config(Some(config::Config::try_from(&kept)));
+    }
+    options.shared_store = counts.store.as_ref().is_some_and(Store::is_configured);
+    let first = snapshot::in_force(&snapshot, &counts.memory, &options, &metrics);
     tell_problems(&first.problems);
     let audit = Audit::new(audit, metrics.audit_lost.clone()).context("the audit log cannot be started")?;
-    let governor = Governor::new(first, freshness, metrics, audit, counters, options.clone());
+    let governor = Governor::new(first, freshness, metrics, audit, counts, options);
     Ok((governor, Follower { config: config.clone(), state, trust }))
 }
 
@@ -214,7 +220,8 @@ impl Follower {
                 Line::Unknown(kind) => {
                     tracing::warn!(kind, "the operator sent a message of a kind that this sidecar does not know; passed over");
                 }
-                Line::Message(Message::KeepAlive | Message::SharedStore(_)) => {}
+                Line::Message(Message::KeepAlive) => {}
+                Line::Message(Message::SharedStore(store)) => self.share(governor, store).await,
                 Line::Message(Message::Trust(trust)) => self.believe(governor, trust).await,
                 Line::Message(Message::Snapshot(snapshot)) => {
                     let (governor, state) = (Arc::clone(governor), self.state.clone());
@@ -233,6 +240,15 @@ impl Follower {
                     }
                 }
             }
+        }
+    }
+
+    /// Shares counts there from now on. What is in force is compiled with it when it comes again, which the operator sees to.
+    async fn share(&mut self, governor: &Governor, store: Option<stream::SharedStore>) {
+        governor.set_store(store.as_ref().map(config::Config::try_from));
+        let state = self.state.clone();
+        if let Ok(kept) = spawn_blocking(move || state.keep_shared_store(store.as_ref())).await {
+            governor.metrics.filed("shared_store", "write", kept);
         }
     }
 
@@ -267,15 +283,17 @@ impl Follower {
 
 /// Brings a snapshot into force and keeps it. Gives the acknowledgement.
 fn enforce(governor: &Governor, state: &State, snapshot: &Snapshot<Policy>) -> Ack {
+    let options = governor.options();
     let known = {
         let in_force = governor.in_force();
-        (governor.ready() && in_force.version == snapshot.version).then(|| wire::ack(&snapshot.version, &in_force.problems))
+        let same = in_force.version == snapshot.version && in_force.shared_store == options.shared_store;
+        (governor.ready() && same).then(|| wire::ack(&snapshot.version, &in_force.problems))
     };
     let ack = if let Some(ack) = known {
         governor.set_current();
         ack
     } else {
-        let new = snapshot::in_force(snapshot, governor.counters(), governor.options(), &governor.metrics);
+        let new = snapshot::in_force(snapshot, governor.counters(), &options, &governor.metrics);
         tell_problems(&new.problems);
         let ack = wire::ack(&snapshot.version, &new.problems);
         let policies = new.policies.len();

@@ -61,6 +61,7 @@ pub fn in_force(snapshot: &Snapshot<wire::Policy>, counters: &Arc<Memory>, optio
             }
         }
     }
+    in_force.shared_store = options.shared_store;
     in_force.problems =
         problems.into_iter().map(|(policy, message)| Refused { policy, message: one_line(&message, usize::MAX) }).collect();
     in_force

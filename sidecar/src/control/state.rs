@@ -1,5 +1,5 @@
-//! What a sidecar keeps on disk, so that it can do without the operator when it starts again: the last policies and whom
-//! it trusts. Nobody else may write these files.
+//! What a sidecar keeps on disk, so that it can do without the operator when it starts again: the last policies, whom it
+//! trusts, and where counts are shared. Nobody else may write these files, and only their owner reads them.
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use toolweir_crds::stream::{LONGEST_LINE, Snapshot};
+use toolweir_crds::stream::{LONGEST_LINE, SharedStore, Snapshot};
 
 use super::{trust, wire::Policy};
 use crate::{
@@ -22,6 +22,8 @@ use crate::{
 pub const POLICIES: &str = "policies.json";
 /// The file with whom to trust.
 pub const TRUST: &str = "trust.pem";
+/// The file with where counts are shared.
+pub const SHARED_STORE: &str = "shared-store.json";
 /// The form of the first file that this version writes, and the only one that it reads.
 const FORMAT: u32 = 1;
 /// The largest head of that file, in bytes.
@@ -127,6 +129,29 @@ impl State {
     /// It cannot be written; what was kept is as it was.
     pub fn keep_trust(&self, bundle: &str) -> Result<(), StateError> {
         self.write(TRUST, || Ok(bundle.as_bytes().to_vec()))
+    }
+
+    /// Where counts are shared, as it was kept.
+    ///
+    /// # Errors
+    /// There is a file that cannot be used.
+    pub fn shared_store(&self) -> Result<Option<SharedStore>, StateError> {
+        let kept = self.read(SHARED_STORE, 2 * trust::LARGEST, |bytes| {
+            // What cannot be read is not shown: a password is in it.
+            serde_json::from_slice(bytes).map_err(|error| Why::Damaged(format!("line {} cannot be read", error.line())))
+        });
+        kept.map(Option::flatten)
+    }
+
+    /// Keeps where counts are shared, or that they are not.
+    ///
+    /// # Errors
+    /// It cannot be written; what was kept is as it was.
+    pub fn keep_shared_store(&self, store: Option<&SharedStore>) -> Result<(), StateError> {
+        if matches!(self.shared_store(), Ok(kept) if kept.as_ref() == store) {
+            return Ok(());
+        }
+        self.write(SHARED_STORE, || serde_json::to_vec(&store))
     }
 
     fn read<T>(&self, name: &str, most: usize, read: impl FnOnce(&[u8]) -> Result<T, Why>) -> Result<Option<T>, StateError> {

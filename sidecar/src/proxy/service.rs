@@ -374,7 +374,7 @@ impl Proxy {
             record.finish(Outcome::Dropped);
             return Ok((accepted(), Outcome::Dropped));
         }
-        let (decided, record) = governor.decide(&way.in_force, &call, way.arrived);
+        let (decided, record) = governor.decide_shared(&way.in_force, &call, way.arrived).await;
         let (mut permit, server) = match (decided, way.server.clone()) {
             (Decided::Denied(denial), _) => {
                 record.finish(Outcome::Denied);

@@ -56,7 +56,7 @@ impl fmt::Display for Address {
 }
 
 /// What is wrong with the store, for a person: one line with the place and the remedy, never with the password.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct StoreError {
     /// What kind of thing it is.

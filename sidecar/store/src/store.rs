@@ -86,7 +86,7 @@ pub(crate) struct Up {
 /// What there is to share, and where.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Job {
-    pub config: Option<Config>,
+    pub config: Option<Result<Config, StoreError>>,
     pub groups: BTreeSet<Arc<str>>,
 }
 
@@ -166,9 +166,9 @@ impl Store {
         }))
     }
 
-    /// Where the store is; nothing: there is none.
-    pub fn set_config(&self, config: Option<Config>) {
-        if let Some(config) = &config {
+    /// Where the store is; nothing: there is none. One whose description cannot be used never answers.
+    pub fn set_config(&self, config: Option<Result<Config, StoreError>>) {
+        if let Some(Ok(config)) = &config {
             self.0.budget.store(u64::try_from(config.budget.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
             self.0.lock().set_leases(config.leases);
         }
@@ -186,6 +186,7 @@ impl Store {
             job.groups = groups;
             changed
         });
+        self.0.wake.notify_one();
     }
 
     /// Whether there is a store.
@@ -197,6 +198,15 @@ impl Store {
     pub fn is_missing(&self) -> bool {
         let job = self.0.job.borrow();
         !job.groups.is_empty() && !matches!(**self.0.state.load(), State::Up(_))
+    }
+
+    /// `connected`, `unavailable`, or `idle`: nobody needs it, or it is asked for the first time.
+    pub fn state(&self) -> &'static str {
+        match &**self.0.state.load() {
+            State::Up(_) => "connected",
+            State::Down(_) => "unavailable",
+            State::Idle => "idle",
+        }
     }
 
     /// Why the store does not answer, if it does not.

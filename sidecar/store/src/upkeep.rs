@@ -15,7 +15,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    config::{Config, Kind},
+    config::{Config, Kind, StoreUrl},
     connect::{Connection, Connector, Fault, StoreError},
     local::{Add, PLACES_LIFE, POD_LIFE},
     scripts::{Keys, Scripts, epoch, integers},
@@ -42,13 +42,14 @@ const BATCH: usize = 128;
 impl Store {
     /// Keeps the connection for as long as it runs. To be run once.
     pub async fn keep(&self) {
-        let mut upkeep = Upkeep { inner: Arc::clone(&self.0), epoch: None, generation: 0, told: None };
+        let mut upkeep = Upkeep { inner: Arc::clone(&self.0), epoch: None, generation: 0, told: None, place: None };
         let mut jobs = self.0.job.subscribe();
         loop {
             let job = jobs.borrow_and_update().clone();
+            let other = |now: &Job| now.config != job.config || now.groups.is_empty() != job.groups.is_empty();
             tokio::select! {
-                () = upkeep.serve(job) => {}
-                changed = jobs.changed() => if changed.is_err() { return },
+                () = upkeep.serve(&job) => {}
+                changed = jobs.wait_for(other) => if changed.is_err() { return },
             }
         }
     }
@@ -61,33 +62,51 @@ struct Upkeep {
     generation: u64,
     /// The fault that was logged last.
     told: Option<StoreError>,
+    /// The store that was served last: where it is, and what its keys begin with.
+    place: Option<(StoreUrl, String)>,
 }
 
 impl Upkeep {
-    /// Serves one job until it changes.
-    async fn serve(&mut self, Job { config, groups }: Job) {
-        // Nothing is up until it is connected to: a job that changed may be another store.
-        self.down(State::Idle);
-        let Some(config) = config.filter(|_| !groups.is_empty()) else { return std::future::pending().await };
+    /// Serves one job until it changes. Which groups there are may change meanwhile.
+    async fn serve(&mut self, Job { config, groups }: &Job) {
+        let config = config.as_ref().filter(|_| !groups.is_empty());
+        let place = config.and_then(|config| config.as_ref().ok()).map(|config| (config.url.clone(), config.prefix.clone()));
+        // Another store is not up until it is connected to. The same one with another password goes on until then.
+        if place.is_none() || place != self.place {
+            self.down(State::Idle);
+        }
+        self.place = place;
+        let config = match config {
+            Some(Ok(config)) => config,
+            Some(Err(error)) => {
+                self.failed(error.clone());
+                return std::future::pending().await;
+            }
+            None => return std::future::pending().await,
+        };
         let mut attempt = 0;
         loop {
-            let error = match self.connect(&config, &groups).await {
+            let error = match self.connect(config).await {
                 Ok(up) => {
                     attempt = 0;
                     self.told = None;
                     tracing::info!(address = %up.address, "the shared store answers");
-                    let error = self.look_after(&up, &config, &groups).await;
+                    let error = self.look_after(&up, config).await;
                     drop(up);
                     error
                 }
                 Err(error) => error,
             };
-            self.inner.meters.failures.with_label_values(&[error.fault.as_str()]).inc();
-            self.tell(&error);
-            self.down(State::Down(error));
+            self.failed(error);
             sleep(pause(attempt)).await;
             attempt = u32::min(attempt + 1, 8);
         }
+    }
+
+    fn failed(&mut self, error: StoreError) {
+        self.inner.meters.failures.with_label_values(&[error.fault.as_str()]).inc();
+        self.tell(&error);
+        self.down(State::Down(error));
     }
 
     fn down(&self, state: State) {
@@ -105,7 +124,7 @@ impl Upkeep {
         self.told = Some(error.clone());
     }
 
-    async fn connect(&mut self, config: &Config, groups: &BTreeSet<Arc<str>>) -> Result<Arc<Up>, StoreError> {
+    async fn connect(&mut self, config: &Config) -> Result<Arc<Up>, StoreError> {
         let connector = Connector::new(config)?;
         let address = connector.master(STEP).await?;
         let connection = connector.open(&address, STEP).await?;
@@ -138,15 +157,16 @@ impl Upkeep {
             self.bring(&up, &adds).await?;
             self.epoch = Some(text);
         }
-        self.beat(&up, groups).await?;
+        self.beat(&up, &self.groups()).await?;
         if opens > store {
             tracing::info!(milliseconds = (opens - store) / 1000, "the shared store is new; pods bring what they counted");
             sleep(Duration::from_micros(opens - store)).await;
         }
         self.bring_alone(&up).await?;
         // The others have come by now.
-        let pods = self.beat(&up, groups).await?;
-        self.know(groups, &pods);
+        let groups = self.groups();
+        let pods = self.beat(&up, &groups).await?;
+        self.know(&groups, &pods);
         self.inner.suspect.store(false, Ordering::Relaxed);
         self.inner.state.store(Arc::new(State::Up(Arc::clone(&up))));
         self.inner.meters.up.set(1);
@@ -154,8 +174,9 @@ impl Upkeep {
     }
 
     /// Does what there is to do until the store is lost, and says why.
-    async fn look_after(&mut self, up: &Arc<Up>, config: &Config, groups: &BTreeSet<Arc<str>>) -> StoreError {
+    async fn look_after(&mut self, up: &Arc<Up>, config: &Config) -> StoreError {
         let inner = Arc::clone(&self.inner);
+        let mut told = self.groups();
         let (mut beat_at, mut master_at) = (inner.now() + micros(BEAT), inner.now() + micros(MASTER));
         let mut flush_at = 0;
         loop {
@@ -181,9 +202,11 @@ impl Upkeep {
                 self.bring(up, &gives).await?;
                 let closes: Vec<Cmd> = closing.iter().map(|count| up.keys.close(&up.scripts, &inner.pod, count)).collect();
                 self.send_all(up, &closes).await?;
-                if now >= beat_at || (now >= flush_at && inner.lock().places_changed()) {
-                    let pods = self.beat(up, groups).await?;
-                    self.know(groups, &pods);
+                let groups = self.groups();
+                if now >= beat_at || groups != told || (now >= flush_at && inner.lock().places_changed()) {
+                    let pods = self.beat(up, &groups).await?;
+                    self.know(&groups, &pods);
+                    told = groups;
                     inner.lock().sweep(now);
                     // Not all pods at once.
                     beat_at = now + micros(BEAT) / 2 + micros(BEAT) * u64::from(random() % 1024) / 2048;
@@ -272,6 +295,11 @@ impl Upkeep {
             self.inner.lock().places_untold();
         }
         answer
+    }
+
+    /// The groups of pods that count together now.
+    fn groups(&self) -> BTreeSet<Arc<str>> {
+        self.inner.job.borrow().groups.clone()
     }
 
     fn know(&self, groups: &BTreeSet<Arc<str>>, pods: &[i64]) {

@@ -53,6 +53,7 @@ pub fn from(source: Source) -> Config {
         workers: 2,
         allowed_hosts: Vec::new(),
         drain: Duration::from_secs(5),
+        shared_store: None,
         options: Options::default(),
     }
 }

@@ -169,6 +169,7 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
         workers: 2,
         allowed_hosts: Vec::new(),
         drain: Duration::from_secs(5),
+        shared_store: None,
         options: Options::default(),
     };
     let sidecar = run::start(&config, Arc::new(|_| Ok("info".to_owned())), Box::new(io::sink())).await?;
