@@ -26,7 +26,8 @@ use tokio::{
 };
 use toolweir_engine::{Engine, Memory, Options, Policy};
 use toolweir_sidecar::{
-    governor::{Governor, InForce},
+    governor::{Counts, Governor, InForce},
+    metrics::Metrics,
     run,
     source::Urls,
     stdio::{Gate, Passage, relay},
@@ -54,8 +55,10 @@ fn governed(text: &str) -> (Folder, Arc<Governor>, Log) {
     let path = folder.write("policy.yaml", text);
     let audit = Log::default();
     // A server on stdin and stdout needs no url.
-    let (governor, _watch) =
-        run::govern(&path, Urls::Unused, Memory::COUNTERS, &Options::default(), Box::new(audit.clone())).unwrap();
+    let counts = Counts { memory: Memory::new(Memory::COUNTERS), store: None };
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let governed = run::govern(&path, Urls::Unused, metrics, counts, Options::default(), Box::new(audit.clone()));
+    let (governor, _watch) = governed.unwrap();
     (folder, governor, audit)
 }
 

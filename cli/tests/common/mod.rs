@@ -280,6 +280,7 @@ pub async fn sidecar(policy: &str) -> Running {
         workers: 1,
         allowed_hosts: Vec::new(),
         drain: std::time::Duration::from_secs(1),
+        shared_store: None,
         options: toolweir_engine::Options::default(),
     };
     let sidecar = run::start(&config, Arc::new(|_| Ok("info".to_owned())), Box::new(std::io::sink())).await.unwrap();
