@@ -19,13 +19,15 @@ use common::{
     upstream::{Reply, Upstream},
 };
 use tokio::{net::TcpListener, sync::mpsc};
+use toolweir_crds::OnStoreFailure;
 use toolweir_engine::Reason;
 use toolweir_sidecar::{
     control::{self, backoff::Backoff, client, wire},
     governor::Outcome,
-    metrics::{FILES, OPERATIONS},
+    metrics::{FILES, OPERATIONS, STORE_OUTCOMES},
     run::Source,
 };
+use toolweir_store::connect::Fault;
 
 /// Name, type and labels of every metric.
 type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
@@ -52,9 +54,14 @@ fn documented(page: &str) -> Metrics {
     .collect()
 }
 
+/// The values that the section of a label lists.
+fn values(page: &str, label: &str) -> BTreeSet<String> {
+    listed(page, &format!("`{label}`"))
+}
+
 /// The values that a section lists.
-fn values(page: &str, heading: &str) -> BTreeSet<String> {
-    let section = page.split(&format!("\n## `{heading}`\n")).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
+fn listed(page: &str, heading: &str) -> BTreeSet<String> {
+    let section = page.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
     let section = section.split("\n## ").next().unwrap();
     section.lines().filter(|line| line.starts_with("- `")).map(|line| quoted(line)[0].clone()).collect()
 }
@@ -130,7 +137,7 @@ async fn after_traffic() -> Scrape {
     sidecar.scrape().await
 }
 
-/// A sidecar with a policy of an operator that cannot be read.
+/// A sidecar with a policy of an operator that cannot be read, and a shared store where nobody listens.
 async fn after_a_stream() -> Scrape {
     let mut operator = Operator::start(None, "token").await;
     let folder = Folder::new();
@@ -143,7 +150,12 @@ async fn after_a_stream() -> Scrape {
         silence: client::SILENCE,
     };
     let sidecar = Sidecar::run(folder, &sidecar::from(Source::ControlPlane(Box::new(control)))).await;
-    operator.opened().await.enforce("1", &[serde_json::json!({})]).await;
+    let mut stream = operator.opened().await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let store =
+        serde_json::json!({"url": format!("redis://{nobody}"), "prefix": "toolweir", "leases": true, "budgetMilliseconds": 50});
+    stream.line(&serde_json::json!({"sharedStore": store})).await;
+    stream.enforce("1", &[serde_json::json!({})]).await;
     sidecar.scrape().await
 }
 
@@ -170,6 +182,29 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
     ] {
         let known: BTreeSet<String> = known.iter().map(|value| (*value).to_owned()).collect();
         assert_eq!(values(&page, label), known, "{label}");
+    }
+    // What is told of the shared store begins at 0, all of it.
+    let stream = after_a_stream().await;
+    for (name, label, heading, known) in [
+        (
+            "toolweir_shared_store_calls_total",
+            "outcome",
+            "`outcome` of `toolweir_shared_store_calls_total`",
+            STORE_OUTCOMES.to_vec(),
+        ),
+        ("toolweir_shared_store_failures_total", "fault", "`fault`", Fault::ALL.map(Fault::as_str).to_vec()),
+        (
+            "toolweir_shared_store_fallbacks_total",
+            "action",
+            "`action`",
+            [OnStoreFailure::Deny, OnStoreFailure::PerPod, OnStoreFailure::Allow].map(OnStoreFailure::as_str).to_vec(),
+        ),
+    ] {
+        let known: BTreeSet<String> = known.into_iter().map(ToOwned::to_owned).collect();
+        assert_eq!(listed(&page, heading), known, "{heading}");
+        let series = stream.series.iter().filter(|series| series.name == name);
+        let seen: BTreeSet<String> = series.map(|series| series.labels[label].clone()).collect();
+        assert_eq!(seen, known, "{name}");
     }
     let scrape = after_traffic().await;
     let seen = |name: &str, label: &str| -> BTreeSet<String> {
