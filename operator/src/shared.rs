@@ -12,7 +12,7 @@ use tokio::{
 use toolweir_crds::{MCPPolicySpec, stream::SharedStore};
 use toolweir_store::{
     config::Config,
-    connect::{Connector, Fault, StoreError},
+    connect::{Fault, StoreError},
 };
 
 use crate::{config, world::World};
@@ -246,9 +246,7 @@ fn file(field: &str, path: &Path) -> Result<String, String> {
 
 /// Connects once, as sidecars do.
 async fn ask(store: &SharedStore) -> Result<(), StoreError> {
-    let connector = Connector::new(&Config::try_from(store)?)?;
-    let master = connector.master(LIMIT).await?;
-    connector.open(&master, LIMIT).await.map(drop)
+    toolweir_store::probe(&Config::try_from(store)?, LIMIT).await
 }
 
 #[cfg(test)]

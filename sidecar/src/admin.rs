@@ -70,7 +70,7 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let answer = match (face, &parts.method, parts.uri.path()) {
-        (Face::Metrics, &Method::GET, "/metrics") => match state.governor.metrics.scrape(&state.governor) {
+        (Face::Metrics, &Method::GET, "/metrics") => match state.governor.metrics.scrape(&state.governor).await {
             Ok(text) => respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         },
@@ -96,7 +96,9 @@ async fn answer(
             }))
         }
         (Face::Admin, &Method::GET, "/limits") => {
-            json(&json!({"limits": state.governor.in_force().engine.limits(state.governor.now(), state.governor.known())}))
+            let in_force = arc_swap::Guard::into_inner(state.governor.in_force());
+            let seen = state.governor.seen(&in_force).await;
+            json(&json!({"limits": in_force.engine.limits(state.governor.now(), &seen)}))
         }
         (Face::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &questions, body).await {
             Ok(answer) => match serde_json::to_value(&answer) {

@@ -39,7 +39,7 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
     };
     let bad = |why: String| (StatusCode::BAD_REQUEST, why);
     let question = question(&bytes).map_err(bad)?;
-    let in_force = governor.in_force();
+    let in_force = arc_swap::Guard::into_inner(governor.in_force());
     let server = question.server(&in_force).map_err(bad)?;
     let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
     let (engine, now) = (&in_force.engine, governor.now());

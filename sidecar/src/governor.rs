@@ -15,9 +15,9 @@ use toolweir_crds::{Mode, OnStoreFailure, stream::Refused};
 use toolweir_engine::{
     Begun, Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Pending, Permit, Policy, Reason, Timestamp,
     json::Raw,
-    shared::{self, Known, NothingKnown, Peeked},
+    shared::{self, Peeked},
 };
-use toolweir_store::{Store, config, connect::StoreError};
+use toolweir_store::{Seen, Store, config, connect::StoreError};
 
 use crate::{
     audit::{self, Audit},
@@ -384,11 +384,11 @@ impl Governor {
         self.store.as_ref()
     }
 
-    /// What is known of shared counts without asking.
-    pub fn known(&self) -> &dyn Known {
+    /// What is known of the counts that pods share, for display.
+    pub async fn seen(&self, in_force: &InForce) -> Seen {
         match &self.store {
-            Some(store) => store,
-            None => &NothingKnown,
+            Some(store) => store.seen(in_force.engine.shared_counts(), self.now()).await,
+            None => Seen::default(),
         }
     }
 

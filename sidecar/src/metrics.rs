@@ -82,7 +82,10 @@ impl SharedStore {
         let round_trip =
             HistogramOpts::new("toolweir_shared_store_round_trip_seconds", "Time from a question to the shared store's answer.");
         let meters = Meters {
-            up: IntGauge::new("toolweir_shared_store_up", "1 while the shared store answers.")?,
+            up: IntGauge::new(
+                "toolweir_shared_store_up",
+                "0 while the policies in force need the shared store and it does not answer, else 1.",
+            )?,
             asked,
             leased,
             refused,
@@ -297,8 +300,9 @@ impl Metrics {
     ///
     /// # Errors
     /// The encoder's.
-    pub fn scrape(&self, governor: &Governor) -> Result<Vec<u8>, prometheus::Error> {
-        let in_force = governor.in_force();
+    pub async fn scrape(&self, governor: &Governor) -> Result<Vec<u8>, prometheus::Error> {
+        let in_force = arc_swap::Guard::into_inner(governor.in_force());
+        let seen = governor.seen(&in_force).await;
         // Series of policies that are gone go with them.
         self.policy_info.reset();
         for policy in &in_force.policies {
@@ -309,7 +313,7 @@ impl Metrics {
             self.policy_invalid.with_label_values(&[problem.policy.as_str()]).set(1);
         }
         self.limit_used.reset();
-        for limit in in_force.engine.limits(governor.now(), governor.known()) {
+        for limit in in_force.engine.limits(governor.now(), &seen) {
             if !limit.keyed {
                 let gauge = self.limit_used.with_label_values(&[limit.server, limit.tool, limit.policy, limit.limit]);
                 #[expect(clippy::cast_precision_loss, reason = "a ratio for display")]

@@ -34,6 +34,9 @@ use crate::{
     source::{self, Urls, Watch},
 };
 
+/// How long it may take to return what is leased from the shared store.
+const RETURN: Duration = Duration::from_millis(500);
+
 /// Where policies come from.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -120,6 +123,9 @@ impl Sidecar {
     pub async fn stop(self, limit: Duration) -> bool {
         let _ = self.stop.send(true);
         let drained = self.proxy.drained(limit).await;
+        if let Some(store) = self.governor.store() {
+            store.leave(RETURN).await;
+        }
         self.governor.audit().close();
         drained
     }

@@ -118,8 +118,8 @@ impl Between {
         within("the answer", self.to_client.next_line()).await.unwrap().unwrap()
     }
 
-    fn counted(&self, method: &str, outcome: &str) -> f64 {
-        let text = String::from_utf8(self.governor.metrics.scrape(&self.governor).unwrap()).unwrap();
+    async fn counted(&self, method: &str, outcome: &str) -> f64 {
+        let text = String::from_utf8(self.governor.metrics.scrape(&self.governor).await.unwrap()).unwrap();
         Scrape::parse(&text).sum("toolweir_requests_total", &[("server", "bank"), ("method", method), ("outcome", outcome)])
     }
 }
@@ -143,8 +143,8 @@ async fn messages_pass_byte_for_byte_in_both_directions() {
     ] {
         assert_eq!(between.answer(message).await, message);
     }
-    assert_eq!(between.counted("tools/call", "ok"), 1.0);
-    assert_eq!(between.counted("_answer", "ok"), 1.0);
+    assert_eq!(between.counted("tools/call", "ok").await, 1.0);
+    assert_eq!(between.counted("_answer", "ok").await, 1.0);
     // CR LF ends a line as LF does, and the last line needs no end.
     between.send(format!("{}\r\n\n{}", request("1", "ping", "{}"), request("2", "ping", "{}"))).await;
     assert_eq!(between.forwarded().await, request("1", "ping", "{}"));
@@ -169,7 +169,7 @@ async fn a_denied_call_is_answered_and_never_reaches_the_server() {
     between.ask(r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"pay"}}"#).await;
     between.ask(&request("4", "ping", "{}")).await;
     assert_eq!(between.forwarded().await, request("4", "ping", "{}"));
-    assert_eq!((between.counted("tools/call", "denied"), between.counted("tools/call", "dropped")), (2.0, 1.0));
+    assert_eq!((between.counted("tools/call", "denied").await, between.counted("tools/call", "dropped").await), (2.0, 1.0));
     until("the audit log", async || between.audit.text().lines().count() == 4).await;
     assert!(!between.audit.text().contains("secret"));
     let lines: Vec<Value> = between.audit.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -206,7 +206,7 @@ async fn a_line_whose_meaning_is_not_clear_is_refused_and_the_next_is_read() {
         between.ask(&ping).await;
         assert_eq!(between.forwarded().await, ping, "{name}");
     }
-    assert_eq!(between.counted("_none", "refused"), 10.0);
+    assert_eq!(between.counted("_none", "refused").await, 10.0);
 }
 
 #[tokio::test]

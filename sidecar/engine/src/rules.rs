@@ -11,10 +11,10 @@ use toolweir_crds::{Action, MCPPolicySpec, Mode, OnStoreFailure, Scope, Server, 
 
 use crate::{
     cel::{Data, Expression},
-    counters::{Counters, Hold, Identity, Memory},
+    counters::{Counters, Hold, Identity, Memory, instance},
     denial::{Denial, Reason, shown},
     glob::Glob,
-    shared::Known,
+    shared::{Known, SharedTake},
     window::{Amount, Span, Timestamp},
 };
 
@@ -353,6 +353,21 @@ impl Engine {
 
     fn whose(&self) -> impl Iterator<Item = &Arc<str>> {
         self.parts().into_iter().flat_map(|part| part.entries.iter().flat_map(Entry::whose))
+    }
+
+    /// What a call would take of each limit that pods share and that has one count, each count once: for looking at it.
+    pub fn shared_counts(&self) -> Vec<SharedTake> {
+        let mut takes: Vec<SharedTake> = Vec::new();
+        for part in self.parts() {
+            for limit in part.entries.iter().flat_map(|entry| &entry.limits).filter(|limit| limit.key.is_none()) {
+                let Some(whose) = &limit.whose else { continue };
+                if !takes.iter().any(|known| known.take.identity == limit.identity) {
+                    let take = limit.take(instance(""), Amount::ONE);
+                    takes.push(SharedTake { take, whose: Arc::clone(whose), failure: part.on_store_failure });
+                }
+            }
+        }
+        takes
     }
 
     /// Each part in force once: one of the server `*` stands under every server.

@@ -19,6 +19,7 @@ use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    sync::watch,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -99,6 +100,10 @@ pub enum Fault {
     NoMaster,
     /// It is not ready yet, or busy.
     Loading,
+    /// It has no room for more.
+    OutOfMemory,
+    /// It forgets counts where it has no room.
+    Evicts,
     /// The connection ended.
     Lost,
     /// It answers with another error.
@@ -107,7 +112,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::BadConfig,
         Self::Unresolvable,
         Self::Refused,
@@ -120,6 +125,8 @@ impl Fault {
         Self::NotMaster,
         Self::NoMaster,
         Self::Loading,
+        Self::OutOfMemory,
+        Self::Evicts,
         Self::Lost,
         Self::Answer,
     ];
@@ -139,6 +146,8 @@ impl Fault {
             Self::NotMaster => "not_master",
             Self::NoMaster => "no_master",
             Self::Loading => "loading",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Evicts => "evicts",
             Self::Lost => "lost",
             Self::Answer => "answer",
         }
@@ -153,7 +162,11 @@ impl Fault {
 /// What kind of thing the error of a command is.
 pub fn fault_of(error: &RedisError) -> Fault {
     if let Some(code) = code_of(error) {
-        return fault_of_code(&code);
+        let fault = fault_of_code(&code);
+        // What a script may not do is said by the script's error (Redis 7 and Valkey; Redis 6).
+        let forbidden = ["ACL failure in script", "can't run this command"];
+        let in_script = fault == Fault::Answer && forbidden.iter().any(|text| quote(error).contains(text));
+        return if in_script { Fault::NoPermission } else { fault };
     }
     match error.kind() {
         ErrorKind::Io if error.is_timeout() => Fault::Timeout,
@@ -172,6 +185,7 @@ fn fault_of_code(code: &str) -> Fault {
         "READONLY" | "MOVED" | "ASK" | "MASTERDOWN" => Fault::NotMaster,
         "CLUSTERDOWN" => Fault::NoMaster,
         "LOADING" | "BUSY" | "TRYAGAIN" => Fault::Loading,
+        "OOM" => Fault::OutOfMemory,
         _ => Fault::Answer,
     }
 }
@@ -206,7 +220,15 @@ pub struct Connection {
     pub commands: MultiplexedConnection,
     /// Names the run of the server: another one when it was restarted, or is another server.
     pub run_id: Arc<str>,
-    _driver: Arc<Driver>,
+    driver: Arc<Driver>,
+}
+
+impl Connection {
+    /// Waits until the other side has ended it.
+    pub async fn ended(&self) {
+        let mut alive = self.driver.alive.clone();
+        while alive.changed().await.is_ok() {}
+    }
 }
 
 impl fmt::Debug for Connection {
@@ -216,11 +238,26 @@ impl fmt::Debug for Connection {
 }
 
 /// What moves the bytes of a connection. It would wait for all answers, so it is ended when it is dropped.
-struct Driver(JoinHandle<()>);
+struct Driver {
+    task: JoinHandle<()>,
+    /// Its sender is the task's.
+    alive: watch::Receiver<()>,
+}
+
+impl Driver {
+    fn start(moves: impl Future<Output = ()> + Send + 'static) -> Self {
+        let (sender, alive) = watch::channel(());
+        let task = tokio::spawn(async move {
+            moves.await;
+            drop(sender);
+        });
+        Self { task, alive }
+    }
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -355,7 +392,17 @@ impl Connector {
                 format!("{at} does not tell its run_id in INFO, so nobody could know that it lost its data; use another server");
             return Err(StoreError::new(Fault::Answer, text));
         };
-        Ok(Connection { run_id: run_id.into(), commands: session.commands, _driver: session.driver })
+        let memory = inner.info(&mut session, "memory", until).await?;
+        // A count that is forgotten would be an open door.
+        let policy = field(&memory, "maxmemory_policy").unwrap_or("noeviction");
+        if policy != "noeviction" && field(&memory, "maxmemory") != Some("0") {
+            let text = format!(
+                "{at} forgets keys where its memory is full (maxmemory-policy {policy}), and with them what is counted; set \
+                 maxmemory-policy noeviction there"
+            );
+            return Err(StoreError::new(Fault::Evicts, text));
+        }
+        Ok(Connection { run_id: run_id.into(), commands: session.commands, driver: session.driver })
     }
 }
 
@@ -430,7 +477,7 @@ impl Inner {
         let (commands, driver) = MultiplexedConnection::new_with_config(&info, stream, config)
             .await
             .map_err(|error| StoreError::new(fault_of(&error), format!("{at} cannot be spoken to: {error}")))?;
-        let mut session = Session { at: at.clone(), commands, driver: Arc::new(Driver(tokio::spawn(driver))) };
+        let mut session = Session { at: at.clone(), commands, driver: Arc::new(Driver::start(driver)) };
         let given = self.username.is_some() || self.password.is_some();
         if !given && locked {
             return Err(StoreError::new(Fault::AuthRequired, format!("{at} asks for a password and none is given; {PASSWORD}")));

@@ -11,4 +11,5 @@ pub mod slices;
 mod store;
 mod upkeep;
 
-pub use store::{Looked, Meters, Store};
+pub use store::{Looked, Meters, Seen, Store};
+pub use upkeep::probe;

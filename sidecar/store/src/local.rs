@@ -296,6 +296,8 @@ pub struct Local {
     most: usize,
     next: u64,
     gives: Vec<Add>,
+    /// A lease was begun.
+    begun: bool,
     sweep_at: usize,
 }
 
@@ -317,6 +319,7 @@ impl Local {
             most,
             next: 1,
             gives: Vec::new(),
+            begun: false,
             sweep_at: 64,
         }
     }
@@ -537,7 +540,10 @@ impl Local {
                             lease.deadline = lease.deadline.max(deadline);
                         }
                         Some(_) => {}
-                        lease @ None => *lease = Some(Lease { number, left: leased, deadline }),
+                        lease @ None => {
+                            *lease = Some(Lease { number, left: leased, deadline });
+                            self.begun = true;
+                        }
                     }
                 }
                 match wait {
@@ -815,16 +821,35 @@ impl Local {
         digest(text, b"places")
     }
 
-    /// What counted in all pods when the store last said so, or more if this pod alone took more: of the fullest count of a limit.
-    pub fn used(&mut self, text: &str, now: u64) -> Option<Amount> {
+    /// What counted in all pods when the store last said so, or more if this pod alone took more: of the fullest count of each limit,
+    /// by its identity.
+    pub fn used(&mut self, now: u64) -> std::collections::HashMap<Arc<str>, Amount> {
         let store = Clock::at(self.clock.least, now);
-        let mut most = None;
-        for (_, count) in self.counts.iter_mut().filter(|(key, _)| *key.text == *text) {
+        let mut all = std::collections::HashMap::new();
+        for (key, count) in &mut self.counts {
             count.own.forget(slice_of(store, count.window));
             let told = if now.saturating_sub(count.told_at) < count.window { count.told } else { 0 };
-            most = most.max(Some(told.max(count.own.total())));
+            let used = Amount::of_millionths(told.max(count.own.total()));
+            let most = all.entry(Arc::clone(&key.text)).or_insert(used);
+            *most = (*most).max(used);
         }
-        most.map(Amount::of_millionths)
+        all
+    }
+
+    /// Whether a take needs no question, since this pod has leased so much.
+    pub fn is_leased(&self, take: &Take, now: u64) -> bool {
+        self.leases && self.counts.get(&key_of(take)).is_some_and(|count| count.usable(take.amount.millionths(), now))
+    }
+
+    /// Whether a lease was begun since this was asked last.
+    pub fn has_begun_lease(&mut self) -> bool {
+        std::mem::take(&mut self.begun)
+    }
+
+    /// All leases are over now, and no other begins; gives what [`Local::closing`] does.
+    pub fn end_leases(&mut self) -> Vec<AskedCount> {
+        self.leases = false;
+        self.closing(u64::MAX)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -22,8 +22,8 @@ use tokio::{
 };
 use toolweir_engine::{
     Amount, Timestamp,
-    counters::Refusal,
-    shared::{self, Answer, Wanted},
+    counters::{Identity, Refusal},
+    shared::{self, Answer, SharedTake, Wanted},
     window::Full,
 };
 
@@ -40,7 +40,7 @@ const OPENING: Duration = Duration::from_secs(2);
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct Meters {
-    /// 1 while the store answers, else 0.
+    /// 0 while the store is needed and does not answer, else 1.
     pub up: IntGauge,
     /// Calls that were taken with a round trip.
     pub asked: IntCounter,
@@ -244,7 +244,10 @@ impl Store {
                 all
             }
             (Some(Plan::Ask(question)), Some(up)) => inner.ask(wanted, question, &up, engine).await,
-            (Some(Plan::Ask(_)) | None, _) => inner.without(wanted, engine),
+            (Some(Plan::Ask(_)) | None, _) => {
+                inner.meters.unavailable.inc();
+                inner.without(wanted, engine)
+            }
         };
         said.into_iter().map(|said| self.answer(said)).collect()
     }
@@ -290,6 +293,8 @@ impl Store {
             let (used, wait) = (u64::try_from(numbers.next()?).ok()?, numbers.next()?);
             let fits = match u64::try_from(wait) {
                 Ok(0) => Ok(()),
+                // This pod holds places that are among those used.
+                Ok(_) if self.0.lock().is_leased(take, self.0.now()) => Ok(()),
                 Ok(wait) if take.amount <= take.max => Err(Full::Until(engine.after(Duration::from_micros(wait)))),
                 _ => Err(Full::Never),
             };
@@ -300,9 +305,31 @@ impl Store {
     }
 }
 
-impl shared::Known for Store {
-    fn used(&self, identity: &toolweir_engine::counters::Identity) -> Option<Amount> {
-        self.0.lock().used(identity.as_str(), self.0.now())
+/// What is known of shared counts at one moment, for display.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(HashMap<Arc<str>, Amount>);
+
+impl shared::Known for Seen {
+    fn used(&self, identity: &Identity) -> Option<Amount> {
+        self.0.get(identity.as_str()).copied()
+    }
+}
+
+/// Of how many counts the store is asked for display.
+const SEEN: usize = 64;
+
+impl Store {
+    /// What is known of shared counts: of these takes what the store says, if it answers; else what it said last.
+    pub async fn seen(&self, takes: impl IntoIterator<Item = SharedTake>, engine: Timestamp) -> Seen {
+        let wanted = Wanted { takes: takes.into_iter().take(SEEN).collect(), ..Wanted::default() };
+        let mut seen = Seen(self.0.lock().used(self.0.now()));
+        if !wanted.takes.is_empty()
+            && let Some(looked) = self.look(std::slice::from_ref(&wanted), engine).await
+        {
+            let used = wanted.takes.iter().zip(looked.takes);
+            seen.0.extend(used.map(|(shared, (used, _))| (Arc::from(shared.take.identity.as_str()), used)));
+        }
+        seen
     }
 }
 
@@ -327,7 +354,6 @@ impl Inner {
     }
 
     fn without(&self, wanted: &[Wanted], engine: Timestamp) -> AllSaid {
-        self.meters.unavailable.inc();
         self.lock().without_store(wanted, self.now(), engine)
     }
 
@@ -351,6 +377,7 @@ impl Inner {
             }
         };
         self.fail(up.generation, failed);
+        self.meters.unavailable.inc();
         self.without(wanted, engine)
     }
 
@@ -428,11 +455,11 @@ impl Asked<'_> {
         }
         let Some(question) = self.question.take() else { return Err(form()) };
         let store = u64::try_from(*time).unwrap_or(0);
-        let leased_before = local.next_deadline().is_some();
         let said = local.answered(self.wanted, &question, store, rest, inner.now(), engine).map_err(|_| form())?;
-        let lease_is_new = !leased_before && local.next_deadline().is_some();
+        let leased = local.has_begun_lease();
         drop(local);
-        if lease_is_new {
+        // Its end is to be looked after.
+        if leased {
             inner.wake.notify_one();
         }
         let refused = said.iter().any(|said| matches!(said, Said::Refused(_)));

@@ -16,16 +16,16 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     config::{Config, Kind, StoreUrl},
-    connect::{Connection, Connector, Fault, StoreError},
+    connect::{Address, Connection, Connector, Fault, StoreError},
     local::{Add, PLACES_LIFE, POD_LIFE},
     scripts::{Keys, Scripts, epoch, integers},
     store::{Inner, Job, State, Store, Up, lost, name, unreadable},
 };
 
-/// How long a new epoch is closed.
+/// How long a new epoch is closed: longer than [`STEP`] and [`PAUSE`] together, after which every pod that lives has come.
 const CLOSED: Duration = Duration::from_secs(2);
 /// How long one step of a connection may take.
-const STEP: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_secs(1);
 /// How long the store may take to answer the upkeep before it counts as gone.
 const SILENCE: Duration = Duration::from_millis(500);
 /// How often a pod says that it lives.
@@ -33,7 +33,7 @@ const BEAT: Duration = Duration::from_secs(3);
 /// How often it is asked who the master is, where that can change.
 const MASTER: Duration = Duration::from_secs(5);
 /// The longest pause between attempts; the shortest is a tenth.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(500);
 /// The shortest sleep between two looks at what is to be done.
 const NAP: Duration = Duration::from_millis(4);
 /// How many commands are sent at once.
@@ -51,6 +51,20 @@ impl Store {
                 () = upkeep.serve(&job) => {}
                 changed = jobs.wait_for(other) => if changed.is_err() { return },
             }
+        }
+    }
+}
+
+impl Store {
+    /// Returns what is leased, before this process ends: what is not returned counts as used. It takes no longer than this.
+    pub async fn leave(&self, limit: Duration) {
+        let inner = &self.0;
+        let State::Up(up) = (**inner.state.load()).clone() else { return };
+        let closing = inner.lock().end_leases();
+        let closes: Vec<Cmd> = closing.iter().map(|count| up.keys.close(&up.scripts, &inner.pod, count)).collect();
+        let returned = timeout(limit, send_all(&up, &closes)).await;
+        if !matches!(returned, Ok(Ok(()))) {
+            tracing::debug!(leases = closes.len(), "what was leased of the shared store was not returned");
         }
     }
 }
@@ -74,6 +88,10 @@ impl Upkeep {
         // Another store is not up until it is connected to. The same one with another password goes on until then.
         if place.is_none() || place != self.place {
             self.down(State::Idle);
+        }
+        // Not missed by anybody.
+        if config.is_none() {
+            self.inner.meters.up.set(1);
         }
         self.place = place;
         let config = match config {
@@ -128,23 +146,12 @@ impl Upkeep {
         let connector = Connector::new(config)?;
         let address = connector.master(STEP).await?;
         let connection = connector.open(&address, STEP).await?;
-        let mut shas = Vec::new();
-        for text in Scripts::texts() {
-            let mut load = Cmd::new();
-            load.arg("SCRIPT").arg("LOAD").arg(text);
-            match self.send(&connection, &address, &load, STEP).await? {
-                Value::BulkString(sha) => shas.push(String::from_utf8_lossy(&sha).into_owned()),
-                Value::SimpleString(sha) => shas.push(sha),
-                _ => return Err(unreadable(&address)),
-            }
-        }
-        let shas: [String; 5] = shas.try_into().map_err(|_| unreadable(&address))?;
-        let scripts = Scripts::of(shas);
+        let scripts = load(&connection, &address, STEP).await?;
         let keys = Keys::new(&config.prefix);
         let closed = u64::try_from(CLOSED.as_micros()).unwrap_or(0);
         let sent = self.inner.now();
         let begin = keys.begin(&scripts, &connection.run_id, &name(), closed);
-        let answer = self.send(&connection, &address, &begin, STEP).await?;
+        let answer = send(&connection, &address, &begin, STEP).await?;
         let (store, text, opens) = epoch(&answer).ok_or_else(|| unreadable(&address))?;
         let received = self.inner.now();
         let keys = keys.within(&text);
@@ -192,7 +199,7 @@ impl Upkeep {
                 if inner.suspect.swap(false, Ordering::Relaxed) {
                     let mut ping = Cmd::new();
                     ping.arg("PING");
-                    self.send(&up.connection, &up.address, &ping, SILENCE).await?;
+                    send(&up.connection, &up.address, &ping, SILENCE).await?;
                 }
                 self.bring_alone(up).await?;
                 let (gives, closing) = {
@@ -201,7 +208,7 @@ impl Upkeep {
                 };
                 self.bring(up, &gives).await?;
                 let closes: Vec<Cmd> = closing.iter().map(|count| up.keys.close(&up.scripts, &inner.pod, count)).collect();
-                self.send_all(up, &closes).await?;
+                send_all(up, &closes).await?;
                 let groups = self.groups();
                 if now >= beat_at || groups != told || (now >= flush_at && inner.lock().places_changed()) {
                     let pods = self.beat(up, &groups).await?;
@@ -227,49 +234,22 @@ impl Upkeep {
             }
             let next = inner.lock().next_deadline().unwrap_or(beat_at).min(beat_at).min(now + 1_000_000);
             let nap = Duration::from_micros(next.saturating_sub(inner.now())).max(NAP);
-            let _ = timeout(nap, inner.wake.notified()).await;
-        }
-    }
-
-    async fn send(
-        &self,
-        connection: &Connection,
-        address: &crate::connect::Address,
-        cmd: &Cmd,
-        limit: Duration,
-    ) -> Result<Value, StoreError> {
-        let mut commands = connection.commands.clone();
-        match timeout(limit, commands.send_packed_command(cmd)).await {
-            Ok(result) => result.map_err(|error| lost(address, &error)),
-            Err(_) => Err(StoreError {
-                fault: Fault::Timeout,
-                message: format!("{address} did not answer within {} ms", limit.as_millis()),
-            }),
-        }
-    }
-
-    /// Sends commands of scripts, and makes sure that the epoch is still the same.
-    async fn send_all(&self, up: &Up, cmds: &[Cmd]) -> Result<(), StoreError> {
-        for batch in cmds.chunks(BATCH) {
-            let mut pipeline = Pipeline::with_capacity(batch.len());
-            for cmd in batch {
-                pipeline.add_command(cmd.clone());
-            }
-            let mut commands = up.connection.commands.clone();
-            let sent = timeout(STEP, commands.send_packed_commands(&pipeline, 0, batch.len())).await;
-            let answers = sent
-                .map_err(|_| StoreError { fault: Fault::Timeout, message: format!("{} did not answer", up.address) })?
-                .map_err(|error| lost(&up.address, &error))?;
-            for answer in answers {
-                current(up, &answer)?;
+            tokio::select! {
+                () = sleep(nap) => {}
+                () = inner.wake.notified() => {}
+                // Also where there is nothing to tell it: what this pod took must be brought before a new one opens.
+                () = up.connection.ended() => {
+                    let error = StoreError::new(Fault::Lost, format!("{} ended the connection", up.address));
+                    inner.fail(up.generation, error.clone());
+                    return error;
+                }
             }
         }
-        Ok(())
     }
 
     async fn bring(&self, up: &Up, adds: &[Add]) -> Result<(), StoreError> {
         let cmds: Vec<Cmd> = adds.iter().map(|add| up.keys.add(&up.scripts, add)).collect();
-        self.send_all(up, &cmds).await
+        send_all(up, &cmds).await
     }
 
     /// Brings what was taken while the store was away.
@@ -287,7 +267,7 @@ impl Upkeep {
         let places = self.inner.lock().all_places();
         let names: Vec<&str> = groups.iter().map(|group| &**group).collect();
         let cmd = up.keys.beat(&up.scripts, &self.inner.pod, &names, POD_LIFE, &places, PLACES_LIFE);
-        let answer = match self.send(&up.connection, &up.address, &cmd, SILENCE.max(STEP / 2)).await {
+        let answer = match send(&up.connection, &up.address, &cmd, SILENCE).await {
             Ok(answer) => current(up, &answer),
             Err(error) => Err(error),
         };
@@ -308,6 +288,63 @@ impl Upkeep {
             local.set_pods(group, u64::try_from(*pods).unwrap_or(0));
         }
     }
+}
+
+/// Sends commands of scripts, and makes sure that the epoch is still the same.
+async fn send_all(up: &Up, cmds: &[Cmd]) -> Result<(), StoreError> {
+    for batch in cmds.chunks(BATCH) {
+        let mut pipeline = Pipeline::with_capacity(batch.len());
+        for cmd in batch {
+            pipeline.add_command(cmd.clone());
+        }
+        let mut commands = up.connection.commands.clone();
+        let sent = timeout(STEP, commands.send_packed_commands(&pipeline, 0, batch.len())).await;
+        let answers = sent
+            .map_err(|_| StoreError { fault: Fault::Timeout, message: format!("{} did not answer", up.address) })?
+            .map_err(|error| lost(&up.address, &error))?;
+        for answer in answers {
+            current(up, &answer)?;
+        }
+    }
+    Ok(())
+}
+
+async fn send(connection: &Connection, address: &Address, cmd: &Cmd, limit: Duration) -> Result<Value, StoreError> {
+    let mut commands = connection.commands.clone();
+    match timeout(limit, commands.send_packed_command(cmd)).await {
+        Ok(result) => result.map_err(|error| lost(address, &error)),
+        Err(_) => Err(StoreError::new(Fault::Timeout, format!("{address} did not answer within {} ms", limit.as_millis()))),
+    }
+}
+
+async fn load(connection: &Connection, address: &Address, limit: Duration) -> Result<Scripts, StoreError> {
+    let mut shas = Vec::new();
+    for text in Scripts::texts() {
+        let mut load = Cmd::new();
+        load.arg("SCRIPT").arg("LOAD").arg(text);
+        match send(connection, address, &load, limit).await? {
+            Value::BulkString(sha) => shas.push(String::from_utf8_lossy(&sha).into_owned()),
+            Value::SimpleString(sha) => shas.push(sha),
+            _ => return Err(unreadable(address)),
+        }
+    }
+    let shas: [String; 5] = shas.try_into().map_err(|_| unreadable(address))?;
+    Ok(Scripts::of(shas))
+}
+
+/// Connects once, as pods do, and runs a script that looks and takes nothing: whether they could use the store. Each step may take
+/// so long.
+///
+/// # Errors
+/// They could not.
+pub async fn probe(config: &Config, limit: Duration) -> Result<(), StoreError> {
+    let connector = Connector::new(config)?;
+    let address = connector.master(limit).await?;
+    let connection = connector.open(&address, limit).await?;
+    let scripts = load(&connection, &address, limit).await?;
+    let look = Keys::new(&config.prefix).look(&scripts, &[], &[]);
+    let answer = send(&connection, &address, &look, limit).await?;
+    integers(&answer).map(drop).ok_or_else(|| unreadable(&address))
 }
 
 /// What an answer says after the code and the time; an error where the store is in another epoch.

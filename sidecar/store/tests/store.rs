@@ -1,0 +1,216 @@
+//! [`Store`] with its upkeep and a real redis-server: what pods see of each other, across restarts, changes and an end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use common::{Redis, free_port};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
+use tokio::{task::JoinHandle, time::sleep};
+use toolweir_crds::{OnStoreFailure, stream::SharedStore};
+use toolweir_engine::{
+    Amount, Timestamp,
+    counters::{Identity, Take, instance},
+    shared::{Answer, Known, SharedTake, Wanted},
+    window::Span,
+};
+use toolweir_store::{
+    Meters, Store,
+    config::Config,
+    connect::{Fault, StoreError},
+    probe,
+};
+
+const GROUP: &str = "Workload agents/Deployment/agent";
+const PASSWORD: &str = "kestrel-7-swordfish";
+
+fn meters() -> Meters {
+    let counter = |name: &str| IntCounter::new(name, name).unwrap();
+    Meters {
+        up: IntGauge::new("up", "up").unwrap(),
+        asked: counter("asked"),
+        leased: counter("leased"),
+        refused: counter("refused"),
+        known_full: counter("known_full"),
+        unavailable: counter("unavailable"),
+        timeout: counter("timeout"),
+        failures: IntCounterVec::new(Opts::new("failures", "failures"), &["fault"]).unwrap(),
+        round_trip: Histogram::with_opts(HistogramOpts::new("round_trip", "round_trip")).unwrap(),
+    }
+}
+
+fn config(port: u16, password: Option<&str>) -> Result<Config, StoreError> {
+    let store = SharedStore {
+        url: format!("redis://127.0.0.1:{port}"),
+        username: None,
+        password: password.map(ToOwned::to_owned),
+        ca: None,
+        prefix: "t".to_owned(),
+        leases: true,
+        budget_milliseconds: 5000,
+    };
+    Config::try_from(&store)
+}
+
+fn group() -> BTreeSet<Arc<str>> {
+    BTreeSet::from([GROUP.into()])
+}
+
+/// A pod; its upkeep ends with it.
+struct Pod {
+    store: Store,
+    meters: Meters,
+    began: Instant,
+    upkeep: JoinHandle<()>,
+}
+
+impl Pod {
+    async fn start(config: Result<Config, StoreError>) -> Self {
+        let meters = meters();
+        let store = Store::new(meters.clone(), 1000);
+        store.set_config(Some(config));
+        store.set_groups(group());
+        let kept = store.clone();
+        let upkeep = tokio::spawn(async move { kept.keep().await });
+        let pod = Self { store, meters, began: Instant::now(), upkeep };
+        pod.until("connected").await;
+        pod
+    }
+
+    async fn until(&self, state: &str) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.store.state() != state {
+            assert!(Instant::now() < end, "not {state}: {:?}", self.store.failure());
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::default().after(self.began.elapsed())
+    }
+
+    async fn take(&self, wanted: &Wanted) -> &'static str {
+        match &self.store.take(std::slice::from_ref(wanted), self.now()).await[0] {
+            Answer::Taken(taken) if taken.without_store.is_none() => "taken",
+            Answer::Taken(_) => "without the store",
+            Answer::Refused(_) => "refused",
+            Answer::Unavailable => "unavailable",
+            Answer::NotAsked => "not asked",
+        }
+    }
+
+    async fn used(&self, wanted: &Wanted) -> f64 {
+        let seen = self.store.seen(wanted.takes.iter().cloned(), self.now()).await;
+        seen.used(&wanted.takes[0].take.identity).unwrap_or_default().as_f64()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.upkeep.abort();
+    }
+}
+
+fn limit(max: u64, window: Duration) -> Wanted {
+    let take = Take {
+        identity: Identity::new("agents/bank#0"),
+        instance: instance(""),
+        span: Span::new(window),
+        max: Amount::whole(max),
+        amount: Amount::ONE,
+    };
+    let shared = SharedTake { take, whose: GROUP.into(), failure: OnStoreFailure::Deny };
+    Wanted { takes: [shared].into_iter().collect(), ..Wanted::default() }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn a_pod_that_is_idle_brings_what_it_took_before_a_store_that_began_anew_opens() {
+    let port = free_port();
+    let spawn = || Redis::spawn(port, &["--port", &port.to_string()]);
+    let redis = spawn();
+    let (one, other) = (Pod::start(config(port, None)).await, Pod::start(config(port, None)).await);
+    let wanted = limit(5, HOUR);
+    for _ in 0..5 {
+        assert_eq!(one.take(&wanted).await, "taken");
+    }
+    drop(redis);
+    // Nobody calls, and both know all the same.
+    one.until("unavailable").await;
+    other.until("unavailable").await;
+    assert_eq!((one.meters.up.get(), other.take(&wanted).await), (0, "unavailable"));
+    let _redis = spawn();
+    other.until("connected").await;
+    assert_eq!(other.take(&wanted).await, "refused");
+    assert_eq!(other.used(&wanted).await.to_bits(), 5_f64.to_bits());
+}
+
+#[tokio::test]
+async fn a_changed_password_is_no_outage_and_a_group_more_neither() {
+    let redis = Redis::start(&["--requirepass", "old"]);
+    let pod = Pod::start(config(redis.port, Some("old"))).await;
+    let wanted = limit(1_000_000, HOUR);
+    let calling = async {
+        for _ in 0..200 {
+            assert_eq!(pod.take(&wanted).await, "taken");
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let changing = async {
+        sleep(Duration::from_millis(100)).await;
+        redis.say(&["CONFIG", "SET", "requirepass", PASSWORD]);
+        pod.store.set_config(Some(config(redis.port, Some(PASSWORD))));
+        sleep(Duration::from_millis(100)).await;
+        pod.store.set_groups([GROUP.into(), "Policy agents/bank".into()].into());
+    };
+    tokio::join!(calling, changing);
+    assert_eq!((pod.meters.up.get(), pod.meters.unavailable.get()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_pod_that_ends_returns_what_it_leased_and_has_not_used() {
+    let redis = Redis::start(&[]);
+    let (one, other) = (Pod::start(config(redis.port, None)).await, Pod::start(config(redis.port, None)).await);
+    let wanted = limit(100_000, Duration::from_secs(60));
+    let mut calls = 0_u32;
+    while one.meters.leased.get() < 50 {
+        assert_eq!(one.take(&wanted).await, "taken");
+        calls += 1;
+        assert!(calls < 20_000, "no lease");
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert!(other.used(&wanted).await > f64::from(calls), "some is leased and not used");
+    one.store.leave(Duration::from_secs(5)).await;
+    assert_eq!(other.used(&wanted).await.to_bits(), f64::from(calls).to_bits());
+}
+
+#[tokio::test]
+async fn a_store_that_may_forget_counts_is_refused_until_it_may_not() {
+    let redis = Redis::start(&["--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru"]);
+    let error = probe(&config(redis.port, None).unwrap(), Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!(error.fault, Fault::Evicts);
+    assert!(error.message.contains("set maxmemory-policy noeviction"), "{error}");
+    redis.say(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    probe(&config(redis.port, None).unwrap(), Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_script_may_not_do_is_a_missing_permission_and_a_full_memory_is_told_apart() {
+    let redis = Redis::start(&[]);
+    redis.say(&["ACL", "SETUSER", "default", "-time"]);
+    let error = probe(&config(redis.port, None).unwrap(), Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!(error.fault, Fault::NoPermission, "{error}");
+    redis.say(&["ACL", "SETUSER", "default", "+time"]);
+    let pod = Pod::start(config(redis.port, None)).await;
+    redis.say(&["CONFIG", "SET", "maxmemory", "1"]);
+    pod.take(&limit(5, HOUR)).await;
+    pod.until("unavailable").await;
+    assert_eq!(pod.store.failure().unwrap().fault, Fault::OutOfMemory);
+}
