@@ -557,7 +557,7 @@ struct Undecided<'a> {
 
 impl Undecided<'_> {
     fn finish(&mut self, answers: impl IntoIterator<Item = shared::Answer>) -> Option<(Decided, Record)> {
-        let decision = self.pending.take()?.finish(answers);
+        let decision = self.pending.take()?.finish(answers, self.governor.now());
         Some(self.governor.record(self.in_force, self.call, decision, self.arrived))
     }
 }

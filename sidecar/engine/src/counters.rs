@@ -145,6 +145,18 @@ impl Permit {
         }
     }
 
+    /// Counts what this pod counts itself from now on, and no longer from when it was taken: the call goes on only now.
+    pub(crate) fn restamp(&mut self, now: Timestamp) {
+        let Some(counters) = &self.counters else { return };
+        let mut inner = counters.lock();
+        for (key, slice, amount) in &mut self.taken {
+            if let Some(counter) = inner.counters.get_mut(key) {
+                counter.usage.give_back(*slice, *amount);
+                *slice = counter.usage.take(counter.span, now, *amount);
+            }
+        }
+    }
+
     /// Whether it holds a place among the calls under way.
     pub fn holds_places(&self) -> bool {
         !self.held.is_empty() || !self.places.is_empty()

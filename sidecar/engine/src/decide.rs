@@ -172,7 +172,7 @@ impl Engine {
     pub fn decide(&self, call: &Call<'_>, now: Timestamp) -> Decision {
         match self.begin(call, now) {
             Begun::Decided(decision) => decision,
-            Begun::Pending(pending) => pending.finish([]),
+            Begun::Pending(pending) => pending.finish([], now),
         }
     }
 
@@ -213,7 +213,7 @@ impl Engine {
         let nothing = wanted.iter().all(Wanted::is_empty);
         let (policy, entry) = (plan.policy.clone(), plan.entry.clone());
         let pending = Pending(Box::new(Halfway { engine: self, call: *call, now, policy, entry, wanted, groups }));
-        if nothing { Begun::Decided(pending.finish([])) } else { Begun::Pending(pending) }
+        if nothing { Begun::Decided(pending.finish([], now)) } else { Begun::Pending(pending) }
     }
 
     /// A look at a call by policies that decide together.
@@ -231,14 +231,15 @@ impl Pending<'_> {
     }
 
     /// Decides by the answers to each of [`Pending::wanted`], in the same order. One that is missing is
-    /// [`Answer::Unavailable`].
-    pub fn finish(self, answers: impl IntoIterator<Item = Answer>) -> Decision {
-        let Halfway { engine, call, now, policy, entry, wanted, groups } = *self.0;
+    /// [`Answer::Unavailable`]. What this pod counts itself counts from `now` on, when the answers are there.
+    pub fn finish(self, answers: impl IntoIterator<Item = Answer>, now: Timestamp) -> Decision {
+        let Halfway { engine, call, now: begun, policy, entry, wanted, groups } = *self.0;
+        let late = (now > begun).then_some(now);
         let look = Look { engine, call: &call, now, arguments: Ok(None) };
         let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let mut without_store = None;
         let settled = groups.into_iter().zip(wanted).zip(answers).map(|((group, wanted), answer)| {
-            let (said, without) = look.settle(group, &wanted, answer.unwrap_or(Answer::Unavailable));
+            let (said, without) = look.settle(group, &wanted, answer.unwrap_or(Answer::Unavailable), late);
             without_store = without_store.or(without);
             said
         });
@@ -459,20 +460,30 @@ impl Look<'_> {
         group: Result<(Local, Origins), Denial>,
         wanted: &Wanted,
         answer: Answer,
+        late: Option<Timestamp>,
     ) -> (Result<Permit, Denial>, Option<OnStoreFailure>) {
         let (local, origins) = match group {
             Ok(group) => group,
             Err(denial) => return (Err(denial), None),
         };
+        let keep = || {
+            let mut permit = local.keep();
+            if let Some(now) = late {
+                permit.restamp(now);
+            }
+            permit
+        };
         match answer {
             Answer::Taken(Taken { amounts, places, without_store }) => {
-                let mut permit = local.keep();
+                let mut permit = keep();
                 permit.join(Permit::elsewhere(amounts, places));
                 (Ok(permit), without_store)
             }
-            _ if wanted.is_empty() => (Ok(local.keep()), None),
+            _ if wanted.is_empty() => (Ok(keep()), None),
             Answer::Refused(refusal) => (Err(self.refusal(&refusal, &(wanted, &origins))), None),
-            Answer::Unavailable | Answer::NotAsked => (Err(self.unavailable(wanted, &origins)), Some(OnStoreFailure::Deny)),
+            // Something else denies the call.
+            Answer::NotAsked => (Err(self.unavailable(wanted, &origins)), None),
+            Answer::Unavailable => (Err(self.unavailable(wanted, &origins)), Some(OnStoreFailure::Deny)),
         }
     }
 

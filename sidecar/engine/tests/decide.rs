@@ -1248,15 +1248,16 @@ mod counts_that_pods_share {
         assert_eq!(reason(&decided(&engine, "c")), Reason::Denied);
         assert_eq!(reason(&decided(&engine, "d")), Reason::NotListed);
         // What this pod's own counts deny is put to nobody.
-        let _held: Vec<Permit> =
-            (0..2).map(|_| allowed(pending(&engine, "a").finish([Answer::Taken(Taken::default())]))).collect();
+        let _held: Vec<Permit> = (0..2)
+            .map(|_| allowed(pending(&engine, "a").finish([Answer::Taken(Taken::default())], Timestamp::default())))
+            .collect();
         assert_eq!(reason(&decided(&engine, "a")), Reason::Concurrency);
     }
 
     #[test]
     fn taken_it_is_held_together_with_the_pods_own_counts() {
         let (engine, watch) = (shared(&[tools(BOTH)]), Arc::new(Watch::default()));
-        let take = || allowed(pending(&engine, "a").finish([watch.taken()]));
+        let take = || allowed(pending(&engine, "a").finish([watch.taken()], Timestamp::default()));
         let mut permit = take();
         assert!(permit.holds_places());
         assert_eq!((used(&engine), watch.seen()), (vec![("5/minute".to_owned(), 1.0)], (0, 0)));
@@ -1290,8 +1291,9 @@ mod counts_that_pods_share {
             (Some(Answer::NotAsked), Reason::StoreUnavailable, Some(1), silent),
             (None, Reason::StoreUnavailable, Some(1), silent),
         ] {
-            let decision = pending(&engine, "a").finish(answer);
-            let without = (told == Reason::StoreUnavailable).then_some(OnStoreFailure::Deny);
+            let asked = !matches!(answer, Some(Answer::NotAsked));
+            let decision = pending(&engine, "a").finish(answer, Timestamp::default());
+            let without = (told == Reason::StoreUnavailable && asked).then_some(OnStoreFailure::Deny);
             assert_eq!(decision.without_store, without);
             assert_eq!((decision.policy.as_deref(), decision.entry.as_deref()), (Some("agents/p"), Some("a")));
             let denial = denied(decision);
@@ -1301,12 +1303,26 @@ mod counts_that_pods_share {
             assert_eq!(used(&engine), []);
         }
         // Its places are free, too: both are to be had.
-        let _held: Vec<Permit> =
-            (0..2).map(|_| allowed(pending(&engine, "a").finish([Answer::Taken(Taken::default())]))).collect();
+        let _held: Vec<Permit> = (0..2)
+            .map(|_| allowed(pending(&engine, "a").finish([Answer::Taken(Taken::default())], Timestamp::default())))
+            .collect();
         // Who asks nobody is denied.
         let engine = shared(&[tools(BOTH)]);
         assert_eq!(reason(&call(&engine, "a", "", 0)), Reason::StoreUnavailable);
         assert_eq!(used(&engine), []);
+    }
+
+    #[test]
+    fn what_the_pod_counts_itself_counts_from_when_the_call_goes_on() {
+        let engine = shared(&[tools("{name: a, limits: [{max: 1, window: second}, {max: 9, window: hour, scope: Workload}]}")]);
+        let at = |milliseconds: u64| {
+            let call = Call { server: "s", tool: "a", arguments: None, session: "" };
+            engine.begin(&call, Timestamp(milliseconds * SECOND / 1000))
+        };
+        let Begun::Pending(slow) = at(0) else { panic!("it is shared") };
+        drop(allowed(slow.finish([Answer::Taken(Taken::default())], Timestamp(SECOND * 9 / 10))));
+        assert!(matches!(at(1500), Begun::Decided(decision) if reason(&decision) == Reason::RateLimit));
+        assert!(matches!(at(1950), Begun::Pending(_)));
     }
 
     #[test]
@@ -1319,7 +1335,7 @@ mod counts_that_pods_share {
         // Others wait for the store in another thread.
         let decision = thread::scope(|scope| {
             let pending = pending(&engine, "a");
-            scope.spawn(move || pending.finish([Answer::Taken(Taken::default())])).join().unwrap()
+            scope.spawn(move || pending.finish([Answer::Taken(Taken::default())], Timestamp::default())).join().unwrap()
         });
         drop(allowed(decision));
         assert_eq!(used(&engine), [("5/minute".to_owned(), 1.0)]);
@@ -1338,30 +1354,30 @@ mod counts_that_pods_share {
         // `q` is refused, and takes nothing of its own counts; `r` does not say anything.
         let waiting = pending(&engine, "a");
         assert_eq!(waiting.wanted().iter().map(|wanted| wanted.takes.len()).collect::<Vec<_>>(), [1, 1, 1]);
-        let decision = waiting.finish([watch.taken(), full(9), watch.taken()]);
+        let decision = waiting.finish([watch.taken(), full(9), watch.taken()], Timestamp::default());
         assert_eq!(by(&decision), [(Reason::RateLimit, "agents/q".to_owned())]);
         assert_eq!((decision.without_store, decision.policy.as_deref()), (None, Some("agents/q")));
         allowed(decision).give_back();
         assert_eq!((used(&engine), watch.seen()), (vec![], (2, 2)));
         // The store fails between two questions.
-        let decision = pending(&engine, "a").finish([watch.taken(), Answer::Unavailable]);
+        let decision = pending(&engine, "a").finish([watch.taken(), Answer::Unavailable], Timestamp::default());
         assert_eq!(by(&decision), ["agents/q", "agents/r"].map(|name| (Reason::StoreUnavailable, name.to_owned())));
         assert_eq!(decision.without_store, Some(OnStoreFailure::Deny));
         allowed(decision).give_back();
         // Denied by those that are enforced, the others count nothing.
-        let decision = pending(&engine, "a").finish([full(9), Answer::NotAsked, watch.taken()]);
+        let decision = pending(&engine, "a").finish([full(9), Answer::NotAsked, watch.taken()], Timestamp::default());
         assert!(decision.would_deny.is_empty());
         assert_eq!(reason(&decision), Reason::RateLimit);
         assert_eq!((used(&engine), watch.seen()), (vec![], (4, 4)));
         // What is denied by the pod's own counts of an audited policy is not asked for.
-        drop(allowed(pending(&engine, "a").finish([watch.taken(), watch.taken(), watch.taken()])));
+        drop(allowed(pending(&engine, "a").finish([watch.taken(), watch.taken(), watch.taken()], Timestamp::default())));
         let waiting = pending(&engine, "a");
         assert_eq!(waiting.wanted().iter().map(|wanted| wanted.takes.len()).collect::<Vec<_>>(), [1, 0, 0]);
-        assert_eq!(by(&waiting.finish([watch.taken()])).len(), 2);
+        assert_eq!(by(&waiting.finish([watch.taken()], Timestamp::default())).len(), 2);
         let alone = shared(&[audit("q"), tools("{name: a}")]);
         let waiting = pending(&alone, "a");
         assert_eq!(waiting.wanted().iter().map(Wanted::is_empty).collect::<Vec<_>>(), [true, false]);
-        assert_eq!(by(&waiting.finish([Answer::Taken(Taken::default()), full(9)])).len(), 1);
+        assert_eq!(by(&waiting.finish([Answer::Taken(Taken::default()), full(9)], Timestamp::default())).len(), 1);
     }
 
     #[test]
@@ -1374,10 +1390,11 @@ mod counts_that_pods_share {
         let failures = |pending: &Pending<'_>| pending.wanted()[0].takes.iter().map(|take| take.failure).collect::<Vec<_>>();
         assert_eq!(failures(&pending(&engine, "a")), [OnStoreFailure::Allow, OnStoreFailure::PerPod]);
         let taken = Taken { without_store: Some(OnStoreFailure::PerPod), ..Taken::default() };
-        let decision = pending(&engine, "a").finish([Answer::Taken(taken)]);
+        let decision = pending(&engine, "a").finish([Answer::Taken(taken)], Timestamp::default());
         assert_eq!(decision.without_store, Some(OnStoreFailure::PerPod));
         // Where none says that it denies, the first is named; else the first that does.
-        let policy_of = |engine: &Engine| denied(pending(engine, "a").finish([])).policy.unwrap().to_string();
+        let policy_of =
+            |engine: &Engine| denied(pending(engine, "a").finish([], Timestamp::default())).policy.unwrap().to_string();
         assert_eq!(policy_of(&engine), "agents/o");
         let engine = shared(&[policy("o", &spec("Allow")), policy("p", &spec("Deny"))]);
         assert_eq!(policy_of(&engine), "agents/p");
@@ -1396,7 +1413,7 @@ mod counts_that_pods_share {
         let takes: Vec<(u64, Amount)> =
             waiting.wanted()[0].takes.iter().map(|s| (s.take.max.millionths(), s.take.amount)).collect();
         assert_eq!(takes, [(3_000_000, Amount::ONE), (4_000_000, Amount::ONE)]);
-        let denial = denied(waiting.finish([full(5)]));
+        let denial = denied(waiting.finish([full(5)], Timestamp::default()));
         assert_eq!((denial.limit.unwrap().max, denial.entry.as_deref()), (3, Some("a*")));
     }
 
@@ -1540,7 +1557,7 @@ mod counts_that_pods_share {
         // Nobody was asked.
         let said = explain(&engine, &Peeked::default());
         assert_eq!((said.decision.as_str(), said.verdict.reason.as_str()), ("denied", "store_unavailable"));
-        assert_eq!(said.verdict.message, Some(denied(pending(&engine, "a").finish([])).message));
+        assert_eq!(said.verdict.message, Some(denied(pending(&engine, "a").finish([], Timestamp::default())).message));
         let entry = of_entry(&said);
         assert_eq!(
             (entry.limits[1].fits, entry.limits[1].store_unavailable, entry.limits[0].store_unavailable),

@@ -47,7 +47,7 @@ pub fn decide(engine: &Engine, store: &Arc<Memory>, call: &Call<'_>, now: Timest
             Some(Err(refusal)) => Answer::Refused(refusal),
         });
     }
-    pending.finish(answers)
+    pending.finish(answers, now)
 }
 
 /// What a store says for an explanation.
