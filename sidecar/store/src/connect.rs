@@ -12,7 +12,8 @@ use std::{
 
 use hickory_resolver::TokioResolver;
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection,
 };
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, client::Resumption};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
@@ -104,6 +105,8 @@ pub enum Fault {
     OutOfMemory,
     /// It forgets counts where it has no room.
     Evicts,
+    /// It has lost what it knew, or begun anew.
+    Reset,
     /// The connection ended.
     Lost,
     /// It answers with another error.
@@ -112,7 +115,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BadConfig,
         Self::Unresolvable,
         Self::Refused,
@@ -127,6 +130,7 @@ impl Fault {
         Self::Loading,
         Self::OutOfMemory,
         Self::Evicts,
+        Self::Reset,
         Self::Lost,
         Self::Answer,
     ];
@@ -148,6 +152,7 @@ impl Fault {
             Self::Loading => "loading",
             Self::OutOfMemory => "out_of_memory",
             Self::Evicts => "evicts",
+            Self::Reset => "reset",
             Self::Lost => "lost",
             Self::Answer => "answer",
         }
@@ -216,7 +221,7 @@ pub fn slot(tag: &str) -> u16 {
 /// opened it.
 #[derive(Clone)]
 pub struct Connection {
-    /// Takes commands. It waits for an answer for as long as the connection lasts.
+    /// Takes commands. Errors of the server are values among its answers.
     pub commands: MultiplexedConnection,
     /// Names the run of the server: another one when it was restarted, or is another server.
     pub run_id: Arc<str>,
@@ -224,6 +229,32 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Sends a command and waits for its answer, for as long as the connection lasts.
+    ///
+    /// # Errors
+    /// The connection ends, or the server answers with an error.
+    pub async fn send(&self, cmd: &Cmd) -> RedisResult<Value> {
+        self.commands.clone().send_packed_command(cmd).await.and_then(Value::extract_error)
+    }
+
+    /// Sends commands at once and waits for all answers.
+    ///
+    /// # Errors
+    /// The connection ends, or the server answers one with an error.
+    pub async fn send_all(&self, cmds: &[Cmd]) -> RedisResult<Vec<Value>> {
+        let mut pipeline = Pipeline::with_capacity(cmds.len());
+        for cmd in cmds {
+            pipeline.add_command(cmd.clone());
+        }
+        let answers = self.commands.clone().send_packed_commands(&pipeline, 0, cmds.len()).await?;
+        answers.into_iter().map(Value::extract_error).collect()
+    }
+
+    /// Whether the other side has ended it.
+    pub fn has_ended(&self) -> bool {
+        self.driver.alive.has_changed().is_err()
+    }
+
     /// Waits until the other side has ended it.
     pub async fn ended(&self) {
         let mut alive = self.driver.alive.clone();
@@ -957,7 +988,7 @@ mod tests {
             ("-TRYAGAIN Multiple keys request during rehashing of slot", Fault::Loading),
             ("-ERR syntax error", Fault::Answer),
             ("-NOSCRIPT No matching script.", Fault::Answer),
-            ("-OOM command not allowed when used memory > 'maxmemory'.", Fault::Answer),
+            ("-OOM command not allowed when used memory > 'maxmemory'.", Fault::OutOfMemory),
         ];
         for (line, fault) in rows {
             let error = redis::parse_redis_value(format!("{line}\r\n").as_bytes()).unwrap().extract_error().expect_err(line);

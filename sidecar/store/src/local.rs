@@ -66,6 +66,8 @@ fn digest(text: &str, instance: &[u8]) -> Arc<str> {
 struct Lease {
     number: u64,
     left: u64,
+    /// It was taken for this maximum; limits that count together each have their own.
+    max: u64,
     /// From then on it is not used: a quarter of its length before the store's end.
     deadline: u64,
 }
@@ -84,9 +86,11 @@ struct Count {
     /// What counted in all pods when the store last said so.
     told: u64,
     told_at: u64,
-    /// Full for such an amount until then.
+    /// Full for such an amount and maximum, taken for granted until then, and in truth until the end.
     full_for: u64,
+    full_max: u64,
     full_until: u64,
+    full_end: Timestamp,
     /// Questions under way that tell of its lease or ask for one: until they are answered it is not closed.
     under_way: u32,
     /// What was taken since the last look at the pace, when that was, and the pace in millionths a second.
@@ -108,7 +112,9 @@ impl Count {
             told: 0,
             told_at: now,
             full_for: 0,
+            full_max: 0,
             full_until: 0,
+            full_end: Timestamp::default(),
             under_way: 0,
             taken: 0,
             looked_at: now,
@@ -122,16 +128,23 @@ impl Count {
         (self.window / 16).clamp(1, LONGEST_LEASE)
     }
 
-    fn usable(&self, amount: u64, now: u64) -> bool {
-        self.lease.is_some_and(|lease| now < lease.deadline && lease.left >= amount)
+    /// Whether what is leased suffices for a take.
+    fn usable(&self, take: &Take, now: u64) -> bool {
+        let (amount, max) = (take.amount.millionths(), take.max.millionths());
+        self.lease.is_some_and(|lease| now < lease.deadline && lease.left >= amount && lease.max <= max)
     }
 
-    /// How much to ask ahead: what the pace of late would use within a lease.
-    fn ahead(&mut self, amount: u64, now: u64) -> u64 {
+    /// When a take fits again, where that is known without asking: what did not fit for less or a larger maximum.
+    fn full(&self, take: &Take, now: u64) -> Option<Timestamp> {
+        let known = now < self.full_until && take.amount.millionths() >= self.full_for && take.max.millionths() <= self.full_max;
+        known.then_some(self.full_end)
+    }
+
+    /// How much to ask ahead: what the pace of late would use within a lease. Only what was taken makes the pace.
+    fn ahead(&mut self, now: u64) -> u64 {
         let (elapsed, length) = (now.saturating_sub(self.looked_at), self.lease_length());
         if elapsed >= length / 8 {
-            let pace =
-                u64::try_from(u128::from(self.taken + amount) * 1_000_000 / u128::from(elapsed.max(1))).unwrap_or(u64::MAX);
+            let pace = u64::try_from(u128::from(self.taken) * 1_000_000 / u128::from(elapsed.max(1))).unwrap_or(u64::MAX);
             self.pace = if elapsed > 4 * length { pace } else { u64::midpoint(self.pace, pace).max(pace / 2) };
             self.taken = 0;
             self.looked_at = now;
@@ -143,7 +156,7 @@ impl Count {
 
     /// Whether anything would be lost with it.
     fn is_idle(&self) -> bool {
-        self.own.is_empty() && self.lease.is_none() && self.alone.is_empty()
+        self.own.is_empty() && self.lease.is_none() && self.alone.is_empty() && self.under_way == 0
     }
 }
 
@@ -279,8 +292,6 @@ pub enum Plan {
     Said(AllSaid),
     /// Nothing: the store has to be asked.
     Ask(Question),
-    /// There are more counts than are kept.
-    OutOfCounters(usize),
 }
 
 /// How a pod shares.
@@ -339,6 +350,14 @@ impl Local {
         let (least, most) = (i128::from(store) - i128::from(received), i128::from(store) - i128::from(sent));
         // The tightest of the last second: a slow answer says less.
         let tighter = most - least <= self.clock.most - self.clock.least;
+        if !self.clock.set {
+            // What was taken before the store's clock was known counts from now on.
+            for count in self.counts.values_mut() {
+                let slice = slice_of(store, count.window);
+                count.own.move_to(slice);
+                count.alone.move_to(slice);
+            }
+        }
         if !self.clock.set || tighter || received.saturating_sub(self.clock_at) > 1_000_000 {
             self.clock = Clock { least, most, set: true };
             self.clock_at = received;
@@ -379,7 +398,8 @@ impl Local {
     /// What can be said of what a call wants. `engine` is the engine's time of now.
     pub fn plan(&mut self, wanted: &[Wanted], now: u64, engine: Timestamp) -> Plan {
         if let Err(index) = self.know(wanted, now) {
-            return Plan::OutOfCounters(index);
+            let refused = std::iter::once(Said::Refused(Refusal::OutOfCounters(index)));
+            return Plan::Said(refused.chain(wanted.iter().skip(1).map(|_| Said::NotAsked)).collect());
         }
         match self.leased(wanted, now, engine) {
             Some(said) => Plan::Said(said),
@@ -400,9 +420,9 @@ impl Local {
             let mut enough = group.holds.is_empty();
             for (index, SharedTake { take, .. }) in group.takes.iter().enumerate() {
                 let count = self.counts.get(&key_of(take))?;
-                if now < count.full_until && take.amount.millionths() >= count.full_for {
-                    found.push((index, Full::Until(later(engine, count.full_until - now))));
-                } else if !count.usable(take.amount.millionths(), now) {
+                if let Some(end) = count.full(take, now) {
+                    found.push((index, Full::Until(end.max(engine))));
+                } else if !count.usable(take, now) {
                     enough = false;
                 }
             }
@@ -454,7 +474,7 @@ impl Local {
                 let Some(count) = self.counts.get_mut(&key_of(take)) else { continue };
                 let amount = take.amount.millionths();
                 // One at a time: whoever is answered second could not tell which lease it is.
-                let ahead = if leases && count.under_way == 0 { count.ahead(amount, now) } else { 0 };
+                let ahead = if leases && count.under_way == 0 { count.ahead(now) } else { 0 };
                 // A lease that is over is closed, and what is leased after that is another.
                 let over = count.under_way == 0 && count.lease.is_some_and(|lease| now >= lease.deadline);
                 let number = count.lease.map_or(next, |lease| lease.number);
@@ -537,11 +557,12 @@ impl Local {
                     match &mut count.lease {
                         Some(lease) if lease.number == number => {
                             lease.left = lease.left.saturating_add(leased);
+                            lease.max = lease.max.max(take.max.millionths());
                             lease.deadline = lease.deadline.max(deadline);
                         }
                         Some(_) => {}
                         lease @ None => {
-                            *lease = Some(Lease { number, left: leased, deadline });
+                            *lease = Some(Lease { number, left: leased, max: take.max.millionths(), deadline });
                             self.begun = true;
                         }
                     }
@@ -551,8 +572,10 @@ impl Local {
                     1.. => {
                         let wait = u64::try_from(wait).unwrap_or(0);
                         count.full_for = amount;
+                        count.full_max = take.max.millionths();
                         count.full_until = question.sent + wait.min(count.window / 128).min(FULL);
-                        full.push((index, Full::Until(later(engine, wait))));
+                        count.full_end = later(engine, wait);
+                        full.push((index, Full::Until(count.full_end)));
                     }
                     _ => full.push((index, Full::Never)),
                 }
@@ -587,6 +610,22 @@ impl Local {
                 count.under_way = count.under_way.saturating_sub(1);
                 count.lease = None;
                 count.untold = Slices::default();
+            }
+            self.let_go(group);
+        }
+    }
+
+    /// A question was not sent. What it would have told is told another time.
+    pub fn unasked(&mut self, wanted: &[Wanted], question: &Question) {
+        for (group, AskedGroup { counts, .. }) in wanted.iter().zip(&question.groups) {
+            for (SharedTake { take, .. }, asked) in group.takes.iter().zip(counts) {
+                let [.., closed] = asked.numbers;
+                let Some(count) = self.counts.get_mut(&key_of(take)).filter(|_| asked.tells()) else { continue };
+                count.under_way = count.under_way.saturating_sub(1);
+                // Of one that is over all counts as used.
+                for (slice, amount) in asked.uses.iter().filter(|_| closed == 0) {
+                    count.untold.add(*slice, *amount);
+                }
             }
             self.let_go(group);
         }
@@ -717,9 +756,20 @@ impl Local {
         self.gives.len() > before
     }
 
-    /// What is to be given back to the store.
+    /// What is to be given back to the store, or to be moved there.
     pub fn gives(&mut self) -> Vec<Add> {
         std::mem::take(&mut self.gives)
+    }
+
+    /// Whether the store is to be told of something.
+    pub fn has_gives(&self) -> bool {
+        !self.gives.is_empty()
+    }
+
+    /// These may not have been told. What was moved is moved once more: that frees nothing. What was given back stays counted, since it
+    /// must not be given back twice.
+    pub fn gives_untold(&mut self, adds: Vec<Add>) {
+        self.gives.extend(adds.into_iter().filter(|add| add.slices.iter().map(|(_, amount)| amount).sum::<i64>() >= 0));
     }
 
     /// When the next lease is over, if there is one.
@@ -740,40 +790,41 @@ impl Local {
         closing
     }
 
-    /// The store has lost what it knew: what this pod took, for bringing it there. Leases are over.
-    pub fn everything(&mut self, now: u64) -> Vec<Add> {
+    /// The store is in another epoch and has lost what it knew since a moment of its clock: what is to be brought there. Leases are
+    /// over. What it gives second is told with it, as [`Local::taken_alone`] gives it.
+    pub fn everything(&mut self, since: u64, now: u64) -> (Vec<Add>, Vec<Add>) {
         self.gives.clear();
         let store = Clock::at(self.clock.least, now);
         let mut adds = Vec::new();
         for count in self.counts.values_mut() {
             count.lease = None;
             count.untold = Slices::default();
-            count.alone = Slices::default();
             count.own.forget(slice_of(store, count.window));
-            adds.extend(add(count, count.own.iter()));
+            let first = slice_of(since, count.window);
+            adds.extend(add(count, count.own.iter().filter(|(slice, _)| *slice >= first)));
+            // Of these the store never knew.
+            adds.extend(add(count, count.alone.iter().filter(|(slice, _)| *slice < first)));
         }
         for held in self.places.values_mut() {
             held.changed = true;
         }
-        adds
+        (adds, self.taken_alone())
     }
 
-    /// The store is as it was: what this pod took without it, for bringing it there.
-    pub fn taken_alone(&mut self) -> Vec<Add> {
-        let mut adds = Vec::new();
-        for count in self.counts.values_mut() {
-            let slices = count.alone.drain();
-            adds.extend(add(count, slices.into_iter()));
+    /// What this pod took without the store and the store does not know yet, for bringing it there.
+    pub fn taken_alone(&self) -> Vec<Add> {
+        self.counts.values().filter_map(|count| add(count, count.alone.iter())).collect()
+    }
+
+    /// The store knows this of what was taken alone.
+    pub fn alone_told(&mut self, adds: &[Add]) {
+        if adds.is_empty() {
+            return;
         }
-        adds
-    }
-
-    /// What could not be brought there is kept for the next time.
-    pub fn still_alone(&mut self, adds: &[Add]) {
-        for add in adds {
-            let Some(count) = self.counts.values_mut().find(|count| count.digest == add.digest) else { continue };
-            for (slice, amount) in &add.slices {
-                count.alone.add(*slice, u64::try_from(*amount).unwrap_or(0));
+        let told: HashMap<&str, &Add> = adds.iter().map(|add| (&*add.digest, add)).collect();
+        for count in self.counts.values_mut() {
+            for (slice, amount) in told.get(&*count.digest).into_iter().flat_map(|add| &add.slices) {
+                count.alone.remove(*slice, u64::try_from(*amount).unwrap_or(0));
             }
         }
     }
@@ -838,7 +889,7 @@ impl Local {
 
     /// Whether a take needs no question, since this pod has leased so much.
     pub fn is_leased(&self, take: &Take, now: u64) -> bool {
-        self.leases && self.counts.get(&key_of(take)).is_some_and(|count| count.usable(take.amount.millionths(), now))
+        self.leases && self.counts.get(&key_of(take)).is_some_and(|count| count.usable(take, now))
     }
 
     /// Whether a lease was begun since this was asked last.

@@ -74,6 +74,26 @@ impl Keys {
         &self.epoch
     }
 
+    /// The key of the stamp of the last sign of life.
+    fn stamp_key(&self) -> String {
+        format!("{{{}}}:stamp", self.tag)
+    }
+
+    /// What is to be brought to this epoch by a pod that was in that one: what it took since this moment of the store's clock, since
+    /// the store has lost no more. Everything, where it was in none, or has missed one between.
+    pub fn since(&self, before: Option<&str>) -> u64 {
+        fn parts(epoch: &str) -> Option<(&str, u64, u64)> {
+            let mut parts = epoch.split(' ');
+            let (name, _run, _opens) = (parts.next()?, parts.next()?, parts.next()?);
+            Some((name, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+        }
+        let followed = before.and_then(parts).zip(parts(&self.epoch));
+        match followed {
+            Some(((name, _, number), (same, since, next))) if name == same && number.checked_add(1) == Some(next) => since,
+            _ => 0,
+        }
+    }
+
     fn key(&self, kind: char, name: &str) -> String {
         let mut key = String::with_capacity(self.tag.len() + self.id.len() + name.len() + 6);
         let _ = write!(key, "{{{}}}:{}:{kind}:{name}", self.tag, self.id);
@@ -141,7 +161,8 @@ impl Keys {
         places: &[(std::sync::Arc<str>, u64, u64)],
         life: u64,
     ) -> Cmd {
-        let mut cmd = self.evalsha(&scripts.beat, groups.len() + places.len());
+        let mut cmd = self.evalsha(&scripts.beat, 1 + groups.len() + places.len());
+        cmd.arg(self.stamp_key());
         for group in groups {
             cmd.arg(self.key('p', group));
         }
@@ -175,8 +196,8 @@ impl Keys {
 
     /// Asks for the epoch, or begins one.
     pub fn begin(&self, scripts: &Scripts, run: &str, new: &str, closed: u64) -> Cmd {
-        let mut cmd = self.evalsha(&scripts.epoch, 0);
-        cmd.arg(run).arg(new).arg(closed);
+        let mut cmd = self.evalsha(&scripts.epoch, 1);
+        cmd.arg(self.stamp_key()).arg(run).arg(new).arg(closed);
         cmd
     }
 }

@@ -17,6 +17,9 @@ pub fn end_of(slice: u64, window: u64) -> u64 {
     (end / SLICES).saturating_mul(window).saturating_add((end % SLICES).saturating_mul(window).div_ceil(SLICES))
 }
 
+/// The most that is kept in all slices together: nothing fits beside it, and the store's numbers are exact up to it.
+const MOST: u64 = (1 << 53) - 1;
+
 /// What was taken in each slice, in millionths; oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Slices {
@@ -27,7 +30,11 @@ pub struct Slices {
 impl Slices {
     /// Counts an amount in a slice.
     pub fn add(&mut self, slice: u64, amount: u64) {
-        self.total = self.total.saturating_add(amount);
+        let amount = amount.min(MOST.saturating_sub(self.total));
+        if amount == 0 {
+            return;
+        }
+        self.total += amount;
         match self.held.iter().rposition(|(known, _)| *known <= slice) {
             Some(at) => match self.held.get_mut(at) {
                 Some((known, held)) if *known == slice => *held = held.saturating_add(amount),
@@ -72,6 +79,15 @@ impl Slices {
     /// Each slice and what it holds.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         self.held.iter().copied()
+    }
+
+    /// Counts all of it in one slice.
+    pub fn move_to(&mut self, slice: u64) {
+        let total = self.total;
+        self.held.clear();
+        if total > 0 {
+            self.held.push_back((slice, total));
+        }
     }
 
     /// Takes all of it out.

@@ -13,16 +13,16 @@ use std::{
 
 use arc_swap::ArcSwap;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
-use redis::Cmd;
 use ring::rand::{SecureRandom, SystemRandom};
 use smallvec::SmallVec;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
     time::timeout,
 };
+use toolweir_crds::bounds::SHARED_MAX;
 use toolweir_engine::{
     Amount, Timestamp,
-    counters::{Identity, Refusal},
+    counters::Identity,
     shared::{self, Answer, SharedTake, Wanted},
     window::Full,
 };
@@ -36,6 +36,12 @@ use crate::{
 
 /// How long a connection of a worker may take to be made.
 const OPENING: Duration = Duration::from_secs(2);
+/// How long after a connection of a worker could not be made the next attempt is.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How long an answer is waited for, also when its call is over. Then its connection is replaced.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long what was seen of other pods' counts is shown for the present.
+const SEEN_LIFE: u64 = 1_000_000;
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -105,6 +111,9 @@ pub(crate) struct Inner {
     budget: AtomicU64,
     started: Instant,
     id: u64,
+    /// What was seen last, and when; and whether somebody looks.
+    seen: ArcSwap<(u64, Seen)>,
+    looking: AtomicBool,
 }
 
 impl fmt::Debug for Store {
@@ -132,12 +141,33 @@ pub(crate) fn name() -> String {
 }
 
 /// A worker's connection, made by a task of its own so that a call with little time does not end the attempt.
-type Opening = watch::Receiver<Option<Result<Connection, StoreError>>>;
+#[derive(Clone)]
+struct Opening {
+    store: u64,
+    generation: u64,
+    /// When the attempt was made.
+    since: Instant,
+    result: watch::Receiver<Option<Result<Connection, StoreError>>>,
+}
+
+impl Opening {
+    /// Whether another attempt is due: it failed some time ago, or the connection has ended.
+    fn is_over(&self) -> bool {
+        match &*self.result.borrow() {
+            Some(Ok(connection)) => connection.has_ended(),
+            Some(Err(_)) => self.since.elapsed() >= AGAIN,
+            None => false,
+        }
+    }
+}
 
 thread_local! {
-    /// This thread's connections: whose store, of which generation.
-    static OPENED: RefCell<Vec<(u64, u64, Opening)>> = const { RefCell::new(Vec::new()) };
+    /// This thread's connections.
+    static OPENED: RefCell<Vec<Opening>> = const { RefCell::new(Vec::new()) };
 }
+
+/// What is answered to a call, for each thing that it wants.
+pub type Answers = SmallVec<[Answer; 2]>;
 
 /// A count as it is now in all pods.
 #[derive(Clone, Debug, Default)]
@@ -163,6 +193,8 @@ impl Store {
             budget: AtomicU64::new(50_000),
             started: Instant::now(),
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            seen: ArcSwap::default(),
+            looking: AtomicBool::new(false),
         }))
     }
 
@@ -218,7 +250,7 @@ impl Store {
     }
 
     /// Takes what a call wants. It never takes longer than the budget. `engine` is the engine's time.
-    pub async fn take(&self, wanted: &[Wanted], engine: Timestamp) -> SmallVec<[Answer; 2]> {
+    pub async fn take(&self, wanted: &[Wanted], engine: Timestamp) -> Answers {
         let inner = &self.0;
         let now = inner.now();
         let up = match &**inner.state.load() {
@@ -232,38 +264,16 @@ impl Store {
                 None => local.leased(wanted, now, engine).map(Plan::Said),
             }
         };
-        let said = match (plan, up) {
+        match (plan, up) {
             (Some(Plan::Said(said)), _) => {
                 let full = said.iter().any(|said| matches!(said, Said::Refused(_)));
                 if full { &inner.meters.known_full } else { &inner.meters.leased }.inc();
-                said
-            }
-            (Some(Plan::OutOfCounters(index)), _) => {
-                let mut all = AllSaid::new();
-                all.push(Said::Refused(Refusal::OutOfCounters(index)));
-                all
+                inner.answers(said)
             }
             (Some(Plan::Ask(question)), Some(up)) => inner.ask(wanted, question, &up, engine).await,
             (Some(Plan::Ask(_)) | None, _) => {
                 inner.meters.unavailable.inc();
                 inner.without(wanted, engine)
-            }
-        };
-        said.into_iter().map(|said| self.answer(said)).collect()
-    }
-
-    fn answer(&self, said: Said) -> Answer {
-        match said {
-            Said::Refused(refusal) => Answer::Refused(refusal),
-            Said::Unavailable => Answer::Unavailable,
-            Said::NotAsked => Answer::NotAsked,
-            Said::Taken(local::Taken { took, places, without_store }) => {
-                let (amounts, held) = (Arc::clone(&self.0), Arc::clone(&self.0));
-                Answer::Taken(shared::Taken {
-                    amounts: (!took.is_empty()).then(|| Box::new(Amounts { inner: amounts, took }) as Box<dyn shared::Amounts>),
-                    places: (!places.is_empty()).then(|| Box::new(Places { inner: held, places }) as Box<dyn shared::Places>),
-                    without_store,
-                })
             }
         }
     }
@@ -280,9 +290,8 @@ impl Store {
             .collect();
         let holds = wanted.iter().flat_map(|wanted| &wanted.holds);
         let places: Vec<_> = holds.map(|hold| Local::asked_places(hold.hold.identity.as_str())).collect();
-        let mut connection = up.connection.commands.clone();
         let cmd = up.keys.look(&up.scripts, &counts, &places);
-        let value = timeout(Duration::from_secs(1), connection.send_packed_command(&cmd)).await.ok()?.ok()?;
+        let value = timeout(Duration::from_secs(1), up.connection.send(&cmd)).await.ok()?.ok()?;
         let mut numbers = integers(&value)?.into_iter();
         if numbers.next()? != 0 {
             return None;
@@ -319,17 +328,47 @@ impl shared::Known for Seen {
 const SEEN: usize = 64;
 
 impl Store {
-    /// What is known of shared counts: of these takes what the store says, if it answers; else what it said last.
+    /// What is known of shared counts: of these takes what the store says, if it answers; else what it said last. It is asked once a
+    /// second at most, whoever wants to know.
     pub async fn seen(&self, takes: impl IntoIterator<Item = SharedTake>, engine: Timestamp) -> Seen {
-        let wanted = Wanted { takes: takes.into_iter().take(SEEN).collect(), ..Wanted::default() };
-        let mut seen = Seen(self.0.lock().used(self.0.now()));
+        let inner = &self.0;
+        let now = inner.now();
+        let last = inner.seen.load_full();
+        let (at, last) = &*last;
+        let fresh = *at > 0 && now.saturating_sub(*at) < SEEN_LIFE;
+        let mut seen = Seen(inner.lock().used(now));
+        if fresh || inner.looking.swap(true, Ordering::AcqRel) {
+            for (text, used) in &last.0 {
+                let most = seen.0.entry(Arc::clone(text)).or_insert(*used);
+                *most = (*most).max(*used);
+            }
+            return seen;
+        }
+        // Taken back also when nobody waits any more.
+        let _looking = Looking(&inner.looking);
+        let all = |mut shared: SharedTake| {
+            // Whether it fits is not asked for: that takes longer.
+            (shared.take.amount, shared.take.max) = (Amount::default(), Amount::whole(SHARED_MAX.unsigned_abs()));
+            shared
+        };
+        let wanted = Wanted { takes: takes.into_iter().take(SEEN).map(all).collect(), ..Wanted::default() };
         if !wanted.takes.is_empty()
             && let Some(looked) = self.look(std::slice::from_ref(&wanted), engine).await
         {
             let used = wanted.takes.iter().zip(looked.takes);
-            seen.0.extend(used.map(|(shared, (used, _))| (Arc::from(shared.take.identity.as_str()), used)));
+            let told: HashMap<_, _> = used.map(|(shared, (used, _))| (Arc::from(shared.take.identity.as_str()), used)).collect();
+            seen.0.extend(told.iter().map(|(text, used)| (Arc::clone(text), *used)));
+            inner.seen.store(Arc::new((inner.now().max(1), Seen(told))));
         }
         seen
+    }
+}
+
+struct Looking<'a>(&'a AtomicBool);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -345,83 +384,109 @@ impl Inner {
 
     /// The store of this generation does not answer.
     pub fn fail(&self, generation: u64, error: StoreError) {
-        let state = self.state.load();
-        if matches!(&**state, State::Up(up) if up.generation == generation) {
-            self.state.store(Arc::new(State::Down(error)));
+        let state = self.state.load_full();
+        if !matches!(&*state, State::Up(up) if up.generation == generation) {
+            return;
+        }
+        let before = self.state.compare_and_swap(&state, Arc::new(State::Down(error)));
+        if Arc::ptr_eq(&before, &state) {
             self.meters.up.set(0);
             self.wake.notify_one();
         }
     }
 
-    fn without(&self, wanted: &[Wanted], engine: Timestamp) -> AllSaid {
-        self.lock().without_store(wanted, self.now(), engine)
+    /// A connection may be bad; whether the store is gone, or this process was not scheduled, the upkeep finds out.
+    fn suspect(&self) {
+        self.suspect.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
     }
 
-    async fn ask(&self, wanted: &[Wanted], question: Question, up: &Arc<Up>, engine: Timestamp) -> AllSaid {
-        let cmd = up.keys.take(&up.scripts, &self.pod, &question);
-        let asked = Asked { inner: self, wanted, question: Some(question) };
-        let budget = Duration::from_micros(self.budget.load(Ordering::Relaxed));
-        let failed = match timeout(budget, self.send(up, &cmd)).await {
-            Ok(Ok(numbers)) => match asked.answered(up.generation, &numbers, engine) {
-                Ok(said) => return said,
-                Err(error) => error,
-            },
-            Ok(Err(error)) => error,
-            Err(_) => {
-                drop(asked);
-                // Whether the store is gone or this process was not scheduled, the upkeep finds out.
-                self.meters.timeout.inc();
-                self.suspect.store(true, Ordering::Relaxed);
-                self.wake.notify_one();
-                return self.without(wanted, engine);
+    fn without(self: &Arc<Self>, wanted: &[Wanted], engine: Timestamp) -> Answers {
+        let said = self.lock().without_store(wanted, self.now(), engine);
+        self.answers(said)
+    }
+
+    fn answers(self: &Arc<Self>, said: AllSaid) -> Answers {
+        said.into_iter().map(|said| self.answer(said)).collect()
+    }
+
+    fn answer(self: &Arc<Self>, said: Said) -> Answer {
+        match said {
+            Said::Refused(refusal) => Answer::Refused(refusal),
+            Said::Unavailable => Answer::Unavailable,
+            Said::NotAsked => Answer::NotAsked,
+            Said::Taken(local::Taken { took, places, without_store }) => {
+                let (amounts, held) = (Arc::clone(self), Arc::clone(self));
+                Answer::Taken(shared::Taken {
+                    amounts: (!took.is_empty()).then(|| Box::new(Amounts { inner: amounts, took }) as Box<dyn shared::Amounts>),
+                    places: (!places.is_empty()).then(|| Box::new(Places { inner: held, places }) as Box<dyn shared::Places>),
+                    without_store,
+                })
             }
-        };
-        self.fail(up.generation, failed);
-        self.meters.unavailable.inc();
+        }
+    }
+
+    /// Asks the store. The question is a task of its own: where its call is over before it is answered, what was taken is given back,
+    /// and what it tells of leases holds all the same.
+    async fn ask(self: &Arc<Self>, wanted: &[Wanted], question: Question, up: &Arc<Up>, engine: Timestamp) -> Answers {
+        let (sender, receiver) = oneshot::channel();
+        let asking = Asking { inner: Arc::clone(self), up: Arc::clone(up), wanted: wanted.to_vec(), question: Some(question) };
+        tokio::spawn(asking.run(engine, sender));
+        let budget = Duration::from_micros(self.budget.load(Ordering::Relaxed));
+        match timeout(budget, receiver).await {
+            Ok(Ok(answers)) => {
+                let refused = answers.iter().any(|answer| matches!(answer, Answer::Refused(_)));
+                if refused { &self.meters.refused } else { &self.meters.asked }.inc();
+                return answers;
+            }
+            Ok(Err(_)) => self.meters.unavailable.inc(),
+            Err(_) => {
+                self.meters.timeout.inc();
+                self.suspect();
+            }
+        }
         self.without(wanted, engine)
     }
 
-    async fn send(&self, up: &Arc<Up>, cmd: &Cmd) -> Result<Vec<i64>, StoreError> {
-        let mut connection = self.connection(up).await?;
-        let before = Instant::now();
-        let value = connection.commands.send_packed_command(cmd).await.map_err(|error| lost(&up.address, &error))?;
-        self.meters.round_trip.observe(before.elapsed().as_secs_f64());
-        integers(&value).ok_or_else(|| unreadable(&up.address))
-    }
-
     /// This thread's connection.
-    async fn connection(&self, up: &Arc<Up>) -> Result<Connection, StoreError> {
+    async fn connection(self: &Arc<Self>, up: &Arc<Up>) -> Result<Connection, StoreError> {
         let mut opening = OPENED.with_borrow_mut(|opened| {
-            let known = opened.iter().find(|(id, generation, _)| (*id, *generation) == (self.id, up.generation));
-            if let Some((.., opening)) = known {
-                return opening.clone();
+            opened.retain(|opening| opening.store != self.id || (opening.generation == up.generation && !opening.is_over()));
+            if let Some(known) = opened.iter().find(|opening| opening.store == self.id) {
+                return known.clone();
             }
-            opened.retain(|(id, ..)| *id != self.id);
-            let (sender, opening) = watch::channel(None);
+            let (sender, result) = watch::channel(None);
             let task = Arc::clone(up);
             tokio::spawn(async move {
                 let result = task.connector.open(&task.address, OPENING).await.and_then(|connection| {
                     let same = connection.run_id == task.connection.run_id;
-                    same.then_some(connection)
-                        .ok_or_else(|| StoreError { fault: Fault::Lost, message: format!("{} was started again", task.address) })
+                    let error = || StoreError::new(Fault::Lost, format!("{} was started again", task.address));
+                    same.then_some(connection).ok_or_else(error)
                 });
+                drop(task);
                 sender.send_replace(Some(result));
                 // Kept until nobody asks any more.
                 sender.closed().await;
             });
-            opened.push((self.id, up.generation, opening.clone()));
+            let opening = Opening { store: self.id, generation: up.generation, since: Instant::now(), result };
+            opened.push(opening.clone());
             opening
         });
-        if let Some(result) = &*opening.borrow() {
+        if let Some(result) = &*opening.result.borrow() {
             return result.clone();
         }
-        let done = opening.wait_for(Option::is_some).await;
+        let done = opening.result.wait_for(Option::is_some).await;
         done.ok().and_then(|result| result.clone()).unwrap_or_else(|| Err(unreadable(&up.address)))
+    }
+
+    /// This thread's connection is not used any more.
+    fn discard(&self) {
+        OPENED.with_borrow_mut(|opened| opened.retain(|opening| opening.store != self.id));
     }
 }
 
 pub(crate) fn lost(address: &Address, error: &redis::RedisError) -> StoreError {
-    StoreError { fault: fault_of(error), message: format!("{address}: {error}") }
+    StoreError::new(fault_of(error), format!("{address}: {error}"))
 }
 
 pub(crate) fn unreadable(address: &Address) -> StoreError {
@@ -432,46 +497,90 @@ pub(crate) fn unreadable(address: &Address) -> StoreError {
 }
 
 /// A question under way. Dropped without an answer, it gives up what it asked for.
-struct Asked<'a> {
-    inner: &'a Inner,
-    wanted: &'a [Wanted],
+struct Asking {
+    inner: Arc<Inner>,
+    up: Arc<Up>,
+    wanted: Vec<Wanted>,
     question: Option<Question>,
 }
 
-impl Asked<'_> {
-    fn answered(mut self, generation: u64, numbers: &[i64], engine: Timestamp) -> Result<AllSaid, StoreError> {
-        let inner = self.inner;
-        let form = || StoreError { fault: Fault::Answer, message: "the store gives an answer of another form".to_owned() };
-        let (code, rest) = numbers.split_first().ok_or_else(form)?;
-        let (time, rest) = rest.split_first().ok_or_else(form)?;
-        if *code != 0 {
-            return Err(StoreError { fault: Fault::Lost, message: "the store has lost what it knew".to_owned() });
+impl Asking {
+    async fn run(mut self, engine: Timestamp, sender: oneshot::Sender<Answers>) {
+        let Some(question) = &self.question else { return };
+        let cmd = self.up.keys.take(&self.up.scripts, &self.inner.pod, question);
+        let connection = self.inner.connection(&self.up).await;
+        let connection = match connection {
+            Ok(connection) if !sender.is_closed() => connection,
+            not_sent => {
+                if let Some(question) = self.question.take() {
+                    self.inner.lock().unasked(&self.wanted, &question);
+                }
+                if not_sent.is_err() {
+                    self.inner.suspect();
+                }
+                return;
+            }
+        };
+        let before = Instant::now();
+        let failed = match timeout(PATIENCE, connection.send(&cmd)).await {
+            Ok(Ok(value)) => {
+                self.inner.meters.round_trip.observe(before.elapsed().as_secs_f64());
+                let numbers = integers(&value).ok_or_else(|| unreadable(&self.up.address));
+                match numbers.and_then(|numbers| self.answered(&numbers, engine)) {
+                    Ok(said) => return self.deliver(said, sender),
+                    Err(error) => error,
+                }
+            }
+            Ok(Err(error)) => lost(&self.up.address, &error),
+            Err(_) => StoreError::new(Fault::Timeout, format!("{} did not answer", self.up.address)),
+        };
+        if matches!(failed.fault, Fault::Lost | Fault::Timeout) {
+            // It may be this connection alone.
+            self.inner.discard();
+            self.inner.suspect();
+        } else {
+            self.inner.fail(self.up.generation, failed);
         }
-        let mut local = inner.lock();
+    }
+
+    fn answered(&mut self, numbers: &[i64], engine: Timestamp) -> Result<AllSaid, StoreError> {
+        let form = || unreadable(&self.up.address);
+        let [code, time, rest @ ..] = numbers else { return Err(form()) };
+        if *code != 0 {
+            return Err(StoreError::new(Fault::Reset, format!("{} has lost what it knew, or begun anew", self.up.address)));
+        }
+        let mut local = self.inner.lock();
         // What is taken now must be among what is brought to the store if it has to begin anew; so not after that.
-        if !matches!(&**inner.state.load(), State::Up(up) if up.generation == generation) {
+        let epoch = self.up.keys.epoch();
+        if !matches!(&**self.inner.state.load(), State::Up(up) if up.keys.epoch() == epoch) {
             drop(local);
-            return Err(StoreError { fault: Fault::Lost, message: "the connection was lost".to_owned() });
+            return Err(StoreError::new(Fault::Lost, format!("the connection to {} was lost", self.up.address)));
         }
         let Some(question) = self.question.take() else { return Err(form()) };
         let store = u64::try_from(*time).unwrap_or(0);
-        let said = local.answered(self.wanted, &question, store, rest, inner.now(), engine).map_err(|_| form())?;
-        let leased = local.has_begun_lease();
+        let said = local.answered(&self.wanted, &question, store, rest, self.inner.now(), engine).map_err(|_| form())?;
+        let wake = local.has_begun_lease() | local.has_gives();
         drop(local);
-        // Its end is to be looked after.
-        if leased {
-            inner.wake.notify_one();
+        if wake {
+            self.inner.wake.notify_one();
         }
-        let refused = said.iter().any(|said| matches!(said, Said::Refused(_)));
-        if refused { &inner.meters.refused } else { &inner.meters.asked }.inc();
         Ok(said)
+    }
+
+    fn deliver(&self, said: AllSaid, sender: oneshot::Sender<Answers>) {
+        let Err(late) = sender.send(self.inner.answers(said)) else { return };
+        for answer in late {
+            if let Answer::Taken(shared::Taken { amounts: Some(amounts), .. }) = answer {
+                shared::Amounts::give_back(amounts);
+            }
+        }
     }
 }
 
-impl Drop for Asked<'_> {
+impl Drop for Asking {
     fn drop(&mut self) {
         if let Some(question) = self.question.take() {
-            self.inner.lock().unanswered(self.wanted, &question);
+            self.inner.lock().unanswered(&self.wanted, &question);
         }
     }
 }

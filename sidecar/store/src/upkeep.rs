@@ -1,16 +1,16 @@
 //! Keeps the connection to the store: finds it, begins its epochs, tells it what this pod did without it, and says that the pod lives.
 //!
-//! An epoch is the time since which the store has lost nothing. A store that was started again, or whose data are gone, begins a
-//! new one, empty and closed for [`CLOSED`]: every pod brings what it took itself before it takes anything more, so that no
-//! window is forgotten. Keys of the old epoch are not read again and expire.
+//! An epoch is a span in which the store has lost nothing. One that was started again, or that is another server, begins a new one,
+//! closed for [`CLOSED`]: every pod brings what it took itself and the store may have lost before it takes anything more, so that no
+//! window is forgotten. Counts that came through, on disk or in a replica, count on.
 
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, Value};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::{sleep, timeout};
 
@@ -22,20 +22,23 @@ use crate::{
     store::{Inner, Job, State, Store, Up, lost, name, unreadable},
 };
 
-/// How long a new epoch is closed: longer than [`STEP`] and [`PAUSE`] together, after which every pod that lives has come.
+/// How long a new epoch is closed: longer than [`STEP`] and [`PAUSE`] together, and than [`BEAT`], after which every pod that reaches
+/// the store has come.
 const CLOSED: Duration = Duration::from_secs(2);
 /// How long one step of a connection may take.
 const STEP: Duration = Duration::from_secs(1);
 /// How long the store may take to answer the upkeep before it counts as gone.
 const SILENCE: Duration = Duration::from_millis(500);
 /// How often a pod says that it lives.
-const BEAT: Duration = Duration::from_secs(3);
+const BEAT: Duration = Duration::from_millis(1500);
 /// How often it is asked who the master is, where that can change.
 const MASTER: Duration = Duration::from_secs(5);
 /// The longest pause between attempts; the shortest is a tenth.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The shortest sleep between two looks at what is to be done.
 const NAP: Duration = Duration::from_millis(4);
+/// How long the store has to answer before it counts as steady: one that fails soon after it was reached is not tried faster for it.
+const STEADY: Duration = Duration::from_secs(5);
 /// How many commands are sent at once.
 const BATCH: usize = 128;
 
@@ -65,6 +68,20 @@ impl Store {
         let returned = timeout(limit, send_all(&up, &closes)).await;
         if !matches!(returned, Ok(Ok(()))) {
             tracing::debug!(leases = closes.len(), "what was leased of the shared store was not returned");
+        }
+    }
+}
+
+/// What is being given back or moved; what is left of it when this is dropped may not have been told.
+struct Gives<'a> {
+    inner: &'a Inner,
+    adds: Vec<Add>,
+}
+
+impl Drop for Gives<'_> {
+    fn drop(&mut self) {
+        if !self.adds.is_empty() {
+            self.inner.lock().gives_untold(std::mem::take(&mut self.adds));
         }
     }
 }
@@ -102,15 +119,24 @@ impl Upkeep {
             }
             None => return std::future::pending().await,
         };
+        let connector = match Connector::new(config) {
+            Ok(connector) => connector,
+            Err(error) => {
+                self.failed(error);
+                return std::future::pending().await;
+            }
+        };
         let mut attempt = 0;
         loop {
-            let error = match self.connect(config).await {
+            let error = match self.connect(&connector, config).await {
                 Ok(up) => {
-                    attempt = 0;
                     self.told = None;
                     tracing::info!(address = %up.address, "the shared store answers");
+                    let began = Instant::now();
                     let error = self.look_after(&up, config).await;
-                    drop(up);
+                    if began.elapsed() > STEADY {
+                        attempt = 0;
+                    }
                     error
                 }
                 Err(error) => error,
@@ -142,8 +168,7 @@ impl Upkeep {
         self.told = Some(error.clone());
     }
 
-    async fn connect(&mut self, config: &Config) -> Result<Arc<Up>, StoreError> {
-        let connector = Connector::new(config)?;
+    async fn connect(&mut self, connector: &Connector, config: &Config) -> Result<Arc<Up>, StoreError> {
         let address = connector.master(STEP).await?;
         let connection = connector.open(&address, STEP).await?;
         let scripts = load(&connection, &address, STEP).await?;
@@ -156,18 +181,24 @@ impl Upkeep {
         let received = self.inner.now();
         let keys = keys.within(&text);
         self.generation += 1;
-        let up = Arc::new(Up { generation: self.generation, address, connector, keys, scripts, connection });
+        let (generation, connector) = (self.generation, connector.clone());
+        let up = Arc::new(Up { generation, address, connector, keys, scripts, connection });
         self.inner.lock().set_clock(store, sent, received);
         if self.epoch.as_deref() != Some(&text) {
+            // What a question takes from now on would not be brought.
+            self.down(State::Idle);
+            let since = up.keys.since(self.epoch.as_deref());
+            let (adds, alone) = self.inner.lock().everything(since, received);
             // If this fails half-way, all of it is brought again: what counts twice is safe.
-            let adds = self.inner.lock().everything(received);
             self.bring(&up, &adds).await?;
+            self.inner.lock().alone_told(&alone);
             self.epoch = Some(text);
         }
         self.beat(&up, &self.groups()).await?;
         if opens > store {
             tracing::info!(milliseconds = (opens - store) / 1000, "the shared store is new; pods bring what they counted");
-            sleep(Duration::from_micros(opens - store)).await;
+            // Also where the store's clock was set back.
+            sleep(Duration::from_micros(opens - store).min(CLOSED)).await;
         }
         self.bring_alone(&up).await?;
         // The others have come by now.
@@ -206,7 +237,9 @@ impl Upkeep {
                     let mut local = inner.lock();
                     (local.gives(), local.closing(now))
                 };
-                self.bring(up, &gives).await?;
+                let mut gives = Gives { inner: &inner, adds: gives };
+                self.bring(up, &gives.adds).await?;
+                gives.adds.clear();
                 let closes: Vec<Cmd> = closing.iter().map(|count| up.keys.close(&up.scripts, &inner.pod, count)).collect();
                 send_all(up, &closes).await?;
                 let groups = self.groups();
@@ -232,7 +265,11 @@ impl Upkeep {
                 inner.fail(up.generation, error.clone());
                 return error;
             }
-            let next = inner.lock().next_deadline().unwrap_or(beat_at).min(beat_at).min(now + 1_000_000);
+            let next = {
+                let local = inner.lock();
+                let flush = if local.places_changed() { flush_at } else { beat_at };
+                local.next_deadline().unwrap_or(beat_at).min(beat_at).min(flush).min(now + 1_000_000)
+            };
             let nap = Duration::from_micros(next.saturating_sub(inner.now())).max(NAP);
             tokio::select! {
                 () = sleep(nap) => {}
@@ -252,14 +289,12 @@ impl Upkeep {
         send_all(up, &cmds).await
     }
 
-    /// Brings what was taken while the store was away.
+    /// Brings what was taken while the store was away. If this ends half-way, it is brought again: what counts twice is safe.
     async fn bring_alone(&self, up: &Up) -> Result<(), StoreError> {
         let adds = self.inner.lock().taken_alone();
-        let brought = self.bring(up, &adds).await;
-        if brought.is_err() {
-            self.inner.lock().still_alone(&adds);
-        }
-        brought
+        self.bring(up, &adds).await?;
+        self.inner.lock().alone_told(&adds);
+        Ok(())
     }
 
     /// Says that the pod lives and what places it holds. Gives how many pods each group has.
@@ -293,15 +328,10 @@ impl Upkeep {
 /// Sends commands of scripts, and makes sure that the epoch is still the same.
 async fn send_all(up: &Up, cmds: &[Cmd]) -> Result<(), StoreError> {
     for batch in cmds.chunks(BATCH) {
-        let mut pipeline = Pipeline::with_capacity(batch.len());
-        for cmd in batch {
-            pipeline.add_command(cmd.clone());
-        }
-        let mut commands = up.connection.commands.clone();
-        let sent = timeout(STEP, commands.send_packed_commands(&pipeline, 0, batch.len())).await;
-        let answers = sent
-            .map_err(|_| StoreError { fault: Fault::Timeout, message: format!("{} did not answer", up.address) })?
-            .map_err(|error| lost(&up.address, &error))?;
+        let answers = match timeout(STEP, up.connection.send_all(batch)).await {
+            Ok(answers) => answers.map_err(|error| lost(&up.address, &error))?,
+            Err(_) => return Err(StoreError::new(Fault::Timeout, format!("{} did not answer", up.address))),
+        };
         for answer in answers {
             current(up, &answer)?;
         }
@@ -310,8 +340,7 @@ async fn send_all(up: &Up, cmds: &[Cmd]) -> Result<(), StoreError> {
 }
 
 async fn send(connection: &Connection, address: &Address, cmd: &Cmd, limit: Duration) -> Result<Value, StoreError> {
-    let mut commands = connection.commands.clone();
-    match timeout(limit, commands.send_packed_command(cmd)).await {
+    match timeout(limit, connection.send(cmd)).await {
         Ok(result) => result.map_err(|error| lost(address, &error)),
         Err(_) => Err(StoreError::new(Fault::Timeout, format!("{address} did not answer within {} ms", limit.as_millis()))),
     }
@@ -352,9 +381,7 @@ fn current(up: &Up, answer: &Value) -> Result<Vec<i64>, StoreError> {
     let mut numbers = integers(answer).ok_or_else(|| unreadable(&up.address))?;
     match numbers.first() {
         Some(0) if numbers.len() >= 2 => Ok(numbers.split_off(2)),
-        Some(1) => {
-            Err(StoreError { fault: Fault::Lost, message: format!("{} has lost what it knew, or begun anew", up.address) })
-        }
+        Some(1) => Err(StoreError::new(Fault::Reset, format!("{} has lost what it knew, or begun anew", up.address))),
         _ => Err(unreadable(&up.address)),
     }
 }

@@ -106,6 +106,8 @@ impl Pod {
     }
 
     async fn used(&self, wanted: &Wanted) -> f64 {
+        // What was seen lately is shown again.
+        sleep(Duration::from_millis(1100)).await;
         let seen = self.store.seen(wanted.takes.iter().cloned(), self.now()).await;
         seen.used(&wanted.takes[0].take.identity).unwrap_or_default().as_f64()
     }
@@ -154,18 +156,19 @@ async fn a_pod_that_is_idle_brings_what_it_took_before_a_store_that_began_anew_o
 
 #[tokio::test]
 async fn a_changed_password_is_no_outage_and_a_group_more_neither() {
-    let redis = Redis::start(&["--requirepass", "old"]);
-    let pod = Pod::start(config(redis.port, Some("old"))).await;
+    let redis = Redis::start(&[]);
+    let pod = Pod::start(config(redis.port, None)).await;
     let wanted = limit(1_000_000, HOUR);
     let calling = async {
         for _ in 0..200 {
-            assert_eq!(pod.take(&wanted).await, "taken");
+            let took = pod.take(&wanted).await;
+            assert_eq!(took, "taken", "{:?} {} {}", pod.store.failure(), pod.meters.timeout.get(), pod.meters.unavailable.get());
             sleep(Duration::from_millis(2)).await;
         }
     };
     let changing = async {
         sleep(Duration::from_millis(100)).await;
-        redis.say(&["CONFIG", "SET", "requirepass", PASSWORD]);
+        assert_eq!(redis.say(&["CONFIG", "SET", "requirepass", PASSWORD]), "+OK\r\n");
         pod.store.set_config(Some(config(redis.port, Some(PASSWORD))));
         sleep(Duration::from_millis(100)).await;
         pod.store.set_groups([GROUP.into(), "Policy agents/bank".into()].into());
@@ -213,4 +216,66 @@ async fn what_a_script_may_not_do_is_a_missing_permission_and_a_full_memory_is_t
     pod.take(&limit(5, HOUR)).await;
     pod.until("unavailable").await;
     assert_eq!(pod.store.failure().unwrap().fault, Fault::OutOfMemory);
+}
+
+#[tokio::test]
+async fn a_store_that_keeps_its_data_keeps_what_pods_took_that_have_ended() {
+    let folder = std::env::temp_dir().join(format!("toolweir-kept-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (port, dir) = (free_port(), folder.to_str().unwrap().to_owned());
+    let number = port.to_string();
+    let arguments = ["--port", &number, "--dir", &dir, "--appendonly", "yes", "--appendfsync", "always"];
+    let redis = Redis::spawn(port, &arguments);
+    let wanted = limit(3, HOUR);
+    let ended = Pod::start(config(port, None)).await;
+    for _ in 0..3 {
+        assert_eq!(ended.take(&wanted).await, "taken");
+    }
+    drop(ended);
+    drop(redis);
+    let _redis = Redis::spawn(port, &arguments);
+    let next = Pod::start(config(port, None)).await;
+    assert_eq!(next.take(&wanted).await, "refused");
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+#[tokio::test]
+async fn a_call_that_is_over_before_its_answer_comes_takes_nothing() {
+    let redis = Redis::start(&[]);
+    let pod =
+        Pod::start(config(redis.port, None).map(|config| Config { budget: Duration::from_millis(20), leases: false, ..config }))
+            .await;
+    let wanted = limit(10, HOUR);
+    assert_eq!(pod.take(&wanted).await, "taken");
+    for _ in 0..3 {
+        redis.say(&["CLIENT", "PAUSE", "200", "ALL"]);
+        let began = Instant::now();
+        assert_eq!(pod.take(&wanted).await, "unavailable");
+        assert!(began.elapsed() < Duration::from_millis(150), "{:?}", began.elapsed());
+        sleep(Duration::from_millis(400)).await;
+    }
+    assert_eq!((pod.meters.timeout.get(), pod.meters.unavailable.get()), (3, 0));
+    assert_eq!(pod.used(&wanted).await.to_bits(), 1_f64.to_bits());
+    assert_eq!(pod.take(&wanted).await, "taken");
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_while_nobody_called_costs_no_call() {
+    let redis = Redis::start(&[]);
+    let pod = Pod::start(config(redis.port, None)).await;
+    let wanted = limit(100, HOUR);
+    for _ in 0..3 {
+        assert_eq!(pod.take(&wanted).await, "taken");
+        // All but the newest, which is this test's own, and the oldest, which is the upkeep's.
+        let clients = redis.say(&["CLIENT", "LIST"]);
+        let mut ids: Vec<u64> =
+            clients.split("id=").skip(1).filter_map(|client| client.split(' ').next()?.parse().ok()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids.iter().take(ids.len().saturating_sub(1)).skip(1) {
+            redis.say(&["CLIENT", "KILL", "ID", &id.to_string()]);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!((pod.meters.asked.get(), pod.meters.unavailable.get()), (3, 0));
 }

@@ -1,12 +1,19 @@
--- Which epoch the store is in: the time since which it has not lost anything. KEYS: the epoch. ARGV: the run of the server, a name
--- for a new epoch, how long a new one is closed so that pods can bring what they know.
--- Gives: now, the epoch, when it opens.
+-- Which epoch the store is in: a span in which it has lost nothing. KEYS: the epoch, the stamp of the last sign of life. ARGV: the run
+-- of the server, a name for counts that begin anew, how long a new epoch is closed so that pods can bring what they know.
+-- Where another run has the counts of one before, they are whole up to the stamp that came with them: on disk, in a replica and in a
+-- backup is what was there at one moment. Pods bring what they took since (and a second more).
+-- Gives: now, the epoch, when it opens. The epoch is: the counts' name, the run, when it opens, since when, which one of them it is.
 local text = redis.call('GET', KEYS[1])
-local run, opens
-if text then run, opens = string.match(text, '^%S+ (%S+) (%d+)$') end
+local name, run, opens, since, number
+if text then name, run, opens, since, number = string.match(text, '^(%S+) (%S+) (%d+) (%d+) (%d+)$') end
 if run ~= ARGV[1] then
+  if name then
+    since = math.max(math.min(tonumber(redis.call('GET', KEYS[2]) or 0), now) - 1000000, 0)
+  else
+    name, since, number = ARGV[2], 0, 0
+  end
   opens = string.format('%.0f', now + tonumber(ARGV[3]))
-  text = ARGV[2] .. ' ' .. ARGV[1] .. ' ' .. opens
-  redis.call('SET', KEYS[1], text)
+  text = string.format('%s %s %s %.0f %.0f', name, ARGV[1], opens, since, number + 1)
+  redis.call('SET', KEYS[1], text, 'PX', 2851200000)
 end
 return { now, text, tonumber(opens) }

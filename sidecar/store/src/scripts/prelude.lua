@@ -20,6 +20,8 @@ end
 
 -- Counts an amount in a slice; one that is over already counts no longer.
 local function add(c, slice, amount)
+  -- Nothing fits beside so much, and beyond it numbers are not exact.
+  amount = math.min(amount, 9007199254740991 - c.t)
   if amount <= 0 or slice <= c.cur - 130 then return end
   if redis.call('HINCRBY', c.key, slice, amount) == amount then
     redis.call('PEXPIRE', c.key, math.ceil(c.w * 130 / 128000) + 60000)
@@ -138,11 +140,8 @@ local function hold(p, pod, number, held, life)
   if number < known then return end
   local over = now + life
   p.n = p.n - before + held
-  if held == 0 then
-    redis.call('HDEL', p.key, 'P' .. pod)
-  else
-    redis.call('HSET', p.key, 'P' .. pod, string.format('%.0f %.0f %.0f', number, held, over))
-  end
+  -- Also of none: an older message may come later.
+  redis.call('HSET', p.key, 'P' .. pod, string.format('%.0f %.0f %.0f', number, held, over))
   if p.x == 0 or over < p.x then p.x = over end
   redis.call('HSET', p.key, 'n', p.n, 'x', p.x)
   redis.call('PEXPIRE', p.key, math.ceil(life / 1000) + 60000)
