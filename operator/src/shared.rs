@@ -35,7 +35,16 @@ pub fn faults() -> impl Iterator<Item = &'static str> {
 }
 
 /// What sidecars are told.
-pub type Told = Option<Arc<SharedStore>>;
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing yet: a file with the password or the authorities was never read. Sidecars keep what they were told before, so that a
+    /// new operator without its Secret takes the store from nobody.
+    Unread,
+    /// There is no store.
+    Nowhere,
+    /// Where it is.
+    At(Arc<SharedStore>),
+}
 
 /// How the store is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -133,7 +142,7 @@ impl fmt::Debug for Keeper {
 impl Keeper {
     /// Reads the files once. What cannot be read is told by [`Keeper::run`]. Without settings there is no store.
     pub fn new(settings: Option<config::SharedStore>, world: Arc<World>) -> Self {
-        let store = watch::Sender::new(None);
+        let store = watch::Sender::new(if settings.is_some() { Told::Unread } else { Told::Nowhere });
         let mut keeper = Self { settings, world, store, password: None, ca: None, unreadable: None, said: None };
         if keeper.settings.is_some() {
             keeper.world.metrics.begin_shared_store();
@@ -161,10 +170,12 @@ impl Keeper {
     /// Reads the files, and asks the store.
     pub async fn round(&mut self) {
         self.read();
-        let Some(store) = self.store.borrow().clone() else { return };
-        let asked = match self.unreadable.clone() {
-            Some(down) => Err(down),
-            None => ask(&store).await.map_err(Down::from),
+        let Some(url) = self.settings.as_ref().map(|settings| settings.url.clone()) else { return };
+        let told = self.store.borrow().clone();
+        let asked = match (self.unreadable.clone(), told) {
+            (Some(down), _) => Err(down),
+            (None, Told::At(store)) => ask(&store).await.map_err(Down::from),
+            (None, Told::Unread | Told::Nowhere) => return,
         };
         let metrics = &self.world.metrics;
         metrics.shared_store_up.with_label_values::<&str>(&[]).set(i64::from(asked.is_ok()));
@@ -182,12 +193,12 @@ impl Keeper {
             self.said = Some(Instant::now());
             match health {
                 Health::Down(down) => tracing::warn!(
-                    url = store.url,
+                    url,
                     fault = down.fault,
                     error = down.message,
                     "the shared store does not answer; sidecars answer as onStoreFailure says where it does not answer them either"
                 ),
-                _ => tracing::info!(url = store.url, "the shared store answers"),
+                _ => tracing::info!(url, "the shared store answers"),
             }
         }
     }
@@ -220,10 +231,14 @@ impl Keeper {
                 None => {}
             }
         }
-        let told = Some(Arc::new(settings.with(self.password.clone(), self.ca.clone())));
+        let unread = |path: &Option<_>, held: &Option<_>| path.is_some() && held.is_none();
+        if unread(&settings.password_file, &self.password) || unread(&settings.ca_file, &self.ca) {
+            return;
+        }
+        let told = Told::At(Arc::new(settings.with(self.password.clone(), self.ca.clone())));
         self.store.send_if_modified(|held| {
             let changed = *held != told;
-            if changed && held.is_some() {
+            if changed && *held != Told::Unread {
                 tracing::info!("the password or the certificates of the shared store changed; sidecars are told");
             }
             *held = told;
@@ -323,7 +338,10 @@ mod tests {
     }
 
     fn told(store: &mut watch::Receiver<Told>) -> Option<String> {
-        store.borrow_and_update().as_ref().unwrap().password.clone()
+        match &*store.borrow_and_update() {
+            Told::At(store) => store.password.clone(),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[tokio::test]
@@ -347,13 +365,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_that_is_missing_is_told_as_such_and_the_store_all_the_same() {
+    async fn a_password_that_was_never_read_takes_the_store_from_nobody() {
         let folder = Folder::new("missing");
         let path = folder.0.join("password");
         let mut keeper = keeper(Some(&path));
         let mut store = keeper.store();
         assert_eq!(keeper.world.store(), Health::Pending);
-        assert_eq!(told(&mut store), None);
+        assert_eq!(*store.borrow_and_update(), Told::Unread);
         keeper.round().await;
         let (status, reason, message) = keeper.world.store().condition();
         assert_eq!((status, reason.as_str()), ("False", "Unreadable"));
@@ -361,6 +379,10 @@ mod tests {
         std::fs::write(&path, "\n").unwrap();
         keeper.round().await;
         assert!(keeper.world.store().condition().2.contains("is empty"), "{:?}", keeper.world.store());
+        assert!(!store.has_changed().unwrap());
+        std::fs::write(&path, "there\n").unwrap();
+        keeper.round().await;
+        assert_eq!(told(&mut store).as_deref(), Some("there"));
         let metrics = &keeper.world.metrics;
         assert_eq!(metrics.shared_store_failures.with_label_values(&[UNREADABLE]).get(), 2);
         assert_eq!(metrics.shared_store_up.with_label_values::<&str>(&[]).get(), 0);
@@ -384,7 +406,7 @@ mod tests {
         let world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
         let mut keeper = Keeper::new(None, world);
         keeper.round().await;
-        assert_eq!((keeper.world.store(), keeper.store().borrow().clone()), (Health::Absent, None));
+        assert_eq!((keeper.world.store(), keeper.store().borrow().clone()), (Health::Absent, Told::Nowhere));
         let page = keeper.world.metrics.scrape(&std::collections::BTreeMap::new()).unwrap();
         assert!(!String::from_utf8(page).unwrap().contains("shared_store"));
     }

@@ -193,7 +193,7 @@ impl Streams {
         // Before the first snapshot: policies are compiled with it.
         store.mark_changed();
         let mut shares = current.borrow().as_ref().is_some_and(|prepared| prepared.shares);
-        let mut told: Option<shared::Told> = None;
+        let mut told: Option<Option<Arc<SharedStore>>> = None;
         current.mark_changed();
         let every = Duration::from_secs(KEEP_ALIVE_SECONDS);
         let mut keep_alive = interval_at(Instant::now() + every, every);
@@ -215,9 +215,17 @@ impl Streams {
                     if changed.is_err() {
                         return Ended::Stopping;
                     }
-                    let store = store.borrow_and_update().clone().filter(|_| shares);
+                    let store = match &*store.borrow_and_update() {
+                        shared::Told::Unread if shares => continue,
+                        shared::Told::At(store) if shares => Some(Arc::clone(store)),
+                        _ => None,
+                    };
                     if told.as_ref() == Some(&store) {
                         continue;
+                    }
+                    if told.as_ref().map(Option::is_some) != Some(store.is_some()) {
+                        // Policies that came before are compiled again.
+                        current.mark_changed();
                     }
                     told = Some(store.clone());
                     line(&Message::<()>::SharedStore(store.map(|store| SharedStore::clone(&store))))

@@ -143,7 +143,7 @@ fn operator() -> Operator {
     world.apply(pod("one"));
     world.apply(pod("two"));
     let (trust, trusted) = watch::channel(Arc::from("PEM 1"));
-    let (store, stores) = watch::channel(None);
+    let (store, stores) = watch::channel(shared::Told::Nowhere);
     let (stop, stopping) = watch::channel(false);
     let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
     let (denials, told) = mpsc::channel(1);
@@ -286,30 +286,45 @@ async fn trust_comes_first_then_what_holds_then_every_change_and_word_that_the_s
 async fn where_counts_are_shared_comes_before_what_holds_and_again_when_it_changes() {
     let operator = operator();
     operator.world.apply(sharing(1));
-    operator.store.send(Some(Arc::new(store("first")))).unwrap();
+    operator.store.send(shared::Told::At(Arc::new(store("first")))).unwrap();
     let mut sidecar = operator.open(&pod_token("one")).await;
     assert!(sidecar.line().await.unwrap()["trust"].is_object());
     assert_eq!(sidecar.line().await.unwrap(), told("first"));
     assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
-    operator.store.send(Some(Arc::new(store("second")))).unwrap();
+    operator.store.send(shared::Told::At(Arc::new(store("second")))).unwrap();
     assert_eq!(sidecar.line().await.unwrap(), told("second"));
-    operator.store.send(None).unwrap();
+    operator.store.send(shared::Told::Nowhere).unwrap();
     assert_eq!(sidecar.line().await.unwrap(), json!({"sharedStore": null}));
-    // Nothing else is said anew.
+    // What holds is another thing without it.
+    assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
     assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_that_has_not_read_its_files_takes_the_store_from_nobody() {
+    let operator = operator();
+    operator.world.apply(sharing(1));
+    operator.store.send(shared::Told::Unread).unwrap();
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    assert!(sidecar.line().await.unwrap()["trust"].is_object());
+    assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
+    assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
+    operator.store.send(shared::Told::At(Arc::new(store("first")))).unwrap();
+    assert_eq!(sidecar.line().await.unwrap(), told("first"));
+    assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_whose_policies_share_no_count_is_not_told_where_until_they_do() {
     let operator = operator();
-    operator.store.send(Some(Arc::new(store("first")))).unwrap();
+    operator.store.send(shared::Told::At(Arc::new(store("first")))).unwrap();
     operator.world.apply(policy(1, "http://s/one"));
     let mut sidecar = operator.open(&pod_token("one")).await;
     assert!(sidecar.line().await.unwrap()["trust"].is_object());
     assert_eq!(sidecar.line().await.unwrap(), json!({"sharedStore": null}));
     assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
     // Nothing is said of a change that does not concern it.
-    operator.store.send(Some(Arc::new(store("second")))).unwrap();
+    operator.store.send(shared::Told::At(Arc::new(store("second")))).unwrap();
     assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
     operator.world.apply(sharing(2));
     assert_eq!(sidecar.line().await.unwrap(), told("second"));

@@ -141,7 +141,7 @@ impl Operator {
         let (stop, stopping) = watch::channel(false);
         let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
         // Nobody denies anything here.
-        let (no_store, store) = watch::channel(None);
+        let (no_store, store) = watch::channel(toolweir_operator::shared::Told::Nowhere);
         let (denials, _) = tokio::sync::mpsc::channel(1);
         let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, store, denials, stopping };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
