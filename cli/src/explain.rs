@@ -169,9 +169,9 @@ pub fn text(pod: &str, answer: &Answer) -> String {
             let of = || vec![shown(&said.policy).into_owned(), shown(&entry.name).into_owned()];
             limits.extend(entry.limits.iter().map(|limit| [of(), cells(limit)].concat()));
             places.extend(entry.max_concurrent.map(|places| {
-                let whose = whose(places.scope).unwrap_or("all").to_owned();
                 let now = if places.store_unavailable { "?".to_owned() } else { places.under_way.to_string() };
-                [of(), vec![whose, now, places.max.to_string()]].concat()
+                let scope = if places.scope.is_default() { String::new() } else { format!("/{:?}", places.scope) };
+                [of(), vec![now, format!("{}{scope}", places.max)]].concat()
             }));
             conditions.extend(entry.validations.iter().map(|validation| {
                 let holds = match (&validation.error, validation.holds) {
@@ -185,7 +185,7 @@ pub fn text(pod: &str, answer: &Answer) -> String {
     }
     for (title, header, rows) in [
         ("Limits", &["POLICY", "ENTRY", "LIMIT", "COUNT OF", "USED", "LEFT", "THIS CALL", "FITS"][..], limits),
-        ("Calls under way", &["POLICY", "ENTRY", "COUNT OF", "NOW", "AT MOST"][..], places),
+        ("Calls under way", &["POLICY", "ENTRY", "NOW", "AT MOST"][..], places),
         ("Conditions", &["POLICY", "ENTRY", "CONDITION", "HOLDS"][..], conditions),
     ] {
         if !rows.is_empty() {
@@ -236,30 +236,12 @@ fn rows(said: &Said) -> Vec<Vec<String>> {
     said.servers.iter().map(row).collect()
 }
 
-/// Whose calls are counted together; nothing where it is those of the pod.
-fn whose(scope: toolweir_crds::Scope) -> Option<&'static str> {
-    use toolweir_crds::Scope;
-    match scope {
-        Scope::Session => Some("the session"),
-        Scope::Pod => None,
-        Scope::Workload => Some("the workload"),
-        Scope::ServiceAccount => Some("the service account"),
-        Scope::Namespace => Some("the namespace"),
-        Scope::Policy => Some("the policy"),
-    }
-}
-
 fn cells(limit: &SaidOfLimit) -> Vec<String> {
-    let key = match (&limit.key, &limit.key_value) {
-        (Some(key), Some(value)) => Some(format!("{} = {}", shown(key), shown(value))),
-        (Some(key), None) => Some(format!("the fullest of {}", shown(key))),
-        (None, _) => None,
-    };
-    let count = match (key, whose(limit.scope)) {
-        // A session has one pod, and so has the key.
-        (Some(key), Some(whose)) if limit.scope.is_shared() => format!("{key}, of {whose}"),
-        (Some(key), _) => key,
-        (None, whose) => whose.unwrap_or("all").to_owned(),
+    let count = match (&limit.key, &limit.key_value) {
+        (Some(key), Some(value)) => format!("{} = {}", shown(key), shown(value)),
+        (Some(key), None) => format!("the fullest of {}", shown(key)),
+        (None, _) if limit.scope == toolweir_crds::Scope::Session => "the session".to_owned(),
+        (None, _) => "all".to_owned(),
     };
     let why = limit.error.as_deref().or(limit.store_unavailable.then_some("the shared store does not answer"));
     let fits = match (limit.fits, why, limit.retry_after_seconds) {
@@ -319,8 +301,8 @@ Limits:
   agents/bank  *            300/hour  all                    41      259   1          yes
 
 Calls under way:
-  POLICY       ENTRY  COUNT OF  NOW  AT MOST
-  agents/bank  *      all       1    4
+  POLICY       ENTRY  NOW  AT MOST
+  agents/bank  *      1    4
 
 Conditions:
   POLICY       ENTRY        CONDITION           HOLDS
@@ -331,31 +313,28 @@ Conditions:
     }
 
     #[test]
-    fn counts_that_pods_share_say_whose_they_are_and_whether_they_are_known() {
+    fn counts_of_a_store_that_does_not_answer_are_not_known() {
         let mut answer = answer();
         answer.explanation.policies[0].servers[0].entries = serde_json::from_value(json!([{
             "name": "pay_invoice",
             "limits": [
-                {"limit": "30/minute", "max": 30, "scope": "Workload", "used": 30.0, "adds": 1.0, "retryAfterSeconds": 12},
-                {"limit": "9/day", "max": 9, "scope": "Policy", "key": "args.to", "keyValue": "\"x\"", "used": 1.0, "left": 8.0,
-                 "adds": 1.0, "fits": true},
-                {"limit": "7/day", "max": 7, "scope": "Namespace", "adds": 1.0, "storeUnavailable": true},
-                {"limit": "8/day", "max": 8, "scope": "ServiceAccount", "adds": 1.0, "fits": true, "storeUnavailable": true},
+                {"limit": "30/minute/Workload", "max": 30, "scope": "Workload", "used": 30.0, "adds": 1.0, "retryAfterSeconds": 12},
+                {"limit": "7/day/Namespace", "max": 7, "scope": "Namespace", "adds": 1.0, "storeUnavailable": true},
+                {"limit": "8/day/Policy", "max": 8, "scope": "Policy", "adds": 1.0, "fits": true, "storeUnavailable": true},
             ],
             "maxConcurrent": {"max": 4, "scope": "Workload", "storeUnavailable": true},
         }]))
         .unwrap();
         let golden = "
 Limits:
-  POLICY       ENTRY        LIMIT      COUNT OF                      USED  LEFT  THIS CALL  FITS
-  agents/bank  pay_invoice  30/minute  the workload                  30    0     1          no, in 12s
-  agents/bank  pay_invoice  9/day      args.to = \"x\", of the policy  1     8     1          yes
-  agents/bank  pay_invoice  7/day      the namespace                 ?     ?     1          no: the shared store does not answer
-  agents/bank  pay_invoice  8/day      the service account           ?     ?     1          yes
+  POLICY       ENTRY        LIMIT               COUNT OF  USED  LEFT  THIS CALL  FITS
+  agents/bank  pay_invoice  30/minute/Workload  all       30    0     1          no, in 12s
+  agents/bank  pay_invoice  7/day/Namespace     all       ?     ?     1          no: the shared store does not answer
+  agents/bank  pay_invoice  8/day/Policy        all       ?     ?     1          yes
 
 Calls under way:
-  POLICY       ENTRY        COUNT OF      NOW  AT MOST
-  agents/bank  pay_invoice  the workload  ?    4
+  POLICY       ENTRY        NOW  AT MOST
+  agents/bank  pay_invoice  ?    4/Workload
 ";
         let text = text("agents/social-1", &answer);
         assert!(text.ends_with(golden), "{text}");

@@ -194,8 +194,8 @@ def one_limit(cluster, name, secret):
     expect("calls that passed", MOST, sum(passed))
     expect("reasons of the others", {"rate_limit"}, {(answer["denial"] or {}).get("reason") or answer["text"] for answer in others})
     expect("the limit that they name", {(MOST, "Workload")}, {(limit["max"], limit.get("scope")) for limit in (answer["denial"]["limit"] for answer in others)})
-    expect("explain, in each pod", [{(f"{namespace}/facebook", "send_dm_to_user", f"{MOST}/minute"): (MOST, 0, False)}] * REPLICAS, room_of)
-    expect_in("explain", f"{MOST}/minute  the workload  {MOST}    0     1", text)
+    expect("explain, in each pod", [{(f"{namespace}/facebook", "send_dm_to_user", f"{MOST}/minute/Workload"): (MOST, 0, False)}] * REPLICAS, room_of)
+    expect_in("explain", f"{MOST}/minute/Workload  all       {MOST}    0     1", text)
 
     want = {"allowed": MOST, "denied": REPLICAS * EACH - MOST}
     samples = [sample for pod in pods for sample in cluster.sidecar_metrics(namespace, pod)]
