@@ -216,7 +216,8 @@ def where_the_password_is_not(cluster, namespace, pods, secret):
     """It is in no part of the agent's container, in no object of its namespace and in no log."""
     pod = cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/{pods[0]}")
     mounted = {c["name"]: [m["name"] for m in c.get("volumeMounts", [])] for c in pod["spec"]["initContainers"] + pod["spec"]["containers"]}
-    expect("what the agent mounts", [], mounted["agent"])
+    # The addresses of its servers, in a form that agents read.
+    expect("what the agent mounts", ["toolweir-config"], mounted["agent"])
     expect_in("what the sidecar mounts", STATE, mounted[SIDECAR])
     expect("volumes from Secrets", [], [v for v in pod["spec"]["volumes"] if "secret" in v or any("secret" in s for s in v.get("projected", {}).get("sources", []))])
     # What would be found: the pod's name is in the environment and in a file.
@@ -310,7 +311,7 @@ def store_gone(cluster, measured):
 
 def back_again(cluster, namespace, act):
     """Does what brings the store back, and gives the seconds until a call went through."""
-    command = ["kubectl", "-n", namespace, "exec", "agent", "-c", "agent", "--", "python3", "/opt/agent/prober.py", "facebook", "send_dm_to_user"]
+    command = ["kubectl", "-n", namespace, "exec", "agent", "-c", "agent", "--", "python3", "/opt/agent/prober.py", "facebook", "send_dm_to_user", json.dumps(MESSAGE)]
     with Background(*command) as prober:
         seen, _ = prober.line(30, "calls are denied", lambda line: line if line.startswith("{") and json.loads(line)["max"] is None else None)
         act()
