@@ -311,7 +311,7 @@ def store_gone(cluster, measured):
 
 def back_again(cluster, namespace, act):
     """Does what brings the store back, and gives the seconds until a call went through."""
-    command = ["kubectl", "-n", namespace, "exec", "agent", "-c", "agent", "--", "python3", "/opt/agent/prober.py", "facebook", "send_dm_to_user", json.dumps(MESSAGE)]
+    command = ["kubectl", "-n", namespace, "exec", "agent", "-c", "agent", "--", "python3", "/opt/agent/prober.py", "facebook", "send_dm_to_user", json.dumps(MESSAGE), "ok"]
     with Background(*command) as prober:
         seen, _ = prober.line(30, "calls are denied", lambda line: line if line.startswith("{") and json.loads(line)["max"] is None else None)
         act()
