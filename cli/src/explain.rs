@@ -168,9 +168,11 @@ pub fn text(pod: &str, answer: &Answer) -> String {
         for entry in &server.entries {
             let of = || vec![shown(&said.policy).into_owned(), shown(&entry.name).into_owned()];
             limits.extend(entry.limits.iter().map(|limit| [of(), cells(limit)].concat()));
-            places.extend(
-                entry.max_concurrent.map(|places| [of(), vec![places.under_way.to_string(), places.max.to_string()]].concat()),
-            );
+            places.extend(entry.max_concurrent.map(|places| {
+                let now = if places.store_unavailable { "?".to_owned() } else { places.under_way.to_string() };
+                let scope = if places.scope.is_default() { String::new() } else { format!("/{:?}", places.scope) };
+                [of(), vec![now, format!("{}{scope}", places.max)]].concat()
+            }));
             conditions.extend(entry.validations.iter().map(|validation| {
                 let holds = match (&validation.error, validation.holds) {
                     (Some(error), _) => format!("no: {}", shown(error)),
@@ -241,14 +243,17 @@ fn cells(limit: &SaidOfLimit) -> Vec<String> {
         (None, _) if limit.scope == toolweir_crds::Scope::Session => "the session".to_owned(),
         (None, _) => "all".to_owned(),
     };
-    let fits = match (limit.fits, &limit.error, limit.retry_after_seconds) {
+    let why = limit.error.as_deref().or(limit.store_unavailable.then_some("the shared store does not answer"));
+    let fits = match (limit.fits, why, limit.retry_after_seconds) {
         (true, ..) => "yes".to_owned(),
-        (false, Some(error), _) => format!("no: {}", shown(error)),
+        (false, Some(why), _) => format!("no: {}", shown(why)),
         (false, None, Some(seconds)) => format!("no, in {}", short(std::time::Duration::from_secs(seconds))),
         (false, None, None) => "never".to_owned(),
     };
+    // Nobody knows what a store counts that does not answer.
+    let known = |amount: f64| if limit.store_unavailable { "?".to_owned() } else { number(amount) };
     let adds = limit.adds.map_or_else(|| "?".to_owned(), number);
-    vec![shown(&limit.limit).into_owned(), count, number(limit.used), number(limit.left), adds, fits]
+    vec![shown(&limit.limit).into_owned(), count, known(limit.used), known(limit.left), adds, fits]
 }
 
 #[cfg(test)]
@@ -305,6 +310,34 @@ Conditions:
   agents/bank  pay_invoice  args.x              no: no such key
 ";
         assert_eq!(text("agents/social-1", &answer()), golden);
+    }
+
+    #[test]
+    fn counts_of_a_store_that_does_not_answer_are_not_known() {
+        let mut answer = answer();
+        answer.explanation.policies[0].servers[0].entries = serde_json::from_value(json!([{
+            "name": "pay_invoice",
+            "limits": [
+                {"limit": "30/minute/Workload", "max": 30, "scope": "Workload", "used": 30.0, "adds": 1.0, "retryAfterSeconds": 12},
+                {"limit": "7/day/Namespace", "max": 7, "scope": "Namespace", "adds": 1.0, "storeUnavailable": true},
+                {"limit": "8/day/Policy", "max": 8, "scope": "Policy", "adds": 1.0, "fits": true, "storeUnavailable": true},
+            ],
+            "maxConcurrent": {"max": 4, "scope": "Workload", "storeUnavailable": true},
+        }]))
+        .unwrap();
+        let golden = "
+Limits:
+  POLICY       ENTRY        LIMIT               COUNT OF  USED  LEFT  THIS CALL  FITS
+  agents/bank  pay_invoice  30/minute/Workload  all       30    0     1          no, in 12s
+  agents/bank  pay_invoice  7/day/Namespace     all       ?     ?     1          no: the shared store does not answer
+  agents/bank  pay_invoice  8/day/Policy        all       ?     ?     1          yes
+
+Calls under way:
+  POLICY       ENTRY        NOW  AT MOST
+  agents/bank  pay_invoice  ?    4/Workload
+";
+        let text = text("agents/social-1", &answer);
+        assert!(text.ends_with(golden), "{text}");
     }
 
     #[test]

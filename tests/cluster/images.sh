@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The images of the operator, the sidecar and the test's agents, with no daemon and no registry.
+# The images of the operator, the sidecar, the test's agents and a shared store, with no daemon and no registry.
 #
-#   images.sh build [operator|sidecar|agent]...   archives in target/images; all of them unless named; with operator and
-#                                                 sidecar, the simulator and kubectl-toolweir too
-#   images.sh load [operator|sidecar|agent]...    the same, and into the node (node.sh up); with IMAGE_LOAD, into another cluster
+#   images.sh build [operator|sidecar|agent|store]...   archives in target/images; all of them unless named; with operator and
+#                                                       sidecar, the simulator and kubectl-toolweir too
+#   images.sh load [operator|sidecar|agent|store]...    the same, and into the node (node.sh up); with IMAGE_LOAD, into another
+#                                                       cluster
 #
 # IMAGE_PROFILE=release is the real thing; the default, quick, is the same code without link-time optimisation. IMAGE_LOAD is a
 # command that takes an archive, for clusters that are not the node's, such as "kind load image-archive". IMAGE_TAG is `e2e`.
@@ -69,12 +70,33 @@ agent() {
 	fi
 }
 
+# In place of the chart's Valkey: this machine's redis-server under Valkey's names, and the programs that the chart's StatefulSet
+# uses, with their libraries.
+store() {
+	local program path made words=() files=()
+	ensure_redis
+	for program in sh=dash sed=sed cat=cat grep=grep valkey-server=redis-server valkey-cli=redis-cli; do
+		path=$(command -v "${program#*=}")
+		words+=("/usr/bin/${program%%=*}=$path") files+=("$path")
+	done
+	while read -r path; do
+		case $path in
+		# From the cache folder, or from where it belongs.
+		"$CACHE"/*) words+=("/usr/lib/$(uname -m)-linux-gnu/${path##*/}=$path") ;;
+		*) words+=("$path=$path") ;;
+		esac
+	done < <(ldd "${files[@]}" | sed -n 's|^.*[[:space:]]\(/[^ ]*\) (0x.*|\1|p' | sort -u)
+	python3 "$HERE/image.py" "$(image store)" "$OUT/store.tar.new" "${words[@]}" --entrypoint /usr/bin/valkey-server \
+		--user 65532:65532 --env PATH=/usr/bin
+	mv "$OUT/store.tar.new" "$OUT/store.tar"
+}
+
 build() {
 	local name folder rust=()
 	for name in "$@"; do case $name in
 		operator | sidecar) rust+=("$name") ;;
-		agent) agent ;;
-		*) fail "there is no image $name; there are operator, sidecar, agent" ;;
+		agent | store) "$name" ;;
+		*) fail "there is no image $name; there are operator, sidecar, agent, store" ;;
 	esac done
 	[ ${#rust[@]} -gt 0 ] || return 0
 	ensure_buildah
@@ -98,10 +120,10 @@ load() {
 command=${1-}
 [ $# -eq 0 ] || shift
 images=("$@")
-[ $# -gt 0 ] || images=(operator sidecar agent)
+[ $# -gt 0 ] || images=(operator sidecar agent store)
 case $command in
 build) build "${images[@]}" ;;
 load) build "${images[@]}"; load "${images[@]}" ;;
-*) sed -n '2,9p' "$0" >&2; exit 2 ;;
+*) sed -n '2,10p' "$0" >&2; exit 2 ;;
 esac
 for name in "${images[@]}"; do printf '%-34s %6d KiB  %s\n' "$(image "$name")" "$(($(stat -c %s "$OUT/$name.tar") / 1024))" "$OUT/$name.tar" >&2; done

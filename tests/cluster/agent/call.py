@@ -1,6 +1,7 @@
 """Calls tools through the sidecar with nothing but sockets and JSON, and says in one line of JSON what came of each call.
 
-    call.py SERVER TOOL [--times N] [--arguments JSON]      N calls, one after the other
+    call.py SERVER TOOL [--times N] [--arguments JSON]      N calls, one after the other; with --at SECONDS (since 1970), not
+                                                            before then
     call.py SERVER --list                                   the names of the tools
     call.py first SERVER TOOL ...                           the same, as the very first thing that the pod's process does
 
@@ -12,6 +13,7 @@ import errno
 import http.client
 import json
 import sys
+import time
 
 
 def post(connection, server, message, session):
@@ -76,7 +78,7 @@ class Agent:
 
 
 def main():
-    words, options = [], {"--times": "1", "--arguments": "{}"}
+    words, options = [], {"--times": "1", "--arguments": "{}", "--at": "0"}
     rest = iter(sys.argv[1:])
     for word in rest:
         if word in options:
@@ -89,6 +91,10 @@ def main():
     if "--list" in words:
         print(json.dumps(agent.ask("tools/list", {})), flush=True)
         return
+    if float(options["--at"]) > time.time():
+        # With a session, so that the first call is sent at that moment.
+        agent.ask("ping", {})
+        time.sleep(max(0, float(options["--at"]) - time.time()))
     for _ in range(int(options["--times"])):
         print(json.dumps(agent.call(words[1], json.loads(options["--arguments"]))), flush=True)
 

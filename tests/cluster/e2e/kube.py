@@ -16,7 +16,7 @@ from settings import CHART, IMAGE_TAG, INJECTOR, OPERATOR, OUT, RELEASE, ROOT, S
 
 INJECT = "toolweir.dev/inject"
 SIDECAR = "toolweir-sidecar"
-AGENT_IMAGE = f"localhost/toolweir-agent:{IMAGE_TAG}"
+AGENT_IMAGE, STORE_IMAGE = (f"localhost/toolweir-{name}:{IMAGE_TAG}" for name in ("agent", "store"))
 POLICIES = "/apis/toolweir.dev/v1alpha1"
 
 
@@ -316,6 +316,14 @@ class Cluster:
         else:
             yield ip, port
 
+    def rolled_out(self, namespace, name, seconds=90):
+        """Waits until all pods of a Deployment are ready, and those of before are gone."""
+        kubectl("-n", namespace, "rollout", "status", name, f"--timeout={seconds}s", timeout=seconds + 10)
+
+    def pods(self, namespace):
+        """The names of the pods of a namespace."""
+        return sorted(pod["metadata"]["name"] for pod in self.api.get(f"/api/v1/namespaces/{namespace}/pods")["items"])
+
     def ended(self, namespace, name, seconds=60):
         """Waits until a pod has ended; gives its phase."""
 
@@ -330,9 +338,9 @@ class Cluster:
 
     # ---- what agents do and servers get
 
-    def call(self, namespace, pod, tool, times=1, server="facebook", **arguments):
-        """Calls a tool from inside a pod; what came of each call."""
-        words = ["/opt/agent/call.py", server, tool, "--times", times, "--arguments", json.dumps(arguments)]
+    def call(self, namespace, pod, tool, times=1, server="facebook", at=0, **arguments):
+        """Calls a tool from inside a pod, not before a time (in seconds since 1970); what came of each call."""
+        words = ["/opt/agent/call.py", server, tool, "--times", times, "--at", at, "--arguments", json.dumps(arguments)]
         out = kubectl("-n", namespace, "exec", pod, "-c", "agent", "--", "python3", *words)
         return [json.loads(line) for line in out.splitlines()]
 

@@ -23,4 +23,4 @@ def row(name, what, bar):
 
 
 # In the order in which they run: what takes the operator away comes late, and the chart last.
-from . import agents, policies, denials, operators, chart  # noqa: E402, F401
+from . import agents, policies, denials, operators, shared, chart  # noqa: E402, F401
