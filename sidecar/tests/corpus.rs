@@ -48,6 +48,11 @@ fn policy_streams() {
 }
 
 #[test]
+fn stores() {
+    replay(&["sidecar/fuzz/corpus/store"], fuzz::store::check);
+}
+
+#[test]
 fn imports() {
     replay(&["sidecar/fuzz/corpus/import", "sidecar/tests/import"], fuzz::import::check);
 }

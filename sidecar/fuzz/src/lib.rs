@@ -15,6 +15,7 @@ pub mod list;
 pub mod policy;
 pub mod request;
 pub mod sse;
+pub mod store;
 pub mod stream;
 pub mod tree;
 
