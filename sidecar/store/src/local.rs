@@ -364,6 +364,14 @@ impl Local {
         }
     }
 
+    /// The same of a server that may be another: what was known of the clock is over.
+    pub fn new_clock(&mut self, store: u64, sent: u64, received: u64) {
+        self.set_clock(store, sent, received);
+        let (least, most) = (i128::from(store) - i128::from(received), i128::from(store) - i128::from(sent));
+        self.clock = Clock { least, most, set: true };
+        self.clock_at = received;
+    }
+
     /// Makes room for counts that are not known yet; false when there is none.
     fn know(&mut self, wanted: &[Wanted], now: u64) -> Result<(), usize> {
         for take in wanted.iter().flat_map(|wanted| &wanted.takes) {

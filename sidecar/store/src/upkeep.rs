@@ -35,7 +35,7 @@ const BEAT: Duration = Duration::from_millis(1500);
 const MASTER: Duration = Duration::from_secs(5);
 /// The longest pause between attempts; the shortest is a tenth.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The shortest sleep between two looks at what is to be done.
+/// The shortest sleep between two looks at what is to be done: each is one at every count.
 const NAP: Duration = Duration::from_millis(4);
 /// How long the store has to answer before it counts as steady: one that fails soon after it was reached is not tried faster for it.
 const STEADY: Duration = Duration::from_secs(5);
@@ -183,7 +183,7 @@ impl Upkeep {
         self.generation += 1;
         let (generation, connector) = (self.generation, connector.clone());
         let up = Arc::new(Up { generation, address, connector, keys, scripts, connection });
-        self.inner.lock().set_clock(store, sent, received);
+        self.inner.lock().new_clock(store, sent, received);
         if self.epoch.as_deref() != Some(&text) {
             // What a question takes from now on would not be brought.
             self.down(State::Idle);
@@ -222,7 +222,7 @@ impl Upkeep {
                 State::Up(now) if now.generation == up.generation => {}
                 State::Down(error) => return error.clone(),
                 State::Up(_) | State::Idle => {
-                    return StoreError { fault: Fault::Lost, message: "another connection took its place".to_owned() };
+                    return StoreError::new(Fault::Lost, "another connection took its place");
                 }
             }
             let now = inner.now();
@@ -256,7 +256,7 @@ impl Upkeep {
                     master_at = now + micros(MASTER);
                     let master = up.connector.master(STEP).await?;
                     if master != up.address {
-                        return Err(StoreError { fault: Fault::NotMaster, message: format!("the master is {master} now") });
+                        return Err(StoreError::new(Fault::NotMaster, format!("the master is {master} now")));
                     }
                 }
                 Ok::<_, StoreError>(())
@@ -273,7 +273,8 @@ impl Upkeep {
             let nap = Duration::from_micros(next.saturating_sub(inner.now())).max(NAP);
             tokio::select! {
                 () = sleep(nap) => {}
-                () = inner.wake.notified() => {}
+                // Not for each call.
+                () = inner.wake.notified() => sleep(NAP).await,
                 // Also where there is nothing to tell it: what this pod took must be brought before a new one opens.
                 () = up.connection.ended() => {
                     let error = StoreError::new(Fault::Lost, format!("{} ended the connection", up.address));

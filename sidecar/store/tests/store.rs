@@ -16,8 +16,8 @@ use tokio::{task::JoinHandle, time::sleep};
 use toolweir_crds::{OnStoreFailure, stream::SharedStore};
 use toolweir_engine::{
     Amount, Timestamp,
-    counters::{Identity, Take, instance},
-    shared::{Answer, Known, SharedTake, Wanted},
+    counters::{Hold, Identity, Take, instance},
+    shared::{Answer, Known, SharedHold, SharedTake, Wanted},
     window::Span,
 };
 use toolweir_store::{
@@ -278,4 +278,32 @@ async fn a_connection_that_was_closed_while_nobody_called_costs_no_call() {
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!((pod.meters.asked.get(), pod.meters.unavailable.get()), (3, 0));
+}
+
+#[tokio::test]
+async fn the_user_of_the_docs_may_do_what_is_needed_and_no_more() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/shared-store.md")).unwrap();
+    let line = page.split("ACL SETUSER toolweir on ").nth(1).unwrap().split("```").next().unwrap();
+    let line = line.replace(">PASSWORD", &format!(">{PASSWORD}")).replace("{toolweir}", "{t}");
+    let redis = Redis::start(&[]);
+    let rule: Vec<&str> = ["ACL", "SETUSER", "toolweir", "on"].into_iter().chain(line.split_whitespace()).collect();
+    assert_eq!(redis.say(&rule), "+OK\r\n");
+    let config = |prefix: &str| {
+        let known = config(redis.port, Some(PASSWORD)).unwrap();
+        Config { username: Some("toolweir".to_owned()), prefix: prefix.to_owned(), ..known }
+    };
+    let pod = Pod::start(Ok(config("t"))).await;
+    let mut wanted = limit(2, HOUR);
+    let place = Hold { identity: Identity::new("places"), max: 1 };
+    wanted.holds.push(SharedHold { hold: place, whose: GROUP.into(), failure: OnStoreFailure::Deny });
+    for _ in 0..2 {
+        // Its place comes free and is told.
+        assert_eq!(pod.take(&wanted).await, "taken");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(pod.take(&wanted).await, "refused");
+    assert_eq!(pod.used(&wanted).await.to_bits(), 2_f64.to_bits());
+    assert_eq!((pod.meters.up.get(), pod.store.failure()), (1, None));
+    let error = probe(&config("other"), Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!(error.fault, Fault::NoPermission, "{error}");
 }
