@@ -481,6 +481,7 @@ impl Look<'_> {
             }
             _ if wanted.is_empty() => (Ok(keep()), None),
             Answer::Refused(refusal) => (Err(self.refusal(&refusal, &(wanted, &origins))), None),
+            Answer::RefusedAlone(refusal) => (Err(self.refusal(&refusal, &(wanted, &origins))), Some(OnStoreFailure::PerPod)),
             // Something else denies the call.
             Answer::NotAsked => (Err(self.unavailable(wanted, &origins)), None),
             Answer::Unavailable => (Err(self.unavailable(wanted, &origins)), Some(OnStoreFailure::Deny)),

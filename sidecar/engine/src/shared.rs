@@ -56,6 +56,8 @@ pub enum Answer {
     Taken(Taken),
     /// Nothing was. Indices are those of the [`Wanted`]; the end of a [`crate::window::Full`] is in the engine's time.
     Refused(Refusal),
+    /// Nothing was: the store does not answer, and [`OnStoreFailure::PerPod`] holds the pod to its part. Indices are the same.
+    RefusedAlone(Refusal),
     /// The store does not answer, and some policy wants the call denied then.
     Unavailable,
     /// It was not asked for, since what comes before it was not taken.

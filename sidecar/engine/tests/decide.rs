@@ -1215,8 +1215,12 @@ mod counts_that_pods_share {
         }
     }
 
+    fn full_until(seconds: u64) -> Refusal {
+        Refusal::Full([(0, Full::Until(Timestamp(seconds * SECOND)))].into_iter().collect())
+    }
+
     fn full(seconds: u64) -> Answer {
-        Answer::Refused(Refusal::Full([(0, Full::Until(Timestamp(seconds * SECOND)))].into_iter().collect()))
+        Answer::Refused(full_until(seconds))
     }
 
     /// One count and one place of this pod, and the same of its workload.
@@ -1286,14 +1290,19 @@ mod counts_that_pods_share {
                       again in 1 s.";
         for (answer, told, wait, message) in [
             (Some(full(17)), Reason::RateLimit, Some(17), limit),
+            (Some(Answer::RefusedAlone(full_until(17))), Reason::RateLimit, Some(17), limit),
             (Some(Answer::Refused(Refusal::Busy(0))), Reason::Concurrency, None, busy),
             (Some(Answer::Unavailable), Reason::StoreUnavailable, Some(1), silent),
             (Some(Answer::NotAsked), Reason::StoreUnavailable, Some(1), silent),
             (None, Reason::StoreUnavailable, Some(1), silent),
         ] {
+            let alone = matches!(answer, Some(Answer::RefusedAlone(_)));
             let asked = !matches!(answer, Some(Answer::NotAsked));
             let decision = pending(&engine, "a").finish(answer, Timestamp::default());
-            let without = (told == Reason::StoreUnavailable && asked).then_some(OnStoreFailure::Deny);
+            let without = match told {
+                Reason::StoreUnavailable if asked => Some(OnStoreFailure::Deny),
+                _ => alone.then_some(OnStoreFailure::PerPod),
+            };
             assert_eq!(decision.without_store, without);
             assert_eq!((decision.policy.as_deref(), decision.entry.as_deref()), (Some("agents/p"), Some("a")));
             let denial = denied(decision);

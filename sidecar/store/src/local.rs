@@ -230,6 +230,8 @@ pub enum Said {
     Taken(Taken),
     /// Nothing was.
     Refused(Refusal),
+    /// Nothing was, by this pod's part: the store does not answer.
+    RefusedAlone(Refusal),
     /// It has to be denied.
     Unavailable,
     /// It was not asked for.
@@ -415,13 +417,11 @@ impl Local {
         }
     }
 
-    /// What can be said without the store: what was leased stays so for a while.
-    pub fn leased(&mut self, wanted: &[Wanted], now: u64, engine: Timestamp) -> Option<AllSaid> {
-        if self.leases { self.at_once(wanted, now, engine) } else { None }
-    }
-
     /// The answer where leases and what is known to be full suffice for it.
-    fn at_once(&mut self, wanted: &[Wanted], now: u64, engine: Timestamp) -> Option<AllSaid> {
+    fn leased(&mut self, wanted: &[Wanted], now: u64, engine: Timestamp) -> Option<AllSaid> {
+        if !self.leases {
+            return None;
+        }
         let mut full = SmallVec::<[_; 2]>::new();
         for group in wanted {
             let mut found = SmallVec::<[(usize, Full); 2]>::new();
@@ -662,7 +662,7 @@ impl Local {
         }
         for group in wanted {
             let said = match all.first() {
-                Some(Said::Refused(_) | Said::Unavailable) => Said::NotAsked,
+                Some(Said::RefusedAlone(_) | Said::Unavailable) => Said::NotAsked,
                 _ => self.alone(group, now, engine),
             };
             all.push(said);
@@ -703,7 +703,7 @@ impl Local {
             }
         }
         if !full.is_empty() {
-            return Said::Refused(Refusal::Full(full));
+            return Said::RefusedAlone(Refusal::Full(full));
         }
         for (index, hold) in group.holds.iter().enumerate() {
             let part = match hold.failure {
@@ -713,7 +713,7 @@ impl Local {
             };
             let Some(part) = part else { return Said::Unavailable };
             if self.held(hold.hold.identity.as_str()).count >= part {
-                return Said::Refused(Refusal::Busy(index));
+                return Said::RefusedAlone(Refusal::Busy(index));
             }
         }
         let failures = group.takes.iter().map(|take| take.failure).chain(group.holds.iter().map(|hold| hold.failure));

@@ -252,29 +252,18 @@ impl Store {
     /// Takes what a call wants. It never takes longer than the budget. `engine` is the engine's time.
     pub async fn take(&self, wanted: &[Wanted], engine: Timestamp) -> Answers {
         let inner = &self.0;
-        let now = inner.now();
-        let up = match &**inner.state.load() {
-            State::Up(up) => Some(Arc::clone(up)),
-            State::Down(_) | State::Idle => None,
+        let State::Up(up) = (**inner.state.load()).clone() else {
+            inner.meters.unavailable.inc();
+            return inner.without(wanted, engine);
         };
-        let plan = {
-            let mut local = inner.lock();
-            match &up {
-                Some(_) => Some(local.plan(wanted, now, engine)),
-                None => local.leased(wanted, now, engine).map(Plan::Said),
-            }
-        };
-        match (plan, up) {
-            (Some(Plan::Said(said)), _) => {
+        let plan = inner.lock().plan(wanted, inner.now(), engine);
+        match plan {
+            Plan::Said(said) => {
                 let full = said.iter().any(|said| matches!(said, Said::Refused(_)));
                 if full { &inner.meters.known_full } else { &inner.meters.leased }.inc();
                 inner.answers(said)
             }
-            (Some(Plan::Ask(question)), Some(up)) => inner.ask(wanted, question, &up, engine).await,
-            (Some(Plan::Ask(_)) | None, _) => {
-                inner.meters.unavailable.inc();
-                inner.without(wanted, engine)
-            }
+            Plan::Ask(question) => inner.ask(wanted, question, &up, engine).await,
         }
     }
 
@@ -413,6 +402,7 @@ impl Inner {
     fn answer(self: &Arc<Self>, said: Said) -> Answer {
         match said {
             Said::Refused(refusal) => Answer::Refused(refusal),
+            Said::RefusedAlone(refusal) => Answer::RefusedAlone(refusal),
             Said::Unavailable => Answer::Unavailable,
             Said::NotAsked => Answer::NotAsked,
             Said::Taken(local::Taken { took, places, without_store }) => {

@@ -482,7 +482,7 @@ fn the_groups_of_a_call_are_taken_in_turn_and_audited_ones_only_after_the_enforc
     let kinds = |said: &AllSaid| {
         let kind = |said: &Said| match said {
             Said::Taken(_) => 't',
-            Said::Refused(_) => 'r',
+            Said::Refused(_) | Said::RefusedAlone(_) => 'r',
             Said::Unavailable => 'u',
             Said::NotAsked => 'n',
         };
@@ -507,11 +507,11 @@ fn without_the_store_each_pod_keeps_to_its_part_and_to_nothing_where_that_is_not
     assert!(matches!(alone(&mut pod, &world, OnStoreFailure::Deny), Said::Unavailable));
     // One was taken of the store: 10 / 4 leaves one more.
     assert!(matches!(alone(&mut pod, &world, OnStoreFailure::PerPod), Said::Taken(_)));
-    assert!(matches!(alone(&mut pod, &world, OnStoreFailure::PerPod), Said::Refused(Refusal::Full(_))));
+    assert!(matches!(alone(&mut pod, &world, OnStoreFailure::PerPod), Said::RefusedAlone(Refusal::Full(_))));
     pod.set_pods(&Arc::from("Namespace a"), 40);
     world.set(world.now + 1_016_000);
     assert!(matches!(alone(&mut pod, &world, OnStoreFailure::PerPod), Said::Taken(_)), "at least one");
-    assert!(matches!(alone(&mut pod, &world, OnStoreFailure::PerPod), Said::Refused(_)));
+    assert!(matches!(alone(&mut pod, &world, OnStoreFailure::PerPod), Said::RefusedAlone(_)));
     assert!(matches!(alone(&mut pod, &world, OnStoreFailure::Allow), Said::Taken(_)));
     let brought: i64 = pod.taken_alone().iter().flat_map(|add| &add.slices).map(|(_, amount)| amount).sum();
     assert_eq!(brought, 2 * 1_000_000, "what still counts of what was taken alone");

@@ -99,7 +99,7 @@ impl Pod {
         match &self.store.take(std::slice::from_ref(wanted), self.now()).await[0] {
             Answer::Taken(taken) if taken.without_store.is_none() => "taken",
             Answer::Taken(_) => "without the store",
-            Answer::Refused(_) => "refused",
+            Answer::Refused(_) | Answer::RefusedAlone(_) => "refused",
             Answer::Unavailable => "unavailable",
             Answer::NotAsked => "not asked",
         }
