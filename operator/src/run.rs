@@ -125,10 +125,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let stream_tls = serve::tls(serving, Port::Streams)?;
 
     let mut servers = JoinSet::new();
-    let answer = move |request| webhooks.clone().answer(request);
-    servers.spawn(serve(webhook_listener, Port::Webhooks, Some(webhook_tls), answer, closing.clone()));
-    let answer = move |request| streams.clone().answer(request);
-    servers.spawn(serve(stream_listener, Port::Streams, Some(stream_tls), answer, closing.clone()));
+    let webhook = move |request| webhooks.clone().answer(request);
+    servers.spawn(serve(webhook_listener, Port::Webhooks, Some(webhook_tls), webhook, closing.clone()));
+    let stream = move |request| streams.clone().answer(request);
+    servers.spawn(serve(stream_listener, Port::Streams, Some(stream_tls), stream, closing.clone()));
     let answer = move |request: Request<hyper::body::Incoming>| {
         let answered = pages.answer(request.method(), request.uri().path());
         async move { answered }
@@ -157,14 +157,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let outcome = tokio::select! {
         signal = told_to_stop() => signal,
-        Some(ended) = parts.join_next() => Err(match ended {
-            Ok(()) => anyhow::anyhow!("a part of the operator ended; Kubernetes starts it anew"),
-            Err(error) => anyhow::Error::from(error).context("a part of the operator failed; Kubernetes starts it anew"),
-        }),
-        Some(ended) = servers.join_next() => Err(match ended {
-            Ok(()) => anyhow::anyhow!("a server ended; Kubernetes starts it anew"),
-            Err(error) => anyhow::Error::from(error).context("a server failed; Kubernetes starts it anew"),
-        }),
+        Some(ended) = parts.join_next() => Err(unexpected("a part of the operator", ended)),
+        Some(ended) = servers.join_next() => Err(unexpected("a server", ended)),
     };
     stop.send_replace(true);
     if outcome.is_ok() {
@@ -190,6 +184,14 @@ async fn told_to_stop() -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// What should run for ever has ended.
+fn unexpected(what: &str, ended: Result<(), tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow::anyhow!("{what} ended; Kubernetes starts it anew"),
+        Err(error) => anyhow::Error::from(error).context(format!("{what} failed; Kubernetes starts it anew")),
+    }
 }
 
 /// What is on the plain port.

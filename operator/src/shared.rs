@@ -146,7 +146,7 @@ impl Keeper {
         let mut keeper = Self { settings, world, store, password: None, ca: None, unreadable: None, said: None };
         if keeper.settings.is_some() {
             keeper.world.metrics.begin_shared_store();
-            keeper.world.set_store(Health::Pending);
+            keeper.world.set_store(&Health::Pending);
             keeper.read();
         }
         keeper
@@ -189,7 +189,7 @@ impl Keeper {
         if self.is_only_other_words(&health) {
             return;
         }
-        if self.world.set_store(health.clone()) {
+        if self.world.set_store(&health) {
             self.said = Some(Instant::now());
             match health {
                 Health::Down(down) => tracing::warn!(
@@ -392,7 +392,7 @@ mod tests {
     async fn other_words_for_the_same_fault_are_told_once_a_minute() {
         let mut keeper = keeper(None);
         let down = |fault, message: &str| Health::Down(Down { fault, message: message.to_owned() });
-        keeper.world.set_store(down("refused", "one"));
+        keeper.world.set_store(&down("refused", "one"));
         keeper.said = Some(Instant::now());
         assert!(keeper.is_only_other_words(&down("refused", "two")));
         assert!(!keeper.is_only_other_words(&down("timeout", "one")));

@@ -50,10 +50,12 @@ impl World {
     }
 
     /// The shared store was looked at. Gives whether it is another way than before.
-    pub fn set_store(&self, health: Health) -> bool {
+    pub fn set_store(&self, health: &Health) -> bool {
         let changed = {
             let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *store, health.clone()) != health
+            let changed = *store != *health;
+            store.clone_from(health);
+            changed
         };
         if changed {
             self.touch();

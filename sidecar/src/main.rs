@@ -194,8 +194,8 @@ struct ControlPlane {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_field_names, reason = "the flags are called so")]
 struct SharedStore {
-    /// The Valkey or Redis that counts limits across pods: redis://HOST[:PORT], rediss:// with TLS,
-    /// redis+sentinel://HOST,HOST/MASTER or redis+cluster://HOST,HOST. With --control-plane the operator names it.
+    /// The Valkey or Redis that counts limits across pods: `redis://HOST[:PORT]`, `rediss://` with TLS,
+    /// `redis+sentinel://HOST,HOST/MASTER` or `redis+cluster://HOST,HOST`. With --control-plane the operator names it.
     #[arg(long, value_name = "URL", conflicts_with = "control_plane")]
     shared_store: Option<String>,
     /// The ACL user there; else the default user.

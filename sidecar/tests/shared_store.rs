@@ -45,8 +45,8 @@ fn store(port: u16) -> SharedStore {
 
 /// What is known of the pods of one workload.
 fn pod(config: &mut Config) {
-    config.options.namespace = "agents".to_owned();
-    config.options.workload = "Deployment/agent".to_owned();
+    "agents".clone_into(&mut config.options.namespace);
+    "Deployment/agent".clone_into(&mut config.options.workload);
 }
 
 /// A sidecar with a policy of files and a store.

@@ -221,9 +221,9 @@ fn the_shared_counts_and_those_in_memory_give_the_same_answers_for_the_same_hist
             let group = [wanted(takes, OnStoreFailure::Deny)];
             let there = only(world.call(&mut pods[step.pod], &format!("p{}", step.pod), &group));
             match (here, there) {
-                (Ok(permit), Said::Taken(taken)) => if step.given_back {
+                (Ok(permit), Said::Taken(got)) => if step.given_back {
                     permit.give_back();
-                    pods[step.pod].give_back(&taken.took, now);
+                    pods[step.pod].give_back(&got.took, now);
                     world.tell(&mut pods[step.pod], "p");
                 },
                 (Err(Refusal::Full(here)), Said::Refused(Refusal::Full(there))) => {
@@ -459,7 +459,7 @@ fn messages_about_places_that_come_in_another_order_end_in_what_the_pod_holds() 
     let questions: Vec<Question> = (0..3)
         .map(|_| match pod.plan(&group, world.now, world.engine()) {
             Plan::Ask(question) => question,
-            other => panic!("{other:?}"),
+            other @ Plan::Said(_) => panic!("{other:?}"),
         })
         .collect();
     pod.release("slow");
