@@ -203,8 +203,12 @@ impl Look<'_> {
         let used = match counted {
             Err(denial) => {
                 said.error = Some(what(denial));
-                said.fullest = limit.whose.is_none();
-                limit.whose.is_none().then(|| counters.used(&limit.identity, limit.span, self.now))
+                if limit.whose.is_some() {
+                    // Which of its counts is meant is not known, and they are not here.
+                    return said;
+                }
+                said.fullest = true;
+                Some(counters.used(&limit.identity, limit.span, self.now))
             }
             Ok((instance, amount)) => {
                 let (amount, max) =

@@ -80,7 +80,7 @@ pub fn check(data: &[u8]) {
             assert!(used.as_f64() >= 0.0);
         }
         if first % 5 == 0 {
-            pod.without_store(wanted, now, engine);
+            pod.without_store(wanted, now, engine, false);
             pod.taken_alone();
             pod.closing(now);
             pod.sweep(now);

@@ -229,6 +229,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Whether it is the same one.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.driver, &other.driver)
+    }
+
     /// Sends a command and waits for its answer, for as long as the connection lasts.
     ///
     /// # Errors

@@ -93,6 +93,8 @@ struct Count {
     full_end: Timestamp,
     /// Questions under way that tell of its lease or ask for one: until they are answered it is not closed.
     under_way: u32,
+    /// All questions under way: until they are answered it is not forgotten.
+    asked: u32,
     /// What was taken since the last look at the pace, when that was, and the pace in millionths a second.
     taken: u64,
     looked_at: u64,
@@ -116,6 +118,7 @@ impl Count {
             full_until: 0,
             full_end: Timestamp::default(),
             under_way: 0,
+            asked: 0,
             taken: 0,
             looked_at: now,
             pace: 0,
@@ -154,9 +157,17 @@ impl Count {
         wanted.saturating_sub(left).min(9_000_000_000_000_000)
     }
 
+    /// A question is not under way any more.
+    fn is_answered(&mut self, asked: &AskedCount) {
+        self.asked = self.asked.saturating_sub(1);
+        if asked.tells() {
+            self.under_way = self.under_way.saturating_sub(1);
+        }
+    }
+
     /// Whether anything would be lost with it.
     fn is_idle(&self) -> bool {
-        self.own.is_empty() && self.lease.is_none() && self.alone.is_empty() && self.under_way == 0
+        self.own.is_empty() && self.lease.is_none() && self.alone.is_empty() && self.asked == 0
     }
 }
 
@@ -287,6 +298,25 @@ pub struct Question {
     pub sent: u64,
 }
 
+impl Question {
+    /// Whether numbers have the form of an answer: for each group how it is, three for each count and one for each place, of which some
+    /// one says why where it is refused.
+    fn is_answered_by(&self, numbers: &[i64]) -> bool {
+        let mut rest = numbers;
+        for AskedGroup { counts, places } in &self.groups {
+            let Some((status, after)) = rest.split_first() else { return false };
+            let Some((of_counts, after)) = after.split_at_checked(3 * counts.len()) else { return false };
+            let Some((of_places, after)) = after.split_at_checked(places.len()) else { return false };
+            let why = of_counts.chunks(3).any(|count| count.get(1) != Some(&0)) || of_places.contains(&0);
+            if !matches!(status, 0..=2) || (*status == 0 && !why) {
+                return false;
+            }
+            rest = after;
+        }
+        rest.is_empty()
+    }
+}
+
 /// What can be said at once.
 #[derive(Debug)]
 pub enum Plan {
@@ -372,6 +402,11 @@ impl Local {
         let (least, most) = (i128::from(store) - i128::from(received), i128::from(store) - i128::from(sent));
         self.clock = Clock { least, most, set: true };
         self.clock_at = received;
+    }
+
+    /// The store's clock now, or somewhat later than that.
+    pub fn store_now(&self, now: u64) -> u64 {
+        Clock::at(self.clock.most, now)
     }
 
     /// Makes room for counts that are not known yet; false when there is none.
@@ -491,6 +526,7 @@ impl Local {
                 if over {
                     count.lease = None;
                 }
+                count.asked += 1;
                 if ahead > 0 || !uses.is_empty() {
                     count.under_way += 1;
                 }
@@ -517,7 +553,7 @@ impl Local {
     /// What the store's answer means. `numbers` are those after the time. Called once for each question that was answered.
     ///
     /// # Errors
-    /// It is no answer to the question; what was asked for is given up.
+    /// It is no answer to the question, which is not answered then.
     pub fn answered(
         &mut self,
         wanted: &[Wanted],
@@ -527,6 +563,9 @@ impl Local {
         received: u64,
         engine: Timestamp,
     ) -> Result<AllSaid, Unreadable> {
+        if !question.is_answered_by(numbers) {
+            return Err(Unreadable);
+        }
         self.set_clock(store, question.sent, received);
         let mut numbers = numbers.iter().copied();
         let mut all = AllSaid::new();
@@ -537,9 +576,7 @@ impl Local {
                 let mut next = || numbers.next().ok_or(Unreadable);
                 let (used, wait, leased) = (next()?, next()?, next()?);
                 let Some((key, count)) = self.counts.get_key_value_mut(&key_of(take)) else { continue };
-                if asked.tells() {
-                    count.under_way = count.under_way.saturating_sub(1);
-                }
+                count.is_answered(asked);
                 count.told = u64::try_from(used).unwrap_or(0);
                 count.told_at = received;
                 let amount = take.amount.millionths();
@@ -614,10 +651,12 @@ impl Local {
     pub fn unanswered(&mut self, wanted: &[Wanted], question: &Question) {
         for (group, AskedGroup { counts, .. }) in wanted.iter().zip(&question.groups) {
             for (SharedTake { take, .. }, asked) in group.takes.iter().zip(counts) {
-                let Some(count) = self.counts.get_mut(&key_of(take)).filter(|_| asked.tells()) else { continue };
-                count.under_way = count.under_way.saturating_sub(1);
-                count.lease = None;
-                count.untold = Slices::default();
+                let Some(count) = self.counts.get_mut(&key_of(take)) else { continue };
+                count.is_answered(asked);
+                if asked.tells() {
+                    count.lease = None;
+                    count.untold = Slices::default();
+                }
             }
             self.let_go(group);
         }
@@ -627,12 +666,14 @@ impl Local {
     pub fn unasked(&mut self, wanted: &[Wanted], question: &Question) {
         for (group, AskedGroup { counts, .. }) in wanted.iter().zip(&question.groups) {
             for (SharedTake { take, .. }, asked) in group.takes.iter().zip(counts) {
-                let [.., closed] = asked.numbers;
-                let Some(count) = self.counts.get_mut(&key_of(take)).filter(|_| asked.tells()) else { continue };
-                count.under_way = count.under_way.saturating_sub(1);
-                // Of one that is over all counts as used.
-                for (slice, amount) in asked.uses.iter().filter(|_| closed == 0) {
-                    count.untold.add(*slice, *amount);
+                let [.., number, _] = asked.numbers;
+                let Some(count) = self.counts.get_mut(&key_of(take)) else { continue };
+                count.is_answered(asked);
+                // Of one that is over, or was given up meanwhile, all counts as used.
+                if count.lease.is_some_and(|lease| lease.number == number) {
+                    for (slice, amount) in &asked.uses {
+                        count.untold.add(*slice, *amount);
+                    }
                 }
             }
             self.let_go(group);
@@ -654,7 +695,8 @@ impl Local {
     }
 
     /// What is done with a call that the store cannot be asked about: as its policies say, the strictest first.
-    pub fn without_store(&mut self, wanted: &[Wanted], now: u64, engine: Timestamp) -> AllSaid {
+    /// `asked`: a question of it is still under way, and holds its places.
+    pub fn without_store(&mut self, wanted: &[Wanted], now: u64, engine: Timestamp, asked: bool) -> AllSaid {
         let mut all = AllSaid::new();
         if self.know(wanted, now).is_err() {
             all.extend(wanted.iter().map(|_| Said::Unavailable));
@@ -663,7 +705,7 @@ impl Local {
         for group in wanted {
             let said = match all.first() {
                 Some(Said::RefusedAlone(_) | Said::Unavailable) => Said::NotAsked,
-                _ => self.alone(group, now, engine),
+                _ => self.alone(group, now, engine, asked),
             };
             all.push(said);
         }
@@ -676,7 +718,7 @@ impl Local {
         Some((max / pods).max(1))
     }
 
-    fn alone(&mut self, group: &Wanted, now: u64, engine: Timestamp) -> Said {
+    fn alone(&mut self, group: &Wanted, now: u64, engine: Timestamp, asked: bool) -> Said {
         if group.is_empty() {
             return Said::Taken(Taken::default());
         }
@@ -712,7 +754,8 @@ impl Local {
                 OnStoreFailure::PerPod => self.part(&hold.whose, hold.hold.max),
             };
             let Some(part) = part else { return Said::Unavailable };
-            if self.held(hold.hold.identity.as_str()).count >= part {
+            let held = self.held(hold.hold.identity.as_str()).count;
+            if held.saturating_sub(u64::from(asked)) >= part {
                 return Said::RefusedAlone(Refusal::Busy(index));
             }
         }
@@ -724,7 +767,8 @@ impl Local {
             let Some((key, count)) = self.counts.get_key_value_mut(&key_of(take)) else { continue };
             let slice = slice_of(late, count.window);
             count.own.add(slice, amount);
-            count.alone.add(slice, amount);
+            // What is beyond all bounds is not counted, and so not given back.
+            let amount = count.alone.add(slice, amount);
             count.alone.forget(slice);
             taken.took.push(Took { key: key.clone(), slice, amount, by: By::Alone });
         }

@@ -82,14 +82,8 @@ impl Keys {
     /// What is to be brought to this epoch by a pod that was in that one: what it took since this moment of the store's clock, since
     /// the store has lost no more. Everything, where it was in none, or has missed one between.
     pub fn since(&self, before: Option<&str>) -> u64 {
-        fn parts(epoch: &str) -> Option<(&str, u64, u64)> {
-            let mut parts = epoch.split(' ');
-            let (name, _run, _opens) = (parts.next()?, parts.next()?, parts.next()?);
-            Some((name, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-        }
-        let followed = before.and_then(parts).zip(parts(&self.epoch));
-        match followed {
-            Some(((name, _, number), (same, since, next))) if name == same && number.checked_add(1) == Some(next) => since,
+        match (before.and_then(Epoch::read), Epoch::read(&self.epoch)) {
+            (Some(before), Some(now)) if now.follows(&before) => now.since,
             _ => 0,
         }
     }
@@ -194,11 +188,35 @@ impl Keys {
         cmd
     }
 
-    /// Asks for the epoch, or begins one.
-    pub fn begin(&self, scripts: &Scripts, run: &str, new: &str, closed: u64) -> Cmd {
+    /// Asks for the epoch, or begins one. `before` is the one that the pod was in.
+    pub fn begin(&self, scripts: &Scripts, run: &str, new: &str, closed: u64, before: Option<&str>) -> Cmd {
         let mut cmd = self.evalsha(&scripts.epoch, 1);
-        cmd.arg(self.stamp_key()).arg(run).arg(new).arg(closed);
+        let (name, number) = before.and_then(Epoch::read).map_or(("-", 0), |before| (before.name, before.number));
+        cmd.arg(self.stamp_key()).arg(run).arg(new).arg(closed).arg(name).arg(number);
         cmd
+    }
+}
+
+/// What the text of an epoch says.
+struct Epoch<'a> {
+    name: &'a str,
+    run: &'a str,
+    since: u64,
+    number: u64,
+    /// The run of the one before.
+    parent: &'a str,
+}
+
+impl<'a> Epoch<'a> {
+    fn read(text: &'a str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        let (name, run, _opens) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { name, run, since: parts.next()?.parse().ok()?, number: parts.next()?.parse().ok()?, parent: parts.next()? })
+    }
+
+    /// Whether it is the next one after another.
+    fn follows(&self, before: &Self) -> bool {
+        self.name == before.name && self.parent == before.run && before.number.checked_add(1) == Some(self.number)
     }
 }
 

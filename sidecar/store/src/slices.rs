@@ -28,11 +28,11 @@ pub struct Slices {
 }
 
 impl Slices {
-    /// Counts an amount in a slice.
-    pub fn add(&mut self, slice: u64, amount: u64) {
+    /// Counts an amount in a slice; gives how much of it there was room for.
+    pub fn add(&mut self, slice: u64, amount: u64) -> u64 {
         let amount = amount.min(MOST.saturating_sub(self.total));
         if amount == 0 {
-            return;
+            return 0;
         }
         self.total += amount;
         match self.held.iter().rposition(|(known, _)| *known <= slice) {
@@ -42,6 +42,7 @@ impl Slices {
             },
             None => self.held.push_front((slice, amount)),
         }
+        amount
     }
 
     /// Takes an amount out of a slice, as far as it is there; gives how much that was.

@@ -254,7 +254,7 @@ impl Store {
         let inner = &self.0;
         let State::Up(up) = (**inner.state.load()).clone() else {
             inner.meters.unavailable.inc();
-            return inner.without(wanted, engine);
+            return inner.without(wanted, engine, false);
         };
         let plan = inner.lock().plan(wanted, inner.now(), engine);
         match plan {
@@ -390,8 +390,8 @@ impl Inner {
         self.wake.notify_one();
     }
 
-    fn without(self: &Arc<Self>, wanted: &[Wanted], engine: Timestamp) -> Answers {
-        let said = self.lock().without_store(wanted, self.now(), engine);
+    fn without(self: &Arc<Self>, wanted: &[Wanted], engine: Timestamp, asked: bool) -> Answers {
+        let said = self.lock().without_store(wanted, self.now(), engine, asked);
         self.answers(said)
     }
 
@@ -423,19 +423,24 @@ impl Inner {
         let asking = Asking { inner: Arc::clone(self), up: Arc::clone(up), wanted: wanted.to_vec(), question: Some(question) };
         tokio::spawn(asking.run(engine, sender));
         let budget = Duration::from_micros(self.budget.load(Ordering::Relaxed));
-        match timeout(budget, receiver).await {
-            Ok(Ok(answers)) => {
+        let asked = match timeout(budget, receiver).await {
+            Ok(Ok(delivered)) => {
+                let answers = delivered.take();
                 let refused = answers.iter().any(|answer| matches!(answer, Answer::Refused(_)));
                 if refused { &self.meters.refused } else { &self.meters.asked }.inc();
                 return answers;
             }
-            Ok(Err(_)) => self.meters.unavailable.inc(),
+            Ok(Err(_)) => {
+                self.meters.unavailable.inc();
+                false
+            }
             Err(_) => {
                 self.meters.timeout.inc();
                 self.suspect();
+                true
             }
-        }
-        self.without(wanted, engine)
+        };
+        self.without(wanted, engine, asked)
     }
 
     /// This thread's connection.
@@ -450,7 +455,8 @@ impl Inner {
             tokio::spawn(async move {
                 let result = task.connector.open(&task.address, OPENING).await.and_then(|connection| {
                     let same = connection.run_id == task.connection.run_id;
-                    let error = || StoreError::new(Fault::Lost, format!("{} was started again", task.address));
+                    let error =
+                        || StoreError::new(Fault::Reset, format!("{} was started again, or is another server", task.address));
                     same.then_some(connection).ok_or_else(error)
                 });
                 drop(task);
@@ -468,11 +474,12 @@ impl Inner {
         let done = opening.result.wait_for(Option::is_some).await;
         done.ok().and_then(|result| result.clone()).unwrap_or_else(|| Err(unreadable(&up.address)))
     }
+}
 
-    /// This thread's connection is not used any more.
-    fn discard(&self) {
-        OPENED.with_borrow_mut(|opened| opened.retain(|opening| opening.store != self.id));
-    }
+/// This connection is not used any more.
+fn discard(connection: &Connection) {
+    let is_it = |opening: &Opening| matches!(&*opening.result.borrow(), Some(Ok(known)) if known.is(connection));
+    OPENED.with_borrow_mut(|opened| opened.retain(|opening| !is_it(opening)));
 }
 
 pub(crate) fn lost(address: &Address, error: &redis::RedisError) -> StoreError {
@@ -495,7 +502,7 @@ struct Asking {
 }
 
 impl Asking {
-    async fn run(mut self, engine: Timestamp, sender: oneshot::Sender<Answers>) {
+    async fn run(mut self, engine: Timestamp, sender: oneshot::Sender<Delivered>) {
         let Some(question) = &self.question else { return };
         let cmd = self.up.keys.take(&self.up.scripts, &self.inner.pod, question);
         let connection = self.inner.connection(&self.up).await;
@@ -505,8 +512,11 @@ impl Asking {
                 if let Some(question) = self.question.take() {
                     self.inner.lock().unasked(&self.wanted, &question);
                 }
-                if not_sent.is_err() {
-                    self.inner.suspect();
+                match not_sent {
+                    Ok(_) => {}
+                    // The upkeep's connection may live on, to a server that nobody else reaches any more.
+                    Err(error) if error.fault == Fault::Reset => self.inner.fail(self.up.generation, error),
+                    Err(_) => self.inner.suspect(),
                 }
                 return;
             }
@@ -517,7 +527,11 @@ impl Asking {
                 self.inner.meters.round_trip.observe(before.elapsed().as_secs_f64());
                 let numbers = integers(&value).ok_or_else(|| unreadable(&self.up.address));
                 match numbers.and_then(|numbers| self.answered(&numbers, engine)) {
-                    Ok(said) => return self.deliver(said, sender),
+                    Ok(said) => {
+                        // Where nobody waits any more, it is given back.
+                        let _ = sender.send(Delivered(Some(self.inner.answers(said))));
+                        return;
+                    }
                     Err(error) => error,
                 }
             }
@@ -526,7 +540,7 @@ impl Asking {
         };
         if matches!(failed.fault, Fault::Lost | Fault::Timeout) {
             // It may be this connection alone.
-            self.inner.discard();
+            discard(&connection);
             self.inner.suspect();
         } else {
             self.inner.fail(self.up.generation, failed);
@@ -546,9 +560,10 @@ impl Asking {
             drop(local);
             return Err(StoreError::new(Fault::Lost, format!("the connection to {} was lost", self.up.address)));
         }
-        let Some(question) = self.question.take() else { return Err(form()) };
+        let Some(question) = &self.question else { return Err(form()) };
         let store = u64::try_from(*time).unwrap_or(0);
-        let said = local.answered(&self.wanted, &question, store, rest, self.inner.now(), engine).map_err(|_| form())?;
+        let said = local.answered(&self.wanted, question, store, rest, self.inner.now(), engine).map_err(|_| form())?;
+        self.question = None;
         let wake = local.has_begun_lease() | local.has_gives();
         drop(local);
         if wake {
@@ -556,21 +571,31 @@ impl Asking {
         }
         Ok(said)
     }
-
-    fn deliver(&self, said: AllSaid, sender: oneshot::Sender<Answers>) {
-        let Err(late) = sender.send(self.inner.answers(said)) else { return };
-        for answer in late {
-            if let Answer::Taken(shared::Taken { amounts: Some(amounts), .. }) = answer {
-                shared::Amounts::give_back(amounts);
-            }
-        }
-    }
 }
 
 impl Drop for Asking {
     fn drop(&mut self) {
         if let Some(question) = self.question.take() {
             self.inner.lock().unanswered(&self.wanted, &question);
+        }
+    }
+}
+
+/// Answers on their way to the call. Dropped before they are taken, what they took is given back.
+struct Delivered(Option<Answers>);
+
+impl Delivered {
+    fn take(mut self) -> Answers {
+        self.0.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Delivered {
+    fn drop(&mut self) {
+        for answer in self.0.take().into_iter().flatten() {
+            if let Answer::Taken(shared::Taken { amounts: Some(amounts), .. }) = answer {
+                shared::Amounts::give_back(amounts);
+            }
         }
     }
 }

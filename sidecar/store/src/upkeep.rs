@@ -39,13 +39,23 @@ const PAUSE: Duration = Duration::from_millis(500);
 const NAP: Duration = Duration::from_millis(4);
 /// How long the store has to answer before it counts as steady: one that fails soon after it was reached is not tried faster for it.
 const STEADY: Duration = Duration::from_secs(5);
+/// How long the store may take to carry out what is sent at once.
+const BRING: Duration = Duration::from_secs(5);
 /// How many commands are sent at once.
 const BATCH: usize = 128;
 
 impl Store {
     /// Keeps the connection for as long as it runs. To be run once.
     pub async fn keep(&self) {
-        let mut upkeep = Upkeep { inner: Arc::clone(&self.0), epoch: None, generation: 0, told: None, place: None };
+        let mut upkeep = Upkeep {
+            inner: Arc::clone(&self.0),
+            epoch: None,
+            bringing: None,
+            brought: None,
+            generation: 0,
+            told: None,
+            place: None,
+        };
         let mut jobs = self.0.job.subscribe();
         loop {
             let job = jobs.borrow_and_update().clone();
@@ -59,15 +69,21 @@ impl Store {
 }
 
 impl Store {
-    /// Returns what is leased, before this process ends: what is not returned counts as used. It takes no longer than this.
+    /// Returns what is leased and says which places are held, before this process ends: what is not returned counts as used. It takes
+    /// no longer than this.
     pub async fn leave(&self, limit: Duration) {
         let inner = &self.0;
         let State::Up(up) = (**inner.state.load()).clone() else { return };
-        let closing = inner.lock().end_leases();
-        let closes: Vec<Cmd> = closing.iter().map(|count| up.keys.close(&up.scripts, &inner.pod, count)).collect();
-        let returned = timeout(limit, send_all(&up, &closes)).await;
+        let (places, gives, closing) = {
+            let mut local = inner.lock();
+            (local.all_places(), local.gives(), local.end_leases())
+        };
+        let mut cmds = vec![up.keys.beat(&up.scripts, &inner.pod, &[], POD_LIFE, &places, PLACES_LIFE)];
+        cmds.extend(gives.iter().map(|add| up.keys.add(&up.scripts, add)));
+        cmds.extend(closing.iter().map(|count| up.keys.close(&up.scripts, &inner.pod, count)));
+        let returned = timeout(limit, send_all(&up, &cmds)).await;
         if !matches!(returned, Ok(Ok(()))) {
-            tracing::debug!(leases = closes.len(), "what was leased of the shared store was not returned");
+            tracing::debug!("what was taken of the shared store was not returned");
         }
     }
 }
@@ -86,10 +102,34 @@ impl Drop for Gives<'_> {
     }
 }
 
+/// What is to be brought to a new epoch; what the store has confirmed is not in it any more, so that an attempt goes on where the last
+/// one ended.
+struct Bringing {
+    epoch: String,
+    since: u64,
+    adds: Vec<Add>,
+    alone: Vec<Add>,
+}
+
+/// Places are being told; dropped before they are, they have to be told again.
+struct Telling<'a>(Option<&'a Inner>);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0 {
+            inner.lock().places_untold();
+        }
+    }
+}
+
 struct Upkeep {
     inner: Arc<Inner>,
     /// The epoch that this pod has brought everything to.
     epoch: Option<String>,
+    /// What it still has to bring to another.
+    bringing: Option<Bringing>,
+    /// Since when it brought what it took, and when that was, by the store's clock: a store that loses its last moments loses that too.
+    brought: Option<(u64, u64)>,
     generation: u64,
     /// The fault that was logged last.
     told: Option<StoreError>,
@@ -175,7 +215,7 @@ impl Upkeep {
         let keys = Keys::new(&config.prefix);
         let closed = u64::try_from(CLOSED.as_micros()).unwrap_or(0);
         let sent = self.inner.now();
-        let begin = keys.begin(&scripts, &connection.run_id, &name(), closed);
+        let begin = keys.begin(&scripts, &connection.run_id, &name(), closed, self.epoch.as_deref());
         let answer = send(&connection, &address, &begin, STEP).await?;
         let (store, text, opens) = epoch(&answer).ok_or_else(|| unreadable(&address))?;
         let received = self.inner.now();
@@ -187,12 +227,7 @@ impl Upkeep {
         if self.epoch.as_deref() != Some(&text) {
             // What a question takes from now on would not be brought.
             self.down(State::Idle);
-            let since = up.keys.since(self.epoch.as_deref());
-            let (adds, alone) = self.inner.lock().everything(since, received);
-            // If this fails half-way, all of it is brought again: what counts twice is safe.
-            self.bring(&up, &adds).await?;
-            self.inner.lock().alone_told(&alone);
-            self.epoch = Some(text);
+            self.bring_everything(&up, text, received).await?;
         }
         self.beat(&up, &self.groups()).await?;
         if opens > store {
@@ -200,7 +235,8 @@ impl Upkeep {
             // Also where the store's clock was set back.
             sleep(Duration::from_micros(opens - store).min(CLOSED)).await;
         }
-        self.bring_alone(&up).await?;
+        let alone = self.bring_alone(&up).await?;
+        self.has_brought(alone);
         // The others have come by now.
         let groups = self.groups();
         let pods = self.beat(&up, &groups).await?;
@@ -232,7 +268,8 @@ impl Upkeep {
                     ping.arg("PING");
                     send(&up.connection, &up.address, &ping, SILENCE).await?;
                 }
-                self.bring_alone(up).await?;
+                let alone = self.bring_alone(up).await?;
+                self.has_brought(alone);
                 let (gives, closing) = {
                     let mut local = inner.lock();
                     (local.gives(), local.closing(now))
@@ -290,27 +327,58 @@ impl Upkeep {
         send_all(up, &cmds).await
     }
 
-    /// Brings what was taken while the store was away. If this ends half-way, it is brought again: what counts twice is safe.
-    async fn bring_alone(&self, up: &Up) -> Result<(), StoreError> {
+    /// Brings what this pod took and the store has lost, or may have.
+    async fn bring_everything(&mut self, up: &Up, text: String, now: u64) -> Result<(), StoreError> {
+        if self.bringing.as_ref().is_none_or(|bringing| bringing.epoch != text) {
+            let mut since = up.keys.since(self.epoch.as_deref());
+            // What was brought lately is lost as well.
+            if let Some((from, _)) = self.brought.filter(|(_, at)| since <= *at) {
+                since = since.min(from);
+            }
+            let (adds, alone) = self.inner.lock().everything(since, now);
+            self.bringing = Some(Bringing { epoch: text.clone(), since, adds, alone });
+        }
+        let Some(bringing) = &mut self.bringing else { return Ok(()) };
+        while !bringing.adds.is_empty() {
+            let batch = bringing.adds.len().min(BATCH);
+            let cmds: Vec<Cmd> = bringing.adds.iter().take(batch).map(|add| up.keys.add(&up.scripts, add)).collect();
+            send_all(up, &cmds).await?;
+            bringing.adds.drain(..batch);
+        }
+        let mut local = self.inner.lock();
+        local.alone_told(&bringing.alone);
+        self.brought = Some((bringing.since, local.store_now(self.inner.now())));
+        drop(local);
+        self.bringing = None;
+        self.epoch = Some(text);
+        Ok(())
+    }
+
+    /// Brings what was taken while the store was away; gives whether there was something. If this ends half-way, it is brought again:
+    /// what counts twice is safe.
+    async fn bring_alone(&self, up: &Up) -> Result<bool, StoreError> {
         let adds = self.inner.lock().taken_alone();
         self.bring(up, &adds).await?;
         self.inner.lock().alone_told(&adds);
-        Ok(())
+        Ok(!adds.is_empty())
+    }
+
+    fn has_brought(&mut self, something: bool) {
+        if something {
+            self.brought = Some((0, self.inner.lock().store_now(self.inner.now())));
+        }
     }
 
     /// Says that the pod lives and what places it holds. Gives how many pods each group has.
     async fn beat(&self, up: &Up, groups: &BTreeSet<Arc<str>>) -> Result<Vec<i64>, StoreError> {
+        let mut telling = Telling(Some(&self.inner));
         let places = self.inner.lock().all_places();
         let names: Vec<&str> = groups.iter().map(|group| &**group).collect();
         let cmd = up.keys.beat(&up.scripts, &self.inner.pod, &names, POD_LIFE, &places, PLACES_LIFE);
-        let answer = match send(&up.connection, &up.address, &cmd, SILENCE).await {
-            Ok(answer) => current(up, &answer),
-            Err(error) => Err(error),
-        };
-        if answer.is_err() {
-            self.inner.lock().places_untold();
-        }
-        answer
+        let answer = send(&up.connection, &up.address, &cmd, SILENCE).await?;
+        let pods = current(up, &answer)?;
+        telling.0 = None;
+        Ok(pods)
     }
 
     /// The groups of pods that count together now.
@@ -329,7 +397,7 @@ impl Upkeep {
 /// Sends commands of scripts, and makes sure that the epoch is still the same.
 async fn send_all(up: &Up, cmds: &[Cmd]) -> Result<(), StoreError> {
     for batch in cmds.chunks(BATCH) {
-        let answers = match timeout(STEP, up.connection.send_all(batch)).await {
+        let answers = match timeout(BRING, up.connection.send_all(batch)).await {
             Ok(answers) => answers.map_err(|error| lost(&up.address, &error))?,
             Err(_) => return Err(StoreError::new(Fault::Timeout, format!("{} did not answer", up.address))),
         };

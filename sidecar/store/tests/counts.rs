@@ -71,7 +71,7 @@ impl World {
     /// Another run has the store's data. Gives the epoch.
     fn restart(&mut self) -> String {
         self.epochs += 1;
-        let begin = self.keys.begin(&self.scripts, &format!("run{}", self.epochs), &format!("e{}", self.epochs), 0);
+        let begin = self.keys.begin(&self.scripts, &format!("run{}", self.epochs), &format!("e{}", self.epochs), 0, None);
         let answer = self.run(&begin);
         let (_, text, opens) = toolweir_store::scripts::epoch(&answer).unwrap();
         assert_eq!(opens, self.now);
@@ -500,7 +500,8 @@ fn without_the_store_each_pod_keeps_to_its_part_and_to_nothing_where_that_is_not
     let mut world = World::new();
     let mut pod = Local::new(true, 100);
     let limit = |failure| [wanted(vec![take("limit", "", 1_000_000, 10, ONE)], failure)];
-    let alone = |pod: &mut Local, world: &World, failure| only(pod.without_store(&limit(failure), world.now, world.engine()));
+    let alone =
+        |pod: &mut Local, world: &World, failure| only(pod.without_store(&limit(failure), world.now, world.engine(), false));
     assert!(matches!(alone(&mut pod, &world, OnStoreFailure::PerPod), Said::Unavailable), "how many pods there are is not known");
     taken(world.call(&mut pod, "p", &limit(OnStoreFailure::PerPod)));
     pod.set_pods(&Arc::from("Namespace a"), 4);
@@ -649,9 +650,9 @@ fn a_call_that_is_let_through_without_the_store_and_costs_more_than_can_be_count
     let group = [wanted(vec![cheap.clone()], OnStoreFailure::Allow)];
     taken(world.call(&mut pod, "p", &group));
     for _ in 0..3 {
-        let said = only(pod.without_store(&dear, world.now, world.engine()));
+        let said = only(pod.without_store(&dear, world.now, world.engine(), false));
         pod.give_back(&taken(AllSaid::from_iter([said])).took, world.now);
-        assert!(matches!(only(pod.without_store(&dear, world.now, world.engine())), Said::Taken(_)));
+        assert!(matches!(only(pod.without_store(&dear, world.now, world.engine(), false)), Said::Taken(_)));
     }
     let adds = pod.taken_alone();
     world.add(&adds);
@@ -683,7 +684,7 @@ fn what_is_taken_before_the_stores_clock_is_known_is_brought_all_the_same() {
     let mut pod = Local::new(false, 100);
     let limit = take("limit", "", 60_000_000, 10, ONE);
     let group = [wanted(vec![limit.clone()], OnStoreFailure::Allow)];
-    taken(pod.without_store(&group, 5, Timestamp(5000)));
+    taken(pod.without_store(&group, 5, Timestamp(5000), false));
     pod.set_clock(world.now, 6, 7);
     world.add(&pod.taken_alone());
     assert_eq!(world.look(&limit), 1_000_000);
@@ -695,4 +696,94 @@ fn what_could_not_be_told_is_moved_again_and_not_given_back_again() {
     let add = |slices: &[(u64, i64)]| Add { digest: "d".into(), window: 1, slices: slices.to_vec() };
     pod.gives_untold(vec![add(&[(3, 5), (2, -5)]), add(&[(2, -5)])]);
     assert_eq!(pod.gives(), [add(&[(3, 5), (2, -5)])]);
+}
+
+#[test]
+fn what_is_brought_to_an_epoch_hangs_on_the_one_before() {
+    let since = |before: &str, now: &str| Keys::new("p").within(now).since(Some(before));
+    let before = "n run1 100 50 3 run0";
+    assert_eq!(since(before, "n run2 200 150 4 run1"), 150);
+    for (now, why) in [
+        ("n run2 200 150 5 run1", "one was missed"),
+        ("n run3 200 150 4 run2", "it came out of a backup, and others have been in another fourth one"),
+        ("m run2 200 150 4 run1", "the counts are others"),
+        ("n run2 200 150 4", "it is none"),
+        (before, "it is the same"),
+    ] {
+        assert_eq!(since(before, now), 0, "{why}");
+    }
+}
+
+#[test]
+fn a_server_that_others_have_left_in_between_begins_anew_though_its_run_is_the_same() {
+    let mut world = World::new();
+    let left = world.keys.epoch().to_owned();
+    world.restart();
+    let later = world.keys.epoch().to_owned();
+    // The server of the first epoch has run on.
+    let mut set = Cmd::new();
+    set.arg("SET").arg(world.keys.epoch_key()).arg(&left);
+    world.run(&set);
+    let run = left.split(' ').nth(1).unwrap();
+    let begin = |before| world.keys.begin(&world.scripts, run, "new", 2_000_000, before);
+    let (same, anew) = (begin(Some(left.as_str())), begin(Some(later.as_str())));
+    let mut ask = |cmd| toolweir_store::scripts::epoch(&world.run(cmd)).unwrap();
+    assert_eq!(ask(&same).1, left);
+    let (now, text, opens) = ask(&anew);
+    assert_eq!((opens - now, text.split(' ').nth(4)), (2_000_000, Some("3")));
+    assert_eq!(ask(&anew).1, text, "once");
+    let keys = world.keys.within(&text);
+    assert_eq!((keys.since(Some(&later)), keys.since(Some(&left))), (0, 0), "everybody brings everything");
+}
+
+#[test]
+fn what_a_question_that_was_not_sent_would_have_told_is_told_of_the_same_lease_alone() {
+    let mut world = World::new();
+    let mut pod = Local::new(true, 100);
+    let limit = take("limit", "", 60_000_000, 10_000, ONE);
+    let group = [wanted(vec![limit.clone()], OnStoreFailure::Deny)];
+    let lease = |world: &mut World, pod: &mut Local| {
+        for _ in 0..500 {
+            world.set(world.now + 7_000);
+            world.call(pod, "p", &group);
+            if matches!(pod.plan(&group, world.now, world.engine()), Plan::Said(_)) {
+                return;
+            }
+        }
+        panic!("no lease");
+    };
+    lease(&mut world, &mut pod);
+    let dear = [wanted(vec![take("limit", "", 60_000_000, 10_000, 9000 * ONE)], OnStoreFailure::Deny)];
+    let ask = |pod: &mut Local, world: &World| match pod.plan(&dear, world.now, world.engine()) {
+        Plan::Ask(question) => question,
+        other @ Plan::Said(_) => panic!("{other:?}"),
+    };
+    // Not sent, it changes nothing.
+    let question = ask(&mut pod, &world);
+    pod.unasked(&dear, &question);
+    world.tell(&mut pod, "p");
+    // Its lease is given up before: nothing of it is told of the next.
+    let (first, second) = (ask(&mut pod, &world), ask(&mut pod, &world));
+    pod.unanswered(&dear, &first);
+    pod.unanswered(&dear, &second);
+    pod.unasked(&dear, &first);
+    lease(&mut world, &mut pod);
+    for count in pod.end_leases() {
+        let told: u64 = count.uses.iter().map(|(_, amount)| amount).sum();
+        assert!(told <= 2 * ONE, "{told} of the lease that was given up");
+    }
+}
+
+#[test]
+fn an_answer_of_another_form_is_none() {
+    let mut world = World::new();
+    let mut pod = Local::new(true, 100);
+    let group = [wanted(vec![take("limit", "", 60_000_000, 10, ONE)], OnStoreFailure::Deny), place(3)];
+    let Plan::Ask(question) = pod.plan(&group, world.now, world.engine()) else { panic!() };
+    let right = world.numbers(&world.keys.clone().take(&world.scripts.clone(), "p", &question));
+    let wrong = [&right[1..], &[&right[..], &[0]].concat(), &[&[3], &right[1..]].concat(), &[&[0], &right[1..]].concat()];
+    for numbers in wrong {
+        assert!(pod.answered(&group, &question, world.now, numbers, world.now, world.engine()).is_err(), "{numbers:?}");
+    }
+    assert!(pod.answered(&group, &question, world.now, &right, world.now, world.engine()).is_ok());
 }
