@@ -58,7 +58,11 @@ done
 made=1 url=
 
 echo "The operator, servers, policies, agents ..."
-helm install toolweir "$ROOT/charts/toolweir" -n toolweir-system --create-namespace --wait --timeout 180s -f "$CLUSTER/values.yaml" >/dev/null
+# With the chart's store: this machine's redis-server under Valkey's names. The node has no storage class.
+helm install toolweir "$ROOT/charts/toolweir" -n toolweir-system --create-namespace --wait --timeout 180s -f "$CLUSTER/values.yaml" \
+	--set sharedStore.embedded=true,sharedStore.store.persistence.enabled=false,sharedStore.budgetMilliseconds=1000 \
+	--set sharedStore.store.image.repository=localhost/toolweir-store,sharedStore.store.image.pullPolicy=Never \
+	--set-string "sharedStore.store.image.tag=${IMAGE_TAG:-e2e}" >/dev/null
 for namespace in agents research tools; do kubectl create namespace "$namespace" >/dev/null; done
 kubectl apply -f "$here/server.yaml" -f "$here/reader.yaml" >/dev/null
 # A pod that is older than the label of its namespace: it has no sidecar.

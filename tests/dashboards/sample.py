@@ -95,6 +95,7 @@ for number, (pod, workload, namespace, servers, policies, version) in enumerate(
         put("gauge", "toolweir_policy_info", {**scraped, "policy": policy, "mode": mode, "version": version}, 1)
     put("gauge", "toolweir_policy_age_seconds", scraped, lambda at: max(0, min(at - 3000, 90)) if 3000 < at < 3090 and number == 2 else 0)
     put("gauge", "toolweir_policy_connected", scraped, 1)
+    put("gauge", "toolweir_shared_store_up", scraped, 1)
     put("counter", "toolweir_control_plane_connects_total", {**scraped, "result": "ok"}, lambda at: 1 + at // 3300)
     put("counter", "toolweir_control_plane_connects_total", {**scraped, "result": "unreachable"}, burst(3000, 0.1, 90))
     put("gauge", "toolweir_build_info", {**scraped, "version": "0.1.0"}, 1)

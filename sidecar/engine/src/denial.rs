@@ -135,7 +135,7 @@ impl Denial {
             tool: shown(tool).into_owned(),
             limit: None,
             retry_after: None,
-            message: format!("Denied by policy {policy}: {what}"),
+            message: one_line(format!("Denied by policy {policy}: {what}")),
             entry: entry.map(Arc::clone),
         }
     }
@@ -152,6 +152,14 @@ impl Denial {
             entry: None,
         }
     }
+}
+
+/// One line of what a policy may say in several.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    text.trim_end().replace(char::is_control, " ")
 }
 
 /// A name that a caller chose, fit for a message: short and without control characters.
