@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
 use toolweir_crds::stream;
+use toolweir_store::config::{self as store, LONGEST_BUDGET, LONGEST_PREFIX, is_prefix, is_username};
 
 use crate::{
     certs::plan::{Lives, LivesError},
@@ -200,27 +201,26 @@ impl SharedStore {
     }
 
     fn check(&self) -> Result<(), String> {
-        let usual = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b));
         let shown = |text: &str| text.chars().take(80).flat_map(char::escape_debug).collect::<String>();
-        if !(1..=LONGEST_PREFIX).contains(&self.prefix.len()) || !usual(&self.prefix) {
+        if !is_prefix(&self.prefix) {
             return Err(format!(
                 "sharedStore.prefix: `{}` is no beginning of keys; write 1 to {LONGEST_PREFIX} letters, digits and `.`, `_`, `:`, \
                  `-`, such as toolweir",
                 shown(&self.prefix)
             ));
         }
-        let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control());
-        if let Some(username) = self.username.as_deref().filter(|username| !is_name(username)) {
+        if let Some(username) = self.username.as_deref().filter(|username| !is_username(username)) {
             return Err(format!(
                 "sharedStore.username: `{}` is no ACL user; write its name, or leave it out for the default user",
                 shown(username)
             ));
         }
-        if !BUDGETS.contains(&self.budget_milliseconds) {
-            let (least, most) = (BUDGETS.start(), BUDGETS.end());
+        let budget = Duration::from_millis(self.budget_milliseconds);
+        if budget.is_zero() || budget > LONGEST_BUDGET {
             return Err(format!(
-                "sharedStore.budgetMilliseconds: is {}; from {least} to {most} are possible",
-                self.budget_milliseconds
+                "sharedStore.budgetMilliseconds: is {}; from 1 to {} are possible",
+                self.budget_milliseconds,
+                LONGEST_BUDGET.as_millis()
             ));
         }
         if self.ca_file.is_some() && !self.url.starts_with("rediss") && !self.url.starts_with("valkeys") {
@@ -229,16 +229,10 @@ impl SharedStore {
                     .to_owned(),
             );
         }
-        toolweir_store::config::Config::try_from(&self.with(None, None))
-            .map_err(|error| format!("sharedStore.url: {}", error.message))?;
+        store::Config::try_from(&self.with(None, None)).map_err(|error| format!("sharedStore.url: {}", error.message))?;
         Ok(())
     }
 }
-
-/// How long a call may wait for the store, in milliseconds.
-const BUDGETS: std::ops::RangeInclusive<u64> = 1..=10_000;
-/// The longest beginning of keys, in bytes.
-const LONGEST_PREFIX: usize = 64;
 
 /// How long certificates live: see docs/certificates.md for when they are made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

@@ -261,8 +261,7 @@ pub struct Governor {
     /// The metrics.
     pub metrics: Arc<Metrics>,
     audit: Audit,
-    counters: Arc<Memory>,
-    store: Option<Store>,
+    counts: Counts,
     options: Options,
     started: Instant,
     freshness: Mutex<Freshness>,
@@ -279,6 +278,22 @@ pub struct Counts {
     pub store: Option<Store>,
 }
 
+impl Counts {
+    /// Shared counts are there from now on; nothing: nowhere. Policies that share some are to be compiled anew.
+    pub fn share(&self, metrics: &Metrics, config: Option<Result<config::Config, StoreError>>) {
+        let Some(store) = &self.store else { return };
+        if config.is_some() {
+            metrics.begin_shared_store();
+        }
+        store.set_config(config);
+    }
+
+    /// Whether pods can share counts.
+    pub fn are_shared(&self) -> bool {
+        self.store.as_ref().is_some_and(Store::is_configured)
+    }
+}
+
 impl Governor {
     /// A governor with its first policies.
     pub fn new(
@@ -286,19 +301,18 @@ impl Governor {
         freshness: Freshness,
         metrics: Arc<Metrics>,
         audit: Audit,
-        Counts { memory: counters, store }: Counts,
+        counts: Counts,
         options: Options,
     ) -> Arc<Self> {
         metrics.policy_connected.set(i64::from(matches!(freshness, Freshness::Current)));
-        if let Some(store) = &store {
+        if let Some(store) = &counts.store {
             store.set_groups(first.engine.groups());
         }
         Arc::new(Self {
-            store,
             in_force: ArcSwap::from_pointee(first),
             metrics,
             audit,
-            counters,
+            counts,
             options,
             started: Instant::now(),
             freshness: Mutex::new(freshness),
@@ -317,7 +331,7 @@ impl Governor {
         if let Some(file) = self.mcp_config.get() {
             self.metrics.filed("mcp_config", "write", file.write(&new));
         }
-        if let Some(store) = &self.store {
+        if let Some(store) = &self.counts.store {
             store.set_groups(new.engine.groups());
         }
         self.in_force.store(Arc::new(new));
@@ -360,7 +374,7 @@ impl Governor {
         if !self.ready() {
             return Err("no policy yet");
         }
-        let missing = self.store.as_ref().is_some_and(Store::is_missing);
+        let missing = self.counts.store.as_ref().is_some_and(Store::is_missing);
         if missing && self.started.elapsed() < STORE_WAIT { Err("the shared store does not answer yet") } else { Ok(()) }
     }
 
@@ -376,17 +390,17 @@ impl Governor {
 
     /// The counts of the engine, which live on when the policies are replaced.
     pub fn counters(&self) -> &Arc<Memory> {
-        &self.counters
+        &self.counts.memory
     }
 
     /// The counts that pods share, where a call can wait for them.
     pub fn store(&self) -> Option<&Store> {
-        self.store.as_ref()
+        self.counts.store.as_ref()
     }
 
     /// What is known of the counts that pods share, for display.
     pub async fn seen(&self, in_force: &InForce) -> Seen {
-        match &self.store {
+        match &self.counts.store {
             Some(store) => store.seen(in_force.engine.shared_counts(), self.now()).await,
             None => Seen::default(),
         }
@@ -394,17 +408,12 @@ impl Governor {
 
     /// Where shared counts are from now on; nothing: nowhere. Policies that share some are to be compiled anew.
     pub fn set_store(&self, config: Option<Result<config::Config, StoreError>>) {
-        let Some(store) = &self.store else { return };
-        if config.is_some() {
-            self.metrics.begin_shared_store();
-        }
-        store.set_config(config);
+        self.counts.share(&self.metrics, config);
     }
 
     /// What policies are compiled with.
     pub fn options(&self) -> Options {
-        let shared_store = self.store.as_ref().is_some_and(Store::is_configured);
-        Options { shared_store, ..self.options.clone() }
+        Options { shared_store: self.counts.are_shared(), ..self.options.clone() }
     }
 
     /// The audit log.
@@ -465,7 +474,7 @@ impl Governor {
             Begun::Pending(pending) => pending,
         };
         let mut undecided = Undecided { governor: self, in_force, call, arrived, pending: Some(pending) };
-        let answers = match (&self.store, &undecided.pending) {
+        let answers = match (&self.counts.store, &undecided.pending) {
             (Some(store), Some(pending)) => store.take(pending.wanted(), now).await,
             _ => SmallVec::new(),
         };
@@ -479,7 +488,7 @@ impl Governor {
     pub async fn peek(&self, in_force: &InForce, call: &Call<'_>, now: Timestamp) -> Peeked {
         let mut peeked = Peeked::default();
         let wanted = in_force.engine.shared_of(call, now);
-        let Some(store) = self.store.as_ref().filter(|_| wanted.iter().any(|wanted| !wanted.is_empty())) else {
+        let Some(store) = self.counts.store.as_ref().filter(|_| wanted.iter().any(|wanted| !wanted.is_empty())) else {
             return peeked;
         };
         let Some(looked) = store.look(&wanted, now).await else { return peeked };

@@ -142,15 +142,12 @@ impl Config {
     ) -> anyhow::Result<(Arc<Governor>, Upkeep)> {
         let metrics = Arc::new(Metrics::new()?);
         let store = Store::new(metrics.meters(), self.counters);
-        let counts = Counts { memory: Memory::new(self.counters), store: Some(store.clone()) };
+        let counts = Counts { memory: Memory::new(self.counters), store: Some(store) };
         let mut options = self.options.clone();
         match &self.source {
             Source::Local(path) => {
-                if let Some(config) = &self.shared_store {
-                    metrics.begin_shared_store();
-                    store.set_config(Some(Ok(config.clone())));
-                    options.shared_store = true;
-                }
+                counts.share(&metrics, self.shared_store.clone().map(Ok));
+                options.shared_store = counts.are_shared();
                 let (governor, watch) = govern(path, Urls::Needed, metrics, counts, options, audit)?;
                 Ok((Arc::clone(&governor), Box::pin(watch.run(governor))))
             }

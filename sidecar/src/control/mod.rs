@@ -27,7 +27,7 @@ use tokio::{
 };
 use toolweir_crds::stream::{self, Ack, Message, Snapshot};
 use toolweir_engine::Options;
-use toolweir_store::{Store, config};
+use toolweir_store::config;
 
 use self::{
     backoff::Backoff,
@@ -98,11 +98,8 @@ pub fn govern(
         None => (Snapshot { version: String::new(), policies: Vec::new() }, Freshness::Nothing(Instant::now())),
     };
     let kept = metrics.filed("shared_store", "read", state.shared_store()).flatten();
-    if let (Some(kept), Some(store)) = (kept, &counts.store) {
-        metrics.begin_shared_store();
-        store.set_config(Some(config::Config::try_from(&kept)));
-    }
-    options.shared_store = counts.store.as_ref().is_some_and(Store::is_configured);
+    counts.share(&metrics, kept.as_ref().map(config::Config::try_from));
+    options.shared_store = counts.are_shared();
     let first = snapshot::in_force(&snapshot, &counts.memory, &options, &metrics);
     tell_problems(&first.problems);
     let audit = Audit::new(audit, metrics.audit_lost.clone()).context("the audit log cannot be started")?;

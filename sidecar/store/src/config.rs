@@ -41,6 +41,17 @@ pub struct Config {
     pub budget: Duration,
 }
 
+/// Whether keys can begin so.
+pub fn is_prefix(text: &str) -> bool {
+    let usual = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
+    (1..=LONGEST_PREFIX).contains(&text.len()) && text.chars().all(usual)
+}
+
+/// Whether an ACL user can be called so.
+pub fn is_username(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
 impl Config {
     /// What stands in braces at the beginning of every key, so that all are in one slot of a cluster.
     pub fn tag(&self) -> &str {
@@ -70,8 +81,7 @@ impl TryFrom<&SharedStore> for Config {
     fn try_from(store: &SharedStore) -> Result<Self, StoreError> {
         let SharedStore { url, username, password, ca, prefix, leases, budget_milliseconds } = store;
         let url: StoreUrl = url.parse()?;
-        let usual = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
-        if prefix.is_empty() || prefix.len() > LONGEST_PREFIX || !prefix.chars().all(usual) {
+        if !is_prefix(prefix) {
             return Err(bad(format!(
                 "the prefix of the store's keys is no 1 to {LONGEST_PREFIX} letters, digits and `.`, `_`, `:`, `-`; write one such as \
                  toolweir"
@@ -84,7 +94,7 @@ impl TryFrom<&SharedStore> for Config {
                 LONGEST_BUDGET.as_millis()
             )));
         }
-        if username.as_ref().is_some_and(|name| name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control())) {
+        if username.as_deref().is_some_and(|name| !is_username(name)) {
             return Err(bad(
                 "the store's user name is empty or has a space in it; write the name of an ACL user, or leave it out",
             ));

@@ -13,6 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use redis::Value;
 use ring::rand::{SecureRandom, SystemRandom};
 use smallvec::SmallVec;
 use tokio::{
@@ -281,11 +282,7 @@ impl Store {
         let places: Vec<_> = holds.map(|hold| Local::asked_places(hold.hold.identity.as_str())).collect();
         let cmd = up.keys.look(&up.scripts, &counts, &places);
         let value = timeout(Duration::from_secs(1), up.connection.send(&cmd)).await.ok()?.ok()?;
-        let mut numbers = integers(&value)?.into_iter();
-        if numbers.next()? != 0 {
-            return None;
-        }
-        numbers.next()?;
+        let mut numbers = current(&up.address, &value).ok()?.1.into_iter();
         let mut looked = Looked::default();
         for take in takes() {
             let (used, wait) = (u64::try_from(numbers.next()?).ok()?, numbers.next()?);
@@ -486,6 +483,20 @@ pub(crate) fn lost(address: &Address, error: &redis::RedisError) -> StoreError {
     StoreError::new(fault_of(error), format!("{address}: {error}"))
 }
 
+/// What a script answers after the code: the store's time, and its numbers; an error where the store is in another epoch.
+pub(crate) fn current(address: &Address, answer: &Value) -> Result<(u64, Vec<i64>), StoreError> {
+    let mut numbers = integers(answer).ok_or_else(|| unreadable(address))?;
+    match numbers.as_slice() {
+        [0, time, ..] => {
+            let time = u64::try_from(*time).unwrap_or(0);
+            numbers.drain(..2);
+            Ok((time, numbers))
+        }
+        [1, ..] => Err(StoreError::new(Fault::Reset, format!("{address} has lost what it knew, or begun anew"))),
+        _ => Err(unreadable(address)),
+    }
+}
+
 pub(crate) fn unreadable(address: &Address) -> StoreError {
     StoreError {
         fault: Fault::Answer,
@@ -525,8 +536,7 @@ impl Asking {
         let failed = match timeout(PATIENCE, connection.send(&cmd)).await {
             Ok(Ok(value)) => {
                 self.inner.meters.round_trip.observe(before.elapsed().as_secs_f64());
-                let numbers = integers(&value).ok_or_else(|| unreadable(&self.up.address));
-                match numbers.and_then(|numbers| self.answered(&numbers, engine)) {
+                match current(&self.up.address, &value).and_then(|(time, numbers)| self.answered(time, &numbers, engine)) {
                     Ok(said) => {
                         // Where nobody waits any more, it is given back.
                         let _ = sender.send(Delivered(Some(self.inner.answers(said))));
@@ -547,12 +557,8 @@ impl Asking {
         }
     }
 
-    fn answered(&mut self, numbers: &[i64], engine: Timestamp) -> Result<AllSaid, StoreError> {
+    fn answered(&mut self, store: u64, numbers: &[i64], engine: Timestamp) -> Result<AllSaid, StoreError> {
         let form = || unreadable(&self.up.address);
-        let [code, time, rest @ ..] = numbers else { return Err(form()) };
-        if *code != 0 {
-            return Err(StoreError::new(Fault::Reset, format!("{} has lost what it knew, or begun anew", self.up.address)));
-        }
         let mut local = self.inner.lock();
         // What is taken now must be among what is brought to the store if it has to begin anew; so not after that.
         let epoch = self.up.keys.epoch();
@@ -561,8 +567,7 @@ impl Asking {
             return Err(StoreError::new(Fault::Lost, format!("the connection to {} was lost", self.up.address)));
         }
         let Some(question) = &self.question else { return Err(form()) };
-        let store = u64::try_from(*time).unwrap_or(0);
-        let said = local.answered(&self.wanted, question, store, rest, self.inner.now(), engine).map_err(|_| form())?;
+        let said = local.answered(&self.wanted, question, store, numbers, self.inner.now(), engine).map_err(|_| form())?;
         self.question = None;
         let wake = local.has_begun_lease() | local.has_gives();
         drop(local);

@@ -19,7 +19,7 @@ use crate::{
     connect::{Address, Connection, Connector, Fault, StoreError},
     local::{Add, PLACES_LIFE, POD_LIFE},
     scripts::{Keys, Scripts, epoch, integers},
-    store::{Inner, Job, State, Store, Up, lost, name, unreadable},
+    store::{Inner, Job, State, Store, Up, current, lost, name, unreadable},
 };
 
 /// How long a new epoch is closed: longer than [`STEP`] and [`PAUSE`] together, and than [`BEAT`], after which every pod that reaches
@@ -275,7 +275,7 @@ impl Upkeep {
                     (local.gives(), local.closing(now))
                 };
                 let mut gives = Gives { inner: &inner, adds: gives };
-                self.bring(up, &gives.adds).await?;
+                bring(up, &gives.adds).await?;
                 gives.adds.clear();
                 let closes: Vec<Cmd> = closing.iter().map(|count| up.keys.close(&up.scripts, &inner.pod, count)).collect();
                 send_all(up, &closes).await?;
@@ -322,11 +322,6 @@ impl Upkeep {
         }
     }
 
-    async fn bring(&self, up: &Up, adds: &[Add]) -> Result<(), StoreError> {
-        let cmds: Vec<Cmd> = adds.iter().map(|add| up.keys.add(&up.scripts, add)).collect();
-        send_all(up, &cmds).await
-    }
-
     /// Brings what this pod took and the store has lost, or may have.
     async fn bring_everything(&mut self, up: &Up, text: String, now: u64) -> Result<(), StoreError> {
         if self.bringing.as_ref().is_none_or(|bringing| bringing.epoch != text) {
@@ -339,11 +334,10 @@ impl Upkeep {
             self.bringing = Some(Bringing { epoch: text.clone(), since, adds, alone });
         }
         let Some(bringing) = &mut self.bringing else { return Ok(()) };
-        while !bringing.adds.is_empty() {
-            let batch = bringing.adds.len().min(BATCH);
-            let cmds: Vec<Cmd> = bringing.adds.iter().take(batch).map(|add| up.keys.add(&up.scripts, add)).collect();
-            send_all(up, &cmds).await?;
-            bringing.adds.drain(..batch);
+        while let Some(batch) = bringing.adds.chunks(BATCH).next() {
+            let brought = batch.len();
+            bring(up, batch).await?;
+            bringing.adds.drain(..brought);
         }
         let mut local = self.inner.lock();
         local.alone_told(&bringing.alone);
@@ -358,7 +352,7 @@ impl Upkeep {
     /// what counts twice is safe.
     async fn bring_alone(&self, up: &Up) -> Result<bool, StoreError> {
         let adds = self.inner.lock().taken_alone();
-        self.bring(up, &adds).await?;
+        bring(up, &adds).await?;
         self.inner.lock().alone_told(&adds);
         Ok(!adds.is_empty())
     }
@@ -376,7 +370,7 @@ impl Upkeep {
         let names: Vec<&str> = groups.iter().map(|group| &**group).collect();
         let cmd = up.keys.beat(&up.scripts, &self.inner.pod, &names, POD_LIFE, &places, PLACES_LIFE);
         let answer = send(&up.connection, &up.address, &cmd, SILENCE).await?;
-        let pods = current(up, &answer)?;
+        let (_, pods) = current(&up.address, &answer)?;
         telling.0 = None;
         Ok(pods)
     }
@@ -394,6 +388,12 @@ impl Upkeep {
     }
 }
 
+/// Tells of what was taken without the store, moved or given back.
+async fn bring(up: &Up, adds: &[Add]) -> Result<(), StoreError> {
+    let cmds: Vec<Cmd> = adds.iter().map(|add| up.keys.add(&up.scripts, add)).collect();
+    send_all(up, &cmds).await
+}
+
 /// Sends commands of scripts, and makes sure that the epoch is still the same.
 async fn send_all(up: &Up, cmds: &[Cmd]) -> Result<(), StoreError> {
     for batch in cmds.chunks(BATCH) {
@@ -402,7 +402,7 @@ async fn send_all(up: &Up, cmds: &[Cmd]) -> Result<(), StoreError> {
             Err(_) => return Err(StoreError::new(Fault::Timeout, format!("{} did not answer", up.address))),
         };
         for answer in answers {
-            current(up, &answer)?;
+            current(&up.address, &answer)?;
         }
     }
     Ok(())
@@ -443,16 +443,6 @@ pub async fn probe(config: &Config, limit: Duration) -> Result<(), StoreError> {
     let look = Keys::new(&config.prefix).look(&scripts, &[], &[]);
     let answer = send(&connection, &address, &look, limit).await?;
     integers(&answer).map(drop).ok_or_else(|| unreadable(&address))
-}
-
-/// What an answer says after the code and the time; an error where the store is in another epoch.
-fn current(up: &Up, answer: &Value) -> Result<Vec<i64>, StoreError> {
-    let mut numbers = integers(answer).ok_or_else(|| unreadable(&up.address))?;
-    match numbers.first() {
-        Some(0) if numbers.len() >= 2 => Ok(numbers.split_off(2)),
-        Some(1) => Err(StoreError::new(Fault::Reset, format!("{} has lost what it knew, or begun anew", up.address))),
-        _ => Err(unreadable(&up.address)),
-    }
 }
 
 fn micros(span: Duration) -> u64 {
