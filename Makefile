@@ -1,6 +1,6 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit crds test-sdk test-rmcp advisories test-conformance test-hammer test-shared test-memory test-start test-scrape bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-memory test-start test-scrape bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ crds: ## Write crds/generated from the types
 
 test-sdk: ## Real SDK clients and servers through the sidecar
 	@tests/sdk/run.sh
+
+test-browser: ## A page in headless Chromium, through the sidecar
+	@tests/browser/run.sh
 
 test-rmcp: ## The Rust SDK (rmcp) through the sidecar
 	cargo test --locked -p toolweir-test-rmcp
