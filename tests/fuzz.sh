@@ -9,7 +9,7 @@ CARGO_FUZZ=0.13.2
 need cargo "https://rustup.rs"
 need c++ "apt-get install g++"
 seconds=${FUZZ_SECONDS:-300}
-read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store}"
+read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store challenge}"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_SECONDS is '$seconds'; write a number of seconds"
 
 fuzz=$ROOT/sidecar/fuzz
@@ -34,7 +34,7 @@ trap 'stop_all; rm -rf "$work"' EXIT
 logs=$TARGET/test-fuzz
 rm -rf "$logs" && mkdir -p "$logs"
 passed=0 failed=0
-printf '%-8s %11s %8s %9s %6s %6s\n' target runs seconds runs/s seeds found
+printf '%-9s %11s %8s %9s %6s %6s\n' target runs seconds runs/s seeds found
 for target in "${targets[@]}"; do
 	[ -x "$built/$target" ] || fail "there is no target '$target'"
 	mapfile -t from < <(seeds "$target")
@@ -48,7 +48,7 @@ for target in "${targets[@]}"; do
 	runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$logs/$target.log")
 	awk -v since="$since" -v now="$EPOCHREALTIME" -v runs="${runs:-0}" -v target="$target" \
 		-v seeds="$(find "${from[@]}" -type f | wc -l)" -v found="$(find "$work/$target" -type f | wc -l)" \
-		'BEGIN { s = now - since; printf "%-8s %11d %8.0f %9.0f %6d %6d\n", target, runs, s, runs / s, seeds, found }'
+		'BEGIN { s = now - since; printf "%-9s %11d %8.0f %9.0f %6d %6d\n", target, runs, s, runs / s, seeds, found }'
 	if [ "$code" = 0 ] && [ "${runs:-0}" -gt 0 ]; then
 		passed=$((passed + 1))
 	else

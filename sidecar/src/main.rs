@@ -4,6 +4,7 @@ use std::{
     io::Write,
     path::PathBuf,
     process::ExitCode,
+    str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,7 +21,7 @@ use toolweir_sidecar::{
         client::{Endpoint, SILENCE},
     },
     import::{self, ImportOptions},
-    proxy::Limits,
+    proxy::{Limits, through::UpstreamProxy},
     run::{self, PolicyErrors, Source},
     source::{self, Urls},
     stdio,
@@ -146,6 +147,9 @@ struct Run {
     /// Certificates to trust besides the system's.
     #[arg(long, value_name = "PEM")]
     upstream_ca: Option<PathBuf>,
+    /// A proxy through which servers are reached, as http://[USER:PASSWORD@]HOST:PORT, but for those of `NO_PROXY`.
+    #[arg(long, env = "TOOLWEIR_UPSTREAM_PROXY", hide_env_values = true, value_name = "URL", value_parser = UpstreamProxy::from_str)]
+    upstream_proxy: Option<UpstreamProxy>,
     /// A name under which the proxy may be reached besides localhost and addresses.
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
@@ -283,6 +287,25 @@ struct Stdio {
     command: Vec<String>,
 }
 
+/// The proxy that was asked for, without the hosts that the environment excepts. A variable alone asks for none: an
+/// environment is often one for all programs of a machine.
+fn upstream_proxy(proxy: Option<UpstreamProxy>) -> Option<UpstreamProxy> {
+    let set = |names: &[&'static str]| {
+        names
+            .iter()
+            .copied()
+            .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (name, value)))
+    };
+    if let Some(proxy) = proxy {
+        let except = set(&["NO_PROXY", "no_proxy"]).map_or(String::new(), |(_, value)| value);
+        return Some(proxy.except(&except));
+    }
+    if let Some((variable, _)) = set(&["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]) {
+        tracing::warn!(variable, "a proxy is set in the environment and not used; to use one, give --upstream-proxy");
+    }
+    None
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "write a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(number)
@@ -324,6 +347,7 @@ fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
                 metrics_listen: arguments.metrics_listen,
                 admin_listen: arguments.admin_listen,
                 upstream_ca: arguments.upstream_ca,
+                upstream_proxy: upstream_proxy(arguments.upstream_proxy),
                 limits: Limits {
                     body: arguments.max_body,
                     held: arguments.max_held,

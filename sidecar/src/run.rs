@@ -27,8 +27,10 @@ use crate::{
         Limits,
         budget::Budget,
         legacy::Streams,
+        oauth,
         server::{self, Running},
         service::Shared,
+        through::UpstreamProxy,
         upstream,
     },
     source::{self, Urls, Watch},
@@ -61,6 +63,8 @@ pub struct Config {
     pub admin_listen: String,
     /// A PEM file of certificates to trust besides the system's.
     pub upstream_ca: Option<PathBuf>,
+    /// The proxy through which servers are reached, if there is one.
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// The bounds.
     pub limits: Limits,
     /// How many live counts are kept.
@@ -182,6 +186,8 @@ pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io:
         limits: config.limits.clone(),
         streams: Streams::default(),
         allowed_hosts: config.allowed_hosts.clone(),
+        described: oauth::Described::default(),
+        upstream_proxy: config.upstream_proxy.clone(),
         stopping: stopping.clone(),
     });
     let proxy = server::start(listener, config.workers, &shared, &tls).context("a worker cannot be started")?;

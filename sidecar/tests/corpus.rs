@@ -56,3 +56,49 @@ fn stores() {
 fn imports() {
     replay(&["sidecar/fuzz/corpus/import", "sidecar/tests/import"], fuzz::import::check);
 }
+
+#[test]
+fn challenges() {
+    replay(&["sidecar/fuzz/corpus/challenge"], fuzz::challenge::check);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 4000, ..Default::default() })]
+
+    #[test]
+    fn challenges_of_any_pieces(pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..14)) {
+        fuzz::challenge::check(pieces.concat().as_bytes());
+    }
+}
+
+/// What challenges are made of.
+const PIECES: &[&str] = &[
+    "Bearer",
+    "Basic",
+    " ",
+    "  ",
+    "\t",
+    ",",
+    ", ",
+    "=",
+    " = ",
+    "==",
+    "\"",
+    "\\",
+    "\\\"",
+    "abc",
+    "a=b",
+    "realm=\"x, y\"",
+    "resource_metadata",
+    "Resource_Metadata=",
+    "resource_metadata=\"",
+    "http://h/x",
+    "http://h:80",
+    "HTTP://H/",
+    "http://other/x",
+    "//h/x",
+    "/x",
+    "@",
+    "é",
+    ";",
+];

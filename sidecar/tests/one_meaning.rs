@@ -637,8 +637,12 @@ async fn what_passes_passes_byte_for_byte_in_both_directions() {
         let got = ask.over(http, sidecar.address).await;
         assert_eq!((got.status, got.text().as_str()), (200, answer), "{http:?}");
         let headers = [
+            // For the page that it comes from.
+            ("access-control-allow-origin", "http://localhost:1"),
+            ("access-control-expose-headers", "Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate, Retry-After"),
             ("content-type", "application/json; charset=utf-8"),
             ("mcp-session-id", "s-1"),
+            ("vary", "Origin"),
             ("x-of-the-server", "a"),
             ("x-of-the-server", "b"),
         ];

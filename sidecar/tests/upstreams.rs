@@ -63,15 +63,31 @@ async fn fails(name: &str, url: &str, status: u16, message: &str, outcome: &str)
 async fn a_server_that_cannot_be_connected_to_is_a_bad_gateway() {
     // A port that was free a moment ago.
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let message = "The MCP server bank cannot be connected to.";
-    fails("nobody listens", &format!("http://{nobody}/mcp"), 502, message, "connect_failed").await;
-    fails("no such name", "http://no-such-host.invalid/mcp", 502, message, "connect_failed").await;
+    let message = |why: &str| format!("The MCP server bank cannot be connected to: {why}.");
+    fails("nobody listens", &format!("http://{nobody}/mcp"), 502, &message("nobody listens at its address"), "connect_failed")
+        .await;
     // Nobody answers the handshake.
     let silent = Raw::start(Deed::Keep(Vec::new())).await;
-    fails("silence instead of TLS", &format!("https://{}/mcp", silent.address), 502, message, "connect_failed").await;
+    let why = message("nobody answers at its address in time");
+    fails("silence instead of TLS", &format!("https://{}/mcp", silent.address), 502, &why, "connect_failed").await;
     let plain = Upstream::bank().await;
-    fails("no TLS", &format!("https://{}/mcp", plain.address), 502, message, "connect_failed").await;
+    let why = message("it does not speak TLS at this port; if that is meant, write http:// in the policy's url");
+    fails("no TLS", &format!("https://{}/mcp", plain.address), 502, &why, "connect_failed").await;
     assert!(plain.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_resolved_is_said_to_be_one() {
+    let sidecar = Sidecar::start(&allow_all("http://no-such-host.invalid/mcp")).await;
+    let answer = sidecar.ask(&asks()[0]).await;
+    // Which reason it is depends on the network here.
+    assert!(
+        answer.status == 502 && answer.text().contains("the name no-such-host.invalid")
+            || answer.text().contains("DNS knows no name"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!((sidecar.counted("connect_failed").await, answer.header("retry-after")), (1.0, "1"));
 }
 
 #[tokio::test]
@@ -368,8 +384,9 @@ async fn a_certificate_that_cannot_be_verified_is_refused() {
     ] {
         let (upstream, sidecar) = with_tls(trusted, &authority, certified, host, &["h2", "http/1.1"]).await;
         let answer = sidecar.ask(&asks()[0]).await;
-        let message = "The MCP server bank cannot be connected to.";
-        assert_eq!((answer.status, &answer.json()["error"]["message"]), (502, &json!(message)), "{name}");
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        let said = "The MCP server bank cannot be connected to: ";
+        assert!(answer.status == 502 && message.starts_with(said) && message.contains("certificate"), "{name}: {message}");
         assert_eq!(sidecar.counted("connect_failed").await, 1.0, "{name}");
         assert!(upstream.seen().is_empty(), "{name}");
     }

@@ -2,6 +2,7 @@
 //! Everything here works on bytes and knows nothing of sockets.
 
 pub mod answer;
+pub mod coding;
 pub mod headers;
 pub mod list;
 pub mod request;

@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 
+use super::reason::Reason;
 use crate::{governor::Outcome, mcp::request::Refusal};
 
 /// Whose fault a failure was.
@@ -43,8 +44,8 @@ pub enum Failure {
     #[error("No policy says where the MCP server {0} is.")]
     NoUrl(String),
     /// The server cannot be connected to.
-    #[error("The MCP server {0} cannot be connected to.")]
-    Connect(String),
+    #[error("The MCP server {0} cannot be connected to: {why}.", why = .1.why)]
+    Connect(String, Reason),
     /// The server did not begin to answer in time.
     #[error("The MCP server {0} did not begin to answer in time.")]
     Timeout(String),
@@ -67,7 +68,7 @@ impl Failure {
             Self::Body => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::NoUrl(_) | Self::Connect(_) | Self::Upstream(_) | Self::Invalid(..) => StatusCode::BAD_GATEWAY,
+            Self::NoUrl(_) | Self::Connect(..) | Self::Upstream(_) | Self::Invalid(..) => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -90,7 +91,7 @@ impl Failure {
             Self::UnknownServer => Outcome::UnknownServer,
             Self::Body => Outcome::ClientFailed,
             Self::Overloaded => Outcome::Overloaded,
-            Self::NoUrl(_) | Self::Connect(_) => Outcome::ConnectFailed,
+            Self::NoUrl(_) | Self::Connect(..) => Outcome::ConnectFailed,
             Self::Timeout(_) => Outcome::UpstreamTimeout,
             Self::Upstream(_) => Outcome::UpstreamFailed,
             Self::Invalid(..) => Outcome::UpstreamInvalid,
@@ -104,7 +105,7 @@ impl Failure {
                 Fault::Client
             }
             Self::NoUrl(_) | Self::Overloaded => Fault::Own,
-            Self::Connect(_) | Self::Timeout(_) | Self::Upstream(_) | Self::Invalid(..) => Fault::Upstream,
+            Self::Connect(..) | Self::Timeout(_) | Self::Upstream(_) | Self::Invalid(..) => Fault::Upstream,
         }
     }
 
@@ -118,6 +119,10 @@ impl Failure {
 
     /// Whether the same request may do better later. A request that timed out may have been carried out.
     pub fn retry(&self) -> bool {
-        matches!(self, Self::Overloaded | Self::Connect(_))
+        match self {
+            Self::Overloaded => true,
+            Self::Connect(_, reason) => reason.passes,
+            _ => false,
+        }
     }
 }

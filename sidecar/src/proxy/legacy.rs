@@ -133,7 +133,7 @@ impl Drop for Open {
 }
 
 /// A reference (RFC 3986, section 4.1) against a base, if both have one origin.
-fn resolve(base: &Uri, reference: &str) -> Option<Uri> {
+pub fn resolve(base: &Uri, reference: &str) -> Option<Uri> {
     let reference = reference.trim();
     let target = if reference.contains("://") || reference.starts_with("//") {
         let absolute: Uri = match reference.strip_prefix("//") {

@@ -1,16 +1,25 @@
 //! The way of a request: parse once, decide, forward.
 //!
-//! [`service`] has the way itself; what it stands on: [`upstream`] connects to servers, [`body`] streams answers,
-//! [`budget`] bounds what is held, [`legacy`] knows the open streams of the HTTP+SSE transport, [`oauth`] rewrites
-//! where a server's authorization is described, and [`server`] accepts connections.
+//! [`service`] has the way itself; what it stands on: [`upstream`] connects to servers, by [`names`], [`through`] a proxy if need be,
+//! and [`reason`] says why it could not; [`body`] streams answers, [`budget`] bounds what is held, [`unread`] discards
+//! what is not read, [`legacy`] knows the open streams of the HTTP+SSE transport, [`oauth`] finds where a server's
+//! authorization is described, [`challenge`] and [`cookies`] rewrite what names the server to the client, [`cors`] is for
+//! pages in a browser, and [`server`] accepts connections.
 
 pub mod body;
 pub mod budget;
+pub mod challenge;
+pub mod cookies;
+pub mod cors;
 pub mod failure;
 pub mod legacy;
+pub mod names;
 pub mod oauth;
+pub mod reason;
 pub mod server;
 pub mod service;
+pub mod through;
+pub mod unread;
 pub mod upstream;
 
 use std::time::Duration;

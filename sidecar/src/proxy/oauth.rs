@@ -1,16 +1,62 @@
 //! Where a server's authorization is described (RFC 9728): the client reached the server by the sidecar's URL, and
 //! refuses a description of another.
 
-use http::Uri;
-use toolweir_engine::json::{Kind, Reader};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 
-use super::legacy::port;
+use http::{Uri, uri::PathAndQuery};
+use toolweir_engine::json::{Kind, Reader};
 
 /// The path of a server's description at its own origin (RFC 9728, section 3.1).
 pub const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
 
+/// How many servers are remembered.
+const SERVERS: usize = 1024;
+/// How long a path may be that is remembered, in bytes.
+const LONGEST: usize = 2048;
+
+/// Where servers said that their descriptions are. A server has one entry, and none but servers of policies have any.
+#[derive(Debug, Default)]
+pub struct Described(Mutex<HashMap<String, (Uri, PathAndQuery)>>);
+
+impl Described {
+    /// Takes what a server's challenge named.
+    pub fn learn(&self, server: &str, url: &Uri, path: PathAndQuery) {
+        if path.as_str().len() > LONGEST {
+            return;
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= SERVERS && !known.contains_key(server) {
+            // Most are no longer in any policy.
+            known.clear();
+        }
+        known.insert(server.to_owned(), (url.clone(), path));
+    }
+
+    /// Where a server's description can be, in the order in which clients look (MCP 2025-11-25, Authorization, "Protected
+    /// Resource Metadata Discovery Requirements"): what its challenge named, then by its path, then for its origin.
+    pub fn places(&self, server: &str, url: &Uri) -> Vec<Uri> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = known.get(server).filter(|(of, _)| of == url).map(|(_, path)| path.clone());
+        drop(known);
+        let mut places = Vec::with_capacity(3);
+        for path in [named, upstream_path(url).parse().ok(), WELL_KNOWN.parse().ok()] {
+            let mut parts = url.clone().into_parts();
+            parts.path_and_query = path;
+            if let Ok(place) = Uri::from_parts(parts)
+                && !places.contains(&place)
+            {
+                places.push(place);
+            }
+        }
+        places
+    }
+}
+
 /// Where the server itself has its description.
-pub fn upstream_path(url: &Uri) -> String {
+fn upstream_path(url: &Uri) -> String {
     format!("{WELL_KNOWN}{}", url.path().trim_end_matches('/'))
 }
 
@@ -43,18 +89,6 @@ pub fn rewrite_resource(body: &[u8], resource: &str) -> Option<Vec<u8>> {
     Some(edited)
 }
 
-/// A `WWW-Authenticate` value whose `resource_metadata` (RFC 9728, section 5.1) is at the sidecar, if it was at the
-/// server's origin.
-pub fn rewrite_challenge(value: &str, url: &Uri, local: &str) -> Option<String> {
-    let start = value.find("resource_metadata=\"")? + "resource_metadata=\"".len();
-    let length = value.get(start..)?.find('"')?;
-    let named: Uri = value.get(start..start + length)?.parse().ok()?;
-    let same = named.scheme() == url.scheme() && named.host() == url.host() && port(&named) == port(url);
-    same.then(|| {
-        format!("{}{local}{}", &value.get(..start).unwrap_or_default(), &value.get(start + length..).unwrap_or_default())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,15 +103,24 @@ mod tests {
     }
 
     #[test]
-    fn a_challenge_points_to_the_sidecar_if_it_pointed_to_the_server() {
-        let url: Uri = "http://h:80/mcp".parse().unwrap();
-        let value = r#"Bearer error="invalid_token", resource_metadata="http://h/.well-known/x", scope="a""#;
-        let local = "http://127.0.0.1:15001/.well-known/oauth-protected-resource/bank";
-        assert_eq!(
-            rewrite_challenge(value, &url, local).unwrap(),
-            format!(r#"Bearer error="invalid_token", resource_metadata="{local}", scope="a""#)
-        );
-        assert_eq!(rewrite_challenge(r#"Bearer resource_metadata="http://other/x""#, &url, local), None);
-        assert_eq!(rewrite_challenge("Bearer", &url, local), None);
+    fn a_description_is_where_the_challenge_said_then_by_path_then_at_the_root() {
+        let described = Described::default();
+        let url: Uri = "http://h/mcp".parse().unwrap();
+        let places = |url: &Uri| {
+            described.places("bank", url).iter().map(Uri::path_and_query).map(|p| p.unwrap().to_string()).collect::<Vec<_>>()
+        };
+        let usual = ["/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth-protected-resource"];
+        assert_eq!(places(&url), usual);
+        described.learn("bank", &url, "/about?x=y".parse().unwrap());
+        described.learn("bank", &url, format!("/{}", "x".repeat(LONGEST)).parse().unwrap());
+        assert_eq!(places(&url), ["/about?x=y", usual[0], usual[1]]);
+        assert_eq!(places(&"http://other/mcp".parse().unwrap()), usual);
+        assert_eq!(places(&"http://h/".parse().unwrap()), [usual[1]]);
+        described.learn("bank", &url, usual[1].parse().unwrap());
+        assert_eq!(places(&url), [usual[1], usual[0]]);
+        for number in 0..3 * SERVERS {
+            described.learn(&number.to_string(), &url, "/x".parse().unwrap());
+        }
+        assert!(described.0.lock().unwrap().len() <= SERVERS);
     }
 }

@@ -118,7 +118,7 @@ async fn worker(
     tls: &Arc<ClientConfig>,
     open: &Arc<AtomicUsize>,
 ) {
-    let proxy = Proxy { client: Client::new(tls, shared.limits.connect), shared };
+    let proxy = Proxy { client: Client::new(tls, shared.limits.connect, shared.upstream_proxy.clone()), shared };
     let (alive, mut all_closed) = mpsc::channel::<()>(1);
     while let Some(stream) = inbox.recv().await {
         let closing = Closing { open: Arc::clone(open), proxy: proxy.clone(), _alive: alive.clone() };

@@ -8,11 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{self, Entry},
-    uri::PathAndQuery,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::{sync::watch, time::timeout};
@@ -22,15 +18,20 @@ use super::{
     Limits,
     body::{Answer, Filter, Stop, filter_list},
     budget::{Budget, Held, ReadError},
+    challenge, cookies, cors,
     failure::{Failure, Fault},
     legacy::{Stream, Streams},
-    oauth,
+    oauth::{self, Described},
+    reason::Reason,
+    through::{ProxyError, UpstreamProxy},
+    unread::Unread,
     upstream::Client,
 };
 use crate::{
     governor::{self, Arrival, Decided, Governor, InForce, Outcome, Server},
     mcp::{
         answer,
+        coding::is_coded,
         headers::{self, SESSION_ID},
         list::Filtered,
         method_label,
@@ -51,6 +52,10 @@ pub struct Shared {
     pub streams: Streams,
     /// Names under which the sidecar may be reached besides local ones.
     pub allowed_hosts: Vec<String>,
+    /// Where servers said that their authorization is described.
+    pub described: Described,
+    /// The proxy through which servers are reached, if there is one.
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// Turns true when the sidecar stops.
     pub stopping: watch::Receiver<bool>,
 }
@@ -79,6 +84,9 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 
+/// Why an answer cannot be read.
+const COMPRESSED: &str = "it is compressed, though that was not asked for";
+
 /// What a request is for.
 enum Target<'a> {
     /// A server's endpoint.
@@ -91,6 +99,7 @@ enum Target<'a> {
 
 fn target(path: &str) -> Option<Target<'_>> {
     if let Some(server) = path.strip_prefix(oauth::WELL_KNOWN).and_then(|rest| rest.strip_prefix('/')) {
+        let server = server.strip_suffix('/').unwrap_or(server);
         return (!server.contains('/')).then_some(Target::Authorization(server));
     }
     let rest = path.strip_prefix('/')?;
@@ -183,20 +192,28 @@ impl Proxy {
             request.headers_mut().insert(header::HOST, host);
         }
         let head = request.method() == Method::HEAD;
-        let answer = self.route(request, &mut way).await;
+        let page = self.page(request.headers());
+        let answer = self.route(Unread::of(request, &self.shared), &mut way).await;
         let (mut response, outcome) = match answer {
             Ok(done) => done,
             Err(failure) => way.failed(&failure, None),
         };
         way.outcome = outcome;
+        if let Some(origin) = page {
+            cors::expose(response.headers_mut(), origin);
+        }
         if head {
             *response.body_mut() = Answer::whole(Bytes::new());
         }
         Ok(response)
     }
 
-    async fn route(&self, request: Request<Incoming>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
-        self.check_origin(&request)?;
+    async fn route(&self, request: Request<Unread>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
+        self.check_origin(request.headers())?;
+        if cors::is_preflight(&request) {
+            way.method = "_preflight";
+            return Ok((cors::preflight(request.headers(), Answer::whole(Bytes::new())), Outcome::Ok));
+        }
         headers::check_connection(request.headers())?;
         let uri = request.uri().clone();
         // A query could mean something to the server that no policy saw.
@@ -241,8 +258,7 @@ impl Proxy {
 
     /// Refuses what a page of another origin sends (MCP 2025-11-25, Transports, "Security Warning"): browsers send
     /// `Origin`, and with a rebound name a `Host` that is not local.
-    fn check_origin(&self, request: &Request<Incoming>) -> Result<(), Failure> {
-        let headers = request.headers();
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Failure> {
         if headers.get_all(header::HOST).iter().nth(1).is_some() {
             return Err(Refusal::RepeatedHeader("Host").into());
         }
@@ -263,6 +279,13 @@ impl Proxy {
         Ok(())
     }
 
+    /// The origin of the page that asks, if it is accepted.
+    fn page(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        let origin = origins.next()?;
+        (origins.next().is_none() && self.check_origin(headers).is_ok()).then(|| origin.clone())
+    }
+
     /// Whether an authority names this machine, by a name of it or by an address that `fits`.
     fn is_local(&self, authority: &str, fits: impl Fn(IpAddr) -> bool) -> bool {
         let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
@@ -274,7 +297,7 @@ impl Proxy {
 
     async fn post(
         &self,
-        request: Request<Incoming>,
+        request: Request<Unread>,
         name: &str,
         legacy: Option<Stream>,
         way: &mut Way<'_>,
@@ -393,7 +416,7 @@ impl Proxy {
         let response = match sent {
             Ok(response) => response,
             Err(failure) => {
-                if matches!(failure, Failure::Connect(_) | Failure::NoUrl(_)) {
+                if matches!(failure, Failure::Connect(..) | Failure::NoUrl(_)) {
                     permit.give_back();
                 }
                 record.finish(failure.outcome());
@@ -425,21 +448,26 @@ impl Proxy {
         server: &Server,
         way: &mut Way<'_>,
     ) -> Result<Response<Incoming>, Failure> {
+        let by_proxy = self.shared.upstream_proxy.as_ref().is_some_and(|proxy| proxy.is_for(&url));
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method.clone();
         *request.uri_mut() = url;
-        *request.headers_mut() = forwarded(headers);
+        *request.headers_mut() = forwarded(headers, &server.name);
         let before = Instant::now();
         let answer = timeout(self.shared.limits.first_byte, self.client.send(request)).await;
         let waited = before.elapsed();
         way.waited += waited;
         server.upstream_duration.observe(waited.as_secs_f64());
         match answer {
+            // To the client it would be a hop that it knows nothing of.
+            Ok(Ok(response)) if by_proxy && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                Err(Failure::Connect(server.name.clone(), Reason::of(&ProxyError::Refused(407))))
+            }
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 tracing::debug!(server = server.name, %error, source = ?std::error::Error::source(&error), "upstream");
                 let name = server.name.clone();
-                Err(if error.is_connect() { Failure::Connect(name) } else { Failure::Upstream(name) })
+                Err(if error.is_connect() { Failure::Connect(name, Reason::of(&error)) } else { Failure::Upstream(name) })
             }
             Err(_) => Err(Failure::Timeout(server.name.clone())),
         }
@@ -464,15 +492,13 @@ impl Proxy {
             let place: String = place.chars().take(200).collect();
             return Err(Failure::Invalid(server.name.clone(), format!("it redirects to {place}; write that URL in the policy")));
         }
-        if let (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(url)) = (status, &server.url) {
-            rewrite_challenges(&mut parts.headers, url, asked, &server.name);
-        }
+        self.localize(&mut parts.headers, asked, &server);
         let outcome = outcome_of(status);
         let kind = content_type(&parts.headers);
         let (get, read) = (to == To::Get, to == To::List && status.is_success());
         let watched = (get || read) && kind.eq_ignore_ascii_case("text/event-stream");
-        if (read || watched) && parts.headers.contains_key(header::CONTENT_ENCODING) {
-            return Err(Failure::Invalid(server.name.clone(), "it is compressed, though that was not asked for".to_owned()));
+        if (read || watched) && is_coded(&parts.headers) {
+            return Err(Failure::Invalid(server.name.clone(), COMPRESSED.to_owned()));
         }
         if watched {
             let url = server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone()))?;
@@ -528,30 +554,90 @@ impl Proxy {
         }
     }
 
-    async fn authorization(&self, request: Request<Incoming>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
+    async fn authorization(&self, request: Request<Unread>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
         if request.method() != Method::GET {
             return Err(Failure::Method);
         }
         let server = way.server.clone().ok_or(Failure::UnknownServer)?;
         let url = server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone()))?;
-        let mut target = url.clone().into_parts();
-        target.path_and_query = oauth::upstream_path(&url).parse::<PathAndQuery>().ok();
-        let target = Uri::from_parts(target).map_err(|_| Failure::NotFound)?;
         let asked = request.headers();
-        let response = self.send(&Method::GET, asked, target, Bytes::new(), &server, way).await?;
-        if response.status() != StatusCode::OK {
-            return self.pass(response, asked, way, Permit::default(), To::Message).await;
+        let (mut refused, mut unreadable) = (None, None);
+        for place in self.shared.described.places(&server.name, &url) {
+            let response = self.send(&Method::GET, asked, place, Bytes::new(), &server, way).await?;
+            if response.status() != StatusCode::OK {
+                let says_more = |before: &Response<Incoming>| before.status() != StatusCode::NOT_FOUND;
+                refused = Some(refused.filter(says_more).unwrap_or(response));
+                continue;
+            }
+            match self.description(response, asked, &server, way).await? {
+                Ok(described) => return Ok((described, Outcome::Ok)),
+                Err(why) => unreadable = Some(why),
+            }
         }
+        match (unreadable, refused) {
+            (None, Some(response)) => self.pass(response, asked, way, Permit::default(), To::Message).await,
+            (why, _) => Err(Failure::Invalid(server.name.clone(), why.unwrap_or("it has no description").to_owned())),
+        }
+    }
+
+    /// A description of a server's authorization with the sidecar's URL; else why it is none.
+    async fn description(
+        &self,
+        response: Response<Incoming>,
+        asked: &HeaderMap,
+        server: &Server,
+        way: &mut Way<'_>,
+    ) -> Result<Result<Response<Answer>, &'static str>, Failure> {
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
+        self.localize(&mut parts.headers, asked, server);
+        if is_coded(&parts.headers) {
+            return Ok(Err(COMPRESSED));
+        }
+        let before = Instant::now();
         let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, self.shared.limits.body)).await;
+        way.waited += before.elapsed();
         let (bytes, _held) = read.ok().and_then(Result::ok).ok_or_else(|| Failure::Upstream(server.name.clone()))?;
         let local = format!("{}/{}", origin(asked), server.name);
-        let edited = oauth::rewrite_resource(&bytes, &local).ok_or_else(|| {
-            Failure::Invalid(server.name.clone(), "the description of its authorization is no JSON object".to_owned())
-        })?;
+        let Some(edited) = oauth::rewrite_resource(&bytes, &local) else {
+            return Ok(Err("the description of its authorization is no JSON object"));
+        };
         parts.headers.remove(header::CONTENT_LENGTH);
-        Ok((Response::from_parts(parts, Answer::whole(edited)), Outcome::Ok))
+        Ok(Ok(Response::from_parts(parts, Answer::whole(edited))))
+    }
+
+    /// Makes what names the server in the head of an answer name the sidecar.
+    fn localize(&self, headers: &mut HeaderMap, asked: &HeaderMap, server: &Server) {
+        let Some(url) = &server.url else { return };
+        if headers.contains_key(header::SET_COOKIE) {
+            let set: Vec<_> = headers.get_all(header::SET_COOKIE).iter().cloned().collect();
+            headers.remove(header::SET_COOKIE);
+            for value in set.iter().filter_map(|value| cookies::to_client(value.as_bytes(), &server.name, url)) {
+                if let Ok(value) = HeaderValue::from_bytes(&value) {
+                    headers.append(header::SET_COOKIE, value);
+                }
+            }
+        }
+        if headers.contains_key(header::WWW_AUTHENTICATE) {
+            let local = format!("{}{}/{}", origin(asked), oauth::WELL_KNOWN, server.name);
+            let set: Vec<_> = headers.get_all(header::WWW_AUTHENTICATE).iter().cloned().collect();
+            headers.remove(header::WWW_AUTHENTICATE);
+            let mut first = None;
+            for old in set {
+                let new = challenge::rewrite(old.as_bytes(), url, &local);
+                if new.cut {
+                    tracing::warn!(server = server.name, "a part of WWW-Authenticate cannot be read and was left out");
+                }
+                let value = new.value.map_or(Ok(old), |new| HeaderValue::from_bytes(&new));
+                if let Ok(value) = value {
+                    headers.append(header::WWW_AUTHENTICATE, value);
+                }
+                first = first.or(new.named);
+            }
+            if let Some(path) = first {
+                self.shared.described.learn(&server.name, url, path);
+            }
+        }
     }
 
     fn stop(&self) -> Stop {
@@ -611,11 +697,18 @@ fn outcome_of(status: StatusCode) -> Outcome {
 
 /// The headers that a server gets: without those of this hop, those that name the sidecar, and the wish for compressed
 /// answers, which could not be read.
-fn forwarded(headers: &HeaderMap) -> HeaderMap {
+fn forwarded(headers: &HeaderMap, server: &str) -> HeaderMap {
     let mut forwarded = headers.clone();
     remove_hop_by_hop(&mut forwarded);
     for name in [header::HOST, header::CONTENT_LENGTH, header::ACCEPT_ENCODING, header::ORIGIN, header::EXPECT] {
         forwarded.remove(name);
+    }
+    if headers.contains_key(header::COOKIE) {
+        let values = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+        forwarded.remove(header::COOKIE);
+        if let Some(own) = cookies::to_server(values, server).and_then(|own| HeaderValue::from_bytes(&own).ok()) {
+            forwarded.insert(header::COOKIE, own);
+        }
     }
     forwarded
 }
@@ -665,18 +758,6 @@ fn takes_json(headers: &HeaderMap) -> bool {
 fn origin(headers: &HeaderMap) -> String {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("127.0.0.1:15001");
     format!("http://{host}")
-}
-
-fn rewrite_challenges(headers: &mut HeaderMap, url: &Uri, asked: &HeaderMap, server: &str) {
-    let local = format!("{}{}/{server}", origin(asked), oauth::WELL_KNOWN);
-    if let Entry::Occupied(mut entry) = headers.entry(header::WWW_AUTHENTICATE) {
-        for value in entry.iter_mut() {
-            let rewritten = value.to_str().ok().and_then(|text| oauth::rewrite_challenge(text, url, &local));
-            if let Some(new) = rewritten.and_then(|text| HeaderValue::from_str(&text).ok()) {
-                *value = new;
-            }
-        }
-    }
 }
 
 fn with(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response<Answer> {

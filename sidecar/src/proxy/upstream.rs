@@ -7,15 +7,14 @@ use std::{
     net::SocketAddr,
     path::Path,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
     vec,
 };
 
 use bytes::Bytes;
-use hickory_resolver::TokioResolver;
-use http::{Request, Response, Uri};
+use http::{Request, Response, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -28,19 +27,32 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::timeout;
 use tower_service::Service;
 
+use super::{
+    names::Names,
+    through::{Through, UpstreamProxy},
+};
+
 /// How long an idle connection is kept. Common servers close theirs after 5 s; closing first avoids sending a call on
 /// a connection that is being closed.
 const IDLE: Duration = Duration::from_secs(4);
+/// How many headers an answer may have.
+const HEADERS: usize = 1000;
+/// How many bytes the head of an answer may have.
+const HEAD: usize = 256 * 1024;
+
+/// To a server, or to the proxy on the way to it.
+type Tcp = Through<HttpConnector<Resolver>>;
 
 /// A client with its pool of connections. Each worker has its own, so that a call never changes threads.
 #[derive(Clone, Debug)]
 pub struct Client {
-    pool: Pool<Bounded<HttpsConnector<HttpConnector<Resolver>>>, Full<Bytes>>,
+    pool: Pool<Bounded<HttpsConnector<Tcp>>, Full<Bytes>>,
+    proxy: Option<UpstreamProxy>,
 }
 
 impl Client {
-    /// A client that trusts `tls` and connects within `connect`.
-    pub fn new(tls: &Arc<ClientConfig>, connect: Duration) -> Self {
+    /// A client that trusts `tls` and connects within `connect`, through a proxy if there is one.
+    pub fn new(tls: &Arc<ClientConfig>, connect: Duration, proxy: Option<UpstreamProxy>) -> Self {
         let mut http = HttpConnector::new_with_resolver(Resolver::default());
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -50,21 +62,27 @@ impl Client {
             .https_or_http()
             .enable_http1()
             .enable_http2()
-            .wrap_connector(http);
+            .wrap_connector(Through { inner: http, proxy: proxy.clone() });
         let pool = Pool::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
+            .http1_max_headers(HEADERS)
+            .http1_max_buf_size(HEAD)
+            .http2_max_header_list_size(256 * 1024)
             .http2_keep_alive_interval(Duration::from_secs(30))
             .build(Bounded { inner: https, limit: connect });
-        Self { pool }
+        Self { pool, proxy }
     }
 
     /// Sends a request and waits for the head of its answer.
     ///
     /// # Errors
     /// The pool's; [`Error::is_connect`] tells those before which nothing was sent.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+    pub async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+        if let Some(value) = self.proxy.as_ref().and_then(|proxy| proxy.authorization(request.uri())) {
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, value);
+        }
         self.pool.request(request).await
     }
 }
@@ -107,19 +125,9 @@ pub fn trusting(roots: RootCertStore) -> io::Result<ClientConfig> {
     Ok(config)
 }
 
-/// Resolves names in Rust: a static program has no resolver of the C library. Made at the first name, since most
-/// pods' servers have one and tests have none.
+/// Resolves names for the connector.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Resolver(Arc<OnceLock<Result<TokioResolver, String>>>);
-
-impl Resolver {
-    fn get(&self) -> io::Result<&TokioResolver> {
-        let made = self.0.get_or_init(|| {
-            TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build).map_err(|error| error.to_string())
-        });
-        made.as_ref().map_err(|error| io::Error::other(error.clone()))
-    }
-}
+pub(crate) struct Resolver(Names);
 
 impl Service<Name> for Resolver {
     type Response = vec::IntoIter<SocketAddr>;
@@ -131,11 +139,11 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let resolver = self.clone();
+        let names = self.0.clone();
         Box::pin(async move {
-            let found = resolver.get()?.lookup_ip(name.as_str()).await.map_err(io::Error::other)?;
+            let found = names.lookup(name.as_str()).await.map_err(io::Error::other)?;
             // The connector fills in the port.
-            let addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, 0)).collect();
+            let addresses: Vec<SocketAddr> = found.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
             Ok(addresses.into_iter())
         })
     }

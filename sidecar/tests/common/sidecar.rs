@@ -48,6 +48,7 @@ pub fn from(source: Source) -> Config {
         metrics_listen: free(),
         admin_listen: free(),
         upstream_ca: None,
+        upstream_proxy: None,
         limits: Limits::default(),
         counters: Memory::COUNTERS,
         workers: 2,

@@ -164,6 +164,7 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
         metrics_listen: "127.0.0.1:0".to_owned(),
         admin_listen: "127.0.0.1:0".to_owned(),
         upstream_ca: None,
+        upstream_proxy: None,
         limits: Limits::default(),
         counters: 1000,
         workers: 2,

@@ -1,0 +1,152 @@
+//! Why a server could not be connected to, in words for who can change it. Nothing in them is secret: they name what the
+//! policy and the server's certificate say to everybody.
+
+use std::{error::Error, io};
+
+use rustls::{AlertDescription, CertificateError};
+
+use super::{names::NameError, through::ProxyError};
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// In words.
+    pub why: String,
+    /// Whether it may do better in a moment, without anybody's help.
+    pub passes: bool,
+}
+
+impl Reason {
+    /// What nobody has to change.
+    fn passing(why: impl Into<String>) -> Self {
+        Self { why: why.into(), passes: true }
+    }
+
+    /// What somebody has to change.
+    fn lasting(why: impl Into<String>) -> Self {
+        Self { why: why.into(), passes: false }
+    }
+
+    /// The reason in an error of the connector.
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
+        let mut at = Some(error);
+        let mut io = None;
+        while let Some(error) = at {
+            if let Some(error) = error.downcast_ref::<ProxyError>() {
+                return match error {
+                    ProxyError::Unreachable(error) => {
+                        let Self { why, passes } = Self::of(&**error);
+                        Self { why: format!("the proxy of --upstream-proxy cannot be reached: {why}"), passes }
+                    }
+                    ProxyError::Refused(status) if *status < 500 => Self::lasting(error.to_string()),
+                    other => Self::passing(other.to_string()),
+                };
+            }
+            if let Some(error) = error.downcast_ref::<NameError>() {
+                return Self::passing(error.to_string());
+            }
+            if let Some(error) = error.downcast_ref::<rustls::Error>() {
+                return tls(error);
+            }
+            at = match error.downcast_ref::<io::Error>() {
+                // Its source would be that of the error in it.
+                Some(error) => {
+                    io.get_or_insert(error.kind());
+                    error.get_ref().map(|inner| inner as &(dyn Error + 'static))
+                }
+                None => error.source(),
+            };
+        }
+        match io {
+            Some(io::ErrorKind::ConnectionRefused) => Self::passing("nobody listens at its address"),
+            Some(io::ErrorKind::TimedOut) => Self::passing("nobody answers at its address in time"),
+            Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
+                Self::passing("there is no way to its address")
+            }
+            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+                Self::passing("it hung up at once")
+            }
+            Some(kind) => Self::passing(kind.to_string()),
+            None => Self::passing("the connection could not be set up"),
+        }
+    }
+}
+
+fn tls(error: &rustls::Error) -> Reason {
+    match error {
+        rustls::Error::InvalidCertificate(error) => Reason::lasting(certificate(error)),
+        rustls::Error::InvalidMessage(_) => {
+            Reason::lasting("it does not speak TLS at this port; if that is meant, write http:// in the policy's url")
+        }
+        rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
+            Reason::lasting("it speaks no version or cipher of TLS 1.2 or 1.3 that is safe")
+        }
+        rustls::Error::AlertReceived(alert) => Reason::lasting(format!("it refused the TLS handshake ({alert:?})")),
+        other => Reason::lasting(format!("TLS failed: {other}")),
+    }
+}
+
+fn certificate(error: &CertificateError) -> String {
+    match error {
+        // The latter is one of another authority that has the same name.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "no trusted authority signed its certificate; give the authority's certificate \
+             with --upstream-ca, and have the server send those between"
+                .to_owned()
+        }
+        CertificateError::NotValidForName => "its certificate is for another name".to_owned(),
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let expected = expected.to_str();
+            if presented.is_empty() {
+                format!("its certificate names no host as subjectAltName; make one with subjectAltName {expected}")
+            } else {
+                let mut names = presented.iter().take(5).map(|name| name.chars().take(100).collect::<String>());
+                let first = names.next().unwrap_or_default();
+                let names = names.fold(first, |names, name| format!("{names}, {name}"));
+                format!("its certificate is for {names} and not for {expected}; write such a name in the policy's url")
+            }
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired; renew it, or set the clock".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet; set the clock".to_owned()
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "its certificate is not for servers; make one with extendedKeyUsage serverAuth".to_owned()
+        }
+        CertificateError::Other(other) => match format!("{other:?}") {
+            // Those of the verifier that have no name in the TLS library.
+            text if text.contains("CaUsedAsEndEntity") => "its certificate is that of an authority, as `openssl req -x509` \
+                 makes one, and no server's; sign one for the server with it, or make it with -addext \
+                 basicConstraints=critical,CA:FALSE"
+                .to_owned(),
+            text if text.contains("EndEntityUsedAsCa") => {
+                "its certificate is signed by one that is no authority's; sign it with one that has CA:TRUE".to_owned()
+            }
+            text if text.contains("UnsupportedCertVersion") => {
+                "its certificate is of X.509 version 1; make one of version 3, with a subjectAltName".to_owned()
+            }
+            _ => format!("its certificate is not in order: {error}"),
+        },
+        other => format!("its certificate is not in order: {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_found_in_whatever_it_is_wrapped() {
+        let wrapped = io::Error::other(io::Error::other(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)));
+        let reason = Reason::of(&wrapped);
+        assert!(!reason.passes && reason.why.contains("--upstream-ca"), "{reason:?}");
+        let name = io::Error::other(NameError::Silence("tools.test".to_owned()));
+        assert_eq!(Reason::of(&name), Reason::passing("no nameserver answers for the name tools.test"));
+        assert_eq!(Reason::of(&io::Error::from(io::ErrorKind::ConnectionRefused)).why, "nobody listens at its address");
+        let proxy = ProxyError::Unreachable(Box::new(io::Error::from(io::ErrorKind::ConnectionRefused)));
+        assert_eq!(Reason::of(&proxy).why, "the proxy of --upstream-proxy cannot be reached: nobody listens at its address");
+        assert!(!Reason::of(&ProxyError::Refused(407)).passes);
+    }
+}
