@@ -119,11 +119,14 @@ pub enum Refusal {
     /// A header that decides stands twice.
     #[error("the header {0} stands twice")]
     RepeatedHeader(&'static str),
+    /// A header that decides has a value that it cannot have.
+    #[error("the header {0} {1}")]
+    HeaderValue(&'static str, &'static str),
     /// A header that decides would end at the sidecar, so that the server would not see what was decided on.
     #[error("the header Connection names {0}, which decides")]
     Connection(String),
     /// The body is not declared as JSON.
-    #[error("the Content-Type is not application/json")]
+    #[error("the Content-Type is not application/json, alone or with charset=utf-8")]
     ContentType,
     /// The body is compressed.
     #[error("the body has a Content-Encoding; send it plain")]

@@ -198,6 +198,7 @@ impl Proxy {
     async fn route(&self, request: Request<Incoming>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
         self.check_origin(&request)?;
         headers::check_connection(request.headers())?;
+        headers::check(request.headers())?;
         let uri = request.uri().clone();
         // A query could mean something to the server that no policy saw.
         if uri.query().is_some() {
@@ -225,6 +226,7 @@ impl Proxy {
                         let server = way.server.clone().ok_or(Failure::UnknownServer)?;
                         let to = if request.method() == Method::GET { To::Get } else { To::Message };
                         way.method = if to == To::Get { "_get" } else { "_delete" };
+                        headers::check_no_request(request.headers(), "no message")?;
                         if let Some(denial) = way.in_force.engine.closed(name) {
                             return Ok((text(StatusCode::FORBIDDEN, denial.message), Outcome::Denied));
                         }
@@ -295,7 +297,7 @@ impl Proxy {
         way.server = way.in_force.server(name).cloned();
         let message = match parse(&bytes)? {
             Message::Answer => {
-                headers::check_answer(&parts.headers)?;
+                headers::check_no_request(&parts.headers, "an answer")?;
                 way.method = "_answer";
                 None
             }
@@ -583,10 +585,10 @@ impl Asker<'_> {
             stream.events.try_send(answer::event(&body)).map_err(|_| Failure::Overloaded)?;
             return Ok((accepted(), Outcome::Denied));
         }
-        let response = if takes_json(self.headers) {
-            with(StatusCode::OK, JSON, body)
-        } else {
+        let response = if headers::takes_events_alone(self.headers) {
             with(StatusCode::OK, EVENTS, answer::event(&body))
+        } else {
+            with(StatusCode::OK, JSON, body)
         };
         Ok((response, Outcome::Denied))
     }
@@ -641,24 +643,6 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_owned()
-}
-
-/// Whether a client takes JSON; one that says nothing does.
-fn takes_json(headers: &HeaderMap) -> bool {
-    let mut ranges = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .peekable();
-    ranges.peek().is_none()
-        || ranges.any(|range| {
-            let mut parts = range.split(';').map(str::trim);
-            let kind = parts.next().unwrap_or_default();
-            let refused =
-                parts.any(|parameter| parameter.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q <= 0.0)));
-            !refused && ["application/json", "application/*", "*/*"].iter().any(|json| kind.eq_ignore_ascii_case(json))
-        })
 }
 
 /// The origin by which a client reached the sidecar.
