@@ -79,6 +79,9 @@ enum Command {
         /// The policy's namespace.
         #[arg(long, value_name = "NAME")]
         namespace: Option<String>,
+        /// There is a shared store: all pods of a workload count together.
+        #[arg(long)]
+        shared_store: bool,
     },
     /// Govern a server that speaks on stdin and stdout.
     Stdio(Stdio),
@@ -343,11 +346,20 @@ fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { files, shared_store } => check(&files, shared_store),
-        Command::Import { file, server, url, name, namespace } => {
+        Command::Import { file, server, url, name, namespace, shared_store } => {
             let text = std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-            match import::import(&text, &ImportOptions { server, url, name, namespace }) {
+            match import::import(&text, &ImportOptions { server, url, name, namespace, shared_store }) {
                 Ok(document) => {
                     std::io::stdout().write_all(import::to_yaml(&document).as_bytes())?;
+                    match import::counted_by_each_pod(&document) {
+                        0 => {}
+                        limits => writeln!(
+                            std::io::stderr(),
+                            "{}: warning: each pod counts for itself, where the original has one count for an agent: N replicas have N \
+                             times each limit ({limits} of them). With a shared store, give --shared-store",
+                            file.display()
+                        )?,
+                    }
                     Ok(ExitCode::SUCCESS)
                 }
                 Err(errors) => {
