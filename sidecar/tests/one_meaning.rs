@@ -264,6 +264,58 @@ async fn a_key_that_differs_from_a_known_one_in_case_alone_is_refused() {
 }
 
 #[tokio::test]
+async fn a_method_that_some_take_for_a_known_one_is_refused() {
+    let known = [
+        "tools/call",
+        "tools/list",
+        "initialize",
+        "server/discover",
+        "subscriptions/listen",
+        "prompts/get",
+        "resources/read",
+        "tasks/get",
+        "tasks/result",
+        "notifications/initialized",
+        "notifications/cancelled",
+        "ping",
+    ];
+    let mut rows = Vec::new();
+    for method in known {
+        let params = r#"{"name":"pay","uri":"a:b","taskId":"1"}"#;
+        for (name, odd) in [
+            ("in capitals", method.to_uppercase()),
+            ("its first letter a capital", format!("{}{}", method[..1].to_uppercase(), &method[1..])),
+            ("a blank before", format!(" {method}")),
+            ("a blank behind", format!("{method} ")),
+            ("a tab behind", format!(r"{method}\t")),
+            ("a line's end behind", format!(r"{method}\r\n")),
+            ("a NUL behind", format!(r"{method}\u0000x")),
+            ("a NUL before", format!(r"\u0000{method}")),
+            ("a wide blank before", format!("\u{3000}{method}")),
+            ("a hard blank behind", format!("{method}\u{a0}")),
+            ("a line separator behind", format!("{method}\u{2028}")),
+            ("no width behind", format!("{method}\u{200b}")),
+            ("a byte-order mark before", format!("\u{feff}{method}")),
+            ("a soft hyphen inside", format!("{}\u{ad}{}", &method[..2], &method[2..])),
+            ("a delete behind", format!("{method}\u{7f}")),
+        ] {
+            rows.push(body(name, request("1", &odd, params), -32600));
+        }
+    }
+    for odd in ["tool\u{17f}/list", "tools/li\u{17f}t", "ta\u{17f}\u{212a}s/get", "\u{ff54}ools/list", "TOOL\u{17f}/CALL"] {
+        rows.push(body("another script", request("1", odd, r#"{"name":"pay"}"#), -32600));
+    }
+    rows.push(body("a method of tasks to come", request("1", "TASKS/wait", "{}"), -32600));
+    refused(&rows).await;
+    // A method that is not known is the server's to know.
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    for method in ["tools/lists", "tasks/wait", "x-bank/Pay", r"\u0070ing"] {
+        assert_eq!(sidecar.ask(&Ask::post(request("1", method, "{}"))).await.status, 200, "{method}");
+    }
+}
+
+#[tokio::test]
 async fn a_key_with_a_nul_is_refused() {
     let params = |params: &str| request("1", "tools/call", params);
     refused(&[
@@ -303,12 +355,18 @@ async fn what_is_neither_one_request_nor_one_answer_is_refused() {
         body("method and error", r#"{"jsonrpc":"2.0","id":1,"method":"ping","error":{"code":1,"message":"m"}}"#, -32600),
         body("id null", r#"{"jsonrpc":"2.0","id":null,"method":"tools/call","params":{"name":"pay"}}"#, -32600),
         body("id an object", r#"{"jsonrpc":"2.0","id":{},"method":"tools/call","params":{"name":"pay"}}"#, -32600),
+        body("id half of a surrogate pair", r#"{"jsonrpc":"2.0","id":"\ud800","method":"ping"}"#, -32700),
         body("id true", r#"{"jsonrpc":"2.0","id":true,"method":"ping"}"#, -32600),
         body("no params", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#, -32600),
         body("params a list", request("1", "tools/call", r#"["pay"]"#), -32600),
         body("no tool name", request("1", "tools/call", "{}"), -32600),
         body("tool name null", request("1", "tools/call", r#"{"name":null}"#), -32600),
         body("tool name a number", request("1", "tools/call", r#"{"name":7}"#), -32600),
+        body(
+            "a version that is no text",
+            request("1", "ping", r#"{"_meta":{"io.modelcontextprotocol/protocolVersion":20260728}}"#),
+            -32600,
+        ),
         body("tool name a list", request("1", "tools/call", r#"{"name":["pay"]}"#), -32600),
     ])
     .await;
@@ -408,14 +466,16 @@ async fn a_header_that_decides_and_has_a_value_that_it_cannot_have_is_refused() 
             ("two sessions", with("mcp-session-id", "a, b"), 400, -32600),
             ("a session beyond ASCII", with("mcp-session-id", "s\u{e9}"), 400, -32600),
             ("a session with a tab", with("mcp-session-id", "a\tb"), 400, -32600),
-            ("two versions", with("mcp-protocol-version", "2025-03-26, 2026-07-28"), 400, -32600),
-            ("a version in quotes", with("mcp-protocol-version", "\"2026-07-28\""), 400, -32600),
-            ("no version", with("mcp-protocol-version", ""), 400, -32600),
-            ("a version beyond ASCII", with("mcp-protocol-version", "2026-07-2\u{ff18}"), 400, -32600),
-            ("a version of any length", with("mcp-protocol-version", &"2".repeat(65)), 400, -32600),
+            ("two versions", with("mcp-protocol-version", "2025-03-26, 2026-07-28"), 400, -32020),
+            ("a version in quotes", with("mcp-protocol-version", "\"2026-07-28\""), 400, -32020),
+            ("no version", with("mcp-protocol-version", ""), 400, -32020),
+            ("a version beyond ASCII", with("mcp-protocol-version", "2026-07-2\u{ff18}"), 400, -32020),
+            ("a version of any length", with("mcp-protocol-version", &"2".repeat(65)), 400, -32020),
             ("an event with a tab", with("last-event-id", "1\t2"), 400, -32600),
-            ("an argument beyond ASCII", with("mcp-param-region", "\u{e9}"), 400, -32600),
-            ("an argument in odd Base64", with("mcp-param-region", "=?BASE64?ZXU=?="), 400, -32600),
+            ("an underscore in a name", with("mcp_name", "read"), 400, -32600),
+            ("a second Content-Type for some", with("content_type", "application/json; charset=utf-16"), 400, -32600),
+            ("an argument beyond ASCII", with("mcp-param-region", "\u{e9}"), 400, -32020),
+            ("an argument in odd Base64", with("mcp-param-region", "=?BASE64?ZXU=?="), 400, -32020),
         ])
         .await;
     }

@@ -112,7 +112,7 @@ async fn pods_of_a_workload_share_a_limit_and_all_that_shows_it() {
 }
 
 #[tokio::test]
-async fn a_call_that_fails_before_its_server_answers_gives_its_place_back() {
+async fn a_call_of_which_nothing_was_sent_gives_its_place_back() {
     let redis = Redis::start(&[]);
     let nowhere = format!("http://127.0.0.1:{}/mcp", free_port());
     let sidecar = sidecar(&limited(&nowhere, 1, ""), &store(redis.port)).await;

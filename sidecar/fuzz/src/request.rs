@@ -121,9 +121,11 @@ pub fn check(data: &[u8]) {
         }
         assert_eq!(theirs, ours, "{reader:?}");
     }
-    if let Some(method) = ours.method.filter(|method| *method != "tools/call") {
+    if let Some(method) = ours.method {
         let nearly = method.split('\0').next().unwrap_or_default().trim().to_lowercase();
-        assert_ne!(nearly, "tools/call", "{method:?}");
+        for known in ["tools/call", "tools/list", "initialize", "server/discover", "subscriptions/listen", "resources/read"] {
+            assert!(method == known || nearly != known, "{method:?}");
+        }
     }
 }
 

@@ -8,6 +8,9 @@ use std::{borrow::Cow, collections::HashSet};
 use smallvec::SmallVec;
 use toolweir_engine::json::{JsonError, Kind, Raw, Reader, same_but_for_case};
 
+use super::differs_in_case;
+use crate::under_way::LONGEST_ID;
+
 /// The `_meta` key that carries the protocol version of a modern request (MCP 2026-07-28, "Per-request fields").
 const PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
@@ -96,17 +99,17 @@ pub enum Refusal {
     #[error("{0} has a key with a NUL character")]
     Nul(&'static str),
     /// A member has the wrong kind.
-    #[error("`{0}` is not {1}")]
+    #[error("{0} is not {1}")]
     Kind(&'static str, &'static str),
     /// Neither request nor answer, or both.
     #[error("the body has {0}")]
     Neither(&'static str),
-    /// The method is tools/call but for case.
-    #[error("the method `{0}` differs from `tools/call` in case alone")]
-    MethodCase(String),
-    /// A method with a control character, at which some parsers end it.
-    #[error("the method has a control character")]
-    ControlInMethod,
+    /// The method is a known one but for case.
+    #[error("the method `{0}` differs from `{1}` in case alone")]
+    MethodCase(String, &'static str),
+    /// A method with blanks, which some trim, or letters that some fold to those of a known one.
+    #[error("the method has a character that is not visible ASCII")]
+    Method,
     /// A tools/call that names no tool.
     #[error("a tools/call needs `params.name`, a string")]
     NoToolName,
@@ -131,6 +134,12 @@ pub enum Refusal {
     /// The body is compressed.
     #[error("the body has a Content-Encoding; send it plain")]
     ContentEncoding,
+    /// The id is that of a request without an answer, where answers are known by their id alone.
+    #[error("the id is in use by a request that has no answer yet")]
+    IdInUse,
+    /// The id is longer than is kept.
+    #[error("the id is longer than {LONGEST_ID} bytes")]
+    LongId,
     /// The body is larger than is accepted.
     #[error("the body is larger than {0} bytes")]
     TooLarge(usize),
@@ -144,7 +153,7 @@ impl Refusal {
     pub fn code(&self) -> i32 {
         match self {
             Self::Json(_) => -32700,
-            Self::HeaderMismatch(..) => -32020,
+            Self::HeaderMismatch(..) | Self::HeaderValue("Mcp-*" | "MCP-Protocol-Version", _) => -32020,
             _ => -32600,
         }
     }
@@ -154,7 +163,7 @@ impl Refusal {
         match self {
             Self::Repeated(object, _) => format!("{object} repeats a key"),
             Self::Case(object, _, known) => format!("{object} has a key that differs from `{known}` in case alone"),
-            Self::MethodCase(_) => "the method differs from `tools/call` in case alone".to_owned(),
+            Self::MethodCase(_, known) => format!("the method differs from `{known}` in case alone"),
             Self::HeaderMismatch(header, ..) => format!("the header {header} and the body disagree"),
             Self::Connection(_) => "the header Connection names one that decides".to_owned(),
             other => other.to_string(),
@@ -190,7 +199,7 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     reader.object::<Refusal>(|reader, key| {
         match keys.add(key)?.as_ref() {
             "id" => id = Some(reader.value()?),
-            "method" => method = Some(text(reader, "method")?),
+            "method" => method = Some(text(reader, "`method`")?),
             "params" => params = read_params(reader)?,
             key => {
                 answer |= key == "result" || key == "error";
@@ -201,7 +210,7 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     })?;
     reader.finish()?;
     if id.is_some_and(|id: Raw<'_>| !matches!(id.kind(), Kind::String | Kind::Number)) {
-        return Err(Refusal::Kind("id", "a string or a number"));
+        return Err(Refusal::Kind("`id`", "a string or a number"));
     }
     let Some(method) = method else {
         return if answer { Ok(Message::Answer) } else { Err(Refusal::Neither("neither `method` nor `result` nor `error`")) };
@@ -209,8 +218,10 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     if answer {
         return Err(Refusal::Neither("both a `method` and a `result` or `error`"));
     }
-    if method.contains(char::is_control) {
-        return Err(Refusal::ControlInMethod);
+    // Half of a surrogate pair comes back as something else.
+    id.map(Raw::string).transpose()?;
+    if !method.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Refusal::Method);
     }
     let request = Request { method, id, params };
     if request.is_tool_call() {
@@ -218,8 +229,8 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
         if name.contains(char::is_control) {
             return Err(Refusal::ControlInName);
         }
-    } else if same_but_for_case(request.method.trim(), "tools/call") {
-        return Err(Refusal::MethodCase(short(&request.method)));
+    } else if let Some(known) = differs_in_case(&request.method) {
+        return Err(Refusal::MethodCase(short(&request.method), known));
     }
     Ok(Message::Request(Box::new(request)))
 }
@@ -234,7 +245,7 @@ fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
     let mut keys = Keys::new("`params`", PARAMS);
     reader.object::<Refusal>(|reader, key| {
         match keys.add(key)?.as_ref() {
-            "name" => params.name = Some(text(reader, "params.name")?),
+            "name" => params.name = Some(text(reader, "`params.name`")?),
             "uri" => params.uri = optional_text(reader)?,
             "taskId" => params.task_id = optional_text(reader)?,
             "arguments" => params.arguments = Some(reader.value()?),
@@ -256,7 +267,12 @@ fn read_meta<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Refusa
     let mut keys = Keys::new("`params._meta`", META);
     reader.object::<Refusal>(|reader, key| {
         if keys.add(key)? == PROTOCOL_VERSION {
-            version = optional_text(reader)?;
+            let value = reader.value()?;
+            version = value.string()?;
+            // What is no version to one is another era to the next.
+            if version.is_none() && value.kind() != Kind::Null {
+                return Err(Refusal::Kind("the protocol version in `_meta`", "a string"));
+            }
         } else {
             reader.value()?;
         }
@@ -366,13 +382,34 @@ mod tests {
             (r#"{"method":"tools/call"}"#, "needs `params.name`"),
             (r#"{"method":"tools/call","params":{"name":7}}"#, "`params.name` is not a string"),
             (r#"{"method":"tools/call","params":[]}"#, "needs `params.name`"),
-            (r#"{"method":"Tools/Call","params":{"name":"a"}}"#, "in case alone"),
-            (r#"{"method":" tools/call","params":{"name":"a"}}"#, "in case alone"),
+            (r#"{"method":"ping","id":"\ud800"}"#, "surrogate"),
+            (r#"{"method":"Tools/Call","params":{"name":"a"}}"#, "differs from `tools/call` in case alone"),
+            (r#"{"method":"TOOLS/LIST"}"#, "differs from `tools/list` in case alone"),
+            (r#"{"method":"Subscriptions/Listen"}"#, "differs from `subscriptions/listen` in case alone"),
+            (r#"{"method":"server/Discover"}"#, "differs from `server/discover` in case alone"),
+            (r#"{"method":"Initialize"}"#, "differs from `initialize` in case alone"),
+            (r#"{"method":"Tasks/Get"}"#, "differs from `tasks/get` in case alone"),
+            (r#"{"method":"TASKS/other"}"#, "differs from `tasks/` in case alone"),
+            (r#"{"method":"notifications/Initialized"}"#, "in case alone"),
+            (r#"{"method":"tools/li\u017ft"}"#, "not visible ASCII"),
+            (r#"{"method":"ta\u017f\u212a\u017f/get"}"#, "not visible ASCII"),
+            (r#"{"method":" tools/call","params":{"name":"a"}}"#, "not visible ASCII"),
+            (r#"{"method":" tools/list"}"#, "not visible ASCII"),
+            (r#"{"method":"tools/list\u3000"}"#, "not visible ASCII"),
+            (r#"{"method":"tools/list\u200b"}"#, "not visible ASCII"),
+            (r#"{"method":"\ufefftools/list"}"#, "not visible ASCII"),
+            (r#"{"method":"tools/list\u0000"}"#, "not visible ASCII"),
+            (r#"{"method":"tools/list\u007f"}"#, "not visible ASCII"),
+            (r#"{"method":"tools / list"}"#, "not visible ASCII"),
             (r#"{"method":"tools/call","params":{"name":"a\u0000b"}}"#, "the tool's name has a control character"),
-            (r#"{"method":"tools/call\u0000","params":{"name":"a"}}"#, "the method has a control character"),
-            (r#"{"method":"tools/call\n","params":{"name":"a"}}"#, "the method has a control character"),
+            (r#"{"method":"tools/call\u0000","params":{"name":"a"}}"#, "not visible ASCII"),
+            (r#"{"method":"tools/call\n","params":{"name":"a"}}"#, "not visible ASCII"),
             (r#"{"method":"tools/call","params":{"name":"a\ud800"}}"#, "surrogate"),
             (r#"{"method":"tools/call","params":{"name":"a","_meta":{"a":1,"a":2}}}"#, "`params._meta` repeats"),
+            (
+                r#"{"method":"ping","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":20260728}}}"#,
+                "protocol version in `_meta` is not a string",
+            ),
             (r#"{"method":"ping"} {}"#, "goes on"),
             ("\u{feff}{\"method\":\"ping\"}", "byte-order mark"),
             (r#"{"method":"ping",}"#, "is not JSON"),

@@ -82,9 +82,6 @@ impl Filter {
             let named = std::str::from_utf8(data).map_err(|_| SseError::Unreadable)?;
             return open.endpoint(named).map(|path| Verdict::Replace(path.into_bytes())).ok_or(SseError::Unreadable);
         }
-        if let Some(open) = &self.open {
-            open.answered(data);
-        }
         if !holds_tools(data) {
             return Ok(Verdict::Pass);
         }
@@ -162,6 +159,9 @@ impl Events {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         let filter = &mut self.filter;
+                        if let Some(open) = &mut filter.open {
+                            open.seen(&data);
+                        }
                         let out = self.rewriter.push(&data, &mut |name, data| filter.event(name, data));
                         let out = out.inspect_err(|error| {
                             tracing::warn!(server = %filter.server, %error, "stream ended");

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use crate::{governor::Outcome, mcp::request::Refusal};
+use crate::{governor::Outcome, mcp::request::Refusal, under_way::NotKept};
 
 /// Whose fault a failure was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,9 @@ pub enum Failure {
     /// Too many bytes are held.
     #[error("The sidecar holds as many bytes as it may. Try again in a moment.")]
     Overloaded,
+    /// Too many requests have no answer yet, where an answer comes elsewhere.
+    #[error("As many requests as may be have no answer yet. Try again when some are answered.")]
+    Unanswered,
     /// The server has no url.
     #[error("No policy says where the MCP server {0} is.")]
     NoUrl(String),
@@ -65,7 +68,7 @@ impl Failure {
             Self::NotFound | Self::UnknownServer => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Body => StatusCode::REQUEST_TIMEOUT,
-            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded | Self::Unanswered => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::NoUrl(_) | Self::Connect(_) | Self::Upstream(_) | Self::Invalid(..) => StatusCode::BAD_GATEWAY,
         }
@@ -89,7 +92,7 @@ impl Failure {
             Self::NotFound | Self::Method => Outcome::NotFound,
             Self::UnknownServer => Outcome::UnknownServer,
             Self::Body => Outcome::ClientFailed,
-            Self::Overloaded => Outcome::Overloaded,
+            Self::Overloaded | Self::Unanswered => Outcome::Overloaded,
             Self::NoUrl(_) | Self::Connect(_) => Outcome::ConnectFailed,
             Self::Timeout(_) => Outcome::UpstreamTimeout,
             Self::Upstream(_) => Outcome::UpstreamFailed,
@@ -103,7 +106,7 @@ impl Failure {
             Self::Refused(_) | Self::ForbiddenOrigin(_) | Self::NotFound | Self::UnknownServer | Self::Method | Self::Body => {
                 Fault::Client
             }
-            Self::NoUrl(_) | Self::Overloaded => Fault::Own,
+            Self::NoUrl(_) | Self::Overloaded | Self::Unanswered => Fault::Own,
             Self::Connect(_) | Self::Timeout(_) | Self::Upstream(_) | Self::Invalid(..) => Fault::Upstream,
         }
     }
@@ -118,6 +121,22 @@ impl Failure {
 
     /// Whether the same request may do better later. A request that timed out may have been carried out.
     pub fn retry(&self) -> bool {
-        matches!(self, Self::Overloaded | Self::Connect(_))
+        matches!(self, Self::Overloaded | Self::Unanswered | Self::Connect(_))
+    }
+
+    /// Whether it is certain that nothing was sent to the server. An answer never says so, whatever its status: a gateway
+    /// may give it when the call has long begun.
+    pub fn nothing_sent(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::NoUrl(_))
+    }
+}
+
+impl From<NotKept> for Failure {
+    fn from(why: NotKept) -> Self {
+        match why {
+            NotKept::InUse => Refusal::IdInUse.into(),
+            NotKept::LongId => Refusal::LongId.into(),
+            NotKept::NoRoom => Self::Unanswered,
+        }
     }
 }

@@ -36,6 +36,7 @@ use crate::{
         method_label,
         request::{Message, Refusal, Request as McpRequest, parse},
     },
+    under_way::Kept,
 };
 
 /// What all workers share.
@@ -318,10 +319,15 @@ impl Proxy {
             drop(held);
             return self.pass(response, &parts.headers, way, Permit::default(), To::Message).await;
         };
+        // On an HTTP+SSE stream an answer is known by its id alone.
+        let kept = match client.legacy.zip(message.id).map(|(stream, id)| stream.under_way.keep(id)).transpose() {
+            Ok(kept) => kept,
+            Err(why) => return Ok(client.refuse(&message, &why.into(), way)),
+        };
         let answered = if message.is_tool_call() {
-            self.tool_call(&message, name, &client, bytes.clone(), held, way).await
+            self.tool_call(&message, name, &client, kept, bytes.clone(), held, way).await
         } else {
-            self.other(&message, name, &client, bytes.clone(), way).await
+            self.other(&message, name, &client, kept, bytes.clone(), way).await
         };
         answered.or_else(|failure| Ok(way.failed(&failure, message.id)))
     }
@@ -332,6 +338,7 @@ impl Proxy {
         message: &McpRequest<'_>,
         name: &str,
         client: &Asker<'_>,
+        mut kept: Option<Kept<'_>>,
         bytes: Bytes,
         way: &mut Way<'_>,
     ) -> Result<(Response<Answer>, Outcome), Failure> {
@@ -346,15 +353,19 @@ impl Proxy {
             "subscriptions/listen" => To::Listen,
             _ => To::Message,
         };
-        let response = self.send(&Method::POST, client.headers, url, bytes, &server, way).await?;
-        self.pass(response, client.headers, way, Permit::default(), to).await
+        kept.iter_mut().for_each(Kept::sent);
+        let sent = self.send(&Method::POST, client.headers, url, bytes, &server, way).await;
+        settle(kept, &sent);
+        self.pass(sent?, client.headers, way, Permit::default(), to).await
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what is known of one call, each used once")]
     async fn tool_call(
         &self,
         message: &McpRequest<'_>,
         name: &str,
         client: &Asker<'_>,
+        mut kept: Option<Kept<'_>>,
         bytes: Bytes,
         held: Held,
         way: &mut Way<'_>,
@@ -382,36 +393,33 @@ impl Proxy {
                 record.finish(Outcome::Denied);
                 return client.deny(message, &denial);
             }
-            (Decided::Allowed(_), None) => return Err(Failure::UnknownServer),
+            (Decided::Allowed(permit), None) => {
+                permit.give_back();
+                return Err(Failure::UnknownServer);
+            }
             (Decided::Allowed(permit), Some(server)) => (permit, server),
         };
-        // On an HTTP+SSE stream the answer can come before that of the POST.
-        let kept = client.legacy.zip(message.id).map(|(stream, id)| stream.under_way.keep(id, permit.split_places()));
+        if let Some(kept) = &mut kept {
+            kept.hold(permit.split_places());
+            kept.sent();
+        }
         let sent = match endpoint(&server, client.legacy) {
             Ok(url) => self.send(&Method::POST, client.headers, url, bytes, &server, way).await,
             Err(failure) => Err(failure),
         };
         drop(held);
+        settle(kept, &sent);
         let response = match sent {
             Ok(response) => response,
             Err(failure) => {
-                if matches!(failure, Failure::Connect(_) | Failure::NoUrl(_)) {
+                if failure.nothing_sent() {
                     permit.give_back();
                 }
                 record.finish(failure.outcome());
                 return Err(failure);
             }
         };
-        if let Some(kept) = kept.filter(|_| response.status().is_success()) {
-            kept.taken();
-        }
         let outcome = outcome_of(response.status());
-        let permit = if response.status().is_server_error() {
-            permit.give_back();
-            Permit::default()
-        } else {
-            permit
-        };
         let passed = self.pass(response, client.headers, way, permit, To::Message).await;
         record.finish(passed.as_ref().map_or_else(Failure::outcome, |_| outcome));
         passed
@@ -460,6 +468,12 @@ impl Proxy {
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
         let status = parts.status;
+        if status.is_informational() {
+            return Err(Failure::Invalid(
+                server.name.clone(),
+                format!("its status is {}, which ends no request", status.as_u16()),
+            ));
+        }
         if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
             // Followed by the client it would lead past the sidecar.
             let place = parts.headers.get(header::LOCATION).and_then(|place| place.to_str().ok()).unwrap_or("nowhere");
@@ -591,6 +605,28 @@ impl Asker<'_> {
             with(StatusCode::OK, JSON, body)
         };
         Ok((response, Outcome::Denied))
+    }
+
+    /// Answers a request of an HTTP+SSE stream that is not taken, where the client waits for its answer.
+    fn refuse(&self, message: &McpRequest<'_>, failure: &Failure, way: &Way<'_>) -> (Response<Answer>, Outcome) {
+        let (response, outcome) = way.failed(failure, message.id);
+        let error = answer::error(message.id.map(Raw::as_str), failure.code(), &failure.to_string());
+        match self.legacy.map(|stream| stream.events.try_send(answer::event(&error))) {
+            Some(Ok(())) => (accepted(), outcome),
+            _ => (response, outcome),
+        }
+    }
+}
+
+/// Forgets a request whose answer would come on a stream, if the server has not taken it. Of a server's failure it is not
+/// known, nor of a client that hung up.
+fn settle(kept: Option<Kept<'_>>, sent: &Result<Response<Incoming>, Failure>) {
+    let not_taken = match sent {
+        Ok(response) => response.status().is_client_error(),
+        Err(failure) => failure.nothing_sent(),
+    };
+    if not_taken {
+        kept.into_iter().for_each(Kept::not_taken);
     }
 }
 
