@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     events, leader,
     metrics::Metrics,
+    namespaces::Namespaces,
     publish::{self, Others, Replica},
     serve::{self, Port, serve},
     shared,
@@ -94,6 +95,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (serving, trust, certified) = (keeper.serving(), keeper.trust(), keeper.ready());
     let webhooks = Webhooks {
         world: Arc::clone(&world),
+        namespaces: Namespaces::new(&client),
         config: Arc::clone(&config),
         namespace: options.namespace.as_str().into(),
         stream_url: format!("https://{}.{}.svc:8444", options.service, options.namespace).into(),
