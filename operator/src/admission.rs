@@ -23,6 +23,8 @@ use crate::{
     config::Config,
     index::Entry,
     inject::{self, INJECT_LABEL, Outcome, Skip},
+    namespaces::Namespaces,
+    select::Labels,
     stream::text,
     world::World,
 };
@@ -31,8 +33,6 @@ use crate::{
 const LARGEST: usize = 8 * 1024 * 1024;
 /// How long a review may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
-/// How long to wait for word that a namespace opted in, where the API server says so by asking: the watch may be behind it.
-const NAMESPACE_WAIT: Duration = Duration::from_secs(2);
 /// At most this many errors of one policy are told, and the number of the others.
 const MOST_ERRORS: usize = 10;
 /// The longest warning, in characters. The API server cuts longer ones, and all of them when there are many.
@@ -41,13 +41,15 @@ const LONGEST_WARNING: usize = 250;
 /// The closed set of the label `result` of `toolweir_operator_admissions_total`.
 pub const RESULTS: [&str; 5] = ["injected", "skipped", "allowed", "refused", "error"];
 /// The closed set of its label `reason`, together with [`Skip::ALL`] and the empty one.
-pub const REASONS: [&str; 6] = ["Unchanged", "Invalid", "NotAPod", "NotAPolicy", "NotReady", "Unreadable"];
+pub const REASONS: [&str; 7] = ["Unchanged", "Invalid", "NotAPod", "NotAPolicy", "NotReady", "NamespaceUnknown", "Unreadable"];
 
 /// What answers the webhooks.
 #[derive(Clone, Debug)]
 pub struct Webhooks {
     /// The index, for the labels of namespaces, and the metrics.
     pub world: Arc<World>,
+    /// The API server, where the index may be behind it.
+    pub namespaces: Namespaces,
     /// The configuration.
     pub config: Arc<Config>,
     /// The operator's namespace.
@@ -164,8 +166,10 @@ impl Webhooks {
             }
         };
         let said = if webhook == "inject" {
-            self.wait_for_namespace(&asked).await;
-            self.inject(&asked)
+            match self.namespace(&asked).await {
+                Ok(labels) => self.inject(&asked, labels.as_ref()),
+                Err(said) => said,
+            }
         } else {
             self.validate(&asked)
         };
@@ -194,27 +198,37 @@ impl Webhooks {
         self.world.metrics.admissions.with_label_values(&[webhook, result, reason]).inc();
     }
 
-    /// Gives the index time to hear that the pod's namespace opted in. The API server asks about no other pods but those that
-    /// opted in themselves; to believe an index that is behind would let one through without a sidecar.
-    async fn wait_for_namespace(&self, asked: &Asked) {
-        let labels = asked.object.pointer("/metadata/labels").and_then(Value::as_object);
-        let own = labels.and_then(|labels| labels.get(INJECT_LABEL)?.as_str());
-        let protected = self.config.protects(&asked.namespace, &self.namespace);
-        if protected || matches!(own, Some("enabled" | "disabled")) {
-            return;
+    /// The labels of the pod's namespace; none where they are not known, or nothing depends on them. The API server asks about
+    /// no other pods but those that opted in, by their own label or by that of their namespace. So where the index says that
+    /// nobody did, it may be behind, and the API server is asked again: an index alone never lets a pod through without a sidecar.
+    async fn namespace(&self, asked: &Asked) -> Result<Option<Labels>, Said> {
+        let known = self.world.index().namespace(&asked.namespace).cloned();
+        let opted_in = |labels: &Labels| labels.get(INJECT_LABEL).is_some_and(|value| value == "enabled");
+        let own = asked.object.pointer("/metadata/labels").and_then(|labels| labels.get(INJECT_LABEL)?.as_str());
+        if asked.kind.kind != "Pod"
+            || self.config.protects(&asked.namespace, &self.namespace)
+            || matches!(own, Some("enabled" | "disabled"))
+            || known.as_ref().is_none_or(opted_in)
+        {
+            return Ok(known);
         }
-        let opted_in = || {
-            let index = self.world.index();
-            let labels = index.namespace(&asked.namespace);
-            labels.is_none_or(|labels| labels.get(INJECT_LABEL).is_some_and(|value| value == "enabled"))
-        };
-        let mut changes = self.world.changes();
-        let heard = async { while !opted_in() && changes.changed().await.is_ok() {} };
-        let _ = timeout(NAMESPACE_WAIT, heard).await;
+        self.namespaces.labels(&asked.namespace).await.map_err(|why| {
+            tracing::warn!(
+                namespace = asked.namespace,
+                error = why,
+                "whether a namespace opted in is not known; its pod is refused"
+            );
+            let message = format!(
+                "whether namespace {} has the label {INJECT_LABEL}: enabled is not known, since the API server does not tell the \
+                 operator: {why}. Try again",
+                asked.namespace
+            );
+            Said::refused("NamespaceUnknown", message)
+        })
     }
 
     /// What becomes of a pod.
-    fn inject(&self, asked: &Asked) -> Said {
+    fn inject(&self, asked: &Asked, labels: Option<&Labels>) -> Said {
         if asked.kind.kind != "Pod" {
             return Said::refused("NotAPod", format!("`{}` is no Pod; only pods are injected", asked.kind.kind.escape_debug()));
         }
@@ -223,11 +237,10 @@ impl Webhooks {
             // A sidecar that trusts nobody would never start.
             return Said::refused("NotReady", "the operator has no certificates yet; try again".to_owned());
         }
-        let labels = self.world.index().namespace(&asked.namespace).cloned();
         let context = inject::Context {
             config: &self.config,
             namespace: &asked.namespace,
-            namespace_labels: labels.as_ref(),
+            namespace_labels: labels,
             operator_namespace: &self.namespace,
             stream_url: &self.stream_url,
             ca: &ca,

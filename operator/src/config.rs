@@ -163,6 +163,9 @@ pub struct SharedStore {
     /// The file of certificates, in PEM, to trust besides the system's. It is read again and again.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
+    /// The certificate that the operator makes for the store, if it does.
+    #[serde(default)]
+    pub certificate: Option<StoreCertificate>,
     /// What the keys in the store begin with.
     #[serde(default = "store_prefix")]
     pub prefix: String,
@@ -172,6 +175,16 @@ pub struct SharedStore {
     /// How long a call may wait for the store, in milliseconds.
     #[serde(default = "store_budget")]
     pub budget_milliseconds: u64,
+}
+
+/// The certificate of a store, of the operator's own authorities. Sidecars are told to trust those.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StoreCertificate {
+    /// The Secret to keep it in, in the operator's namespace: `tls.crt`, `tls.key` and `ca.crt`.
+    pub secret: String,
+    /// The Service of the store, in the same namespace, whose names it is for.
+    pub service: String,
 }
 
 fn store_prefix() -> String {
@@ -228,6 +241,28 @@ impl SharedStore {
                 "sharedStore.caFile: is given, and sharedStore.url is without TLS; write rediss:// there, or leave it out"
                     .to_owned(),
             );
+        }
+        if let Some(certificate) = &self.certificate {
+            if self.ca_file.is_some() {
+                return Err(
+                    "sharedStore.certificate: is given, and so is sharedStore.caFile; the certificate is of the operator's \
+                            authorities, so leave out one of the two"
+                        .to_owned(),
+                );
+            }
+            if !self.url.starts_with("rediss") && !self.url.starts_with("valkeys") {
+                return Err(
+                    "sharedStore.certificate: is given, and sharedStore.url is without TLS; write rediss:// there, or leave \
+                            it out"
+                        .to_owned(),
+                );
+            }
+            for (field, name) in [("secret", &certificate.secret), ("service", &certificate.service)] {
+                let usual = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+                if !(1..=253).contains(&name.len()) || !name.bytes().all(usual) {
+                    return Err(format!("sharedStore.certificate.{field}: `{}` is no name of a {field}", shown(name)));
+                }
+            }
         }
         store::Config::try_from(&self.with(None, None)).map_err(|error| format!("sharedStore.url: {}", error.message))?;
         Ok(())
@@ -410,9 +445,13 @@ mod tests {
     fn a_shared_store_needs_no_more_than_its_url() {
         let config = Config::read("sharedStore: {url: 'redis://store'}").unwrap();
         let store = config.shared_store.unwrap();
-        assert_eq!((store.username, store.password_file, store.ca_file), (None, None, None));
+        assert_eq!((store.username, store.password_file, store.ca_file, store.certificate), (None, None, None, None));
         assert_eq!((store.prefix.as_str(), store.leases, store.budget_milliseconds), ("toolweir", true, 50));
         assert_eq!(Config::read("sharedStore: null").unwrap().shared_store, None);
+        let config =
+            Config::read("sharedStore: {url: 'rediss://store', certificate: {secret: store-tls, service: store}}").unwrap();
+        let certificate = config.shared_store.unwrap().certificate.unwrap();
+        assert_eq!((certificate.secret.as_str(), certificate.service.as_str()), ("store-tls", "store"));
     }
 
     #[test]
@@ -459,6 +498,19 @@ mod tests {
             ("sharedStore: {url: 'redis://s', prefix: ''}", "sharedStore.prefix: `` is no beginning of keys"),
             ("sharedStore: {url: 'redis://s', prefix: '{a}'}", "sharedStore.prefix: `{a}` is no beginning of keys"),
             ("sharedStore: {url: 'redis://s', caFile: /ca}", "sharedStore.caFile: is given, and sharedStore.url is without TLS"),
+            ("sharedStore: {url: 'redis://s', certificate: {secret: a}}", "sharedStore.certificate: missing field `service`"),
+            (
+                "sharedStore: {url: 'redis://s', certificate: {secret: a, service: b}}",
+                "sharedStore.certificate: is given, and sharedStore.url is without TLS",
+            ),
+            (
+                "sharedStore: {url: 'rediss://s', caFile: /ca, certificate: {secret: a, service: b}}",
+                "sharedStore.certificate: is given, and so is sharedStore.caFile",
+            ),
+            (
+                "sharedStore: {url: 'rediss://s', certificate: {secret: a/b, service: b}}",
+                "sharedStore.certificate.secret: `a/b` is no name of a secret",
+            ),
             ("sharedStore: {url: 'redis://s', username: ''}", "sharedStore.username: `` is no ACL user"),
             (
                 "sharedStore: {url: 'redis://s', budgetMilliseconds: 0}",

@@ -2,7 +2,7 @@
 //!
 //! [`index`], [`select`], [`acks`], [`status`] and [`inject`] are plain data and functions: what is known of the cluster, which
 //! policies govern which pod, what a policy's status says, what a pod becomes. [`cluster`] feeds the index from the API server,
-//! [`stream`] serves the sidecars ([`auth`] says who they are), [`admission`] the webhooks, [`publish`] writes, [`leader`] says
+//! [`stream`] serves the sidecars ([`auth`] says who they are), [`admission`] the webhooks ([`namespaces`] asks for it), [`publish`] writes, [`leader`] says
 //! who writes status, [`events`] tells of denials, [`shared`] of the store that pods share, [`certs`] keeps what TLS needs. [`run`](mod@run) puts them together.
 
 pub mod acks;
@@ -17,6 +17,7 @@ pub mod index;
 pub mod inject;
 pub mod leader;
 pub mod metrics;
+pub mod namespaces;
 pub mod publish;
 pub mod run;
 pub mod select;

@@ -19,11 +19,12 @@ use toolweir_engine::Options as EngineOptions;
 use crate::{
     admission::Webhooks,
     auth::Reviewer,
-    certs::{Keeper, Settings, issue},
+    certs::{Keeper, Settings, StoreSettings, issue},
     cluster,
     config::Config,
     events, leader,
     metrics::Metrics,
+    namespaces::Namespaces,
     publish::{self, Others, Replica},
     serve::{self, Port, serve},
     shared,
@@ -89,17 +90,22 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         injector: options.injector.clone(),
         validator: options.validator.clone(),
         lives,
+        store: config.shared_store.as_ref().and_then(|store| store.certificate.as_ref()).map(|certificate| StoreSettings {
+            secret: certificate.secret.clone(),
+            names: issue::names(&certificate.service, &options.namespace),
+        }),
     };
     let keeper = Keeper::new(client.clone(), settings, metrics.clone());
     let (serving, trust, certified) = (keeper.serving(), keeper.trust(), keeper.ready());
     let webhooks = Webhooks {
         world: Arc::clone(&world),
+        namespaces: Namespaces::new(&client),
         config: Arc::clone(&config),
         namespace: options.namespace.as_str().into(),
         stream_url: format!("https://{}.{}.svc:8444", options.service, options.namespace).into(),
         trust: trust.clone(),
     };
-    let store_keeper = shared::Keeper::new(config.shared_store.clone(), Arc::clone(&world));
+    let store_keeper = shared::Keeper::new(config.shared_store.clone(), Arc::clone(&world)).trusting(trust.clone());
     let (denials, told) = mpsc::channel(1024);
     let streams = Streams {
         denials,

@@ -165,6 +165,12 @@ impl Config {
 /// The policy is not in order, an address cannot be bound, a certificate cannot be read, or the agents' file cannot be
 /// written.
 pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io::Write + Send>) -> anyhow::Result<Sidecar> {
+    if (config.shared_store.is_some() || matches!(config.source, Source::ControlPlane(_)))
+        // Now, while no container of the pod can have written to it.
+        && let Err(error) = toolweir_store::dns::read()
+    {
+        tracing::warn!(error, "names of the operator and of the shared store cannot be resolved; it is tried again");
+    }
     let (stop, stopping) = watch::channel(false);
     let (governor, upkeep) = config.govern(audit, stopping.clone())?;
     let tls = upstream::tls(config.upstream_ca.as_deref())

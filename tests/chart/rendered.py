@@ -173,8 +173,9 @@ def configuration(rendered):
                 compare(value[key], shape[key], f"{path}.{key}")
 
     if store := config.pop("sharedStore", None):
-        shape_of_store = {"url": str, "username": str, "passwordFile": str, "caFile": str, "prefix": str, "leases": bool, "budgetMilliseconds": int}
-        optional = {key for key in ("username", "passwordFile", "caFile") if key not in store}
+        certificate = {"secret": str, "service": str}
+        shape_of_store = {"url": str, "username": str, "passwordFile": str, "caFile": str, "certificate": certificate, "prefix": str, "leases": bool, "budgetMilliseconds": int}
+        optional = {key for key in ("username", "passwordFile", "caFile", "certificate") if key not in store}
         compare(store, {key: kind for key, kind in shape_of_store.items() if key not in optional}, "config.sharedStore")
     compare(config, shape, "config")
     for kind in ("requests", "limits"):
@@ -241,6 +242,9 @@ def rbac(rendered):
         account = {"kind": "ServiceAccount", "name": rendered.pod["spec"]["serviceAccountName"], "namespace": rendered.namespace}
         expect(binding["subjects"] == [account], "the", kind, "is given to", binding["subjects"])
     lines = (ROOT / "tests/chart/rbac.txt").read_text().splitlines()
+    # A line that begins with a `?` is of a store of the chart that has TLS.
+    certificate = "certificate" in rendered.config().get("sharedStore", {})
+    lines = [line.removeprefix("?") for line in lines if certificate or not line.startswith("?")]
     should = {tuple(line.split(None, 3)) for line in lines if line and not line.startswith("#")}
     should = {(where, what, name.replace("toolweir", rendered.fullname, 1), verbs) for where, what, name, verbs in should}
     for line in sorted(there - should):
@@ -274,7 +278,8 @@ def store(rendered):
         expect(not rendered.all("Secret"), "Secrets that nothing needs")
         return
     name, labels = f"{rendered.fullname}-store", rendered.store["spec"]["template"]["metadata"]["labels"]
-    expect(config["url"] == f"redis://{name}.{rendered.namespace}.svc:6379", "the operator asks", config["url"])
+    certificate = config.get("certificate")
+    expect(config["url"] == f"{'rediss' if certificate else 'redis'}://{name}.{rendered.namespace}.svc:6379", "the operator asks", config["url"])
     [service] = [service for service in rendered.all("Service") if service is not rendered.service]
     expect(service["metadata"]["name"] == rendered.store["metadata"]["name"] == rendered.store["spec"]["serviceName"] == name, "the store's name")
     pod = rendered.store["spec"]["template"]["spec"]
@@ -286,7 +291,10 @@ def store(rendered):
         expect(not selects(selector, rendered.pod["metadata"]["labels"]), "the", what, "of the store selects operators")
     expect(not selects({"matchLabels": rendered.service["spec"]["selector"]}, labels), "the operator's Service selects the store")
     expect(rendered.store["spec"]["replicas"] == 1, "the store has replicas that count apart")
-    [secret] = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    secrets = {volume["name"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
+    secret = secrets.pop("password")
+    expect(certificate in (None, {"secret": f"{name}-tls", "service": name}), "the operator's certificate is for", certificate)
+    expect(secrets == ({"tls": {"secretName": certificate["secret"]}} if certificate else {}), "the store has the Secrets", secrets)
     expect([secret["secretName"]] == mounted, "operator and store do not have the same password")
     expect(files[config["passwordFile"]] == (secret["secretName"], secret["items"][0]["key"]), "operator and store do not have the same password")
     for made in rendered.all("Secret"):
@@ -303,6 +311,10 @@ def store(rendered):
     settings = container["args"][0]
     for setting in ("appendonly yes", "appendfsync everysec", "maxmemory-policy noeviction", "requirepass"):
         expect(setting in settings, "the store does without", setting)
+    spoken = {line.strip() for line in settings.splitlines()} & {"port 0", "port 6379", "tls-port 6379", "tls-auth-clients no"}
+    expect(spoken == ({"port 0", "tls-port 6379", "tls-auth-clients no"} if certificate else {"port 6379"}), "the store speaks", spoken)
+    probe = container["readinessProbe"]["exec"]["command"][-1]
+    expect(("--tls" in probe) == bool(certificate), "the store is asked whether it is ready with", probe)
     data = [claim["metadata"]["name"] for claim in rendered.store["spec"].get("volumeClaimTemplates", [])]
     data += [volume["name"] for volume in pod["volumes"] if "emptyDir" in volume]
     expect([mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in data] == ["/data"], "the store's file is nowhere")

@@ -75,7 +75,7 @@ agent() {
 store() {
 	local program path made words=() files=()
 	ensure_redis
-	for program in sh=dash sed=sed cat=cat grep=grep valkey-server=redis-server valkey-cli=redis-cli; do
+	for program in sh=dash sed=sed cat=cat grep=grep sleep=sleep valkey-server=redis-server valkey-cli=redis-cli; do
 		path=$(command -v "${program#*=}")
 		words+=("/usr/bin/${program%%=*}=$path") files+=("$path")
 	done

@@ -109,12 +109,25 @@ pub fn trusting(roots: RootCertStore) -> io::Result<ClientConfig> {
 
 /// Resolves names in Rust: a static program has no resolver of the C library. Made at the first name, since most
 /// pods' servers have one and tests have none.
+///
+/// By default names of the pod's hosts file are known, as they are to the agent: it is an MCP server of the agent's that is reached.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Resolver(Arc<OnceLock<Result<TokioResolver, String>>>);
+pub(crate) struct Resolver {
+    made: Arc<OnceLock<Result<TokioResolver, String>>>,
+    alone: bool,
+}
 
 impl Resolver {
+    /// One that asks DNS alone: the containers of a pod share its hosts file, and where the operator is must not be theirs to say.
+    pub(crate) fn of_dns_alone() -> Self {
+        Self { alone: true, ..Self::default() }
+    }
+
     fn get(&self) -> io::Result<&TokioResolver> {
-        let made = self.0.get_or_init(|| {
+        let made = self.made.get_or_init(|| {
+            if self.alone {
+                return toolweir_store::dns::resolver();
+            }
             TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build).map_err(|error| error.to_string())
         });
         made.as_ref().map_err(|error| io::Error::other(error.clone()))
@@ -133,9 +146,9 @@ impl Service<Name> for Resolver {
     fn call(&mut self, name: Name) -> Self::Future {
         let resolver = self.clone();
         Box::pin(async move {
-            let found = resolver.get()?.lookup_ip(name.as_str()).await.map_err(io::Error::other)?;
+            let found = toolweir_store::dns::addresses(resolver.get()?, name.as_str()).await.map_err(io::Error::other)?;
             // The connector fills in the port.
-            let addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, 0)).collect();
+            let addresses: Vec<SocketAddr> = found.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
             Ok(addresses.into_iter())
         })
     }
@@ -171,5 +184,19 @@ where
                 Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long").into()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::config::ResolveHosts;
+
+    use super::*;
+
+    #[test]
+    fn the_hosts_file_has_a_say_in_where_mcp_servers_are_and_none_in_where_the_operator_is() {
+        let uses = |resolver: &Resolver| resolver.get().unwrap().options().use_hosts_file;
+        assert_eq!(uses(&Resolver::default()), ResolveHosts::Auto);
+        assert_eq!(uses(&Resolver::of_dns_alone()), ResolveHosts::Never);
     }
 }

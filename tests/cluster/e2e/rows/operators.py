@@ -91,6 +91,51 @@ def operator_gone(cluster, measured):
     measured.bar("all acknowledged after an operator was ready again:", seconds, 10, "s")
 
 
+# Writes a name with an address of nobody's to the pod's hosts file, or its DNS server; prints what the name is then.
+MISLEAD = """
+import socket, sys
+what, name = sys.argv[1:]
+with open(f"/etc/{what}", "r+") as file:
+    if what == "hosts":
+        file.seek(0, 2)
+        file.write(f"192.0.2.1 {name}\\n")
+    else:
+        file.truncate()
+        file.write("nameserver 192.0.2.1\\noptions timeout:1 attempts:1\\n")
+try:
+    print(socket.gethostbyname(name))
+except OSError:
+    print("nothing")
+"""
+
+
+@row(
+    "names", "an agent that is root and writes to the /etc/hosts and the /etc/resolv.conf that its pod's containers share",
+    "the agent itself is led elsewhere for the operator; its sidecar connects to every new operator and enforces what changes",
+)
+def names(cluster, measured):
+    namespace = cluster.namespace("names")
+    policy = cluster.policy(namespace, tools=[send(2)])
+    root = agent("agent", user=0)
+    root["spec"]["securityContext"]["runAsNonRoot"] = False
+    root["spec"]["containers"][0]["securityContext"] = {}
+    cluster.apply(policy, root, namespace=namespace)
+    cluster.ready(namespace, "agent")
+    cluster.programmed(policy, 1)
+    # The hosts file is read before any server is asked.
+    for most, what in enumerate(("hosts", "resolv.conf"), 3):
+        said = exec_in(namespace, "agent", "python3", "-c", MISLEAD, what, f"{OPERATOR}.{SYSTEM}.svc").strip()
+        expect(f"where the agent finds the operator, after it wrote to /etc/{what}", "192.0.2.1", said)
+        run("kubectl", "-n", SYSTEM, "rollout", "restart", f"deployment/{OPERATOR}")
+        cluster.rollout()
+        cluster.settled()
+        policy["spec"]["servers"][0]["tools"] = [send(most)]
+        until(30, "the policy is taken", lambda: cluster.apply(policy))
+        cluster.programmed(policy, 1)
+    expect("the sidecar is connected", 1, connected(cluster, namespace, ["agent"]))
+    measured.note("the agent finds the operator at 192.0.2.1; its sidecar found both new deployments of the operator, and each changed policy was in force")
+
+
 def operator_metrics(cluster):
     """Of the replicas that answer: one may only be starting."""
     samples = []
