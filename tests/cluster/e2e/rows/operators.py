@@ -98,10 +98,10 @@ what, name = sys.argv[1:]
 with open(f"/etc/{what}", "r+") as file:
     if what == "hosts":
         file.seek(0, 2)
-        file.write(f"192.0.2.1 {name}\\n")
+        file.write(f"10.244.0.253 {name}\\n")
     else:
         file.truncate()
-        file.write("nameserver 192.0.2.1\\noptions timeout:1 attempts:1\\n")
+        file.write("nameserver 10.244.0.253\\noptions timeout:1 attempts:1\\n")
 try:
     print(socket.gethostbyname(name))
 except OSError:
@@ -125,7 +125,7 @@ def names(cluster, measured):
     # The hosts file is read before any server is asked.
     for most, what in enumerate(("hosts", "resolv.conf"), 3):
         said = exec_in(namespace, "agent", "python3", "-c", MISLEAD, what, f"{OPERATOR}.{SYSTEM}.svc").strip()
-        expect(f"where the agent finds the operator, after it wrote to /etc/{what}", "192.0.2.1", said)
+        expect(f"where the agent finds the operator, after it wrote to /etc/{what}", "10.244.0.253", said)
         run("kubectl", "-n", SYSTEM, "rollout", "restart", f"deployment/{OPERATOR}")
         cluster.rollout()
         cluster.settled()
@@ -133,7 +133,7 @@ def names(cluster, measured):
         until(30, "the policy is taken", lambda: cluster.apply(policy))
         cluster.programmed(policy, 1)
     expect("the sidecar is connected", 1, connected(cluster, namespace, ["agent"]))
-    measured.note("the agent finds the operator at 192.0.2.1; its sidecar found both new deployments of the operator, and each changed policy was in force")
+    measured.note("the agent finds the operator at 10.244.0.253; its sidecar found both new deployments of the operator, and each changed policy was in force")
 
 
 def operator_metrics(cluster):
