@@ -61,11 +61,11 @@ def pod(env=0):
 
 
 def review(found, old=None, operation="CREATE"):
-    version = dict(zip(("group", "version"), reversed(found["apiVersion"].rpartition("/")[::2][::-1]), strict=True))
+    group, _, version = found["apiVersion"].rpartition("/")
     request = {
         "uid": "8b7a0a4c-0000-4000-8000-000000000000",
-        "kind": version | {"kind": found["kind"]},
-        "resource": version | {"resource": found["kind"].lower() + "s"},
+        "kind": {"group": group, "version": version, "kind": found["kind"]},
+        "resource": {"group": group, "version": version, "resource": "pods" if found["kind"] == "Pod" else "mcppolicies"},
         "namespace": "agents",
         "operation": operation,
         "userInfo": {"username": "somebody"},
@@ -231,14 +231,18 @@ def reviews(at_once):
 
 
 def slow_reviews(row, settings):
-    """600 connections that begin a review of 8 MiB, send 64 KiB of it and no more."""
+    """600 connections that begin a review of 8 MiB, send 512 KiB of it and no more; of every second one the length is not known."""
     operator = Operator(row, settings)
     with operator.honest(large=True) as honest:
-        body = b'{"request":' + b" " * (LARGEST - 1024)
+        body = b'{"request":' + b" " * (512 * 1024)
+        head = b"POST /inject HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        sized = head + b"Content-Length: %d\r\n\r\n" % (LARGEST - 1024) + body
+        chunked = head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % (LARGEST - 1024) + body
 
-        def stranger(_):
+        def stranger(number):
             stream = operator.tls(operator.webhook, "http/1.1", timeout=3)
-            stream.sendall(wire.post("/inject", body, "Content-Type: application/json\r\n")[: 64 * 1024])
+            with contextlib.suppress(TimeoutError):
+                stream.sendall(chunked if number % 2 else sized)
             return stream
 
         streams, refused = opened(600, stranger)
@@ -249,14 +253,14 @@ def slow_reviews(row, settings):
 
 
 def slow_reviews_h2(row, settings):
-    """300 HTTP/2 connections with 100 reviews each that begin and do not end."""
+    """150 HTTP/2 connections with 100 reviews each that begin, with 12 KB of fields, and do not end."""
     operator = Operator(row, settings)
     with operator.honest() as honest:
 
         def stranger(_):
             stream = operator.tls(operator.webhook, timeout=3)
             stream.sendall(wire.begin())
-            fields = [("content-type", "application/json")]
+            fields = [("content-type", "application/json"), ("x-pad", "x" * 12_000)]
             heads = [wire.head(2 * n + 1, "/inject", fields, scheme="https", authority=NAME) for n in range(100)]
             # The connection's first window is 64 KiB; what the operator adds to it comes later.
             stream.sendall(b"".join(heads) + b"".join(wire.frame(wire.DATA, 0, 2 * n + 1, b" " * 640) for n in range(100)))
@@ -265,7 +269,7 @@ def slow_reviews_h2(row, settings):
                 stream.sendall(b"".join(wire.frame(wire.DATA, 0, 2 * n + 1, b" " * 1900) for n in range(100)))
             return stream
 
-        streams, refused = opened(300, stranger)
+        streams, refused = opened(150, stranger)
         with closing(streams):
             time.sleep(3)
         row.tell(f"{len(streams)} connections were let in, {refused} were not")
@@ -394,8 +398,10 @@ def no_bytes(operator, _):
 
 def bad_token(operator, _):
     stream = no_token(operator, None)
-    fields = [("authorization", "Bearer agents/nobody/u9" + "x" * 8000), ("x-pad", "x" * 8000)]
+    fields = [("authorization", "Bearer agents/nobody/u9" + "x" * 8000), ("x-pad", "x" * 7000)]
     stream.sendall(b"".join(wire.head(2 * n + 1, "/v1/policies", fields, scheme="https", authority=NAME) for n in range(4)))
+    # As much as the connection's first window takes.
+    stream.sendall(b"".join(wire.frame(wire.DATA, 0, 2 * n + 1, b" " * 16000) for n in range(4)))
     return stream
 
 
@@ -455,7 +461,7 @@ def half_heads(row, settings):
                 stream.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"X-Pad: " + b"x" * 60000)
             return stream
 
-        streams, refused = opened(3000, stranger)
+        streams, refused = opened(3000, stranger, 6)
         with closing(streams):
             time.sleep(4)
         row.tell(f"{len(streams)} connected, {refused} were not")
@@ -471,7 +477,7 @@ ROWS = {
     "streams-hello": strange_streams(half_handshake, 6000, "began a handshake"),
     "streams-silent": strange_streams(no_bytes, 6000, "said nothing"),
     "streams-token": strange_streams(no_token, 1500, "showed no token"),
-    "streams-bad": strange_streams(bad_token, 700, "showed a bad token four times"),
+    "streams-bad": strange_streams(bad_token, 1500, "showed a bad token four times"),
     "idle": idle,
     "heads-operator": half_heads,
 }

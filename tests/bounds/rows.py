@@ -1,7 +1,9 @@
 """Runs the rows, and says what holds. See run.sh."""
 
 import argparse
+import json
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -32,6 +34,8 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if most < 16384:
         sys.exit(f"rows.py: needs 16384 open files, and this shell's hard limit is {most}; raise it with: ulimit -Hn 16384")
+    # Whoever ends this ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     summary, failed = [], 0
     for name in settings.rows or ROWS:
         run = ROWS[name]
@@ -48,6 +52,9 @@ def main():
             row.end()
         failed += bool(row.failed)
         summary.append((name, time.monotonic() - began, row))
+        # For whoever makes a table of it.
+        results = {done: {"seconds": round(seconds, 1), "lines": found.lines} for done, seconds, found in summary}
+        (settings.dir / "results.json").write_text(json.dumps(results, indent=1))
     print("\n==== bounds")
     for name, seconds, row in summary:
         print(f"  {name:<16} {'holds' if not row.failed else 'DOES NOT HOLD':<14} {seconds:5.1f} s")

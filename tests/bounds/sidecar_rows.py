@@ -13,7 +13,9 @@ import wire
 from cgroup import MIB
 from stage import HERE, Broken, Honest, free_port, listens, wait_until
 
-MOST = 4 * 2**20
+MOST = 4 * MIB
+# What the operator gives a sidecar of 64 MiB.
+HELD = 16 * MIB
 SECOND = 1.0
 
 
@@ -28,7 +30,7 @@ class Sidecar:
         self.file = row.processes.dir / "policy.json"
         self.write(policies(self.upstream) if policies else ordinary(self.upstream))
         self.proxy, self.metrics, self.admin = free_port(), free_port(), free_port()
-        command = [settings.sidecar, "run", "--policy", self.file, "--max-held", settings.sidecar_mib * MIB // 4]
+        command = [settings.sidecar, "run", "--policy", self.file, "--max-held", HELD]
         for flag, port in (("--listen", self.proxy), ("--metrics-listen", self.metrics), ("--admin-listen", self.admin)):
             command += [flag, f"127.0.0.1:{port}"]
         # The audit log is read by nobody here; pages of a file would be counted.
@@ -66,9 +68,10 @@ def ordinary(upstream):
 
 
 ITEMS = ("zeros", "objects", "named", "keys", "deep", "result-keys")
+STALLS = ("json", "event")
 EVENTS = ("line", "lines", "returns", "comments")
 DRIBBLES = [event + size for event in EVENTS for size in ("", "-quarter")]
-UPSTREAM_SERVERS = {"items": ITEMS, "events": ITEMS, "dribble": DRIBBLES}
+UPSTREAM_SERVERS = {"items": ITEMS, "events": ITEMS, "dribble": DRIBBLES, "stall": STALLS}
 LIST = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
 
 
@@ -192,6 +195,61 @@ def endless_bodies_h1(row, settings):
     sidecar.judge(honest, seconds=2)
 
 
+def half_heads_h1(row, settings):
+    """1 000 HTTP/1.1 connections with 60 KiB of a request's head and no end."""
+    sidecar = Sidecar(row, settings)
+    with sidecar.honest() as honest:
+
+        def stranger(_):
+            stream = wire.connect(sidecar.proxy, timeout=1)
+            stream.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                stream.send(b"POST /bench HTTP/1.1\r\nHost: localhost\r\n" + b"X-Pad: " + b"x" * 60_000)
+            return stream
+
+        streams, _ = opened(1000, stranger)
+        with closing(streams):
+            time.sleep(3)
+        row.tell(f"{len(streams)} connected")
+    sidecar.judge(honest)
+
+
+def heads_h2(row, settings):
+    """200 HTTP/2 connections with 128 requests each, of 12 KB of fields, whose bodies do not come."""
+    sidecar = Sidecar(row, settings)
+    with sidecar.honest() as honest:
+        fields = [("content-type", "application/json"), ("accept", "application/json, text/event-stream"), ("x-pad", "x" * 12_000)]
+        heads = b"".join(wire.head(2 * n + 1, "/bench", fields) for n in range(128))
+
+        def stranger(_):
+            stream = wire.connect(sidecar.proxy, timeout=2)
+            stream.sendall(wire.begin() + heads)
+            return stream
+
+        streams, refused = opened(200, stranger)
+        with closing(streams):
+            time.sleep(3)
+        row.tell(f"{len(streams)} connections sent all, {refused} could not")
+    sidecar.judge(honest)
+
+
+def stalled_lists(row, settings):
+    """100 lists of tools of which 3 MiB come and the rest does not, as JSON and as events."""
+    sidecar = Sidecar(row, settings)
+    with sidecar.honest() as honest:
+
+        def stranger(number):
+            stream = wire.connect(sidecar.proxy)
+            stream.sendall(wire.post(f"/stall-{STALLS[number % 2]}", LIST))
+            return stream
+
+        streams, _ = opened(100, stranger)
+        with closing(streams):
+            time.sleep(3)
+    # An honest call may have to wait for room among them.
+    sidecar.judge(honest, seconds=2)
+
+
 # ---- what is parsed
 
 
@@ -284,7 +342,7 @@ def half_heads(port):
                     stream.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"X-Pad: " + b"x" * 15000)
                 return stream
 
-            streams, refused = opened(3000, stranger)
+            streams, refused = opened(3000, stranger, 6)
             with closing(streams):
                 time.sleep(3)
             row.tell(f"{len(streams)} connected, {refused} were not")
@@ -335,6 +393,7 @@ EXPRESSIONS = {
     "number": ("int(args.text) != 1", {"text": "0" * len(LETTERS)}),
     "equal": ("args.text == args.b", {"text": HALF, "b": HALF}),
     "pattern of a class": (r"!args.text.matches('(\\w{1,60} ){5}$')", {"text": LETTERS}),
+    "pattern of a small class": (r"!args.text.matches('(\\w{1,9} ){2}$')", {"text": MIXED}),
     "pattern of repeats": ("!args.text.matches('^(a?){40}a{40}b')", {"text": LETTERS}),
     "pattern of dots": ("!args.text.matches('(.*a.*){12}b')", {"text": LETTERS}),
     "pattern of states": ("!args.text.matches('[ab]*a[ab]{14}c')", {"text": MIXED}),
@@ -427,7 +486,9 @@ def explanations(row, settings):
         # 256 KiB are taken: less of the long texts, the same items.
         while not over.is_set():
             for name, server, tool, arguments in share:
-                short = {key: value[:100_000] if isinstance(value, str) else value for key, value in arguments.items()}
+                texts = sum(isinstance(value, str) for value in arguments.values())
+                most = 160_000 // max(1, texts)
+                short = {key: value[:most] if isinstance(value, str) else value for key, value in arguments.items()}
                 body = json.dumps({"server": server, "tool": tool[:200_000], "arguments": short}).encode()
                 try:
                     status, _, took = wire.ask(sidecar.admin, wire.post("/explain", body), timeout=settings.patience)
@@ -530,6 +591,9 @@ ROWS = {
     "h1-unread": unread_h1,
     "bodies-h2": endless_bodies,
     "bodies-h1": endless_bodies_h1,
+    "heads-h1": half_heads_h1,
+    "heads-h2": heads_h2,
+    "lists-stalled": stalled_lists,
     "keys": keys(1),
     "keys-16": keys(16),
     "items": items(1),

@@ -100,7 +100,12 @@ async def serve(reader, writer):
             elif length:
                 body = await reader.readexactly(length)
             _, kind, *rest = path.split("/")
-            if kind == "dribble":
+            if kind == "stall":
+                content = b"text/event-stream" if rest[0] == "event" else b"application/json"
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (content, MOST))
+                writer.write((b"data: " if rest[0] == "event" else b"") + b'{"jsonrpc":"2.0","id":1,"result":{"tools":[' + b" " * (MOST * 3 // 4))
+                await asyncio.sleep(60)
+            elif kind == "dribble":
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
                 writer.write(pieces(rest[0]) + b"0\r\n\r\n")
             else:
