@@ -134,7 +134,7 @@ class Operator:
         """Reviews within the webhook's time-out; what else was asked within a probe's."""
         self.row.judge_memory(self.subject)
         names = ["a pod's review", "a policy's review", "a review of two objects of 3 MiB"][: len(self.asked)]
-        honest.judge([bar] * len(names) + [PROBE] * len(more), names + list(more))
+        honest.judge([bar] * len(names) + [PROBE] * len(more), names + list(more), len(more))
 
     def tls(self, port, protocol="h2", timeout=10):
         """A connection as somebody makes it who does not care whom it leads to."""

@@ -151,16 +151,18 @@ class Honest:
         if not kind:
             self.seen = json.loads(out)
 
-    def judge(self, bars, names):
-        """Everybody was answered, and within so many seconds."""
-        for what, bar, name in zip(self.what, bars, names, strict=True):
+    def judge(self, bars, names, may_fail=0):
+        """Everybody was answered, and within so many seconds. Of who asks the `may_fail` last, one in ten may be turned away: where a
+        port has too many connections, some end for others, and whoever asks there asks again."""
+        for place, (what, bar, name) in enumerate(zip(self.what, bars, names, strict=True)):
             seen = self.seen[what]
             count, (errors, which) = seen["count"], seen["errors"]
-            if errors or not count:
-                self.row.bar(False, f"{name}: {errors} failed of {count + errors}: {'; '.join(which)}", f"answered within {bar:g} s")
+            failed = f"{errors} failed of {count + errors}: {'; '.join(which)}"
+            if not count or errors > (count / 10 if len(names) - place <= may_fail else 0):
+                self.row.bar(False, f"{name}: {failed}", f"answered within {bar:g} s")
             else:
                 text = f"{name}: at most {seen['worst'] * 1000:.0f} ms, median {seen['median'] * 1000:.0f} ms of {count}"
-                self.row.bar(seen["worst"] <= bar, text, f"<= {bar:g} s")
+                self.row.bar(seen["worst"] <= bar, text + (f", {failed}" if errors else ""), f"<= {bar:g} s")
 
 
 class Row:
