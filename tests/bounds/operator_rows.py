@@ -12,11 +12,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import wire
 from cgroup import MIB
-from sidecar_rows import closing, opened
+from sidecar_rows import closing, held_open, in_turn, opened
 from stage import HERE, Broken, Honest, free_port, wait_until
 
 NAMESPACE, NAME = "toolweir-system", "toolweir-operator.toolweir-system.svc"
@@ -202,29 +201,17 @@ def reviews(at_once):
         with operator.honest(large=True) as honest:
             # One connection's worth of patience for the first honest answers.
             time.sleep(0.5)
-            for name, body in worst():
-                for path in ("/inject", "/validate"):
-                    before, began = operator.subject.own, time.monotonic()
-                    request = wire.post(path, body, "Content-Type: application/json\r\n")
 
-                    def ask():
-                        try:
-                            with operator.tls(operator.webhook, "http/1.1", timeout=settings.patience) as stream:
-                                with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
-                                    stream.sendall(request)
-                                return wire.response(stream)[0]
-                        except (OSError, IndexError):
-                            return "cut"
+            def ask(request):
+                with operator.tls(operator.webhook, "http/1.1", timeout=settings.patience) as stream:
+                    # Who refuses early stops reading.
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
+                        stream.sendall(request)
+                    return wire.response(stream)[0]
 
-                    with ThreadPoolExecutor(at_once) as threads:
-                        statuses = [asked.result() for asked in [threads.submit(ask) for _ in range(at_once)]]
-                    said = ", ".join(sorted({str(status) for status in statuses}))
-                    took, now = time.monotonic() - began, operator.subject.own
-                    row.tell(f"{path} {name}: HTTP {said} after {took:.2f} s; {before / MIB:.0f} -> {now / MIB:.0f} MiB its own")
-                    if not operator.subject.alive():
-                        break
-                if not operator.subject.alive():
-                    break
+            plain = "Content-Type: application/json\r\n"
+            cases = ((f"{path} {name}", wire.post(path, body, plain)) for name, body in worst() for path in ("/inject", "/validate"))
+            in_turn(row, operator.subject, ask, cases, at_once)
         operator.judge(honest)
 
     return run
@@ -245,10 +232,7 @@ def slow_reviews(row, settings):
                 stream.sendall(chunked if number % 2 else sized)
             return stream
 
-        streams, refused = opened(600, stranger)
-        with closing(streams):
-            time.sleep(4)
-        row.tell(f"{len(streams)} connections were let in, {refused} were not")
+        held_open(row, 600, stranger, 4)
     operator.judge(honest)
 
 
@@ -269,10 +253,7 @@ def slow_reviews_h2(row, settings):
                 stream.sendall(b"".join(wire.frame(wire.DATA, 0, 2 * n + 1, b" " * 1900) for n in range(100)))
             return stream
 
-        streams, refused = opened(150, stranger)
-        with closing(streams):
-            time.sleep(3)
-        row.tell(f"{len(streams)} connections were let in, {refused} were not")
+        held_open(row, 150, stranger, 3)
     operator.judge(honest)
 
 
@@ -461,10 +442,7 @@ def half_heads(row, settings):
                 stream.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"X-Pad: " + b"x" * 60000)
             return stream
 
-        streams, refused = opened(3000, stranger, 6)
-        with closing(streams):
-            time.sleep(4)
-        row.tell(f"{len(streams)} connected, {refused} were not")
+        held_open(row, 3000, stranger, 4, within=6)
     operator.judge(honest, ["/metrics", "/readyz"])
 
 

@@ -83,12 +83,6 @@ UPSTREAM_SERVERS = {"items": ITEMS, "events": ITEMS, "dribble": DRIBBLES, "stall
 LIST = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
 
 
-def attack(*work):
-    """Does each at once, in threads; what a refused or cut stranger gets is no fault."""
-    with ThreadPoolExecutor(len(work)) as threads:
-        return [future.result() for future in [threads.submit(piece) for piece in work]]
-
-
 def opened(count, make, seconds=12):
     """So many connections, as far as they are let in within so many seconds: each as `make` leaves it; and how many are not."""
     streams, end = [], time.monotonic() + seconds
@@ -98,6 +92,35 @@ def opened(count, make, seconds=12):
         if time.monotonic() > end:
             break
     return streams, count - len(streams)
+
+
+def held_open(row, count, stranger, seconds, within=12):
+    """So many connections, for so many seconds."""
+    streams, refused = opened(count, stranger, within)
+    with closing(streams):
+        time.sleep(seconds)
+    row.tell(f"{len(streams)} connections were let in, {refused} were not")
+
+
+def in_turn(row, subject, ask, cases, at_once):
+    """Asks each of the cases, so many times at once, and tells what it came to; ends where the program does. A case is its name and what
+    is asked with."""
+    for name, case in cases:
+        before, began = subject.own, time.monotonic()
+
+        def one():
+            try:
+                return ask(case)
+            except (OSError, IndexError):
+                return "cut"
+
+        with ThreadPoolExecutor(at_once) as threads:
+            asked = [threads.submit(one) for _ in range(at_once)]
+        how = ", ".join(sorted({str(future.result()) for future in asked}))
+        took, now = time.monotonic() - began, subject.own
+        row.tell(f"{name}: HTTP {how} after {took:.2f} s; {before / MIB:.1f} -> {now / MIB:.1f} MiB its own")
+        if not subject.alive():
+            return
 
 
 @contextlib.contextmanager
@@ -125,9 +148,7 @@ def unread_h2(connections):
                     stream.sendall(wire.request(2 * number + 1, "/bench", wire.call("big", number=number + 1)))
                 return stream
 
-            streams, _ = opened(connections, stranger)
-            with closing(streams):
-                time.sleep(4)
+            held_open(row, connections, stranger, 4)
         sidecar.judge(honest)
 
     return run
@@ -143,9 +164,7 @@ def unread_h1(row, settings):
             stream.sendall(wire.post("/bench", wire.call("big")))
             return stream
 
-        streams, _ = opened(sidecar.strangers(settings), stranger)
-        with closing(streams):
-            time.sleep(3)
+        held_open(row, sidecar.strangers(settings), stranger, 3)
     sidecar.judge(honest)
 
 
@@ -195,9 +214,7 @@ def endless_bodies_h1(row, settings):
                 stream.send(wire.post("/bench", b" " * MOST)[: 64 * 1024])
             return stream
 
-        streams, _ = opened(sidecar.strangers(settings), stranger)
-        with closing(streams):
-            time.sleep(3)
+        held_open(row, sidecar.strangers(settings), stranger, 3)
     # Bodies are read where there is room, and who waits for room is told so after a second: that is no answer to an honest client's
     # call. It must not be refused, though.
     sidecar.judge(honest, seconds=2)
@@ -215,10 +232,7 @@ def half_heads_h1(row, settings):
                 stream.send(b"POST /bench HTTP/1.1\r\nHost: localhost\r\n" + b"X-Pad: " + b"x" * 60_000)
             return stream
 
-        streams, _ = opened(sidecar.strangers(settings), stranger)
-        with closing(streams):
-            time.sleep(3)
-        row.tell(f"{len(streams)} connected")
+        held_open(row, sidecar.strangers(settings), stranger, 3)
     sidecar.judge(honest)
 
 
@@ -234,10 +248,7 @@ def heads_h2(row, settings):
             stream.sendall(wire.begin() + heads)
             return stream
 
-        streams, refused = opened(200, stranger)
-        with closing(streams):
-            time.sleep(3)
-        row.tell(f"{len(streams)} connections sent all, {refused} could not")
+        held_open(row, 200, stranger, 3)
     sidecar.judge(honest)
 
 
@@ -251,9 +262,7 @@ def stalled_lists(row, settings):
             stream.sendall(wire.post(f"/stall-{STALLS[number % 2]}", LIST))
             return stream
 
-        streams, _ = opened(100, stranger)
-        with closing(streams):
-            time.sleep(3)
+        held_open(row, 100, stranger, 3)
     # An honest call may have to wait for room among them.
     sidecar.judge(honest, seconds=2)
 
@@ -289,19 +298,8 @@ def keys(at_once):
         """Messages of 4 MiB with as many keys or values as fit."""
         sidecar = Sidecar(row, settings)
         with sidecar.honest() as honest:
-            for name, body in messages().items():
-                before = sidecar.subject.cgroup.peak() / MIB
-
-                def ask():
-                    with contextlib.suppress(OSError):
-                        return wire.ask(sidecar.proxy, wire.post("/bench", body))[0]
-                    return "cut"
-
-                statuses = attack(*[ask] * at_once)
-                after = sidecar.subject.cgroup.peak() / MIB
-                row.tell(f"{name}: HTTP {', '.join(sorted({str(status) for status in statuses}))}; {before:.1f} -> {after:.1f} MiB")
-                if not sidecar.subject.alive():
-                    break
+            cases = [(name, wire.post("/bench", body)) for name, body in messages().items()]
+            in_turn(row, sidecar.subject, lambda request: wire.ask(sidecar.proxy, request)[0], cases, at_once)
         # Where 16 messages of 4 MiB come at once, an honest call waits for room like them.
         sidecar.judge(honest, seconds=SECOND if at_once == 1 else 3)
 
@@ -313,20 +311,8 @@ def items(at_once):
         """Answers to tools/list of 4 MiB with as many items as fit, as JSON and as an event."""
         sidecar = Sidecar(row, settings, upstream=["lists"])
         with sidecar.honest() as honest:
-            for kind in ("items", "events"):
-                for name in ITEMS:
-                    before = sidecar.subject.cgroup.peak() / MIB
-
-                    def ask():
-                        with contextlib.suppress(OSError):
-                            return wire.ask(sidecar.proxy, wire.post(f"/{kind}-{name}", LIST))[0]
-                        return "cut"
-
-                    statuses = attack(*[ask] * at_once)
-                    after = sidecar.subject.cgroup.peak() / MIB
-                    row.tell(f"{kind} {name}: HTTP {', '.join(sorted({str(s) for s in statuses}))}; {before:.1f} -> {after:.1f} MiB")
-                    if not sidecar.subject.alive():
-                        break
+            cases = [(f"{kind} {name}", wire.post(f"/{kind}-{name}", LIST)) for kind in ("items", "events") for name in ITEMS]
+            in_turn(row, sidecar.subject, lambda request: wire.ask(sidecar.proxy, request)[0], cases, at_once)
         sidecar.judge(honest, seconds=SECOND if at_once == 1 else 3)
 
     return run
@@ -350,10 +336,7 @@ def half_heads(port):
                     stream.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"X-Pad: " + b"x" * 15000)
                 return stream
 
-            streams, refused = opened(3000, stranger, 6)
-            with closing(streams):
-                time.sleep(3)
-            row.tell(f"{len(streams)} connected, {refused} were not")
+            held_open(row, 3000, stranger, 3, within=6)
         sidecar.judge(honest, [f"/{page} of the port that is attacked"])
 
     return run
@@ -369,9 +352,7 @@ def slow_scrapes(row, settings):
             stream.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
             return stream
 
-        streams, _ = opened(1000, stranger)
-        with closing(streams):
-            time.sleep(3)
+        held_open(row, 1000, stranger, 3)
     sidecar.judge(honest, ["/metrics"])
 
 

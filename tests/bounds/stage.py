@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -15,41 +14,10 @@ from pathlib import Path
 from cgroup import MIB, Cgroup
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "shared"))
+from processes import Broken, free_port, wait_until  # noqa: E402, F401
+
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-class Broken(Exception):
-    """Something that a row needs did not come about; the row does not hold."""
-
-
-_used = set()
-
-
-def free_port():
-    """Below the range of outgoing connections, of which there are thousands here."""
-    while True:
-        port = random.randrange(13000, 22000)
-        if port not in _used:
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-            _used.add(port)
-            return port
-
-
-def wait_until(what, condition, seconds=10.0, every=0.05):
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if value := condition():
-                return value
-        except OSError:
-            pass
-        if time.monotonic() > end:
-            raise Broken(f"not within {seconds:g} s: {what}")
-        time.sleep(every)
 
 
 def listens(port):
