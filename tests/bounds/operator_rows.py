@@ -121,19 +121,21 @@ class Operator:
         except urllib.error.HTTPError:
             return None
 
-    def honest(self, *more, large=False):
+    def honest(self, *more, policies=True, large=False):
         def ask(name, every=1):
             folder = self.row.processes.dir
             return f"review:{self.webhook}:{folder / f'{name}.json'}:{folder / 'ca.pem'}:{NAME}:{every}"
 
-        self.asked = [ask("pod"), ask("policy")] + ([ask("pod-large", 10)] if large else [])
-        return Honest(self.row, *self.asked, *more)
+        asked = {"a pod's review": ask("pod")}
+        asked |= {"a policy's review": ask("policy")} if policies else {}
+        asked |= {"a review of two objects of 3 MiB": ask("pod-large", 5)} if large else {}
+        self.asked = list(asked)
+        return Honest(self.row, *asked.values(), *more)
 
     def judge(self, honest, more=(), bar=TIMEOUT):
         """Reviews within the webhook's time-out; what else was asked within a probe's."""
         self.row.judge_memory(self.subject)
-        names = ["a pod's review", "a policy's review", "a review of two objects of 3 MiB"][: len(self.asked)]
-        honest.judge([bar] * len(names) + [PROBE] * len(more), names + list(more), len(more))
+        honest.judge([bar] * len(self.asked) + [PROBE] * len(more), self.asked + list(more), len(more))
 
     def tls(self, port, protocol="h2", timeout=10):
         """A connection as somebody makes it who does not care whom it leads to."""
@@ -257,59 +259,62 @@ def slow_reviews_h2(row, settings):
     operator.judge(honest)
 
 
-def patterns(row, settings):
-    """Policies of expensive patterns, from 16 clients without a pause."""
-    operator = Operator(row, settings)
-    classes = [r"\w{%d}" % number for number in range(80, 100)]
+def patterns(clients):
+    def run(row, settings):
+        """Policies of expensive patterns without a pause, from one client, or from 16, which may keep policies of others waiting, not pods."""
+        operator = Operator(row, settings)
+        classes = [r"\w{%d}" % number for number in range(80, 100)]
 
-    def made(count, pattern):
-        expressions = [{"expression": f"!args.a{n}.matches('{pattern}')".replace("\\", "\\\\")} for n in range(count)]
-        spread = [expressions[at : at + 16] for at in range(0, count, 16)]
-        return policy([{"name": f"tool{n}", "validations": part} for n, part in enumerate(spread)])
+        def made(count, pattern):
+            expressions = [{"expression": f"!args.a{n}.matches('{pattern}')".replace("\\", "\\\\")} for n in range(count)]
+            spread = [expressions[at : at + 16] for at in range(0, count, 16)]
+            return policy([{"name": f"tool{n}", "validations": part} for n, part in enumerate(spread)])
 
-    sent = {
-        "a few hundred bytes": review(made(3, "".join(classes[:4]))),
-        "256 patterns": review(made(256, "".join(classes[:3]))),
-        "4 096 patterns": review(made(4096, r"(\w{40}|x){2}")),
-        "nested repeats": review(made(64, r"((a{30}){30}){10}")),
-        "many alternatives": review(made(64, "(" + "|".join(r"\pL{%d}" % n for n in range(20, 60)) + ")")),
-    }
-    over, answers, errors = threading.Event(), [], []
+        sent = {
+            "a few hundred bytes": review(made(3, "".join(classes[:4]))),
+            "256 patterns": review(made(256, "".join(classes[:3]))),
+            "4 096 patterns": review(made(4096, r"(\w{40}|x){2}")),
+            "nested repeats": review(made(64, r"((a{30}){30}){10}")),
+            "many alternatives": review(made(64, "(" + "|".join(r"\pL{%d}" % n for n in range(20, 60)) + ")")),
+        }
+        over, answers, errors = threading.Event(), [], []
 
-    def stranger(number):
-        names = list(sent)
-        while not over.is_set():
-            name = names[number % len(names)]
-            number += 1
-            began = time.monotonic()
-            try:
-                with operator.tls(operator.webhook, "http/1.1", timeout=settings.patience) as stream:
-                    stream.sendall(wire.post("/validate", sent[name], "Content-Type: application/json\r\n"))
-                    status, body = wire.response(stream)
-                allowed = b'"allowed":true' in body
-                answers.append((time.monotonic() - began, name, status, allowed))
-            except (OSError, IndexError) as error:
-                errors.append((name, str(error)))
+        def stranger(number):
+            names = list(sent)
+            while not over.is_set():
+                name = names[number % len(names)]
+                number += 1
+                began = time.monotonic()
+                try:
+                    with operator.tls(operator.webhook, "http/1.1", timeout=settings.patience) as stream:
+                        stream.sendall(wire.post("/validate", sent[name], "Content-Type: application/json\r\n"))
+                        status, body = wire.response(stream)
+                    allowed = b'"allowed":true' in body
+                    answers.append((time.monotonic() - began, name, status, allowed))
+                except (OSError, IndexError) as error:
+                    errors.append((name, str(error)))
 
-    with operator.honest(f"get:{operator.probes}/readyz") as honest:
-        time.sleep(0.3)
-        before = operator.subject.cpu()
-        threads = [threading.Thread(target=stranger, args=(number,), daemon=True) for number in range(16)]
-        for thread in threads:
-            thread.start()
-        time.sleep(8)
-        over.set()
-        for thread in threads:
-            thread.join(settings.patience)
-        spent = operator.subject.cpu() - before
-    for name in sent:
-        took = [answer for answer in answers if answer[1] == name]
-        failed = sum(1 for other, _ in errors if other == name)
-        how = {f"HTTP {status}{' allowed' if allowed else ''}" for _, _, status, allowed in took}
-        longest = max((answer[0] for answer in took), default=0)
-        row.tell(f"{name}, {len(sent[name])} bytes: {len(took)} answers ({', '.join(sorted(how))}), the longest after {longest:.2f} s, {failed} cut")
-    row.tell(f"{spent:.1f} s of CPU")
-    operator.judge(honest, ["/readyz"])
+        with operator.honest(f"get:{operator.probes}/readyz", policies=clients == 1) as honest:
+            time.sleep(0.3)
+            before = operator.subject.cpu()
+            threads = [threading.Thread(target=stranger, args=(number,), daemon=True) for number in range(clients)]
+            for thread in threads:
+                thread.start()
+            time.sleep(8)
+            over.set()
+            for thread in threads:
+                thread.join(settings.patience)
+            spent = operator.subject.cpu() - before
+        for name in sent:
+            took = [answer for answer in answers if answer[1] == name]
+            failed = sum(1 for other, _ in errors if other == name)
+            how = {f"HTTP {status}{' allowed' if allowed else ''}" for _, _, status, allowed in took}
+            longest = max((answer[0] for answer in took), default=0)
+            row.tell(f"{name}, {len(sent[name])} bytes: {len(took)} answers ({', '.join(sorted(how))}), the longest after {longest:.2f} s, {failed} cut")
+        row.tell(f"{spent:.1f} s of CPU")
+        operator.judge(honest, ["/readyz"])
+
+    return run
 
 
 def stream(operator, seconds):
@@ -451,7 +456,8 @@ ROWS = {
     "reviews-8": reviews(8),
     "reviews-slow": slow_reviews,
     "reviews-slow-h2": slow_reviews_h2,
-    "patterns": patterns,
+    "patterns": patterns(1),
+    "patterns-16": patterns(16),
     "streams-hello": strange_streams(half_handshake, 6000, "began a handshake"),
     "streams-silent": strange_streams(no_bytes, 6000, "said nothing"),
     "streams-token": strange_streams(no_token, 1500, "showed no token"),
