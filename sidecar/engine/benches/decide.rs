@@ -2,7 +2,10 @@
 //! a thousand entries.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::{cell::Cell, hint::black_box, sync::Arc};
+#[path = "../tests/common/worst.rs"]
+mod worst;
+
+use std::{cell::Cell, hint::black_box, sync::Arc, time::Instant};
 
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use toolweir_crds::{Action, Limit, MCPPolicySpec, Server, Tool, Validation};
@@ -155,5 +158,26 @@ fn compilation(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decisions, sessions, compilation);
+/// The dearest calls. The bar: about 10 ms, which the budget of a decision stands for.
+fn dearest(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("dearest");
+    group.sample_size(10);
+    for worst::Case { name, policy, tool, arguments, .. } in worst::cases() {
+        let engine = compile(&[policy], Memory::new(Memory::COUNTERS));
+        let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
+        let call = Call { server: "server", tool: &tool, arguments: Some(arguments), session: "" };
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|times| {
+                let start = Instant::now();
+                for _ in 0..times {
+                    black_box(engine.decide(black_box(&call), Timestamp(0)));
+                }
+                start.elapsed()
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decisions, sessions, compilation, dearest);
 criterion_main!(benches);

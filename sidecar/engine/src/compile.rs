@@ -12,7 +12,7 @@ use crate::{
     cel::{self, Expression},
     counters::{Hold, Identity, Memory},
     glob::Glob,
-    rules::{Engine, Entry, EntryHold, Limit, Part, ServerRules, Validation},
+    rules::{self, Engine, Entry, EntryHold, Limit, Part, ServerRules, Validation},
     window::Span,
 };
 
@@ -109,6 +109,34 @@ impl Engine {
     /// Compiles the policies of a pod. It always gives an engine: a policy that does not compile denies everything on
     /// its servers there. Counts live on in `counters` under limits that did not change but in `max`.
     pub fn compile(policies: &[Policy], counters: Arc<Memory>, options: &Options) -> (Self, Vec<Problem>) {
+        let compile = || Ok(Self::compile_here(policies, Arc::clone(&counters), options));
+        let has_expressions = policies.iter().any(|policy| {
+            let mut tools = policy.spec.servers.iter().flat_map(|server| &server.tools);
+            tools.any(|tool| {
+                !tool.validations.is_empty() || tool.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
+            })
+        });
+        if !has_expressions {
+            return Self::compile_here(policies, counters, options);
+        }
+        cel::with_parser(compile).unwrap_or_else(|why| Self::broken(policies, &counters, options, &why))
+    }
+
+    /// What holds where nothing could be compiled: every policy denies everything on its servers.
+    fn broken(policies: &[Policy], counters: &Arc<Memory>, options: &Options, why: &str) -> (Self, Vec<Problem>) {
+        let error = || FieldError { path: "spec".to_owned(), message: why.to_owned() };
+        let bare = |server: &Server| Server { tools: Vec::new(), ..server.clone() };
+        let broken = |policy: &Policy| Policy {
+            id: policy.id.clone(),
+            created: policy.created.clone(),
+            spec: MCPPolicySpec { servers: policy.spec.servers.iter().map(bare).collect(), ..MCPPolicySpec::default() },
+            unreadable: Some(policy.unreadable.clone().unwrap_or_else(error)),
+        };
+        let policies: Vec<Policy> = policies.iter().map(broken).collect();
+        Self::compile_here(&policies, Arc::clone(counters), options)
+    }
+
+    fn compile_here(policies: &[Policy], counters: Arc<Memory>, options: &Options) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut order: Vec<usize> = (0..policies.len()).collect();
         order.sort_by_key(|index| policies.get(*index).map(|policy| &policy.id));
@@ -116,7 +144,8 @@ impl Engine {
         let mut urls: BTreeMap<&str, Vec<(usize, usize, &str)>> = BTreeMap::new();
         let mut before: Option<&PolicyId> = None;
         for (index, policy) in order.iter().filter_map(|index| Some((*index, policies.get(*index)?))) {
-            let mut compiler = Compiler { options, policy: &policy.id, id: policy.id.to_string(), errors: Vec::new() };
+            let (id, room) = (policy.id.to_string(), cel::Room::default());
+            let mut compiler = Compiler { options, policy: &policy.id, id, errors: Vec::new(), room };
             if before.replace(&policy.id) == Some(&policy.id) {
                 compiler.at("metadata.name", format!("there is another policy `{}`; rename one", policy.id));
             }
@@ -147,13 +176,14 @@ impl Engine {
             }));
         }
         let mut servers: BTreeMap<Arc<str>, ServerRules> = BTreeMap::new();
+        let mut room = rules::PREPARED;
         for part in parts.iter().filter(|part| &*part.server != "*") {
             if servers.contains_key(&part.server) {
                 continue;
             }
             let url = choose_url(policies, urls.get(&*part.server).map_or(&[], Vec::as_slice), &mut problems);
             let own = parts.iter().filter(|other| other.server == part.server || &*other.server == "*").cloned().collect();
-            servers.insert(Arc::clone(&part.server), ServerRules::new(url, own));
+            servers.insert(Arc::clone(&part.server), ServerRules::new(url, own, &mut room));
         }
         for (index, policy) in policies.iter().enumerate() {
             for (at, server) in policy.spec.servers.iter().enumerate() {
@@ -196,6 +226,8 @@ struct Compiler<'a> {
     policy: &'a PolicyId,
     id: String,
     errors: Vec<FieldError>,
+    /// What its expressions may still take.
+    room: cel::Room,
 }
 
 impl Compiler<'_> {
@@ -348,7 +380,7 @@ impl Compiler<'_> {
     }
 
     fn optional(&mut self, path: &str, source: Option<&str>) -> Option<Expression> {
-        match Expression::compile(source?) {
+        match Expression::compile_in(source?, &mut self.room) {
             Ok(expression) => Some(expression),
             Err(why) => {
                 self.at(path, why);

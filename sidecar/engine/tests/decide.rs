@@ -272,10 +272,10 @@ mod what_a_denied_caller_is_told {
         let with = |limit: &str| engine(&[tools(&format!("{{name: pay, limits: [{{max: 5, window: day, {limit}}}]}}"))]);
         for (limit, arguments, told) in [
             ("key: args.who", "{}", "the key `args.who` of a limit could not be evaluated: No such key: who."),
-            ("key: args.who", r#"{"who": {}}"#, "the key `args.who` of a limit is a Map, which cannot be a key."),
+            ("key: args.who", r#"{"who": {}}"#, "the key `args.who` of a limit is a map, which cannot be a key."),
             ("cost: args.n", "{}", "the cost `args.n` of a limit could not be evaluated: No such key: n."),
             ("cost: args.n", r#"{"n": -1}"#, "the cost `args.n` of a limit is negative or not a number."),
-            ("cost: args.n", r#"{"n": "1"}"#, "the cost `args.n` of a limit is a String, not a number."),
+            ("cost: args.n", r#"{"n": "1"}"#, "the cost `args.n` of a limit is a string, not a number."),
         ] {
             let denial = denied(call(&with(limit), "pay", arguments, 0));
             assert_eq!(denial.message, format!("Denied by policy agents/p: {told}"));
