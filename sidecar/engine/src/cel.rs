@@ -68,11 +68,13 @@ const FUNCTIONS: [&str; 13] =
 pub struct Room {
     expressions: usize,
     patterns: usize,
+    /// The patterns that are in it.
+    known: HashMap<String, Arc<Pattern>>,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { expressions: EXPRESSIONS, patterns: pattern::POLICY }
+        Self { expressions: EXPRESSIONS, patterns: pattern::POLICY, known: HashMap::new() }
     }
 }
 
@@ -112,7 +114,7 @@ pub struct Expression {
     /// Its patterns, to keep them.
     _patterns: Vec<Arc<Pattern>>,
     /// What is likely meant otherwise.
-    doubts: Vec<String>,
+    doubts: doubts::Found,
 }
 
 /// A value that expressions see. Texts are those of the request where they stand there as they are.
@@ -189,7 +191,7 @@ impl Expression {
             if why.contains("Recursion limit") { too_deep() } else { format!("is no CEL expression: {}", one_line(&why)) }
         })?;
         let mut tree = program.expression().clone();
-        let mut walk = Walk::new(&mut room.patterns);
+        let mut walk = Walk::new(room);
         walk.expression(&tree.expr)?;
         let Walk { names, reads_arguments, patterns, .. } = walk;
         let doubts = doubts::of(&tree.expr);
@@ -197,9 +199,10 @@ impl Expression {
         Ok(Self { tree, cost, names, reads_arguments, _patterns: patterns, doubts })
     }
 
-    /// What is likely meant otherwise than it stands there, each in one line.
-    pub fn doubts(&self) -> &[String] {
-        &self.doubts
+    /// What is likely meant otherwise than it stands there, each in one line. `before` are conditions without which the value
+    /// of this one does not count.
+    pub fn doubts(&self, before: &[&Self]) -> Vec<String> {
+        self.doubts.doubts(&before.iter().map(|expression| &expression.doubts).collect::<Vec<_>>())
     }
 
     /// The names that it could read of the arguments.
@@ -351,7 +354,7 @@ pub fn one_line(text: &str) -> String {
 /// Checks an expression's tree and collects the names in it.
 struct Walk<'a> {
     /// What patterns may still take.
-    room: &'a mut usize,
+    room: &'a mut Room,
     names: Vec<String>,
     scope: Vec<&'a str>,
     inside_comprehension: bool,
@@ -361,7 +364,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(room: &'a mut usize) -> Self {
+    fn new(room: &'a mut Room) -> Self {
         Self {
             room,
             names: Vec::new(),
@@ -475,8 +478,16 @@ impl<'a> Walk<'a> {
         let Some(Expr::Literal(LiteralValue::String(text))) = text else {
             return Err("`matches` takes a pattern in quotes; a pattern that a call brings has no bound on its cost".to_owned());
         };
-        let compiled = Pattern::of(text.inner(), self.room);
-        self.patterns.push(compiled.map_err(|why| format!("`matches` has a pattern that {why}"))?);
+        let text = text.inner();
+        let pattern = if let Some(pattern) = self.room.known.get(text) {
+            Arc::clone(pattern)
+        } else {
+            let compiled = Pattern::of(text, &mut self.room.patterns);
+            let pattern = compiled.map_err(|why| format!("`matches` has a pattern that {why}"))?;
+            self.room.known.insert(text.to_owned(), Arc::clone(&pattern));
+            pattern
+        };
+        self.patterns.push(pattern);
         Ok(())
     }
 }
@@ -567,7 +578,9 @@ pub fn arguments<'a>(raw: Option<Raw<'a>>, meter: &Meter) -> Result<Data<'a>, Ar
     let mut keys = Vec::new();
     let value = match raw.map(|raw| (raw, raw.kind())) {
         Some((raw, Kind::Object)) => {
-            meter.charge(units(raw.as_str().len()) / 4)?;
+            let bytes = raw.as_str().as_bytes();
+            let escapes = memchr::memchr_iter(b'\\', bytes).count();
+            meter.charge(units(bytes.len()) / 4 + 20 * units(escapes))?;
             Reading { meter, keys: &mut keys, left: MAX_VALUES }.value(&mut raw.reader())?
         }
         // Left out and null are the same to every server.
@@ -637,7 +650,7 @@ impl<'a> Reading<'a, '_> {
     fn text(&self, raw: Raw<'a>) -> Result<Cow<'a, str>, ArgumentsError> {
         let text = raw.as_str();
         if memchr::memchr(b'\\', text.as_bytes()).is_some() {
-            self.meter.charge(3 * units(text.len()))?;
+            self.meter.charge(units(text.len()))?;
         }
         Ok(raw.string()?.unwrap_or_default())
     }
@@ -702,6 +715,132 @@ mod tests {
         assert!(holds("args.note <= 5", text).is_err());
         assert!(holds("args.amount", text).unwrap_err().contains("not true or false"));
         assert!(holds("args.amount / 0 == 1", text).is_err());
+    }
+
+    /// The same on every machine: a change of these numbers is a change of what policies may do.
+    #[test]
+    fn work_is_counted_in_units_that_hang_on_expression_and_arguments_alone() {
+        let text = format!(
+            r#"{{"t": "{}", "e": "\\n{}", "l": [1, 2, 3, 4], "m": {{"a": 1}}, "k": ["a", "b"]}}"#,
+            "a".repeat(1000),
+            "b".repeat(999)
+        );
+        let raw = Reader::new(text.as_bytes()).unwrap().value().unwrap();
+        let (reading, pod) = (Meter::default(), pod("p", "agents", "default"));
+        let args = arguments(Some(raw), &reading).unwrap();
+        assert_eq!(work::BUDGET - reading.left(), 2733);
+        let inputs = Inputs { args: Some(&args), tool: "pay", server: "bank", session: "s", pod: &pod };
+        for (source, units) in [
+            ("true", 540),
+            ("args.t == 'a'", 740),
+            ("args.t == args.e", 892),
+            ("args.t < args.e", 985),
+            ("size(args.t) == 1000", 945),
+            ("args.t.contains('b')", 2_742),
+            ("args.t.matches('^a*$')", 2_790),
+            ("args.t + args.e != ''", 2_981),
+            ("[args.e, args.t].size() == 2", 3_302),
+            ("args.l.all(x, x > 0)", 3_680),
+            ("args.l.map(x, x).size() == 4", 3_560),
+            ("3 in args.l", 908),
+            ("args.k.all(x, x in args.m)", 2_444),
+            ("args.l == args.l", 1_020),
+        ] {
+            let meter = Meter::default();
+            let _ = Expression::compile(source).unwrap().holds(&inputs, &meter);
+            assert_eq!(work::BUDGET - meter.left(), units, "{source}");
+        }
+        let key = Meter::default();
+        Expression::compile("args.t").unwrap().key(&inputs, &key).unwrap();
+        assert_eq!(work::BUDGET - key.left(), 16_720);
+    }
+
+    /// Where one side of an operator decides, an error of the other does not count: a charge that cannot be paid does.
+    #[test]
+    fn a_budget_that_is_spent_is_told_whatever_the_operators_make_of_it() {
+        let (args, pod) = (args(r#"{"l": [1, 2, 3, 4, 5, 6, 7, 8]}"#).unwrap(), pod("", "", ""));
+        let inputs = Inputs { args: Some(&args), tool: "", server: "", session: "", pod: &pod };
+        for source in
+            ["args.l.all(x, x > 0) || true", "!(args.l.exists(x, x < 0) && false)", "args.l.filter(x, x > 0).size() > 0 || true"]
+        {
+            let expression = Expression::compile(source).unwrap();
+            assert_eq!(expression.holds(&inputs, &Meter::default()), Ok(true), "{source}");
+            assert_eq!(expression.holds(&inputs, &Meter::new(2000)), Err(Failure::Spent), "{source}");
+        }
+    }
+
+    /// Operators that charge say what the library's do.
+    #[test]
+    fn operators_on_what_a_call_brings_mean_what_they_mean_on_literals() {
+        let values = ["1", "2.5", "-3", "18446744073709551615", "'a'", "'b'", "true", "null", "[1]", "[1.0]", "{'a': 1}", "[]"];
+        let member = |(at, value): (usize, &&str)| format!("\"v{at}\": {}", value.replace('\'', "\""));
+        let text = format!("{{{}}}", values.iter().enumerate().map(member).collect::<Vec<_>>().join(", "));
+        let library = |source: &str, names: &Data<'_>| {
+            let program = Program::compile(source).unwrap();
+            let pod = pod("", "", "");
+            let inputs = Inputs { args: Some(names), tool: "", server: "", session: "", pod: &pod };
+            let mut context = Context::default();
+            context.set_variable_resolver(&inputs);
+            match program.execute(&context) {
+                Ok(Value::Bool(holds)) => Some(holds),
+                _ => None,
+            }
+        };
+        let data = args(&text).unwrap();
+        for a in 0..values.len() {
+            for b in 0..values.len() {
+                for operator in ["==", "!=", "<", "<=", ">", ">=", "in"] {
+                    let source = format!("args.v{a} {operator} args.v{b}");
+                    assert_eq!(holds(&source, &text).ok(), library(&source, &data), "{source}, {} and {}", values[a], values[b]);
+                }
+                for operator in ["+", "-", "*", "/", "%"] {
+                    for source in [
+                        format!("args.v{a} {operator} args.v{b} == args.v0 {operator} args.v0"),
+                        format!("args.v{a} {operator} args.v{b} == args.v{a} {operator} args.v{b}"),
+                        format!("args.v{a} {operator} args.v{b} > 0"),
+                    ] {
+                        assert_eq!(
+                            holds(&source, &text).ok(),
+                            library(&source, &data),
+                            "{source}, {} and {}",
+                            values[a],
+                            values[b]
+                        );
+                    }
+                }
+                let source = format!("args.v{a}[args.v{b}] == 1");
+                assert_eq!(holds(&source, &text).ok(), library(&source, &data), "{source}");
+                for function in ["contains", "startsWith", "endsWith"] {
+                    let source = format!("args.v{a}.{function}(args.v{b})");
+                    assert_eq!(holds(&source, &text).ok(), library(&source, &data), "{source}");
+                }
+            }
+            for function in ["size", "int", "uint", "double", "string", "bytes", "bool", "type", "dyn"] {
+                for source in
+                    [format!("{function}(args.v{a}) == {function}(args.v{a})"), format!("{function}(args.v{a}) != args.v{a}")]
+                {
+                    assert_eq!(holds(&source, &text).ok(), library(&source, &data), "{source}");
+                }
+            }
+            for source in [
+                format!("args.v{a}.size() == 1"),
+                format!("args.v{a}.all(x, x == 1)"),
+                format!("args.v{a}.exists(x, x == 1)"),
+                format!("args.v{a}.exists_one(x, x == 1)"),
+                format!("args.v{a}.map(x, x) == [1]"),
+                format!("args.v{a}.map(x, x == 1, x) == [1]"),
+                format!("args.v{a}.filter(x, x == 1).size() == 1"),
+                format!("-args.v{a} < 0"),
+                format!("args.v{a} ? true : false"),
+                format!("[args.v{a}, 1][0] == args.v{a}"),
+                format!("{{'k': args.v{a}}}.k == args.v{a}"),
+                format!("has(args.v{a}.a)"),
+                format!("args.v{a}.a == 1"),
+                format!("type(args.v{a}) == list || type(args.v{a}) == null_type || type(args.v{a}) == double"),
+            ] {
+                assert_eq!(holds(&source, &text).ok(), library(&source, &data), "{source}, {}", values[a]);
+            }
+        }
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub enum Severity {
     Conflict,
     /// No policy gives the server a url, so that it cannot be reached.
     NoUrl,
+    /// It compiles, and likely means another thing than it should.
+    Doubt,
 }
 
 /// Something that is wrong with a policy.
@@ -145,7 +147,7 @@ impl Engine {
         let mut before: Option<&PolicyId> = None;
         for (index, policy) in order.iter().filter_map(|index| Some((*index, policies.get(*index)?))) {
             let (id, room) = (policy.id.to_string(), cel::Room::default());
-            let mut compiler = Compiler { options, policy: &policy.id, id, errors: Vec::new(), room };
+            let mut compiler = Compiler { options, policy: &policy.id, id, errors: Vec::new(), doubts: Vec::new(), room };
             if before.replace(&policy.id) == Some(&policy.id) {
                 compiler.at("metadata.name", format!("there is another policy `{}`; rename one", policy.id));
             }
@@ -169,11 +171,11 @@ impl Engine {
                     urls.entry(&server.name).or_default().push((index, at, url));
                 }
             }
-            problems.extend(compiler.errors.into_iter().map(|error| Problem {
-                policy: index,
-                severity: Severity::Invalid,
-                error,
-            }));
+            // Doubts are told of what compiles.
+            let doubts = if broken.is_some() { Vec::new() } else { compiler.doubts };
+            let found = |severity| move |error| Problem { policy: index, severity, error };
+            problems.extend(compiler.errors.into_iter().map(found(Severity::Invalid)));
+            problems.extend(doubts.into_iter().map(found(Severity::Doubt)));
         }
         let mut servers: BTreeMap<Arc<str>, ServerRules> = BTreeMap::new();
         let mut room = rules::PREPARED;
@@ -221,11 +223,18 @@ fn named(whose: Option<&Arc<str>>, text: &str) -> Identity {
     }
 }
 
+/// What is likely meant otherwise in an expression.
+fn doubts(path: &str, expression: &Expression, before: &[&Expression]) -> Vec<FieldError> {
+    let at = |message| FieldError { path: path.to_owned(), message };
+    expression.doubts(before).into_iter().map(at).collect()
+}
+
 struct Compiler<'a> {
     options: &'a Options,
     policy: &'a PolicyId,
     id: String,
     errors: Vec<FieldError>,
+    doubts: Vec<FieldError>,
     /// What its expressions may still take.
     room: cel::Room,
 }
@@ -369,7 +378,19 @@ impl Compiler<'_> {
             let expression = self.optional(&format!("{path}.validations[{at}].expression"), Some(&validation.expression))?;
             Some(Validation { expression, source: validation.expression.clone(), message: validation.message.clone() })
         });
-        let validations = validations.collect();
+        let validations: Vec<Validation> = validations.collect();
+        let conditions: Vec<&Expression> = validations.iter().map(|validation| &validation.expression).collect();
+        for (at, condition) in conditions.iter().enumerate() {
+            self.doubts.extend(doubts(&format!("{path}.validations[{at}].expression"), condition, &[]));
+        }
+        for (at, limit) in limits.iter().enumerate() {
+            for (field, expression) in [("key", &limit.key), ("cost", &limit.cost)] {
+                let of = expression
+                    .iter()
+                    .flat_map(|(expression, _)| doubts(&format!("{path}.limits[{at}].{field}"), expression, &conditions));
+                self.doubts.extend(of);
+            }
+        }
         let hold = tool.max_concurrent.map(|max| {
             let scope = tool.max_concurrent_scope;
             let whose = self.whose(&format!("{path}.maxConcurrentScope"), scope, "Pod");

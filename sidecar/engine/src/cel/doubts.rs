@@ -5,23 +5,11 @@
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue, operators};
 
-/// The doubts about an expression, each in one line and once.
-pub fn of(tree: &Expr) -> Vec<String> {
+/// What an expression reads of arguments of any type, and of which it asks the type.
+pub fn of(tree: &Expr) -> Found {
     let mut found = Found::default();
     found.look(tree);
-    let Found { typed, untyped } = found;
-    let mut doubts: Vec<String> = Vec::new();
-    for (path, how, types) in untyped.into_iter().filter(|(path, ..)| !typed.contains(path)) {
-        let first = types.first().copied().unwrap_or_default();
-        let doubt = format!(
-            "{how} `{path}`, which is whatever the call says: {}; write `type({path}) == {first} && ...` before it",
-            many(types)
-        );
-        if !doubts.contains(&doubt) {
-            doubts.push(doubt);
-        }
-    }
-    doubts
+    found
 }
 
 fn many(types: &[&str]) -> &'static str {
@@ -32,8 +20,9 @@ fn many(types: &[&str]) -> &'static str {
     }
 }
 
-#[derive(Default)]
-struct Found {
+/// What was found in an expression.
+#[derive(Debug, Default)]
+pub struct Found {
     /// Arguments whose type is compared with one.
     typed: Vec<String>,
     /// Arguments of which it hangs on their type what is read, how they are read, and what they can be.
@@ -41,6 +30,23 @@ struct Found {
 }
 
 impl Found {
+    /// The doubts, each in one line and once; `before` are expressions that hold where this one counts.
+    pub fn doubts(&self, before: &[&Self]) -> Vec<String> {
+        let asked = |path: &String| before.iter().chain([&self]).any(|found| found.typed.contains(path));
+        let mut doubts: Vec<String> = Vec::new();
+        for (path, how, types) in self.untyped.iter().filter(|(path, ..)| !asked(path)) {
+            let first = types.first().copied().unwrap_or_default();
+            let doubt = format!(
+                "{how} `{path}`, which is whatever the call says: {}; write `type({path}) == {first} && ...` before it",
+                many(types)
+            );
+            if !doubts.contains(&doubt) {
+                doubts.push(doubt);
+            }
+        }
+        doubts
+    }
+
     fn reads(&mut self, what: &Expr, how: &'static str, types: &'static [&'static str]) {
         // The arguments themselves are always a map.
         if let Some(path) = path(what).filter(|path| path.starts_with("args.") || path.starts_with("args[")) {
@@ -121,7 +127,7 @@ mod tests {
 
     #[test]
     fn what_hangs_on_an_arguments_type_is_doubted_until_the_type_is_asked_for() {
-        let doubts = |source: &str| Expression::compile(source).unwrap().doubts().to_vec();
+        let doubts = |source: &str| Expression::compile(source).unwrap().doubts(&[]);
         for (source, what) in [
             ("args.to.all(t, t.endsWith('@corp'))", "goes over `args.to`"),
             ("args['to'].exists(t, t == 'a')", "goes over `args.to`"),

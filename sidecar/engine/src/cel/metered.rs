@@ -8,9 +8,9 @@ use ::cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr,
 use super::operators::{INDEX, OPERATORS, OWNED, RANGE};
 
 /// What a node costs beside what it does.
-const NODE: u64 = 60;
+const NODE: u64 = 40;
 /// What an element of a comprehension costs beside its nodes.
-const ELEMENT: u64 = 240;
+const ELEMENT: u64 = 160;
 /// What an evaluation costs beside its nodes.
 const EVALUATION: u64 = 500;
 

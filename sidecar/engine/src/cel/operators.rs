@@ -96,9 +96,9 @@ fn pay_copy_text(text: &CelString<'_>) -> Result<(), ExecutionError> {
 
 /// Charges a comparison of two values for equality.
 fn pay_equal(a: &dyn Val, b: &dyn Val) -> Result<(), ExecutionError> {
-    pay(8)?;
+    pay(32)?;
     match (text_len(a), text_len(b)) {
-        (Some(a), Some(b)) if a == b => return pay(units(a) / 4),
+        (Some(a), Some(b)) if a == b => return pay(units(a) / 8),
         (None, None) => {}
         _ => return Ok(()),
     }
@@ -138,7 +138,7 @@ fn compare(operator: &str, args: Args<'_, '_>) -> Result<std::cmp::Ordering, Exe
     let [a, b] = two(args)?;
     let (a, b) = (a.as_ref(), b.as_ref());
     if let (Some(a), Some(b)) = (text_len(a), text_len(b)) {
-        pay(units(a.min(b)) / 4)?;
+        pay(units(a.min(b)) / 8)?;
     }
     if a.get_type() != b.get_type() && !(is_number(a) && is_number(b)) {
         return Err(no_overload(operator, &[a, b]));
@@ -194,7 +194,12 @@ fn add<'b, 'v>(args: Args<'b, 'v>) -> Answer<'b, 'v> {
         pay_copy(a.as_ref())?;
         pay_copy(b.as_ref())?;
     }
-    if a.get_type() != b.get_type() && !(is_number(a.as_ref()) && is_number(b.as_ref())) {
+    // Of values of two kinds only numbers are added, and the library adds a map's keys to a list.
+    let numbers = is_number(a.as_ref()) && is_number(b.as_ref());
+    if a.get_type() != b.get_type() && !numbers && a.downcast_ref::<CelList>().is_none() {
+        return Err(no_overload("_+_", &[a.as_ref(), b.as_ref()]));
+    }
+    if a.downcast_ref::<CelList>().is_some() && b.as_iterable().is_none() {
         return Err(no_overload("_+_", &[a.as_ref(), b.as_ref()]));
     }
     let adder = a.as_adder().ok_or_else(|| no_overload("_+_", &[a.as_ref(), b.as_ref()]))?;
@@ -259,7 +264,7 @@ fn range<'b, 'v>(args: Args<'b, 'v>) -> Answer<'b, 'v> {
 fn size<'b, 'v>(args: Args<'b, 'v>) -> Answer<'b, 'v> {
     let value = one(args)?;
     if let Some(len) = text_len(value.as_ref()) {
-        pay(units(len) / 4)?;
+        pay(units(len) / 8)?;
     }
     let sizer = value.as_sizer().ok_or_else(|| no_overload("size", &[value.as_ref()]))?;
     Ok(CowVal::owned(sizer.size()))
@@ -285,11 +290,11 @@ fn contains<'b, 'v>(args: Args<'b, 'v>) -> Answer<'b, 'v> {
 }
 
 fn starts_with<'b, 'v>(args: Args<'b, 'v>) -> Answer<'b, 'v> {
-    texts("startsWith", args, |a, b| units(a.min(b)) / 4, |text, part| Ok(text.starts_with(part)))
+    texts("startsWith", args, |a, b| units(a.min(b)) / 8, |text, part| Ok(text.starts_with(part)))
 }
 
 fn ends_with<'b, 'v>(args: Args<'b, 'v>) -> Answer<'b, 'v> {
-    texts("endsWith", args, |a, b| units(a.min(b)) / 4, |text, part| Ok(text.ends_with(part)))
+    texts("endsWith", args, |a, b| units(a.min(b)) / 8, |text, part| Ok(text.ends_with(part)))
 }
 
 fn matches<'b, 'v>(args: Args<'b, 'v>) -> Answer<'b, 'v> {

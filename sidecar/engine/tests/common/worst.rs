@@ -72,6 +72,7 @@ fn object(count: usize, key: impl Fn(usize) -> String) -> String {
     format!("{{{}}}", members.join(","))
 }
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 pub fn cases() -> Vec<Case> {
     use Ends::{Spent, Within};
     let long = |len: usize| "a".repeat(len);
@@ -101,7 +102,7 @@ pub fn cases() -> Vec<Case> {
         case(
             "a pattern of Unicode words",
             &["!args.t.matches('x\\\\b.{0,40}y')"],
-            format!("{{\"t\":\"{}\"}}", "x é".repeat(6000)),
+            format!("{{\"t\":\"{}\"}}", "x é".repeat(2000)),
             Within,
         ),
         case(
@@ -116,7 +117,7 @@ pub fn cases() -> Vec<Case> {
                 "args.l.all(x, x == args.l[0] && x == args.l[1] && x == args.l[2] && x == args.l[3] && x == args.l[4] && x == args.l[5] && x == args.l[6] && x == args.l[7] && x == args.l[8] && x == args.l[9])",
             ],
             many(),
-            Spent,
+            Within,
         ),
         case(
             "ordered texts",
@@ -124,7 +125,7 @@ pub fn cases() -> Vec<Case> {
                 "args.l.all(x, x <= args.l[0] && x <= args.l[1] && x <= args.l[2] && x <= args.l[3] && x <= args.l[4] && x <= args.l[5] && x <= args.l[6] && x <= args.l[7] && x <= args.l[8] && x <= args.l[9])",
             ],
             many(),
-            Spent,
+            Within,
         ),
         case(
             "sizes",
@@ -132,7 +133,7 @@ pub fn cases() -> Vec<Case> {
                 "args.l.all(x, size(x) > 0 && size(x) > 1 && size(x) > 2 && size(x) > 3 && size(x) > 4 && size(x) > 5 && size(x) > 6 && size(x) > 7 && size(x) > 8 && size(x) > 9)",
             ],
             many(),
-            Spent,
+            Within,
         ),
         case(
             "sums of texts",
@@ -147,7 +148,7 @@ pub fn cases() -> Vec<Case> {
             escaped(),
             Spent,
         ),
-        case("texts with escapes", &["args.t != ''"], format!("{{\"t\":\"{}\"}}", "\\u0061".repeat(500_000)), Within),
+        case("texts with escapes", &["args.t != ''"], format!("{{\"t\":\"{}\"}}", "\\u0061".repeat(300_000)), Within),
         case("nothing but escapes", &["args.t != ''"], format!("{{\"t\":\"{}\"}}", "\\n".repeat(MESSAGE / 2 - 100)), Spent),
         case("numbers as texts", &["args.l.all(x, double(x) > 0.0)"], list(62, |_| "1".repeat(65_000)), Spent),
         case(
@@ -199,7 +200,7 @@ pub fn cases() -> Vec<Case> {
             "types of items",
             &["args.l.all(x, type(x) == int && type(x) != string && type(x) != list && type(x) != map)"],
             format!("{{\"l\":{}}}", numbers(4000)),
-            Spent,
+            Within,
         ),
         case("numbers in a list", &["args.l.all(x, x in args.l)"], format!("{{\"l\":{}}}", numbers(4000)), Spent),
         case("texts in a list", &["args.l.all(x, x in args.l)"], list(1000, |at| format!("{}{at:04}", long(4000))), Spent),
@@ -249,7 +250,7 @@ pub fn cases() -> Vec<Case> {
             Within,
         ),
         case("many keys", &["args.amount != 5"], object(4000, |at| format!("{}{at}", long(900))), Spent),
-        case("keys of other scripts", &["args.größe != 5"], object(4000, |at| format!("{}{at}", "Ö".repeat(100))), Spent),
+        case("keys of other scripts", &["args['größe'] != 5"], object(4000, |at| format!("{}{at}", "Ö".repeat(100))), Spent),
     ];
     let validations: Vec<Validation> = (0..16).map(|_| validation("args.a != ''")).collect();
     let globs = (0..200).map(|at| Tool { validations: validations.clone(), ..tool(&format!("p*{}", "*".repeat(at))) }).collect();
