@@ -190,10 +190,12 @@ fn compilation(criterion: &mut Criterion) {
 fn dearest(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("dearest");
     group.sample_size(10);
-    for worst::Case { name, policy, tool, arguments, .. } in worst::cases() {
+    for worst::Case { name, policy, tool, arguments, ends } in worst::cases() {
         let engine = compile(&[policy], Memory::new(Memory::COUNTERS));
         let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
         let call = Call { server: "server", tool: &tool, arguments: Some(arguments), session: "" };
+        let spent = engine.decide(&call, Timestamp(0)).denial().is_some_and(|denial| denial.reason == Reason::ExpressionBudget);
+        assert_eq!(spent, ends == worst::Ends::Spent, "{name}");
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|times| {
                 let start = Instant::now();

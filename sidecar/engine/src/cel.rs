@@ -560,7 +560,7 @@ impl Data<'_> {
     /// The first key that does.
     pub fn check(&self, names: &Names, meter: &Meter) -> Result<(), ArgumentsError> {
         for key in &self.keys {
-            meter.charge(40 + units(key.len()) * if key.is_ascii() { 2 } else { 16 })?;
+            meter.charge(40 + units(key.len()) * if key.is_ascii() { 2 } else { 32 })?;
             let same = names.0.get(&*folded(key));
             if let Some(known) = same.into_iter().flatten().find(|known| ***known != **key) {
                 return Err(ArgumentsError::Case(shorten(key), known.clone().into_string()));

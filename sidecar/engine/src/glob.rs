@@ -37,7 +37,11 @@ impl Parts {
     fn new(text: &str) -> Self {
         let literal = |byte: &&u8| **byte != b'*';
         let ends = [text.as_bytes().first(), text.as_bytes().last()].map(|byte| byte.filter(literal).copied());
-        let literals: Vec<Box<str>> = text.split('*').map(Into::into).collect();
+        let mut literals: Vec<Box<str>> = text.split('*').map(Into::into).collect();
+        // Several stars are one.
+        let end = literals.len() - 1;
+        let mut at = 0..;
+        literals.retain(|part| at.next().is_some_and(|at| at == 0 || at == end) || !part.is_empty());
         let least = literals.iter().map(|part| part.len()).sum();
         Self { literals, least, ends }
     }

@@ -70,8 +70,8 @@ pub(crate) struct ServerRules {
     plans: HashMap<Box<str>, Option<Plan>>,
 }
 
-/// How many entries are compared with names, and names read of the arguments, to make plans beforehand, in all servers together.
-/// Ten policies of a thousand entries take a tenth of it.
+/// What it may take to make plans beforehand, in all servers together: comparisons of entries with names, and what the plans hold.
+/// A server with a thousand entries, a hundred of them globs, takes a tenth of it.
 pub(crate) const PREPARED: usize = 4_000_000;
 
 /// What one policy says about one server.
@@ -337,10 +337,10 @@ impl Part {
 impl ServerRules {
     pub(crate) fn new(url: Option<Arc<str>>, parts: Vec<Arc<Part>>, room: &mut usize) -> Self {
         let mut rules = Self { url, parts, plans: HashMap::new() };
-        let names: Vec<Arc<str>> = rules.parts.iter().flat_map(|part| part.exact.keys().cloned()).collect();
+        let names: BTreeSet<Arc<str>> = rules.parts.iter().flat_map(|part| part.exact.keys().cloned()).collect();
         let globs: usize = rules.parts.iter().map(|part| 1 + part.globs.len()).sum();
         for name in names {
-            let mut left = room.checked_sub(globs);
+            let mut left = room.checked_sub(globs.saturating_mul(1 + name.len() / 16));
             let plan = left.map(|_| rules.build(&name));
             if let (Some(plan), Some(rest)) = (&plan, left) {
                 left = rest.checked_sub(plan.weight());

@@ -647,7 +647,7 @@ mod a_policy_that_does_not_compile {
     }
 
     /// A policy whose entries have these conditions.
-    fn conditions(conditions: Vec<String>) -> Policy {
+    fn conditions(conditions: &[String]) -> Policy {
         let mut policy = tools("{name: a, validations: [{expression: 'true'}]}");
         let entry = policy.spec.servers[0].tools[0].clone();
         policy.spec.servers[0].tools = (conditions.chunks(16).enumerate())
@@ -662,8 +662,8 @@ mod a_policy_that_does_not_compile {
         policy
     }
 
-    fn first_problem(conditions_: Vec<String>) -> String {
-        let (_, problems) = compile(&[conditions(conditions_)]);
+    fn first_problem(of: impl IntoIterator<Item = String>) -> String {
+        let (_, problems) = compile(&[conditions(&of.into_iter().collect::<Vec<_>>())]);
         problems.first().map(|problem| problem.error.to_string()).unwrap_or_default()
     }
 
@@ -684,19 +684,19 @@ mod a_policy_that_does_not_compile {
             assert!(problem.contains(why), "{pattern}: {problem}");
         }
         // Each is possible, and all together are too much.
-        let many = (0..100).map(|at| format!("args.a.matches(r'x\\w{{1,10}}{at}')")).collect();
+        let many = (0..100).map(|at| format!("args.a.matches(r'x\\w{{1,10}}{at}')"));
         let problem = first_problem(many);
         assert!(problem.contains("at most 8 MiB together; write fewer or smaller ones, or split the policy"), "{problem}");
         // The same one again takes nothing.
-        let same = (0..100).map(|_| "args.a.matches(r'^[\\w .-]+$')".to_owned()).collect();
+        let same = (0..100).map(|_| "args.a.matches(r'^[\\w .-]+$')".to_owned());
         assert_eq!(first_problem(same), "");
     }
 
     #[test]
     fn has_more_expressions_than_one_policy_may() {
-        let problem = first_problem((0..4097).map(|at| format!("args.a{at} < 5")).collect());
+        let problem = first_problem((0..4097).map(|at| format!("args.a{at} < 5")));
         assert!(problem.contains("at most 256 KiB together, each counted as 64 bytes at least"), "{problem}");
-        assert_eq!(first_problem((0..500).map(|at| format!("args.a{at} < 5")).collect()), "");
+        assert_eq!(first_problem((0..500).map(|at| format!("args.a{at} < 5"))), "");
     }
 
     #[test]
