@@ -27,6 +27,8 @@ use crate::{
 
 /// How many names of a server's tools/list are kept for the label `tool`.
 const MOST_LEARNED: usize = 512;
+/// The bytes of such a name.
+const LONGEST_LEARNED: usize = 128;
 /// How long a sidecar that has just started is not ready where the shared store that it needs does not answer yet.
 const STORE_WAIT: Duration = Duration::from_secs(4);
 
@@ -443,7 +445,7 @@ impl Governor {
         if !learned.contains_key(server) {
             learned.insert(server.to_owned(), HashSet::new());
         }
-        let fits = |names: &HashSet<_>| names.len() < MOST_LEARNED && tool.len() <= toolweir_crds::bounds::TOOL_NAME;
+        let fits = |names: &HashSet<_>| names.len() < MOST_LEARNED && tool.len() <= LONGEST_LEARNED;
         if let Some(names) = learned.get_mut(server).filter(|names| fits(names) && !names.contains(tool)) {
             names.insert(tool.into());
         }

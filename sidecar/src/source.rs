@@ -96,7 +96,9 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: U
         let Some(place) = located.get(problem.policy) else { continue };
         match (problem.severity, urls) {
             (Severity::Invalid, _) | (Severity::NoUrl, Urls::Needed) => errors.push(place.error(&problem.error)),
-            (Severity::Conflict, _) | (Severity::NoUrl, Urls::MayFollow) => warnings.push(place.error(&problem.error)),
+            (Severity::Conflict | Severity::Doubt, _) | (Severity::NoUrl, Urls::MayFollow) => {
+                warnings.push(place.error(&problem.error))
+            }
             (Severity::NoUrl, Urls::Unused) => {}
         }
     }
