@@ -44,11 +44,23 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
     let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
     let (engine, now) = (&in_force.engine, governor.now());
     let peeked = governor.peek(&in_force, &call, now).await;
-    Ok(Answer {
-        version: in_force.version.clone(),
-        servers: engine.servers().map(|server| server.name.to_owned()).collect(),
-        explanation: engine.explain(&call, now, &peeked),
-    })
+    let version = in_force.version.clone();
+    let servers = engine.servers().map(|server| server.name.to_owned()).collect();
+    // What expressions compute can take its time: one question after the other, and not on the thread that serves the port.
+    static ONE: Semaphore = Semaphore::const_new(1);
+    let Ok(_turn) = ONE.acquire().await else {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "the sidecar stops".to_owned()));
+    };
+    let (server, again) = (server.into_owned(), bytes.clone());
+    let explained = tokio::task::spawn_blocking(move || {
+        let question = self::question(&again)?;
+        let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
+        Ok(in_force.engine.explain(&call, now, &peeked))
+    });
+    let explanation =
+        explained.await.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("the question was given up: {error}")))?;
+    let explanation = explanation.map_err(bad)?;
+    Ok(Answer { version, servers, explanation })
 }
 
 /// A call that nobody makes.
