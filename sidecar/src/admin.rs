@@ -408,7 +408,8 @@ pub async fn bind(address: &str, flag: &str) -> io::Result<TcpListener> {
 /// # Errors
 /// The address cannot be bound.
 pub async fn bind_with(address: &str, flag: &str, kept: Option<(u32, u32)>) -> io::Result<TcpListener> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{flag} {address}: {error}; name another address with {flag}"));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{flag} {address}: {error}; name another address with {flag}"));
     let mut failed = io::Error::new(io::ErrorKind::InvalidInput, "it is no address");
     for address in tokio::net::lookup_host(address).await.map_err(named)? {
         match listen(address, kept) {

@@ -21,6 +21,9 @@ pub const AT_ONCE: usize = 4;
 /// How long a question may take to arrive.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// One question is decided on after the other.
+static ONE: Semaphore = Semaphore::const_new(1);
+
 /// Why there is no answer: the status, and a line that says what to do.
 type Refused = (StatusCode, String);
 
@@ -47,7 +50,6 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
     let version = in_force.version.clone();
     let servers = engine.servers().map(|server| server.name.to_owned()).collect();
     // What expressions compute can take its time: one question after the other, and not on the thread that serves the port.
-    static ONE: Semaphore = Semaphore::const_new(1);
     let Ok(_turn) = ONE.acquire().await else {
         return Err((StatusCode::SERVICE_UNAVAILABLE, "the sidecar stops".to_owned()));
     };

@@ -110,7 +110,7 @@ impl SharedStore {
     }
 }
 
-/// Connections that are closed to stay within bounds: the labels `port` and `reason`.
+/// Connections that are closed to stay within bounds: the labels `port` and `cause`.
 pub const CLOSED: [(&str, &str); 6] = [
     ("proxy", "too_many"),
     ("proxy", "not_read"),
@@ -188,8 +188,8 @@ impl Metrics {
             connections: IntGauge::new("toolweir_connections", "Open connections of clients.")?,
             connections_closed: counter(
                 "toolweir_connections_closed_total",
-                "Connections that the sidecar closed to stay within its bounds, by port and by why.",
-                &["port", "reason"],
+                "Connections that the sidecar closed to stay within its bounds, by port and by cause.",
+                &["port", "cause"],
             )?,
             held_bytes: IntGauge::new(
                 "toolweir_held_bytes",
@@ -223,8 +223,8 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        for (port, reason) in CLOSED {
-            self.connections_closed.with_label_values(&[port, reason]);
+        for (port, cause) in CLOSED {
+            self.connections_closed.with_label_values(&[port, cause]);
         }
         let build = IntGaugeVec::new(Opts::new("toolweir_build_info", "The version of the sidecar; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);

@@ -119,9 +119,9 @@ fn stays(tool: Raw<'_>, shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str,
             // Of two names a client takes one or the other: all must be shown.
             match value.string()? {
                 Some(name) => {
-                    let shown = shows(&name);
-                    seen(&name, shown);
-                    stays &= shown;
+                    let may = shows(&name);
+                    seen(&name, may);
+                    stays &= may;
                 }
                 None => stays = false,
             }

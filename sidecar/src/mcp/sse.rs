@@ -71,8 +71,6 @@ pub enum Watch {
     /// Everything: an event that cannot be decided on ends the stream. Those are the streams that a GET opens, and the
     /// answers to tools/list.
     All,
-    /// A list where it can be read; an event that cannot be passes. Those are the answers to other messages.
-    Lists,
     /// An answer that is no event stream, and that a client may take for one. Nothing is held.
     Foreign,
 }
@@ -136,7 +134,8 @@ impl Rewriter {
 
     /// Whether the stream stands between two events, so that another may be put in. A comment is no event.
     pub fn between_events(&self) -> bool {
-        self.watch == Watch::Foreign || self.passing.is_none() && (self.held.is_empty() || (self.line == 0 && self.held.first() == Some(&b':')))
+        self.watch == Watch::Foreign
+            || self.passing.is_none() && (self.held.is_empty() || (self.line == 0 && self.held.first() == Some(&b':')))
     }
 
     /// Takes a chunk and gives what can leave now. `decide` sees each whole event.
@@ -155,7 +154,9 @@ impl Rewriter {
                 continue;
             }
             let end = memchr::memchr2(b'\n', b'\r', rest);
-            let (part, later) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
+            // CR LF is one end; where it comes in halves the line ends with the first, since a client acts on that.
+            let length = |end: usize| end + if rest.get(end..).is_some_and(|rest| rest.starts_with(b"\r\n")) { 2 } else { 1 };
+            let (part, later) = rest.split_at(end.map_or(rest.len(), length));
             rest = later;
             self.work += part.len();
             self.after_cr = part.last() == Some(&b'\r');
@@ -180,7 +181,7 @@ impl Rewriter {
         let mut out = BytesMut::new();
         if self.passing.is_none() && !self.held.is_empty() {
             if self.line < self.held.len() {
-                self.read_line()?;
+                self.read_line();
             }
             self.event(decide, false, &mut out)?;
         }
@@ -194,16 +195,15 @@ impl Rewriter {
     }
 
     /// Takes note of what a line of the event says.
-    fn read_line(&mut self) -> Result<(), SseError> {
+    fn read_line(&mut self) {
         let found = match names_endpoint(self.content()) {
-            Naming::No => return Ok(()),
+            Naming::No => return,
             Naming::Whole => Endpoint::Yes,
             Naming::Part => Endpoint::Unclear,
         };
         if self.endpoint != Endpoint::Unclear {
             self.endpoint = found;
         }
-        Ok(())
     }
 
     fn line_ended(&mut self, decide: &mut Decide<'_>, out: &mut BytesMut) -> Result<(), SseError> {
@@ -228,7 +228,7 @@ impl Rewriter {
             self.cr_left = true;
             return Ok(());
         }
-        self.read_line()?;
+        self.read_line();
         self.cr_left = false;
         self.line = self.held.len();
         Ok(())
@@ -649,10 +649,18 @@ mod tests {
 
     #[test]
     fn the_key_tools_is_known_however_it_is_spelled() {
-        for text in [r#"{"tools":"#, r#"{"x":"","t\u006fol\u0073":"#, r#""\u0074\u006F\u006f\u006C\u0073""#] {
+        for text in [
+            "{\"TOOL\u{17f}\"",
+            r#""tool\u017F""#,
+            "\"tool\"tools\"",
+            r#"{"tools":"#,
+            r#"{"x":"","t\u006fol\u0073":"#,
+            r#""\u0074\u006F\u006f\u006C\u0073""#,
+        ] {
             assert!(spells_tools(text.as_bytes()), "{text}");
         }
-        for text in ["", "\"", "\"tool", "\"tools", r#""tools ""#, r#""\u0074""#, r#"\"tools\""#, r#""Tools""#, r#""\u0074\u006"#]
+        for text in
+            ["", "\"", "\"tool", "\"tools", r#""tools ""#, r#""\u0074""#, r#"\"tools\""#, r#""\u0074\u006"#, "\"too\u{17f}ls\""]
         {
             assert!(!spells_tools(text.as_bytes()), "{text}");
         }
@@ -679,7 +687,8 @@ mod tests {
             for piece in 1..=stream.len() {
                 let (out, seen) = rewrite(stream.as_bytes(), piece, 1000).unwrap();
                 assert_eq!(out, stream, "{end:?} {piece}");
-                let expected = [("endpoint", "/x"), ("message", "a\nb")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+                let expected =
+                    [("endpoint", "/x"), ("message", "a\nb"), ("message", "tail")].map(|(a, b)| (a.to_owned(), b.to_owned()));
                 assert_eq!(seen, expected, "{end:?} {piece}");
             }
         }
@@ -744,6 +753,181 @@ mod tests {
         for piece in 1..20 {
             let (_, seen) = rewrite(stream.as_bytes(), piece, 50).unwrap();
             assert_eq!(seen, [("message".to_owned(), "old".to_owned())], "{piece}");
+        }
+    }
+
+    /// What a client sees of a stream, an endpoint being replaced by `/ours` and ending the stream where it is unclear, as
+    /// on a stream that a GET opened.
+    fn get(stream: &[u8], piece: usize, most: usize, watch: Watch) -> Result<String, SseError> {
+        let (mut rewriter, mut out) = (Rewriter::new(most, watch), Vec::new());
+        let mut decide = |event: Event<'_>| match event.endpoint {
+            Endpoint::No => Ok(Verdict::Pass),
+            Endpoint::Yes => Ok(Verdict::Replace(b"/ours".to_vec())),
+            Endpoint::Unclear => Err(SseError::UnclearEndpoint),
+        };
+        for chunk in stream.chunks(piece) {
+            out.extend_from_slice(&rewriter.push(chunk, &mut decide)?);
+        }
+        out.extend_from_slice(&rewriter.finish(&mut decide)?);
+        Ok(String::from_utf8_lossy(&out).into())
+    }
+
+    #[test]
+    fn an_endpoint_is_known_however_its_name_is_written() {
+        for name in [
+            "event: endpoint",
+            "event:endpoint",
+            "event:   endpoint  ",
+            "event:\tendpoint\t",
+            " event : endpoint ",
+            "event:\u{a0}endpoint\u{a0}",
+            "event:\u{2003}endpoint\u{3000}",
+            "event: \u{feff}endpoint",
+            "event: endpoint\0",
+            "EVENT: Endpoint",
+            "event : ENDPOINT",
+            "\u{feff}event: endpoint",
+            "event:\x0bendpoint",
+        ] {
+            for stream in [format!("{name}\ndata: http://evil/\n\n"), format!(": c\n\ndata: http://evil/\n{name}\nid: 7\n\n")] {
+                for piece in 1..stream.len() {
+                    let out = get(stream.as_bytes(), piece, 1000, Watch::All).unwrap();
+                    assert!(
+                        out.ends_with("event: endpoint\ndata: /ours\n\n") || out.ends_with("data: /ours\nid: 7\n\n"),
+                        "{out:?}"
+                    );
+                    assert!(!out.contains("evil"), "{name:?} {piece}");
+                }
+            }
+        }
+        for other in [
+            "event: endpoints",
+            "event: end point",
+            "events: endpoint",
+            "data: event: endpoint",
+            "event endpoint",
+            ": event: endpoint",
+        ] {
+            let stream = format!("{other}\ndata: x\n\n");
+            assert_eq!(get(stream.as_bytes(), 7, 1000, Watch::All), Ok(stream.clone()), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_clients_read_differently_passes_to_none() {
+        for stream in [
+            "event: endpoint\nevent: message\ndata: http://evil/\n\n",
+            "event: message\nevent: endpoint\ndata: http://evil/\n\n",
+            "event: endpoint\nevent:\ndata: http://evil/\n\n",
+            "event: endpoint\ndata: /m\n data: http://evil/\n\n",
+            "event: endpoint\ndata : http://evil/\n\n data: x",
+            "data: {}\u{2028}event: endpoint\u{2028}data: http://evil/\n\n",
+            "id: \u{85}event: endpoint\ndata: http://evil/\n\n",
+            ": c\x0cevent: endpoint\x0cdata: http://evil/\n",
+            ": c\x1eevent: endpoint",
+            ": c\u{2029}data: {\"result\":{\"tools\":[]}}\u{2029}\u{2029}\n",
+            " data: {\"result\":{\"tools\":[]}}\n\n",
+        ] {
+            for piece in 1..stream.len() {
+                match get(stream.as_bytes(), piece, 1000, Watch::All) {
+                    Err(_) => {}
+                    Ok(out) => panic!("{stream:?} {piece}: {out:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_too_large_to_hold_does_not_pass_where_it_names_an_endpoint() {
+        let x = "x".repeat(200);
+        for stream in [
+            format!("event: endpoint\ndata: {x}\n\n"),
+            format!("data: {x}\nevent: endpoint\n\n"),
+            format!("data: {x}\n event : EndPoint\r\n\r\n"),
+            format!("data: {x}\r\u{feff}event:{}endpoint\r\r", " ".repeat(300)),
+            format!("event:{}endpoint\ndata: http://evil/\n\n", " ".repeat(300)),
+            format!("{}event: endpoint\ndata: http://evil/\n\n", " ".repeat(300)),
+            format!("data: {x}\nevent: endpoint"),
+            format!("data: {x}\u{2028}event: endpoint\u{2028}data: http://evil/\n\n"),
+        ] {
+            for piece in 1..stream.len() {
+                assert_eq!(get(stream.as_bytes(), piece, 100, Watch::All), Err(SseError::TooLarge(100)), "{stream:?} {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_event_stream_passes_unless_a_client_could_find_an_endpoint_in_it() {
+        for body in ["{\"tools\":[]}", "<h1>event: endpoint</h1>", "a\n\nb\r\n", "x: \"tools\"\n"] {
+            for piece in 1..=body.len() {
+                assert_eq!(get(body.as_bytes(), piece, 5, Watch::Foreign).as_deref(), Ok(body), "{piece}");
+            }
+        }
+        for body in ["event: endpoint\ndata: http://evil/\n\n", "x\n event :endpoint", "{}\ndata: {\"result\":{\"tools\":[]}}"] {
+            for piece in 1..=body.len() {
+                assert!(get(body.as_bytes(), piece, 1000, Watch::Foreign).is_err(), "{body:?} {piece}");
+            }
+        }
+        // Nothing of it is held.
+        let mut rewriter = Rewriter::new(1000, Watch::Foreign);
+        assert_eq!(rewriter.push(b"{\"a\":", &mut |_| Ok(Verdict::Pass)).unwrap(), "{\"a\":");
+        assert!(rewriter.between_events());
+    }
+
+    #[test]
+    fn the_last_event_is_decided_on_though_no_blank_line_ends_it() {
+        for end in ["", "\n", "\r", "\r\n"] {
+            let stream = format!("data: a\n\ndata: old{end}");
+            for piece in 1..=stream.len() {
+                assert_eq!(rewrite(stream.as_bytes(), piece, 1000).unwrap().0, "data: a\n\ndata: new\n", "{end:?} {piece}");
+            }
+            let endpoint = format!("event: endpoint\ndata: http://evil/{end}");
+            assert_eq!(get(endpoint.as_bytes(), 5, 1000, Watch::All).unwrap(), "event: endpoint\ndata: /ours\n");
+        }
+    }
+
+    #[test]
+    fn a_comment_does_not_wait_for_the_event_around_it() {
+        let mut rewriter = Rewriter::new(1000, Watch::All);
+        let mut push = |chunk: &str| {
+            let out = rewriter.push(chunk.as_bytes(), &mut |_| Ok(Verdict::Pass)).unwrap();
+            (String::from_utf8(out.to_vec()).unwrap(), rewriter.between_events())
+        };
+        for (chunk, out, between) in [
+            (":hb\n", ":hb\n", true),
+            (":h", "", true),
+            ("b\r", ":hb\r", true),
+            ("\n", "\n", true),
+            ("data: a\n", "", false),
+            (": still\n", ": still\n", false),
+            (":and\r", ":and\r", false),
+            ("\ndata: b\n", "\n", false),
+            ("\n", "data: a\ndata: b\n\n", true),
+        ] {
+            assert_eq!(push(chunk), (out.to_owned(), between), "{chunk:?}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_comes_in_single_bytes_costs_no_more_work_than_one_that_comes_whole() {
+        let x = "x".repeat(50_000);
+        let lines = "data: y\n".repeat(5_000);
+        for (stream, watch) in [
+            (format!("data: {x}\n\n"), Watch::All),
+            (format!("{lines}\n{lines}"), Watch::All),
+            (format!(": {x}\n"), Watch::All),
+            (format!("data: {x}{x}{x}\n\n"), Watch::All),
+            (format!("data: {}\n\n", "\"tool".repeat(20_000)), Watch::All),
+            (format!("{x}{x}"), Watch::Foreign),
+        ] {
+            for piece in [1, 2, 1000, stream.len()] {
+                let mut rewriter = Rewriter::new(100_000, watch);
+                for chunk in stream.as_bytes().chunks(piece) {
+                    rewriter.push(chunk, &mut |_| Ok(Verdict::Pass)).unwrap();
+                }
+                rewriter.finish(&mut |_| Ok(Verdict::Pass)).unwrap();
+                assert!(rewriter.work() <= 3 * stream.len(), "{piece}: {} for {}", rewriter.work(), stream.len());
+            }
         }
     }
 

@@ -108,9 +108,9 @@ impl Filter {
         };
         match self.list(data) {
             Ok(Filtered::Edited(new)) => Ok(Verdict::Replace(new)),
+            Ok(Filtered::Same) => Ok(Verdict::Pass),
             // A client that is less strict may read what this cannot.
-            Err(error) if self.watch == Watch::All => Err(error),
-            Ok(Filtered::Same) | Err(_) => Ok(Verdict::Pass),
+            Err(error) => Err(error),
         }
     }
 }

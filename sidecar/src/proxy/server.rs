@@ -188,12 +188,12 @@ async fn begins(mut stream: TcpStream) -> Option<Begun> {
         }
     };
     let (begun, come) = timeout(HEAD, begun).await.ok()??;
-    Some(Begun { begun, read: 0, come, stream })
+    Some(Begun { first: begun, read: 0, come, stream })
 }
 
 /// A connection of which the first bytes were read.
 struct Begun {
-    begun: [u8; PREFACE.len()],
+    first: [u8; PREFACE.len()],
     read: usize,
     come: usize,
     stream: TcpStream,
@@ -202,7 +202,7 @@ struct Begun {
 impl AsyncRead for Begun {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(rest) = this.begun.get(this.read..this.come).filter(|rest| !rest.is_empty()) {
+        if let Some(rest) = this.first.get(this.read..this.come).filter(|rest| !rest.is_empty()) {
             let part = rest.get(..into.remaining()).unwrap_or(rest);
             into.put_slice(part);
             this.read += part.len();

@@ -21,12 +21,12 @@ use toolweir_engine::{Call, Denial, Permit, json::Raw};
 use super::{
     Limits,
     body::{Answer, Filter, Stop, filter_list},
-    waiting::{Clients, Connection, Outgoing},
     budget::{Budget, Held, ReadError},
     failure::{Failure, Fault},
     legacy::{Stream, Streams},
     oauth,
     upstream::Client,
+    waiting::{Clients, Connection, Outgoing},
 };
 use crate::{
     governor::{self, Arrival, Decided, Governor, InForce, Outcome, Server},
@@ -34,9 +34,9 @@ use crate::{
         answer,
         headers::{self, SESSION_ID},
         list::Filtered,
-        sse::{Watch, spells_tools},
         method_label,
         request::{Message, Refusal, Request as McpRequest, parse},
+        sse::{Watch, spells_tools},
     },
 };
 
@@ -171,7 +171,11 @@ impl Proxy {
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn serve(self, connection: Arc<Connection>, mut request: Request<Incoming>) -> Result<Response<Outgoing>, Infallible> {
+    pub async fn serve(
+        self,
+        connection: Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Outgoing>, Infallible> {
         let under_way = self.shared.clients.begin();
         let in_force = arc_swap::Guard::into_inner(self.shared.governor.in_force());
         let mut way = Way {
@@ -482,11 +486,10 @@ impl Proxy {
         let watch = match (get, list, events) {
             (true, _, true) | (_, true, true) => Some(Watch::All),
             (true, _, false) => Some(Watch::Foreign),
-            (false, false, true) => Some(Watch::Lists),
             _ => None,
         };
         let encoded = parts.headers.contains_key(header::CONTENT_ENCODING);
-        if encoded && (list || watch.is_some_and(|watch| watch != Watch::Lists)) && (status.is_success() || events) {
+        if encoded && (list || get) && (status.is_success() || events) {
             return Err(Failure::Invalid(server.name.clone(), "it is compressed, though that was not asked for".to_owned()));
         }
         if let Some(watch) = watch.filter(|watch| !encoded && (*watch != Watch::Foreign || status.is_success())) {
@@ -541,10 +544,7 @@ impl Proxy {
             return Err(invalid("the list of tools is neither JSON nor an event stream".to_owned()));
         }
         // For what stays of it.
-        let room = match self.shared.budget.hold(bytes.len()).await {
-            Ok(room) => room,
-            Err(_) => return Err(Failure::Overloaded),
-        };
+        let Ok(room) = self.shared.budget.hold(bytes.len()).await else { return Err(Failure::Overloaded) };
         let governor = &self.shared.governor;
         let hidden = governor.metrics.tools_hidden.with_label_values(&[server.name.as_str()]);
         match filter_list(governor, &server.name, &hidden, &bytes) {
@@ -576,7 +576,10 @@ impl Proxy {
         let (bytes, held) = read.ok().and_then(Result::ok).ok_or_else(|| Failure::Upstream(server.name.clone()))?;
         let local = format!("{}/{}", origin(asked), server.name);
         let edited = oauth::rewrite_resource(&bytes, &local).ok_or_else(|| {
-            Failure::Invalid(server.name.clone(), "the description of its authorization is no JSON object with one `resource`".to_owned())
+            Failure::Invalid(
+                server.name.clone(),
+                "the description of its authorization is no JSON object with one `resource`".to_owned(),
+            )
         })?;
         parts.headers.remove(header::CONTENT_LENGTH);
         Ok((Response::from_parts(parts, Answer::held(edited, held)), Outcome::Ok))

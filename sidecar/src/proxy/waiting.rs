@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -93,13 +93,29 @@ async fn wait(connection: Arc<Connection>, budget: Budget, clients: Arc<Clients>
         if let Some(held) = budget.try_hold_for_client(PIECE) {
             return Some(Room::Shared(place, held));
         }
-        clients.press();
+        let _waits = Waits::begin(&clients);
         let held = budget.hold_for_client(PIECE).await?;
         Some(Room::Shared(place, held))
     };
     tokio::select! {
         own = Arc::clone(&connection.own).acquire_owned() => own.ok().map(Room::Own),
         shared = shared => shared,
+    }
+}
+
+/// A wait for room among what all share.
+struct Waits<'a>(&'a Clients);
+
+impl<'a> Waits<'a> {
+    fn begin(clients: &'a Clients) -> Self {
+        clients.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(clients)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -140,8 +156,10 @@ pub struct Clients {
     open: Mutex<(u64, HashMap<u64, Watched>)>,
     requests: AtomicUsize,
     most: usize,
-    /// Somebody was turned away, or waits for room.
-    pressed: AtomicBool,
+    /// How many wait for room.
+    waiting: AtomicUsize,
+    /// For how many looks it matters that somebody was turned away.
+    pressed: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -180,7 +198,13 @@ impl Drop for UnderWay {
 impl Clients {
     /// Clients that may have this many requests under way.
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { open: Mutex::default(), requests: AtomicUsize::new(0), most, pressed: AtomicBool::new(false) })
+        Arc::new(Self {
+            open: Mutex::default(),
+            requests: AtomicUsize::new(0),
+            most,
+            waiting: AtomicUsize::new(0),
+            pressed: AtomicU32::new(0),
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, (u64, HashMap<u64, Watched>)> {
@@ -207,9 +231,9 @@ impl Clients {
         None
     }
 
-    /// Somebody was turned away, or waits: who does not read is cut off sooner.
+    /// Somebody was turned away: who does not read is cut off sooner.
     pub fn press(&self) {
-        self.pressed.store(true, Ordering::Release);
+        self.pressed.store(SHORT + 1, Ordering::Relaxed);
     }
 
     /// Cuts off clients that take nothing of what waits for them, for ever. `cut` is told how many.
@@ -227,7 +251,8 @@ impl Clients {
 
     /// Looks at every connection once, and gives how many were cut off.
     fn look(&self) -> usize {
-        let patience = if self.pressed.swap(false, Ordering::AcqRel) { SHORT } else { PATIENCE };
+        let turned_away = self.pressed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |looks| looks.checked_sub(1)).is_ok();
+        let patience = if turned_away || self.waiting.load(Ordering::Relaxed) > 0 { SHORT } else { PATIENCE };
         let mut gone = 0;
         for watched in self.lock().1.values_mut() {
             let moves = watched.connection.moves.load(Ordering::Relaxed);
