@@ -24,8 +24,20 @@ pub struct Config {
     pub protected_namespaces: Vec<String>,
     /// The store of counts that pods share; none: policies with a scope wider than a pod are refused.
     pub shared_store: Option<SharedStore>,
+    /// Who may use the webhooks.
+    pub webhooks: Webhooks,
     /// How long certificates live.
     pub certificates: Certificates,
+}
+
+/// Who may use the webhooks. Everybody who can connect, unless it is said how API servers are told from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Webhooks {
+    /// The file of the authorities, in PEM, that sign the certificates of API servers. It is read again and again.
+    pub client_ca_file: Option<PathBuf>,
+    /// Names of which such a certificate must have one, as its common name or as a DNS name. Any, where there is none.
+    pub client_names: Vec<String>,
 }
 
 /// The sidecars that are injected.
@@ -335,6 +347,14 @@ impl Config {
                 return Err(format!("protectedNamespaces[{at}]: `{shown}` is no name of a namespace"));
             }
         }
+        if self.webhooks.client_ca_file.is_none() && !self.webhooks.client_names.is_empty() {
+            return Err("webhooks.clientNames: is given without webhooks.clientCaFile, and nobody is asked for a certificate; \
+                        write both"
+                .to_owned());
+        }
+        if let Some(at) = self.webhooks.client_names.iter().position(String::is_empty) {
+            return Err(format!("webhooks.clientNames[{at}]: is empty; write a name such as kube-apiserver"));
+        }
         self.lives().map_err(|error| format!("certificates.{error}"))?;
         self.shared_store.as_ref().map_or(Ok(()), SharedStore::check)
     }
@@ -421,6 +441,7 @@ mod tests {
               prefix: team
               leases: false
               budgetMilliseconds: 20
+            webhooks: {clientCaFile: /etc/client-ca/ca.crt, clientNames: [kube-apiserver]}
             certificates: {caLife: 2m, leafLife: 1m}";
         let config = Config::read(text).unwrap();
         assert_eq!((config.sidecar.image_pull_policy, config.sidecar.log_level), (PullPolicy::Never, LogLevel::Off));
@@ -435,6 +456,9 @@ mod tests {
         assert_eq!((sent.url.as_str(), sent.username.as_deref()), ("rediss://store.example:6380", Some("toolweir")));
         assert_eq!((sent.prefix.as_str(), sent.leases, sent.budget_milliseconds), ("team", false, 20));
         assert_eq!((config.certificates.ca_life.as_secs(), config.certificates.leaf_life.as_secs()), (120, 60));
+        let webhooks =
+            Webhooks { client_ca_file: Some("/etc/client-ca/ca.crt".into()), client_names: vec!["kube-apiserver".to_owned()] };
+        assert_eq!(config.webhooks, webhooks);
         for namespace in ["monitoring", "kube-system", "kube-public", "kube-node-lease", "toolweir-system"] {
             assert!(config.protects(namespace, "toolweir-system"), "{namespace}");
         }
@@ -464,6 +488,9 @@ mod tests {
     fn what_is_wrong_is_named_with_its_field() {
         for (text, promised) in [
             ("side: {}", "unknown field `side`"),
+            ("webhooks: {clientNames: [a]}", "webhooks.clientNames: is given without webhooks.clientCaFile"),
+            ("webhooks: {clientCaFile: a, clientNames: [a, '']}", "webhooks.clientNames[1]: is empty"),
+            ("webhooks: {clientCA: a}", "webhooks: unknown field `clientCA`"),
             ("sidecar: {images: a}", "sidecar: unknown field `images`"),
             ("sidecar: {image: ''}", "sidecar.image: `` is no image; write such as"),
             ("sidecar: {image: 'a b'}", "sidecar.image: `a b` is no image"),

@@ -133,11 +133,11 @@ def names(rendered):
     expect(env == {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace", "POD_UID": "metadata.uid"}, "environment", env)
 
     labels, ports = rendered.pod["metadata"]["labels"], {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
-    expect(ports == {"webhook": 8443, "stream": 8444, "metrics": 8080}, "ports of the container", ports)
+    expect(ports == {"webhook": 8443, "stream": 8444, "metrics": 8080, "probes": 8081}, "ports of the container", ports)
     served = {port["name"]: (port["port"], ports.get(port["targetPort"])) for port in rendered.service["spec"]["ports"]}
     expect(served == {"webhook": (443, 8443), "stream": (8444, 8444), "metrics": (8080, 8080)}, "ports of the Service", served)
     for probe in ("livenessProbe", "readinessProbe"):
-        expect(ports.get(rendered.container[probe]["httpGet"]["port"]) == 8080, "port of the", probe)
+        expect(ports.get(rendered.container[probe]["httpGet"]["port"]) == 8081, "port of the", probe)
 
     selectors = [("Service", {"matchLabels": rendered.service["spec"]["selector"]}), ("Deployment", rendered.deployment["spec"]["selector"])]
     selectors += [("PodDisruptionBudget", one["spec"]["selector"]) for one in rendered.all("PodDisruptionBudget")]
@@ -177,6 +177,13 @@ def configuration(rendered):
         shape_of_store = {"url": str, "username": str, "passwordFile": str, "caFile": str, "certificate": certificate, "prefix": str, "leases": bool, "budgetMilliseconds": int}
         optional = {key for key in ("username", "passwordFile", "caFile", "certificate") if key not in store}
         compare(store, {key: kind for key, kind in shape_of_store.items() if key not in optional}, "config.sharedStore")
+    if webhooks := config.pop("webhooks", None):
+        clients = {"clientCaFile": str, "clientNames": list}
+        compare(webhooks, {key: kind for key, kind in clients.items() if key in webhooks or key == "clientCaFile"}, "config.webhooks")
+        mounts = {mount["name"]: mount["mountPath"] for mount in rendered.container["volumeMounts"]}
+        [volume] = [volume["configMap"] for volume in rendered.pod["spec"]["volumes"] if volume["name"] == "client-ca"]
+        files = [f"{mounts['client-ca']}/{item['path']}" for item in volume["items"]]
+        expect(files == [webhooks["clientCaFile"]] and not volume.get("optional"), "the authorities of API servers are not mounted", files)
     compare(config, shape, "config")
     for kind in ("requests", "limits"):
         for resource, quantity in config["sidecar"]["resources"][kind].items():
