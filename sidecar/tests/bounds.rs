@@ -155,8 +155,35 @@ async fn a_list_that_is_not_read_counts_as_held_until_it_is() {
     until("its room to come free", async || held().await == 0.0).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_do_not_read_keep_no_place_from_others() {
+    let (upstream, _) = endless().await;
+    let sidecar = Sidecar::with(&allow_all(&upstream.url()), |config| config.limits.requests = 8).await;
+    // One connection gets no more than three quarters of all places.
+    let mut client = Http2::connect(sidecar.address).await;
+    let mut statuses = Vec::new();
+    let mut answers = Vec::new();
+    for id in 0..8 {
+        let answer = client.head(&Ask::post(call(&id.to_string(), "large", "{}"))).await;
+        statuses.push(answer.status().as_u16());
+        answers.push(answer);
+    }
+    assert_eq!(statuses, [200, 200, 200, 200, 200, 200, 503, 503]);
+    assert_eq!(sidecar.reason(&call("1", "pay", "{}")).await, "none");
+    // Many take all of them; who comes then waits until those that do not read are cut off.
+    let mut hoards = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(sidecar.address).await.unwrap();
+        stream.write_all(&Ask::post(call("1", "large", "{}")).bytes("localhost")).await.unwrap();
+        let mut head = [0; 12];
+        within("an answer", stream.read_exact(&mut head)).await.unwrap();
+        hoards.push(stream);
+    }
+    assert_eq!(sidecar.reason(&call("1", "pay", "{}")).await, "none");
+}
+
 #[tokio::test]
-async fn beyond_the_requests_that_may_be_under_way_one_is_turned_away_at_once() {
+async fn beyond_the_requests_that_may_be_under_way_one_is_turned_away() {
     let (guards, mut hanging) = tokio::sync::mpsc::unbounded_channel();
     let upstream = Upstream::start(move |seen| {
         if seen.text().contains("hang") {

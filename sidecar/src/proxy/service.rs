@@ -177,7 +177,7 @@ impl Proxy {
         connection: Arc<Connection>,
         mut request: Request<Incoming>,
     ) -> Result<Response<Outgoing>, Infallible> {
-        let under_way = self.shared.clients.begin();
+        let under_way = self.shared.clients.begin(&connection).await;
         let in_force = arc_swap::Guard::into_inner(self.shared.governor.in_force());
         let mut way = Way {
             governor: &self.shared.governor,

@@ -17,7 +17,10 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::{
     body::{Answer, BodyError},
@@ -36,6 +39,11 @@ const PATIENCE: u32 = 30;
 /// The same while others are turned away or wait for room.
 const SHORT: u32 = 2;
 
+/// How many requests of one connection find a place where three quarters of all places are taken.
+const FEW: usize = 4;
+/// How long the only request of a connection waits for a place: longer than it takes to cut off who does not read.
+const TURN: Duration = Duration::from_secs(4);
+
 /// One connection, as far as something waits for it.
 #[derive(Debug)]
 pub struct Connection {
@@ -43,6 +51,8 @@ pub struct Connection {
     shared: Arc<Semaphore>,
     /// Pieces that wait.
     waiting: AtomicUsize,
+    /// Its requests under way.
+    requests: AtomicUsize,
     /// Counts what the client takes.
     moves: AtomicU64,
     cut: Notify,
@@ -54,6 +64,7 @@ impl Connection {
             own: Arc::new(Semaphore::new(1)),
             shared: Arc::new(Semaphore::new(PIECES)),
             waiting: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
             moves: AtomicU64::new(0),
             cut: Notify::new(),
         }
@@ -100,6 +111,22 @@ async fn wait(connection: Arc<Connection>, budget: Budget, clients: Arc<Clients>
     tokio::select! {
         own = Arc::clone(&connection.own).acquire_owned() => own.ok().map(Room::Own),
         shared = shared => shared,
+    }
+}
+
+/// A wait for a place among the requests under way.
+struct Turn<'a>(&'a Clients);
+
+impl<'a> Turn<'a> {
+    fn begin(clients: &'a Clients) -> Self {
+        clients.turns.fetch_add(1, Ordering::AcqRel);
+        Self(clients)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.turns.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -156,6 +183,9 @@ pub struct Clients {
     open: Mutex<(u64, HashMap<u64, Watched>)>,
     requests: AtomicUsize,
     most: usize,
+    /// Requests that wait for a place, and how they hear of one.
+    turns: AtomicUsize,
+    free: Notify,
     /// How many wait for room.
     waiting: AtomicUsize,
     /// For how many looks it matters that somebody was turned away.
@@ -187,11 +217,18 @@ impl Drop for Opened {
 
 /// A request under way, until its answer has ended.
 #[derive(Debug)]
-pub struct UnderWay(Arc<Clients>);
+pub struct UnderWay {
+    clients: Arc<Clients>,
+    connection: Arc<Connection>,
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::AcqRel);
+        self.connection.requests.fetch_sub(1, Ordering::AcqRel);
+        self.clients.requests.fetch_sub(1, Ordering::AcqRel);
+        if self.clients.turns.load(Ordering::Acquire) > 0 {
+            self.clients.free.notify_one();
+        }
     }
 }
 
@@ -202,6 +239,8 @@ impl Clients {
             open: Mutex::default(),
             requests: AtomicUsize::new(0),
             most,
+            turns: AtomicUsize::new(0),
+            free: Notify::new(),
             waiting: AtomicUsize::new(0),
             pressed: AtomicU32::new(0),
         })
@@ -221,13 +260,38 @@ impl Clients {
         Opened { connection, clients: Arc::clone(self), number }
     }
 
-    /// A place for a request; nothing where as many are under way as may be.
-    pub fn begin(self: &Arc<Self>) -> Option<UnderWay> {
-        let under_way = UnderWay(Arc::clone(self));
-        if self.requests.fetch_add(1, Ordering::AcqRel) < self.most {
-            return Some(under_way);
+    /// A place for a request; nothing where as many are under way as may be. The last quarter is for connections that have
+    /// few, and the only request of a connection waits a while.
+    pub async fn begin(self: &Arc<Self>, connection: &Arc<Connection>) -> Option<UnderWay> {
+        if let Some(place) = self.try_begin(connection) {
+            return Some(place);
         }
         self.press();
+        if connection.requests.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        let _turn = Turn::begin(self);
+        let free = async {
+            loop {
+                let free = self.free.notified();
+                if let Some(place) = self.try_begin(connection) {
+                    return place;
+                }
+                self.press();
+                free.await;
+            }
+        };
+        timeout(TURN, free).await.ok()
+    }
+
+    fn try_begin(self: &Arc<Self>, connection: &Arc<Connection>) -> Option<UnderWay> {
+        let theirs = connection.requests.fetch_add(1, Ordering::AcqRel);
+        let all = self.requests.fetch_add(1, Ordering::AcqRel);
+        if all < self.most / 4 * 3 || (theirs < FEW && all < self.most) {
+            return Some(UnderWay { clients: Arc::clone(self), connection: Arc::clone(connection) });
+        }
+        self.requests.fetch_sub(1, Ordering::AcqRel);
+        connection.requests.fetch_sub(1, Ordering::AcqRel);
         None
     }
 
