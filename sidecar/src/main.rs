@@ -152,12 +152,15 @@ struct Run {
     /// The largest request, and the largest list of tools, in bytes.
     #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
     max_body: usize,
-    /// The bytes of all bodies that are held at once.
+    /// The bytes that are held at once: of bodies, and of answers that wait for their clients.
     #[arg(long, default_value_t = Limits::default().held, value_name = "BYTES")]
     max_held: usize,
     /// The connections of clients that may be open.
     #[arg(long, default_value_t = Limits::default().connections, value_name = "COUNT")]
     max_connections: usize,
+    /// The requests that may be under way, their answers included.
+    #[arg(long, default_value_t = Limits::default().requests, value_name = "COUNT")]
+    max_requests: usize,
     /// Seconds that connecting to a server may take.
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = seconds)]
     connect_timeout: Duration,
@@ -330,6 +333,7 @@ fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
                     connect: arguments.connect_timeout,
                     first_byte: arguments.first_byte_timeout,
                     connections: arguments.max_connections,
+                    requests: arguments.max_requests,
                     ..Limits::default()
                 },
                 counters: arguments.pod.max_counters,

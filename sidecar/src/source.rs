@@ -168,28 +168,32 @@ impl Watch {
             let now = look(&self.path);
             if now != self.last {
                 self.last = now;
-                self.reload(&governor);
+                // Compiling takes its time, and this thread accepts connections.
+                let (path, urls, governor) = (self.path.clone(), self.urls, Arc::clone(&governor));
+                if let Err(error) = tokio::task::spawn_blocking(move || reload(&path, urls, &governor)).await {
+                    tracing::error!(%error, "policy not read");
+                }
             }
         }
     }
+}
 
-    fn reload(&self, governor: &Governor) {
-        let loaded = files(&self.path)
-            .map_err(|error| vec![error])
-            .and_then(|files| load(&files, Arc::clone(governor.counters()), &governor.options(), self.urls))
-            .and_then(|loaded| loaded.in_force(&self.path, &governor.metrics));
-        match loaded {
-            Ok(new) => {
-                tracing::info!(version = %new.version, policies = new.policies.len(), "policy in force");
-                governor.replace(new);
+fn reload(path: &Path, urls: Urls, governor: &Governor) {
+    let loaded = files(path)
+        .map_err(|error| vec![error])
+        .and_then(|files| load(&files, Arc::clone(governor.counters()), &governor.options(), urls))
+        .and_then(|loaded| loaded.in_force(path, &governor.metrics));
+    match loaded {
+        Ok(new) => {
+            tracing::info!(version = %new.version, policies = new.policies.len(), "policy in force");
+            governor.replace(new);
+        }
+        Err(errors) => {
+            for error in errors {
+                tracing::error!(%error, "policy refused; the last good one stays in force");
             }
-            Err(errors) => {
-                for error in errors {
-                    tracing::error!(%error, "policy refused; the last good one stays in force");
-                }
-                governor.metrics.policy_reload_failures.inc();
-                governor.set_stale();
-            }
+            governor.metrics.policy_reload_failures.inc();
+            governor.set_stale();
         }
     }
 }

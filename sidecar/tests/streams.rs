@@ -271,6 +271,79 @@ async fn an_endpoint_of_another_origin_ends_the_stream() {
     }
 }
 
+/// What a client gets of a GET of which the server gives all this.
+async fn got(kind: &'static str, status: u16, body: &str) -> Result<String, &'static str> {
+    let (kind, body) = (kind.to_owned(), body.to_owned());
+    let upstream = Upstream::start(move |_| Reply::new(status, &kind, body.clone())).await;
+    let sidecar = Sidecar::start(&policy(&upstream.url(), "[{name: pay}]")).await;
+    let mut wire = Wire::connect(sidecar.address).await;
+    wire.write(&Ask::get().with("connection", "close").bytes("localhost")).await;
+    // One that ends at its first event may have no head.
+    let got = wire.closed().await;
+    let (head, body) = got.split_once("\r\n\r\n").unwrap_or_default();
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    match body.strip_suffix("0\r\n\r\n") {
+        Some(body) if chunked => Ok(body.split_once("\r\n").and_then(|(_, body)| body.strip_suffix("\r\n")).unwrap().to_owned()),
+        None if !chunked && head.contains(&format!("content-length: {}", body.len())) => Ok(body.to_owned()),
+        _ => Err("broken off"),
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_is_known_however_clients_read_it() {
+    for (kind, status, event) in [
+        (EVENTS, 200, "event : endpoint \ndata: http://evil.example/m\n\n"),
+        (EVENTS, 200, "event:\tEndpoint\ndata: http://evil.example/m\n\n"),
+        ("Text/Event-Stream; charset=utf-8", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("text/event-stream ; charset=utf-8", 201, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("application/json, text/event-stream", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        (EVENTS, 404, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("application/json", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("application/x-ndjson", 200, ": c\n\nevent:endpoint\ndata: http://evil.example/m\n\n"),
+        ("text/plain", 200, " event: endpoint\rdata: /m\r\r"),
+        ("", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        (EVENTS, 200, "event: endpoint\ndata: http://evil.example/m"),
+        (EVENTS, 200, "data: http://evil.example/m\nevent: endpoint"),
+        (EVENTS, 200, "event: endpoint\nevent: message\ndata: /m\n\n"),
+        (EVENTS, 200, "data: x\u{2028}event: endpoint\u{2028}data: http://evil.example/m\n\n"),
+    ] {
+        assert_eq!(got(kind, status, event).await, Err("broken off"), "{kind:?} {event:?}");
+    }
+    let large = "x".repeat(4 * 1024 * 1024);
+    for event in [format!("event: endpoint\ndata: /m?{large}\n\n"), format!("data: {large}\nevent: endpoint\n\n")] {
+        assert_eq!(got(EVENTS, 200, &event).await, Err("broken off"));
+    }
+    // One of the server's own origin is rewritten, in words that every client reads.
+    for event in ["event : Endpoint \ndata: /m\n\n", "\u{feff}EVENT:endpoint\ndata:/m\n\n"] {
+        let told = got(EVENTS, 200, event).await.unwrap();
+        assert!(told.starts_with("event: endpoint\ndata: /bank/-/messages/") && told.ends_with("\n\n"), "{told:?}");
+    }
+    // What is no event stream passes as it is.
+    for (kind, body) in
+        [("application/json", r#"{"tools":["endpoint"]}"#), ("text/html", "<p>event: endpoint</p>\n\n"), ("", "x")]
+    {
+        assert_eq!(got(kind, 200, body).await.as_deref(), Ok(body), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn comments_pass_at_once_and_are_no_half_of_an_event() {
+    let (upstream, mut opened) = Upstream::streaming(EVENTS).await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
+    let feed = opened.recv().await.unwrap();
+    feed.send(":hb\n").await;
+    assert_eq!(wire.text_up_to("\n").await, ":hb\n");
+    feed.send("data: a\n").await;
+    feed.send(": still there\n").await;
+    assert_eq!(wire.text_up_to("\n").await, ": still there\n");
+    feed.send("\n:hb").await;
+    assert_eq!(wire.text_up_to("\n\n").await, "data: a\n\n");
+    // It ends at once when the sidecar stops: there is no event to wait for.
+    assert!(sidecar.stop(Duration::from_secs(5)).await);
+    assert_eq!(wire.rest().await, Ok("".into()));
+}
+
 #[tokio::test]
 async fn a_denial_arrives_on_the_stream_and_the_session_lives_on() {
     let mut legacy = Legacy::start("[{name: pay, limits: [{max: 1, window: hour}]}]", "/m").await;

@@ -15,6 +15,11 @@ const ENVELOPE: &[&str] = &["jsonrpc", "id", "method", "params", "result", "erro
 const PARAMS: &[&str] = &["name", "arguments", "_meta", "task", "uri", "taskId"];
 const META: &[&str] = &[PROTOCOL_VERSION];
 
+/// How many keys an object that decides may have: each is remembered until the object ends, to find one that is repeated.
+pub const MOST_KEYS: usize = 1024;
+/// How long such a key may be, in bytes, as it is written.
+pub const LONGEST_KEY: usize = 1024;
+
 /// A client's message.
 #[derive(Clone, Debug)]
 pub enum Message<'a> {
@@ -89,6 +94,12 @@ pub enum Refusal {
     /// A key stands twice.
     #[error("{0} repeats the key `{1}`")]
     Repeated(&'static str, String),
+    /// More keys than are read.
+    #[error("{0} has more than {MOST_KEYS} keys; put them into `arguments`, or send less at once")]
+    Keys(&'static str),
+    /// A key that is longer than is read.
+    #[error("{0} has a key of more than {LONGEST_KEY} bytes")]
+    LongKey(&'static str),
     /// A key that some parsers take for a known one.
     #[error("{0} has the key `{1}`, which differs from `{2}` in case alone")]
     Case(&'static str, String, &'static str),
@@ -279,7 +290,7 @@ struct Keys<'a> {
     object: &'static str,
     known: &'static [&'static str],
     few: SmallVec<[Cow<'a, str>; 8]>,
-    /// Used once there are many, so that a million keys cost no more than a million steps.
+    /// Used once there are more, so that each costs one step.
     many: HashSet<Cow<'a, str>>,
 }
 
@@ -289,6 +300,9 @@ impl<'a> Keys<'a> {
     }
 
     fn add(&mut self, key: Raw<'a>) -> Result<Cow<'a, str>, Refusal> {
+        if key.as_str().len() > LONGEST_KEY + 2 {
+            return Err(Refusal::LongKey(self.object));
+        }
         let key = key.string()?.unwrap_or_default();
         if key.contains('\0') {
             return Err(Refusal::Nul(self.object));
@@ -303,6 +317,8 @@ impl<'a> Keys<'a> {
         }
         if self.few.len() < 8 {
             self.few.push(key.clone());
+        } else if self.many.len() + 8 >= MOST_KEYS {
+            return Err(Refusal::Keys(self.object));
         } else {
             self.many.insert(key.clone());
         }
@@ -381,5 +397,29 @@ mod tests {
         let many: String = (0..20).map(|n| format!("\"k{n}\":0,")).collect();
         assert!(parse(format!("{{{many}\"k15\":1,\"method\":\"ping\"}}").as_bytes()).is_err());
         assert!(parse(format!("{{{many}\"method\":\"ping\"}}").as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn an_object_that_decides_has_a_bounded_number_of_keys_of_a_bounded_length() {
+        let keys = |count: usize| (0..count).map(|n| format!("\"k{n}\":0,")).collect::<String>();
+        for (count, fits) in [(MOST_KEYS - 2, true), (MOST_KEYS, false)] {
+            let keys = keys(count);
+            for body in [
+                format!("{{{keys}\"jsonrpc\":\"2.0\",\"method\":\"ping\"}}"),
+                format!("{{\"method\":\"ping\",\"params\":{{{keys}\"a\":1,\"b\":2}}}}"),
+                format!("{{\"method\":\"ping\",\"params\":{{\"_meta\":{{{keys}\"a\":1,\"b\":2}}}}}}"),
+            ] {
+                match parse(body.as_bytes()) {
+                    Ok(_) => assert!(fits, "{count}"),
+                    Err(refusal) => {
+                        assert!(!fits && refusal.to_string().contains("has more than 1024 keys"), "{count}: {refusal}");
+                    }
+                }
+            }
+        }
+        for (length, fits) in [(LONGEST_KEY, true), (LONGEST_KEY + 1, false)] {
+            let body = format!("{{\"method\":\"ping\",\"params\":{{\"{}\":1}}}}", "k".repeat(length));
+            assert_eq!(parse(body.as_bytes()).is_ok(), fits, "{length}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The way of a request: parse once, decide, forward.
 //!
 //! [`service`] has the way itself; what it stands on: [`upstream`] connects to servers, [`body`] streams answers,
-//! [`budget`] bounds what is held, [`legacy`] knows the open streams of the HTTP+SSE transport, [`oauth`] rewrites
+//! [`budget`] bounds what is held, [`waiting`] what waits for clients, [`legacy`] knows the open streams of the HTTP+SSE transport, [`oauth`] rewrites
 //! where a server's authorization is described, and [`server`] accepts connections.
 
 pub mod body;
@@ -12,6 +12,7 @@ pub mod oauth;
 pub mod server;
 pub mod service;
 pub mod upstream;
+pub mod waiting;
 
 use std::time::Duration;
 
@@ -32,18 +33,21 @@ pub struct Limits {
     pub first_byte: Duration,
     /// How many connections of clients may be open.
     pub connections: usize,
+    /// How many requests may be under way, their answers included.
+    pub requests: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             body: 4 * 1024 * 1024,
-            held: 64 * 1024 * 1024,
+            held: 16 * 1024 * 1024,
             held_wait: Duration::from_secs(1),
             body_time: Duration::from_secs(30),
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(300),
-            connections: 1024,
+            connections: 512,
+            requests: 256,
         }
     }
 }

@@ -26,6 +26,7 @@ use super::{
     legacy::{Stream, Streams},
     oauth,
     upstream::Client,
+    waiting::{Clients, Connection, Outgoing},
 };
 use crate::{
     governor::{self, Arrival, Decided, Governor, InForce, Outcome, Server},
@@ -35,6 +36,7 @@ use crate::{
         list::Filtered,
         method_label,
         request::{Message, Refusal, Request as McpRequest, parse},
+        sse::{Watch, spells_tools},
     },
 };
 
@@ -47,6 +49,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Room for bodies.
     pub budget: Budget,
+    /// The open connections of clients.
+    pub clients: Arc<Clients>,
     /// Open streams of the HTTP+SSE transport.
     pub streams: Streams,
     /// Names under which the sidecar may be reached besides local ones.
@@ -167,7 +171,12 @@ impl Proxy {
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn serve(self, mut request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    pub async fn serve(
+        self,
+        connection: Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Outgoing>, Infallible> {
+        let under_way = self.shared.clients.begin(&connection).await;
         let in_force = arc_swap::Guard::into_inner(self.shared.governor.in_force());
         let mut way = Way {
             governor: &self.shared.governor,
@@ -183,7 +192,10 @@ impl Proxy {
             request.headers_mut().insert(header::HOST, host);
         }
         let head = request.method() == Method::HEAD;
-        let answer = self.route(request, &mut way).await;
+        let answer = match under_way {
+            Some(_) => self.route(request, &mut way).await,
+            None => Err(Failure::Overloaded),
+        };
         let (mut response, outcome) = match answer {
             Ok(done) => done,
             Err(failure) => way.failed(&failure, None),
@@ -192,7 +204,8 @@ impl Proxy {
         if head {
             *response.body_mut() = Answer::whole(Bytes::new());
         }
-        Ok(response)
+        let (clients, budget) = (Arc::clone(&self.shared.clients), self.shared.budget.clone());
+        Ok(response.map(|answer| Outgoing::new(answer, connection, clients, budget, under_way)))
     }
 
     async fn route(&self, request: Request<Incoming>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
@@ -468,13 +481,18 @@ impl Proxy {
             rewrite_challenges(&mut parts.headers, url, asked, &server.name);
         }
         let outcome = outcome_of(status);
-        let kind = content_type(&parts.headers);
-        let (get, read) = (to == To::Get, to == To::List && status.is_success());
-        let watched = (get || read) && kind.eq_ignore_ascii_case("text/event-stream");
-        if (read || watched) && parts.headers.contains_key(header::CONTENT_ENCODING) {
+        let (get, list, events) = (to == To::Get, to == To::List, is_events(&parts.headers));
+        // Some clients take what a GET gives for events, whatever it says that it is.
+        let watch = match (get, list, events) {
+            (true, _, true) | (_, true, true) => Some(Watch::All),
+            (true, _, false) => Some(Watch::Foreign),
+            _ => None,
+        };
+        let encoded = parts.headers.contains_key(header::CONTENT_ENCODING);
+        if encoded && (list || get) && (status.is_success() || events) {
             return Err(Failure::Invalid(server.name.clone(), "it is compressed, though that was not asked for".to_owned()));
         }
-        if watched {
+        if let Some(watch) = watch.filter(|watch| !encoded && (*watch != Watch::Foreign || status.is_success())) {
             let url = server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone()))?;
             let (open, inject) = if get { Some(self.shared.streams.open(&server.name, &url)).unzip() } else { (None, None) };
             let filter = Filter {
@@ -482,14 +500,17 @@ impl Proxy {
                 server: server.name.clone(),
                 hidden: self.shared.governor.metrics.tools_hidden.with_label_values(&[server.name.as_str()]),
                 open,
+                watch,
             };
-            parts.headers.remove(header::CONTENT_LENGTH);
-            let stop = get.then(|| self.stop());
-            let answer = Answer::events(body, self.shared.limits.body, filter, inject, self.shared.budget.clone(), stop);
+            if watch != Watch::Foreign {
+                parts.headers.remove(header::CONTENT_LENGTH);
+            }
+            let stop = (get || to == To::Listen).then(|| self.stop());
+            let answer = Answer::events(body, self.shared.limits.body, filter, inject, self.shared.budget.clone(), permit, stop);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
-        if read {
-            let answer = self.list(body, &kind, way).await?;
+        if list && !encoded {
+            let answer = self.list(body, &content_type(&parts.headers), status, way).await?;
             parts.headers.remove(header::CONTENT_LENGTH);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
@@ -498,13 +519,13 @@ impl Proxy {
     }
 
     /// Reads a tools/list answer and shows of it what may be called.
-    async fn list(&self, body: Incoming, kind: &str, way: &mut Way<'_>) -> Result<Answer, Failure> {
+    async fn list(&self, body: Incoming, kind: &str, status: StatusCode, way: &mut Way<'_>) -> Result<Answer, Failure> {
         let server = way.server.clone().ok_or(Failure::UnknownServer)?;
         let invalid = |why: String| Failure::Invalid(server.name.clone(), why);
         let before = Instant::now();
         let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, self.shared.limits.body)).await;
         way.waited += before.elapsed();
-        let (bytes, _held) = match read {
+        let (bytes, held) = match read {
             Ok(Ok(read)) => read,
             Ok(Err(ReadError::TooLarge)) => {
                 return Err(invalid(format!("the list of tools is larger than {} bytes", self.shared.limits.body)));
@@ -516,14 +537,20 @@ impl Proxy {
         if bytes.is_empty() {
             return Ok(Answer::whole(bytes));
         }
-        if !kind.eq_ignore_ascii_case("application/json") {
+        let json = kind.eq_ignore_ascii_case("application/json");
+        // An error is passed on whatever it is, unless some client could find a list in it.
+        let error = !status.is_success();
+        if !json && !error {
             return Err(invalid("the list of tools is neither JSON nor an event stream".to_owned()));
         }
+        // For what stays of it.
+        let Ok(room) = self.shared.budget.hold(bytes.len()).await else { return Err(Failure::Overloaded) };
         let governor = &self.shared.governor;
         let hidden = governor.metrics.tools_hidden.with_label_values(&[server.name.as_str()]);
         match filter_list(governor, &server.name, &hidden, &bytes) {
-            Ok(Filtered::Same) => Ok(Answer::whole(bytes)),
-            Ok(Filtered::Edited(edited)) => Ok(Answer::whole(edited)),
+            Ok(Filtered::Same) => Ok(Answer::held(bytes, held)),
+            Ok(Filtered::Edited(edited)) => Ok(Answer::held(edited, room)),
+            Err(_) if error && !spells_tools(&bytes) => Ok(Answer::held(bytes, held)),
             Err(error) => Err(invalid(format!("the list of tools {error}"))),
         }
     }
@@ -544,14 +571,18 @@ impl Proxy {
         }
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
-        let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, self.shared.limits.body)).await;
-        let (bytes, _held) = read.ok().and_then(Result::ok).ok_or_else(|| Failure::Upstream(server.name.clone()))?;
+        let most = self.shared.limits.body.min(oauth::LARGEST);
+        let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, most)).await;
+        let (bytes, held) = read.ok().and_then(Result::ok).ok_or_else(|| Failure::Upstream(server.name.clone()))?;
         let local = format!("{}/{}", origin(asked), server.name);
         let edited = oauth::rewrite_resource(&bytes, &local).ok_or_else(|| {
-            Failure::Invalid(server.name.clone(), "the description of its authorization is no JSON object".to_owned())
+            Failure::Invalid(
+                server.name.clone(),
+                "the description of its authorization is no JSON object with one `resource`".to_owned(),
+            )
         })?;
         parts.headers.remove(header::CONTENT_LENGTH);
-        Ok((Response::from_parts(parts, Answer::whole(edited)), Outcome::Ok))
+        Ok((Response::from_parts(parts, Answer::held(edited, held)), Outcome::Ok))
     }
 
     fn stop(&self) -> Stop {
@@ -641,6 +672,13 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+/// Whether some client takes an answer for an event stream: one that looks for the type anywhere in what the answer says.
+fn is_events(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    let names = |value: &HeaderValue| value.as_bytes().windows(KIND.len()).any(|part| part.eq_ignore_ascii_case(KIND));
+    headers.get_all(header::CONTENT_TYPE).iter().any(names)
 }
 
 /// Whether a client takes JSON; one that says nothing does.

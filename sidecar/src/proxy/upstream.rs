@@ -28,9 +28,17 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::timeout;
 use tower_service::Service;
 
+use super::waiting::PIECE;
+
 /// How long an idle connection is kept. Common servers close theirs after 5 s; closing first avoids sending a call on
 /// a connection that is being closed.
 const IDLE: Duration = Duration::from_secs(4);
+
+/// What the kernel may keep for a connection to a server, in each direction. It doubles the number.
+const KERNEL: usize = 32 * 1024;
+/// What may have come over HTTP/2 that is not read yet, of one answer and of all on a connection.
+const STREAM: u32 = 64 * 1024;
+const CONNECTION: u32 = 1024 * 1024;
 
 /// A client with its pool of connections. Each worker has its own, so that a call never changes threads.
 #[derive(Clone, Debug)]
@@ -45,6 +53,9 @@ impl Client {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_keepalive(Some(Duration::from_secs(60)));
+        // What the kernel keeps of an answer that nobody reads counts as the pod's memory.
+        http.set_recv_buffer_size(Some(KERNEL));
+        http.set_send_buffer_size(Some(KERNEL));
         let https = HttpsConnectorBuilder::new()
             .with_tls_config((**tls).clone())
             .https_or_http()
@@ -56,6 +67,11 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .http2_keep_alive_interval(Duration::from_secs(30))
+            .http1_max_buf_size(PIECE)
+            .http2_initial_stream_window_size(STREAM)
+            .http2_initial_connection_window_size(CONNECTION)
+            .http2_max_send_buf_size(PIECE)
+            .http2_max_header_list_size(16 * 1024)
             .build(Bounded { inner: https, limit: connect });
         Self { pool }
     }
