@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, Guard};
 use http::Uri;
 use prometheus::{Histogram, IntCounter};
 use smallvec::SmallVec;
-use toolweir_crds::{Mode, OnStoreFailure, stream::Refused};
+use toolweir_crds::{Mode, OnStoreFailure, bounds::server_url, stream::Refused};
 use toolweir_engine::{
     Begun, Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Pending, Permit, Policy, Reason, Timestamp,
     json::Raw,
@@ -104,7 +104,7 @@ impl InForce {
         let (mut servers, mut bad) = (HashMap::new(), Vec::new());
         for view in engine.servers() {
             let url = view.url.and_then(|url| {
-                let found = target(url);
+                let found = server_url(url);
                 if let Err(why) = &found {
                     bad.push(BadUrl { server: view.name.to_owned(), url: url.to_owned(), why: why.clone() });
                 }
@@ -148,20 +148,6 @@ impl InForce {
     pub fn server(&self, name: &str) -> Option<&Arc<Server>> {
         self.servers.get(name)
     }
-}
-
-/// Where a url leads, or why it leads nowhere.
-fn target(url: &str) -> Result<Uri, String> {
-    let parsed: Uri = url.parse().map_err(|error| format!("`{url}` is no URL: {error}"))?;
-    let Some(authority) = parsed.authority().filter(|authority| !authority.host().is_empty()) else {
-        return Err(format!("`{url}` names no host"));
-    };
-    // The parser takes any text for a port, and who connects takes what is no number for none.
-    let (_, port) = authority.as_str().rsplit_once(authority.host()).unwrap_or_default();
-    if port.len() > 1 && authority.port_u16().is_none() {
-        return Err(format!("`{url}` has a port that is no number up to 65535"));
-    }
-    Ok(parsed)
 }
 
 /// What became of a request: the closed set of the metrics' label `outcome`.

@@ -92,6 +92,7 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: U
     let policies: Vec<Policy> = located.iter().map(|located| located.document.clone().into()).collect();
     let (engine, problems) = Engine::compile(&policies, counters, options);
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    warnings.extend(located.iter().flat_map(Located::unquoted));
     for problem in problems {
         let Some(place) = located.get(problem.policy) else { continue };
         match (problem.severity, urls) {
@@ -100,14 +101,6 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: U
                 warnings.push(place.error(&problem.error))
             }
             (Severity::NoUrl, Urls::Unused) => {}
-        }
-    }
-    for (policy, place) in policies.iter().zip(&located) {
-        for (index, server) in policy.spec.servers.iter().enumerate() {
-            if let Some(Err(error)) = server.url.as_ref().map(|url| url.parse::<http::Uri>()) {
-                let path = format!("spec.servers[{index}].url");
-                errors.push(place.error(&FieldError { path, message: format!("is no URL: {error}") }));
-            }
         }
     }
     if !errors.is_empty() {

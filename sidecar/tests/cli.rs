@@ -175,6 +175,9 @@ async fn check_says_what_is_in_order_and_what_is_not() {
             assert!(error.contains(why) && error.lines().count() == 1, "{name}: {error}");
         }
     }
+    let path = folder.write("policy.yaml", allow_all(URL).replace("bank", "on"));
+    let (code, out, _) = said(&program::run(&["check", path.to_str().unwrap()]).await);
+    assert!(code == 0 && out.contains("`on` without quotes is a boolean to kubectl; write \"on\""), "{out}");
     // Files and folders together are the policies of one pod.
     folder.write("policy.yaml", allow_all(URL));
     folder.write("shop.yaml", allow_all(URL).replace("bank", "shop"));
