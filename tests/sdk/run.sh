@@ -144,7 +144,7 @@ if [ ! "$direct" ]; then
 	# For stdio there is no url to give.
 	policy everything-stdio fastmcp-stdio >"$logs/policy-stdio.yaml"
 	port && listen=127.0.0.1:$port
-	start "$logs/sidecar.log" "$sidecar" run --policy "$logs/policy.yaml" --listen "$listen" --max-body 65536 \
+	start "$logs/sidecar.log" "$sidecar" run --policy "$logs/policy.yaml" --listen "$listen" --max-body 32768 \
 		--metrics-listen "127.0.0.1:$(free_port)" --admin-listen "127.0.0.1:$(free_port)"
 	wait_port "$port" 10 "the sidecar ($logs/sidecar.log)"
 fi
@@ -164,7 +164,7 @@ row() {
 	checks=$(($(grep -o '"what"' <<<"$steps" | wc -l) + 1))
 	case $transport$direct in
 	stdio)
-		target="[\"$sidecar\", \"stdio\", \"--max-body\", \"65536\", \"--policy\", \"$logs/policy-stdio.yaml\","
+		target="[\"$sidecar\", \"stdio\", \"--max-body\", \"32768\", \"--policy\", \"$logs/policy-stdio.yaml\","
 		target+=" \"--server\", \"$name\", \"--\", ${command[$server]}]"
 		;;
 	stdio*) target="[${command[$server]}]" ;;

@@ -48,7 +48,7 @@ steps = [
 ]
 if args.refused:
     # Twice what run.sh sets as --max-body.
-    steps.append(call("refused call", args.echo, {"message": "x" * 131072}, "--max-body", failed=True))
+    steps.append(call("refused call", args.echo, {"message": "x" * 65536}, "larger than", failed=True))
     steps.append(say("four", "allowed tool after a refused call"))
 if args.failed:
     steps.append(call("failed call", args.echo, {"message": "please hang up"}, "hung up", failed=True))
