@@ -67,8 +67,8 @@ async def run_steps(protocol, steps, list_tools, call_tool):
         report("connect", error)
     for step in steps:
         try:
-            # One step that hangs must not hide what the others say.
-            with anyio.fail_after(20):
+            # One step that hangs must not hide what the others say. Some frameworks import for seconds in the first one.
+            with anyio.fail_after(60 if step is steps[0] else 20):
                 if "list" in step:
                     check_list(step["list"], await list_tools())
                 else:

@@ -17,6 +17,9 @@ need javac "apt-get install default-jdk-headless (Java 17 or later)"
 need mvn "apt-get install maven"
 need timeout "apt-get install coreutils"
 
+# Tests tell nobody of themselves.
+export MCP_USE_ANONYMIZED_TELEMETRY=false HAYSTACK_TELEMETRY_ENABLED=False OPENAI_AGENTS_DISABLE_TRACING=1
+
 # One environment for all that agree on a version of the SDK.
 mcp1=$(python_env sdk-mcp1 mcp==1.30.0 langchain-mcp-adapters==0.3.2 mcp-use==1.7.1 mcp-haystack==2.1.1 \
 	smolagents[mcp]==1.26.0 openai-agents==0.24.0 google-adk==2.13.0)
@@ -32,7 +35,7 @@ mkdir -p "$programs"
 java=$CACHE/java-sdk
 if ! stamp "$java" "$(cat "$here"/java/*)"; then
 	rm -rf "$java"
-	mvn --quiet --batch-mode --file "$here/java" dependency:copy-dependencies -DoutputDirectory="$java" >&2
+	mvn --quiet --batch-mode -Dstyle.color=never --file "$here/java" dependency:copy-dependencies -DoutputDirectory="$java" >&2
 	javac -nowarn -cp "$java/*" -d "$java" "$here/java/JavaSdk.java" 2>/dev/null || fail "javac cannot build JavaSdk.java"
 	cat "$here"/java/* >"$java/.made-from"
 fi
