@@ -23,7 +23,7 @@ test-unit: ## Unit, property and in-process integration tests
 crds: ## Write crds/generated from the types
 	cargo run --quiet --locked -p toolweir-crds --features kube --bin crdgen crds/generated
 
-test-sdk: ## Real SDK clients and servers through the sidecar
+test-sdk: ## Real SDKs and agent frameworks against real servers, through the sidecar (ONLY="gosdk java" takes these alone)
 	@tests/sdk/run.sh
 
 test-rmcp: ## The Rust SDK (rmcp) through the sidecar
