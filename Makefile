@@ -1,6 +1,6 @@
 # The project's vocabulary; CI runs these targets. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-memory test-start test-scrape bench bench-smoke bench-decide fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-memory test-start test-scrape test-bounds bench bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -23,7 +23,7 @@ test-unit: ## Unit, property and in-process integration tests
 crds: ## Write crds/generated from the types
 	cargo run --quiet --locked -p toolweir-crds --features kube --bin crdgen crds/generated
 
-test-sdk: ## Real SDK clients and servers through the sidecar
+test-sdk: ## Real SDKs and agent frameworks against real servers, through the sidecar (ONLY="gosdk java" takes these alone)
 	@tests/sdk/run.sh
 
 test-browser: ## A page in headless Chromium, through the sidecar
@@ -53,6 +53,9 @@ test-start: ## Size of the binary, time from start to ready
 test-scrape: ## What a scrape of 200 tools and 50 limits costs
 	@tests/bench/scrape.sh
 
+test-bounds: ## What strangers can make a sidecar of 64 MiB and an operator of 256 MiB hold and do, in control groups (ROWS="keys items")
+	@ROWS="$(ROWS)" tests/bounds/run.sh
+
 bench: ## Compare direct, pass-through proxy, nginx and the sidecar (PEERS="name=url ..." adds more)
 	@tests/bench/run.sh
 
@@ -61,6 +64,9 @@ bench-smoke: ## The same, shortened: shows that the harness works
 
 bench-decide: ## Engine::decide
 	cargo bench --locked -p toolweir-engine
+
+callgrind: ## Instructions of a call; BASELINE=BINARY fails where that one takes over PERCENT (3) fewer
+	@tests/bench/callgrind.sh
 
 fuzz: ## Fuzz every parser of untrusted bytes, 5 minutes each (FUZZ_SECONDS)
 	@tests/fuzz.sh

@@ -3,7 +3,7 @@
 # install; none is skipped. `tests/run.sh STAGE...` runs only these.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit demo sdk conformance hammer shared memory start scrape bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit demo sdk conformance hammer shared memory start scrape bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 LOGS=$CACHE/test-logs
@@ -21,6 +21,7 @@ stage() {
 	memory) "$ROOT/tests/bench/memory.sh" ;;
 	start) "$ROOT/tests/bench/start.sh" ;;
 	scrape) "$ROOT/tests/bench/scrape.sh" ;;
+	bounds) "$ROOT/tests/bounds/run.sh" ;;
 	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" ;;
 	cluster) "$ROOT/tests/cluster/node.sh" build ;;
 	chart) "$ROOT/tests/chart/run.sh" ;;

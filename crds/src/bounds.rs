@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use http::Uri;
+
 use crate::{
     document::FieldError,
     policy::{LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, Tool},
@@ -20,8 +22,9 @@ pub const VALIDATIONS: usize = 16;
 pub const SELECTOR_REQUIREMENTS: usize = 16;
 /// Bytes of a server's name.
 pub const SERVER_NAME: usize = 63;
-/// Bytes of a tool's name (MCP 2025-11-25, Tools, "Tool Names").
-pub const TOOL_NAME: usize = 128;
+/// Bytes of a tool's name. MCP 2025-11-25 (Tools, "Tool Names") wants 128; gateways that join names make longer ones. A call of a
+/// longer one is denied, so that names are compared in bounded time.
+pub const TOOL_NAME: usize = 512;
 /// Bytes of a counter's name.
 pub const COUNTER_NAME: usize = 128;
 /// Bytes of a URL.
@@ -115,7 +118,7 @@ impl Found {
             );
         }
         if let Some(url) = &server.url
-            && let Some(problem) = url_problem(url)
+            && let Err(problem) = server_url(url)
         {
             self.at(format!("{path}.url"), problem);
         }
@@ -211,27 +214,39 @@ fn is_tool_name(name: &str) -> bool {
     (1..=TOOL_NAME).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:*".contains(&b))
 }
 
-/// What is wrong with the URL of a server, if anything. The proxy parses it again with the parser that it connects with.
-fn url_problem(url: &str) -> Option<String> {
+/// The URL of a server as it is connected to: the one reading for files, `kubectl apply` and the proxy.
+///
+/// # Errors
+/// What is wrong with it and what to write instead, in one line; it does not repeat the field's path.
+pub fn server_url(url: &str) -> Result<Uri, String> {
     let shown = url.chars().take(80).flat_map(char::escape_debug).collect::<String>();
     let Some(rest) = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) else {
-        return Some(format!("`{shown}` is no URL of an MCP server; write http://HOST[:PORT]/PATH or https://..."));
+        return Err(format!("`{shown}` is no URL of an MCP server; write http://HOST[:PORT]/PATH or https://..."));
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if url.len() > URL {
-        return Some(format!("has {} bytes; at most {URL} are possible", url.len()));
+        return Err(format!("has {} bytes; at most {URL} are possible", url.len()));
     }
     if authority.is_empty() || authority.starts_with(':') {
-        return Some(format!("`{shown}` names no host"));
+        return Err(format!("`{shown}` names no host"));
     }
     if authority.contains('@') {
-        return Some("holds a password; the agent's Authorization header is passed on instead".to_owned());
+        return Err("holds a password; the agent's Authorization header is passed on instead".to_owned());
     }
     if url.contains('#') {
-        return Some("has a fragment (#...), which no server sees; remove it".to_owned());
+        return Err("has a fragment (#...), which no server sees; remove it".to_owned());
     }
     if url.bytes().any(|b| b <= b' ' || b >= 0x7f || b"\"<>\\^`{|}".contains(&b)) {
-        return Some(format!("`{shown}` has a character that a URL cannot hold; percent-encode it"));
+        return Err(format!("`{shown}` has a character that a URL cannot hold; percent-encode it"));
     }
-    None
+    let uri: Uri = url.parse().map_err(|error| format!("`{shown}` is no URL: {error}"))?;
+    let Some(authority) = uri.authority().filter(|authority| !authority.host().is_empty()) else {
+        return Err(format!("`{shown}` names no host"));
+    };
+    // The parser takes any text for a port, and whoever connects takes what is no number for none.
+    let (_, port) = authority.as_str().rsplit_once(authority.host()).unwrap_or_default();
+    if port.len() > 1 && authority.port_u16().is_none_or(|port| port == 0) {
+        return Err(format!("`{shown}` has a port that cannot be connected to; write a number from 1 to 65535, or none"));
+    }
+    Ok(uri)
 }

@@ -10,6 +10,7 @@ use serde::{
 use crate::{
     API_VERSION, bounds,
     policy::{MCPClusterPolicySpec, MCPPolicySpec},
+    quoting,
 };
 
 /// One policy of a file.
@@ -98,6 +99,27 @@ impl Located<'_> {
     pub fn error(&self, error: &FieldError) -> FileError {
         FileError { file: self.file.to_owned(), position: locate(self.text, self.index, &error.path), message: error.to_string() }
     }
+
+    /// The texts that stand without quotes and that kubectl reads as a boolean, a number or null: each with the remedy.
+    pub fn unquoted(&self) -> Vec<FileError> {
+        let Ok(value) = serde_yaml::to_value(&self.document) else { return Vec::new() };
+        let stands_plain = |path: &str, key: bool| {
+            let (line, column) = locate(self.text, self.index, path)?;
+            let line = self.text.lines().nth(line.checked_sub(1)?)?;
+            let before: String = line.chars().take(column.checked_sub(1)?).collect();
+            let quotes = ['"', '\''];
+            Some(if key {
+                let key = before.trim_end().strip_suffix(':')?.trim_end();
+                !key.ends_with(quotes)
+            } else {
+                // A block, a tag, an alias or an anchor is no plain scalar.
+                let first = line.get(before.len()..)?.chars().next()?;
+                !quotes.contains(&first) && !"|>!&*".contains(first)
+            })
+        };
+        let found = quoting::doubtful(&value).into_iter();
+        found.filter(|(error, key)| stands_plain(&error.path, *key) == Some(true)).map(|(error, _)| self.error(&error)).collect()
+    }
 }
 
 /// Reads every policy of a file and checks the bounds. `file` is only used to name it in errors.
@@ -105,6 +127,8 @@ impl Located<'_> {
 /// # Errors
 /// All that is wrong in the first document that is wrong; a file without a policy is an error too.
 pub fn read_documents<'a>(file: &'a str, text: &'a str) -> Result<Vec<Located<'a>>, Vec<FileError>> {
+    // YAML lets a byte-order mark begin a file (YAML 1.2.2, section 5.2), and editors of Windows write one.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = Vec::new();
     let heads = serde_yaml::Deserializer::from_str(text);
     let bodies = serde_yaml::Deserializer::from_str(text);

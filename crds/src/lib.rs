@@ -11,6 +11,7 @@ pub mod bounds;
 pub mod document;
 pub mod explain;
 pub mod policy;
+pub mod quoting;
 #[cfg(feature = "kube")]
 pub mod resource;
 pub mod select;

@@ -254,7 +254,8 @@ pub enum Action {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tool {
-    /// The tool's exact name, or a glob in which `*` stands for any characters.
+    /// The tool's exact name, or a glob in which `*` stands for any characters. What the entry allows it tells apart by case;
+    /// what it denies, its limits, validations and maxConcurrent hold for names in any case.
     #[schemars(length(min = 1, max = bounds::TOOL_NAME))]
     pub name: String,
     /// Left out, an entry that names its tools allows them. The entry `*` names none: left out there, the server's

@@ -299,3 +299,53 @@ fn an_error_is_one_line_of_text_whatever_the_file_holds() {
         }
     }
 }
+
+#[test]
+fn a_file_may_begin_with_a_byte_order_mark() {
+    for (name, text) in samples("valid") {
+        let plain = read_documents(&name, &text).unwrap();
+        let marked = format!("\u{feff}{text}").replace('\n', "\r\n");
+        let marked = read_documents(&name, &marked).unwrap_or_else(|errors| panic!("{errors:#?}"));
+        assert_eq!(plain.len(), marked.len());
+        assert!(plain.iter().zip(&marked).all(|(plain, marked)| plain.document == marked.document), "{name}");
+    }
+}
+
+#[test]
+fn what_kubectl_reads_as_something_else_is_to_be_quoted() {
+    let text = r#"apiVersion: toolweir.dev/v1alpha1
+kind: MCPPolicy
+metadata: {name: 007, namespace: agents}
+spec:
+  podSelector:
+    matchLabels:
+      n: y
+      "on": "off"
+      app: 1.10
+  servers:
+  - name: "1"
+    url: http://a/mcp
+    tools:
+    - name: on
+      reason: |-
+        no
+    - name: 'true'
+    - {name: false}
+"#;
+    let documents = read_documents("a.yaml", text).unwrap();
+    let told: Vec<String> = documents[0].unquoted().iter().map(ToString::to_string).collect();
+    let expected = [
+        "a.yaml:3:18: metadata.name: `007` without quotes is a number to kubectl; write \"007\"",
+        "a.yaml:9:12: spec.podSelector.matchLabels.app: `1.10` without quotes is a number to kubectl; write \"1.10\"",
+        "a.yaml:7:10: spec.podSelector.matchLabels.n: the key `n` without quotes is a boolean to kubectl; write \"n\"",
+        "a.yaml:7:10: spec.podSelector.matchLabels.n: `y` without quotes is a boolean to kubectl; write \"y\"",
+        "a.yaml:14:13: spec.servers[0].tools[0].name: `on` without quotes is a boolean to kubectl; write \"on\"",
+        "a.yaml:18:14: spec.servers[0].tools[2].name: `false` without quotes is a boolean to kubectl; write \"false\"",
+    ];
+    assert_eq!(told, expected);
+    for (name, text) in samples("valid") {
+        for document in read_documents(&name, &text).unwrap() {
+            assert_eq!(document.unquoted(), [], "{name}");
+        }
+    }
+}

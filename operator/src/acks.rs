@@ -88,7 +88,13 @@ impl Acks {
     pub fn acknowledge(&mut self, stream: u64, ack: Ack) -> bool {
         let Some(stream) = self.streams.get_mut(&stream) else { return false };
         let Some(prepared) = stream.sent.iter().rev().find(|prepared| prepared.version == ack.version) else { return false };
-        let problems = ack.problems.into_iter().map(|refused| (refused.policy, shorten(&refused.message))).collect();
+        // Of policies that were in it, each once: whatever else a sidecar says is not kept.
+        let mut said: HashMap<String, String> = HashMap::new();
+        for refused in ack.problems {
+            said.entry(refused.policy).or_insert(refused.message);
+        }
+        let names = prepared.includes.iter().map(|included| included.id.to_string());
+        let problems = names.filter_map(|name| said.remove(&name).map(|message| (name, shorten(&message)))).collect();
         stream.enforced = Some((Arc::clone(prepared), problems));
         true
     }

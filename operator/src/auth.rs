@@ -1,21 +1,41 @@
 //! Who opens a stream: the token is reviewed by the API server, and everything that is known of the sidecar comes from
 //! that review.
 
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
 use data_encoding::BASE64URL_NOPAD;
 use http::{HeaderMap, header};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::{Api, Client, api::PostParams};
-use tokio::{sync::Semaphore, time::timeout};
+use serde::Deserialize;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use toolweir_crds::stream::AUDIENCE;
 
-use crate::index::PodKey;
+use crate::{index::PodKey, seats::Seat};
 
 /// The longest token that is looked at, in bytes.
 const LONGEST_TOKEN: usize = 16 * 1024;
 /// How long a review may take, in seconds.
 const REVIEW_SECONDS: u64 = 5;
 /// How many reviews are under way at once, so that a thousand sidecars that come back do not flood the API server.
-const REVIEWS: usize = 64;
+const REVIEWS: usize = 32;
+/// How many of these are of tokens that claim to be the same pod's.
+const REVIEWS_OF_POD: usize = 2;
+/// How many are of tokens that do not say whose they are. Anybody can show one; a kubelet's tokens do say.
+const REVIEWS_OF_OTHERS: usize = 4;
+/// How many wait for any of these.
+const QUEUE: usize = 512;
+/// How long a token that the API server did not take is not asked about again.
+const FORGET: Duration = Duration::from_secs(10);
+/// How many of these are remembered.
+const REMEMBERED: usize = 1024;
 
 /// The pod that a token was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,12 +70,15 @@ pub enum Refusal {
     /// This replica has not seen the whole cluster yet. 503.
     #[error("not ready yet; try again")]
     NotSynced,
+    /// Too many ask at once, or too many streams are open. 503.
+    #[error("too many streams are opened at once; try again")]
+    Busy,
 }
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::NoToken, Self::BadToken, Self::NoPod, Self::UnknownPod, Self::ReviewFailed, Self::NotSynced];
+    pub const ALL: [Self; 7] =
+        [Self::NoToken, Self::BadToken, Self::NoPod, Self::UnknownPod, Self::ReviewFailed, Self::NotSynced, Self::Busy];
 
     /// As metrics name it.
     pub fn as_str(self) -> &'static str {
@@ -66,6 +89,7 @@ impl Refusal {
             Self::UnknownPod => "unknown_pod",
             Self::ReviewFailed => "review_failed",
             Self::NotSynced => "not_synced",
+            Self::Busy => "busy",
         }
     }
 
@@ -74,7 +98,7 @@ impl Refusal {
         match self {
             Self::NoToken | Self::BadToken => http::StatusCode::UNAUTHORIZED,
             Self::NoPod | Self::UnknownPod => http::StatusCode::FORBIDDEN,
-            Self::ReviewFailed | Self::NotSynced => http::StatusCode::SERVICE_UNAVAILABLE,
+            Self::ReviewFailed | Self::NotSynced | Self::Busy => http::StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -83,28 +107,110 @@ impl Refusal {
 #[derive(Clone, Debug)]
 pub struct Reviewer {
     reviews: Api<TokenReview>,
-    places: std::sync::Arc<Semaphore>,
+    lanes: Arc<Lanes>,
+}
+
+/// Who is asked about at once.
+#[derive(Debug)]
+struct Lanes {
+    places: Semaphore,
+    others: Semaphore,
+    waiting: Semaphore,
+    /// How many reviews there are of each pod that tokens claim to be of, by its uid.
+    pods: Mutex<HashMap<String, usize>>,
+    /// Tokens that were not taken, as hashes, and when; the oldest first.
+    refused: Mutex<VecDeque<([u8; 32], Instant)>>,
+}
+
+/// A review of a pod's token that is under way.
+struct OfPod<'a>(&'a Lanes, &'a str);
+
+impl Drop for OfPod<'_> {
+    fn drop(&mut self) {
+        let mut pods = locked(&self.0.pods);
+        if let Some(count) = pods.get_mut(self.1) {
+            *count -= 1;
+            if *count == 0 {
+                pods.remove(self.1);
+            }
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Lanes {
+    fn of_pod<'a>(&'a self, uid: &'a str) -> Option<OfPod<'a>> {
+        let mut pods = locked(&self.pods);
+        let count = pods.entry(uid.to_owned()).or_default();
+        if *count >= REVIEWS_OF_POD {
+            return None;
+        }
+        *count += 1;
+        Some(OfPod(self, uid))
+    }
+
+    fn was_refused(&self, hash: &[u8; 32], now: Instant) -> bool {
+        let mut refused = locked(&self.refused);
+        while refused.front().is_some_and(|(_, when)| now.saturating_duration_since(*when) >= FORGET) {
+            refused.pop_front();
+        }
+        refused.iter().any(|(other, _)| other == hash)
+    }
+
+    fn refuse(&self, hash: [u8; 32], now: Instant) {
+        let mut refused = locked(&self.refused);
+        if refused.len() == REMEMBERED {
+            refused.pop_front();
+        }
+        refused.push_back((hash, now));
+    }
 }
 
 impl Reviewer {
     /// A reviewer that asks the API server.
     pub fn new(client: Client) -> Self {
-        Self { reviews: Api::all(client), places: std::sync::Arc::new(Semaphore::new(REVIEWS)) }
+        let lanes = Lanes {
+            places: Semaphore::new(REVIEWS),
+            others: Semaphore::new(REVIEWS_OF_OTHERS),
+            waiting: Semaphore::new(QUEUE),
+            pods: Mutex::default(),
+            refused: Mutex::default(),
+        };
+        Self { reviews: Api::all(client), lanes: Arc::new(lanes) }
     }
 
-    /// Who shows this token.
+    /// Who shows this token. `claimed`: whose it is by its own word; `seat`: the connection, which is not closed for others while
+    /// the API server is asked, so that nothing is asked in vain.
     ///
     /// # Errors
     /// Why nobody is let in.
-    pub async fn review(&self, token: &str) -> Result<Identity, Refusal> {
+    pub async fn review(&self, token: &str, claimed: Option<&Claimed>, seat: Option<&Arc<Seat>>) -> Result<Identity, Refusal> {
+        let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
+        let hash = <[u8; 32]>::try_from(digest.as_ref()).unwrap_or_default();
+        if self.lanes.was_refused(&hash, Instant::now()) {
+            return Err(Refusal::BadToken);
+        }
+        let _waits = self.lanes.waiting.try_acquire().map_err(|_| Refusal::Busy)?;
+        let _of_pod = match claimed {
+            Some(claimed) => Some(self.lanes.of_pod(&claimed.uid).ok_or(Refusal::Busy)?),
+            None => None,
+        };
         let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![AUDIENCE.to_owned()]) };
         let review = TokenReview { spec, ..TokenReview::default() };
-        let limit = std::time::Duration::from_secs(REVIEW_SECONDS);
-        let asked = timeout(limit, async {
-            let _place = self.places.acquire().await;
+        let asked = timeout(Duration::from_secs(REVIEW_SECONDS), async {
+            // Who does not say whose token it is waits apart, and does not keep the others out.
+            let _other = match claimed {
+                Some(_) => None,
+                None => Some(self.lanes.others.acquire().await),
+            };
+            let _place = self.lanes.places.acquire().await;
+            let _hold = seat.map(Seat::hold);
             self.reviews.create(&PostParams::default(), &review).await
         });
-        match asked.await {
+        let identity = match asked.await {
             Ok(Ok(review)) => identity(&review.status.unwrap_or_default()),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "a token cannot be reviewed");
@@ -114,8 +220,47 @@ impl Reviewer {
                 tracing::warn!(seconds = REVIEW_SECONDS, "a token was not reviewed in time");
                 Err(Refusal::ReviewFailed)
             }
+        };
+        if identity == Err(Refusal::BadToken) {
+            self.lanes.refuse(hash, Instant::now());
         }
+        identity
     }
+}
+
+/// Whose a token is by its own word, which nobody vouches for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// The pod.
+    pub pod: PodKey,
+    /// The pod's uid.
+    pub uid: String,
+}
+
+/// Whose a token is by its own word; nothing where it does not say. Only to turn it away: who is let in says the API server.
+pub fn claimed(token: &str) -> Option<Claimed> {
+    #[derive(Deserialize)]
+    struct Payload {
+        #[serde(rename = "kubernetes.io")]
+        kubernetes: Bound,
+    }
+    #[derive(Deserialize)]
+    struct Bound {
+        namespace: String,
+        pod: Named,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        name: String,
+        uid: String,
+    }
+    let Payload { kubernetes: Bound { namespace, pod: Named { name, uid } } } = serde_json::from_slice(&payload(token)?).ok()?;
+    Some(Claimed { pod: PodKey { namespace, name }, uid })
+}
+
+/// The second part of a token.
+fn payload(token: &str) -> Option<Vec<u8>> {
+    BASE64URL_NOPAD.decode(token.split('.').nth(1)?.as_bytes()).ok()
 }
 
 /// The token of a request.
@@ -161,9 +306,11 @@ pub fn identity(status: &TokenReviewStatus) -> Result<Identity, Refusal> {
 /// When a token expires, in seconds since 1970, by its own word. Only for a token that was reviewed: it tells when to end
 /// the stream, never whom to let in.
 pub fn expires(token: &str) -> Option<i64> {
-    let payload = token.split('.').nth(1)?;
-    let bytes = BASE64URL_NOPAD.decode(payload.as_bytes()).ok()?;
-    serde_json::from_slice::<serde_json::Value>(&bytes).ok()?.get("exp")?.as_i64()
+    #[derive(Deserialize)]
+    struct Payload {
+        exp: i64,
+    }
+    serde_json::from_slice::<Payload>(&payload(token)?).ok().map(|payload| payload.exp)
 }
 
 #[cfg(test)]

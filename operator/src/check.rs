@@ -4,7 +4,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use hickory_resolver::TokioResolver;
 use http::{Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
@@ -51,9 +50,9 @@ pub async fn check(service: &str, namespace: &str) -> anyhow::Result<()> {
 
 /// The address of a Service's name, found without the C library, which a static program lacks.
 async fn resolve(host: &str) -> anyhow::Result<std::net::IpAddr> {
-    let resolver = TokioResolver::builder_tokio()?.build()?;
-    let found = timeout(LIMIT, resolver.lookup_ip(host)).await??;
-    found.iter().next().context("it has no address")
+    let resolver = toolweir_store::dns::resolver().map_err(anyhow::Error::msg)?;
+    let found = timeout(LIMIT, toolweir_store::dns::addresses(&resolver, host)).await??;
+    found.into_iter().next().context("it has no address")
 }
 
 async fn get(address: std::net::IpAddr, host: &str, path: &str) -> anyhow::Result<Bytes> {

@@ -1,6 +1,6 @@
 //! The watches on the API server, turned into events of the index.
 
-use std::{collections::BTreeMap, fmt::Debug, future::ready, sync::Arc};
+use std::{collections::BTreeMap, fmt::Debug, future::ready, pin::pin, sync::Arc};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Pod as KubePod, PodSpec};
@@ -23,29 +23,41 @@ use crate::{
     world::World,
 };
 
+/// How many objects are asked for at once.
+const PAGE: u32 = 50;
+
 /// Watches namespaces, pods and policies for ever. A watch that fails is begun anew, with a pause that grows.
 pub async fn watch(client: Client, world: Arc<World>) {
-    let options = world.options.clone();
-    let cluster_options = options.clone();
     tokio::join!(
         follow(
             Api::<Namespace>::all(client.clone()),
             "namespaces",
             &world,
-            |namespace| Some((namespace.name_any(), labels(&namespace))),
+            |namespace| ready(Some((namespace.name_any(), labels(&namespace)))),
             Event::Namespace,
             Event::NamespaceGone,
             Event::Namespaces,
         ),
-        follow(Api::<KubePod>::all(client.clone()), "pods", &world, |found| pod(&found), Event::Pod, Event::PodGone, Event::Pods),
+        follow(
+            Api::<KubePod>::all(client.clone()),
+            "pods",
+            &world,
+            |found| ready(pod(&found)),
+            Event::Pod,
+            Event::PodGone,
+            Event::Pods
+        ),
         follow(
             Api::<MCPPolicy>::all(client.clone()),
             "mcppolicies",
             &world,
-            move |policy: MCPPolicy| {
-                let document = Document::from(&policy);
-                let status = policy.status.clone().unwrap_or_default();
-                Some(entry(Entry::new(uid(&policy), generation(&policy), document, status, &options)))
+            |policy: MCPPolicy| {
+                let options = world.options.clone();
+                world.compile(move || {
+                    let document = Document::from(&policy);
+                    let status = policy.status.clone().unwrap_or_default();
+                    Some(entry(Entry::new(uid(&policy), generation(&policy), document, status, &options)))
+                })
             },
             |id, entry| Event::Policy(id, Box::new(entry)),
             Event::PolicyGone,
@@ -55,10 +67,13 @@ pub async fn watch(client: Client, world: Arc<World>) {
             Api::<MCPClusterPolicy>::all(client),
             "mcpclusterpolicies",
             &world,
-            move |policy: MCPClusterPolicy| {
-                let document = Document::from(&policy);
-                let status = policy.status.clone().unwrap_or_default();
-                Some(entry(Entry::new(uid(&policy), generation(&policy), document, status, &cluster_options)))
+            |policy: MCPClusterPolicy| {
+                let options = world.options.clone();
+                world.compile(move || {
+                    let document = Document::from(&policy);
+                    let status = policy.status.clone().unwrap_or_default();
+                    Some(entry(Entry::new(uid(&policy), generation(&policy), document, status, &options)))
+                })
             },
             |id, entry| Event::Policy(id, Box::new(entry)),
             Event::PolicyGone,
@@ -68,11 +83,11 @@ pub async fn watch(client: Client, world: Arc<World>) {
 }
 
 /// Follows one kind of object. `read` gives what matters of one, or nothing for one that counts as gone.
-async fn follow<K, I, V>(
+async fn follow<K, I, V, R>(
     api: Api<K>,
     resource: &str,
     world: &World,
-    read: impl Fn(K) -> Option<(I, V)>,
+    read: impl Fn(K) -> R,
     there: impl Fn(I, V) -> Event,
     gone: impl Fn(I) -> Event,
     all: impl Fn(BTreeMap<I, V>) -> Event,
@@ -80,31 +95,31 @@ async fn follow<K, I, V>(
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
     K::DynamicType: Default,
     I: Ord + Named,
+    R: Future<Output = Option<(I, V)>>,
 {
     let mut listed = BTreeMap::new();
-    let events = watcher(api, watcher::Config::default()).default_backoff();
-    events
-        .for_each(|event| {
-            match event {
-                Ok(watcher::Event::Init) => listed.clear(),
-                Ok(watcher::Event::InitApply(object)) => listed.extend(read(object)),
-                Ok(watcher::Event::InitDone) => world.apply(all(std::mem::take(&mut listed))),
-                Ok(watcher::Event::Apply(object)) => {
-                    let id = I::of(object.meta());
-                    match read(object) {
-                        Some((id, value)) => world.apply(there(id, value)),
-                        None => world.apply(gone(id)),
-                    }
-                }
-                Ok(watcher::Event::Delete(object)) => world.apply(gone(I::of(object.meta()))),
-                Err(error) => {
-                    world.metrics.watch_failures.with_label_values(&[resource]).inc();
-                    tracing::warn!(%error, resource, "watch failed; it is begun anew");
+    // A page is held whole, and each object of it may be as large as etcd takes it.
+    let config = watcher::Config::default().page_size(PAGE);
+    let mut events = pin!(watcher(api, config).default_backoff());
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::InitApply(object)) => listed.extend(read(object).await),
+            Ok(watcher::Event::InitDone) => world.apply(all(std::mem::take(&mut listed))),
+            Ok(watcher::Event::Apply(object)) => {
+                let id = I::of(object.meta());
+                match read(object).await {
+                    Some((id, value)) => world.apply(there(id, value)),
+                    None => world.apply(gone(id)),
                 }
             }
-            ready(())
-        })
-        .await;
+            Ok(watcher::Event::Delete(object)) => world.apply(gone(I::of(object.meta()))),
+            Err(error) => {
+                world.metrics.watch_failures.with_label_values(&[resource]).inc();
+                tracing::warn!(%error, resource, "watch failed; it is begun anew");
+            }
+        }
+    }
 }
 
 /// A key of the index that the metadata of an object gives.

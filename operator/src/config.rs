@@ -24,8 +24,20 @@ pub struct Config {
     pub protected_namespaces: Vec<String>,
     /// The store of counts that pods share; none: policies with a scope wider than a pod are refused.
     pub shared_store: Option<SharedStore>,
+    /// Who may use the webhooks.
+    pub webhooks: Webhooks,
     /// How long certificates live.
     pub certificates: Certificates,
+}
+
+/// Who may use the webhooks. Everybody who can connect, unless it is said how API servers are told from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Webhooks {
+    /// The file of the authorities, in PEM, that sign the certificates of API servers. It is read again and again.
+    pub client_ca_file: Option<PathBuf>,
+    /// Names of which such a certificate must have one, as its common name or as a DNS name. Any, where there is none.
+    pub client_names: Vec<String>,
 }
 
 /// The sidecars that are injected.
@@ -163,6 +175,9 @@ pub struct SharedStore {
     /// The file of certificates, in PEM, to trust besides the system's. It is read again and again.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
+    /// The certificate that the operator makes for the store, if it does.
+    #[serde(default)]
+    pub certificate: Option<StoreCertificate>,
     /// What the keys in the store begin with.
     #[serde(default = "store_prefix")]
     pub prefix: String,
@@ -172,6 +187,16 @@ pub struct SharedStore {
     /// How long a call may wait for the store, in milliseconds.
     #[serde(default = "store_budget")]
     pub budget_milliseconds: u64,
+}
+
+/// The certificate of a store, of the operator's own authorities. Sidecars are told to trust those.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StoreCertificate {
+    /// The Secret to keep it in, in the operator's namespace: `tls.crt`, `tls.key` and `ca.crt`.
+    pub secret: String,
+    /// The Service of the store, in the same namespace, whose names it is for.
+    pub service: String,
 }
 
 fn store_prefix() -> String {
@@ -228,6 +253,28 @@ impl SharedStore {
                 "sharedStore.caFile: is given, and sharedStore.url is without TLS; write rediss:// there, or leave it out"
                     .to_owned(),
             );
+        }
+        if let Some(certificate) = &self.certificate {
+            if self.ca_file.is_some() {
+                return Err(
+                    "sharedStore.certificate: is given, and so is sharedStore.caFile; the certificate is of the operator's \
+                            authorities, so leave out one of the two"
+                        .to_owned(),
+                );
+            }
+            if !self.url.starts_with("rediss") && !self.url.starts_with("valkeys") {
+                return Err(
+                    "sharedStore.certificate: is given, and sharedStore.url is without TLS; write rediss:// there, or leave \
+                            it out"
+                        .to_owned(),
+                );
+            }
+            for (field, name) in [("secret", &certificate.secret), ("service", &certificate.service)] {
+                let usual = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+                if !(1..=253).contains(&name.len()) || !name.bytes().all(usual) {
+                    return Err(format!("sharedStore.certificate.{field}: `{}` is no name of a {field}", shown(name)));
+                }
+            }
         }
         store::Config::try_from(&self.with(None, None)).map_err(|error| format!("sharedStore.url: {}", error.message))?;
         Ok(())
@@ -299,6 +346,14 @@ impl Config {
                 let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
                 return Err(format!("protectedNamespaces[{at}]: `{shown}` is no name of a namespace"));
             }
+        }
+        if self.webhooks.client_ca_file.is_none() && !self.webhooks.client_names.is_empty() {
+            return Err("webhooks.clientNames: is given without webhooks.clientCaFile, and nobody is asked for a certificate; \
+                        write both"
+                .to_owned());
+        }
+        if let Some(at) = self.webhooks.client_names.iter().position(String::is_empty) {
+            return Err(format!("webhooks.clientNames[{at}]: is empty; write a name such as kube-apiserver"));
         }
         self.lives().map_err(|error| format!("certificates.{error}"))?;
         self.shared_store.as_ref().map_or(Ok(()), SharedStore::check)
@@ -386,6 +441,7 @@ mod tests {
               prefix: team
               leases: false
               budgetMilliseconds: 20
+            webhooks: {clientCaFile: /etc/client-ca/ca.crt, clientNames: [kube-apiserver]}
             certificates: {caLife: 2m, leafLife: 1m}";
         let config = Config::read(text).unwrap();
         assert_eq!((config.sidecar.image_pull_policy, config.sidecar.log_level), (PullPolicy::Never, LogLevel::Off));
@@ -400,6 +456,9 @@ mod tests {
         assert_eq!((sent.url.as_str(), sent.username.as_deref()), ("rediss://store.example:6380", Some("toolweir")));
         assert_eq!((sent.prefix.as_str(), sent.leases, sent.budget_milliseconds), ("team", false, 20));
         assert_eq!((config.certificates.ca_life.as_secs(), config.certificates.leaf_life.as_secs()), (120, 60));
+        let webhooks =
+            Webhooks { client_ca_file: Some("/etc/client-ca/ca.crt".into()), client_names: vec!["kube-apiserver".to_owned()] };
+        assert_eq!(config.webhooks, webhooks);
         for namespace in ["monitoring", "kube-system", "kube-public", "kube-node-lease", "toolweir-system"] {
             assert!(config.protects(namespace, "toolweir-system"), "{namespace}");
         }
@@ -410,9 +469,13 @@ mod tests {
     fn a_shared_store_needs_no_more_than_its_url() {
         let config = Config::read("sharedStore: {url: 'redis://store'}").unwrap();
         let store = config.shared_store.unwrap();
-        assert_eq!((store.username, store.password_file, store.ca_file), (None, None, None));
+        assert_eq!((store.username, store.password_file, store.ca_file, store.certificate), (None, None, None, None));
         assert_eq!((store.prefix.as_str(), store.leases, store.budget_milliseconds), ("toolweir", true, 50));
         assert_eq!(Config::read("sharedStore: null").unwrap().shared_store, None);
+        let config =
+            Config::read("sharedStore: {url: 'rediss://store', certificate: {secret: store-tls, service: store}}").unwrap();
+        let certificate = config.shared_store.unwrap().certificate.unwrap();
+        assert_eq!((certificate.secret.as_str(), certificate.service.as_str()), ("store-tls", "store"));
     }
 
     #[test]
@@ -425,6 +488,9 @@ mod tests {
     fn what_is_wrong_is_named_with_its_field() {
         for (text, promised) in [
             ("side: {}", "unknown field `side`"),
+            ("webhooks: {clientNames: [a]}", "webhooks.clientNames: is given without webhooks.clientCaFile"),
+            ("webhooks: {clientCaFile: a, clientNames: [a, '']}", "webhooks.clientNames[1]: is empty"),
+            ("webhooks: {clientCA: a}", "webhooks: unknown field `clientCA`"),
             ("sidecar: {images: a}", "sidecar: unknown field `images`"),
             ("sidecar: {image: ''}", "sidecar.image: `` is no image; write such as"),
             ("sidecar: {image: 'a b'}", "sidecar.image: `a b` is no image"),
@@ -459,6 +525,19 @@ mod tests {
             ("sharedStore: {url: 'redis://s', prefix: ''}", "sharedStore.prefix: `` is no beginning of keys"),
             ("sharedStore: {url: 'redis://s', prefix: '{a}'}", "sharedStore.prefix: `{a}` is no beginning of keys"),
             ("sharedStore: {url: 'redis://s', caFile: /ca}", "sharedStore.caFile: is given, and sharedStore.url is without TLS"),
+            ("sharedStore: {url: 'redis://s', certificate: {secret: a}}", "sharedStore.certificate: missing field `service`"),
+            (
+                "sharedStore: {url: 'redis://s', certificate: {secret: a, service: b}}",
+                "sharedStore.certificate: is given, and sharedStore.url is without TLS",
+            ),
+            (
+                "sharedStore: {url: 'rediss://s', caFile: /ca, certificate: {secret: a, service: b}}",
+                "sharedStore.certificate: is given, and so is sharedStore.caFile",
+            ),
+            (
+                "sharedStore: {url: 'rediss://s', certificate: {secret: a/b, service: b}}",
+                "sharedStore.certificate.secret: `a/b` is no name of a secret",
+            ),
             ("sharedStore: {url: 'redis://s', username: ''}", "sharedStore.username: `` is no ACL user"),
             (
                 "sharedStore: {url: 'redis://s', budgetMilliseconds: 0}",

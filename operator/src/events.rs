@@ -36,8 +36,10 @@ const ROUND: usize = 50;
 const LOOK: Duration = Duration::from_secs(1);
 /// The most tools and policies that a message names.
 const NAMED: usize = 3;
-/// The longest name that is shown, in characters.
+/// The longest name that is shown, in bytes.
 const LONGEST_NAME: usize = 128;
+/// The most kinds of denials that are taken of one line; a sidecar tells no more.
+const KINDS: usize = 64;
 /// What the events are of.
 const COMPONENT: &str = "toolweir-operator";
 
@@ -50,6 +52,20 @@ pub struct Told {
     pub uid: String,
     /// What was turned away.
     pub denials: Vec<Denied>,
+}
+
+/// What is kept of what a sidecar told: so many kinds, of names so long.
+pub fn shorten(mut denials: Vec<Denied>) -> Vec<Denied> {
+    denials.truncate(KINDS);
+    denials.retain(|denied| known(&denied.reason).is_some());
+    for denied in &mut denials {
+        for name in [&mut denied.policy, &mut denied.server, &mut denied.tool] {
+            name.truncate(name.floor_char_boundary(LONGEST_NAME));
+            name.shrink_to_fit();
+        }
+    }
+    denials.shrink_to_fit();
+    denials
 }
 
 /// An event that is to be written.
@@ -197,7 +213,8 @@ fn shown(name: &str) -> String {
     if name.is_empty() {
         return "no policy".to_owned();
     }
-    name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_NAME).collect()
+    let name = name.get(..name.floor_char_boundary(LONGEST_NAME)).unwrap_or_default();
+    name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The name of the event: of the pod, and of what makes it another one.

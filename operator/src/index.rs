@@ -126,7 +126,12 @@ impl Prepared {
         Self { version, line: line.into(), includes, shares, policies, conflicts: OnceLock::new() }
     }
 
-    /// Policies whose url is not the one that holds, with what to write instead.
+    /// Whether [`Prepared::conflicts`] has been worked out, so that it takes no time.
+    pub fn is_worked_out(&self) -> bool {
+        self.conflicts.get().is_some()
+    }
+
+    /// Policies whose url is not the one that holds, with what to write instead. The first time it compiles them all.
     pub fn conflicts(&self, options: &Options) -> &[(PolicyId, FieldError)] {
         self.conflicts.get_or_init(|| {
             let (_, problems) = Engine::compile(&self.policies, Memory::new(0), options);
@@ -360,6 +365,11 @@ impl Index {
     /// Whether a pod is there and counts in a status.
     pub fn counts(&self, key: &PodKey, uid: &str) -> bool {
         self.pods.get(key).is_some_and(|pod| pod.uid == uid && !pod.ends)
+    }
+
+    /// Whether a pod is there.
+    pub fn has(&self, key: &PodKey, uid: &str) -> bool {
+        self.pods.get(key).is_some_and(|pod| pod.uid == uid)
     }
 
     /// Whether a pod of this uid is there, whatever its name.

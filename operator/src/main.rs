@@ -78,9 +78,12 @@ struct Run {
     /// Where the policy stream is served.
     #[arg(long, default_value = "0.0.0.0:8444", value_name = "ADDR")]
     stream_listen: String,
-    /// Where /metrics, /healthz and /readyz are.
+    /// Where /metrics is, and /readyz and /ca.pem for `check`.
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDR")]
     metrics_listen: String,
+    /// Where the kubelet finds /healthz and /readyz, served by a thread of their own.
+    #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDR")]
+    probe_listen: String,
 }
 
 fn main() -> ExitCode {
@@ -119,6 +122,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 webhook_listen: run.webhook_listen,
                 stream_listen: run.stream_listen,
                 metrics_listen: run.metrics_listen,
+                probe_listen: run.probe_listen,
             };
             runtime.block_on(run::run(options))
         }

@@ -11,7 +11,13 @@ use prometheus::{
     TextEncoder, core::Collector,
 };
 
-use crate::{auth::Refusal, inject::Skip, shared, stream::Ended};
+use crate::{
+    auth::Refusal,
+    inject::Skip,
+    serve::{Closed, Port},
+    shared,
+    stream::Ended,
+};
 
 /// What is watched: the label `resource` of `toolweir_operator_watch_failures_total`.
 pub const RESOURCES: [&str; 7] = [
@@ -75,6 +81,10 @@ pub struct Metrics {
     pub shared_store_up: IntGaugeVec,
     /// How often it did not, by why; no series where there is none.
     pub shared_store_failures: IntCounterVec,
+    /// Open connections of each port.
+    pub connections: IntGaugeVec,
+    /// Connections that were closed from here, by port and why.
+    pub connections_closed: IntCounterVec,
     /// Bytes of resident memory, as the kernel says.
     pub resident: Gauge,
 }
@@ -86,6 +96,8 @@ impl Metrics {
     /// Two metrics share a name: a defect of this function.
     pub fn new() -> Result<Self, prometheus::Error> {
         let vec = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let gauges = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+        let (connections, connections_closed) = connections()?;
         let seconds = vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
         let metrics = Self {
             registry: Registry::new(),
@@ -121,25 +133,19 @@ impl Metrics {
                 "toolweir_operator_streams_acknowledged",
                 "Open policy streams whose sidecar enforces what was sent last.",
             )?,
-            policy_status: IntGaugeVec::new(
-                Opts::new(
-                    "toolweir_operator_policy_status",
-                    "A policy with the reasons of its conditions; always 1. At the replica that leads.",
-                ),
+            policy_status: gauges(
+                "toolweir_operator_policy_status",
+                "A policy with the reasons of its conditions; always 1. At the replica that leads.",
                 &["policy", "mode", "accepted", "programmed"],
             )?,
-            policy_pods: IntGaugeVec::new(
-                Opts::new(
-                    "toolweir_operator_policy_pods",
-                    "Pods of a policy: selected, of these injected, of these acknowledged. At the replica that leads.",
-                ),
+            policy_pods: gauges(
+                "toolweir_operator_policy_pods",
+                "Pods of a policy: selected, of these injected, of these acknowledged. At the replica that leads.",
                 &["policy", "state"],
             )?,
-            pods_without_sidecar: IntGaugeVec::new(
-                Opts::new(
-                    "toolweir_operator_pods_without_sidecar",
-                    "Pods that run, opted in and have no sidecar, by their namespace and why.",
-                ),
+            pods_without_sidecar: gauges(
+                "toolweir_operator_pods_without_sidecar",
+                "Pods that run, opted in and have no sidecar, by their namespace and why.",
                 &["pod_namespace", "reason"],
             )?,
             events: vec("toolweir_operator_events_total", "Events of denied calls, by what became of them.", &["result"])?,
@@ -178,6 +184,8 @@ impl Metrics {
                 "How often this replica asked the shared store in vain, by fault.",
                 &["fault"],
             )?,
+            connections,
+            connections_closed,
             resident: Gauge::new("process_resident_memory_bytes", "Resident memory.")?,
         };
         metrics.register()?;
@@ -190,7 +198,7 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let started = Gauge::new("process_start_time_seconds", "When this process began, in seconds since 1970.")?;
         started.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-        let all: [Box<dyn Collector>; 26] = [
+        let all: [Box<dyn Collector>; 28] = [
             Box::new(self.admissions.clone()),
             Box::new(self.admission_duration.clone()),
             Box::new(self.streams.clone()),
@@ -215,6 +223,8 @@ impl Metrics {
             Box::new(self.certificate_failures.clone()),
             Box::new(self.shared_store_up.clone()),
             Box::new(self.shared_store_failures.clone()),
+            Box::new(self.connections.clone()),
+            Box::new(self.connections_closed.clone()),
             Box::new(self.resident.clone()),
             Box::new(build),
         ];
@@ -232,6 +242,12 @@ impl Metrics {
         for ended in Ended::ALL {
             self.stream_ended.with_label_values(&[ended.as_str()]);
         }
+        for port in Port::ALL {
+            self.connections.with_label_values(&[port.as_str()]);
+            for closed in Closed::ALL {
+                self.connections_closed.with_label_values(&[port.as_str(), closed.as_str()]);
+            }
+        }
         for skip in Skip::ALL {
             self.admissions.with_label_values(&["inject", "skipped", skip.as_str()]);
         }
@@ -239,10 +255,14 @@ impl Metrics {
             ("inject", "injected", ""),
             ("inject", "refused", "Invalid"),
             ("inject", "refused", "NotReady"),
+            ("inject", "refused", "TooComplex"),
             ("inject", "error", "Unreadable"),
+            ("inject", "error", "Busy"),
             ("validate", "allowed", ""),
             ("validate", "refused", "Invalid"),
+            ("validate", "refused", "TooComplex"),
             ("validate", "error", "Unreadable"),
+            ("validate", "error", "Busy"),
         ] {
             self.admissions.with_label_values(&[webhook, result, reason]);
         }
@@ -298,6 +318,16 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+/// Of connections: those that are open, and those that were closed.
+fn connections() -> Result<(IntGaugeVec, IntCounterVec), prometheus::Error> {
+    let open = IntGaugeVec::new(Opts::new("toolweir_operator_connections", "Open connections, by port."), &["port"])?;
+    let closed = IntCounterVec::new(
+        Opts::new("toolweir_operator_connections_closed_total", "Connections that the operator closed, by port and reason."),
+        &["port", "reason"],
+    )?;
+    Ok((open, closed))
 }
 
 /// `VmRSS` of this process (proc(5)).

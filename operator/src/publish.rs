@@ -43,6 +43,8 @@ pub const ACKS_LABEL: &str = "toolweir.dev/acks";
 const PACE: Duration = Duration::from_secs(1);
 /// How long a new leader waits before it writes: sidecars and other replicas are about to say what they know.
 const SETTLE: Duration = Duration::from_secs(2);
+/// From how many other replicas something is taken.
+const REPLICAS: usize = 64;
 /// Under whose name fields are owned.
 const MANAGER: &str = "toolweir-operator";
 
@@ -157,6 +159,8 @@ pub async fn follow_others(client: Client, world: Arc<World>, replica: Replica, 
                 Ok(watcher::Event::InitApply(map) | watcher::Event::Apply(map)) if map.name_any() != own => {
                     let mut others = others.lock();
                     match read(&map) {
+                        // More than there are replicas are none of theirs.
+                        Some(_) if others.len() >= REPLICAS && !others.contains_key(&map.name_any()) => None,
                         Some(said) => others.insert(map.name_any(), said),
                         None => others.remove(&map.name_any()),
                     };
@@ -242,6 +246,7 @@ async fn round(
     others: &Others,
     written: &mut HashMap<PolicyId, (Instant, Wanted)>,
 ) -> Option<Instant> {
+    work_out(world).await;
     let parts = others.tallies(world, &replica.namespace);
     let now = Instant::now();
     let mut due: Option<Instant> = None;
@@ -287,6 +292,24 @@ async fn round(
         written.insert(id, (Instant::now(), wanted));
     }
     due
+}
+
+/// Works out the conflicts of what every pod is to enforce, without holding the index: that compiles policies.
+async fn work_out(world: &World) {
+    loop {
+        let todo = status::not_worked_out(&mut world.index());
+        if todo.is_empty() {
+            return;
+        }
+        let options = world.options.clone();
+        world
+            .compile(move || {
+                for prepared in todo {
+                    prepared.conflicts(&options);
+                }
+            })
+            .await;
+    }
 }
 
 fn says(status: &PolicyStatus, wanted: &Wanted) -> bool {

@@ -1,6 +1,13 @@
 //! `toolweir-operator run`: puts the parts together, and takes them apart when it is told to stop.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -10,21 +17,25 @@ use kube::Client;
 use tokio::{
     net::TcpListener,
     signal::unix::SignalKind,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::sleep,
+    time::{Instant, sleep},
 };
 use toolweir_engine::Options as EngineOptions;
 
 use crate::{
     admission::Webhooks,
     auth::Reviewer,
-    certs::{Keeper, Settings, issue},
+    certs::{Keeper, Settings, StoreSettings, issue},
+    client_ca::{ClientCa, ClientCaError},
     cluster,
     config::Config,
     events, leader,
     metrics::Metrics,
+    namespaces::Namespaces,
     publish::{self, Others, Replica},
+    room::{self, Room, Ticket},
+    seats::Seat,
     serve::{self, Port, serve},
     shared,
     stream::{Streams, text},
@@ -33,6 +44,19 @@ use crate::{
 
 /// How long a stopping replica goes on serving, until nobody is sent to it any more.
 const LAME_DUCK: Duration = Duration::from_secs(4);
+
+/// How many lines of denials wait to become events. Each takes up to some 30 KiB.
+const DENIALS: usize = 256;
+/// How many pages of metrics are held at once, for who reads slowly. Then the oldest reader is closed.
+const PAGES: usize = 8;
+/// How long a reader has at the least.
+const READS: Duration = Duration::from_secs(1);
+/// How long a page is given out again, so that who asks without end costs no more than this.
+const FRESH: Duration = Duration::from_millis(100);
+/// How often the runtime shows that it lives.
+const BEAT: Duration = Duration::from_secs(1);
+/// How long it may show nothing. It is busy for seconds at the most; who is silent for longer will not come back.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// The command line.
 #[derive(Clone, Debug)]
@@ -59,8 +83,10 @@ pub struct Options {
     pub webhook_listen: String,
     /// Where the policy stream is served.
     pub stream_listen: String,
-    /// Where metrics and probes are.
+    /// Where metrics are.
     pub metrics_listen: String,
+    /// Where probes are.
+    pub probe_listen: String,
 }
 
 /// Runs a replica until SIGTERM or SIGINT.
@@ -89,18 +115,23 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         injector: options.injector.clone(),
         validator: options.validator.clone(),
         lives,
+        store: config.shared_store.as_ref().and_then(|store| store.certificate.as_ref()).map(|certificate| StoreSettings {
+            secret: certificate.secret.clone(),
+            names: issue::names(&certificate.service, &options.namespace),
+        }),
     };
     let keeper = Keeper::new(client.clone(), settings, metrics.clone());
     let (serving, trust, certified) = (keeper.serving(), keeper.trust(), keeper.ready());
     let webhooks = Webhooks {
         world: Arc::clone(&world),
+        namespaces: Namespaces::new(&client),
         config: Arc::clone(&config),
         namespace: options.namespace.as_str().into(),
         stream_url: format!("https://{}.{}.svc:8444", options.service, options.namespace).into(),
         trust: trust.clone(),
     };
-    let store_keeper = shared::Keeper::new(config.shared_store.clone(), Arc::clone(&world));
-    let (denials, told) = mpsc::channel(1024);
+    let store_keeper = shared::Keeper::new(config.shared_store.clone(), Arc::clone(&world)).trusting(trust.clone());
+    let (denials, told) = mpsc::channel(DENIALS);
     let streams = Streams {
         denials,
         world: Arc::clone(&world),
@@ -109,31 +140,35 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         store: store_keeper.store(),
         stopping: closing.clone(),
     };
+    let health = Health::new(metrics.clone(), certified, stopping.clone());
     let pages = Pages {
         world: Arc::clone(&world),
         config: Arc::clone(&config),
         namespace: options.namespace.as_str().into(),
         trust,
-        certified,
-        stopping: stopping.clone(),
+        health: health.clone(),
+        room: Room::new(PAGES, PAGES, READS),
+        last: Arc::default(),
     };
+    let client_ca = client_ca(&config).with_context(|| path.to_string())?;
 
     let webhook_listener = listen(&options.webhook_listen).await?;
     let stream_listener = listen(&options.stream_listen).await?;
     let metrics_listener = listen(&options.metrics_listen).await?;
-    let webhook_tls = serve::tls(Arc::clone(&serving), Port::Webhooks)?;
-    let stream_tls = serve::tls(serving, Port::Streams)?;
+    let probe_listener = listen(&options.probe_listen).await?.into_std()?;
+    let webhook_tls = serve::tls(serving.clone(), Port::Webhooks, client_ca.clone())?;
+    let stream_tls = serve::tls(serving, Port::Streams, None)?;
 
     let mut servers = JoinSet::new();
     let webhook = move |request| webhooks.clone().answer(request);
-    servers.spawn(serve(webhook_listener, Port::Webhooks, Some(webhook_tls), webhook, closing.clone()));
+    servers.spawn(serve(webhook_listener, Port::Webhooks, Some(webhook_tls), webhook, metrics.clone(), closing.clone()));
     let stream = move |request| streams.clone().answer(request);
-    servers.spawn(serve(stream_listener, Port::Streams, Some(stream_tls), stream, closing.clone()));
-    let answer = move |request: Request<hyper::body::Incoming>| {
-        let answered = pages.answer(request.method(), request.uri().path());
-        async move { answered }
-    };
-    servers.spawn(serve(metrics_listener, Port::Metrics, None, answer, closing));
+    servers.spawn(serve(stream_listener, Port::Streams, Some(stream_tls), stream, metrics.clone(), closing.clone()));
+    let answer = move |request| pages.clone().answer(request);
+    servers.spawn(serve(metrics_listener, Port::Metrics, None, answer, metrics.clone(), closing.clone()));
+    let probes = health.serve(probe_listener, metrics.clone(), closing)?;
+    // Ended, or panicked: either way there are no probes any more.
+    servers.spawn(async move { drop(probes.await) });
 
     let replica = Replica { namespace: options.namespace.clone(), pod: options.pod_name.clone(), uid: options.pod_uid.clone() };
     let others = Arc::new(Others::default());
@@ -141,6 +176,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // None of these ends by itself.
     let mut parts = JoinSet::new();
     parts.spawn(keeper.run());
+    parts.spawn(health.beat());
+    client_ca.map(|client_ca| parts.spawn(client_ca.follow()));
     parts.spawn(store_keeper.run());
     parts.spawn(cluster::watch(client.clone(), Arc::clone(&world)));
     parts.spawn(events::write(client.clone(), told, metrics.clone()));
@@ -172,6 +209,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     outcome
 }
 
+fn client_ca(config: &Config) -> Result<Option<Arc<ClientCa>>, ClientCaError> {
+    let names = || config.webhooks.client_names.clone();
+    config.webhooks.client_ca_file.as_ref().map(|file| ClientCa::new(file, names())).transpose()
+}
+
 async fn listen(address: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
@@ -194,42 +236,88 @@ fn unexpected(what: &str, ended: Result<(), tokio::task::JoinError>) -> anyhow::
     }
 }
 
-/// What is on the plain port.
-#[derive(Clone)]
-struct Pages {
-    world: Arc<World>,
-    config: Arc<Config>,
-    namespace: Arc<str>,
-    trust: watch::Receiver<Arc<str>>,
+/// What the kubelet is told. It takes no lock: a probe must not wait for what is probed.
+#[derive(Clone, Debug)]
+pub struct Health {
+    metrics: Metrics,
     certified: watch::Receiver<bool>,
     stopping: watch::Receiver<bool>,
+    began: Instant,
+    /// Milliseconds from there to the last sign of life.
+    beat: Arc<AtomicU64>,
 }
 
-impl Pages {
-    fn answer(&self, method: &Method, path: &str) -> Response<BoxBody<Bytes, std::convert::Infallible>> {
-        if method != Method::GET && method != Method::HEAD {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "use GET");
-        }
-        match path {
-            "/metrics" => match self.scrape() {
-                Ok(page) => typed(page, prometheus::TEXT_FORMAT),
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("the metrics cannot be written: {error}")),
-            },
-            "/healthz" => text(StatusCode::OK, "ok"),
-            "/readyz" => match self.unready() {
-                None => text(StatusCode::OK, "ready"),
-                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
-            },
-            "/ca.pem" => typed(self.trust.borrow().as_bytes().to_vec(), "application/x-pem-file"),
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /ca.pem"),
+impl Health {
+    /// Nothing is wrong yet. `certified`: whether there is a certificate that is trusted; `stopping`: whether this replica stops.
+    pub fn new(metrics: Metrics, certified: watch::Receiver<bool>, stopping: watch::Receiver<bool>) -> Self {
+        Self { metrics, certified, stopping, began: Instant::now(), beat: Arc::default() }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Shows that the runtime lives on which this is run, for ever.
+    pub async fn beat(self) {
+        loop {
+            self.beat.store(self.now(), Ordering::Relaxed);
+            sleep(BEAT).await;
         }
     }
 
-    fn scrape(&self) -> Result<Vec<u8>, prometheus::Error> {
-        let protects = |namespace: &str| self.config.protects(namespace, &self.namespace);
-        let without_sidecar = self.world.index().without_sidecar(protects);
-        self.world.metrics.streams_acknowledged.set(i64::try_from(self.world.acks().current()).unwrap_or(i64::MAX));
-        self.world.metrics.scrape(&without_sidecar)
+    /// Serves the probes from a thread of their own, so that they are answered however much the others have to do. What is given
+    /// ends with it.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn serve(
+        &self,
+        listener: std::net::TcpListener,
+        metrics: Metrics,
+        closing: watch::Receiver<bool>,
+    ) -> std::io::Result<oneshot::Receiver<()>> {
+        let (ended, ends) = oneshot::channel();
+        let health = self.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("probes".to_owned()).spawn(move || {
+            let _ended: oneshot::Sender<()> = ended;
+            runtime.block_on(async {
+                let listener = match TcpListener::from_std(listener) {
+                    Ok(listener) => listener,
+                    Err(error) => return tracing::error!(%error, "the port of probes cannot be served"),
+                };
+                let answer = move |request: Request<hyper::body::Incoming>| {
+                    let answered = health.answer(request.method(), request.uri().path());
+                    async move { answered }
+                };
+                serve(listener, Port::Probes, None, answer, metrics, closing).await;
+            });
+        })?;
+        Ok(ends)
+    }
+
+    fn answer(&self, method: &Method, path: &str) -> Page {
+        if method != Method::GET && method != Method::HEAD {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "use GET");
+        }
+        self.page(path).unwrap_or_else(|| text(StatusCode::NOT_FOUND, "there are /healthz and /readyz"))
+    }
+
+    fn page(&self, path: &str) -> Option<Page> {
+        match path {
+            "/healthz" if self.is_alive() => Some(text(StatusCode::OK, "ok")),
+            "/healthz" => Some(text(StatusCode::SERVICE_UNAVAILABLE, "the operator has done nothing for a minute")),
+            "/readyz" => Some(match self.unready() {
+                None => text(StatusCode::OK, "ready"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            }),
+            _ => None,
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        let silent = self.now().saturating_sub(self.beat.load(Ordering::Relaxed));
+        Duration::from_millis(silent) < SILENCE
     }
 
     /// Why nobody should be sent here.
@@ -238,7 +326,7 @@ impl Pages {
             Some("stopping")
         } else if !*self.certified.borrow() {
             Some("no certificate yet, or a webhook does not trust it yet; the log says more")
-        } else if !self.world.index().synced() {
+        } else if self.metrics.synced.get() != 1 {
             Some("not all namespaces, pods and policies were seen yet")
         } else {
             None
@@ -246,8 +334,78 @@ impl Pages {
     }
 }
 
-fn typed(page: Vec<u8>, content_type: &'static str) -> Response<BoxBody<Bytes, std::convert::Infallible>> {
-    let mut response = Response::new(Full::new(Bytes::from(page)).boxed());
+type Page = Response<BoxBody<Bytes, std::convert::Infallible>>;
+
+/// What is on the port of metrics.
+#[derive(Clone)]
+struct Pages {
+    world: Arc<World>,
+    config: Arc<Config>,
+    namespace: Arc<str>,
+    trust: watch::Receiver<Arc<str>>,
+    health: Health,
+    room: Room,
+    last: Arc<Mutex<Option<(Instant, Bytes)>>>,
+}
+
+/// A page of metrics, and its place among those that are held.
+struct Held(Bytes, #[expect(dead_code, reason = "held")] Ticket);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Pages {
+    async fn answer<B>(self, request: Request<B>) -> Page {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "use GET");
+        }
+        match request.uri().path() {
+            "/metrics" => self.metrics(request.extensions().get::<Arc<Seat>>()).await,
+            "/ca.pem" => typed(Bytes::copy_from_slice(self.trust.borrow().as_bytes()), "application/x-pem-file"),
+            path => self
+                .health
+                .page(path)
+                .unwrap_or_else(|| text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /ca.pem")),
+        }
+    }
+
+    /// The page of metrics. Whoever reads it slowly is closed where others need the place.
+    async fn metrics(&self, seat: Option<&Arc<Seat>>) -> Page {
+        let bell = seat.map_or_else(room::bell, |seat| seat.bell().clone());
+        let Ok(ticket) = self.room.take(1, &bell).await else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "too many read the metrics at once; try again");
+        };
+        match self.page() {
+            Ok(page) => typed(Bytes::from_owner(Held(page, ticket)), prometheus::TEXT_FORMAT),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("the metrics cannot be written: {error}")),
+        }
+    }
+
+    fn page(&self) -> Result<Bytes, prometheus::Error> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, page)) = &*last
+            && when.elapsed() < FRESH
+        {
+            return Ok(page.clone());
+        }
+        let page = Bytes::from(self.scrape()?);
+        *last = Some((Instant::now(), page.clone()));
+        Ok(page)
+    }
+
+    fn scrape(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let protects = |namespace: &str| self.config.protects(namespace, &self.namespace);
+        let without_sidecar = self.world.index().without_sidecar(protects);
+        self.world.metrics.streams_acknowledged.set(i64::try_from(self.world.acks().current()).unwrap_or(i64::MAX));
+        self.world.metrics.scrape(&without_sidecar)
+    }
+}
+
+fn typed(page: Bytes, content_type: &'static str) -> Page {
+    let mut response = Response::new(Full::new(page).boxed());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

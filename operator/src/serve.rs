@@ -1,7 +1,14 @@
-//! The operator's ports: TLS for webhooks and streams, plain HTTP for metrics and probes. Connections are bounded, slow
-//! handshakes end, and a stop lets what is under way finish.
+//! The operator's ports: TLS for webhooks and streams, plain HTTP for metrics and probes. Anybody who can connect may send
+//! anything, so connections, the time for each step and what each may hold are bounded before it is known who it is; a stop lets
+//! what is under way finish.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -9,24 +16,31 @@ use http_body_util::combinators::BoxBody;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    server::conn::auto::Builder,
 };
-use rustls::ServerConfig;
+use rustls::{ServerConfig, server::ResolvesServerCert};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
-    time::{sleep, timeout},
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::certs::Serving;
+use crate::{
+    client_ca::{self, ClientCa},
+    metrics::Metrics,
+    seats::{Seat, Seats},
+};
 
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a client may take to send the head of a request.
+/// How long a TLS handshake may take, and from its end, or the beginning where there is none, the head of the first request.
 const HEAD: Duration = Duration::from_secs(10);
 /// How long to wait after `accept` failed, such as for a free file descriptor.
 const BREATH: Duration = Duration::from_millis(50);
+/// How long a connection that is asked to end may take for it.
+const LINGER: Duration = Duration::from_secs(5);
+/// Between two lines on clients that were refused.
+const PAUSE: Duration = Duration::from_secs(10);
 /// What a stopping server waits for at most.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -37,53 +51,128 @@ pub enum Port {
     Webhooks,
     /// The policy stream, for sidecars: HTTP/2 over TLS, one request on each connection for a long time.
     Streams,
-    /// Metrics and probes: plain HTTP/1.1.
+    /// Metrics: plain HTTP/1.1.
     Metrics,
+    /// Probes, for the kubelet: plain HTTP/1.1, on a thread of their own.
+    Probes,
 }
 
 impl Port {
-    /// The most connections at once. Beyond it, new ones wait in the kernel's queue. Streams: a file descriptor and some
-    /// 30 KiB for each.
-    fn connections(self) -> usize {
+    /// Every port.
+    pub const ALL: [Self; 4] = [Self::Webhooks, Self::Streams, Self::Metrics, Self::Probes];
+
+    /// As metrics name it.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Webhooks => 512,
-            Self::Streams => 20_000,
-            Self::Metrics => 64,
+            Self::Webhooks => "webhooks",
+            Self::Streams => "streams",
+            Self::Metrics => "metrics",
+            Self::Probes => "probes",
         }
     }
 
-    /// How each connection is served. Windows are small: a policy snapshot is sent in parts as the sidecar reads it, and what
-    /// sidecars send is short.
+    /// The most connections that wait at once: for a handshake, for a request, for its body, or for a token to be reviewed. Each
+    /// takes up to some 100 KiB. Open streams are not among them.
+    fn waiting(self) -> usize {
+        match self {
+            Self::Webhooks | Self::Streams => 256,
+            Self::Metrics => 32,
+            Self::Probes => 16,
+        }
+    }
+
+    /// How long each of these stays at the least. Long enough that many who come at once, as after a restart, do not push each
+    /// other out in the middle of a handshake.
+    fn grace(self) -> Duration {
+        match self {
+            Self::Webhooks => Duration::from_millis(500),
+            Self::Streams | Self::Metrics | Self::Probes => Duration::from_secs(1),
+        }
+    }
+
+    /// How long a connection may wait for its next request, whatever it answers to pings meanwhile, or take for an answer.
+    fn idle(self) -> Duration {
+        match self {
+            Self::Webhooks => Duration::from_secs(60),
+            // It is there for one request.
+            Self::Streams => HEAD,
+            Self::Metrics | Self::Probes => Duration::from_secs(30),
+        }
+    }
+
+    /// How each connection is served. Windows are small: a policy snapshot is sent in parts as the sidecar reads it, what
+    /// sidecars send is short, and a review waits at its sender until there is room for it here.
     fn builder(self) -> Builder<TokioExecutor> {
         let mut builder = Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(16 * 1024);
+        // A token of a sidecar is in its head, and in nobody else's.
+        let (streams, head) = if self == Self::Streams { (2, 20 * 1024) } else { (16, 8 * 1024) };
         builder
             .http2()
             .timer(TokioTimer::new())
-            .initial_stream_window_size(64 * 1024)
-            .initial_connection_window_size(256 * 1024)
-            .max_concurrent_streams(if self == Self::Streams { 4 } else { 250 })
-            .max_header_list_size(32 * 1024)
+            .initial_stream_window_size(64 * 1024 - 1)
+            .initial_connection_window_size(64 * 1024 - 1)
+            .max_concurrent_streams(streams)
+            .max_header_list_size(head)
             .max_send_buf_size(64 * 1024)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
         match self {
             Self::Streams => builder.http2_only(),
-            Self::Metrics => builder.http1_only(),
+            Self::Metrics | Self::Probes => builder.http1_only(),
             Self::Webhooks => builder,
         }
     }
 }
 
-/// How TLS is spoken: with the certificate that is current at each handshake.
+/// Why a connection was closed from here: the closed set of the label `reason` of
+/// `toolweir_operator_connections_closed_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The TLS handshake failed.
+    Handshake,
+    /// There was no certificate of an API server, or none that is taken.
+    Certificate,
+    /// The handshake, or the head of the first request, did not come in time.
+    Slow,
+    /// There was no request for too long.
+    Idle,
+    /// Others needed its place, and it had waited longest.
+    Crowded,
+}
+
+impl Closed {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [Self::Handshake, Self::Certificate, Self::Slow, Self::Idle, Self::Crowded];
+
+    /// As metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Certificate => "certificate",
+            Self::Slow => "slow",
+            Self::Idle => "idle",
+            Self::Crowded => "crowded",
+        }
+    }
+}
+
+/// How TLS is spoken: with the certificate that is current at each handshake. With `clients`, only those are let in who show a
+/// certificate that it takes.
 ///
 /// # Errors
 /// The TLS library's.
-pub fn tls(serving: Arc<Serving>, port: Port) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(crate::certs::issue::provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(serving);
+pub fn tls(
+    serving: Arc<dyn ResolvesServerCert>,
+    port: Port,
+    clients: Option<Arc<ClientCa>>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(crate::certs::issue::provider()).with_safe_default_protocol_versions()?;
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(clients),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(serving);
     config.alpn_protocols = match port {
         Port::Streams => vec![b"h2".to_vec()],
         _ => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
@@ -94,71 +183,183 @@ pub fn tls(serving: Arc<Serving>, port: Port) -> Result<Arc<ServerConfig>, rustl
     Ok(Arc::new(config))
 }
 
-/// Serves a port until `stopping` turns true; then takes no new connection, lets requests end, and returns.
+/// Serves a port until `stopping` turns true; then takes no new connection, lets requests end, and returns. Each request has its
+/// connection, an `Arc` of [`Seat`], among its extensions.
 pub async fn serve<F, A>(
     listener: TcpListener,
     port: Port,
     tls: Option<Arc<ServerConfig>>,
     answer: F,
+    metrics: Metrics,
     mut stopping: watch::Receiver<bool>,
 ) where
     F: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Response<BoxBody<Bytes, Infallible>>> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(port.connections()));
-    let graceful = GracefulShutdown::new();
-    let acceptor = tls.map(TlsAcceptor::from);
+    let seats = Seats::new(port.waiting(), port.grace());
+    // Nothing is sent: it ends when the last connection has.
+    let (open, mut ended) = mpsc::channel::<Infallible>(1);
+    let served = Served {
+        port,
+        acceptor: tls.map(TlsAcceptor::from),
+        answer,
+        metrics,
+        stopping: stopping.clone(),
+        told: Arc::default(),
+        _open: open,
+    };
     loop {
         let accepted = tokio::select! {
             _ = stopping.wait_for(|stopping| *stopping) => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener, &seats) => accepted,
         };
-        let Some((stream, from, place)) = accepted else {
+        let Some((stream, from, seat)) = accepted else {
             sleep(BREATH).await;
             continue;
         };
         // Lines of the stream are short and each waits for an answer.
         let _ = stream.set_nodelay(true);
-        let (acceptor, answer, watcher) = (acceptor.clone(), answer.clone(), graceful.watcher());
+        let served = served.clone();
         tokio::spawn(async move {
-            let _place = place;
-            let service = service_fn(move |request| {
-                let answered = answer(request);
-                async move { Ok::<_, Infallible>(answered.await) }
-            });
-            let builder = port.builder();
-            let ended = match acceptor {
-                Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned()).await,
-                    Ok(Err(error)) => {
-                        tracing::debug!(%error, %from, ?port, "a TLS handshake failed");
-                        return;
-                    }
-                    Err(_) => return,
-                },
-                None => watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned()).await,
-            };
-            if let Err(error) = ended {
-                tracing::debug!(error, %from, ?port, "a connection ended");
+            let open = served.metrics.connections.with_label_values(&[port.as_str()]);
+            open.inc();
+            if let Some(closed) = served.connection(stream, from, &seat).await {
+                served.metrics.connections_closed.with_label_values(&[port.as_str(), closed.as_str()]).inc();
+                tracing::debug!(%from, port = port.as_str(), reason = closed.as_str(), "a connection was closed");
             }
+            open.dec();
         });
     }
-    drop(listener);
-    if timeout(DRAIN, graceful.shutdown()).await.is_err() {
-        tracing::warn!(?port, "connections were cut: they did not end in time");
+    drop((listener, served));
+    if timeout(DRAIN, ended.recv()).await.is_err() {
+        tracing::warn!(port = port.as_str(), "connections were cut: they did not end in time");
     }
 }
 
-type Place = tokio::sync::OwnedSemaphorePermit;
-
-/// The next connection and its place, or nothing where there was a fault that passes.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, SocketAddr, Place)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+/// The next connection and its seat, or nothing where there was a fault that passes.
+async fn accept(listener: &TcpListener, seats: &Arc<Seats>) -> Option<(TcpStream, SocketAddr, Arc<Seat>)> {
     match listener.accept().await {
-        Ok((stream, from)) => Some((stream, from, place)),
+        Ok((stream, from)) => Some((stream, from, seats.seat().await)),
         Err(error) => {
             tracing::warn!(%error, "a connection cannot be taken");
             None
+        }
+    }
+}
+
+/// What every connection of a port is served with.
+#[derive(Clone)]
+struct Served<F> {
+    port: Port,
+    acceptor: Option<TlsAcceptor>,
+    answer: F,
+    metrics: Metrics,
+    stopping: watch::Receiver<bool>,
+    /// When it was last told that a client was refused.
+    told: Arc<Mutex<Option<Instant>>>,
+    _open: mpsc::Sender<Infallible>,
+}
+
+impl<F, A> Served<F>
+where
+    F: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Response<BoxBody<Bytes, Infallible>>> + Send + 'static,
+{
+    /// Serves a connection to its end. Gives why it was ended from here, if so.
+    async fn connection(&self, stream: TcpStream, from: SocketAddr, seat: &Arc<Seat>) -> Option<Closed> {
+        let Some(acceptor) = &self.acceptor else { return self.requests(stream, from, seat).await };
+        let accepted = tokio::select! {
+            biased;
+            () = seat.put_out() => return Some(Closed::Crowded),
+            accepted = timeout(HEAD, acceptor.accept(stream)) => accepted,
+        };
+        match accepted {
+            Ok(Ok(stream)) => self.requests(stream, from, seat).await,
+            Ok(Err(error)) => {
+                if client_ca::is_refusal(&error) {
+                    self.tell_refused(&error, from);
+                    return Some(Closed::Certificate);
+                }
+                tracing::debug!(%error, %from, port = self.port.as_str(), "a TLS handshake failed");
+                Some(Closed::Handshake)
+            }
+            Err(_) => Some(Closed::Slow),
+        }
+    }
+
+    /// Says that a client was refused, now and then: strangers must not fill the log.
+    fn tell_refused(&self, error: &std::io::Error, from: SocketAddr) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|when| when.elapsed() >= PAUSE) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                %error,
+                %from,
+                port = self.port.as_str(),
+                "a client was refused that has no certificate that is taken; the metric counts the others"
+            );
+        }
+    }
+
+    async fn requests<S>(&self, stream: S, from: SocketAddr, seat: &Arc<Seat>) -> Option<Closed>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let began = Instant::now();
+        let service = service_fn({
+            let (answer, seat) = (self.answer.clone(), Arc::clone(seat));
+            move |mut request: Request<Incoming>| {
+                let under_way = seat.request();
+                request.extensions_mut().insert(Arc::clone(&seat));
+                let answered = answer(request);
+                async move {
+                    let response = answered.await;
+                    drop(under_way);
+                    Ok::<_, Infallible>(response)
+                }
+            }
+        });
+        let builder = self.port.builder();
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut stopping = self.stopping.clone();
+        // Once it was asked to end: until when, and why.
+        let mut ends: Option<(Option<Instant>, Option<Closed>)> = None;
+        loop {
+            let (until, why) = match (ends, seat.idle()) {
+                (Some((until, why)), _) => (until, why),
+                (None, Some((since, true))) => (Some(since + self.port.idle()), Some(Closed::Idle)),
+                // The handshake has its own time.
+                (None, Some((since, false))) => (Some(since.max(began) + HEAD), Some(Closed::Slow)),
+                (None, None) => (None, None),
+            };
+            let time_is_up = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = seat.put_out() => return Some(Closed::Crowded),
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(error, %from, port = self.port.as_str(), "a connection ended");
+                    }
+                    return ends.and_then(|(_, why)| why);
+                }
+                _ = stopping.wait_for(|stopping| *stopping), if ends.is_none() => {
+                    connection.as_mut().graceful_shutdown();
+                    ends = Some((None, None));
+                }
+                () = time_is_up => {
+                    if ends.is_some() {
+                        return why;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    ends = Some((Some(Instant::now() + LINGER), why));
+                }
+                () = seat.changed() => {}
+            }
         }
     }
 }

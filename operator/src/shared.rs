@@ -11,7 +11,7 @@ use tokio::{
 };
 use toolweir_crds::{MCPPolicySpec, stream::SharedStore};
 use toolweir_store::{
-    config::Config,
+    config::{Config, IN_CLEAR, StoreUrl},
     connect::{Fault, StoreError},
 };
 
@@ -56,6 +56,8 @@ pub enum Health {
     Pending,
     /// It answers.
     Connected,
+    /// It answers, and what is said passes the network in clear.
+    InClear,
     /// It does not.
     Down(Down),
 }
@@ -94,6 +96,10 @@ impl Health {
             }
             Self::Pending => ("Unknown", "Pending".to_owned(), "The operator has not asked the shared store yet.".to_owned()),
             Self::Connected => ("True", "Connected".to_owned(), "The shared store answers the operator.".to_owned()),
+            // The store is ready; the reason stays one, so that what waits for it goes on working.
+            Self::InClear => {
+                ("True", "Connected".to_owned(), format!("The shared store answers the operator. Warning: {IN_CLEAR}."))
+            }
             Self::Down(down) => {
                 ("False", camel(down.fault), format!("The shared store does not answer the operator: {down}. {meanwhile}"))
             }
@@ -123,6 +129,8 @@ pub struct Keeper {
     settings: Option<config::SharedStore>,
     world: Arc<World>,
     store: watch::Sender<Told>,
+    /// The operator's authorities in PEM, for a store whose certificate is of them; empty until they are known.
+    trust: watch::Receiver<Arc<str>>,
     /// Of each file the text that was read last.
     password: Option<String>,
     ca: Option<String>,
@@ -143,13 +151,30 @@ impl Keeper {
     /// Reads the files once. What cannot be read is told by [`Keeper::run`]. Without settings there is no store.
     pub fn new(settings: Option<config::SharedStore>, world: Arc<World>) -> Self {
         let store = watch::Sender::new(if settings.is_some() { Told::Unread } else { Told::Nowhere });
-        let mut keeper = Self { settings, world, store, password: None, ca: None, unreadable: None, said: None };
+        let (_, trust) = watch::channel(Arc::from(""));
+        let mut keeper = Self { settings, world, store, trust, password: None, ca: None, unreadable: None, said: None };
         if keeper.settings.is_some() {
             keeper.world.metrics.begin_shared_store();
             keeper.world.set_store(&Health::Pending);
             keeper.read();
+            if keeper.is_in_clear() {
+                tracing::warn!(url = keeper.settings.as_ref().map(|settings| &settings.url), "the shared store: {IN_CLEAR}");
+            }
         }
         keeper
+    }
+
+    /// Has sidecars trust these authorities, the operator's, for a store whose certificate is of them.
+    #[must_use]
+    pub fn trusting(mut self, trust: watch::Receiver<Arc<str>>) -> Self {
+        self.trust = trust;
+        self.read();
+        self
+    }
+
+    fn is_in_clear(&self) -> bool {
+        let url = self.settings.as_ref().and_then(|settings| settings.url.parse::<StoreUrl>().ok());
+        url.is_some_and(|url| url.is_in_clear())
     }
 
     /// What sidecars are told, now and from now on.
@@ -161,8 +186,13 @@ impl Keeper {
     pub async fn run(mut self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut trust = self.trust.clone();
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                // New authorities go to sidecars at once: the store may soon show a certificate of one.
+                Ok(()) = trust.changed() => {}
+            }
             self.round().await;
         }
     }
@@ -180,9 +210,13 @@ impl Keeper {
         let metrics = &self.world.metrics;
         metrics.shared_store_up.with_label_values::<&str>(&[]).set(i64::from(asked.is_ok()));
         let health = match asked {
+            Ok(()) if self.is_in_clear() => Health::InClear,
             Ok(()) => Health::Connected,
-            Err(down) => {
+            Err(mut down) => {
                 metrics.shared_store_failures.with_label_values(&[down.fault]).inc();
+                if self.is_in_clear() {
+                    down.message = format!("{}; besides, {IN_CLEAR}", down.message);
+                }
                 Health::Down(down)
             }
         };
@@ -231,8 +265,14 @@ impl Keeper {
                 None => {}
             }
         }
-        let unread = |path: &Option<_>, held: &Option<_>| path.is_some() && held.is_none();
-        if unread(&settings.password_file, &self.password) || unread(&settings.ca_file, &self.ca) {
+        if settings.certificate.is_some() {
+            let trust = self.trust.borrow_and_update();
+            if !trust.is_empty() {
+                self.ca = Some(trust.to_string());
+            }
+        }
+        let has_ca = settings.ca_file.is_some() || settings.certificate.is_some();
+        if (settings.password_file.is_some() && self.password.is_none()) || (has_ca && self.ca.is_none()) {
             return;
         }
         let told = Told::At(Arc::new(settings.with(self.password.clone(), self.ca.clone())));
@@ -399,6 +439,55 @@ mod tests {
         assert!(!keeper.is_only_other_words(&Health::Connected));
         tokio::time::advance(SAME_FAULT).await;
         assert!(!keeper.is_only_other_words(&down("refused", "two")));
+    }
+
+    #[test]
+    fn a_store_without_tls_is_ready_with_a_warning() {
+        let (status, reason, message) = Health::InClear.condition();
+        assert_eq!((status, reason.as_str()), ("True", "Connected"));
+        assert!(message.contains("Warning: it is reached without TLS") && message.contains("rediss"), "{message}");
+        assert!(!Health::Connected.condition().2.contains("TLS"));
+    }
+
+    #[tokio::test]
+    async fn a_store_without_tls_that_does_not_answer_is_warned_of_too_unless_it_is_on_the_machine() {
+        let of = |url: &str| {
+            let settings = config::Config::read(&format!("sharedStore: {{url: '{url}'}}")).unwrap().shared_store;
+            Keeper::new(settings, Arc::new(World::new(Metrics::new().unwrap(), Options::default())))
+        };
+        // An address of the loopback network that only looks like none: it is in the way of IPv6.
+        let mut keeper = of("redis://[::ffff:127.0.0.1]:1");
+        keeper.round().await;
+        let (_, _, message) = keeper.world.store().condition();
+        assert!(message.contains("; besides, it is reached without TLS"), "{message}");
+        let mut keeper = of("redis://127.0.0.1:1");
+        keeper.round().await;
+        assert!(!keeper.world.store().condition().2.contains("without TLS"));
+        let mut keeper = of("rediss://[::ffff:127.0.0.1]:1");
+        keeper.round().await;
+        assert!(!keeper.world.store().condition().2.contains("without TLS"));
+    }
+
+    #[tokio::test]
+    async fn a_store_with_a_certificate_of_the_operator_is_told_with_the_authorities_in_force() {
+        let text = "sharedStore: {url: 'rediss://127.0.0.1:1', certificate: {secret: s, service: store}}";
+        let settings = config::Config::read(text).unwrap().shared_store;
+        let (trust, trusted) = watch::channel(Arc::from(""));
+        let mut keeper =
+            Keeper::new(settings, Arc::new(World::new(Metrics::new().unwrap(), Options::default()))).trusting(trusted);
+        let mut store = keeper.store();
+        keeper.round().await;
+        assert_eq!(*store.borrow_and_update(), Told::Unread, "nobody could verify it yet");
+        let told = |store: &mut watch::Receiver<Told>| match &*store.borrow_and_update() {
+            Told::At(store) => store.ca.clone(),
+            other => panic!("{other:?}"),
+        };
+        tokio::spawn(keeper.run());
+        for bundle in ["first", "first and second", "second"] {
+            trust.send(Arc::from(bundle)).unwrap();
+            tokio::time::timeout(Duration::from_secs(5), store.changed()).await.expect("at once").unwrap();
+            assert_eq!(told(&mut store).as_deref(), Some(bundle));
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! What the status of a policy says, from what is known: a pure function, and the merge with what it said before.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -11,7 +11,7 @@ use toolweir_engine::{Options, PolicyId};
 
 use crate::{
     acks::Tallies,
-    index::{Entry, Index, PodKey},
+    index::{Entry, Index, PodKey, Prepared},
     shared::{self, Health},
 };
 
@@ -97,6 +97,20 @@ pub struct Wanted {
 const NAMED: usize = 3;
 /// The longest message, in characters; the API allows 32768 bytes.
 const LONGEST: usize = 1024;
+
+/// What pods are to enforce, as far as its conflicts are not worked out. [`wanted`] would do it while it holds the index.
+pub fn not_worked_out(index: &mut Index) -> Vec<Arc<Prepared>> {
+    let pods: Vec<(PodKey, String)> =
+        index.pods().filter(|(_, pod)| !pod.ends).map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
+    let mut todo: Vec<Arc<Prepared>> = Vec::new();
+    for (key, uid) in pods {
+        let Some(prepared) = index.snapshot(&key, &uid).filter(|prepared| !prepared.is_worked_out()) else { continue };
+        if !todo.iter().any(|other| Arc::ptr_eq(other, &prepared)) {
+            todo.push(prepared);
+        }
+    }
+    todo
+}
 
 /// What the status of every policy is to say.
 pub fn wanted(index: &mut Index, tallies: &Tallies, options: &Options, store: &Health) -> BTreeMap<PolicyId, Wanted> {

@@ -1,16 +1,21 @@
 //! What the parts of the operator share: the index, the acknowledgements, and word that either changed.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    panic::resume_unwind,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use toolweir_crds::stream::Ack;
 use toolweir_engine::Options;
 
 use crate::{
     acks::Acks,
+    admission::Intake,
     index::{Event, Index, PodKey},
     metrics::Metrics,
     shared::Health,
+    stream::Bounds,
 };
 
 /// The shared state. Its locks are held for the length of a function call, never across an await.
@@ -24,13 +29,28 @@ pub struct World {
     pub metrics: Metrics,
     /// What policies are compiled with.
     pub options: Options,
+    /// What reviews of strangers may take.
+    pub intake: Intake,
+    /// What streams may take.
+    pub bounds: Bounds,
+    compiling: Semaphore,
 }
 
 impl World {
     /// Nothing is known yet.
     pub fn new(metrics: Metrics, options: Options) -> Self {
         let changed = watch::Sender::new(0);
-        Self { index: Mutex::default(), acks: Mutex::default(), store: Mutex::default(), changed, metrics, options }
+        Self {
+            index: Mutex::default(),
+            acks: Mutex::default(),
+            store: Mutex::default(),
+            changed,
+            metrics,
+            options,
+            intake: Intake::default(),
+            bounds: Bounds::default(),
+            compiling: Semaphore::new(1),
+        }
     }
 
     /// The index.
@@ -98,6 +118,19 @@ impl World {
         let known = self.acks().acknowledge(stream, ack);
         self.touch();
         known
+    }
+
+    /// Compiles policies of the cluster, apart from what answers others, and one after another.
+    pub async fn compile<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let _one = self.compiling.acquire().await;
+        match tokio::task::spawn_blocking(job).await {
+            Ok(compiled) => compiled,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                // The process ends.
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 
     /// Word of every change.

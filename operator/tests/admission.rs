@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -17,10 +17,47 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use toolweir_engine::Options;
 use toolweir_operator::{
-    SIDECAR_CONTAINER, admission::Webhooks, config::Config, index::Event, metrics::Metrics, select::Labels, world::World,
+    SIDECAR_CONTAINER,
+    admission::Webhooks,
+    config::Config,
+    index::Event,
+    metrics::Metrics,
+    namespaces::{Answer, Namespaces},
+    select::Labels,
+    world::World,
 };
 
+/// What the API server says of namespaces, and what it was asked.
+#[derive(Clone, Debug)]
+struct ApiServer(Arc<Mutex<(Answer, Vec<String>)>>);
+
+impl ApiServer {
+    /// No namespace has the label.
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new((Ok(Some(labels("team=x"))), Vec::new()))))
+    }
+
+    fn says(&self, answer: Answer) {
+        self.0.lock().unwrap().0 = answer;
+    }
+
+    /// The namespaces that were asked for since the last time.
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().1)
+    }
+
+    fn namespaces(&self) -> Namespaces {
+        let server = self.clone();
+        Namespaces::by(move |name| {
+            let mut held = server.0.lock().unwrap();
+            held.1.push(name.to_owned());
+            std::future::ready(held.0.clone())
+        })
+    }
+}
+
 struct Operator {
+    api_server: ApiServer,
     webhooks: Webhooks,
     trust: watch::Sender<Arc<str>>,
 }
@@ -36,14 +73,16 @@ fn operator() -> Operator {
         ("others".to_owned(), labels("team=x")),
     ])));
     let (trust, trusted) = watch::channel(Arc::from("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"));
+    let api_server = ApiServer::new();
     let webhooks = Webhooks {
         world,
+        namespaces: api_server.namespaces(),
         config: Arc::new(Config::default()),
         namespace: Arc::from("toolweir-system"),
         stream_url: Arc::from("https://toolweir-operator.toolweir-system.svc:8444"),
         trust: trusted,
     };
-    Operator { webhooks, trust }
+    Operator { api_server, webhooks, trust }
 }
 
 fn pod(name: &str) -> Value {
@@ -269,39 +308,83 @@ mod inject {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_namespace_that_opted_in_a_moment_ago_is_waited_for() {
-        let operator = operator();
-        let world = Arc::clone(&operator.webhooks.world);
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            world.apply(Event::Namespace("others".to_owned(), labels("team=x toolweir.dev/inject=enabled")));
-        });
+    /// A pod of this namespace, which says nothing of itself.
+    fn of(namespace: &str) -> Value {
         let mut review = review(&pod("agent"));
-        review["request"]["namespace"] = "others".into();
-        assert!(operator.ask("/inject", &review).await.get("patch").is_some());
-        // One that this operator has not heard of at all is as the API server takes it.
-        review["request"]["namespace"] = "new".into();
-        assert!(operator.ask("/inject", &review).await.get("patch").is_some());
+        review["request"]["namespace"] = namespace.into();
+        review
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_was_labelled_a_moment_ago_is_injected_with_the_watch_behind() {
+        let operator = operator();
+        // The watch never hears of it.
+        operator.api_server.says(Ok(Some(labels("team=x toolweir.dev/inject=enabled"))));
+        let began = Instant::now();
+        let said = operator.ask("/inject", &of("others")).await;
+        assert!(said.get("patch").is_some(), "{said}");
+        assert_eq!(operator.api_server.asked(), ["others"]);
+        assert!(began.elapsed() < Duration::from_secs(2), "nothing is waited for");
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_the_api_server_does_not_tell_of_gets_no_pod_without_a_sidecar() {
+        let operator = operator();
+        operator.api_server.says(Err("it did not answer within 2 s".to_owned()));
+        let said = operator.ask("/inject", &of("others")).await;
+        assert_eq!((&said["allowed"], said.get("patch")), (&json!(false), None));
+        assert_eq!(
+            said["status"]["message"],
+            "whether namespace others has the label toolweir.dev/inject: enabled is not known, since the API server does not tell \
+             the operator: it did not answer within 2 s. Try again"
+        );
+        assert_eq!((operator.counted("inject", "refused", "NamespaceUnknown"), operator.counts()), (1, 1));
+        // Nor where it knows of no such namespace, though it asked about a pod of it.
+        operator.api_server.says(Ok(None));
+        assert!(operator.ask("/inject", &of("others")).await.get("patch").is_some());
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_hangs_refuses_the_pod_before_the_webhook_is_given_up() {
+        let mut operator = operator();
+        operator.webhooks.namespaces = Namespaces::by(|_| std::future::pending::<Answer>());
+        let began = tokio::time::Instant::now();
+        assert_eq!(operator.ask("/inject", &of("others")).await["allowed"], false);
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
     async fn a_namespace_that_did_not_opt_in_is_left_alone_with_a_warning() {
         let operator = operator();
-        let mut review = review(&pod("agent"));
-        review["request"]["namespace"] = "others".into();
-        let began = tokio::time::Instant::now();
+        let mut review = of("others");
         let said = operator.ask("/inject", &review).await;
-        assert!(began.elapsed() < Duration::from_secs(3));
         assert_eq!((&said["allowed"], said.get("patch")), (&json!(true), None));
         assert!(said["warnings"][0].as_str().unwrap().contains("(NotOptedIn)"), "{said}");
-        // A pod that says so itself, and a namespace that is never touched, wait for nothing.
-        let began = tokio::time::Instant::now();
+        assert_eq!(operator.api_server.asked(), ["others"]);
+        // A pod that says so itself, and a namespace that is never touched, are no question.
+        operator.api_server.says(Err("nobody asks".to_owned()));
         review["request"]["object"]["metadata"]["labels"]["toolweir.dev/inject"] = "enabled".into();
         assert!(operator.ask("/inject", &review).await.get("patch").is_some());
-        review["request"]["namespace"] = "kube-system".into();
-        assert_eq!(operator.ask("/inject", &review).await.get("patch"), None);
-        assert_eq!(began.elapsed(), Duration::ZERO);
+        review["request"]["object"]["metadata"]["labels"]["toolweir.dev/inject"] = "disabled".into();
+        assert_eq!(operator.ask("/inject", &review).await["auditAnnotations"], json!({"toolweir": "skipped: OptedOut"}));
+        assert_eq!(operator.ask("/inject", &of("kube-system")).await.get("patch"), None);
+        assert_eq!(operator.api_server.asked(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_the_index_has_as_opted_in_or_not_at_all_is_injected_without_a_question() {
+        let operator = operator();
+        // Both as the API server takes it, which asked. A label that was removed a moment ago may cost a sidecar too many.
+        for namespace in ["agents", "new"] {
+            assert!(operator.ask("/inject", &of(namespace)).await.get("patch").is_some(), "{namespace}");
+        }
+        // A pod's label that says neither yes nor no leaves it to the namespace.
+        let mut review = of("others");
+        review["request"]["object"]["metadata"]["labels"]["toolweir.dev/inject"] = "maybe".into();
+        assert_eq!(operator.api_server.asked(), Vec::<String>::new());
+        operator.api_server.says(Ok(Some(labels("toolweir.dev/inject=enabled"))));
+        assert!(operator.ask("/inject", &review).await.get("patch").is_some());
+        assert_eq!(operator.api_server.asked(), ["others"]);
     }
 
     /// Not held to a time, since machines differ; the e2e test has the bar.

@@ -9,6 +9,7 @@ use toolweir_operator::{
     auth::Refusal,
     index::NOT_INJECTED,
     metrics::Metrics,
+    serve::{Closed, Port},
     shared::faults,
     status::{Accepted, Programmed},
     stream::Ended,
@@ -104,6 +105,8 @@ fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         ("`programmed`", set(Programmed::ALL.map(Programmed::as_str))),
         ("`reason` of pods without a sidecar", set([NOT_INJECTED, "HostNetwork", "Windows", "MirrorPod"])),
         ("`fault`", faults().map(ToOwned::to_owned).collect()),
+        ("`port`", set(Port::ALL.map(Port::as_str))),
+        ("`reason` of connections that were closed", set(Closed::ALL.map(Closed::as_str))),
         ("`accepted`", set(Accepted::ALL.map(Accepted::as_str))),
     ] {
         assert_eq!(values(&page, heading), known, "{heading}");

@@ -76,6 +76,47 @@ fn token(claims: &Value) -> String {
     format!("e30.{}.c2ln", BASE64URL_NOPAD.encode(claims.to_string().as_bytes()))
 }
 
+/// One that also says whose it is, as a kubelet's does.
+fn kubelet_token(pod: &str, uid: &str) -> String {
+    let bound = json!({"namespace": "agents", "pod": {"name": pod, "uid": uid}, "serviceaccount": {"name": "default"}});
+    token(&json!({"pod": pod, "uid": uid, "kubernetes.io": bound}))
+}
+
+/// The same API server, which takes a second for an answer, and what it was asked.
+#[derive(Clone, Default)]
+struct Slow(Arc<std::sync::Mutex<Asked>>);
+
+#[derive(Default)]
+struct Asked {
+    all: usize,
+    now: usize,
+    most: usize,
+}
+
+impl tower_service::Service<Request<kube::client::Body>> for Slow {
+    type Response = Response<kube::client::Body>;
+    type Error = Infallible;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
+        let asked = Arc::clone(&self.0);
+        Box::pin(async move {
+            {
+                let mut asked = asked.lock().unwrap();
+                (asked.all, asked.now) = (asked.all + 1, asked.now + 1);
+                asked.most = asked.most.max(asked.now);
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            asked.lock().unwrap().now -= 1;
+            ApiServer.call(request).await
+        })
+    }
+}
+
 fn pod_token(pod: &str) -> String {
     token(&json!({"pod": pod, "uid": format!("uid-{pod}")}))
 }
@@ -447,4 +488,182 @@ async fn there_is_one_path_and_one_method() {
     let answer = |request: Request<Empty<Bytes>>| operator.streams.clone().answer(request);
     assert_eq!(answer(Request::get("/v1/policies").body(Empty::new()).unwrap()).await.status(), 405);
     assert_eq!(answer(Request::post("/").body(Empty::new()).unwrap()).await.status(), 404);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_has_two_streams_and_a_third_ends_the_oldest() {
+    let operator = operator();
+    let token = kubelet_token("one", "uid-one");
+    let mut first = operator.open(&token).await;
+    let mut second = operator.open(&token).await;
+    let mut other = operator.open(&pod_token("two")).await;
+    first.version().await;
+    let mut third = operator.open(&token).await;
+    while first.line().await.is_some() {}
+    assert!(operator.ended("replaced").await);
+    for sidecar in [&mut second, &mut third, &mut other] {
+        sidecar.version().await;
+    }
+    assert_eq!(operator.world.metrics.streams.get(), 3);
+    // Once one has gone there is room again.
+    drop(second);
+    assert!(operator.ended("client_gone").await);
+    operator.open(&token).await.version().await;
+    third.line().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_asked_about_a_pod_that_there_is_not() {
+    let mut operator = operator();
+    let slow = Slow::default();
+    operator.streams.reviewer = Reviewer::new(kube::Client::new(slow.clone(), "default"));
+    for (pod, uid) in [("one", "forged"), ("unknown", "uid-one")] {
+        let header = format!("Bearer {}", kubelet_token(pod, uid));
+        assert_eq!(operator.refused(&[("authorization", &header)]).await, 403);
+    }
+    assert_eq!((slow.0.lock().unwrap().all, operator.counted("unknown_pod")), (0, 2));
+    // Only so many are waited for.
+    let operator = Arc::new(operator);
+    let asks: Vec<_> = (0..80)
+        .map(|n| {
+            let operator = Arc::clone(&operator);
+            tokio::spawn(async move {
+                let header = format!("Bearer {}", kubelet_token("unknown", &format!("uid-{n}")));
+                operator.refused(&[("authorization", &header)]).await.as_u16()
+            })
+        })
+        .collect();
+    let mut answers: BTreeMap<u16, usize> = BTreeMap::new();
+    for asked in asks {
+        *answers.entry(asked.await.unwrap()).or_default() += 1;
+    }
+    assert_eq!(answers, BTreeMap::from([(403, 64), (503, 16)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_bad_tokens_reaches_the_api_server_a_few_at_a_time_and_keeps_no_sidecar_out() {
+    let mut operator = operator();
+    let slow = Slow::default();
+    operator.streams.reviewer = Reviewer::new(kube::Client::new(slow.clone(), "default"));
+    let operator = Arc::new(operator);
+    let flood: Vec<_> = (0..300)
+        .map(|n| {
+            let operator = Arc::clone(&operator);
+            tokio::spawn(async move { operator.refused(&[("authorization", &format!("Bearer garbage-{n}"))]).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    let began = tokio::time::Instant::now();
+    operator.open(&kubelet_token("one", "uid-one")).await.version().await;
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    for refused in flood {
+        let status = refused.await.unwrap();
+        assert!([401, 503].contains(&status.as_u16()), "{status}");
+    }
+    assert!(slow.0.lock().unwrap().most <= 5, "{} at once", slow.0.lock().unwrap().most);
+    // The same one again is not asked about for a while.
+    let again = || operator.refused(&[("authorization", "Bearer the same")]);
+    assert_eq!(again().await, 401);
+    let before = slow.0.lock().unwrap().all;
+    assert_eq!((again().await.as_u16(), slow.0.lock().unwrap().all), (401, before));
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!((again().await.as_u16(), slow.0.lock().unwrap().all), (401, before + 1));
+}
+
+#[tokio::test]
+async fn an_acknowledgement_in_single_bytes_is_read_in_linear_time() {
+    let operator = operator();
+    operator.world.apply(policy(1, "http://s/one"));
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    let version = sidecar.version().await;
+    let refused = json!({"policy": "agents/other", "message": "x".repeat(200 * 1024)});
+    let line = format!("{}\n", json!({"version": version, "problems": [refused]}));
+    let began = std::time::Instant::now();
+    for byte in line.into_bytes() {
+        sidecar.say(vec![byte]);
+    }
+    let mut changes = operator.world.changes();
+    while operator.enforcing() == 0 {
+        timeout(Duration::from_secs(20), changes.changed()).await.expect("read in time").unwrap();
+    }
+    println!("200 KiB in single bytes took {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_acknowledgement_must_end_in_time() {
+    let operator = operator();
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    sidecar.version().await;
+    sidecar.say(vec![b' '; 100 * 1024]);
+    let began = tokio::time::Instant::now();
+    while sidecar.line().await.is_some() {}
+    assert!(began.elapsed() <= Duration::from_secs(20));
+    assert!(operator.ended("slow").await);
+}
+
+#[tokio::test]
+async fn of_denials_only_so_much_is_kept() {
+    let mut operator = operator();
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    sidecar.version().await;
+    let denied = |reason: &str| json!({"policy": "ü".repeat(400), "reason": reason, "server": "s", "tool": "t", "count": 1});
+    let mut denials = vec![denied("no reason that there is")];
+    denials.extend(vec![denied("rate_limit"); 150]);
+    sidecar.say(format!("{}\n", json!({"denials": denials})));
+    let told = timeout(Duration::from_secs(5), operator.told.recv()).await.unwrap().unwrap();
+    assert_eq!(told.denials.len(), 63);
+    assert!(told.denials.iter().all(|denied| denied.policy.len() == 128 && denied.reason == "rate_limit"));
+}
+
+/// Strangers on the port of the streams, and a sidecar among them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_a_stream_are_bounded_and_do_not_keep_sidecars_out() {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::net::{TcpListener, TcpStream};
+    use toolweir_operator::serve::{Port, serve};
+
+    let operator = operator();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let streams = operator.streams.clone();
+    let answer = move |request: Request<hyper::body::Incoming>| streams.clone().answer(request);
+    let metrics = operator.world.metrics.clone();
+    // Without TLS, as it is the same behind it.
+    tokio::spawn(serve(listener, Port::Streams, None, answer, metrics.clone(), operator.streams.stopping.clone()));
+    let open = async |pod: &str| {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let acks = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        let request = Request::post("http://localhost/v1/policies")
+            .header("authorization", format!("Bearer {}", kubelet_token(pod, &format!("uid-{pod}"))))
+            .body(acks)
+            .unwrap();
+        let response = timeout(Duration::from_secs(30), sender.send_request(request)).await.expect("an answer").unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        (sender, response.into_body())
+    };
+    let (_before, mut body) = open("one").await;
+    body.frame().await.unwrap().unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..600 {
+        let connect = TcpStream::connect(address);
+        strangers.push(timeout(Duration::from_secs(30), connect).await.unwrap().unwrap());
+    }
+    let (_after, mut after) = open("two").await;
+    after.frame().await.unwrap().unwrap();
+    assert!(metrics.connections.with_label_values(&["streams"]).get() <= 260);
+    assert!(metrics.connections_closed.with_label_values(&["streams", "crowded"]).get() > 0);
+    // The one that was there before them still is.
+    operator.trust.send(Arc::from("PEM 2")).unwrap();
+    let told = timeout(Duration::from_secs(30), async {
+        loop {
+            let data = body.frame().await.expect("it goes on").unwrap().into_data().unwrap();
+            if String::from_utf8_lossy(&data).contains("PEM 2") {
+                return;
+            }
+        }
+    });
+    told.await.expect("told");
 }

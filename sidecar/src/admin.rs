@@ -1,19 +1,45 @@
 //! The two small servers beside the proxy: metrics and health for the cluster, and administration for this machine.
 
-use std::{convert::Infallible, io, sync::Arc};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::IntCounter;
 use serde_json::json;
 use tokio::{
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, watch},
+    task::AbortHandle,
+    time::{Sleep, sleep, timeout},
 };
 
 use crate::{explain, governor::Governor};
+
+/// Connections of one port. Where one more comes, one of those is closed that have come from the same address as most.
+const CONNECTIONS: usize = 64;
+/// How long a head, a body, and the reading of an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pages of metrics that are kept until their readers have them. Who asks while there are as many gets the newest of them.
+const PAGES: usize = 4;
+/// Answers of the administration that may be large, at once.
+const LARGE: usize = 2;
 
 /// Changes the log level and gives the one in force.
 pub type LogLevel = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
@@ -38,39 +64,243 @@ pub enum Face {
     Admin,
 }
 
+impl Face {
+    /// As metrics name its port.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Metrics => "metrics",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// What the answers of one server share.
+#[derive(Debug)]
+struct Shared {
+    questions: Semaphore,
+    large: Arc<Semaphore>,
+    pages: Mutex<Vec<Weak<Vec<u8>>>>,
+}
+
+/// A connection that is open.
+struct Open {
+    peer: IpAddr,
+    /// How many requests it is answering.
+    busy: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+/// Serves on a thread of its own, so that whoever asks much keeps nobody else waiting. It ends with what `state.stopping`
+/// hears from.
+///
+/// # Errors
+/// The thread cannot be started.
+pub fn start(listener: TcpListener, face: Face, state: State) -> io::Result<()> {
+    let listener = listener.into_std()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name(face.as_str().to_owned()).spawn(move || {
+        let mut stopping = state.stopping.clone();
+        runtime.block_on(async move {
+            let ended = async { while stopping.changed().await.is_ok() {} };
+            match TcpListener::from_std(listener) {
+                Ok(listener) => tokio::select! {
+                    () = serve(listener, face, state) => {}
+                    () = ended => {}
+                },
+                Err(error) => tracing::error!(%error, ?face, "the port is not served"),
+            }
+        });
+    })?;
+    Ok(())
+}
+
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, face: Face, state: State) {
-    let questions = Arc::new(Semaphore::new(explain::AT_ONCE));
+    let shared = Arc::new(Shared {
+        questions: Semaphore::new(explain::AT_ONCE),
+        large: Arc::new(Semaphore::new(LARGE)),
+        pages: Mutex::default(),
+    });
+    let closed = |reason: &str| state.governor.metrics.connections_closed.with_label_values(&[face.as_str(), reason]);
+    let (too_many, not_read) = (closed("too_many"), closed("not_read"));
+    let mut open: Vec<Open> = Vec::new();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, ?face, "accept");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        let (state, questions) = (state.clone(), Arc::clone(&questions));
-        tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, face, state.clone(), Arc::clone(&questions)));
+        open.retain(|open| !open.task.is_finished());
+        if open.len() >= CONNECTIONS
+            && let Some(at) = to_close(&open)
+        {
+            open.remove(at).task.abort();
+            too_many.inc();
+            tracing::warn!(?face, limit = CONNECTIONS, "too many connections; one was closed");
+        }
+        let busy = Arc::<AtomicUsize>::default();
+        let (state, shared, answering) = (state.clone(), Arc::clone(&shared), Arc::clone(&busy));
+        let stream = Patient { stream, waits: None, not_read: not_read.clone() };
+        let task = tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let (state, shared, busy) = (state.clone(), Arc::clone(&shared), Busy::begin(&answering));
+                async move {
+                    let answered = answer(request, face, state, &shared).await;
+                    drop(busy);
+                    answered
+                }
+            });
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(std::time::Duration::from_secs(10)).max_buf_size(16 * 1024);
+            builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 * 1024);
             if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
                 tracing::debug!(%error, ?face, "connection");
             }
         });
+        open.push(Open { peer: peer_of(peer), busy, task: task.abort_handle() });
     }
+}
+
+fn peer_of(peer: SocketAddr) -> IpAddr {
+    peer.ip().to_canonical()
+}
+
+/// Which connection makes room for another: of those from the address that has most, the oldest that is not being answered,
+/// or else the oldest.
+fn to_close(open: &[Open]) -> Option<usize> {
+    let mut from: HashMap<IpAddr, usize> = HashMap::new();
+    for open in open {
+        *from.entry(open.peer).or_default() += 1;
+    }
+    let most = from.into_iter().max_by_key(|(_, count)| *count)?.0;
+    let theirs = || open.iter().enumerate().filter(|(_, open)| open.peer == most);
+    let idle = theirs().find(|(_, open)| open.busy.load(Ordering::Relaxed) == 0);
+    idle.or_else(|| theirs().next()).map(|(at, _)| at)
+}
+
+/// A request that is being answered.
+struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    fn begin(busy: &Arc<AtomicUsize>) -> Self {
+        busy.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(busy))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection whose client has its time to read an answer, and no longer.
+struct Patient {
+    stream: TcpStream,
+    waits: Option<Pin<Box<Sleep>>>,
+    not_read: IntCounter,
+}
+
+impl Patient {
+    /// A write that does not go on fails once too much time has passed since the first of its answer that did not.
+    fn within<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            return written;
+        }
+        let waits = self.waits.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
+        std::task::ready!(waits.as_mut().poll(context));
+        self.not_read.inc();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.within(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.within(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // All of an answer is written before it is flushed.
+        self.waits = None;
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Bytes that keep something until they are written.
+struct Keeping<K> {
+    bytes: Vec<u8>,
+    _kept: K,
+}
+
+impl<K> AsRef<[u8]> for Keeping<K> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A page of metrics that several may be given.
+struct Page(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Page {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The page of metrics: one of now, or where many wait for their readers, the newest of those.
+async fn page(state: &State, shared: &Shared) -> Result<Bytes, prometheus::Error> {
+    let pages = || shared.pages.lock().unwrap_or_else(PoisonError::into_inner);
+    let newest = {
+        let mut pages = pages();
+        pages.retain(|page| page.strong_count() > 0);
+        if pages.len() >= PAGES { pages.last().and_then(Weak::upgrade) } else { None }
+    };
+    let page = match newest {
+        Some(page) => page,
+        None => {
+            let page = Arc::new(state.governor.metrics.scrape(&state.governor).await?);
+            pages().push(Arc::downgrade(&page));
+            page
+        }
+    };
+    Ok(Bytes::from_owner(Page(page)))
 }
 
 async fn answer(
     request: Request<Incoming>,
     face: Face,
     state: State,
-    questions: Arc<Semaphore>,
+    shared: &Shared,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let answer = match (face, &parts.method, parts.uri.path()) {
-        (Face::Metrics, &Method::GET, "/metrics") => match state.governor.metrics.scrape(&state.governor).await {
+        (Face::Metrics, &Method::GET, "/metrics") => match page(&state, shared).await {
             Ok(text) => respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         },
@@ -84,23 +314,15 @@ async fn answer(
             Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         (Face::Admin, _, _) if !local(&parts) => plain(StatusCode::FORBIDDEN, "the Host header is not local"),
-        (Face::Admin, &Method::GET, "/policy") => {
-            let in_force = state.governor.in_force();
-            let age = state.governor.policy_age().as_secs_f64();
-            json(&json!({
-                "version": in_force.version,
-                "ageSeconds": age,
-                "policies": in_force.policies,
-                "problems": in_force.problems,
-                "sharedStore": shared_store(&state.governor),
-            }))
-        }
-        (Face::Admin, &Method::GET, "/limits") => {
-            let in_force = arc_swap::Guard::into_inner(state.governor.in_force());
-            let seen = state.governor.seen(&in_force).await;
-            json(&json!({"limits": in_force.engine.limits(state.governor.now(), &seen)}))
-        }
-        (Face::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &questions, body).await {
+        (Face::Admin, &Method::GET, path @ ("/policy" | "/limits")) => match Arc::clone(&shared.large).try_acquire_owned() {
+            Ok(place) => {
+                let value = if path == "/policy" { policy(&state) } else { limits(&state).await };
+                let text = format!("{value:#}\n").into_bytes();
+                respond(StatusCode::OK, "application/json", Bytes::from_owner(Keeping { bytes: text, _kept: place }))
+            }
+            Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, &format!("{LARGE} such questions are being answered; ask again")),
+        },
+        (Face::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &shared.questions, body).await {
             Ok(answer) => match serde_json::to_value(&answer) {
                 Ok(answer) => json(&answer),
                 Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
@@ -108,14 +330,32 @@ async fn answer(
             Err((status, why)) => plain(status, &why),
         },
         (Face::Admin, &Method::GET, "/log-level") => level(&state, None),
-        (Face::Admin, &Method::PUT, "/log-level") => match Limited::new(body, 64).collect().await {
-            Ok(body) => level(&state, Some(&String::from_utf8_lossy(&body.to_bytes()))),
-            Err(_) => plain(StatusCode::PAYLOAD_TOO_LARGE, "write one word: off, error, warn, info, debug or trace"),
+        (Face::Admin, &Method::PUT, "/log-level") => match timeout(PATIENCE, Limited::new(body, 64).collect()).await {
+            Ok(Ok(body)) => level(&state, Some(&String::from_utf8_lossy(&body.to_bytes()))),
+            Ok(Err(_)) => plain(StatusCode::PAYLOAD_TOO_LARGE, "write one word: off, error, warn, info, debug or trace"),
+            Err(_) => plain(StatusCode::REQUEST_TIMEOUT, "the word did not come in time"),
         },
         (Face::Metrics, ..) => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
         (Face::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /explain (POST) and /log-level"),
     };
     Ok(answer)
+}
+
+fn policy(state: &State) -> serde_json::Value {
+    let in_force = state.governor.in_force();
+    json!({
+        "version": in_force.version,
+        "ageSeconds": state.governor.policy_age().as_secs_f64(),
+        "policies": in_force.policies,
+        "problems": in_force.problems,
+        "sharedStore": shared_store(&state.governor),
+    })
+}
+
+async fn limits(state: &State) -> serde_json::Value {
+    let in_force = arc_swap::Guard::into_inner(state.governor.in_force());
+    let seen = state.governor.seen(&in_force).await;
+    json!({"limits": in_force.engine.limits(state.governor.now(), &seen)})
 }
 
 /// The state of the shared store; nothing where there is none.
@@ -130,7 +370,7 @@ fn local(parts: &http::request::Parts) -> bool {
     let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    (name == "localhost" || name.parse::<std::net::IpAddr>().is_ok()) && !parts.headers.contains_key(header::ORIGIN)
+    (name == "localhost" || name.parse::<IpAddr>().is_ok()) && !parts.headers.contains_key(header::ORIGIN)
 }
 
 fn level(state: &State, new: Option<&str>) -> Response<Full<Bytes>> {
@@ -148,8 +388,8 @@ fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
     respond(StatusCode::OK, "application/json", format!("{value:#}\n").into_bytes())
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
@@ -160,7 +400,52 @@ fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Fu
 /// # Errors
 /// The address cannot be bound.
 pub async fn bind(address: &str, flag: &str) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("{flag} {address}: {error}; name another address with {flag}")))
+    bind_with(address, flag, None).await
+}
+
+/// The same; with how much the kernel keeps of what is sent and received on each of its connections.
+///
+/// # Errors
+/// The address cannot be bound.
+pub async fn bind_with(address: &str, flag: &str, kept: Option<(u32, u32)>) -> io::Result<TcpListener> {
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{flag} {address}: {error}; name another address with {flag}"));
+    let mut failed = io::Error::new(io::ErrorKind::InvalidInput, "it is no address");
+    for address in tokio::net::lookup_host(address).await.map_err(named)? {
+        match listen(address, kept) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = error,
+        }
+    }
+    Err(named(failed))
+}
+
+fn listen(address: SocketAddr, kept: Option<(u32, u32)>) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    if let Some((sent, received)) = kept {
+        // Connections have what their listener has.
+        socket.set_send_buffer_size(sent)?;
+        socket.set_recv_buffer_size(received)?;
+    }
+    socket.bind(address)?;
+    socket.listen(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_most_connections_makes_room_with_the_oldest_that_is_not_answered() {
+        let open = |peer: &str, busy: usize| Open {
+            peer: peer.parse().unwrap(),
+            busy: Arc::new(AtomicUsize::new(busy)),
+            task: tokio::spawn(async {}).abort_handle(),
+        };
+        let (a, b) = ("10.0.0.1", "10.0.0.2");
+        assert_eq!(to_close(&[open(b, 0), open(a, 1), open(a, 0), open(a, 0)]), Some(2));
+        assert_eq!(to_close(&[open(b, 0), open(a, 1), open(a, 1)]), Some(1));
+        assert_eq!(to_close(&[]), None);
+    }
 }

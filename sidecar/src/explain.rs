@@ -21,6 +21,9 @@ pub const AT_ONCE: usize = 4;
 /// How long a question may take to arrive.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// One question is decided on after the other.
+static ONE: Semaphore = Semaphore::const_new(1);
+
 /// Why there is no answer: the status, and a line that says what to do.
 type Refused = (StatusCode, String);
 
@@ -44,11 +47,22 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
     let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
     let (engine, now) = (&in_force.engine, governor.now());
     let peeked = governor.peek(&in_force, &call, now).await;
-    Ok(Answer {
-        version: in_force.version.clone(),
-        servers: engine.servers().map(|server| server.name.to_owned()).collect(),
-        explanation: engine.explain(&call, now, &peeked),
-    })
+    let version = in_force.version.clone();
+    let servers = engine.servers().map(|server| server.name.to_owned()).collect();
+    // What expressions compute can take its time: one question after the other, and not on the thread that serves the port.
+    let Ok(_turn) = ONE.acquire().await else {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "the sidecar stops".to_owned()));
+    };
+    let (server, again) = (server.into_owned(), bytes.clone());
+    let explained = tokio::task::spawn_blocking(move || {
+        let question = self::question(&again)?;
+        let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
+        Ok(in_force.engine.explain(&call, now, &peeked))
+    });
+    let explanation =
+        explained.await.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("the question was given up: {error}")))?;
+    let explanation = explanation.map_err(bad)?;
+    Ok(Answer { version, servers, explanation })
 }
 
 /// A call that nobody makes.

@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, Guard};
 use http::Uri;
 use prometheus::{Histogram, IntCounter};
 use smallvec::SmallVec;
-use toolweir_crds::{Mode, OnStoreFailure, stream::Refused};
+use toolweir_crds::{Mode, OnStoreFailure, bounds::server_url, stream::Refused};
 use toolweir_engine::{
     Begun, Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Pending, Permit, Policy, Reason, Timestamp,
     json::Raw,
@@ -27,6 +27,8 @@ use crate::{
 
 /// How many names of a server's tools/list are kept for the label `tool`.
 const MOST_LEARNED: usize = 512;
+/// The bytes of such a name.
+const LONGEST_LEARNED: usize = 128;
 /// How long a sidecar that has just started is not ready where the shared store that it needs does not answer yet.
 const STORE_WAIT: Duration = Duration::from_secs(4);
 
@@ -102,7 +104,7 @@ impl InForce {
         let (mut servers, mut bad) = (HashMap::new(), Vec::new());
         for view in engine.servers() {
             let url = view.url.and_then(|url| {
-                let found = target(url);
+                let found = server_url(url);
                 if let Err(why) = &found {
                     bad.push(BadUrl { server: view.name.to_owned(), url: url.to_owned(), why: why.clone() });
                 }
@@ -146,20 +148,6 @@ impl InForce {
     pub fn server(&self, name: &str) -> Option<&Arc<Server>> {
         self.servers.get(name)
     }
-}
-
-/// Where a url leads, or why it leads nowhere.
-fn target(url: &str) -> Result<Uri, String> {
-    let parsed: Uri = url.parse().map_err(|error| format!("`{url}` is no URL: {error}"))?;
-    let Some(authority) = parsed.authority().filter(|authority| !authority.host().is_empty()) else {
-        return Err(format!("`{url}` names no host"));
-    };
-    // The parser takes any text for a port, and who connects takes what is no number for none.
-    let (_, port) = authority.as_str().rsplit_once(authority.host()).unwrap_or_default();
-    if port.len() > 1 && authority.port_u16().is_none() {
-        return Err(format!("`{url}` has a port that is no number up to 65535"));
-    }
-    Ok(parsed)
 }
 
 /// What became of a request: the closed set of the metrics' label `outcome`.
@@ -443,7 +431,7 @@ impl Governor {
         if !learned.contains_key(server) {
             learned.insert(server.to_owned(), HashSet::new());
         }
-        let fits = |names: &HashSet<_>| names.len() < MOST_LEARNED && tool.len() <= toolweir_crds::bounds::TOOL_NAME;
+        let fits = |names: &HashSet<_>| names.len() < MOST_LEARNED && tool.len() <= LONGEST_LEARNED;
         if let Some(names) = learned.get_mut(server).filter(|names| fits(names) && !names.contains(tool)) {
             names.insert(tool.into());
         }

@@ -80,6 +80,9 @@ enum Command {
         /// The policy's namespace.
         #[arg(long, value_name = "NAME")]
         namespace: Option<String>,
+        /// There is a shared store: all pods of a workload count together.
+        #[arg(long)]
+        shared_store: bool,
     },
     /// Govern a server that speaks on stdin and stdout.
     Stdio(Stdio),
@@ -156,12 +159,15 @@ struct Run {
     /// The largest request, and the largest list of tools, in bytes.
     #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
     max_body: usize,
-    /// The bytes of all bodies that are held at once.
+    /// The bytes that are held at once: of bodies, and of answers that wait for their clients.
     #[arg(long, default_value_t = Limits::default().held, value_name = "BYTES")]
     max_held: usize,
     /// The connections of clients that may be open.
     #[arg(long, default_value_t = Limits::default().connections, value_name = "COUNT")]
     max_connections: usize,
+    /// The requests that may be under way, their answers included.
+    #[arg(long, default_value_t = Limits::default().requests, value_name = "COUNT")]
+    max_requests: usize,
     /// Seconds that connecting to a server may take.
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = seconds)]
     connect_timeout: Duration,
@@ -354,6 +360,7 @@ fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
                     connect: arguments.connect_timeout,
                     first_byte: arguments.first_byte_timeout,
                     connections: arguments.max_connections,
+                    requests: arguments.max_requests,
                     ..Limits::default()
                 },
                 counters: arguments.pod.max_counters,
@@ -367,11 +374,20 @@ fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { files, shared_store } => check(&files, shared_store),
-        Command::Import { file, server, url, name, namespace } => {
+        Command::Import { file, server, url, name, namespace, shared_store } => {
             let text = std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-            match import::import(&text, &ImportOptions { server, url, name, namespace }) {
+            match import::import(&text, &ImportOptions { server, url, name, namespace, shared_store }) {
                 Ok(document) => {
                     std::io::stdout().write_all(import::to_yaml(&document).as_bytes())?;
+                    match import::counted_by_each_pod(&document) {
+                        0 => {}
+                        limits => writeln!(
+                            std::io::stderr(),
+                            "{}: warning: each pod counts for itself, where the original has one count for an agent: N replicas have N \
+                             times each limit ({limits} of them). With a shared store, give --shared-store",
+                            file.display()
+                        )?,
+                    }
                     Ok(ExitCode::SUCCESS)
                 }
                 Err(errors) => {

@@ -40,6 +40,8 @@ pub struct Metrics {
     pub policy_reload_failures: IntCounter,
     /// Open connections of clients.
     pub connections: IntGauge,
+    /// Connections that were closed since there were too many, or since their clients were too slow.
+    pub connections_closed: IntCounterVec,
     /// Bytes of bodies that are held.
     pub held_bytes: IntGauge,
     /// Audit lines that were lost since nobody read them.
@@ -108,6 +110,16 @@ impl SharedStore {
     }
 }
 
+/// Connections that are closed to stay within bounds: the labels `port` and `cause`.
+pub const CLOSED: [(&str, &str); 6] = [
+    ("proxy", "too_many"),
+    ("proxy", "not_read"),
+    ("metrics", "too_many"),
+    ("metrics", "not_read"),
+    ("admin", "too_many"),
+    ("admin", "not_read"),
+];
+
 /// What the sidecar keeps in files: the label `file`.
 pub const FILES: [&str; 4] = ["policies", "trust", "shared_store", "mcp_config"];
 /// What failed with a file: the label `operation`.
@@ -174,7 +186,15 @@ impl Metrics {
                 "New policies that could not be brought into force; the last good one stayed.",
             )?,
             connections: IntGauge::new("toolweir_connections", "Open connections of clients.")?,
-            held_bytes: IntGauge::new("toolweir_held_bytes", "Bytes of bodies that are held while their meaning is decided.")?,
+            connections_closed: counter(
+                "toolweir_connections_closed_total",
+                "Connections that the sidecar closed to stay within its bounds, by port and by cause.",
+                &["port", "cause"],
+            )?,
+            held_bytes: IntGauge::new(
+                "toolweir_held_bytes",
+                "Bytes that are held: of bodies while their meaning is decided, and of answers that wait for their clients.",
+            )?,
             audit_lost: IntCounter::new("toolweir_audit_lost_total", "Audit lines that were lost since stdout was not read.")?,
             policy_invalid: IntGaugeVec::new(
                 Opts::new("toolweir_policy_invalid", "Policies in force that cannot be enforced as written and deny; always 1."),
@@ -203,11 +223,14 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
+        for (port, cause) in CLOSED {
+            self.connections_closed.with_label_values(&[port, cause]);
+        }
         let build = IntGaugeVec::new(Opts::new("toolweir_build_info", "The version of the sidecar; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let started = Gauge::new("process_start_time_seconds", "When this process began, in seconds since 1970.")?;
         started.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-        let all: [Box<dyn Collector>; 20] = [
+        let all: [Box<dyn Collector>; 21] = [
             Box::new(self.tool_calls.clone()),
             Box::new(self.requests.clone()),
             Box::new(self.upstream_duration.clone()),
@@ -219,6 +242,7 @@ impl Metrics {
             Box::new(self.policy_connected.clone()),
             Box::new(self.policy_reload_failures.clone()),
             Box::new(self.connections.clone()),
+            Box::new(self.connections_closed.clone()),
             Box::new(self.held_bytes.clone()),
             Box::new(self.audit_lost.clone()),
             Box::new(self.policy_invalid.clone()),

@@ -32,9 +32,14 @@ use crate::{
         service::Shared,
         through::UpstreamProxy,
         upstream,
+        waiting::Clients,
     },
     source::{self, Urls, Watch},
 };
+
+/// What the kernel may keep for a connection of a client: of answers that it does not read, and of what it sends and is not
+/// read yet. The kernel doubles both; they count as the pod's memory.
+const KERNEL: (u32, u32) = (32 * 1024, 16 * 1024);
 
 /// How long it may take to return what is leased from the shared store.
 const RETURN: Duration = Duration::from_millis(500);
@@ -169,21 +174,34 @@ impl Config {
 /// The policy is not in order, an address cannot be bound, a certificate cannot be read, or the agents' file cannot be
 /// written.
 pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io::Write + Send>) -> anyhow::Result<Sidecar> {
+    if (config.shared_store.is_some() || matches!(config.source, Source::ControlPlane(_)))
+        // Now, while no container of the pod can have written to it.
+        && let Err(error) = toolweir_store::dns::read()
+    {
+        tracing::warn!(error, "names of the operator and of the shared store cannot be resolved; it is tried again");
+    }
     let (stop, stopping) = watch::channel(false);
     let (governor, upkeep) = config.govern(audit, stopping.clone())?;
     let tls = upstream::tls(config.upstream_ca.as_deref())
         .with_context(|| format!("--upstream-ca {}", config.upstream_ca.as_deref().unwrap_or(Path::new("")).display()))?;
-    let listener = admin::bind(&config.listen, "--listen").await?;
+    let listener = admin::bind_with(&config.listen, "--listen", Some(KERNEL)).await?;
     let metrics = admin::bind(&config.metrics_listen, "--metrics-listen").await?;
     let admin = admin::bind(&config.admin_listen, "--admin-listen").await?;
     if let Some(path) = &config.mcp_config {
         governor.announce(McpConfig::new(path.clone(), listener.local_addr()?)).context("--mcp-config")?;
     }
     let (metrics_address, admin_address) = (metrics.local_addr()?, admin.local_addr()?);
+    let budget = Budget::new(config.limits.held, config.limits.held_wait, governor.metrics.held_bytes.clone());
+    let mut limits = config.limits.clone();
+    if limits.body > budget.largest() {
+        limits.body = budget.largest();
+        tracing::warn!(bytes = limits.body, "--max-body is more than three quarters of --max-held; larger bodies find no room");
+    }
     let shared = Arc::new(Shared {
-        budget: Budget::new(config.limits.held, config.limits.held_wait, governor.metrics.held_bytes.clone()),
+        budget,
+        clients: Clients::new(limits.requests),
         governor: Arc::clone(&governor),
-        limits: config.limits.clone(),
+        limits,
         streams: Streams::default(),
         allowed_hosts: config.allowed_hosts.clone(),
         described: oauth::Described::default(),
@@ -192,8 +210,8 @@ pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io:
     });
     let proxy = server::start(listener, config.workers, &shared, &tls).context("a worker cannot be started")?;
     let state = State { governor: Arc::clone(&governor), stopping, log_level };
-    tokio::spawn(admin::serve(metrics, Face::Metrics, state.clone()));
-    tokio::spawn(admin::serve(admin, Face::Admin, state));
+    admin::start(metrics, Face::Metrics, state.clone()).context("a thread cannot be started")?;
+    admin::start(admin, Face::Admin, state).context("a thread cannot be started")?;
     tokio::spawn(upkeep);
     if let Some(store) = governor.store().cloned() {
         tokio::spawn(async move { store.keep().await });

@@ -92,20 +92,15 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: U
     let policies: Vec<Policy> = located.iter().map(|located| located.document.clone().into()).collect();
     let (engine, problems) = Engine::compile(&policies, counters, options);
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    warnings.extend(located.iter().flat_map(Located::unquoted));
     for problem in problems {
         let Some(place) = located.get(problem.policy) else { continue };
         match (problem.severity, urls) {
             (Severity::Invalid, _) | (Severity::NoUrl, Urls::Needed) => errors.push(place.error(&problem.error)),
-            (Severity::Conflict, _) | (Severity::NoUrl, Urls::MayFollow) => warnings.push(place.error(&problem.error)),
-            (Severity::NoUrl, Urls::Unused) => {}
-        }
-    }
-    for (policy, place) in policies.iter().zip(&located) {
-        for (index, server) in policy.spec.servers.iter().enumerate() {
-            if let Some(Err(error)) = server.url.as_ref().map(|url| url.parse::<http::Uri>()) {
-                let path = format!("spec.servers[{index}].url");
-                errors.push(place.error(&FieldError { path, message: format!("is no URL: {error}") }));
+            (Severity::Conflict | Severity::Doubt, _) | (Severity::NoUrl, Urls::MayFollow) => {
+                warnings.push(place.error(&problem.error))
             }
+            (Severity::NoUrl, Urls::Unused) => {}
         }
     }
     if !errors.is_empty() {
@@ -168,28 +163,32 @@ impl Watch {
             let now = look(&self.path);
             if now != self.last {
                 self.last = now;
-                self.reload(&governor);
+                // Compiling takes its time, and this thread accepts connections.
+                let (path, urls, governor) = (self.path.clone(), self.urls, Arc::clone(&governor));
+                if let Err(error) = tokio::task::spawn_blocking(move || reload(&path, urls, &governor)).await {
+                    tracing::error!(%error, "policy not read");
+                }
             }
         }
     }
+}
 
-    fn reload(&self, governor: &Governor) {
-        let loaded = files(&self.path)
-            .map_err(|error| vec![error])
-            .and_then(|files| load(&files, Arc::clone(governor.counters()), &governor.options(), self.urls))
-            .and_then(|loaded| loaded.in_force(&self.path, &governor.metrics));
-        match loaded {
-            Ok(new) => {
-                tracing::info!(version = %new.version, policies = new.policies.len(), "policy in force");
-                governor.replace(new);
+fn reload(path: &Path, urls: Urls, governor: &Governor) {
+    let loaded = files(path)
+        .map_err(|error| vec![error])
+        .and_then(|files| load(&files, Arc::clone(governor.counters()), &governor.options(), urls))
+        .and_then(|loaded| loaded.in_force(path, &governor.metrics));
+    match loaded {
+        Ok(new) => {
+            tracing::info!(version = %new.version, policies = new.policies.len(), "policy in force");
+            governor.replace(new);
+        }
+        Err(errors) => {
+            for error in errors {
+                tracing::error!(%error, "policy refused; the last good one stays in force");
             }
-            Err(errors) => {
-                for error in errors {
-                    tracing::error!(%error, "policy refused; the last good one stays in force");
-                }
-                governor.metrics.policy_reload_failures.inc();
-                governor.set_stale();
-            }
+            governor.metrics.policy_reload_failures.inc();
+            governor.set_stale();
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
     sync::mpsc,
     task::JoinSet,
 };
-use toolweir_engine::{Call, Memory, Options};
+use toolweir_engine::{Call, Memory, Options, json::Raw};
 
 use crate::{
     admin::{self, Face, LogLevel, State},
@@ -25,10 +25,10 @@ use crate::{
         sse::{holds_tools, spells_tools},
     },
     metrics::Metrics,
-    proxy::body::filter_list,
+    proxy::{body::filter_list, failure::Failure},
     run::govern,
     source::Urls,
-    under_way::UnderWay,
+    under_way::{Answers, Kept, UnderWay},
 };
 
 /// What `stdio` is told.
@@ -117,7 +117,7 @@ pub struct Gate {
     pub governor: Arc<Governor>,
     /// The server's name in the policy.
     pub server: String,
-    /// Calls without an answer yet.
+    /// Requests without an answer yet.
     pub under_way: UnderWay,
 }
 
@@ -157,9 +157,20 @@ impl Gate {
             Ok(Message::Request(request)) => request,
         };
         let method = method_label(&request.method);
+        // An answer is known by its id alone.
+        let mut kept = match request.id.map(|id| self.under_way.keep(id)).transpose() {
+            Ok(kept) => kept,
+            Err(why) => {
+                let failure = Failure::from(why);
+                count(method, failure.outcome());
+                tracing::info!(server = self.server, method, failure = failure.in_general(), "request refused");
+                return Passage::Answer(answer::error(request.id.map(Raw::as_str), failure.code(), &failure.to_string()));
+            }
+        };
         if !request.is_tool_call() {
             return match self.closed(&in_force) {
                 None => {
+                    kept.iter_mut().for_each(Kept::sent);
                     count(method, Outcome::Ok);
                     Passage::Forward
                 }
@@ -173,7 +184,7 @@ impl Gate {
                 }
             };
         }
-        let (passage, outcome) = self.tool_call(&in_force, &request, arrived);
+        let (passage, outcome) = self.tool_call(&in_force, &request, kept, arrived);
         count(method, outcome);
         passage
     }
@@ -186,17 +197,24 @@ impl Gate {
         }
     }
 
-    fn tool_call(&self, in_force: &crate::governor::InForce, request: &Request<'_>, arrived: Arrival) -> (Passage, Outcome) {
+    fn tool_call(
+        &self,
+        in_force: &crate::governor::InForce,
+        request: &Request<'_>,
+        kept: Option<Kept<'_>>,
+        arrived: Arrival,
+    ) -> (Passage, Outcome) {
         let tool = request.params.name.as_deref().unwrap_or_default();
         let call = Call { server: &self.server, tool, arguments: request.params.arguments, session: "" };
-        let Some(id) = request.id else {
+        let Some(mut kept) = kept else {
             let decision = crate::governor::dropped(&call);
             self.governor.record(in_force, &call, decision, arrived).1.finish(Outcome::Dropped);
             return (Passage::Drop, Outcome::Dropped);
         };
         match self.governor.decide(in_force, &call, arrived) {
             (Decided::Allowed(permit), record) => {
-                self.under_way.keep(id, permit).taken();
+                kept.hold(permit);
+                kept.sent();
                 record.finish(Outcome::Ok);
                 (Passage::Forward, Outcome::Ok)
             }
@@ -258,7 +276,7 @@ pub async fn relay(
         let gate = Arc::clone(&gate);
         async move {
             let mut lines = Lines::new(client_in, longest);
-            while let Some(line) = lines.next().await? {
+            while let Some(line) = lines.next(|_| ()).await? {
                 let passage = match &line {
                     Ok(line) if line.is_empty() => Passage::Drop,
                     Ok(line) => gate.from_client(line),
@@ -289,12 +307,15 @@ pub async fn relay(
     reading.spawn(inbound);
     let longest = longest.saturating_mul(ANSWERS);
     let mut lines = Lines::new(server_out, longest);
+    let mut dropped = Answers::default();
     loop {
         tokio::select! {
             Some(answer) = answered.recv() => write_line(&mut client_out, &answer).await?,
-            line = lines.next() => {
+            line = lines.next(|part| dropped.push(part, &gate.under_way)) => {
                 let Some(line) = line? else { break };
                 let Ok(line) = line else {
+                    // What it answered is over.
+                    dropped.finish(&gate.under_way);
                     tracing::warn!(server = gate.server, longest, "a message of the server was dropped: it is too long");
                     continue;
                 };
@@ -333,17 +354,21 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         Self { reader: BufReader::with_capacity(64 * 1024, reader), line: Vec::new(), longest, over: false }
     }
 
-    async fn next(&mut self) -> std::io::Result<Option<Result<Vec<u8>, TooLong>>> {
+    /// The next line. One that is too long goes part by part to `passed_over`.
+    async fn next(&mut self, mut passed_over: impl FnMut(&[u8])) -> std::io::Result<Option<Result<Vec<u8>, TooLong>>> {
         loop {
             let buffer = self.reader.fill_buf().await?;
             let ended = buffer.is_empty();
             let end = memchr::memchr(b'\n', buffer);
             let part = buffer.get(..end.unwrap_or(buffer.len())).unwrap_or_default();
             let taken = part.len() + usize::from(end.is_some());
-            if self.line.len() + part.len() > self.longest {
+            if !self.over && self.line.len() + part.len() > self.longest {
                 self.over = true;
-                self.line.clear();
-            } else if !self.over {
+                passed_over(&std::mem::take(&mut self.line));
+            }
+            if self.over {
+                passed_over(part);
+            } else {
                 self.line.extend_from_slice(part);
             }
             self.reader.consume(taken);

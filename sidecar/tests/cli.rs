@@ -175,6 +175,9 @@ async fn check_says_what_is_in_order_and_what_is_not() {
             assert!(error.contains(why) && error.lines().count() == 1, "{name}: {error}");
         }
     }
+    let path = folder.write("policy.yaml", allow_all(URL).replace("bank", "on"));
+    let (code, out, _) = said(&program::run(&["check", path.to_str().unwrap()]).await);
+    assert!(code == 0 && out.contains("`on` without quotes is a boolean to kubectl; write \"on\""), "{out}");
     // Files and folders together are the policies of one pod.
     folder.write("policy.yaml", allow_all(URL));
     folder.write("shop.yaml", allow_all(URL).replace("bank", "shop"));
@@ -195,9 +198,17 @@ async fn an_imported_policy_is_in_order() {
     let path = folder.write("policy.json", original.to_string());
     let arguments = ["import", path.to_str().unwrap(), "--server", "facebook", "--url", URL];
     let (code, out, error) = said(&program::run(&arguments).await);
-    assert_eq!((code, error.as_str()), (0, ""));
+    assert_eq!((code, error.lines().count()), (0, 1), "{error}");
+    assert!(error.contains("warning: each pod counts for itself") && error.contains("give --shared-store"), "{error}");
+    assert!(out.starts_with("# Each pod counts for itself here (scope: Pod)") && out.contains("scope: Pod\n"), "{out}");
     let imported = folder.write("imported.yaml", &out);
     let (code, checked, _) = said(&program::run(&["check", imported.to_str().unwrap()]).await);
+    assert_eq!((code, checked.as_str()), (0, "ok: 1 policy of 1 file and 1 server\n"), "{out}");
+    let (code, out, error) = said(&program::run(&[&arguments[..], &["--shared-store"]].concat()).await);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(out.starts_with("apiVersion") && out.contains("scope: Workload\n"), "{out}");
+    let imported = folder.write("imported.yaml", &out);
+    let (code, checked, _) = said(&program::run(&["check", "--shared-store", imported.to_str().unwrap()]).await);
     assert_eq!((code, checked.as_str()), (0, "ok: 1 policy of 1 file and 1 server\n"), "{out}");
     // What cannot be expressed is an error that names the path.
     let path = folder.write("policy.json", original.to_string().replace("grant", "galaxy"));

@@ -33,6 +33,11 @@ fn streams() {
 }
 
 #[test]
+fn answers() {
+    replay(&["sidecar/fuzz/corpus/answers", "sidecar/fuzz/corpus/sse", "sidecar/fuzz/corpus/list"], fuzz::answers::check);
+}
+
+#[test]
 fn lists() {
     replay(&["sidecar/fuzz/corpus/list"], fuzz::list::check);
 }

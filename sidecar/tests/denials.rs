@@ -391,19 +391,7 @@ async fn no_content_of_a_request_or_an_answer_is_logged() {
 }
 
 #[tokio::test]
-async fn a_call_that_no_server_answered_gives_its_place_back() {
-    let upstream = Upstream::start(|seen| match seen.json()["id"].as_u64() {
-        Some(503) => Reply::status(503),
-        _ => Reply::json(result("1")),
-    })
-    .await;
-    let sidecar = Sidecar::start(&policy(&upstream.url(), ONE_A_MINUTE)).await;
-    for _ in 0..3 {
-        assert_eq!(sidecar.ask(&Ask::post(call("503", "pay", "{}"))).await.status, 503);
-    }
-    assert_eq!(sidecar.reason(&call("1", "pay", "{}")).await, "none");
-    assert_eq!(sidecar.reason(&call("1", "pay", "{}")).await, "rate_limit");
-
+async fn a_call_of_which_nothing_was_sent_gives_its_place_back() {
     // A port that was free a moment ago.
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let dead = Sidecar::start(&policy(&format!("http://{nobody}/mcp"), ONE_A_MINUTE)).await;
@@ -417,8 +405,17 @@ async fn a_call_that_no_server_answered_gives_its_place_back() {
 
 #[tokio::test]
 async fn a_call_that_the_server_may_have_carried_out_keeps_its_place() {
+    let failed = |status: &str| Deed::Say(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into_bytes());
     for (name, deed, status) in [
         ("4xx", Deed::Say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec()), 404),
+        ("500", failed("500 Internal Server Error"), 500),
+        ("502", failed("502 Bad Gateway"), 502),
+        ("503", failed("503 Service Unavailable"), 503),
+        ("504", failed("504 Gateway Timeout"), 504),
+        ("599", failed("599 Of a gateway"), 599),
+        ("a redirect", failed("307 Temporary Redirect"), 502),
+        ("101", failed("101 Switching Protocols"), 502),
+        ("no HTTP", Deed::Say(b"busy".to_vec()), 502),
         ("no answer in time", Deed::Keep(Vec::new()), 504),
         ("hung up", Deed::Say(Vec::new()), 502),
     ] {
@@ -428,6 +425,18 @@ async fn a_call_that_the_server_may_have_carried_out_keeps_its_place() {
         assert_eq!(sidecar.ask(&Ask::post(call("1", "pay", "{}"))).await.status, status, "{name}");
         assert_eq!(sidecar.reason(&call("2", "pay", "{}")).await, "rate_limit", "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_limit_of_one_lets_one_call_reach_a_server_that_fails() {
+    let upstream = Upstream::start(|_| Reply::status(503)).await;
+    let sidecar = Sidecar::start(&policy(&upstream.url(), ONE_A_MINUTE)).await;
+    let mut statuses = Vec::new();
+    for id in 0..30 {
+        statuses.push(sidecar.ask(&Ask::post(call(&id.to_string(), "pay", "{}"))).await.status);
+    }
+    assert_eq!((statuses[0], &statuses[1..]), (503, [200; 29].as_slice()));
+    assert_eq!(upstream.seen().len(), 1);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use proptest::{
 use serde_json::{Value, json};
 use toolweir_crds::{Document, read_documents};
 use toolweir_engine::{Call, Engine, Memory, Options, Timestamp, json::Reader};
-use toolweir_sidecar::import::{ImportError, ImportOptions, import, to_yaml};
+use toolweir_sidecar::import::{ImportError, ImportOptions, counted_by_each_pod, import, to_yaml};
 
 fn options() -> ImportOptions {
     ImportOptions {
@@ -21,6 +21,7 @@ fn options() -> ImportOptions {
         url: "https://bank.tools.svc:8000/mcp".to_owned(),
         name: None,
         namespace: Some("agents".to_owned()),
+        shared_store: false,
     }
 }
 
@@ -54,13 +55,40 @@ fn policies_become_manifests() {
     policies.retain(|path| path.extension().is_some_and(|kind| kind == "json"));
     assert!(policies.len() >= 7, "{policies:?}");
     for path in policies {
-        let document =
-            import(&fs::read_to_string(&path).unwrap(), &options()).unwrap_or_else(|errors| panic!("{path:?}: {errors:?}"));
-        let (yaml, golden) = (to_yaml(&document), path.with_extension("yaml"));
-        if std::env::var_os("UPDATE").is_some() {
-            fs::write(&golden, &yaml).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let printed = |shared_store| {
+            let options = ImportOptions { shared_store, ..options() };
+            to_yaml(&import(&text, &options).unwrap_or_else(|errors| panic!("{path:?}: {errors:?}")))
+        };
+        let (alone, shared) = (printed(false), printed(true));
+        // A policy without limits is the same with a shared store.
+        let shared = Some(("shared.yaml", shared)).filter(|(_, shared)| *shared != alone);
+        for (kind, yaml) in [("yaml", alone)].into_iter().chain(shared) {
+            let golden = path.with_extension(kind);
+            if std::env::var_os("UPDATE").is_some() {
+                fs::write(&golden, &yaml).unwrap();
+            }
+            assert_eq!(yaml, fs::read_to_string(&golden).unwrap_or_default(), "{golden:?}; UPDATE=1 writes it");
         }
-        assert_eq!(yaml, fs::read_to_string(&golden).unwrap_or_default(), "{golden:?}; UPDATE=1 writes it");
+    }
+}
+
+#[test]
+fn a_limit_of_an_agent_is_one_of_its_workload_where_there_is_a_shared_store() {
+    let limits = json!([{"counter": "c", "window": "day", "max": 1, "scope": "grant"}]);
+    let limited = json!({"version": "1", "default": "deny", "all_tools": {"limits": limits},
+        "tools": {"t": {"limits": [{"counter": "d", "window": "day", "max": 1, "scope": "grant"}], "rate_limit": {"max": 1, "window": 5}}}});
+    let unlimited = json!({"version": "1", "default": "deny", "tools": {"t": {}}});
+    for (policy, shared_store, count) in
+        [(&limited, false, 3), (&limited, true, 0), (&unlimited, false, 0), (&unlimited, true, 0)]
+    {
+        let document = import(&policy.to_string(), &ImportOptions { shared_store, ..options() }).unwrap();
+        assert_eq!(counted_by_each_pod(&document), count);
+        let yaml = to_yaml(&document);
+        assert_eq!(yaml.matches("scope: Workload\n").count(), if shared_store && policy == &limited { 3 } else { 0 }, "{yaml}");
+        assert_eq!(yaml.matches("scope: Pod\n").count(), count, "{yaml}");
+        assert_eq!(yaml.starts_with("# Each pod counts for itself"), count > 0, "{yaml}");
+        assert_eq!(read_documents("imported.yaml", &yaml).unwrap()[0].document, document);
     }
 }
 

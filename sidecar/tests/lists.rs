@@ -275,3 +275,65 @@ async fn a_tool_of_a_list_is_a_label_of_the_metrics_from_then_on() {
     }
     assert_eq!((counted("get_posts").await, counted("wipe").await, counted("_other").await), (1.0, 1.0, 2.0));
 }
+
+#[tokio::test]
+async fn the_last_list_of_a_stream_is_filtered_though_no_blank_line_ends_it() {
+    for end in ["", "\n", "\r\n", "\r"] {
+        let stream = format!("data: {{}}\n\nevent: message\ndata: {}{end}", list("1", &["pay", "wipe"]));
+        let shown = format!("data: {{}}\n\nevent: message\ndata: {}\n", list("1", &["pay"]));
+        assert_eq!(listed("text/event-stream", &stream).await.text(), shown, "{end:?}");
+        let (_upstream, sidecar) = before("text/event-stream", stream).await;
+        assert_eq!(sidecar.ask(&Ask::get()).await.text(), shown, "{end:?}");
+    }
+    // Half of one cannot be read, and passes to nobody.
+    let (_upstream, sidecar) = before("text/event-stream", "data: {\"result\":{\"tools\":[{\"name\":\"wipe\"}").await;
+    for ask in [Ask::get(), lists()] {
+        let mut wire = Wire::connect(sidecar.address).await;
+        wire.write(&ask.bytes("localhost")).await;
+        let got = wire.closed().await;
+        assert!(!got.contains("wipe") && !got.ends_with("0\r\n\r\n"), "{got}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_filtered_whatever_status_and_type_it_comes_with() {
+    let answer = list("1", &["pay", "wipe"]);
+    let event = format!("data: {answer}\n\n");
+    for (status, kind, body) in [
+        (202, "application/json", &answer),
+        (404, "application/json", &answer),
+        (500, "text/html", &answer),
+        (500, "", &answer),
+        (400, "text/event-stream", &event),
+        (200, "Text/Event-Stream;charset=utf-8", &event),
+        (200, "application/x, text/event-stream", &event),
+    ] {
+        let body = body.clone();
+        let upstream = Upstream::start(move |_| Reply::new(status, kind, body.clone())).await;
+        let sidecar = Sidecar::start(&policy(&upstream.url(), TOOLS)).await;
+        let answer = sidecar.ask(&lists()).await;
+        assert_eq!(answer.status, status, "{kind}");
+        assert!(answer.text().contains("pay") && !answer.text().contains("wipe"), "{status} {kind}: {}", answer.text());
+    }
+    // An error that holds no list passes as it is.
+    for (status, kind, body) in [(502, "text/html", "<h1>Bad Gateway</h1>"), (404, "application/json", "{\"no\": json}")] {
+        let upstream = Upstream::start(move |_| Reply::new(status, kind, body)).await;
+        let sidecar = Sidecar::start(&policy(&upstream.url(), TOOLS)).await;
+        let answer = sidecar.ask(&lists()).await;
+        assert_eq!((answer.status, answer.text().as_str()), (status, body));
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_known_in_whatever_case_its_keys_are_written() {
+    let answer = listed("application/json", r#"{"id":1,"Result":{"TOOLS":[{"Name":"wipe"},{"name":"pay"}]}}"#).await;
+    assert_eq!(answer.text(), r#"{"id":1,"Result":{"TOOLS":[{"name":"pay"}]}}"#);
+}
+
+#[tokio::test]
+async fn a_list_of_hundreds_of_thousands_of_tools_is_filtered_in_its_own_memory() {
+    let items = vec![r#"{"name":"b"},{"name":"pay"}"#; 140_000].join(",");
+    let answer = listed("application/json", &format!(r#"{{"id":1,"result":{{"tools":[{items}]}}}}"#)).await;
+    let shown = vec![r#"{"name":"pay"}"#; 140_000].join(",");
+    assert!(answer.text() == format!(r#"{{"id":1,"result":{{"tools":[{shown}]}}}}"#));
+}

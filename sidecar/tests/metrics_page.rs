@@ -24,7 +24,7 @@ use toolweir_engine::Reason;
 use toolweir_sidecar::{
     control::{self, backoff::Backoff, client, wire},
     governor::Outcome,
-    metrics::{FILES, OPERATIONS, STORE_OUTCOMES},
+    metrics::{CLOSED, FILES, OPERATIONS, STORE_OUTCOMES},
     run::Source,
 };
 use toolweir_store::connect::Fault;
@@ -183,6 +183,8 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         let known: BTreeSet<String> = known.iter().map(|value| (*value).to_owned()).collect();
         assert_eq!(values(&page, label), known, "{label}");
     }
+    let causes: BTreeSet<String> = CLOSED.iter().map(|(_, cause)| (*cause).to_owned()).collect();
+    assert_eq!(values(&page, "cause"), causes);
     // What is told of the shared store begins at 0, all of it.
     let stream = after_a_stream().await;
     for (name, label, heading, known) in [

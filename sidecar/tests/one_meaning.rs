@@ -89,12 +89,47 @@ async fn a_body_that_is_not_declared_as_plain_json_is_refused() {
         ("JSON but for a suffix", of_type("application/json-rpc"), 415, -32600),
         ("two in one", of_type("application/json, text/plain"), 415, -32600),
         ("UTF-16", of_type("application/json; charset=utf-16"), 415, -32600),
+        ("an extended charset", of_type("application/json; charset*=utf-16''utf-16"), 415, -32600),
+        ("an extended charset that holds anyway", of_type("application/json; charset*=utf-8''utf-8"), 415, -32600),
+        ("a continued charset", of_type("application/json; charset*0=utf-; charset*1=16"), 415, -32600),
+        ("a comment", of_type("application/json; (charset=utf-16)"), 415, -32600),
+        ("a comment behind", of_type("application/json; charset=utf-8 (utf-16)"), 415, -32600),
+        ("another parameter", of_type("application/json; profile=x"), 415, -32600),
+        ("another parameter beside", of_type("application/json; charset=utf-8; x=\"; charset=utf-16\""), 415, -32600),
+        ("one charset twice", of_type("application/json; charset=utf-8; charset=utf-8"), 415, -32600),
+        ("an empty parameter", of_type("application/json; charset=utf-8;"), 415, -32600),
+        ("an escape in quotes", of_type("application/json; charset=\"utf\\-16\""), 415, -32600),
+        ("an escape that changes nothing", of_type("application/json; charset=\"utf\\-8\""), 415, -32600),
+        ("quotes that do not end", of_type("application/json; charset=\"utf-8"), 415, -32600),
+        ("a blank before the value", of_type("application/json; charset= utf-8"), 415, -32600),
+        ("no value", of_type("application/json; charset"), 415, -32600),
+        ("digits of another script", of_type("application/json; charset=utf-\u{ff18}"), 415, -32600),
+        ("a blank that is none in ASCII", of_type("application/json;\u{a0}charset=utf-8"), 415, -32600),
         ("UTF-7 in quotes", of_type("application/json; charset=\"utf-7\""), 415, -32600),
         ("two charsets", of_type("application/json; charset=utf-8; charset=utf-16"), 415, -32600),
         ("gzip", ask().with("content-encoding", "gzip"), 415, -32600),
         ("identity", ask().with("content-encoding", "identity"), 415, -32600),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_declared_as_json_in_utf_8_passes() {
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    for kind in [
+        "application/json",
+        "Application/Json",
+        "application/json;charset=utf-8",
+        "application/json; charset=UTF-8",
+        "application/json; Charset=\"utf-8\"",
+    ] {
+        for http in Http::BOTH {
+            let ask = Ask::post(call("1", "pay", "{}")).without("content-type").with("content-type", kind);
+            assert_eq!(ask.over(http, sidecar.address).await.status, 200, "{kind}, {http:?}");
+            assert_eq!(upstream.seen().last().unwrap().header("content-type"), kind);
+        }
+    }
 }
 
 #[tokio::test]
@@ -229,6 +264,58 @@ async fn a_key_that_differs_from_a_known_one_in_case_alone_is_refused() {
 }
 
 #[tokio::test]
+async fn a_method_that_some_take_for_a_known_one_is_refused() {
+    let known = [
+        "tools/call",
+        "tools/list",
+        "initialize",
+        "server/discover",
+        "subscriptions/listen",
+        "prompts/get",
+        "resources/read",
+        "tasks/get",
+        "tasks/result",
+        "notifications/initialized",
+        "notifications/cancelled",
+        "ping",
+    ];
+    let mut rows = Vec::new();
+    for method in known {
+        let params = r#"{"name":"pay","uri":"a:b","taskId":"1"}"#;
+        for (name, odd) in [
+            ("in capitals", method.to_uppercase()),
+            ("its first letter a capital", format!("{}{}", method[..1].to_uppercase(), &method[1..])),
+            ("a blank before", format!(" {method}")),
+            ("a blank behind", format!("{method} ")),
+            ("a tab behind", format!(r"{method}\t")),
+            ("a line's end behind", format!(r"{method}\r\n")),
+            ("a NUL behind", format!(r"{method}\u0000x")),
+            ("a NUL before", format!(r"\u0000{method}")),
+            ("a wide blank before", format!("\u{3000}{method}")),
+            ("a hard blank behind", format!("{method}\u{a0}")),
+            ("a line separator behind", format!("{method}\u{2028}")),
+            ("no width behind", format!("{method}\u{200b}")),
+            ("a byte-order mark before", format!("\u{feff}{method}")),
+            ("a soft hyphen inside", format!("{}\u{ad}{}", &method[..2], &method[2..])),
+            ("a delete behind", format!("{method}\u{7f}")),
+        ] {
+            rows.push(body(name, request("1", &odd, params), -32600));
+        }
+    }
+    for odd in ["tool\u{17f}/list", "tools/li\u{17f}t", "ta\u{17f}\u{212a}s/get", "\u{ff54}ools/list", "TOOL\u{17f}/CALL"] {
+        rows.push(body("another script", request("1", odd, r#"{"name":"pay"}"#), -32600));
+    }
+    rows.push(body("a method of tasks to come", request("1", "TASKS/wait", "{}"), -32600));
+    refused(&rows).await;
+    // A method that is not known is the server's to know.
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    for method in ["tools/lists", "tasks/wait", "x-bank/Pay", r"\u0070ing"] {
+        assert_eq!(sidecar.ask(&Ask::post(request("1", method, "{}"))).await.status, 200, "{method}");
+    }
+}
+
+#[tokio::test]
 async fn a_key_with_a_nul_is_refused() {
     let params = |params: &str| request("1", "tools/call", params);
     refused(&[
@@ -268,12 +355,18 @@ async fn what_is_neither_one_request_nor_one_answer_is_refused() {
         body("method and error", r#"{"jsonrpc":"2.0","id":1,"method":"ping","error":{"code":1,"message":"m"}}"#, -32600),
         body("id null", r#"{"jsonrpc":"2.0","id":null,"method":"tools/call","params":{"name":"pay"}}"#, -32600),
         body("id an object", r#"{"jsonrpc":"2.0","id":{},"method":"tools/call","params":{"name":"pay"}}"#, -32600),
+        body("id half of a surrogate pair", r#"{"jsonrpc":"2.0","id":"\ud800","method":"ping"}"#, -32700),
         body("id true", r#"{"jsonrpc":"2.0","id":true,"method":"ping"}"#, -32600),
         body("no params", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#, -32600),
         body("params a list", request("1", "tools/call", r#"["pay"]"#), -32600),
         body("no tool name", request("1", "tools/call", "{}"), -32600),
         body("tool name null", request("1", "tools/call", r#"{"name":null}"#), -32600),
         body("tool name a number", request("1", "tools/call", r#"{"name":7}"#), -32600),
+        body(
+            "a version that is no text",
+            request("1", "ping", r#"{"_meta":{"io.modelcontextprotocol/protocolVersion":20260728}}"#),
+            -32600,
+        ),
         body("tool name a list", request("1", "tools/call", r#"{"name":["pay"]}"#), -32600),
     ])
     .await;
@@ -302,6 +395,13 @@ async fn headers_that_disagree_with_the_body_are_refused() {
             "the tool in Base64 without its padding",
             Ask::post(call("1", "payment", "{}")).with("mcp-name", "=?base64?cGF5bWVudA?="),
         ),
+        disagrees("Base64 in another case", pay().with("mcp-name", "=?BASE64?cGF5?=")),
+        disagrees("Base64 cut short", pay().with("mcp-name", "=?base64?cGF5")),
+        disagrees("the method in Base64", pay().with("mcp-method", "=?base64?dG9vbHMvY2FsbA==?=")),
+        disagrees("a version cut short", modern().with("mcp-protocol-version", "2026-07-2")),
+        disagrees("a name that is not ASCII", Ask::post(call("1", "z\u{e4}hlen", "{}")).with("mcp-name", "z\u{e4}hlen")),
+        disagrees("a method on a GET", Ask::get().with("mcp-method", "tools/call")),
+        disagrees("a tool on a DELETE", Ask::delete().with("mcp-name", "pay")),
         disagrees("what is no Base64", pay().with("mcp-name", "=?base64?!!!?=")),
         disagrees("Base64 that is no UTF-8", pay().with("mcp-name", "=?base64?/w==?=")),
         disagrees("a tool for a method without one", Ask::post(request("1", "tools/list", "{}")).with("mcp-name", "pay")),
@@ -340,8 +440,76 @@ async fn a_header_that_decides_and_stands_twice_is_refused() {
         ("MCP-Protocol-Version", twice("mcp-protocol-version", "2026-07-28", "2025-11-25"), 400, -32600),
         ("Mcp-Session-Id", twice("mcp-session-id", "a", "b"), 400, -32600),
         ("Content-Type", twice("content-type", "application/json", "text/plain"), 400, -32600),
+        ("Authorization", twice("authorization", "Bearer a", "Bearer b"), 400, -32600),
+        ("Last-Event-ID", twice("last-event-id", "1", "2"), 400, -32600),
+        ("Mcp-Param-Region", twice("mcp-param-region", "eu", "us"), 400, -32600),
     ])
     .await;
+    for ask in [Ask::get, Ask::delete] {
+        let twice = |name: &str| ask().with(name, "a").with(name, "a");
+        refused(&[
+            ("Mcp-Session-Id", twice("mcp-session-id"), 400, -32600),
+            ("MCP-Protocol-Version", twice("mcp-protocol-version"), 400, -32600),
+            ("Last-Event-ID", twice("last-event-id"), 400, -32600),
+            ("Authorization", twice("authorization"), 400, -32600),
+        ])
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_decides_and_has_a_value_that_it_cannot_have_is_refused() {
+    for ask in [|| Ask::post(call("1", "pay", "{}")), Ask::get, Ask::delete] {
+        let with = |name: &str, value: &str| ask().with(name, value);
+        refused(&[
+            ("an empty session", with("mcp-session-id", ""), 400, -32600),
+            ("two sessions", with("mcp-session-id", "a, b"), 400, -32600),
+            ("a session beyond ASCII", with("mcp-session-id", "s\u{e9}"), 400, -32600),
+            ("a session with a tab", with("mcp-session-id", "a\tb"), 400, -32600),
+            ("two versions", with("mcp-protocol-version", "2025-03-26, 2026-07-28"), 400, -32020),
+            ("a version in quotes", with("mcp-protocol-version", "\"2026-07-28\""), 400, -32020),
+            ("no version", with("mcp-protocol-version", ""), 400, -32020),
+            ("a version beyond ASCII", with("mcp-protocol-version", "2026-07-2\u{ff18}"), 400, -32020),
+            ("a version of any length", with("mcp-protocol-version", &"2".repeat(65)), 400, -32020),
+            ("an event with a tab", with("last-event-id", "1\t2"), 400, -32600),
+            ("an underscore in a name", with("mcp_name", "read"), 400, -32600),
+            ("a second Content-Type for some", with("content_type", "application/json; charset=utf-16"), 400, -32600),
+            ("an argument beyond ASCII", with("mcp-param-region", "\u{e9}"), 400, -32020),
+            ("an argument in odd Base64", with("mcp-param-region", "=?BASE64?ZXU=?="), 400, -32020),
+        ])
+        .await;
+    }
+    // HTTP/1.1 takes blanks around a value away; over HTTP/2 they would be lost on the way to the server.
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    for (name, value, status) in [
+        ("mcp-session-id", " a", 400),
+        ("mcp-session-id", "a ", 400),
+        ("mcp-protocol-version", " 2025-11-25", 400),
+        ("last-event-id", "1 ", 400),
+        ("mcp-name", " pay", 400),
+        ("content-type", "application/json ", 415),
+    ] {
+        for tool in ["pay", " pay"] {
+            let ask = Ask::post(call("1", tool, "{}")).without(name).with(name, value);
+            let answer = ask.over(Http::Two, sidecar.address).await;
+            assert_eq!(answer.status, status, "{name}: {value:?}: {}", answer.text());
+        }
+    }
+    assert_eq!(upstream.connections(), 0, "{:#?}", upstream.seen());
+}
+
+#[tokio::test]
+async fn versions_are_for_client_and_server_to_agree_on() {
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    for version in ["2025-03-26", "2026-07-28", "2099-12-31", "DRAFT-2027-v1"] {
+        for http in Http::BOTH {
+            let ask = Ask::post(call("1", "pay", "{}")).with("mcp-protocol-version", version);
+            assert_eq!(ask.over(http, sidecar.address).await.status, 200, "{version}, {http:?}");
+            assert_eq!(upstream.seen().last().unwrap().header("mcp-protocol-version"), version);
+        }
+    }
 }
 
 #[tokio::test]
@@ -558,6 +726,52 @@ async fn requests_whose_end_could_be_read_in_two_ways_are_refused() {
         assert_eq!(statuses, [status], "{name}");
     }
     assert_eq!(upstream.connections(), 0, "{:#?}", upstream.seen());
+}
+
+#[tokio::test]
+async fn a_get_or_delete_whose_end_could_be_read_in_two_ways_is_refused() {
+    let upstream = Upstream::start(|_| Reply::status(405)).await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let hidden = call("2", "pay", "{}");
+    let smuggled = format!(
+        "POST /bank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{hidden}",
+        hidden.len()
+    );
+    let n = smuggled.len();
+    for method in ["GET", "DELETE"] {
+        for lengths in [
+            format!("Content-Length: {n}\r\nContent-Length: 0"),
+            format!("Content-Length: {n}, 0"),
+            format!("Content-Length: +{n}"),
+            "Transfer-Encoding: chunked, identity".to_owned(),
+            "Transfer-Encoding: xchunked".to_owned(),
+        ] {
+            let bytes = format!("{method} /bank HTTP/1.1\r\nHost: localhost\r\n{lengths}\r\n\r\n{smuggled}");
+            assert_eq!(statuses(&sidecar, bytes.as_bytes()).await, [400], "{method}, {lengths}");
+        }
+        assert_eq!(upstream.connections(), 0, "{:#?}", upstream.seen());
+    }
+    // Where the end is clear, the body is dropped, and is no request of its own.
+    for method in ["GET", "DELETE"] {
+        let bytes =
+            format!("{method} /bank HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {n}\r\n\r\n{smuggled}");
+        assert_eq!(statuses(&sidecar, bytes.as_bytes()).await, [405], "{method}");
+        let seen = upstream.seen().pop().unwrap();
+        assert_eq!((seen.method.as_str(), seen.body.len(), seen.header("content-length")), (method, 0, ""));
+    }
+    assert_eq!(upstream.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn two_lengths_over_http_2_are_refused() {
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let pay = call("1", "pay", "{}");
+    let length = pay.len().to_string();
+    let ask = Ask::post(pay.as_str()).with("content-length", &length).with("content-length", &length);
+    assert_eq!(ask.over(Http::Two, sidecar.address).await.status, 400);
+    assert_eq!(upstream.connections(), 0);
+    assert_eq!(Ask::post(pay).with("content-length", &length).over(Http::Two, sidecar.address).await.status, 200);
 }
 
 #[tokio::test]

@@ -112,7 +112,21 @@ async fn pods_of_a_workload_share_a_limit_and_all_that_shows_it() {
 }
 
 #[tokio::test]
-async fn a_call_that_fails_before_its_server_answers_gives_its_place_back() {
+async fn a_store_without_tls_is_warned_of_in_the_log_unless_it_is_on_the_machine() {
+    let upstream = Upstream::bank().await;
+    let policy = limited(&upstream.url(), 5, "");
+    let mut sidecars = Vec::new();
+    // Nobody answers at any of them.
+    for url in ["redis://clear.invalid", "rediss://secret.invalid", "redis://127.0.0.1:1", "redis://localhost:1"] {
+        sidecars.push(sidecar(&policy, &SharedStore { url: url.to_owned(), ..store(1) }).await);
+    }
+    let log = logs::log().text();
+    let warned: Vec<&str> = log.lines().filter(|line| line.contains("without TLS, so its password")).collect();
+    assert!(!warned.is_empty() && warned.iter().all(|line| line.contains("redis://clear.invalid:6379")), "{warned:?}");
+}
+
+#[tokio::test]
+async fn a_call_of_which_nothing_was_sent_gives_its_place_back() {
     let redis = Redis::start(&[]);
     let nowhere = format!("http://127.0.0.1:{}/mcp", free_port());
     let sidecar = sidecar(&limited(&nowhere, 1, ""), &store(redis.port)).await;

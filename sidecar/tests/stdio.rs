@@ -205,6 +205,7 @@ async fn a_line_whose_meaning_is_not_clear_is_refused_and_the_next_is_read() {
         assert!(answer["error"]["message"].as_str().unwrap().starts_with("Refused: "), "{name}: {answer}");
         between.ask(&ping).await;
         assert_eq!(between.forwarded().await, ping, "{name}");
+        between.answer(&result("9")).await;
     }
     assert_eq!(between.counted("_none", "refused").await, 10.0);
 }
@@ -255,6 +256,82 @@ async fn a_call_is_under_way_until_its_answer() {
     between.answer(r#"{"id":1,"error":{"code":1,"message":"no"}}"#).await;
     between.ask(&call("4", "pay", "{}")).await;
     assert_eq!(between.forwarded().await, call("4", "pay", "{}"));
+}
+
+#[tokio::test]
+async fn an_id_that_is_in_use_is_refused() {
+    let mut between = Between::new("[{name: pay, maxConcurrent: 1}]");
+    between.ask(&call("1", "pay", "{}")).await;
+    between.forwarded().await;
+    for id in ["1", "1.0", "10e-1", "1.5", "\"1\""] {
+        for body in [request(id, "ping", "{}"), request(id, "tools/list", "{}"), call(id, "pay", "{}")] {
+            between.ask(&body).await;
+            let line = within("an answer", between.to_client.next_line()).await.unwrap().unwrap();
+            let message = "Refused: the id is in use by a request that has no answer yet.";
+            let expected = format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32600,"message":"{message}"}}}}"#);
+            assert_eq!(line, expected);
+        }
+    }
+    assert_eq!((between.counted("ping", "refused").await, between.counted("tools/call", "refused").await), (5.0, 5.0));
+    // So nothing but the answer to the call frees its place.
+    between.ask(&call("2", "pay", "{}")).await;
+    assert_eq!(denial(&between.answered().await)["reason"], "concurrency");
+    // Of a message with no id, and of an answer of the client, the id is not one of these.
+    for passes in [r#"{"jsonrpc":"2.0","id":1,"result":{}}"#, r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#] {
+        between.ask(passes).await;
+        assert_eq!(between.forwarded().await, passes);
+    }
+    between.answer(&result("1")).await;
+    between.ask(&request("1", "ping", "{}")).await;
+    between.forwarded().await;
+    between.ask(&call("2", "pay", "{}")).await;
+    between.forwarded().await;
+    between.answer(&result("1")).await;
+    between.ask(&call("3", "pay", "{}")).await;
+    assert_eq!(denial(&between.answered().await)["reason"], "concurrency");
+}
+
+#[tokio::test]
+async fn an_answer_frees_its_place_however_it_is_written() {
+    let mut between = Between::new("[{name: pay, maxConcurrent: 1}]");
+    let long = "x".repeat(16 * LONGEST);
+    let answers = [
+        ("a batch", format!("[{},{}]", result("100"), result("ID")), true),
+        ("a byte-order mark", format!("\u{feff}{}", result("ID")), true),
+        ("not strict", r#"{"id":ID,"result":{"x":NaN}}"#.to_owned(), true),
+        ("breaks off", r#"{"id":ID,"result":{"x":"#.to_owned(), true),
+        ("too long", result("ID").replace("done", &long), false),
+        ("its id at the end", format!(r#"{{"result":{{"x":"{long}"}},"id":ID}}"#), false),
+        ("too long and a batch", format!(r#"[{{"result":"{long}","id":100}},{}]"#, result("ID")), false),
+    ];
+    for (id, (name, answer, passes)) in answers.iter().enumerate() {
+        between.ask(&call(&id.to_string(), "pay", "{}")).await;
+        assert_eq!(between.forwarded().await, call(&id.to_string(), "pay", "{}"), "{name}");
+        let mut answer = answer.replace("ID", &id.to_string());
+        if !passes {
+            // It goes nowhere; what follows does.
+            answer.push('\n');
+            within("the pipe", between.server.write_all(answer.as_bytes())).await.unwrap();
+            answer = result("100");
+        }
+        assert_eq!(between.answer(&answer).await, answer, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn requests_without_an_answer_are_bounded() {
+    let mut between = Between::new("[{name: pay}]");
+    for id in 0..1024 {
+        between.ask(&request(&id.to_string(), "ping", "{}")).await;
+        between.forwarded().await;
+    }
+    between.ask(&call("5000", "pay", "{}")).await;
+    let refused = between.answered().await;
+    assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!(5000), &json!(-32603)), "{refused}");
+    assert_eq!(between.counted("tools/call", "overloaded").await, 1.0);
+    between.answer(&result("7")).await;
+    between.ask(&call("5000", "pay", "{}")).await;
+    assert_eq!(between.forwarded().await, call("5000", "pay", "{}"));
 }
 
 #[tokio::test]

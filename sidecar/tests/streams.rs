@@ -271,6 +271,79 @@ async fn an_endpoint_of_another_origin_ends_the_stream() {
     }
 }
 
+/// What a client gets of a GET of which the server gives all this.
+async fn got(kind: &'static str, status: u16, body: &str) -> Result<String, &'static str> {
+    let (kind, body) = (kind.to_owned(), body.to_owned());
+    let upstream = Upstream::start(move |_| Reply::new(status, &kind, body.clone())).await;
+    let sidecar = Sidecar::start(&policy(&upstream.url(), "[{name: pay}]")).await;
+    let mut wire = Wire::connect(sidecar.address).await;
+    wire.write(&Ask::get().with("connection", "close").bytes("localhost")).await;
+    // One that ends at its first event may have no head.
+    let got = wire.closed().await;
+    let (head, body) = got.split_once("\r\n\r\n").unwrap_or_default();
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    match body.strip_suffix("0\r\n\r\n") {
+        Some(body) if chunked => Ok(body.split_once("\r\n").and_then(|(_, body)| body.strip_suffix("\r\n")).unwrap().to_owned()),
+        None if !chunked && head.contains(&format!("content-length: {}", body.len())) => Ok(body.to_owned()),
+        _ => Err("broken off"),
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_is_known_however_clients_read_it() {
+    for (kind, status, event) in [
+        (EVENTS, 200, "event : endpoint \ndata: http://evil.example/m\n\n"),
+        (EVENTS, 200, "event:\tEndpoint\ndata: http://evil.example/m\n\n"),
+        ("Text/Event-Stream; charset=utf-8", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("text/event-stream ; charset=utf-8", 201, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("application/json, text/event-stream", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        (EVENTS, 404, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("application/json", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("application/x-ndjson", 200, ": c\n\nevent:endpoint\ndata: http://evil.example/m\n\n"),
+        ("text/plain", 200, " event: endpoint\rdata: /m\r\r"),
+        ("", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        (EVENTS, 200, "event: endpoint\ndata: http://evil.example/m"),
+        (EVENTS, 200, "data: http://evil.example/m\nevent: endpoint"),
+        (EVENTS, 200, "event: endpoint\nevent: message\ndata: /m\n\n"),
+        (EVENTS, 200, "data: x\u{2028}event: endpoint\u{2028}data: http://evil.example/m\n\n"),
+    ] {
+        assert_eq!(got(kind, status, event).await, Err("broken off"), "{kind:?} {event:?}");
+    }
+    let large = "x".repeat(4 * 1024 * 1024);
+    for event in [format!("event: endpoint\ndata: /m?{large}\n\n"), format!("data: {large}\nevent: endpoint\n\n")] {
+        assert_eq!(got(EVENTS, 200, &event).await, Err("broken off"));
+    }
+    // One of the server's own origin is rewritten, in words that every client reads.
+    for event in ["event : Endpoint \ndata: /m\n\n", "\u{feff}EVENT:endpoint\ndata:/m\n\n"] {
+        let told = got(EVENTS, 200, event).await.unwrap();
+        assert!(told.starts_with("event: endpoint\ndata: /bank/-/messages/") && told.ends_with("\n\n"), "{told:?}");
+    }
+    // What is no event stream passes as it is.
+    for (kind, body) in
+        [("application/json", r#"{"tools":["endpoint"]}"#), ("text/html", "<p>event: endpoint</p>\n\n"), ("", "x")]
+    {
+        assert_eq!(got(kind, 200, body).await.as_deref(), Ok(body), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn comments_pass_at_once_and_are_no_half_of_an_event() {
+    let (upstream, mut opened) = Upstream::streaming(EVENTS).await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
+    let feed = opened.recv().await.unwrap();
+    feed.send(":hb\n").await;
+    assert_eq!(wire.text_up_to("\n").await, ":hb\n");
+    feed.send("data: a\n").await;
+    feed.send(": still there\n").await;
+    assert_eq!(wire.text_up_to("\n").await, ": still there\n");
+    feed.send("\n:hb").await;
+    assert_eq!(wire.text_up_to("\n\n").await, "data: a\n\n");
+    // It ends at once when the sidecar stops: there is no event to wait for.
+    assert!(sidecar.stop(Duration::from_secs(5)).await);
+    assert_eq!(wire.rest().await, Ok("".into()));
+}
+
 #[tokio::test]
 async fn a_denial_arrives_on_the_stream_and_the_session_lives_on() {
     let mut legacy = Legacy::start("[{name: pay, limits: [{max: 1, window: hour}]}]", "/m").await;
@@ -378,6 +451,118 @@ async fn a_call_over_a_stream_is_under_way_until_its_answer_arrives() {
 }
 
 #[tokio::test]
+async fn an_id_that_is_in_use_on_a_stream_is_refused() {
+    let mut legacy = Legacy::start("[{name: pay, maxConcurrent: 1}]", "/m").await;
+    legacy.post(&call("1", "pay", "{}")).await;
+    for id in ["1", "1.0", "10e-1", "1.5", "\"1\""] {
+        for body in [request(id, "ping", "{}"), request(id, "tools/list", "{}"), call(id, "pay", "{}")] {
+            legacy.post(&body).await;
+            let message = "Refused: the id is in use by a request that has no answer yet.";
+            let expected = format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32600,"message":"{message}"}}}}"#);
+            assert_eq!(legacy.event().await, expected);
+        }
+    }
+    assert_eq!(legacy.sidecar.counted("refused").await, 15.0);
+    // So nothing but the answer to the call frees its place.
+    legacy.post(&call("2", "pay", "{}")).await;
+    assert!(legacy.event().await.contains("concurrency"));
+    assert_eq!(legacy.upstream.seen().len(), 2);
+    legacy.message(&result("1")).await;
+    legacy.post(&request("1", "ping", "{}")).await;
+    legacy.post(&call("2", "pay", "{}")).await;
+    assert_eq!(legacy.upstream.seen().len(), 4);
+    // What has no id has none in use, and an answer of the client has one of the server's.
+    legacy.post(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#).await;
+    legacy.post(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+    assert_eq!(legacy.upstream.seen().len(), 6);
+    // The ping is under way, too, so the answer to it ends it, and not the call.
+    legacy.message(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+    legacy.post(&call("3", "pay", "{}")).await;
+    assert!(legacy.event().await.contains("concurrency"));
+    // An id of any length would be kept.
+    legacy.post(&request(&format!("\"{}\"", "x".repeat(1100)), "ping", "{}")).await;
+    assert!(legacy.event().await.contains("longer than 1024 bytes"));
+}
+
+#[tokio::test]
+async fn one_id_can_be_under_way_twice_where_each_answer_belongs_to_its_post() {
+    let (upstream, mut opened) = Upstream::streaming(EVENTS).await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let mut feeds = Vec::new();
+    for _ in 0..2 {
+        let (wire, status, _) = Wire::open(sidecar.address, &Ask::post(call("1", "pay", "{}"))).await;
+        assert_eq!(status, 200);
+        feeds.push((wire, opened.recv().await.unwrap()));
+    }
+    assert_eq!(upstream.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_before_its_post_is_answered_frees_no_place() {
+    let mut legacy = Legacy::start("[{name: pay, maxConcurrent: 1}]", "/m").await;
+    let mut post = Wire::connect(legacy.sidecar.address).await;
+    post.write(&legacy.ask(&call("1", "pay", "{}")).with("x-answer", "later").bytes("localhost")).await;
+    let mut signal = legacy.waiting.recv().await.unwrap();
+    drop(post);
+    within("the end of the POST", signal.closed()).await;
+    legacy.post(&call("2", "pay", "{}")).await;
+    assert!(legacy.event().await.contains("concurrency"));
+    legacy.post(&request("1", "ping", "{}")).await;
+    assert!(legacy.event().await.contains("in use"));
+    legacy.message(&result("1")).await;
+    legacy.post(&call("2", "pay", "{}")).await;
+    assert_eq!(legacy.upstream.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn a_post_to_a_stream_that_is_not_answered_in_time_frees_no_place() {
+    let (feeds, mut opened) = mpsc::unbounded_channel();
+    let upstream = Upstream::start(move |seen| {
+        if seen.method == "POST" {
+            return Reply::hang(oneshot::channel().0);
+        }
+        let (reply, feed) = Reply::events();
+        feeds.send(feed).unwrap();
+        reply
+    })
+    .await;
+    let short = |config: &mut toolweir_sidecar::run::Config| config.limits.first_byte = Duration::from_millis(300);
+    let sidecar = Sidecar::with(&policy(&upstream.url(), "[{name: pay, maxConcurrent: 1}]"), short).await;
+    let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
+    let feed = opened.recv().await.unwrap();
+    feed.send("event: endpoint\ndata: /m\n\n").await;
+    let path = told(&wire.text_up_to("\n\n").await);
+    let post = async |id: &str| sidecar.ask(&Ask::post(call(id, "pay", "{}")).to(&path)).await.status;
+    assert_eq!(post("1").await, 504);
+    assert_eq!(post("2").await, 202);
+    assert!(wire.text_up_to("\n\n").await.contains("concurrency"));
+    feed.send(&format!("data: {}\n\n", result("1"))).await;
+    wire.text_up_to("\n\n").await;
+    assert_eq!(post("2").await, 504);
+    assert_eq!(upstream.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn an_answer_on_a_stream_frees_its_place_however_it_is_written() {
+    let mut legacy = Legacy::start("[{name: pay, maxConcurrent: 1}]", "/m").await;
+    let large = result("ID").replace("done", &"x".repeat(5 << 20));
+    let answers = [
+        ("a batch", format!("[{},{}]", result("100"), result("ID"))),
+        ("a byte-order mark", format!("\u{feff}{}", result("ID"))),
+        ("too large", large),
+        ("its id at the end", format!(r#"{{"result":{{"x":"{}"}},"id":ID}}"#, "x".repeat(5 << 20))),
+        ("not strict", r#"{"id":ID,"result":{"x":NaN}}"#.to_owned()),
+        ("the id written anew", result("ID.0")),
+    ];
+    for (id, (name, answer)) in answers.iter().enumerate() {
+        legacy.post(&call(&id.to_string(), "pay", "{}")).await;
+        assert_eq!(legacy.upstream.seen().len(), id + 2, "{name}");
+        let answer = answer.replace("ID", &id.to_string());
+        assert_eq!(legacy.message(&answer).await, answer, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_overtakes_the_end_of_its_post_frees_the_place_too() {
     let mut legacy = Legacy::start("[{name: pay, maxConcurrent: 1}]", "/m").await;
     let mut post = Wire::connect(legacy.sidecar.address).await;
@@ -391,11 +576,11 @@ async fn an_answer_that_overtakes_the_end_of_its_post_frees_the_place_too() {
 }
 
 #[tokio::test]
-async fn a_call_over_a_stream_that_the_server_does_not_take_frees_its_place() {
+async fn a_call_over_a_stream_frees_its_place_where_the_server_says_that_it_does_not_take_it() {
     let (feeds, mut opened) = mpsc::unbounded_channel();
     let upstream = Upstream::start(move |seen| {
         if seen.method == "POST" {
-            return Reply::status(if seen.text().contains("503") { 503 } else { 404 });
+            return Reply::status(seen.json()["id"].as_u64().unwrap().try_into().unwrap());
         }
         let (reply, feed) = Reply::events();
         feeds.send(feed).unwrap();
@@ -407,9 +592,19 @@ async fn a_call_over_a_stream_that_the_server_does_not_take_frees_its_place() {
     let feed = opened.recv().await.unwrap();
     feed.send("event: endpoint\ndata: /m\n\n").await;
     let path = told(&wire.text_up_to("\n\n").await);
-    for (id, status) in [("503", 503), ("404", 404), ("503", 503)] {
-        assert_eq!(sidecar.ask(&Ask::post(call(id, "pay", "{}")).to(&path)).await.status, status);
+    let post = async |id: u16| sidecar.ask(&Ask::post(call(&id.to_string(), "pay", "{}")).to(&path)).await.status;
+    // A client that was turned away may send the same again, with what was missing.
+    for status in [401, 401, 404, 429, 503] {
+        assert_eq!(post(status).await, status);
     }
+    // Of a failure it is not known whether it has begun the call.
+    assert_eq!(post(404).await, 202);
+    assert!(wire.text_up_to("\n\n").await.contains("concurrency"));
+    assert_eq!(post(503).await, 202);
+    assert!(wire.text_up_to("\n\n").await.contains("the id is in use"));
+    feed.send(&format!("data: {}\n\n", result("503"))).await;
+    wire.text_up_to("\n\n").await;
+    assert_eq!(post(404).await, 404);
 }
 
 #[tokio::test]
@@ -420,8 +615,9 @@ async fn each_stream_is_a_session_of_its_own() {
     let feed = opened.recv().await.unwrap();
     feed.send("event: endpoint\ndata: /m\n\n").await;
     let other_path = told(&other.text_up_to("\n\n").await);
-    for path in [&path, &other_path, &path] {
-        assert_eq!(sidecar.ask(&Ask::post(call("1", "pay", "{}")).to(path)).await.status, 202);
+    // Both begin at 1: an id belongs to a request of its stream.
+    for (path, id) in [(&path, "1"), (&other_path, "1"), (&path, "2")] {
+        assert_eq!(sidecar.ask(&Ask::post(call(id, "pay", "{}")).to(path)).await.status, 202);
     }
     assert!(wire.text_up_to("\n\n").await.contains("rate_limit"));
     assert_eq!(upstream.seen().len(), 4);

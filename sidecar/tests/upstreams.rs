@@ -167,6 +167,21 @@ async fn an_answer_without_a_length_ends_with_its_connection() {
 }
 
 #[tokio::test]
+async fn an_answer_that_ends_no_request_is_none() {
+    for head in ["101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket", "101 Switching Protocols"] {
+        let upstream = Raw::start(Deed::Say(format!("HTTP/1.1 {head}\r\n\r\n").into_bytes())).await;
+        let message = "The answer of the MCP server bank cannot be passed on: its status is 101, which ends no request.";
+        fails("101", &upstream.url(), 502, message, "upstream_invalid").await;
+    }
+    // What only says that there will be an answer is passed over.
+    let early =
+        "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let upstream = Raw::start(Deed::Say(early.as_bytes().to_vec())).await;
+    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    assert_eq!(sidecar.ask(&asks()[0]).await.status, 202);
+}
+
+#[tokio::test]
 async fn a_redirect_is_not_followed_and_says_what_to_write() {
     for status in [301, 302, 303, 307, 308] {
         let upstream = Upstream::start(move |_| Reply::status(status).with("location", "https://bank.example/mcp/")).await;

@@ -3,8 +3,9 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
-# bench: builds the benchmark's own programs and prints the path of the binary.
+# bench: builds the benchmark's own programs and prints the path of the binary; BENCH=BINARY is one that is there.
 bench() {
+	if [ "${BENCH-}" ]; then echo "$BENCH"; return; fi
 	need cargo "https://rustup.rs"
 	cargo build --quiet --release --locked --manifest-path "$ROOT/tests/bench/Cargo.toml" -p toolweir-bench >&2 || return
 	echo "$TARGET/release/toolweir-bench"

@@ -133,11 +133,11 @@ def names(rendered):
     expect(env == {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace", "POD_UID": "metadata.uid"}, "environment", env)
 
     labels, ports = rendered.pod["metadata"]["labels"], {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
-    expect(ports == {"webhook": 8443, "stream": 8444, "metrics": 8080}, "ports of the container", ports)
+    expect(ports == {"webhook": 8443, "stream": 8444, "metrics": 8080, "probes": 8081}, "ports of the container", ports)
     served = {port["name"]: (port["port"], ports.get(port["targetPort"])) for port in rendered.service["spec"]["ports"]}
     expect(served == {"webhook": (443, 8443), "stream": (8444, 8444), "metrics": (8080, 8080)}, "ports of the Service", served)
     for probe in ("livenessProbe", "readinessProbe"):
-        expect(ports.get(rendered.container[probe]["httpGet"]["port"]) == 8080, "port of the", probe)
+        expect(ports.get(rendered.container[probe]["httpGet"]["port"]) == 8081, "port of the", probe)
 
     selectors = [("Service", {"matchLabels": rendered.service["spec"]["selector"]}), ("Deployment", rendered.deployment["spec"]["selector"])]
     selectors += [("PodDisruptionBudget", one["spec"]["selector"]) for one in rendered.all("PodDisruptionBudget")]
@@ -173,9 +173,17 @@ def configuration(rendered):
                 compare(value[key], shape[key], f"{path}.{key}")
 
     if store := config.pop("sharedStore", None):
-        shape_of_store = {"url": str, "username": str, "passwordFile": str, "caFile": str, "prefix": str, "leases": bool, "budgetMilliseconds": int}
-        optional = {key for key in ("username", "passwordFile", "caFile") if key not in store}
+        certificate = {"secret": str, "service": str}
+        shape_of_store = {"url": str, "username": str, "passwordFile": str, "caFile": str, "certificate": certificate, "prefix": str, "leases": bool, "budgetMilliseconds": int}
+        optional = {key for key in ("username", "passwordFile", "caFile", "certificate") if key not in store}
         compare(store, {key: kind for key, kind in shape_of_store.items() if key not in optional}, "config.sharedStore")
+    if webhooks := config.pop("webhooks", None):
+        clients = {"clientCaFile": str, "clientNames": list}
+        compare(webhooks, {key: kind for key, kind in clients.items() if key in webhooks or key == "clientCaFile"}, "config.webhooks")
+        mounts = {mount["name"]: mount["mountPath"] for mount in rendered.container["volumeMounts"]}
+        [volume] = [volume["configMap"] for volume in rendered.pod["spec"]["volumes"] if volume["name"] == "client-ca"]
+        files = [f"{mounts['client-ca']}/{item['path']}" for item in volume["items"]]
+        expect(files == [webhooks["clientCaFile"]] and not volume.get("optional"), "the authorities of API servers are not mounted", files)
     compare(config, shape, "config")
     for kind in ("requests", "limits"):
         for resource, quantity in config["sidecar"]["resources"][kind].items():
@@ -241,6 +249,9 @@ def rbac(rendered):
         account = {"kind": "ServiceAccount", "name": rendered.pod["spec"]["serviceAccountName"], "namespace": rendered.namespace}
         expect(binding["subjects"] == [account], "the", kind, "is given to", binding["subjects"])
     lines = (ROOT / "tests/chart/rbac.txt").read_text().splitlines()
+    # A line that begins with a `?` is of a store of the chart that has TLS.
+    certificate = "certificate" in rendered.config().get("sharedStore", {})
+    lines = [line.removeprefix("?") for line in lines if certificate or not line.startswith("?")]
     should = {tuple(line.split(None, 3)) for line in lines if line and not line.startswith("#")}
     should = {(where, what, name.replace("toolweir", rendered.fullname, 1), verbs) for where, what, name, verbs in should}
     for line in sorted(there - should):
@@ -274,7 +285,8 @@ def store(rendered):
         expect(not rendered.all("Secret"), "Secrets that nothing needs")
         return
     name, labels = f"{rendered.fullname}-store", rendered.store["spec"]["template"]["metadata"]["labels"]
-    expect(config["url"] == f"redis://{name}.{rendered.namespace}.svc:6379", "the operator asks", config["url"])
+    certificate = config.get("certificate")
+    expect(config["url"] == f"{'rediss' if certificate else 'redis'}://{name}.{rendered.namespace}.svc:6379", "the operator asks", config["url"])
     [service] = [service for service in rendered.all("Service") if service is not rendered.service]
     expect(service["metadata"]["name"] == rendered.store["metadata"]["name"] == rendered.store["spec"]["serviceName"] == name, "the store's name")
     pod = rendered.store["spec"]["template"]["spec"]
@@ -286,7 +298,10 @@ def store(rendered):
         expect(not selects(selector, rendered.pod["metadata"]["labels"]), "the", what, "of the store selects operators")
     expect(not selects({"matchLabels": rendered.service["spec"]["selector"]}, labels), "the operator's Service selects the store")
     expect(rendered.store["spec"]["replicas"] == 1, "the store has replicas that count apart")
-    [secret] = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    secrets = {volume["name"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
+    secret = secrets.pop("password")
+    expect(certificate in (None, {"secret": f"{name}-tls", "service": name}), "the operator's certificate is for", certificate)
+    expect(secrets == ({"tls": {"secretName": certificate["secret"]}} if certificate else {}), "the store has the Secrets", secrets)
     expect([secret["secretName"]] == mounted, "operator and store do not have the same password")
     expect(files[config["passwordFile"]] == (secret["secretName"], secret["items"][0]["key"]), "operator and store do not have the same password")
     for made in rendered.all("Secret"):
@@ -303,6 +318,10 @@ def store(rendered):
     settings = container["args"][0]
     for setting in ("appendonly yes", "appendfsync everysec", "maxmemory-policy noeviction", "requirepass"):
         expect(setting in settings, "the store does without", setting)
+    spoken = {line.strip() for line in settings.splitlines()} & {"port 0", "port 6379", "tls-port 6379", "tls-auth-clients no"}
+    expect(spoken == ({"port 0", "tls-port 6379", "tls-auth-clients no"} if certificate else {"port 6379"}), "the store speaks", spoken)
+    probe = container["readinessProbe"]["exec"]["command"][-1]
+    expect(("--tls" in probe) == bool(certificate), "the store is asked whether it is ready with", probe)
     data = [claim["metadata"]["name"] for claim in rendered.store["spec"].get("volumeClaimTemplates", [])]
     data += [volume["name"] for volume in pod["volumes"] if "emptyDir" in volume]
     expect([mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in data] == ["/data"], "the store's file is nowhere")

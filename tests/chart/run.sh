@@ -128,6 +128,7 @@ made_password() { # the chart makes one where none is given, another one each ti
 	rendered store "$out/made.yaml" toolweir-system && rendered parses "$out/made.yaml" toolweir-system
 }
 check "a store of the chart has a password that the chart makes" made_password
+check "the chart's store serves TLS alone, and takes a new certificate without a restart" "$here/store.sh" "$out/embedded.yaml"
 check "every value is in the schema, and makes a difference" "$python" "$here/values.py" "$helm"
 check "README.md is what values.yaml says" readme
 check "the CRDs are copies of crds/generated" "$here/sync-crds.sh" --check

@@ -22,10 +22,13 @@ STORES = {
     "sharedStore.url": {},
     "sharedStore": {"url": "rediss://store"},
 }
+CLIENTS = {"webhooks": {"clientCA": {"configMap": "ca"}}}
 
 
 def base(path):
     """The values with which a value is looked at."""
+    if path.startswith("webhooks.clientCA.") and not path.endswith(".configMap"):
+        return CLIENTS
     found = next((store for prefix, store in STORES.items() if path == prefix or path.startswith(f"{prefix}.")), {})
     return {"sharedStore": found} if found else {}
 

@@ -3,6 +3,7 @@
 #
 #   images.sh build [operator|sidecar|agent|store]...   archives in target/images; all of them unless named; with operator and
 #                                                       sidecar, the simulator and kubectl-toolweir too
+#   images.sh binaries operator sidecar                 only what is in these two; prints the folder
 #   images.sh load [operator|sidecar|agent|store]...    the same, and into the node (node.sh up); with IMAGE_LOAD, into another
 #                                                       cluster
 #
@@ -75,7 +76,7 @@ agent() {
 store() {
 	local program path made words=() files=()
 	ensure_redis
-	for program in sh=dash sed=sed cat=cat grep=grep valkey-server=redis-server valkey-cli=redis-cli; do
+	for program in sh=dash sed=sed cat=cat grep=grep sleep=sleep valkey-server=redis-server valkey-cli=redis-cli; do
 		path=$(command -v "${program#*=}")
 		words+=("/usr/bin/${program%%=*}=$path") files+=("$path")
 	done
@@ -122,8 +123,9 @@ command=${1-}
 images=("$@")
 [ $# -gt 0 ] || images=(operator sidecar agent store)
 case $command in
+binaries) binaries "${images[@]}"; exit ;;
 build) build "${images[@]}" ;;
 load) build "${images[@]}"; load "${images[@]}" ;;
-*) sed -n '2,10p' "$0" >&2; exit 2 ;;
+*) sed -n '2,11p' "$0" >&2; exit 2 ;;
 esac
 for name in "${images[@]}"; do printf '%-34s %6d KiB  %s\n' "$(image "$name")" "$(($(stat -c %s "$OUT/$name.tar") / 1024))" "$OUT/$name.tar" >&2; done

@@ -145,6 +145,31 @@ pki() {
 	openssl genrsa -out sa.key 2048 2>/dev/null; openssl rsa -in sa.key -pubout -out sa.pub 2>/dev/null
 }
 
+# The certificate that the API server shows to webhooks, and where it says so.
+webhook_client() {
+	openssl req -x509 -newkey rsa:2048 -nodes -keyout pki/webhooks-ca.key -out pki/webhooks-ca.crt -days 3650 -subj /CN=webhooks-ca \
+		-addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign 2>/dev/null
+	openssl req -newkey rsa:2048 -nodes -keyout pki/webhooks.key -out pki/webhooks.csr -subj /CN=kube-apiserver 2>/dev/null
+	openssl x509 -req -in pki/webhooks.csr -CA pki/webhooks-ca.crt -CAkey pki/webhooks-ca.key -CAcreateserial -days 3650 \
+		-out pki/webhooks.crt -extfile <(echo extendedKeyUsage=clientAuth) 2>/dev/null
+	cat >webhooks.kubeconfig <<-Y
+		apiVersion: v1
+		kind: Config
+		users:
+		- name: toolweir-operator.toolweir-system.svc
+		  user: {client-certificate: $RUN/pki/webhooks.crt, client-key: $RUN/pki/webhooks.key}
+	Y
+	cat >admission.yaml <<-Y
+		apiVersion: apiserver.config.k8s.io/v1
+		kind: AdmissionConfiguration
+		plugins:
+		- name: MutatingAdmissionWebhook
+		  configuration: {apiVersion: apiserver.config.k8s.io/v1, kind: WebhookAdmissionConfiguration, kubeConfigFile: $RUN/webhooks.kubeconfig}
+		- name: ValidatingAdmissionWebhook
+		  configuration: {apiVersion: apiserver.config.k8s.io/v1, kind: WebhookAdmissionConfiguration, kubeConfigFile: $RUN/webhooks.kubeconfig}
+	Y
+}
+
 network() {
 	# Bridges, since this kernel may lack the dummy device. The second one only gives service addresses a route, so
 	# that nothing sent to one can leave the machine; kube-proxy rewrites them before that.
@@ -199,16 +224,18 @@ up() {
 	if is_up; then echo "$EXPORT"; return; fi
 	[ ! -d "$RUN" ] || down
 	build >&2
-	mkdir -p "$RUN" "$LOG" && rm -f "$LOG"/*.log; pki; network; cd "$RUN"; users
+	mkdir -p "$RUN" "$LOG" && rm -f "$LOG"/*.log; pki; network; cd "$RUN"; users; webhook_client
 	start etcd etcd --data-dir "$RUN/etcd" --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
 		--listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync
 	start kube-apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 --service-cluster-ip-range $SERVICE_CIDR \
 		--bind-address $NODE_IP --advertise-address $NODE_IP --secure-port 6443 --allow-privileged \
 		--tls-cert-file pki/apiserver.crt --tls-private-key-file pki/apiserver.key --token-auth-file tokens.csv \
-		--authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --kubelet-preferred-address-types InternalIP \
+		--authorization-mode Node,RBAC --admission-control-config-file admission.yaml --enable-admission-plugins NodeRestriction --kubelet-preferred-address-types InternalIP \
 		--service-account-issuer https://kubernetes.default.svc --service-account-signing-key-file pki/sa.key --service-account-key-file pki/sa.pub
 	export KUBECONFIG=$RUN/admin.kubeconfig
 	wait_for 60 "the API server" kubectl get --raw /readyz
+	# For whoever wants to demand that certificate.
+	kubectl -n kube-system create configmap webhook-clients --from-file ca.crt=pki/webhooks-ca.crt >/dev/null
 	start controller-manager kube-controller-manager --kubeconfig controller-manager.kubeconfig --use-service-account-credentials --bind-address 127.0.0.1 \
 		--service-account-private-key-file pki/sa.key --root-ca-file pki/ca.crt --leader-elect=false
 	start scheduler kube-scheduler --kubeconfig scheduler.kubeconfig --leader-elect=false --bind-address 127.0.0.1

@@ -1,20 +1,12 @@
-"""A small server of both eras: `fastmcp_server.py http PORT` or `fastmcp_server.py stdio`."""
+"""A small server of both eras: `fastmcp_server.py http PORT [PAGE]` or `fastmcp_server.py stdio`. PAGE: how many tools a page
+of its list has; those that no client may call come first."""
 
 import sys
 
 from fastmcp import FastMCP
 
-server = FastMCP("matrix")
-
-
-@server.tool
-def echo(message: str) -> str:
-    return f"Echo: {message}"
-
-
-@server.tool
-def add(a: int, b: int) -> int:
-    return a + b
+page = int(sys.argv[3]) if len(sys.argv) > 3 else None
+server = FastMCP("matrix", list_page_size=page)
 
 
 @server.tool
@@ -25,6 +17,16 @@ def delete_everything() -> str:
 @server.tool
 def read_secret() -> str:
     return "hunter2"
+
+
+@server.tool
+def echo(message: str) -> str:
+    return f"Echo: {message}"
+
+
+@server.tool
+def add(a: int, b: int) -> int:
+    return a + b
 
 
 if sys.argv[1] == "http":

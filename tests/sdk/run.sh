@@ -1,36 +1,82 @@
 #!/usr/bin/env bash
-# Real MCP clients against real MCP servers, through the sidecar. Every client takes the same steps (steps.py) at every server,
-# under a server name of its own in the policy, so that its limits start fresh.
+# Real MCP clients and agent frameworks against real MCP servers, through the sidecar. Every client takes the same steps
+# (steps.py) at every server, under a server name of its own in the policy, so that its limits start fresh.
 # `run.sh --direct` goes without a sidecar and leaves out what only it does: what fails then is no fault of the sidecar.
+# ONLY="gosdk java" takes these clients alone. SIDECAR is a program to use instead of one that is built.
 
 . "$(dirname "$0")/../lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)
 direct=
+# FAILURES=1 adds calls that are refused or that fail.
+failures=${FAILURES-}
 case ${1-} in --direct) direct=--direct ;; "") ;; *) fail "usage: $0 [--direct]" ;; esac
 need node "apt-get install nodejs npm (Node 20 or later)"
+need go "https://go.dev/dl (Go 1.26 or later)"
+need java "apt-get install default-jdk-headless (Java 17 or later)"
+need javac "apt-get install default-jdk-headless (Java 17 or later)"
+need mvn "apt-get install maven"
 need timeout "apt-get install coreutils"
 
-py1=$(python_env mcp1 mcp==1.30.0)
-py2=$(python_env mcp2 mcp==2.3.0)
-fastmcp=$(python_env fastmcp fastmcp==4.2.3)
-ts1=$(node_env sdk1 @modelcontextprotocol/sdk@1.32.2)
-ts2=$(node_env client2 @modelcontextprotocol/client@2.4.0)
+# Tests tell nobody of themselves.
+export MCP_USE_ANONYMIZED_TELEMETRY=false HAYSTACK_TELEMETRY_ENABLED=False OPENAI_AGENTS_DISABLE_TRACING=1
+
+# One environment for all that agree on a version of the SDK.
+mcp1=$(python_env sdk-mcp1 mcp==1.30.0 langchain-mcp-adapters==0.3.2 mcp-use==1.7.1 mcp-haystack==2.1.1 \
+	smolagents[mcp]==1.26.0 openai-agents==0.24.0 google-adk==2.13.0)
+mcp2=$(python_env sdk-mcp2 mcp==2.3.0 fastmcp==4.2.3 pydantic-ai-slim[mcp]==2.68.0 llama-index-tools-mcp==0.6.0)
+npm=$(node_env sdk @modelcontextprotocol/sdk@1.32.2 @modelcontextprotocol/client@2.4.0 @ai-sdk/mcp@2.0.99 \
+	@langchain/mcp-adapters@1.1.4 @langchain/core@1.4.0)
 everything=$(node_env everything @modelcontextprotocol/server-everything@2026.8.31)/node_modules/.bin/mcp-server-everything
 # Node looks for packages from where a script lies.
-cp "$here"/{checks,ts1}.mjs "$ts1" && cp "$here"/{checks,ts2}.mjs "$ts2"
-sidecar=; [ "$direct" ] || sidecar=$(sidecar)
+cp "$here"/*.mjs "$npm"
+programs=$TARGET/test-sdk-programs
+mkdir -p "$programs"
+(cd "$here/go" && go build -o "$programs/" ./gosdk ./mcpgo)
+java=$CACHE/java-sdk
+if ! stamp "$java" "$(cat "$here"/java/*)"; then
+	rm -rf "$java"
+	mvn --quiet --batch-mode -Dstyle.color=never --file "$here/java" dependency:copy-dependencies -DoutputDirectory="$java" >&2
+	javac -nowarn -cp "$java/*" -d "$java" "$here/java/JavaSdk.java" 2>/dev/null || fail "javac cannot build JavaSdk.java"
+	cat "$here"/java/* >"$java/.made-from"
+fi
+sidecar=; [ "$direct" ] || sidecar=${SIDECAR:-$(sidecar)}
 
-# Both ways of the clients that have two ways to agree on a version.
-clients=(py1 py2-legacy py2-auto ts1 ts2-default ts2-auto)
+# Both ways of the clients that have two ways to agree on a version. They speak every transport, the others HTTP.
+sdks=(py1 py2-legacy py2-auto ts1 ts2-default ts2-auto)
+frameworks=(langchain mcp-use haystack smolagents openai-agents google-adk fastmcp pydantic-ai llama-index
+	gosdk mcpgo java aisdk langchainjs)
+clients() { case $1 in *-http) echo "${sdks[*]} ${frameworks[*]}" ;; *) echo "${sdks[*]}" ;; esac }
 servers=(everything-http everything-sse fastmcp-http everything-stdio fastmcp-stdio)
 client() {
 	case $1 in
-	py1) set -- "$py1/bin/python" "$here/py1.py" "${@:2}" ;;
-	py2-*) set -- env MCP_MODE="${1#*-}" "$py2/bin/python" "$here/py2.py" "${@:2}" ;;
-	ts1) set -- node "$ts1/ts1.mjs" "${@:2}" ;;
-	ts2-*) set -- env MCP_MODE="${1#*-}" node "$ts2/ts2.mjs" "${@:2}" ;;
+	py1) set -- "$mcp1/bin/python" "$here/py1.py" "${@:2}" ;;
+	py2-*) set -- env MCP_MODE="${1#*-}" "$mcp2/bin/python" "$here/py2.py" "${@:2}" ;;
+	fastmcp | pydantic-ai | llama-index) set -- env FRAMEWORK="$1" "$mcp2/bin/python" "$here/frameworks.py" "${@:2}" ;;
+	gosdk | mcpgo) set -- env DRIVER="[\"$programs/$1\"]" "$mcp2/bin/python" "$here/driver.py" "${@:2}" ;;
+	java)
+		set -- env DRIVER="[\"java\", \"-XX:TieredStopAtLevel=1\", \"-cp\", \"$java:$java/*\", \"JavaSdk\"]" \
+			"$mcp2/bin/python" "$here/driver.py" "${@:2}"
+		;;
+	ts2-*) set -- env MCP_MODE="${1#*-}" node "$npm/ts2.mjs" "${@:2}" ;;
+	ts1 | aisdk | langchainjs) set -- node "$npm/$1.mjs" "${@:2}" ;;
+	*) set -- env FRAMEWORK="$1" "$mcp1/bin/python" "$here/frameworks.py" "${@:2}" ;;
 	esac
-	timeout 120 "$@"
+	timeout 180 "$@"
+}
+
+# What a client hands over says which steps fit it: some call only what a list shows.
+listed() {
+	case $1 in
+	langchain | haystack | smolagents | google-adk | llama-index | aisdk | langchainjs) echo --listed ;;
+	esac
+}
+
+# The version that must be agreed on; some clients know the era of 2026-07-28 and use it where the server does.
+protocol() {
+	case $1 in
+	*-auto-fastmcp-* | fastmcp-fastmcp-* | pydantic-ai-fastmcp-* | gosdk-fastmcp-* | mcpgo-fastmcp-* | aisdk-fastmcp-*) echo 2026-07-28 ;;
+	*) echo 2025-11-25 ;;
+	esac
 }
 
 # Tools of a server: one that echoes, one that sums, what that one says of 2 and 3, one to deny, one to leave unlisted.
@@ -53,12 +99,15 @@ policy() {
 	END
 	for server in "$@"; do
 		tools "$server"
-		for client in "${clients[@]}"; do
+		for client in $(clients "$server"); do
 			cat <<-END
 				  - name: $client-$server
 				    ${url[$server]:+url: ${url[$server]}}
 				    tools:
 				    - name: ${tools[0]}
+				      validations:
+				      - expression: "!has(args.message) || args.message != 'forbidden'"
+				        message: This word is for people.
 				    - name: ${tools[1]}
 				      limits:
 				      - {max: 3, window: minute}
@@ -74,57 +123,90 @@ logs=$TARGET/test-sdk
 rm -rf "$logs" && mkdir -p "$logs"
 declare -A url command
 port() { port=$(free_port); }
-port && start "$logs/everything-http.log" env PORT="$port" "$everything" streamableHttp
-url[everything-http]=http://127.0.0.1:$port/mcp && wait_port "$port" 30 "server-everything"
-port && start "$logs/everything-sse.log" env PORT="$port" "$everything" sse
-url[everything-sse]=http://127.0.0.1:$port/sse && wait_port "$port" 30 "server-everything"
-port && start "$logs/fastmcp-http.log" "$fastmcp/bin/python" "$here/fastmcp_server.py" http "$port"
-url[fastmcp-http]=http://127.0.0.1:$port/mcp && wait_port "$port" 30 "the FastMCP server"
+# serve NAME PATH PORT COMMAND...: starts a server; behind a forwarder that hangs up when it is asked to, but not with --direct.
+serve() {
+	local name=$1 path=$2 behind=$3; shift 3
+	start "$logs/$name.log" "$@"
+	wait_port "$behind" 30 "$name"
+	url[$name]=http://127.0.0.1:$behind$path
+	[ ! "$direct" ] || return 0
+	port && start "$logs/$name-hangup.log" "$mcp2/bin/python" "$here/hangup.py" "$port" "$behind"
+	wait_port "$port" 30 "the forwarder of $name"
+	url[$name]=http://127.0.0.1:$port$path
+}
+# Frameworks that read one page of a list must get the first one that has a tool.
+pages=; [ "$direct" ] || [ ! "$failures" ] || pages=2
+port && serve everything-http /mcp "$port" env PORT="$port" "$everything" streamableHttp
+port && serve everything-sse /sse "$port" env PORT="$port" "$everything" sse
+port && serve fastmcp-http /mcp "$port" "$mcp2/bin/python" "$here/fastmcp_server.py" http "$port" $pages
 command[everything-stdio]="\"$everything\", \"stdio\""
-command[fastmcp-stdio]="\"$fastmcp/bin/python\", \"$here/fastmcp_server.py\", \"stdio\""
+command[fastmcp-stdio]="\"$mcp2/bin/python\", \"$here/fastmcp_server.py\", \"stdio\""
 
 if [ ! "$direct" ]; then
 	policy everything-http everything-sse fastmcp-http >"$logs/policy.yaml"
 	# For stdio there is no url to give.
 	policy everything-stdio fastmcp-stdio >"$logs/policy-stdio.yaml"
 	port && listen=127.0.0.1:$port
-	start "$logs/sidecar.log" "$sidecar" run --policy "$logs/policy.yaml" --listen "$listen" \
+	start "$logs/sidecar.log" "$sidecar" run --policy "$logs/policy.yaml" --listen "$listen" --max-body 32768 \
 		--metrics-listen "127.0.0.1:$(free_port)" --admin-listen "127.0.0.1:$(free_port)"
 	wait_port "$port" 10 "the sidecar ($logs/sidecar.log)"
 fi
 
-passed=0 failed=0
-printf '%-12s %-17s %-11s %7s %7s %8s\n' client server protocol passed failed seconds
-for server in "${servers[@]}"; do
+# row CLIENT SERVER: the steps of one client at one server.
+row() {
+	local client=$1 server=$2 name=$1-$2 transport=${2##*-} flags=$direct target steps checks good bad since
+	flags+=" $(listed "$client")"
+	if [ ! "$direct" ] && [ "$failures" ]; then
+		flags+=" --refused"
+		# A server of stdio that hangs up has ended.
+		[ "$transport" = stdio ] || flags+=" --failed"
+	fi
 	tools "$server"
-	steps=$("$py2/bin/python" "$here/steps.py" $direct "${tools[@]}" tests/sdk)
+	# shellcheck disable=SC2086
+	steps=$("$mcp2/bin/python" "$here/steps.py" $flags "${tools[@]}" tests/sdk)
 	checks=$(($(grep -o '"what"' <<<"$steps" | wc -l) + 1))
-	for client in "${clients[@]}"; do
-		name=$client-$server
-		protocol=2025-11-25
-		case $name in *-auto-fastmcp-*) protocol=2026-07-28 ;; esac
-		transport=${server##*-}
-		case $transport$direct in
-		stdio)
-			target="[\"$sidecar\", \"stdio\", \"--policy\", \"$logs/policy-stdio.yaml\","
-			target+=" \"--server\", \"$name\", \"--\", ${command[$server]}]"
-			;;
-		stdio*) target="[${command[$server]}]" ;;
-		*--direct) target=${url[$server]} ;;
-		*) target=http://$listen/$name ;;
-		esac
-		since=$EPOCHREALTIME
-		client "$client" "$target" "$transport" "$protocol" "$steps" >"$logs/$name.out" 2>"$logs/$name.err" ||
-			echo "FAIL exit code $?" >>"$logs/$name.out"
-		# What a client did not live to say counts as failed.
-		good=$(grep -c '^ok ' "$logs/$name.out" || true)
-		bad=$((checks - good))
-		if grep -q '^FAIL ' "$logs/$name.out" && [ "$bad" = 0 ]; then bad=1; fi
-		passed=$((passed + good)) failed=$((failed + bad))
-		printf '%-12s %-17s %-11s %7d %7d %8.1f\n' "$client" "$server" "$protocol" "$good" "$bad" \
-			"$(awk "BEGIN {print $EPOCHREALTIME - $since}")"
-		grep '^FAIL ' "$logs/$name.out" | sed 's/^/    /' || true
+	case $transport$direct in
+	stdio)
+		target="[\"$sidecar\", \"stdio\", \"--max-body\", \"32768\", \"--policy\", \"$logs/policy-stdio.yaml\","
+		target+=" \"--server\", \"$name\", \"--\", ${command[$server]}]"
+		;;
+	stdio*) target="[${command[$server]}]" ;;
+	*--direct) target=${url[$server]} ;;
+	*) target=http://$listen/$name ;;
+	esac
+	since=$EPOCHREALTIME
+	client "$client" "$target" "$transport" "$(protocol "$name")" "$steps" >"$logs/$name.out" 2>"$logs/$name.err" ||
+		echo "FAIL exit code $?" >>"$logs/$name.out"
+	# What a client did not live to say counts as failed.
+	good=$(grep -c '^ok ' "$logs/$name.out" || true)
+	bad=$((checks - good))
+	if grep -q '^FAIL ' "$logs/$name.out" && [ "$bad" = 0 ]; then bad=1; fi
+	printf '%-13s %-17s %7d %7d %8.1f\n' "$client" "$server" "$good" "$bad" \
+		"$(awk "BEGIN {print $EPOCHREALTIME - $since}")" >"$logs/$name.row"
+	grep '^FAIL ' "$logs/$name.out" | sed 's/^/    /' >>"$logs/$name.row" || true
+}
+
+rows=()
+for server in "${servers[@]}"; do
+	for client in $(clients "$server"); do
+		case " ${ONLY-$client} " in *" $client "*) rows+=("$client $server") ;; esac
 	done
+done
+# One row waits most of its time, so there are more at once than processors.
+jobs=$(($(nproc) + 1)) running=0
+for row in "${rows[@]}"; do
+	if [ "$running" = "$jobs" ]; then wait -n || true; else running=$((running + 1)); fi
+	# shellcheck disable=SC2086
+	(trap - EXIT; row $row) &
+done
+passed=0 failed=0
+printf '%-13s %-17s %7s %7s %8s\n' client server passed failed seconds
+for row in "${rows[@]}"; do
+	name=${row/ /-}
+	until [ -s "$logs/$name.row" ]; do sleep 0.1; done
+	cat "$logs/$name.row"
+	read -r _ _ good bad _ <"$logs/$name.row"
+	passed=$((passed + good)) failed=$((failed + bad))
 done
 [ "$failed" = 0 ] || echo "logs: $logs"
 echo "sdk: $passed passed, $failed failed"

@@ -118,6 +118,9 @@ capabilities:
 {{- if and $store.embedded $store.username }}
 {{- fail "sharedStore.username and sharedStore.embedded are both given: the chart's store has the default user alone" }}
 {{- end }}
+{{- if and $store.embedded $store.tls.caSecret.name }}
+{{- fail "sharedStore.tls.caSecret.name and sharedStore.embedded are both given: the certificate of the chart's store is of the operator's authorities" }}
+{{- end }}
 {{- if and $store.tls.caSecret.name (not (regexMatch "^(rediss|valkeys)" $store.url)) }}
 {{- fail "sharedStore.tls.caSecret.name is given, and the store is reached without TLS: write sharedStore.url with rediss://, or leave it out" }}
 {{- end }}

@@ -275,6 +275,7 @@ pub async fn sidecar(policy: &str) -> Running {
         metrics_listen: free(),
         admin_listen: free(),
         upstream_ca: None,
+        upstream_proxy: None,
         limits: Limits::default(),
         counters: 100,
         workers: 1,

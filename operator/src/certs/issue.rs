@@ -1,6 +1,6 @@
 //! Makes authorities and serving certificates, and checks what was made or read.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use data_encoding::HEXLOWER;
 use rcgen::{
@@ -19,6 +19,8 @@ use super::plan::{Authority, Leaf, Span, State};
 
 /// The subject of serving certificates. Nobody reads it: names are in the certificate's alternative names.
 const LEAF_NAME: &str = "toolweir-operator";
+/// The subject of certificates for a store.
+const STORE_NAME: &str = "toolweir-store";
 
 /// Why a certificate could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -85,11 +87,58 @@ pub fn authority(span: &Span) -> Result<Authority, IssueError> {
 /// # Errors
 /// It cannot be made.
 pub fn leaf(signer: &Authority, times: &Leaf, names: &[String]) -> Result<CertifiedKey, IssueError> {
+    let (certificate, key) = signed(signer, times, names, LEAF_NAME)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    Ok(CertifiedKey::from_der(vec![certificate.der().clone()], key, &provider())?)
+}
+
+/// A certificate and its key, in PEM, for who serves elsewhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+}
+
+// The key is never printed.
+impl fmt::Debug for Pair {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Pair").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
+impl Pair {
+    /// A new one for a store, with a new key, signed by this authority.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new(signer: &Authority, times: &Leaf, names: &[String]) -> Result<Self, IssueError> {
+        let (certificate, key) = signed(signer, times, names, STORE_NAME)?;
+        Ok(Self { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
+    /// Whether a client that trusts these authorities accepts it then, under each name, and the key is that of the certificate.
+    pub fn is_good(&self, state: &State, names: &[String], then: SystemTime) -> bool {
+        let Ok(certificate) = certificate(&self.certificate) else { return false };
+        let Ok(key) = PrivateKeyDer::from_pem_slice(self.key.as_bytes()) else { return false };
+        // This compares the key with the certificate's, too.
+        let Ok(pair) = CertifiedKey::from_der(vec![certificate], key, &provider()) else { return false };
+        verify(&pair, state, names, then).is_ok()
+    }
+}
+
+fn signed(
+    signer: &Authority,
+    times: &Leaf,
+    names: &[String],
+    subject_name: &str,
+) -> Result<(rcgen::Certificate, KeyPair), IssueError> {
     let params = authority_params(&signer.id);
     let issuer = Issuer::from_params(&params, KeyPair::from_pem(&signer.key)?);
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::new(names)?;
-    params.distinguished_name = subject(LEAF_NAME);
+    params.distinguished_name = subject(subject_name);
     params.not_before = times.valid_from.into();
     params.not_after = times.expires.into();
     params.is_ca = IsCa::ExplicitNoCa;
@@ -97,8 +146,7 @@ pub fn leaf(signer: &Authority, times: &Leaf, names: &[String]) -> Result<Certif
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, &issuer)?;
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    Ok(CertifiedKey::from_der(vec![certificate.der().clone()], key, &provider())?)
+    Ok((certificate, key))
 }
 
 /// Whether a client that trusts these authorities accepts this certificate now, under each name. The last gate before
@@ -107,7 +155,7 @@ pub fn leaf(signer: &Authority, times: &Leaf, names: &[String]) -> Result<Certif
 /// # Errors
 /// It does not.
 pub fn verify(leaf: &CertifiedKey, state: &State, names: &[String], now: SystemTime) -> Result<(), IssueError> {
-    let refused = |error: &dyn std::fmt::Display| IssueError::Verify(error.to_string());
+    let refused = |error: &dyn fmt::Display| IssueError::Verify(error.to_string());
     let mut roots = RootCertStore::empty();
     for authority in &state.authorities {
         roots.add(certificate(&authority.certificate).map_err(|error| refused(&error))?).map_err(|error| refused(&error))?;

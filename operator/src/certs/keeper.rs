@@ -32,7 +32,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     issue::{self, IssueError},
     plan::{self, Lives, State},
-    store,
+    shared_store, store,
 };
 use crate::metrics::Metrics;
 
@@ -54,6 +54,17 @@ pub struct Settings {
     pub validator: String,
     /// How long certificates live.
     pub lives: Lives,
+    /// The certificate of the chart's store, where there is one.
+    pub store: Option<StoreSettings>,
+}
+
+/// The certificate that is kept for a store.
+#[derive(Clone, Debug)]
+pub struct StoreSettings {
+    /// The Secret to keep it in.
+    pub secret: String,
+    /// The names that it is for.
+    pub names: Vec<String>,
 }
 
 /// The certificate that this replica shows now. None before the first one was made: then no handshake succeeds.
@@ -78,6 +89,8 @@ enum KeepError {
     Secret { name: String, why: String },
     #[error(transparent)]
     Issue(#[from] IssueError),
+    #[error("Secret {name}, with the certificate of the store: {why}")]
+    Store { name: String, why: shared_store::Error },
     #[error("the authorities cannot be written: {0}")]
     Write(#[from] serde_json::Error),
 }
@@ -205,7 +218,41 @@ impl Keeper {
         }
         self.known = state;
         self.webhooks().await?;
-        Ok(self.held.as_ref().map_or(next, |held| next.min(held.times.renew)))
+        let next = self.held.as_ref().map_or(next, |held| next.min(held.times.renew));
+        // Without it sidecars do as onStoreFailure says; pods and policies must not wait for it.
+        Ok(match self.store(now).await {
+            Ok(()) => next,
+            Err(error) => {
+                self.metrics.certificate_failures.inc();
+                tracing::warn!(%error, "the store's certificate is not in order; it is tried again");
+                next.min(now + self.settings.lives.retry())
+            }
+        })
+    }
+
+    /// Writes the certificate of the store where it is not what it should be.
+    async fn store(&self, now: SystemTime) -> Result<(), KeepError> {
+        let Some(StoreSettings { secret: name, names }) = &self.settings.store else { return Ok(()) };
+        loop {
+            let found = self.secrets.get_opt(name).await?;
+            let due = shared_store::due(name, found.as_ref(), &self.known, names, now, &self.settings.lives)
+                .map_err(|why| KeepError::Store { name: name.clone(), why })?;
+            let Some(secret) = due else { return Ok(()) };
+            let written = match found {
+                None => self.secrets.create(&PostParams::default(), &secret).await,
+                Some(_) => self.secrets.replace(name, &PostParams::default(), &secret).await,
+            };
+            match written {
+                Ok(_) => {
+                    self.metrics.certificate_rotations.with_label_values(&["store"]).inc();
+                    tracing::info!(secret = name, "the store has a new certificate");
+                    return Ok(());
+                }
+                // Another replica was first; it is looked at.
+                Err(kube::Error::Api(error)) if error.code == 409 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The authorities, after what was due was done.

@@ -17,6 +17,8 @@ pub const SHORTEST_CA_LIFE: Duration = Duration::from_secs(60);
 pub const LONGEST_CA_LIFE: Duration = Duration::from_secs(20 * 366 * 86_400);
 /// The shortest life of a serving certificate that can be configured.
 pub const SHORTEST_LEAF_LIFE: Duration = Duration::from_secs(10);
+/// The longest life of a certificate that is made for a store.
+const LONGEST_STORE_LIFE: Duration = Duration::from_secs(90 * 86_400);
 /// How far certificates are backdated at most, for clocks that are behind.
 const MOST_SKEW: Duration = Duration::from_secs(5 * 60);
 /// At least this long between two serving certificates, however little life their authority has left.
@@ -252,6 +254,12 @@ pub struct Leaf {
     pub renew: SystemTime,
 }
 
+/// A certificate of the store that is made now. It lives longer than the operator's own: the store goes on while no operator runs, and
+/// learns of a new one only when its files have changed.
+pub fn store_leaf(signer: &Span, now: SystemTime, lives: &Lives) -> Leaf {
+    leaf(signer, now, &Lives { leaf: (lives.ca / 3).min(LONGEST_STORE_LIFE), ..*lives })
+}
+
 /// A serving certificate that is made now.
 pub fn leaf(signer: &Span, now: SystemTime, lives: &Lives) -> Leaf {
     let life = signer.leaf_life(lives);
@@ -324,6 +332,20 @@ mod tests {
         assert_eq!(three.authorities.len(), 3);
         assert!(!plan(&three, at(77), &lives).is_due());
         assert_eq!(plan(&three, at(78), &lives).drop, std::slice::from_ref(&first.id));
+    }
+
+    #[test]
+    fn a_certificate_of_a_store_lives_for_a_third_of_its_authority_and_at_most_90_days() {
+        let day = Duration::from_secs(86_400);
+        for (ca, life) in [(365 * day, 90 * day), (90 * day, 30 * day), (60 * day, 20 * day)] {
+            let lives = lives(ca, Duration::from_secs(600));
+            let span = Span { made: at(0), signs_from: at(0), expires: at(0) + ca };
+            let leaf = store_leaf(&span, at(9), &lives);
+            assert_eq!((leaf.expires, leaf.renew), (at(9) + life, at(9) + life / 2));
+            // Not beyond its authority.
+            let late = span.expires - day;
+            assert_eq!(store_leaf(&span, late, &lives).expires, span.expires);
+        }
     }
 
     #[test]

@@ -2,11 +2,14 @@
 //! a thousand entries.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::{cell::Cell, hint::black_box, sync::Arc};
+#[path = "../tests/common/worst.rs"]
+mod worst;
+
+use std::{cell::Cell, hint::black_box, sync::Arc, time::Instant};
 
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use toolweir_crds::{Action, Limit, MCPPolicySpec, Server, Tool, Validation};
-use toolweir_engine::{Call, Engine, Memory, Options, Outcome, Policy, PolicyId, Reason, Timestamp, json::Reader};
+use toolweir_engine::{Call, Engine, Memory, Options, Outcome, Policy, PolicyId, Reason, Severity, Timestamp, json::Reader};
 
 fn policy(name: &str, tools: Vec<Tool>) -> Policy {
     let url = Some("http://server/mcp".to_owned());
@@ -55,7 +58,7 @@ fn thousand_entries() -> Vec<Policy> {
 
 fn compile(policies: &[Policy], counters: Arc<Memory>) -> Engine {
     let (engine, problems) = Engine::compile(policies, counters, &Options::default());
-    assert_eq!(problems, []);
+    assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{problems:#?}");
     engine
 }
 
@@ -98,8 +101,11 @@ fn decisions(criterion: &mut Criterion) {
     let arguments = r#"{"amount": 250, "currency": "EUR", "to": ["a@example.com", "b@example.com"], "note": "October"}"#;
     for (name, expressions) in [
         ("a comparison", &["args.amount <= 500"][..]),
-        ("four comparisons", &["args.amount <= 500", "args.amount > 0", "args.currency == 'EUR'", "size(args.to) < 9"]),
-        ("all of two", &["args.to.all(a, a.endsWith('@example.com'))"]),
+        (
+            "four comparisons",
+            &["args.amount <= 500", "args.amount > 0", "args.currency == 'EUR'", "type(args.to) == list && size(args.to) < 9"],
+        ),
+        ("all of two", &["type(args.to) == list && args.to.all(a, a.endsWith('@example.com'))"]),
         ("a pattern", &["args.note.matches('^[A-Z][a-z]+$')"]),
         ("no argument", &["tool == 'pay'"]),
     ] {
@@ -148,12 +154,60 @@ fn compilation(criterion: &mut Criterion) {
     group.bench_function("10 policies, 1000 entries", |bencher| {
         bencher.iter(|| compile(black_box(&many), Memory::new(Memory::COUNTERS)));
     });
-    let condition = [conditions(&["args.amount <= 500 && args.to.all(a, a.endsWith('@example.com'))"])];
+    let condition = [conditions(&["args.amount <= 500 && type(args.to) == list && args.to.all(a, a.endsWith('@example.com'))"])];
+    // As much as one policy's expressions and patterns may take, and names that all entries match.
+    let pattern = |at: usize| format!("args.a.matches('(a|b)*a(a|b){{12}}{at}')");
+    let folded = |at: usize| format!("args.a.matches('(?i)[^a]{at}')");
+    let classes = |at: usize| format!("args.a.matches('^(\\\\p{{L}}{{3}}){{1,4}}{at}$')");
+    let long = |at: usize| format!("args.a{at} == 1 {}", "&& 1 == 1 ".repeat(9));
+    let of = |count: usize, one: &dyn Fn(usize) -> String| {
+        let entry = |at: usize| Tool {
+            validations: (0..16).map(|of| Validation { expression: one(16 * at + of), message: None }).collect(),
+            ..tool(format!("tool_{at}"))
+        };
+        [policy("dear", (0..count / 16).map(entry).collect())]
+    };
+    let globs: Vec<Tool> = (0..500).flat_map(|at| [tool(format!("tool_{at}")), tool(format!("t{}*", "*".repeat(at)))]).collect();
+    let globs = [policy("globs", globs)];
+    for (name, policies) in [
+        ("dearest: 16 patterns without an automaton", &of(16, &pattern)),
+        ("dearest: 16 classes without case", &of(16, &folded)),
+        ("dearest: patterns of Unicode classes", &of(16, &classes)),
+        ("dearest: 2400 conditions of 100 bytes", &of(2400, &long)),
+        ("dearest: 500 globs that match 500 names", &globs),
+    ] {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| Engine::compile(black_box(policies), Memory::new(Memory::COUNTERS), &Options::default()));
+        });
+    }
     group.bench_function("1 condition", |bencher| {
         bencher.iter(|| compile(black_box(&condition), Memory::new(Memory::COUNTERS)));
     });
     group.finish();
 }
 
-criterion_group!(benches, decisions, sessions, compilation);
+/// The dearest calls. The bar: about 10 ms, which the budget of a decision stands for.
+fn dearest(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("dearest");
+    group.sample_size(10);
+    for worst::Case { name, policy, tool, arguments, ends } in worst::cases() {
+        let engine = compile(&[policy], Memory::new(Memory::COUNTERS));
+        let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
+        let call = Call { server: "server", tool: &tool, arguments: Some(arguments), session: "" };
+        let spent = engine.decide(&call, Timestamp(0)).denial().is_some_and(|denial| denial.reason == Reason::ExpressionBudget);
+        assert_eq!(spent, ends == worst::Ends::Spent, "{name}");
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|times| {
+                let start = Instant::now();
+                for _ in 0..times {
+                    black_box(engine.decide(black_box(&call), Timestamp(0)));
+                }
+                start.elapsed()
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decisions, sessions, compilation, dearest);
 criterion_main!(benches);

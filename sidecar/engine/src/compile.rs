@@ -12,7 +12,7 @@ use crate::{
     cel::{self, Expression},
     counters::{Hold, Identity, Memory},
     glob::Glob,
-    rules::{Engine, Entry, EntryHold, Limit, Part, ServerRules, Validation},
+    rules::{self, Engine, Entry, EntryHold, Limit, Part, ServerRules, Validation},
     window::Span,
 };
 
@@ -92,6 +92,8 @@ pub enum Severity {
     Conflict,
     /// No policy gives the server a url, so that it cannot be reached.
     NoUrl,
+    /// It compiles, and likely means another thing than it should.
+    Doubt,
 }
 
 /// Something that is wrong with a policy.
@@ -109,6 +111,34 @@ impl Engine {
     /// Compiles the policies of a pod. It always gives an engine: a policy that does not compile denies everything on
     /// its servers there. Counts live on in `counters` under limits that did not change but in `max`.
     pub fn compile(policies: &[Policy], counters: Arc<Memory>, options: &Options) -> (Self, Vec<Problem>) {
+        let compile = || Ok(Self::compile_here(policies, Arc::clone(&counters), options));
+        let has_expressions = policies.iter().any(|policy| {
+            let mut tools = policy.spec.servers.iter().flat_map(|server| &server.tools);
+            tools.any(|tool| {
+                !tool.validations.is_empty() || tool.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
+            })
+        });
+        if !has_expressions {
+            return Self::compile_here(policies, counters, options);
+        }
+        cel::with_parser(compile).unwrap_or_else(|why| Self::broken(policies, &counters, options, &why))
+    }
+
+    /// What holds where nothing could be compiled: every policy denies everything on its servers.
+    fn broken(policies: &[Policy], counters: &Arc<Memory>, options: &Options, why: &str) -> (Self, Vec<Problem>) {
+        let error = || FieldError { path: "spec".to_owned(), message: why.to_owned() };
+        let bare = |server: &Server| Server { tools: Vec::new(), ..server.clone() };
+        let broken = |policy: &Policy| Policy {
+            id: policy.id.clone(),
+            created: policy.created.clone(),
+            spec: MCPPolicySpec { servers: policy.spec.servers.iter().map(bare).collect(), ..MCPPolicySpec::default() },
+            unreadable: Some(policy.unreadable.clone().unwrap_or_else(error)),
+        };
+        let policies: Vec<Policy> = policies.iter().map(broken).collect();
+        Self::compile_here(&policies, Arc::clone(counters), options)
+    }
+
+    fn compile_here(policies: &[Policy], counters: Arc<Memory>, options: &Options) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut order: Vec<usize> = (0..policies.len()).collect();
         order.sort_by_key(|index| policies.get(*index).map(|policy| &policy.id));
@@ -116,7 +146,8 @@ impl Engine {
         let mut urls: BTreeMap<&str, Vec<(usize, usize, &str)>> = BTreeMap::new();
         let mut before: Option<&PolicyId> = None;
         for (index, policy) in order.iter().filter_map(|index| Some((*index, policies.get(*index)?))) {
-            let mut compiler = Compiler { options, policy: &policy.id, id: policy.id.to_string(), errors: Vec::new() };
+            let (id, room) = (policy.id.to_string(), cel::Room::default());
+            let mut compiler = Compiler { options, policy: &policy.id, id, errors: Vec::new(), doubts: Vec::new(), room };
             if before.replace(&policy.id) == Some(&policy.id) {
                 compiler.at("metadata.name", format!("there is another policy `{}`; rename one", policy.id));
             }
@@ -140,20 +171,21 @@ impl Engine {
                     urls.entry(&server.name).or_default().push((index, at, url));
                 }
             }
-            problems.extend(compiler.errors.into_iter().map(|error| Problem {
-                policy: index,
-                severity: Severity::Invalid,
-                error,
-            }));
+            // Doubts are told of what compiles.
+            let doubts = if broken.is_some() { Vec::new() } else { compiler.doubts };
+            let found = |severity| move |error| Problem { policy: index, severity, error };
+            problems.extend(compiler.errors.into_iter().map(found(Severity::Invalid)));
+            problems.extend(doubts.into_iter().map(found(Severity::Doubt)));
         }
         let mut servers: BTreeMap<Arc<str>, ServerRules> = BTreeMap::new();
+        let mut room = rules::PREPARED;
         for part in parts.iter().filter(|part| &*part.server != "*") {
             if servers.contains_key(&part.server) {
                 continue;
             }
             let url = choose_url(policies, urls.get(&*part.server).map_or(&[], Vec::as_slice), &mut problems);
             let own = parts.iter().filter(|other| other.server == part.server || &*other.server == "*").cloned().collect();
-            servers.insert(Arc::clone(&part.server), ServerRules::new(url, own));
+            servers.insert(Arc::clone(&part.server), ServerRules::new(url, own, &mut room));
         }
         for (index, policy) in policies.iter().enumerate() {
             for (at, server) in policy.spec.servers.iter().enumerate() {
@@ -191,11 +223,20 @@ fn named(whose: Option<&Arc<str>>, text: &str) -> Identity {
     }
 }
 
+/// What is likely meant otherwise in an expression.
+fn doubts(path: &str, expression: &Expression, before: &[&Expression]) -> Vec<FieldError> {
+    let at = |message| FieldError { path: path.to_owned(), message };
+    expression.doubts(before).into_iter().map(at).collect()
+}
+
 struct Compiler<'a> {
     options: &'a Options,
     policy: &'a PolicyId,
     id: String,
     errors: Vec<FieldError>,
+    doubts: Vec<FieldError>,
+    /// What its expressions may still take.
+    room: cel::Room,
 }
 
 impl Compiler<'_> {
@@ -337,7 +378,19 @@ impl Compiler<'_> {
             let expression = self.optional(&format!("{path}.validations[{at}].expression"), Some(&validation.expression))?;
             Some(Validation { expression, source: validation.expression.clone(), message: validation.message.clone() })
         });
-        let validations = validations.collect();
+        let validations: Vec<Validation> = validations.collect();
+        let conditions: Vec<&Expression> = validations.iter().map(|validation| &validation.expression).collect();
+        for (at, condition) in conditions.iter().enumerate() {
+            self.doubts.extend(doubts(&format!("{path}.validations[{at}].expression"), condition, &[]));
+        }
+        for (at, limit) in limits.iter().enumerate() {
+            for (field, expression) in [("key", &limit.key), ("cost", &limit.cost)] {
+                let of = expression
+                    .iter()
+                    .flat_map(|(expression, _)| doubts(&format!("{path}.limits[{at}].{field}"), expression, &conditions));
+                self.doubts.extend(of);
+            }
+        }
         let hold = tool.max_concurrent.map(|max| {
             let scope = tool.max_concurrent_scope;
             let whose = self.whose(&format!("{path}.maxConcurrentScope"), scope, "Pod");
@@ -348,7 +401,7 @@ impl Compiler<'_> {
     }
 
     fn optional(&mut self, path: &str, source: Option<&str>) -> Option<Expression> {
-        match Expression::compile(source?) {
+        match Expression::compile_in(source?, &mut self.room) {
             Ok(expression) => Some(expression),
             Err(why) => {
                 self.at(path, why);

@@ -131,7 +131,7 @@ impl Permit {
         permit
     }
 
-    /// Gives back everything: the call failed before a server answered it.
+    /// Gives back everything: nothing of the call was sent to a server.
     pub fn give_back(mut self) {
         self.amounts.drain(..).for_each(Amounts::give_back);
         if let Some(counters) = &self.counters {

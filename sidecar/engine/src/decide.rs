@@ -1,12 +1,15 @@
 //! The decision on one call.
 
-use std::{borrow::Cow, cmp::Reverse, sync::Arc, time::Duration};
+use std::{borrow::Cow, cell::OnceCell, cmp::Reverse, sync::Arc, time::Duration};
 
 use smallvec::SmallVec;
 use toolweir_crds::{OnStoreFailure, Scope};
 
 use crate::{
-    cel::{self, Data, Expression, Inputs},
+    cel::{
+        self, ArgumentsError, Data, Expression, Failure, Inputs,
+        work::{Meter, units},
+    },
     counters::{Counters, Hold, Instance, Permit, Refusal, Take, instance},
     denial::{Denial, LimitInfo, Reason, shown, whole_seconds},
     json::Raw,
@@ -185,16 +188,19 @@ impl Engine {
         if plan.shares {
             return self.begin_shared(&plan, call, now);
         }
-        Begun::Decided(Decision::by(&plan, |group| self.look(group, call, now).take(&group.steps, &mut Wants::default())))
+        // One budget for all policies, the enforced ones first.
+        let asked = Asked::new(call);
+        Begun::Decided(Decision::by(&plan, |group| self.look(group, &asked, now).take(&group.steps, &mut Wants::default())))
     }
 
     fn begin_shared<'a>(&'a self, plan: &Plan, call: &Call<'a>, now: Timestamp) -> Begun<'a> {
+        let asked = Asked::new(call);
         let take = |group: &Group| {
             if let Some(denial) = &group.denial {
                 return Err(denial.clone());
             }
             let mut wants = Wants::default();
-            let permit = self.look(group, call, now).take(&group.steps, &mut wants)?;
+            let permit = self.look(group, &asked, now).take(&group.steps, &mut wants)?;
             Ok((Local(Some(permit)), wants.shared))
         };
         let enforced = match take(&plan.enforced) {
@@ -217,9 +223,35 @@ impl Engine {
     }
 
     /// A look at a call by policies that decide together.
-    pub(crate) fn look<'a>(&'a self, group: &Group, call: &'a Call<'a>, now: Timestamp) -> Look<'a> {
-        let arguments = group.names.as_ref().map(|names| cel::arguments(call.arguments, names)).transpose();
-        Look { engine: self, call, now, arguments }
+    pub(crate) fn look<'a>(&'a self, group: &Group, asked: &'a Asked<'_>, now: Timestamp) -> Look<'a> {
+        let arguments = group.names.as_ref().map(|names| {
+            let data = asked.arguments()?;
+            data.check(names, &asked.meter)?;
+            Ok(data)
+        });
+        Look { engine: self, call: asked.call, now, arguments: arguments.transpose(), meter: &asked.meter }
+    }
+}
+
+/// A call on which is decided: what all policies that look at it share.
+pub(crate) struct Asked<'a> {
+    pub call: &'a Call<'a>,
+    pub meter: Meter,
+    /// Read once, where an expression reads them.
+    arguments: OnceCell<Result<Data<'a>, ArgumentsError>>,
+}
+
+impl<'a> Asked<'a> {
+    pub fn new(call: &'a Call<'a>) -> Self {
+        Self::with(call, Meter::default())
+    }
+
+    pub fn with(call: &'a Call<'a>, meter: Meter) -> Self {
+        Self { call, meter, arguments: OnceCell::new() }
+    }
+
+    fn arguments(&self) -> Result<&Data<'a>, ArgumentsError> {
+        self.arguments.get_or_init(|| cel::arguments(self.call.arguments, &self.meter)).as_ref().map_err(Clone::clone)
     }
 }
 
@@ -235,7 +267,8 @@ impl Pending<'_> {
     pub fn finish(self, answers: impl IntoIterator<Item = Answer>, now: Timestamp) -> Decision {
         let Halfway { engine, call, now: begun, policy, entry, wanted, groups } = *self.0;
         let late = (now > begun).then_some(now);
-        let look = Look { engine, call: &call, now, arguments: Ok(None) };
+        let meter = Meter::default();
+        let look = Look { engine, call: &call, now, arguments: Ok(None), meter: &meter };
         let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let mut without_store = None;
         let settled = groups.into_iter().zip(wanted).zip(answers).map(|((group, wanted), answer)| {
@@ -267,7 +300,9 @@ pub(crate) struct Look<'a> {
     pub call: &'a Call<'a>,
     pub now: Timestamp,
     /// Read where an expression reads them.
-    pub arguments: Result<Option<Data<'a>>, cel::ArgumentsError>,
+    pub arguments: Result<Option<&'a Data<'a>>, ArgumentsError>,
+    /// What the decision may still cost.
+    pub meter: &'a Meter,
 }
 
 /// What a call would take.
@@ -541,6 +576,9 @@ impl Look<'_> {
         for step in steps {
             for entry in step.matching() {
                 for limit in &entry.limits {
+                    // Each is compared with those before it.
+                    let before = units(wants.takes.len() + wants.shared.wanted.takes.len());
+                    self.meter.charge(2 * before).map_err(|_| self.spent(step, &entry.name))?;
                     let (instance, amount) = self.counted(step, &entry.name, limit)?;
                     wants.add(step, &entry.name, limit, instance, amount);
                 }
@@ -552,8 +590,9 @@ impl Look<'_> {
 
     fn inputs(&self, step: &Step, entry: &Arc<str>, expression: &Expression) -> Result<Inputs<'_>, Denial> {
         let args = match &self.arguments {
-            Ok(args) => args.as_ref(),
+            Ok(args) => *args,
             Err(_) if !expression.reads_arguments() => None,
+            Err(ArgumentsError::Spent) => return Err(self.spent(step, entry)),
             Err(error) => {
                 let what = format!("the call's `arguments` {error}. Correct that and try again.");
                 return Err(self.denial(&step.part.policy, entry, Reason::Malformed, &what));
@@ -566,10 +605,20 @@ impl Look<'_> {
         Denial::by(policy, Some(entry), reason, self.call.tool, what)
     }
 
+    /// The denial of a call on which expressions take more work than one call is given.
+    fn spent(&self, step: &Step, entry: &Arc<str>) -> Denial {
+        let what = "the conditions on this call take more work than one call is given. Send smaller arguments.";
+        self.denial(&step.part.policy, entry, Reason::ExpressionBudget, what)
+    }
+
     /// Whether a condition holds, or why that could not be told.
     pub fn holds(&self, step: &Step, entry: &Arc<str>, validation: &Validation) -> Result<Result<bool, String>, Denial> {
         let inputs = self.inputs(step, entry, &validation.expression)?;
-        Ok(validation.expression.holds(&inputs))
+        match validation.expression.holds(&inputs, self.meter) {
+            Ok(holds) => Ok(Ok(holds)),
+            Err(Failure::Failed(why)) => Ok(Err(why)),
+            Err(Failure::Spent) => Err(self.spent(step, entry)),
+        }
     }
 
     fn conditions(&self, step: &Step) -> Result<(), Denial> {
@@ -592,14 +641,18 @@ impl Look<'_> {
     }
 
     /// The denial of a call for which a limit's key or cost cannot be computed.
-    fn failed(&self, step: &Step, entry: &Arc<str>, what: &str, source: &str, why: &str) -> Denial {
+    fn failed(&self, step: &Step, entry: &Arc<str>, what: &str, source: &str, why: &Failure) -> Denial {
+        if *why == Failure::Spent {
+            return self.spent(step, entry);
+        }
         self.denial(&step.part.policy, entry, Reason::Validation, &format!("the {what} `{source}` of a limit {why}."))
     }
 
     /// The value of a limit's key; nothing where it has none.
     pub fn key(&self, step: &Step, entry: &Arc<str>, limit: &Limit) -> Result<Option<String>, Denial> {
         let Some((key, source)) = &limit.key else { return Ok(None) };
-        let value = key.key(&self.inputs(step, entry, key)?).map_err(|why| self.failed(step, entry, "key", source, &why))?;
+        let value =
+            key.key(&self.inputs(step, entry, key)?, self.meter).map_err(|why| self.failed(step, entry, "key", source, &why))?;
         Ok(Some(value))
     }
 
@@ -615,7 +668,7 @@ impl Look<'_> {
         let amount = match &limit.cost {
             None => Amount::ONE,
             Some((cost, source)) => {
-                let amount = cost.cost(&self.inputs(step, entry, cost)?);
+                let amount = cost.cost(&self.inputs(step, entry, cost)?, self.meter);
                 amount.map_err(|why| self.failed(step, entry, "cost", source, &why))?
             }
         };

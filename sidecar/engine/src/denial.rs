@@ -19,10 +19,12 @@ pub enum Reason {
     Denied,
     /// No entry allows the tool.
     NotListed,
-    /// What the call means could differ between two readers.
+    /// What the call means could differ between two readers, or its tool has a name that is too long.
     Malformed,
     /// A condition does not hold, or it, a key or a cost could not be computed.
     Validation,
+    /// The conditions, keys and costs take more work on it than one call is given.
+    ExpressionBudget,
     /// A limit is used up.
     RateLimit,
     /// Too many calls are under way.
@@ -35,7 +37,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::None,
         Self::NoPolicy,
         Self::InvalidPolicy,
@@ -43,6 +45,7 @@ impl Reason {
         Self::NotListed,
         Self::Malformed,
         Self::Validation,
+        Self::ExpressionBudget,
         Self::RateLimit,
         Self::Concurrency,
         Self::CountersExhausted,
@@ -59,6 +62,7 @@ impl Reason {
             Self::NotListed => "not_listed",
             Self::Malformed => "malformed",
             Self::Validation => "validation",
+            Self::ExpressionBudget => "expression_budget",
             Self::RateLimit => "rate_limit",
             Self::Concurrency => "concurrency",
             Self::CountersExhausted => "counters_exhausted",

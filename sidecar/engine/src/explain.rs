@@ -9,8 +9,9 @@ use toolweir_crds::{
 };
 
 use crate::{
+    cel::work::{BUDGET, Meter},
     counters::{Counters, Instance, Permit},
-    decide::{Call, Decision, Look, Outcome, Wants},
+    decide::{Asked, Call, Decision, Look, Outcome, Wants},
     denial::{Denial, Reason, whole_seconds},
     rules::{Engine, Entry, EntryHold, Group, Limit, Step, Validation},
     shared::{Peeked, Wanted},
@@ -26,14 +27,17 @@ impl Engine {
         };
         let plan = rules.plan(call.tool);
         let mut new = 0;
+        let asked = Asked::new(call);
         let decision = Decision::by(&plan, |group| {
             // Counts that the policies before it would have made by now are counts that are no longer to be had.
-            self.look(group, call, now).check(&group.steps, &mut new, peeked)?;
+            self.look(group, &asked, now).check(&group.steps, &mut new, peeked)?;
             Ok(Permit::default())
         });
         let mut policies: Vec<Said> = Vec::new();
+        // What is told beside it looks at everything up to four times, and has as much more for that.
+        let asked = Asked::with(call, Meter::new(4 * BUDGET));
         for group in iter::once(&plan.enforced).chain(&plan.audited) {
-            let look = self.look(group, call, now);
+            let look = self.look(group, &asked, now);
             policies.extend(group.steps.chunk_by(|a, b| a.part.policy == b.part.policy).map(|own| look.said(own, peeked)));
         }
         policies.sort_by_key(|said| rules.parts.iter().position(|part| *part.policy == *said.policy));
@@ -48,7 +52,11 @@ impl Engine {
         if !plan.shares {
             return Vec::new();
         }
-        iter::once(&plan.enforced).chain(&plan.audited).map(|group| self.look(group, call, now).shared_of(&group.steps)).collect()
+        let asked = Asked::new(call);
+        iter::once(&plan.enforced)
+            .chain(&plan.audited)
+            .map(|group| self.look(group, &asked, now).shared_of(&group.steps))
+            .collect()
     }
 }
 
@@ -132,7 +140,13 @@ impl Look<'_> {
                 default_action: step.part.default_action,
                 action: if step.allows() { Action::Allow } else { Action::Deny },
                 entry: step.deciding().map(|entry| entry.name.to_string()),
-                entries: step.matching().map(|entry| self.said_of_entry(step, entry, &mut each, &together, peeked)).collect(),
+                entries: step
+                    .said()
+                    .map(|(entry, action)| SaidOfEntry {
+                        action,
+                        ..self.said_of_entry(step, entry, &mut each, &together, peeked)
+                    })
+                    .collect(),
             })
             .collect();
         Said {
@@ -155,7 +169,7 @@ impl Look<'_> {
         let limits = entry.limits.iter().zip(each);
         SaidOfEntry {
             name: entry.name.to_string(),
-            action: entry.effective_action(),
+            action: None,
             validations: entry.validations.iter().map(|validation| self.said_of_validation(step, entry, validation)).collect(),
             limits: limits.map(|(limit, counted)| self.said_of_limit(step, entry, limit, counted, together, peeked)).collect(),
             max_concurrent: entry.hold.as_ref().map(|hold| self.said_of_hold(hold, peeked)),

@@ -1,40 +1,58 @@
 //! Tool names with `*` in them.
 
-/// A pattern in which `*` stands for any characters, none included. It matches without recursion in time linear in
-/// pattern and name for patterns of one `*`, and at worst in their product.
+use crate::case::folded;
+
+/// A pattern in which `*` stands for any characters, none included. It matches without recursion, in time linear in pattern and
+/// name together: each part is looked for once, behind the one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Glob {
-    /// The literal parts between the stars; the first and last are anchored.
-    parts: Vec<Box<str>>,
+    /// How it matches names as they are.
+    exact: Parts,
+    /// How it matches names without regard to case; nothing where that is the same text.
+    folded: Option<Parts>,
     /// How many literal characters there are.
     weight: usize,
+}
+
+/// How a glob matches a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Match {
+    /// As it stands there.
+    Exact,
+    /// Only without regard to case.
+    Folded,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Parts {
+    /// The literal parts between the stars; the first and last are anchored.
+    literals: Vec<Box<str>>,
+    /// How many bytes a name has at least.
+    least: usize,
     /// The bytes that a name must begin and end with: they tell most names apart at once.
     ends: [Option<u8>; 2],
 }
 
-impl Glob {
-    /// The glob of a name, or nothing when the name has no `*` and so is exact.
-    pub fn parse(name: &str) -> Option<Self> {
+impl Parts {
+    fn new(text: &str) -> Self {
         let literal = |byte: &&u8| **byte != b'*';
-        let ends = [name.as_bytes().first(), name.as_bytes().last()].map(|byte| byte.filter(literal).copied());
-        let parts: Vec<Box<str>> = name.split('*').map(Into::into).collect();
-        let weight = parts.iter().map(|part| part.len()).sum();
-        name.contains('*').then_some(Self { parts, weight, ends })
+        let ends = [text.as_bytes().first(), text.as_bytes().last()].map(|byte| byte.filter(literal).copied());
+        let mut literals: Vec<Box<str>> = text.split('*').map(Into::into).collect();
+        // Several stars are one.
+        let end = literals.len() - 1;
+        let mut at = 0..;
+        literals.retain(|part| at.next().is_some_and(|at| at == 0 || at == end) || !part.is_empty());
+        let least = literals.iter().map(|part| part.len()).sum();
+        Self { literals, least, ends }
     }
 
-    /// How many literal characters it has: the more, the more specific.
-    pub fn weight(&self) -> usize {
-        self.weight
-    }
-
-    /// Whether it matches a name.
-    pub fn matches(&self, name: &str) -> bool {
+    fn matches(&self, name: &str) -> bool {
         let differs = |ours: Option<u8>, theirs: Option<&u8>| ours.is_some_and(|byte| theirs != Some(&byte));
         let ([first, last], bytes) = (self.ends, name.as_bytes());
-        if bytes.len() < self.weight || differs(first, bytes.first()) || differs(last, bytes.last()) {
+        if bytes.len() < self.least || differs(first, bytes.first()) || differs(last, bytes.last()) {
             return false;
         }
-        let (Some((first, rest)), Some(last)) = (self.parts.split_first(), self.parts.last()) else { return false };
+        let (Some((first, rest)), Some(last)) = (self.literals.split_first(), self.literals.last()) else { return false };
         let Some(name) = name.strip_prefix(&**first) else { return false };
         let Some(mut name) = name.strip_suffix(&**last) else { return false };
         // What lies between: each part at its first place leaves the most for those after it.
@@ -44,53 +62,47 @@ impl Glob {
         }
         true
     }
+}
 
-    /// Whether some name matches both.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        let (a, b) = (self.tokens(), other.tokens());
-        // reach[j]: the tokens of `a` so far and the first j of `b` can spell the same text.
-        let mut reach = vec![false; b.len() + 1];
-        for i in 0..=a.len() {
-            let mut next = vec![false; b.len() + 1];
-            for j in 0..=b.len() {
-                let left = i.checked_sub(1).and_then(|i| a.get(i));
-                let up = j.checked_sub(1).and_then(|j| b.get(j));
-                let before = |row: &[bool], j: Option<usize>| j.and_then(|j| row.get(j)).copied().unwrap_or(false);
-                let fits = match (left, up) {
-                    (None, None) => true,
-                    (Some(None), None) => before(&reach, Some(j)),
-                    (None, Some(None)) => before(&next, j.checked_sub(1)),
-                    (Some(_), None) | (None, Some(_)) => false,
-                    (Some(x), Some(y)) => {
-                        let both = before(&reach, j.checked_sub(1));
-                        match (x, y) {
-                            (Some(x), Some(y)) => x == y && both,
-                            _ => {
-                                both || (x.is_none() && (before(&reach, Some(j)) || before(&next, j.checked_sub(1))))
-                                    || (y.is_none() && (before(&next, j.checked_sub(1)) || before(&reach, Some(j))))
-                            }
-                        }
-                    }
-                };
-                if let Some(cell) = next.get_mut(j) {
-                    *cell = fits;
-                }
-            }
-            reach = next;
+impl Glob {
+    /// The glob of a name, or nothing when the name has no `*` and so is exact.
+    pub fn parse(name: &str) -> Option<Self> {
+        if !name.contains('*') {
+            return None;
         }
-        reach.last().copied().unwrap_or(false)
+        let exact = Parts::new(name);
+        let lower = folded(name);
+        let weight = exact.least;
+        Some(Self { folded: (lower != name).then(|| Parts::new(&lower)), exact, weight })
     }
 
-    /// The pattern as single characters, with nothing for a star.
-    fn tokens(&self) -> Vec<Option<u8>> {
-        let mut tokens = Vec::new();
-        for (index, part) in self.parts.iter().enumerate() {
-            if index > 0 {
-                tokens.push(None);
-            }
-            tokens.extend(part.bytes().map(Some));
+    /// How many literal characters it has: the more, the more specific.
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// Whether it matches a name as it stands there.
+    pub fn matches(&self, name: &str) -> bool {
+        self.exact.matches(name)
+    }
+
+    /// How it matches a name, given with its [`folded`] form.
+    pub fn match_of(&self, name: &str, lower: &str) -> Option<Match> {
+        // What matches as it stands matches folded too, so most globs are looked at once.
+        if !self.folded.as_ref().unwrap_or(&self.exact).matches(lower) {
+            return None;
         }
-        tokens
+        let same = self.folded.is_none() && name == lower;
+        Some(if same || self.exact.matches(name) { Match::Exact } else { Match::Folded })
+    }
+
+    /// Whether some name matches both: one that begins with the longer beginning, ends with the longer end, and has what lies
+    /// between the stars of either in between.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (Some(begin), Some(others_begin)) = (self.exact.literals.first(), other.exact.literals.first()) else { return false };
+        let (Some(end), Some(others_end)) = (self.exact.literals.last(), other.exact.literals.last()) else { return false };
+        (begin.starts_with(&**others_begin) || others_begin.starts_with(&**begin))
+            && (end.ends_with(&**others_end) || others_end.ends_with(&**end))
     }
 }
 
@@ -143,7 +155,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_match_without_case_is_told_from_one_as_it_stands() {
+        let of = |pattern: &str, name: &str| glob(pattern).match_of(name, &folded(name));
+        assert_eq!(of("*delete*", "delete_page"), Some(Match::Exact));
+        assert_eq!(of("*delete*", "DELETE_page"), Some(Match::Folded));
+        assert_eq!(of("*Delete*", "delete_page"), Some(Match::Folded));
+        assert_eq!(of("*Delete*", "Delete_page"), Some(Match::Exact));
+        assert_eq!(of("*task*", "get_taſ\u{212a}s"), Some(Match::Folded));
+        assert_eq!(of("*delete*", "create_page"), None);
+    }
+
     proptest! {
+        #[test]
+        fn what_matches_as_it_stands_matches_without_case(pattern in "[aB*]{0,6}\\*[Ab*]{0,4}", name in "[aAbBſ]{0,8}") {
+            let (glob, lower) = (glob(&pattern), folded(&name));
+            let naively = |pattern: &str, name: &str| naive(pattern.as_bytes(), name.as_bytes());
+            let expected = match (naively(&pattern, &name), naively(&folded(&pattern), &lower)) {
+                (true, _) => Some(Match::Exact),
+                (false, true) => Some(Match::Folded),
+                (false, false) => None,
+            };
+            prop_assert_eq!(glob.match_of(&name, &lower), expected);
+        }
+
         #[test]
         fn matches_as_the_obvious_matcher(pattern in "[ab*]{0,6}\\*[ab*]{0,4}", name in "[ab]{0,8}") {
             prop_assert_eq!(glob(&pattern).matches(&name), naive(pattern.as_bytes(), name.as_bytes()));

@@ -5,6 +5,7 @@
 //! [`Pending::finish`] do, with what the store of these counts says in between. [`Engine::explain`] says what would be answered,
 //! and why. Nothing here does I/O or has a clock of its own.
 
+pub mod case;
 pub mod cel;
 mod compile;
 pub mod counters;

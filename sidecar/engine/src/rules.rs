@@ -7,13 +7,14 @@ use std::{
 
 use hashbrown::HashMap;
 use smallvec::SmallVec;
-use toolweir_crds::{Action, MCPPolicySpec, Mode, OnStoreFailure, Scope, Server, Window};
+use toolweir_crds::{Action, MCPPolicySpec, Mode, OnStoreFailure, Scope, Server, Window, bounds};
 
 use crate::{
-    cel::{Data, Expression},
+    case::folded,
+    cel::{Data, Expression, Names},
     counters::{Counters, Hold, Identity, Memory, instance},
     denial::{Denial, Reason, shown},
-    glob::Glob,
+    glob::{Glob, Match},
     shared::{Known, SharedTake},
     window::{Amount, Span, Timestamp},
 };
@@ -65,9 +66,13 @@ pub(crate) struct ServerRules {
     pub url: Option<Arc<str>>,
     /// What each policy says, in the order of the policies' names.
     pub parts: Vec<Arc<Part>>,
-    /// What holds for each tool that some entry names exactly.
-    plans: HashMap<Box<str>, Plan>,
+    /// What holds for each tool that some entry names exactly; nothing where that is made for each call.
+    plans: HashMap<Box<str>, Option<Plan>>,
 }
+
+/// What it may take to make plans beforehand, in all servers together: comparisons of entries with names, and what the plans hold.
+/// A server with a thousand entries, a hundred of them globs, takes a tenth of it.
+pub(crate) const PREPARED: usize = 4_000_000;
 
 /// What one policy says about one server.
 #[derive(Debug)]
@@ -79,6 +84,8 @@ pub(crate) struct Part {
     pub server: Arc<str>,
     pub entries: Vec<Entry>,
     exact: HashMap<Arc<str>, usize>,
+    /// The entries with exact names, by these without case.
+    folded: HashMap<Box<str>, SmallVec<[usize; 1]>>,
     /// Most specific first; of equals, those that deny.
     globs: Vec<(Glob, usize)>,
     /// Why the policy does not compile. It denies everything then, in whatever mode.
@@ -159,15 +166,31 @@ pub(crate) struct Validation {
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub part: Arc<Part>,
-    /// The entries that match, most specific first.
-    pub entries: SmallVec<[usize; 2]>,
+    /// The entries that match, most specific first, and how.
+    entries: SmallVec<[(usize, Match); 2]>,
     /// The reason to deny it whatever the call is.
     reason: Option<Reason>,
 }
 
 impl Step {
     pub(crate) fn matching(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter_map(|index| self.part.entries.get(*index))
+        self.said().map(|(entry, _)| entry)
+    }
+
+    /// The entries that match, and what each says of the tool. What restricts matches without regard to case, so that no other
+    /// spelling gets around it; what allows matches as it stands there.
+    pub(crate) fn said(&self) -> impl Iterator<Item = (&Entry, Option<Action>)> {
+        let of = |(index, how): &(usize, Match)| {
+            let entry = self.part.entries.get(*index)?;
+            let action = entry.effective_action();
+            Some((entry, if *how == Match::Folded { action.filter(|action| *action == Action::Deny) } else { action }))
+        };
+        self.entries.iter().filter_map(of)
+    }
+
+    /// The entry that gives the action, and the action.
+    fn verdict(&self) -> Option<(&Entry, Action)> {
+        self.said().find_map(|(entry, action)| Some((entry, action?)))
     }
 
     /// Whether it lets the tool through, as far as that does not hang on the call.
@@ -177,13 +200,14 @@ impl Step {
 
     /// The entry that gives the action.
     pub(crate) fn deciding(&self) -> Option<&Entry> {
-        self.matching().find(|entry| entry.effective_action().is_some())
+        self.verdict().map(|(entry, _)| entry)
     }
 
     /// The denial that needs no look at the call.
     fn denial(&self, tool: &str) -> Option<Denial> {
         let (reason, entry) = (self.reason?, self.deciding());
         let what = match (reason, entry.and_then(|entry| entry.reason.as_ref()), &self.part.broken) {
+            (Reason::Malformed, ..) => too_long(tool),
             (_, _, Some(why)) => {
                 format!("it does not compile ({why}), so everything on its servers is denied until it is corrected.")
             }
@@ -197,6 +221,15 @@ impl Step {
     }
 }
 
+/// What is said of a name that no tool has.
+fn too_long(tool: &str) -> String {
+    format!(
+        "the tool's name has {} bytes; at most {} are possible. Use a tool that tools/list shows.",
+        tool.len(),
+        bounds::TOOL_NAME
+    )
+}
+
 /// What policies that decide together say about one tool: all that are enforced, or one in audit mode.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
@@ -204,7 +237,7 @@ pub(crate) struct Group {
     /// The denial that needs no look at the call: the most severe.
     pub denial: Option<Denial>,
     /// The names that they could read of the arguments; nothing where they do not read them.
-    pub names: Option<Vec<String>>,
+    pub names: Option<Names>,
 }
 
 impl Group {
@@ -212,12 +245,8 @@ impl Group {
         let denies = steps.iter().filter(|step| step.reason.is_some()).min_by_key(|step| step.reason);
         let denial = denies.and_then(|step| step.denial(tool));
         let expressions = || steps.iter().flat_map(Step::matching).flat_map(Entry::expressions);
-        let names = expressions().any(Expression::reads_arguments).then(|| {
-            let mut names: Vec<String> = expressions().flat_map(|expression| expression.names().iter().cloned()).collect();
-            names.sort();
-            names.dedup();
-            names
-        });
+        let names = || expressions().flat_map(Expression::names).collect();
+        let names = expressions().any(Expression::reads_arguments).then(names);
         Self { steps, denial, names }
     }
 }
@@ -235,6 +264,17 @@ pub(crate) struct Plan {
     pub shares: bool,
 }
 
+impl Plan {
+    /// About how much it holds, in entries and names.
+    fn weight(&self) -> usize {
+        let of = |group: &Group| {
+            let entries: usize = group.steps.iter().map(|step| step.entries.len()).sum();
+            entries + group.names.as_ref().map_or(0, Names::len)
+        };
+        8 * (of(&self.enforced) + self.audited.iter().map(of).sum::<usize>())
+    }
+}
+
 impl Part {
     pub(crate) fn new(
         policy: Arc<str>,
@@ -244,11 +284,13 @@ impl Part {
         broken: Option<String>,
     ) -> Self {
         let (mut exact, mut globs) = (HashMap::new(), Vec::new());
+        let mut by_folded: HashMap<Box<str>, SmallVec<[usize; 1]>> = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
             match Glob::parse(&entry.name) {
                 Some(glob) => globs.push((glob, index)),
                 None => {
                     exact.insert(Arc::clone(&entry.name), index);
+                    by_folded.entry(folded(&entry.name).into()).or_default().push(index);
                 }
             }
         }
@@ -262,6 +304,7 @@ impl Part {
             server: server.name.as_str().into(),
             entries,
             exact,
+            folded: by_folded,
             globs,
             broken,
         }
@@ -271,10 +314,17 @@ impl Part {
         if self.broken.is_some() {
             return Step { part: Arc::clone(self), entries: SmallVec::new(), reason: Some(Reason::InvalidPolicy) };
         }
-        let mut entries: SmallVec<[usize; 2]> = self.exact.get(tool).copied().into_iter().collect();
-        entries.extend(self.globs.iter().filter(|(glob, _)| glob.matches(tool)).map(|(_, index)| *index));
+        if tool.len() > bounds::TOOL_NAME {
+            return Step { part: Arc::clone(self), entries: SmallVec::new(), reason: Some(Reason::Malformed) };
+        }
+        let exact = self.exact.get(tool).copied();
+        let lower = folded(tool);
+        let mut entries: SmallVec<[(usize, Match); 2]> = exact.into_iter().map(|index| (index, Match::Exact)).collect();
+        let others = self.folded.get(&*lower).into_iter().flatten().filter(|index| Some(**index) != exact);
+        entries.extend(others.map(|index| (*index, Match::Folded)));
+        entries.extend(self.globs.iter().filter_map(|(glob, index)| Some((*index, glob.match_of(tool, &lower)?))));
         let mut step = Step { part: Arc::clone(self), entries, reason: None };
-        step.reason = match step.deciding().and_then(Entry::effective_action) {
+        step.reason = match step.verdict().map(|(_, action)| action) {
             Some(Action::Allow) => None,
             Some(Action::Deny) => Some(Reason::Denied),
             None if self.default_action == Action::Allow => None,
@@ -285,16 +335,26 @@ impl Part {
 }
 
 impl ServerRules {
-    pub(crate) fn new(url: Option<Arc<str>>, parts: Vec<Arc<Part>>) -> Self {
+    pub(crate) fn new(url: Option<Arc<str>>, parts: Vec<Arc<Part>>, room: &mut usize) -> Self {
         let mut rules = Self { url, parts, plans: HashMap::new() };
-        let names: Vec<Arc<str>> = rules.parts.iter().flat_map(|part| part.exact.keys().cloned()).collect();
-        rules.plans = names.into_iter().map(|name| (Box::from(&*name), rules.build(&name))).collect();
+        let names: BTreeSet<Arc<str>> = rules.parts.iter().flat_map(|part| part.exact.keys().cloned()).collect();
+        let globs: usize = rules.parts.iter().map(|part| 1 + part.globs.len()).sum();
+        for name in names {
+            let mut left = room.checked_sub(globs.saturating_mul(1 + name.len() / 16));
+            let plan = left.map(|_| rules.build(&name));
+            if let (Some(plan), Some(rest)) = (&plan, left) {
+                left = rest.checked_sub(plan.weight());
+            }
+            *room = left.unwrap_or(0);
+            rules.plans.insert(Box::from(&*name), plan.filter(|_| left.is_some()));
+        }
         rules
     }
 
     /// What holds for a tool: made ready for those that are named exactly, else made now.
     pub(crate) fn plan(&self, tool: &str) -> std::borrow::Cow<'_, Plan> {
-        self.plans.get(tool).map_or_else(|| std::borrow::Cow::Owned(self.build(tool)), std::borrow::Cow::Borrowed)
+        let ready = self.plans.get(tool).and_then(Option::as_ref);
+        ready.map_or_else(|| std::borrow::Cow::Owned(self.build(tool)), std::borrow::Cow::Borrowed)
     }
 
     fn build(&self, tool: &str) -> Plan {

@@ -9,10 +9,12 @@ use std::sync::{
 };
 
 use serde_json::json;
-use toolweir_crds::{FieldError, read_documents};
+use toolweir_crds::{FieldError, Validation, read_documents};
 use toolweir_engine::{
     Call, Counters, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Problem, Reason, Severity,
-    Timestamp, json::Reader, shared::NothingKnown,
+    Timestamp,
+    json::Reader,
+    shared::{NothingKnown, Peeked},
 };
 
 /// A policy of the namespace `agents`.
@@ -125,11 +127,90 @@ mod which_entry_gives_the_action {
     }
 
     #[test]
-    fn names_are_told_apart_by_case() {
+    fn what_allows_tells_names_apart_by_case() {
         let engine = engine(&[tools("{name: get_post}, {name: 'Set_*'}")]);
         assert_eq!(reason(&call(&engine, "get_post", "", 0)), Reason::None);
         assert_eq!(reason(&call(&engine, "Get_post", "", 0)), Reason::NotListed);
         assert_eq!(reason(&call(&engine, "set_post", "", 0)), Reason::NotListed);
+    }
+
+    #[test]
+    fn what_denies_matches_in_any_case_and_an_exact_name_beats_it() {
+        let engine = engine(&[tools(
+            "{name: '*', action: Allow}, {name: '*delete*', action: Deny}, {name: DROP_TABLE, action: Deny},
+             {name: undelete_Page}, {name: Kick, action: Deny}, {name: kicK}",
+        )]);
+        for (tool, expected) in [
+            ("create_page", Reason::None),
+            ("delete_page", Reason::Denied),
+            ("DELETE_page", Reason::Denied),
+            ("pageDeLeTe", Reason::Denied),
+            ("drop_table", Reason::Denied),
+            ("Drop_Table", Reason::Denied),
+            // A server that folds as Unicode does takes the Kelvin sign for a k.
+            ("\u{212a}ick", Reason::Denied),
+            ("undelete_Page", Reason::None),
+            ("undelete_page", Reason::Denied),
+            ("kicK", Reason::None),
+            ("Kick", Reason::Denied),
+            ("kick", Reason::Denied),
+        ] {
+            assert_eq!(reason(&call(&engine, tool, "", 0)), expected, "{tool}");
+            assert_eq!(engine.shows("s", tool), expected == Reason::None, "{tool}");
+        }
+    }
+
+    #[test]
+    fn of_globs_the_more_specific_gives_the_action_in_whatever_case_it_denies() {
+        let engine = engine(&[tools("{name: 'get_deleted_*'}, {name: '*DELETE*', action: Deny}, {name: 'get_*'}")]);
+        assert_eq!(reason(&call(&engine, "get_deleted_posts", "", 0)), Reason::None);
+        assert_eq!(reason(&call(&engine, "get_delete", "", 0)), Reason::Denied);
+        assert_eq!(reason(&call(&engine, "get_posts", "", 0)), Reason::None);
+        // Of equals what denies does.
+        let engine = super::engine(&[tools("{name: 'drop*', action: Deny}, {name: 'DROP*'}")]);
+        assert_eq!(reason(&call(&engine, "DROP_table", "", 0)), Reason::Denied);
+    }
+
+    #[test]
+    fn limits_conditions_and_places_of_an_entry_hold_for_its_tools_in_any_case() {
+        let all = "defaultAction: Allow, name: s, url: 'http://s/mcp'";
+        let one = |entry: &str| engine(&[policy("p", &format!("servers: [{{{all}, tools: [{entry}]}}]"))]);
+        let limited = one("{name: pay, limits: [{max: 1, window: day}]}");
+        assert_eq!(reason(&call(&limited, "PAY", "", 0)), Reason::None);
+        assert_eq!(reason(&call(&limited, "pay", "", 0)), Reason::RateLimit);
+        let limited = one("{name: 'pay_*', limits: [{max: 1, window: day}]}");
+        assert_eq!(reason(&call(&limited, "Pay_now", "", 0)), Reason::None);
+        assert_eq!(reason(&call(&limited, "pay_later", "", 0)), Reason::RateLimit);
+        let conditions = one("{name: pay, validations: [{expression: 'args.n < 5'}]}");
+        assert_eq!(reason(&call(&conditions, "Pay", r#"{"n": 6}"#, 0)), Reason::Validation);
+        let places = one("{name: pay, maxConcurrent: 1}");
+        let _under_way = allowed(call(&places, "pay", "", 0));
+        assert_eq!(reason(&call(&places, "PAY", "", 0)), Reason::Concurrency);
+    }
+
+    #[test]
+    fn an_explanation_shows_that_an_entry_in_another_case_allows_nothing() {
+        let engine = engine(&[tools("{name: pay, limits: [{max: 1, window: day}]}")]);
+        let call = Call { server: "s", tool: "PAY", arguments: None, session: "" };
+        let explained = engine.explain(&call, Timestamp(0), &Peeked::default());
+        assert_eq!(explained.verdict.reason, "not_listed");
+        let entry = &explained.policies[0].servers[0].entries[0];
+        assert_eq!((entry.name.as_str(), entry.action, entry.limits.len()), ("pay", None, 1));
+    }
+
+    #[test]
+    fn a_name_over_512_bytes_is_denied_before_any_entry_is_looked_at() {
+        let engine = engine(&[tools(&format!("{{name: '*', action: Allow}}, {{name: '{}'}}", "a".repeat(512)))]);
+        for tool in ["a".repeat(512), "b".repeat(512)] {
+            assert_eq!(reason(&call(&engine, &tool, "", 0)), Reason::None);
+        }
+        let denial = denied(call(&engine, &"a".repeat(513), "", 0));
+        assert_eq!(denial.reason, Reason::Malformed);
+        assert!(denial.message.contains("the tool's name has 513 bytes; at most 512 are possible"), "{}", denial.message);
+        assert!(!engine.shows("s", &"a".repeat(513)));
+        // Also one that only exact names could have stood for.
+        let names = super::engine(&[tools("{name: b}")]);
+        assert_eq!(reason(&call(&names, &"é".repeat(4 << 20), "", 0)), Reason::Malformed);
     }
 
     #[test]
@@ -272,10 +353,10 @@ mod what_a_denied_caller_is_told {
         let with = |limit: &str| engine(&[tools(&format!("{{name: pay, limits: [{{max: 5, window: day, {limit}}}]}}"))]);
         for (limit, arguments, told) in [
             ("key: args.who", "{}", "the key `args.who` of a limit could not be evaluated: No such key: who."),
-            ("key: args.who", r#"{"who": {}}"#, "the key `args.who` of a limit is a Map, which cannot be a key."),
+            ("key: args.who", r#"{"who": {}}"#, "the key `args.who` of a limit is a map, which cannot be a key."),
             ("cost: args.n", "{}", "the cost `args.n` of a limit could not be evaluated: No such key: n."),
             ("cost: args.n", r#"{"n": -1}"#, "the cost `args.n` of a limit is negative or not a number."),
-            ("cost: args.n", r#"{"n": "1"}"#, "the cost `args.n` of a limit is a String, not a number."),
+            ("cost: args.n", r#"{"n": "1"}"#, "the cost `args.n` of a limit is a string, not a number."),
         ] {
             let denial = denied(call(&with(limit), "pay", arguments, 0));
             assert_eq!(denial.message, format!("Denied by policy agents/p: {told}"));
@@ -482,6 +563,22 @@ mod several_policies {
         assert_eq!(reason(&call(&engine, "b", "", 0)), Reason::NotListed);
     }
 
+    /// Entries that all match one another's tools: what is prepared for them has a bound, and what is decided stays the same.
+    #[test]
+    fn with_thousands_of_entries_that_match_the_same_tools_decide_alike() {
+        let entries = (0..500).map(|at| format!("{{name: 'tool_{at}'}}, {{name: 't{}*', action: Deny}}", "*".repeat(at)));
+        let entries = entries.collect::<Vec<_>>().join(",");
+        let server = |at: usize| format!("{{name: s{at}, url: 'http://s/mcp', tools: [{entries}]}}");
+        let servers = (0..8).map(server).collect::<Vec<_>>().join(",");
+        let engine = engine(&[policy("p", &format!("servers: [{servers}]"))]);
+        for server in ["s0", "s7"] {
+            assert_eq!(reason(&call_in(&engine, server, "tool_0", "", "", 0)), Reason::None);
+            assert_eq!(reason(&call_in(&engine, server, "tool_499", "", "", 0)), Reason::None);
+            assert_eq!(reason(&call_in(&engine, server, "tool_500", "", "", 0)), Reason::Denied);
+            assert_eq!(engine.tools(server).count(), 500);
+        }
+    }
+
     #[test]
     fn no_policy_at_all_lets_nothing_through() {
         let engine = engine(&[]);
@@ -549,6 +646,59 @@ mod a_policy_that_does_not_compile {
         assert_eq!(reason(&call(&engine, "a", "", 0)), Reason::InvalidPolicy);
     }
 
+    /// A policy whose entries have these conditions.
+    fn conditions(conditions: &[String]) -> Policy {
+        let mut policy = tools("{name: a, validations: [{expression: 'true'}]}");
+        let entry = policy.spec.servers[0].tools[0].clone();
+        policy.spec.servers[0].tools = (conditions.chunks(16).enumerate())
+            .map(|(at, conditions)| {
+                let mut entry = entry.clone();
+                entry.name = format!("a{at}");
+                let validation = |condition: &String| Validation { expression: condition.clone(), message: None };
+                entry.validations = conditions.iter().map(validation).collect();
+                entry
+            })
+            .collect();
+        policy
+    }
+
+    fn first_problem(of: impl IntoIterator<Item = String>) -> String {
+        let (_, problems) = compile(&[conditions(&of.into_iter().collect::<Vec<_>>())]);
+        problems.first().map(|problem| problem.error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn has_patterns_that_are_dear_to_compile() {
+        for (pattern, why) in [
+            (r"\w{500}{500}", "is too large: compiled it has more than 256 KiB"),
+            (r"[\w.-]{1,64}@", "is too large"),
+            (r"(?i)[^a](?i)[^b](?i)[^c](?i)[^d](?i)[^e](?i)[^f](?i)[^g](?i)[^h](?i)[^i]", "is too large"),
+            (&"(".repeat(1000), "does not compile"),
+            (r"(((a{100}){100}){100}){100}", "is too large"),
+        ] {
+            let problem = first_problem(vec![format!("args.a.matches(r'{pattern}')")]);
+            assert!(
+                problem.starts_with("spec.servers[0].tools[0].validations[0].expression: `matches` has a pattern that "),
+                "{problem}"
+            );
+            assert!(problem.contains(why), "{pattern}: {problem}");
+        }
+        // Each is possible, and all together are too much.
+        let many = (0..100).map(|at| format!("args.a.matches(r'x\\w{{1,10}}{at}')"));
+        let problem = first_problem(many);
+        assert!(problem.contains("at most 8 MiB together; write fewer or smaller ones, or split the policy"), "{problem}");
+        // The same one again takes nothing.
+        let same = (0..100).map(|_| "args.a.matches(r'^[\\w .-]+$')".to_owned());
+        assert_eq!(first_problem(same), "");
+    }
+
+    #[test]
+    fn has_more_expressions_than_one_policy_may() {
+        let problem = first_problem((0..4097).map(|at| format!("args.a{at} < 5")));
+        assert!(problem.contains("at most 256 KiB together, each counted as 64 bytes at least"), "{problem}");
+        assert_eq!(first_problem((0..500).map(|at| format!("args.a{at} < 5"))), "");
+    }
+
     #[test]
     fn is_the_second_of_one_name() {
         let (engine, problems) = compile(&[tools("{name: a}"), tools("{name: a}")]);
@@ -592,6 +742,31 @@ mod a_policy_that_does_not_compile {
             }
         }
     }
+}
+
+#[test]
+fn a_comprehension_over_an_argument_of_any_type_is_doubted_and_holds_all_the_same() {
+    let problems = |entry: &str| {
+        let (engine, problems) = compile(&[tools(entry)]);
+        assert_eq!(reason(&call(&engine, "a", r#"{"to": ["x"]}"#, 0)), Reason::None);
+        problems
+    };
+    let found = problems("{name: a, validations: [{expression: 'args.to.all(t, size(t) < 9)'}]}");
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].severity, found[0].error.path.as_str()),
+        (Severity::Doubt, "spec.servers[0].tools[0].validations[0].expression")
+    );
+    assert_eq!(
+        found[0].error.message,
+        "goes over `args.to`, which is whatever the call says: a list's items or a map's keys; \
+         write `type(args.to) == list && ...` before it"
+    );
+    assert_eq!(problems("{name: a, validations: [{expression: 'type(args.to) == list && args.to.all(t, size(t) < 9)'}]}"), []);
+    // A condition that asks for the type holds before a limit counts.
+    let limit = "limits: [{max: 9, window: day, cost: size(args.to)}]";
+    assert_eq!(problems(&format!("{{name: a, validations: [{{expression: type(args.to) == list}}], {limit}}}")), []);
+    assert_eq!(problems(&format!("{{name: a, {limit}}}"))[0].error.path, "spec.servers[0].tools[0].limits[0].cost");
 }
 
 mod audit {

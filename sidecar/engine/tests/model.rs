@@ -26,8 +26,9 @@ use toolweir_engine::{
 // What is generated.
 
 const SERVERS: [&str; 3] = ["a", "b", "c"];
-const TOOLS: [&str; 5] = ["get_x", "get_y", "set_x", "pay", "ga"];
-const ENTRIES: [&str; 12] = ["get_x", "get_y", "set_x", "pay", "get_*", "ge*", "g*", "s*", "*a*", "*t_x", "*_x", "*"];
+const TOOLS: [&str; 7] = ["get_x", "get_y", "set_x", "pay", "ga", "GET_X", "paY"];
+const ENTRIES: [&str; 14] =
+    ["get_x", "get_y", "set_x", "pay", "PAY", "get_*", "ge*", "g*", "s*", "*a*", "*t_x", "*_x", "*_X", "*"];
 const WINDOWS: [&str; 4] = ["second", "1500ms", "minute", "90s"];
 const CONDITIONS: [&str; 4] = ["args.n < 3", "args.k == 'u'", "has(args.k)", "tool != 'get_x'"];
 const SESSIONS: [&str; 2] = ["s1", "s2"];
@@ -224,7 +225,7 @@ fn says(tool: &Tool) -> Option<Action> {
 fn contradictory(server: &Server) -> bool {
     let globs: Vec<&Tool> = server.tools.iter().filter(|tool| tool.name.contains('*')).collect();
     let both = |a: &Tool, b: &Tool| {
-        ["get_x", "get_y", "set_x", "pay", "ga", "sa", "geat_x"]
+        ["get_x", "get_y", "set_x", "pay", "ga", "sa", "geat_x", "ge_X"]
             .iter()
             .any(|name| matches(&a.name, name) && matches(&b.name, name))
     };
@@ -247,11 +248,21 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// The entries that match a tool, most specific first.
+    /// The entries that match a tool in whatever case, most specific first.
     fn entries(self, tool: &str) -> Vec<&'a Tool> {
-        let mut entries: Vec<&Tool> = self.server.tools.iter().filter(|entry| matches(&entry.name, tool)).collect();
-        entries.sort_by_key(|entry| (entry.name.contains('*'), Reverse(literals(&entry.name))));
+        let lower = |name: &str| name.to_lowercase();
+        let mut entries: Vec<&Tool> =
+            self.server.tools.iter().filter(|entry| matches(&lower(&entry.name), &lower(tool))).collect();
+        entries.sort_by_key(|entry| {
+            let place = if entry.name == tool { 0 } else { 1 + usize::from(entry.name.contains('*')) };
+            (place, Reverse(literals(&entry.name)), says(entry) != Some(Action::Deny))
+        });
         entries
+    }
+
+    /// What an entry says of a tool that it matches: in another case it allows nothing.
+    fn says(entry: &Tool, tool: &str) -> Option<Action> {
+        says(entry).filter(|action| *action == Action::Deny || matches(&entry.name, tool))
     }
 
     /// What it says of a tool whatever the arguments are.
@@ -259,7 +270,7 @@ impl<'a> Part<'a> {
         if broken(self.policy) {
             return Some(Reason::InvalidPolicy);
         }
-        match self.entries(tool).into_iter().find_map(says) {
+        match self.entries(tool).into_iter().find_map(|entry| Self::says(entry, tool)) {
             Some(Action::Allow) => None,
             Some(Action::Deny) => Some(Reason::Denied),
             None if self.server.default_action == Action::Allow => None,

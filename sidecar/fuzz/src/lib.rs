@@ -9,6 +9,7 @@ use std::{
     sync::{Mutex, Once, PoisonError},
 };
 
+pub mod answers;
 pub mod challenge;
 pub mod events;
 pub mod import;

@@ -1,6 +1,6 @@
 //! An answer with a list of tools: hidden ones are cut out, and nothing else changes.
 
-use toolweir_engine::json::JsonError;
+use toolweir_engine::json::{JsonError, same_but_for_case};
 use toolweir_sidecar::mcp::list::{Filtered, filter};
 
 use super::tree::Tree;
@@ -13,22 +13,23 @@ pub fn shows(name: &str) -> bool {
 /// The same on a tree.
 fn hide(answer: &mut Tree) {
     let Tree::Object(members) = answer else { return };
-    for (_, result) in members.iter_mut().filter(|(key, _)| key == "result") {
+    for (_, result) in members.iter_mut().filter(|(key, _)| same_but_for_case(key, "result")) {
         let Tree::Object(members) = result else { continue };
         let mut hidden = false;
-        for (_, tools) in members.iter_mut().filter(|(key, _)| key == "tools") {
+        for (_, tools) in members.iter_mut().filter(|(key, _)| same_but_for_case(key, "tools")) {
             let Tree::List(tools) = tools else { continue };
             let before = tools.len();
             tools.retain(|tool| match tool {
                 Tree::Object(members) => {
-                    let mut names = members.iter().filter(|(key, _)| key == "name").map(|(_, name)| name).peekable();
+                    let mut names =
+                        members.iter().filter(|(key, _)| same_but_for_case(key, "name")).map(|(_, name)| name).peekable();
                     names.peek().is_some() && names.all(|name| name.string().is_some_and(shows))
                 }
                 _ => true,
             });
             hidden |= tools.len() < before;
         }
-        for (_, scope) in members.iter_mut().filter(|(key, _)| hidden && key == "cacheScope") {
+        for (_, scope) in members.iter_mut().filter(|(key, _)| hidden && same_but_for_case(key, "cacheScope")) {
             *scope = Tree::String("private".to_owned());
         }
     }
@@ -36,8 +37,12 @@ fn hide(answer: &mut Tree) {
 
 /// The check.
 pub fn check(body: &[u8]) {
-    let mut seen = Vec::new();
-    let filtered = filter(body, &shows, &mut |name| seen.push(name.to_owned()));
+    let mut told = 0;
+    let filtered = filter(body, &shows, &mut |name, shown| {
+        assert_eq!(shown, shows(name));
+        told += 1;
+    });
+    assert!(told <= body.len(), "each name is told once");
     let tree = Tree::read(body);
     let after = match filtered {
         Ok(Filtered::Same) => body.to_vec(),
@@ -52,7 +57,7 @@ pub fn check(body: &[u8]) {
         }
     };
     // What it does is done once.
-    assert_eq!(filter(&after, &shows, &mut |_| {}), Ok(Filtered::Same));
+    assert_eq!(filter(&after, &shows, &mut |_, _| {}), Ok(Filtered::Same));
     let Some(mut expected) = tree.expect("what is accepted is JSON") else { return };
     match &mut expected {
         Tree::List(answers) => answers.iter_mut().for_each(hide),

@@ -71,10 +71,10 @@ fn split(mut data: &[u8]) -> (HeaderMap, &[u8]) {
 /// The check.
 pub fn check(data: &[u8]) {
     let (headers, body) = split(data);
-    let post = headers::check_post(&headers);
-    if let Err(refusal) = &post {
+    if let Err(refusal) = &headers::check(&headers) {
         refused(refusal, None);
     }
+    declared(&headers);
     let tree = Tree::read(body);
     let message = match parse(body) {
         Ok(message) => message,
@@ -121,9 +121,11 @@ pub fn check(data: &[u8]) {
         }
         assert_eq!(theirs, ours, "{reader:?}");
     }
-    if let Some(method) = ours.method.filter(|method| *method != "tools/call") {
+    if let Some(method) = ours.method {
         let nearly = method.split('\0').next().unwrap_or_default().trim().to_lowercase();
-        assert_ne!(nearly, "tools/call", "{method:?}");
+        for known in ["tools/call", "tools/list", "initialize", "server/discover", "subscriptions/listen", "resources/read"] {
+            assert!(method == known || nearly != known, "{method:?}");
+        }
     }
 }
 
@@ -168,14 +170,32 @@ fn refused(refusal: &Refusal, id: Option<&str>) {
     assert!(answer.error.is_some() && refusal.status().is_client_error());
 }
 
+/// A body is taken for JSON in UTF-8 only where all that is declared is that.
+fn declared(headers: &HeaderMap) {
+    let post = headers::check_post(headers);
+    if let Err(refusal) = &post {
+        refused(refusal, None);
+    }
+    let kind = headers.get("content-type").map(|value| value.as_bytes().to_ascii_lowercase()).unwrap_or_default();
+    let parts: Vec<&[u8]> = kind.splitn(2, |byte| *byte == b';').map(<[u8]>::trim_ascii).collect();
+    let expected = !headers.contains_key("content-encoding")
+        && !kind.ends_with(b" ")
+        && matches!(parts.as_slice(), [b"application/json"] | [b"application/json", b"charset=utf-8" | b"charset=\"utf-8\""]);
+    assert_eq!(post.is_ok(), expected, "{:?}", String::from_utf8_lossy(&kind));
+}
+
 /// Whether the headers say what the request says, written down as it stands in the specification.
 fn agree(headers: &HeaderMap, request: &Request<'_>) {
     let params = &request.params;
     let says = |name: &str, text: Option<&str>| {
         let Some(value) = headers.get(name) else { return true };
         let Some(text) = text else { return false };
+        if name != "mcp-name" {
+            return value.as_bytes() == text.as_bytes();
+        }
         let encoded = format!("=?base64?{}?=", data_encoding::BASE64.encode(text.as_bytes()));
-        let plain = value.as_bytes() == text.as_bytes() && !(text.starts_with("=?base64?") && text.ends_with("?="));
+        let safe = text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.trim() == text;
+        let plain = value.as_bytes() == text.as_bytes() && safe && !text.to_ascii_lowercase().starts_with("=?base64?");
         plain || value.as_bytes() == encoded.as_bytes()
     };
     let name = match &*request.method {

@@ -2,7 +2,7 @@
 
 use toolweir_sidecar::mcp::{
     list::{self, Filtered},
-    sse::{Rewriter, SseError, Verdict, spells_tools},
+    sse::{self, Endpoint, Rewriter, SseError, Verdict, Watch, spells_tools},
 };
 
 use super::{
@@ -13,29 +13,64 @@ use super::{
 /// Longer than any input of the fuzzer.
 const ALL: usize = 1 << 20;
 
-type Seen = Vec<(Vec<u8>, Vec<u8>)>;
-type Decide<'d> = &'d dyn Fn(&[u8], &[u8]) -> Verdict;
+/// Name, data, and whether some client takes it for an endpoint.
+type Seen = Vec<(Vec<u8>, Vec<u8>, bool)>;
+type Decide<'d> = &'d dyn Fn(&[u8]) -> Verdict;
 
-/// What comes out of a rewriter, what it was asked about, and how it ended.
-fn rewrite(stream: &[u8], pieces: &[usize], most: usize, decide: Decide<'_>) -> (Vec<u8>, Seen, Result<(), SseError>) {
-    let (mut rewriter, mut out, mut seen) = (Rewriter::new(most), Vec::new(), Seen::new());
-    let (mut rest, mut sizes) = (stream, pieces.iter().cycle());
-    while !rest.is_empty() {
+/// What comes out of a rewriter, what it was asked about, and how it ended. Events that some client takes for an endpoint are
+/// told, and pass.
+fn rewrite(
+    stream: &[u8],
+    pieces: &[usize],
+    most: usize,
+    watch: Watch,
+    decide: Decide<'_>,
+) -> (Vec<u8>, Seen, Result<(), SseError>) {
+    let (mut rewriter, mut out, mut seen) = (Rewriter::new(most, watch), Vec::new(), Seen::new());
+    let mut decide = |event: sse::Event<'_>| {
+        seen.push((event.name.to_vec(), event.data.to_vec(), event.endpoint != Endpoint::No));
+        Ok(if event.endpoint == Endpoint::No { decide(event.data) } else { Verdict::Pass })
+    };
+    let (mut rest, mut sizes, mut end) = (stream, pieces.iter().cycle(), Ok(()));
+    while !rest.is_empty() && end.is_ok() {
         let size = sizes.next().map_or(rest.len(), |size| (*size).clamp(1, rest.len()));
         let (piece, later) = rest.split_at(size);
         rest = later;
-        let pushed = rewriter.push(piece, &mut |name, data| {
-            seen.push((name.to_vec(), data.to_vec()));
-            Ok(decide(name, data))
-        });
-        match pushed {
-            Ok(bytes) => out.extend_from_slice(&bytes),
-            Err(error) => return (out, seen, Err(error)),
-        }
-        assert!(rewriter.held() <= most.max(31), "holds {} of at most {most} bytes", rewriter.held());
+        end = rewriter.push(piece, &mut decide).map(|bytes| out.extend_from_slice(&bytes));
+        assert!(end.is_err() || rewriter.held() <= most.max(31), "holds {} of at most {most} bytes", rewriter.held());
     }
-    out.extend_from_slice(&rewriter.finish());
-    (out, seen, Ok(()))
+    if end.is_ok() {
+        end = rewriter.finish(&mut decide).map(|bytes| out.extend_from_slice(&bytes));
+    }
+    assert!(rewriter.work() <= 3 * stream.len(), "looked at {} bytes of {}", rewriter.work(), stream.len());
+    (out, seen, end)
+}
+
+/// The lines of a stream with their ends: those that are comments, and the others.
+fn lines(stream: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let (mut comments, mut others, mut first) = (Vec::new(), Vec::new(), true);
+    let mut rest = stream;
+    while !rest.is_empty() {
+        let end = rest
+            .iter()
+            .position(|byte| matches!(byte, b'\n' | b'\r'))
+            .map_or(rest.len(), |at| at + if rest[at..].starts_with(b"\r\n") { 2 } else { 1 });
+        let (line, later) = rest.split_at(end);
+        let text = if first { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
+        if text.starts_with(b":") { &mut comments } else { &mut others }.extend_from_slice(line);
+        (rest, first) = (later, false);
+    }
+    (comments, others)
+}
+
+/// Whether some line names an endpoint to a client that ends lines where Python's `splitlines` does and trims what it reads.
+fn names_endpoint(stream: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(stream);
+    let ends = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
+    let trimmed = |text: &str| text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').to_ascii_lowercase();
+    text.split(ends)
+        .filter_map(|line| line.split_once(':'))
+        .any(|(field, value)| trimmed(field) == "event" && trimmed(value) == "endpoint")
 }
 
 /// Sizes of pieces that look random and are the same for the same stream.
@@ -49,12 +84,12 @@ fn uneven(stream: &[u8]) -> Vec<usize> {
     (0..17).map(|_| next()).collect()
 }
 
-fn pass(_: &[u8], _: &[u8]) -> Verdict {
+fn pass(_: &[u8]) -> Verdict {
     Verdict::Pass
 }
 
-fn filter(_: &[u8], data: &[u8]) -> Verdict {
-    match list::filter(data, &shows, &mut |_| {}) {
+fn filter(data: &[u8]) -> Verdict {
+    match list::filter(data, &shows, &mut |_, _| {}) {
         Ok(Filtered::Edited(new)) => Verdict::Replace(new),
         Ok(Filtered::Same) | Err(_) => Verdict::Pass,
     }
@@ -63,46 +98,83 @@ fn filter(_: &[u8], data: &[u8]) -> Verdict {
 /// The check.
 pub fn check(stream: &[u8]) {
     let dispatched = events(stream);
-    let told: Seen = dispatched.iter().map(|event| (event.name.clone(), event.data.clone())).collect();
+    // The last event is told, too, where no blank line ends it.
+    let all = events(&[stream, b"\n\n"].concat());
+    let told: Vec<(&[u8], &[u8])> = all.iter().map(|event| (&*event.name, &*event.data)).collect();
+    let seen_of = |seen: &Seen| seen.iter().filter(|(.., endpoint)| !endpoint).count();
+    let endpoint = names_endpoint(stream);
     for pieces in [vec![stream.len().max(1)], vec![1], uneven(stream)] {
-        let (out, seen, end) = rewrite(stream, &pieces, ALL, &pass);
-        assert_eq!(end, Ok(()));
-        assert!(out == stream, "pieces {pieces:?}: what passes is not what came: {:?}", String::from_utf8_lossy(&out));
-        assert_eq!(seen, told, "pieces {pieces:?}: other events than a client sees");
-
-        let (out, _, end) = rewrite(stream, &pieces, ALL, &filter);
-        assert_eq!(end, Ok(()));
-        let expected: Vec<Event> = dispatched
-            .iter()
-            .map(|event| match filter(&event.name, &event.data) {
-                Verdict::Pass => event.clone(),
-                Verdict::Replace(data) => Event { data, ..event.clone() },
-            })
-            .collect();
-        assert_eq!(events(&out), expected, "pieces {pieces:?}: other events than those filtered");
-
-        let (out, _, _) = rewrite(stream, &pieces, ALL, &|_, _| Verdict::Replace(b"a\nb".to_vec()));
-        let expected: Vec<Event> = dispatched.iter().map(|event| Event { data: b"a\nb".to_vec(), ..event.clone() }).collect();
-        assert_eq!(events(&out), expected, "pieces {pieces:?}: other events than those replaced");
+        let (out, seen, end) = rewrite(stream, &pieces, ALL, Watch::All, &pass);
+        match end {
+            Ok(()) => {
+                assert!(lines(&out) == lines(stream), "pieces {pieces:?}: not what came: {:?}", String::from_utf8_lossy(&out));
+                assert_eq!(events(&out), dispatched, "pieces {pieces:?}: other events than those that came");
+                let named: Vec<_> = seen.iter().filter(|(_, data, endpoint)| !endpoint || !data.is_empty()).collect();
+                let named: Vec<(&[u8], &[u8])> = named.iter().map(|(name, data, _)| (&**name, &**data)).collect();
+                let told: Vec<_> =
+                    told.iter().filter(|told| !endpoint || !told.1.is_empty() || named.contains(told)).copied().collect();
+                assert_eq!(named, told, "pieces {pieces:?}: other events than a client sees");
+            }
+            Err(error) => assert!(
+                matches!(error, SseError::UnclearEndpoint | SseError::Unreadable) && (endpoint || spells_tools(stream)),
+                "pieces {pieces:?}: {error}"
+            ),
+        }
+        if !endpoint {
+            let (out, seen, end) = rewrite(stream, &pieces, ALL, Watch::All, &filter);
+            if end.is_err() {
+                continue;
+            }
+            assert_eq!(seen_of(&seen), told.len());
+            let changed = |decide: Decide<'_>| -> Vec<Event> {
+                let changed = dispatched.iter().map(|event| match decide(&event.data) {
+                    Verdict::Pass => event.clone(),
+                    Verdict::Replace(data) => Event { data, ..event.clone() },
+                });
+                changed.collect()
+            };
+            assert_eq!(events(&out), changed(&filter), "pieces {pieces:?}: other events than those filtered");
+            let replace: Decide<'_> = &|_| Verdict::Replace(b"a\nb".to_vec());
+            let (out, _, _) = rewrite(stream, &pieces, ALL, Watch::All, replace);
+            if !seen.iter().any(|(.., endpoint)| *endpoint) {
+                assert_eq!(events(&out), changed(replace), "pieces {pieces:?}: other events than those replaced");
+            }
+        }
 
         // Held for so little, most events pass unseen; those that are seen are whole, and in order.
         for most in [0, 5, 24] {
-            let (out, seen, end) = rewrite(stream, &pieces, most, &pass);
-            match end {
-                Ok(()) => {
-                    assert!(out == stream, "pieces {pieces:?}, {most} held: what passes is not what came");
-                    let unseen = told.iter().find(|event| spells_tools(&event.1) && !seen.contains(event));
-                    assert_eq!(unseen, None, "pieces {pieces:?}, {most} held: passed unseen");
-                }
-                Err(error) => {
-                    assert_eq!(error, SseError::TooLarge(most));
-                    assert!(stream.starts_with(&out), "pieces {pieces:?}, {most} held: what passed is not what came");
-                }
+            let (out, seen, end) = rewrite(stream, &pieces, most, Watch::All, &pass);
+            if end.is_ok() {
+                assert!(lines(&out) == lines(stream), "pieces {pieces:?}, {most} held: what passes is not what came");
+                let unseen = |told: &(&[u8], &[u8])| !seen.iter().any(|(name, data, _)| (&**name, &**data) == *told);
+                let tools = told.iter().find(|told| spells_tools(told.1) && unseen(told));
+                assert_eq!(tools, None, "pieces {pieces:?}, {most} held: passed unseen");
+                assert!(
+                    !endpoint || seen.iter().any(|(.., endpoint)| *endpoint) || without_data(stream),
+                    "{most} held: an endpoint passed"
+                );
             }
             let mut later = told.iter();
-            for event in seen {
-                assert!(later.any(|told| *told == event), "pieces {pieces:?}, {most} held: saw {event:?}, which no client does");
+            for (name, data, endpoint) in seen {
+                let known = endpoint && data.is_empty() || later.any(|told| *told == (&*name, &*data));
+                assert!(known, "pieces {pieces:?}, {most} held: saw {data:?}, which no client does");
             }
         }
+
+        // What is no event stream passes as it is, or ends.
+        let (out, _, end) = rewrite(stream, &pieces, ALL, Watch::Foreign, &pass);
+        match end {
+            Ok(()) => assert!(out == stream && !endpoint, "pieces {pieces:?}: passed as no event stream"),
+            Err(_) => assert!(stream.starts_with(&out) && (endpoint_letters(stream) || spells_tools(stream))),
+        }
     }
+}
+
+/// Whether no event has data, so that none can name a place.
+fn without_data(stream: &[u8]) -> bool {
+    !String::from_utf8_lossy(stream).to_ascii_lowercase().contains("data")
+}
+
+fn endpoint_letters(stream: &[u8]) -> bool {
+    String::from_utf8_lossy(stream).to_ascii_lowercase().contains("endpoint")
 }

@@ -48,7 +48,7 @@ pub fn in_force(snapshot: &Snapshot<wire::Policy>, counters: &Arc<Memory>, optio
             Severity::Invalid => {
                 problems.entry(policy).or_insert_with(|| problem.error.to_string());
             }
-            Severity::Conflict | Severity::NoUrl => tracing::warn!(policy, error = %problem.error, "policy"),
+            Severity::Conflict | Severity::NoUrl | Severity::Doubt => tracing::warn!(policy, error = %problem.error, "policy"),
         }
     }
     let views = policies.iter().cloned().map(PolicyView::from).collect();

@@ -77,15 +77,17 @@ pub(super) fn policy(root: &Json<'_>, options: &ImportOptions, errors: &mut Erro
     let default = root.need("default", errors).and_then(|value| action(value, "default", errors));
     let hidden = Hidden::read(&root, errors);
     let mut every = Entry::new("*", "all_tools");
+    // A limit of the original is one count for an agent, in however many pods it runs.
+    let scope = if options.shared_store { Scope::Workload } else { Scope::Pod };
     if let Some(all_tools) = root.get("all_tools").and_then(|value| value.object("all_tools", &["limits"], errors)) {
-        every.limits = limits(&all_tools, errors);
+        every.limits = limits(&all_tools, scope, errors);
     }
     let mut entries = Vec::new();
     if let Some(tools) = root.get("tools") {
         for (name, tool) in tools.members("tools", errors).unwrap_or_default() {
             let path = member("tools", name);
             if is_tool_name(name, &path, errors) {
-                entries.extend(entry(name, tool, &path, errors));
+                entries.extend(entry(name, tool, &path, scope, errors));
             }
         }
     }
@@ -189,7 +191,7 @@ fn is_tool_name(name: &str, path: &str, errors: &mut Errors) -> bool {
     fits
 }
 
-fn entry(name: &str, tool: &Json<'_>, path: &str, errors: &mut Errors) -> Option<Entry> {
+fn entry(name: &str, tool: &Json<'_>, path: &str, scope: Scope, errors: &mut Errors) -> Option<Entry> {
     let tool = tool.object(path, &["action", "reason", "require", "deny_if", "limits", "rate_limit"], errors)?;
     let mut entry = Entry::new(name, path);
     // An entry that names its tool allows it.
@@ -198,8 +200,8 @@ fn entry(name: &str, tool: &Json<'_>, path: &str, errors: &mut Errors) -> Option
     entry.reason = text(&tool, "reason", errors);
     entry.checks = require(&tool, errors);
     entry.checks.extend(deny_if(&tool, errors));
-    entry.limits = limits(&tool, errors);
-    entry.limits.extend(rate_limit(&tool, errors));
+    entry.limits = limits(&tool, scope, errors);
+    entry.limits.extend(rate_limit(&tool, scope, errors));
     Some(entry)
 }
 
@@ -250,7 +252,7 @@ fn deny_if(tool: &Object<'_, '_>, errors: &mut Errors) -> Vec<Check> {
     items.iter().enumerate().filter_map(check).collect()
 }
 
-fn limits(object: &Object<'_, '_>, errors: &mut Errors) -> Vec<(Limit, String)> {
+fn limits(object: &Object<'_, '_>, scope: Scope, errors: &mut Errors) -> Vec<(Limit, String)> {
     let path = object.path("limits");
     let items = object.get("limits").and_then(|value| value.list(&path, errors)).unwrap_or_default();
     let limit = |(index, item): (usize, &Json<'_>)| {
@@ -274,7 +276,7 @@ fn limits(object: &Object<'_, '_>, errors: &mut Errors) -> Vec<(Limit, String)> 
             }
         }
         let counter = Some(counter?.to_owned());
-        Some((Limit { max: max?, window: window?, scope: Scope::Pod, key: None, cost: None, counter }, path))
+        Some((Limit { max: max?, window: window?, scope, key: None, cost: None, counter }, path))
     };
     items.iter().enumerate().filter_map(limit).collect()
 }
@@ -289,7 +291,7 @@ fn maximum(object: &Object<'_, '_>, errors: &mut Errors) -> Option<i64> {
     Some(max)
 }
 
-fn rate_limit(tool: &Object<'_, '_>, errors: &mut Errors) -> Option<(Limit, String)> {
+fn rate_limit(tool: &Object<'_, '_>, scope: Scope, errors: &mut Errors) -> Option<(Limit, String)> {
     let path = tool.path("rate_limit");
     let object = tool.get("rate_limit")?.object(&path, &["max", "window"], errors)?;
     let max = maximum(&object, errors);
@@ -306,7 +308,7 @@ fn rate_limit(tool: &Object<'_, '_>, errors: &mut Errors) -> Option<(Limit, Stri
         errors.at(at, format!("is {seconds} seconds; from 1 to 2678400 (31 days) are possible"));
         return None;
     };
-    Some((Limit { max: max?, window, scope: Scope::Pod, key: None, cost: None, counter: None }, path))
+    Some((Limit { max: max?, window, scope, key: None, cost: None, counter: None }, path))
 }
 
 /// Two limits of one call on one counter: whether it then counts once or twice is not said anywhere.

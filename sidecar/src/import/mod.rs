@@ -9,6 +9,8 @@
 //!   is not surely 5, nor surely another number. `null` is equal to `null` alone.
 //! - A path with a missing step is missing, and fails every operator but `exists`.
 //! - Patterns are those of Go, where `\d`, `\w`, `\s` and `\b` know ASCII alone.
+//! - A limit of the original holds for an agent, in however many pods it runs. Only a shared store can say that; without
+//!   one, each pod counts for itself, and the manifest and [`counted_by_each_pod`] say so.
 //! - The original's windows are fixed to the clock; ours slide, and so admit no more.
 
 mod condition;
@@ -17,7 +19,7 @@ mod pattern;
 mod read;
 
 use serde_yaml::{Mapping, Value};
-use toolweir_crds::{API_VERSION, Document, MCPPolicySpec, Metadata, read_documents};
+use toolweir_crds::{API_VERSION, Document, MCPPolicySpec, Metadata, Scope, read_documents};
 use toolweir_engine::{Engine, Memory, Options};
 
 use self::read::Errors;
@@ -33,6 +35,8 @@ pub struct ImportOptions {
     pub name: Option<String>,
     /// The policy's namespace.
     pub namespace: Option<String>,
+    /// Whether there is a shared store, so that all pods of a workload count together.
+    pub shared_store: bool,
 }
 
 /// What stands in the way of an import.
@@ -88,7 +92,8 @@ fn problems(document: &Document) -> Vec<(String, String)> {
         return vec![(String::new(), "does not survive being written as YAML".to_owned())];
     }
     let policies: Vec<_> = read.into_iter().map(Into::into).collect();
-    let (_, problems) = Engine::compile(&policies, Memory::new(0), &Options::default());
+    let options = Options { shared_store: true, of_any_pod: true, ..Options::default() };
+    let (_, problems) = Engine::compile(&policies, Memory::new(0), &options);
     problems.into_iter().map(|problem| (problem.error.path, problem.error.message)).collect()
 }
 
@@ -99,7 +104,19 @@ fn spec_of(document: &Document) -> Option<&MCPPolicySpec> {
     }
 }
 
-/// Prints a policy as a Kubernetes manifest, without what holds anyway.
+/// How many limits of an imported policy each pod counts for itself, where the original has one count for the agent.
+pub fn counted_by_each_pod(document: &Document) -> usize {
+    let limits = spec_of(document).into_iter().flat_map(|spec| &spec.servers).flat_map(|server| &server.tools);
+    limits.flat_map(|tool| &tool.limits).filter(|limit| limit.scope == Scope::Pod).count()
+}
+
+/// What a manifest with such limits begins with.
+const COUNTED_BY_EACH_POD: &str = "\
+# Each pod counts for itself here (scope: Pod), where the original has one count for an agent: N replicas have N times each
+# limit. With a shared store, import with --shared-store, or write scope: Workload.
+";
+
+/// Prints an imported policy as a Kubernetes manifest, without what holds anyway.
 pub fn to_yaml(document: &Document) -> String {
     let kind = match document {
         Document::MCPPolicy { .. } => "MCPPolicy",
@@ -119,5 +136,6 @@ pub fn to_yaml(document: &Document) -> String {
             manifest.insert(part.into(), value);
         }
     }
-    serde_yaml::to_string(&manifest).unwrap_or_default()
+    let comment = if counted_by_each_pod(document) > 0 { COUNTED_BY_EACH_POD } else { "" };
+    format!("{comment}{}", serde_yaml::to_string(&manifest).unwrap_or_default())
 }

@@ -15,50 +15,112 @@ pub const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-v
 /// `Mcp-Session-Id`
 pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 
-/// Refuses a POST whose body is not declared as plain JSON, or in which a header that decides stands twice.
-pub fn check_post(headers: &HeaderMap) -> Result<(), Refusal> {
-    for (name, shown) in [
-        (&METHOD, "Mcp-Method"),
-        (&NAME, "Mcp-Name"),
-        (&PROTOCOL_VERSION, "MCP-Protocol-Version"),
-        (&SESSION_ID, "Mcp-Session-Id"),
-        (&header::CONTENT_TYPE, "Content-Type"),
-    ] {
-        if headers.get_all(name).iter().nth(1).is_some() {
+/// Refuses a request with a header that decides and that could be read in two ways: it stands twice where one is meant,
+/// its value is none that it can have, or its name has an underscore for a hyphen, which servers of the CGI kind do not
+/// tell apart. Whatever the method: on a GET or DELETE these decide too.
+pub fn check(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut before = None;
+    // The values of one name come one after the other.
+    for (name, value) in headers {
+        let twice = before.replace(name).is_some_and(|before| std::ptr::eq(before, name));
+        let shown = decides(name.as_str());
+        // An argument's name may have one.
+        if matches!(shown, None | Some("Mcp-*")) && name.as_str().contains('_') {
+            let seen = decides(&name.as_str().replace('_', "-"));
+            if let Some(seen) = seen.filter(|_| seen != shown) {
+                return Err(Refusal::HeaderValue(seen, "stands there with an underscore in its name"));
+            }
+        }
+        let Some(shown) = shown else { continue };
+        if twice {
             return Err(Refusal::RepeatedHeader(shown));
         }
+        let value = value.as_bytes();
+        let wrong = match shown {
+            "Last-Event-ID" if !is_text(value) => "has a control character or blanks around it",
+            "Mcp-Session-Id" if !is_visible(value) => "is not visible ASCII",
+            "MCP-Protocol-Version" if !is_version(value) => "is no version",
+            "Mcp-*" if decode(value).is_none() => "is neither ASCII nor canonical Base64",
+            // What the others may say is looked at where it decides.
+            _ => continue,
+        };
+        return Err(Refusal::HeaderValue(shown, wrong));
     }
+    Ok(())
+}
+
+/// A header that decides, as it is shown.
+fn decides(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "content-type" => "Content-Type",
+        "content-length" => "Content-Length",
+        "content-encoding" => "Content-Encoding",
+        "transfer-encoding" => "Transfer-Encoding",
+        "authorization" => "Authorization",
+        "last-event-id" => "Last-Event-ID",
+        "mcp-session-id" => "Mcp-Session-Id",
+        "mcp-protocol-version" => "MCP-Protocol-Version",
+        "mcp-method" => "Mcp-Method",
+        "mcp-name" => "Mcp-Name",
+        other if other.starts_with("mcp-") => "Mcp-*",
+        _ => return None,
+    })
+}
+
+/// Refuses a POST whose body is not declared as plain JSON.
+pub fn check_post(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Refusal::ContentEncoding);
     }
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let mut parts = content_type.split(';').map(str::trim);
-    if !parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
-        return Err(Refusal::ContentType);
+    match headers.get(header::CONTENT_TYPE) {
+        Some(value) if is_plain_json(value.as_bytes()) => Ok(()),
+        _ => Err(Refusal::ContentType),
     }
-    // Another charset would make another text of the same bytes.
-    for parameter in parts {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        if name.trim().eq_ignore_ascii_case("charset") && !value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8") {
-            return Err(Refusal::ContentType);
-        }
+}
+
+/// Whether a Content-Type (RFC 9110, sections 8.3.1 and 5.6.6) is that of JSON in UTF-8, to whoever reads it. Servers
+/// decode a body by parameters that others pass over, such as `charset*` or a second `charset`. So nothing passes but
+/// no parameter at all, or the one that says what holds anyway.
+fn is_plain_json(value: &[u8]) -> bool {
+    let kind = b"application/json";
+    let Some((start, rest)) = value.split_at_checked(kind.len()) else { return false };
+    if !start.eq_ignore_ascii_case(kind) {
+        return false;
     }
-    Ok(())
+    if rest.is_empty() {
+        return true;
+    }
+    let blanks = |text: &[u8]| text.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    let skip = |text| <[u8]>::get(text, blanks(text)..).unwrap_or_default();
+    let Some(parameter) = skip(rest).strip_prefix(b";").map(skip) else { return false };
+    let Some((name, charset)) = parameter.split_at_checked(b"charset=".len()) else { return false };
+    let plain = charset.strip_prefix(b"\"").map_or(Some(charset), |quoted| quoted.strip_suffix(b"\""));
+    name.eq_ignore_ascii_case(b"charset=") && plain.is_some_and(|charset| charset.eq_ignore_ascii_case(b"utf-8"))
+}
+
+/// Whether a value is the same to all: without control characters, and without blanks around it, which are lost on the
+/// way from HTTP/2 to HTTP/1.1.
+fn is_text(value: &[u8]) -> bool {
+    value.first() != Some(&b' ') && value.last() != Some(&b' ') && !value.iter().any(u8::is_ascii_control)
+}
+
+/// Whether a value is what the id of a session must be (MCP 2025-11-25, Transports, "Session Management").
+fn is_visible(value: &[u8]) -> bool {
+    !value.is_empty() && value.iter().all(u8::is_ascii_graphic)
+}
+
+/// Whether a value has the form of a version. Which there are is for client and server to agree on.
+fn is_version(value: &[u8]) -> bool {
+    (1..=64).contains(&value.len()) && value.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
 }
 
 /// Refuses a request in which a header and the body disagree. What a server requires and the client left out is the
 /// server's to say.
 pub fn check_agreement(headers: &HeaderMap, request: &Request<'_>) -> Result<(), Refusal> {
-    let differs = |name: &HeaderName, shown: &'static str, body: &str| match headers.get(name) {
-        None => Ok(()),
-        Some(value) => match decode(value.as_bytes()) {
-            Some(text) if text == body => Ok(()),
-            text => Err(Refusal::HeaderMismatch(shown, quote(text.as_deref().unwrap_or("what cannot be read")), quote(body))),
-        },
-    };
-    differs(&METHOD, "Mcp-Method", &request.method)?;
+    // No method and no version needs Base64, so what it hides is read by some and not by others.
+    differs(headers, &METHOD, "Mcp-Method", &request.method, plain)?;
     match request.header_name() {
-        Some(name) => differs(&NAME, "Mcp-Name", name)?,
+        Some(name) => differs(headers, &NAME, "Mcp-Name", name, decode)?,
         // A name where the body has none, be it empty, says that the body means something else.
         None if headers.contains_key(&NAME) => {
             return Err(Refusal::HeaderMismatch("Mcp-Name", "a name".to_owned(), "none".to_owned()));
@@ -66,9 +128,24 @@ pub fn check_agreement(headers: &HeaderMap, request: &Request<'_>) -> Result<(),
         None => {}
     }
     if let Some(version) = &request.params.protocol_version {
-        differs(&PROTOCOL_VERSION, "MCP-Protocol-Version", version)?;
+        differs(headers, &PROTOCOL_VERSION, "MCP-Protocol-Version", version, plain)?;
     }
     Ok(())
+}
+
+/// Refuses a header that is there and is not what the body says.
+fn differs(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    shown: &'static str,
+    body: &str,
+    read: impl FnOnce(&[u8]) -> Option<Cow<'_, str>>,
+) -> Result<(), Refusal> {
+    let Some(value) = headers.get(name) else { return Ok(()) };
+    match read(value.as_bytes()) {
+        Some(text) if text == body => Ok(()),
+        text => Err(Refusal::HeaderMismatch(shown, quote(text.as_deref().unwrap_or("what cannot be read")), quote(body))),
+    }
 }
 
 /// Refuses a request whose `Connection` names a header that decides: it would not reach the server (RFC 9110, section
@@ -89,14 +166,18 @@ pub fn check_connection(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Refuses an answer whose headers say that it is a request.
-pub fn check_answer(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Refuses headers that say that there is a request where the body, `what`, has none.
+pub fn check_no_request(headers: &HeaderMap, what: &str) -> Result<(), Refusal> {
     for (name, shown) in [(&METHOD, "Mcp-Method"), (&NAME, "Mcp-Name")] {
         if headers.contains_key(name) {
-            return Err(Refusal::HeaderMismatch(shown, "a request".to_owned(), "an answer".to_owned()));
+            return Err(Refusal::HeaderMismatch(shown, "a request".to_owned(), what.to_owned()));
         }
     }
     Ok(())
+}
+
+fn plain(value: &[u8]) -> Option<Cow<'_, str>> {
+    std::str::from_utf8(value).ok().map(Cow::Borrowed)
 }
 
 fn quote(text: &str) -> String {
@@ -104,16 +185,66 @@ fn quote(text: &str) -> String {
     format!("`{short}`")
 }
 
-/// A header's value; `=?base64?…?=` holds what a header cannot. Nothing when it is not canonical or not UTF-8.
+/// A header's value; `=?base64?…?=` holds what a header cannot. Nothing where two could read it in two ways: what is not
+/// ASCII, a wrapper in another case or cut short, Base64 that is not canonical or not of UTF-8, blanks around it.
 fn decode(value: &[u8]) -> Option<Cow<'_, str>> {
-    let text = std::str::from_utf8(value).ok()?;
-    match text.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?=")) {
-        None => Some(Cow::Borrowed(text)),
-        Some(inner) => {
-            let bytes = data_encoding::BASE64.decode(inner.as_bytes()).ok()?;
-            String::from_utf8(bytes).ok().map(Cow::Owned)
-        }
+    let text = std::str::from_utf8(value).ok().filter(|text| text.is_ascii() && is_text(value))?;
+    let wrapper = "=?base64?";
+    let Some((start, rest)) = text.split_at_checked(wrapper.len()).filter(|(start, _)| start.eq_ignore_ascii_case(wrapper))
+    else {
+        return Some(Cow::Borrowed(text));
+    };
+    let inner = rest.strip_suffix("?=").filter(|_| start == wrapper)?;
+    let bytes = data_encoding::BASE64.decode(inner.as_bytes()).ok()?;
+    String::from_utf8(bytes).ok().map(Cow::Owned)
+}
+
+/// Whether who accepts this may be answered with a single event but not with plain JSON. What says nothing that can be
+/// read is answered with JSON.
+pub fn takes_events_alone(headers: &HeaderMap) -> bool {
+    let takes = |kind: &str| accepted(headers, kind) == Some(true);
+    !takes("application/json") && takes("text/event-stream")
+}
+
+/// Whether `Accept` (RFC 9110, section 12.5.1) takes a type: its most specific range says so. Nothing where none fits. A
+/// range that cannot be read is none.
+fn accepted(headers: &HeaderMap, kind: &str) -> Option<bool> {
+    let ranges =
+        headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let group = kind.split_once('/').map_or(kind, |(group, _)| group);
+    let mut found: Option<(u8, bool)> = None;
+    for range in ranges {
+        let mut parts = range.split(';').map(|part| part.trim_matches([' ', '\t']));
+        let named = parts.next().unwrap_or_default();
+        let specific = if named.eq_ignore_ascii_case(kind) {
+            2
+        } else if named.split_once('/').is_some_and(|(named, any)| named.eq_ignore_ascii_case(group) && any == "*") {
+            1
+        } else if named == "*/*" {
+            0
+        } else {
+            continue;
+        };
+        let weights = parts.filter_map(|part| part.split_once('=')).filter(|(name, _)| name.trim_end().eq_ignore_ascii_case("q"));
+        let Some(takes) = weights.map(|(_, weight)| weighs(weight.trim_start())).try_fold(true, |all, one| Some(all && one?))
+        else {
+            continue;
+        };
+        // Of two that are alike, one that takes it is enough.
+        found = match found {
+            Some((most, _)) if most > specific => found,
+            Some((most, before)) if most == specific => Some((most, before || takes)),
+            _ => Some((specific, takes)),
+        };
     }
+    found.map(|(_, takes)| takes)
+}
+
+/// Whether a weight (RFC 9110, section 12.4.2) is more than none; nothing where it cannot be read.
+fn weighs(weight: &str) -> Option<bool> {
+    let (whole, rest) = weight.split_once('.').unwrap_or((weight, ""));
+    let digits = matches!(whole, "0" | "1") && rest.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| weight.bytes().any(|byte| matches!(byte, b'1'..=b'9')))
 }
 
 #[cfg(test)]
@@ -142,6 +273,10 @@ mod tests {
             ("mcp-name", "e"),
             ("mcp-name", "=?base64?w6k?="),
             ("mcp-name", "=?base64?w6l=?="),
+            ("mcp-name", "=?BASE64?w6k=?="),
+            ("mcp-name", "=?base64?w6k="),
+            ("mcp-method", "=?base64?dG9vbHMvY2FsbA==?="),
+            ("mcp-protocol-version", "=?base64?MjAyNi0wNy0yOA==?="),
             ("mcp-protocol-version", "2025-11-25"),
         ] {
             assert_eq!(agree(call, &[wrong]).unwrap_err().code(), -32020, "{wrong:?}");
@@ -151,22 +286,170 @@ mod tests {
         assert!(agree(r#"{"id":1,"method":"resources/read","params":{"uri":"a:b"}}"#, &[("mcp-name", "a:c")]).is_err());
     }
 
+    fn headers(pairs: &[(&'static str, &[u8])]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn a_name_that_some_read_in_another_way_agrees_with_no_body() {
+        for name in ["\u{e9}", " pay", "pay ", "=?BASE64?cGF5?=", "=?base64?cGF5", "=?Base64?"] {
+            let body = format!(r#"{{"id":1,"method":"tools/call","params":{{"name":"{name}"}}}}"#);
+            let Ok(Message::Request(request)) = parse(body.as_bytes()) else { panic!("{body}") };
+            let error = check_agreement(&headers(&[("mcp-name", name.as_bytes())]), &request).unwrap_err();
+            assert_eq!(error.code(), -32020, "{name}");
+        }
+        assert_eq!(agree(r#"{"id":1,"method":"tools/call","params":{"name":"=?q a"}}"#, &[("mcp-name", "=?q a")]), Ok(()));
+    }
+
     #[test]
     fn bodies_are_declared_as_plain_json() {
-        let check = |pairs: &[(HeaderName, &str)]| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in pairs {
-                headers.append(name, HeaderValue::from_str(value).unwrap());
+        let check = |value: &[u8]| check_post(&headers(&[("content-type", value)]));
+        for plain in [
+            "application/json",
+            "Application/JSON",
+            "application/json;charset=utf-8",
+            "application/json; charset=UTF-8",
+            "application/json; Charset=\"Utf-8\"",
+            "application/json \t;\t charset=utf-8",
+        ] {
+            assert_eq!(check(plain.as_bytes()), Ok(()), "{plain}");
+        }
+        for other in [
+            "",
+            "text/plain",
+            "application/jsonp",
+            "application/json ",
+            " application/json",
+            "application/json, application/json",
+            "application/json;",
+            "application/json; ",
+            "application/json;;charset=utf-8",
+            "application/json; charset=utf-8;",
+            "application/json; charset=utf-8 ",
+            "application/json; charset=utf-8; charset=utf-8",
+            "application/json; charset=utf-8; charset=utf-16",
+            "application/json; charset=utf-8; x=1",
+            "application/json; x=1; charset=utf-8",
+            "application/json; x=1",
+            "application/json; version=2",
+            "application/json; charset",
+            "application/json; charset=",
+            "application/json; charset=\"\"",
+            "application/json; charset=utf8",
+            "application/json; charset=utf-16",
+            "application/json; charset=utf-7",
+            "application/json; charset=\"utf-8",
+            "application/json; charset=utf-8\"",
+            "application/json; charset=\"\"utf-8\"\"",
+            "application/json; charset='utf-8'",
+            "application/json; charset=\"utf\\-8\"",
+            "application/json; charset=\" utf-8\"",
+            "application/json; charset =utf-8",
+            "application/json; charset= utf-8",
+            "application/json; charset*=utf-8''utf-16",
+            "application/json; charset*=utf-8''utf-8",
+            "application/json; charset*0=utf-; charset*1=16",
+            "application/json; charset*0*=utf-8''utf-16",
+            "application/json; charset=utf-8 (utf-16)",
+            "application/json (comment)",
+            "application/json; (comment) charset=utf-8",
+            "application/json,charset=utf-8",
+            "application/json charset=utf-8",
+            "application/json; charset=utf-8, text/plain",
+            "application/json; charset=utf-\u{ff18}",
+            "application/json; \u{a0}charset=utf-8",
+            "application/json; charset=\u{17f}",
+        ] {
+            assert_eq!(check(other.as_bytes()), Err(Refusal::ContentType), "{other}");
+        }
+        assert_eq!(check(b"application/json; charset=utf-8\xa0"), Err(Refusal::ContentType));
+        assert_eq!(check_post(&HeaderMap::new()), Err(Refusal::ContentType));
+        let coded = headers(&[("content-type", b"application/json"), ("content-encoding", b"identity")]);
+        assert_eq!(check_post(&coded), Err(Refusal::ContentEncoding));
+    }
+
+    #[test]
+    fn a_header_that_decides_stands_once_and_has_a_value_that_it_can_have() {
+        for single in [
+            "content-type",
+            "content-length",
+            "authorization",
+            "last-event-id",
+            "mcp-session-id",
+            "mcp-protocol-version",
+            "mcp-method",
+            "mcp-name",
+            "mcp-param-region",
+        ] {
+            let twice = check(&headers(&[("accept", b"a"), (single, b"1"), ("accept", b"b"), (single, b"1")]));
+            assert!(matches!(twice, Err(Refusal::RepeatedHeader(_))), "{single}: {twice:?}");
+        }
+        for (name, values) in [
+            ("mcp-session-id", &["", " ", "a b", "\u{e9}", "a\tb", " a", "a "][..]),
+            ("mcp-protocol-version", &["", "2025-06-18, 2025-11-25", "2025-06-18 ", "\"2025-06-18\"", "2025\t06", "\u{662}025"]),
+            ("last-event-id", &["a\tb", " a", "a "]),
+            ("mcp-param-region", &["\u{e9}", "a\tb", " a", "=?BASE64?ZQ==?=", "=?base64?ZQ?=", "=?base64?!?=", "=?base64?ZQ=="]),
+        ] {
+            for value in values {
+                let refused = check(&headers(&[(name, value.as_bytes())]));
+                assert!(matches!(refused, Err(Refusal::HeaderValue(..))), "{name}: {value:?}: {refused:?}");
             }
-            check_post(&headers)
+        }
+        for name in ["content_type", "mcp_name", "mcp-session_id", "content_encoding", "transfer_encoding", "mcp_param-x"] {
+            let refused = check(&headers(&[("content-type", b"application/json"), (name, b"1")]));
+            assert!(matches!(refused, Err(Refusal::HeaderValue(..))), "{name}: {refused:?}");
+        }
+        let fine: &[(&str, &[u8])] = &[
+            ("x_y", b"1"),
+            ("x_content_type", b"1"),
+            ("accept", b"a"),
+            ("accept", b"b"),
+            ("mcp-session-id", b"!a,b~"),
+            ("mcp-protocol-version", b"2099-01-01"),
+            ("last-event-id", b"\xc3\xa9 7"),
+            ("mcp-param-region", b"eu west"),
+            ("mcp-param-user_id", b"7"),
+            ("mcp-param-city", b"=?base64?w6k=?="),
+            ("x-mcp", b" "),
+        ];
+        assert_eq!(check(&headers(fine)), Ok(()));
+    }
+
+    #[test]
+    fn the_most_specific_range_says_what_a_client_takes() {
+        let alone = |values: &[&str]| {
+            let values: Vec<(&'static str, &[u8])> = values.iter().map(|value| ("accept", value.as_bytes())).collect();
+            takes_events_alone(&headers(&values))
         };
-        assert_eq!(check(&[(header::CONTENT_TYPE, "Application/JSON; charset=UTF-8")]), Ok(()));
-        assert_eq!(check(&[]), Err(Refusal::ContentType));
-        assert_eq!(check(&[(header::CONTENT_TYPE, "text/plain")]), Err(Refusal::ContentType));
-        assert_eq!(check(&[(header::CONTENT_TYPE, "application/json; charset=utf-16")]), Err(Refusal::ContentType));
-        let json = (header::CONTENT_TYPE, "application/json");
-        assert_eq!(check(&[json.clone(), (header::CONTENT_ENCODING, "gzip")]), Err(Refusal::ContentEncoding));
-        assert!(check(&[json.clone(), (NAME, "a"), (NAME, "b")]).is_err());
-        assert!(check(&[json.clone(), json]).is_err());
+        for events in [
+            &["text/event-stream"][..],
+            &["Text/Event-Stream;q=0.5"],
+            &["text/*"],
+            &["text/event-stream", "application/json;q=0"],
+            &["text/event-stream, application/json; Q=0.000"],
+            &["text/event-stream, application/json ; q = 0"],
+            &["text/event-stream, application/json;q=0, */*"],
+            &["*/*, application/*;q=0"],
+            &["text/event-stream, application/json;q=high"],
+        ] {
+            assert!(alone(events), "{events:?}");
+        }
+        for json in [
+            &[][..],
+            &["text/event-stream, application/json"],
+            &["text/event-stream", "application/json"],
+            &["text/event-stream, */*;q=0.001"],
+            &["application/json;q=0.1, text/event-stream;q=0"],
+            &["*/*, text/event-stream;q=0"],
+            &["text/html"],
+            &["\u{e9}"],
+            &["text/event-stream;q=2"],
+        ] {
+            assert!(!alone(json), "{json:?}");
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! `tools/list` shows an agent only what it may call.
 //!
-//! The result is edited where it stands: entries that are not shown are cut out, and every other byte stays.
+//! The result is edited where it stands: entries that are not shown are cut out, and every other byte stays. Nothing is kept
+//! of an entry once the next one is read, so a list of very many takes no more memory than its text and what stays of it.
 
-use toolweir_engine::json::{JsonError, Kind, Raw, Reader};
+use toolweir_engine::json::{JsonError, Kind, Raw, Reader, same_but_for_case};
 
 /// What became of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,20 +14,40 @@ pub enum Filtered {
     Edited(Vec<u8>),
 }
 
-/// A replacement of a part of a text.
-struct Edit {
-    start: usize,
-    end: usize,
-    with: &'static str,
+/// What stays of a text of which parts are replaced, one after the other.
+struct Edits<'a> {
+    body: &'a [u8],
+    edited: Option<Vec<u8>>,
+    /// Up to where the body was taken over.
+    done: usize,
 }
 
-/// Cuts the tools out of an answer that `shows` does not show, and tells `seen` each name. An answer is known as a
-/// tools/list result by its shape, since one can be replayed on any stream.
+impl Edits<'_> {
+    fn replace(&mut self, start: usize, end: usize, with: &str) {
+        let edited = self.edited.get_or_insert_with(|| Vec::with_capacity(self.body.len()));
+        edited.extend_from_slice(self.body.get(self.done..start).unwrap_or_default());
+        edited.extend_from_slice(with.as_bytes());
+        self.done = end;
+    }
+
+    fn finish(mut self) -> Filtered {
+        let rest = self.body.get(self.done..).unwrap_or_default();
+        match &mut self.edited {
+            None => return Filtered::Same,
+            Some(edited) => edited.extend_from_slice(rest),
+        }
+        self.edited.map_or(Filtered::Same, Filtered::Edited)
+    }
+}
+
+/// Cuts the tools out of an answer that `shows` does not show, and tells `seen` each name and whether it is shown. An answer
+/// is known as a tools/list result by its shape, since one can be replayed on any stream; keys are known in any case, since
+/// some clients read them so.
 ///
 /// # Errors
 /// It is not strict JSON: what it shows cannot be told.
-pub fn filter(body: &[u8], shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str)) -> Result<Filtered, JsonError> {
-    let mut edits: Vec<Edit> = Vec::new();
+pub fn filter(body: &[u8], shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str, bool)) -> Result<Filtered, JsonError> {
+    let mut edits = Edits { body, edited: None, done: 0 };
     let mut reader = Reader::new(body)?;
     if reader.peek()? == Kind::Array {
         // A legacy server may answer with a batch.
@@ -35,108 +56,99 @@ pub fn filter(body: &[u8], shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&s
         answer(&mut reader, shows, seen, &mut edits)?;
     }
     reader.finish()?;
-    if edits.is_empty() {
-        return Ok(Filtered::Same);
-    }
-    edits.sort_by_key(|edit| edit.start);
-    let mut edited = Vec::with_capacity(body.len());
-    let mut at = 0;
-    for edit in edits {
-        edited.extend_from_slice(body.get(at..edit.start).unwrap_or_default());
-        edited.extend_from_slice(edit.with.as_bytes());
-        at = edit.end;
-    }
-    edited.extend_from_slice(body.get(at..).unwrap_or_default());
-    Ok(Filtered::Edited(edited))
+    Ok(edits.finish())
+}
+
+fn is(key: Raw<'_>, name: &str) -> Result<bool, JsonError> {
+    Ok(key.string()?.is_some_and(|key| same_but_for_case(&key, name)))
 }
 
 fn answer(
     reader: &mut Reader<'_>,
     shows: &dyn Fn(&str) -> bool,
-    seen: &mut dyn FnMut(&str),
-    edits: &mut Vec<Edit>,
+    seen: &mut dyn FnMut(&str, bool),
+    edits: &mut Edits<'_>,
 ) -> Result<(), JsonError> {
     if reader.peek()? != Kind::Object {
         return reader.value().map(drop);
     }
     reader.object::<JsonError>(|reader, key| {
-        if key.string()?.as_deref() != Some("result") || reader.peek()? != Kind::Object {
+        if !is(key, "result")? || reader.peek()? != Kind::Object {
             return reader.value().map(drop);
         }
-        let before = edits.len();
-        let mut scopes: Vec<Raw<'_>> = Vec::new();
-        reader.object::<JsonError>(|reader, key| match key.string()?.as_deref() {
-            Some("tools") if reader.peek()? == Kind::Array => tools(reader, shows, seen, edits),
-            Some("cacheScope") => {
-                scopes.push(reader.value()?);
-                Ok(())
+        // Once to see whether something goes, and once more to cut it out: what the result says of itself can stand before.
+        let mut ahead = reader.clone();
+        let mut goes = false;
+        ahead.object::<JsonError>(|reader, key| {
+            if is(key, "tools")? && reader.peek()? == Kind::Array {
+                return reader.array::<JsonError>(|reader| {
+                    goes |= !stays(reader.value()?, shows, seen)?;
+                    Ok(())
+                });
             }
-            _ => reader.value().map(drop),
+            reader.value().map(drop)
         })?;
-        // What was made for one agent must not be shown to another from a shared cache.
-        if edits.len() > before {
-            edits.extend(scopes.iter().map(|scope| Edit { start: scope.start, end: scope.end(), with: "\"private\"" }));
+        if !goes {
+            *reader = ahead;
+            return Ok(());
         }
-        Ok(())
+        reader.object::<JsonError>(|reader, key| {
+            if is(key, "tools")? && reader.peek()? == Kind::Array {
+                return tools(reader, shows, edits);
+            }
+            let value = reader.value()?;
+            // What was made for one agent must not be shown to another from a shared cache.
+            if is(key, "cacheScope")? {
+                edits.replace(value.start, value.end(), "\"private\"");
+            }
+            Ok(())
+        })
     })
 }
 
-/// An item of the list: where it stands, where its separator begins, and whether it stays.
-struct Item {
-    start: usize,
-    end: usize,
-    stays: bool,
-}
-
-fn tools(
-    reader: &mut Reader<'_>,
-    shows: &dyn Fn(&str) -> bool,
-    seen: &mut dyn FnMut(&str),
-    edits: &mut Vec<Edit>,
-) -> Result<(), JsonError> {
-    let mut items: Vec<Item> = Vec::new();
-    reader.array::<JsonError>(|reader| {
-        let tool = reader.value()?;
-        let mut stays = true;
-        if tool.kind() == Kind::Object {
-            let mut named = false;
-            tool.reader().object::<JsonError>(|reader, key| {
-                let value = reader.value()?;
-                if key.string()?.as_deref() == Some("name") {
-                    named = true;
-                    // Of two names a client takes one or the other: all must be shown.
-                    match value.string()? {
-                        Some(name) => {
-                            seen(&name);
-                            stays &= shows(&name);
-                        }
-                        None => stays = false,
-                    }
+/// Whether an entry of a list stays.
+fn stays(tool: Raw<'_>, shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str, bool)) -> Result<bool, JsonError> {
+    if tool.kind() != Kind::Object {
+        return Ok(true);
+    }
+    let (mut stays, mut named) = (true, false);
+    tool.reader().object::<JsonError>(|reader, key| {
+        let value = reader.value()?;
+        if is(key, "name")? {
+            named = true;
+            // Of two names a client takes one or the other: all must be shown.
+            match value.string()? {
+                Some(name) => {
+                    let may = shows(&name);
+                    seen(&name, may);
+                    stays &= may;
                 }
-                Ok(())
-            })?;
-            stays &= named;
+                None => stays = false,
+            }
         }
-        items.push(Item { start: tool.start, end: tool.end(), stays });
         Ok(())
     })?;
-    // A run that goes takes the comma after it, or before it at the end of the list.
-    let mut at = 0;
-    while let Some(item) = items.get(at) {
-        if item.stays {
-            at += 1;
-            continue;
+    Ok(stays && named)
+}
+
+/// Cuts entries out of a list. A run that goes takes the comma after it, or before it at the end of the list.
+fn tools(reader: &mut Reader<'_>, shows: &dyn Fn(&str) -> bool, edits: &mut Edits<'_>) -> Result<(), JsonError> {
+    // Where the last entry ends that stays, and where the run begins and ends that goes.
+    let (mut before, mut run): (Option<usize>, Option<(usize, usize)>) = (None, None);
+    reader.array::<JsonError>(|reader| {
+        let tool = reader.value()?;
+        if !stays(tool, shows, &mut |_, _| {})? {
+            run = Some((run.map_or(tool.start, |(start, _)| start), tool.end()));
+            return Ok(());
         }
-        let run = items.iter().skip(at).take_while(|item| !item.stays).count();
-        let last = items.get(at + run - 1).unwrap_or(item);
-        let next = items.get(at + run);
-        let before = at.checked_sub(1).and_then(|before| items.get(before));
-        edits.push(match (before, next) {
-            (_, Some(next)) => Edit { start: item.start, end: next.start, with: "" },
-            (Some(before), None) => Edit { start: before.end, end: last.end, with: "" },
-            (None, None) => Edit { start: item.start, end: last.end, with: "" },
-        });
-        at += run;
+        if let Some((start, _)) = run.take() {
+            edits.replace(start, tool.start, "");
+        }
+        before = Some(tool.end());
+        Ok(())
+    })?;
+    if let Some((start, end)) = run {
+        edits.replace(before.unwrap_or(start), end, "");
     }
     Ok(())
 }
@@ -146,7 +158,7 @@ mod tests {
     use super::*;
 
     fn show_a(body: &str) -> String {
-        match filter(body.as_bytes(), &|name| name.starts_with('a'), &mut |_| {}).unwrap() {
+        match filter(body.as_bytes(), &|name| name.starts_with('a'), &mut |_, _| {}).unwrap() {
             Filtered::Same => body.to_owned(),
             Filtered::Edited(edited) => String::from_utf8(edited).unwrap(),
         }
@@ -189,8 +201,8 @@ mod tests {
             r#"{"result":{"tools":"b"}}"#,
             "7",
         ] {
-            assert_eq!(filter(body.as_bytes(), &|_| false, &mut |_| {}), Ok(Filtered::Same), "{body}");
+            assert_eq!(filter(body.as_bytes(), &|_| false, &mut |_, _| {}), Ok(Filtered::Same), "{body}");
         }
-        assert!(filter(b"{\"result\":{\"tools\":[", &|_| false, &mut |_| {}).is_err());
+        assert!(filter(b"{\"result\":{\"tools\":[", &|_| false, &mut |_, _| {}).is_err());
     }
 }

@@ -8,7 +8,8 @@ pub mod list;
 pub mod request;
 pub mod sse;
 
-/// The methods of the protocol, for the metrics' label `method`; others are `_other`.
+/// The methods of the protocol: for the metrics' label `method`, where others are `_other`, and so that none passes that
+/// differs from one of them in case alone.
 const METHODS: &[&str] = &[
     "completion/complete",
     "elicitation/create",
@@ -47,6 +48,20 @@ pub fn method_label(method: &str) -> &'static str {
     METHODS.binary_search(&method).ok().and_then(|at| METHODS.get(at)).copied().unwrap_or("_other")
 }
 
+/// What a method's name begins with where all that begin so are of one kind.
+const FAMILIES: &[&str] = &["tasks/"];
+
+/// The known method, or family of methods, that a method is but for case. A server that ignores case carries that out.
+pub fn differs_in_case(method: &str) -> Option<&'static str> {
+    if METHODS.binary_search(&method).is_ok() {
+        return None;
+    }
+    let family =
+        |family: &&&str| method.get(..family.len()).is_some_and(|start| start.eq_ignore_ascii_case(family) && start != **family);
+    let known = METHODS.iter().find(|known| known.eq_ignore_ascii_case(method));
+    known.or_else(|| FAMILIES.iter().find(family)).copied()
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -54,5 +69,17 @@ mod tests {
         assert!(super::METHODS.is_sorted());
         assert_eq!(super::method_label("tools/call"), "tools/call");
         assert_eq!(super::method_label("tools/Call"), "_other");
+    }
+
+    #[test]
+    fn a_known_method_in_another_case_is_known() {
+        for known in super::METHODS {
+            assert_eq!(super::differs_in_case(known), None);
+            assert_eq!(super::differs_in_case(&known.to_ascii_uppercase()), Some(*known));
+        }
+        assert_eq!(super::differs_in_case("Tasks/of-tomorrow"), Some("tasks/"));
+        for other in ["tasks/of-tomorrow", "tools/lists", "x", "", "ta"] {
+            assert_eq!(super::differs_in_case(other), None, "{other}");
+        }
     }
 }

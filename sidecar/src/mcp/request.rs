@@ -8,12 +8,20 @@ use std::{borrow::Cow, collections::HashSet};
 use smallvec::SmallVec;
 use toolweir_engine::json::{JsonError, Kind, Raw, Reader, same_but_for_case};
 
+use super::differs_in_case;
+use crate::under_way::LONGEST_ID;
+
 /// The `_meta` key that carries the protocol version of a modern request (MCP 2026-07-28, "Per-request fields").
 const PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
 const ENVELOPE: &[&str] = &["jsonrpc", "id", "method", "params", "result", "error"];
 const PARAMS: &[&str] = &["name", "arguments", "_meta", "task", "uri", "taskId"];
 const META: &[&str] = &[PROTOCOL_VERSION];
+
+/// How many keys an object that decides may have: each is remembered until the object ends, to find one that is repeated.
+pub const MOST_KEYS: usize = 1024;
+/// How long such a key may be, in bytes, as it is written.
+pub const LONGEST_KEY: usize = 1024;
 
 /// A client's message.
 #[derive(Clone, Debug)]
@@ -89,6 +97,12 @@ pub enum Refusal {
     /// A key stands twice.
     #[error("{0} repeats the key `{1}`")]
     Repeated(&'static str, String),
+    /// More keys than are read.
+    #[error("{0} has more than {MOST_KEYS} keys; put them into `arguments`, or send less at once")]
+    Keys(&'static str),
+    /// A key that is longer than is read.
+    #[error("{0} has a key of more than {LONGEST_KEY} bytes")]
+    LongKey(&'static str),
     /// A key that some parsers take for a known one.
     #[error("{0} has the key `{1}`, which differs from `{2}` in case alone")]
     Case(&'static str, String, &'static str),
@@ -96,17 +110,17 @@ pub enum Refusal {
     #[error("{0} has a key with a NUL character")]
     Nul(&'static str),
     /// A member has the wrong kind.
-    #[error("`{0}` is not {1}")]
+    #[error("{0} is not {1}")]
     Kind(&'static str, &'static str),
     /// Neither request nor answer, or both.
     #[error("the body has {0}")]
     Neither(&'static str),
-    /// The method is tools/call but for case.
-    #[error("the method `{0}` differs from `tools/call` in case alone")]
-    MethodCase(String),
-    /// A method with a control character, at which some parsers end it.
-    #[error("the method has a control character")]
-    ControlInMethod,
+    /// The method is a known one but for case.
+    #[error("the method `{0}` differs from `{1}` in case alone")]
+    MethodCase(String, &'static str),
+    /// A method with blanks, which some trim, or letters that some fold to those of a known one.
+    #[error("the method has a character that is not visible ASCII")]
+    Method,
     /// A tools/call that names no tool.
     #[error("a tools/call needs `params.name`, a string")]
     NoToolName,
@@ -119,15 +133,24 @@ pub enum Refusal {
     /// A header that decides stands twice.
     #[error("the header {0} stands twice")]
     RepeatedHeader(&'static str),
+    /// A header that decides has a value that it cannot have.
+    #[error("the header {0} {1}")]
+    HeaderValue(&'static str, &'static str),
     /// A header that decides would end at the sidecar, so that the server would not see what was decided on.
     #[error("the header Connection names {0}, which decides")]
     Connection(String),
     /// The body is not declared as JSON.
-    #[error("the Content-Type is not application/json")]
+    #[error("the Content-Type is not application/json, alone or with charset=utf-8")]
     ContentType,
     /// The body is compressed.
     #[error("the body has a Content-Encoding; send it plain")]
     ContentEncoding,
+    /// The id is that of a request without an answer, where answers are known by their id alone.
+    #[error("the id is in use by a request that has no answer yet")]
+    IdInUse,
+    /// The id is longer than is kept.
+    #[error("the id is longer than {LONGEST_ID} bytes")]
+    LongId,
     /// The body is larger than is accepted.
     #[error("the body is larger than {0} bytes")]
     TooLarge(usize),
@@ -141,7 +164,7 @@ impl Refusal {
     pub fn code(&self) -> i32 {
         match self {
             Self::Json(_) => -32700,
-            Self::HeaderMismatch(..) => -32020,
+            Self::HeaderMismatch(..) | Self::HeaderValue("Mcp-*" | "MCP-Protocol-Version", _) => -32020,
             _ => -32600,
         }
     }
@@ -151,7 +174,7 @@ impl Refusal {
         match self {
             Self::Repeated(object, _) => format!("{object} repeats a key"),
             Self::Case(object, _, known) => format!("{object} has a key that differs from `{known}` in case alone"),
-            Self::MethodCase(_) => "the method differs from `tools/call` in case alone".to_owned(),
+            Self::MethodCase(_, known) => format!("the method differs from `{known}` in case alone"),
             Self::HeaderMismatch(header, ..) => format!("the header {header} and the body disagree"),
             Self::Connection(_) => "the header Connection names one that decides".to_owned(),
             other => other.to_string(),
@@ -187,7 +210,7 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     reader.object::<Refusal>(|reader, key| {
         match keys.add(key)?.as_ref() {
             "id" => id = Some(reader.value()?),
-            "method" => method = Some(text(reader, "method")?),
+            "method" => method = Some(text(reader, "`method`")?),
             "params" => params = read_params(reader)?,
             key => {
                 answer |= key == "result" || key == "error";
@@ -198,7 +221,7 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     })?;
     reader.finish()?;
     if id.is_some_and(|id: Raw<'_>| !matches!(id.kind(), Kind::String | Kind::Number)) {
-        return Err(Refusal::Kind("id", "a string or a number"));
+        return Err(Refusal::Kind("`id`", "a string or a number"));
     }
     let Some(method) = method else {
         return if answer { Ok(Message::Answer) } else { Err(Refusal::Neither("neither `method` nor `result` nor `error`")) };
@@ -206,8 +229,10 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     if answer {
         return Err(Refusal::Neither("both a `method` and a `result` or `error`"));
     }
-    if method.contains(char::is_control) {
-        return Err(Refusal::ControlInMethod);
+    // Half of a surrogate pair comes back as something else.
+    id.map(Raw::string).transpose()?;
+    if !method.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Refusal::Method);
     }
     let request = Request { method, id, params };
     if request.is_tool_call() {
@@ -215,8 +240,8 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
         if name.contains(char::is_control) {
             return Err(Refusal::ControlInName);
         }
-    } else if same_but_for_case(request.method.trim(), "tools/call") {
-        return Err(Refusal::MethodCase(short(&request.method)));
+    } else if let Some(known) = differs_in_case(&request.method) {
+        return Err(Refusal::MethodCase(short(&request.method), known));
     }
     Ok(Message::Request(Box::new(request)))
 }
@@ -231,7 +256,7 @@ fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
     let mut keys = Keys::new("`params`", PARAMS);
     reader.object::<Refusal>(|reader, key| {
         match keys.add(key)?.as_ref() {
-            "name" => params.name = Some(text(reader, "params.name")?),
+            "name" => params.name = Some(text(reader, "`params.name`")?),
             "uri" => params.uri = optional_text(reader)?,
             "taskId" => params.task_id = optional_text(reader)?,
             "arguments" => params.arguments = Some(reader.value()?),
@@ -253,7 +278,12 @@ fn read_meta<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Refusa
     let mut keys = Keys::new("`params._meta`", META);
     reader.object::<Refusal>(|reader, key| {
         if keys.add(key)? == PROTOCOL_VERSION {
-            version = optional_text(reader)?;
+            let value = reader.value()?;
+            version = value.string()?;
+            // What is no version to one is another era to the next.
+            if version.is_none() && value.kind() != Kind::Null {
+                return Err(Refusal::Kind("the protocol version in `_meta`", "a string"));
+            }
         } else {
             reader.value()?;
         }
@@ -279,7 +309,7 @@ struct Keys<'a> {
     object: &'static str,
     known: &'static [&'static str],
     few: SmallVec<[Cow<'a, str>; 8]>,
-    /// Used once there are many, so that a million keys cost no more than a million steps.
+    /// Used once there are more, so that each costs one step.
     many: HashSet<Cow<'a, str>>,
 }
 
@@ -289,6 +319,9 @@ impl<'a> Keys<'a> {
     }
 
     fn add(&mut self, key: Raw<'a>) -> Result<Cow<'a, str>, Refusal> {
+        if key.as_str().len() > LONGEST_KEY + 2 {
+            return Err(Refusal::LongKey(self.object));
+        }
         let key = key.string()?.unwrap_or_default();
         if key.contains('\0') {
             return Err(Refusal::Nul(self.object));
@@ -303,6 +336,8 @@ impl<'a> Keys<'a> {
         }
         if self.few.len() < 8 {
             self.few.push(key.clone());
+        } else if self.many.len() + 8 >= MOST_KEYS {
+            return Err(Refusal::Keys(self.object));
         } else {
             self.many.insert(key.clone());
         }
@@ -363,13 +398,34 @@ mod tests {
             (r#"{"method":"tools/call"}"#, "needs `params.name`"),
             (r#"{"method":"tools/call","params":{"name":7}}"#, "`params.name` is not a string"),
             (r#"{"method":"tools/call","params":[]}"#, "needs `params.name`"),
-            (r#"{"method":"Tools/Call","params":{"name":"a"}}"#, "in case alone"),
-            (r#"{"method":" tools/call","params":{"name":"a"}}"#, "in case alone"),
+            (r#"{"method":"ping","id":"\ud800"}"#, "surrogate"),
+            (r#"{"method":"Tools/Call","params":{"name":"a"}}"#, "differs from `tools/call` in case alone"),
+            (r#"{"method":"TOOLS/LIST"}"#, "differs from `tools/list` in case alone"),
+            (r#"{"method":"Subscriptions/Listen"}"#, "differs from `subscriptions/listen` in case alone"),
+            (r#"{"method":"server/Discover"}"#, "differs from `server/discover` in case alone"),
+            (r#"{"method":"Initialize"}"#, "differs from `initialize` in case alone"),
+            (r#"{"method":"Tasks/Get"}"#, "differs from `tasks/get` in case alone"),
+            (r#"{"method":"TASKS/other"}"#, "differs from `tasks/` in case alone"),
+            (r#"{"method":"notifications/Initialized"}"#, "in case alone"),
+            (r#"{"method":"tools/li\u017ft"}"#, "not visible ASCII"),
+            (r#"{"method":"ta\u017f\u212a\u017f/get"}"#, "not visible ASCII"),
+            (r#"{"method":" tools/call","params":{"name":"a"}}"#, "not visible ASCII"),
+            (r#"{"method":" tools/list"}"#, "not visible ASCII"),
+            (r#"{"method":"tools/list\u3000"}"#, "not visible ASCII"),
+            (r#"{"method":"tools/list\u200b"}"#, "not visible ASCII"),
+            (r#"{"method":"\ufefftools/list"}"#, "not visible ASCII"),
+            (r#"{"method":"tools/list\u0000"}"#, "not visible ASCII"),
+            (r#"{"method":"tools/list\u007f"}"#, "not visible ASCII"),
+            (r#"{"method":"tools / list"}"#, "not visible ASCII"),
             (r#"{"method":"tools/call","params":{"name":"a\u0000b"}}"#, "the tool's name has a control character"),
-            (r#"{"method":"tools/call\u0000","params":{"name":"a"}}"#, "the method has a control character"),
-            (r#"{"method":"tools/call\n","params":{"name":"a"}}"#, "the method has a control character"),
+            (r#"{"method":"tools/call\u0000","params":{"name":"a"}}"#, "not visible ASCII"),
+            (r#"{"method":"tools/call\n","params":{"name":"a"}}"#, "not visible ASCII"),
             (r#"{"method":"tools/call","params":{"name":"a\ud800"}}"#, "surrogate"),
             (r#"{"method":"tools/call","params":{"name":"a","_meta":{"a":1,"a":2}}}"#, "`params._meta` repeats"),
+            (
+                r#"{"method":"ping","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":20260728}}}"#,
+                "protocol version in `_meta` is not a string",
+            ),
             (r#"{"method":"ping"} {}"#, "goes on"),
             ("\u{feff}{\"method\":\"ping\"}", "byte-order mark"),
             (r#"{"method":"ping",}"#, "is not JSON"),
@@ -381,5 +437,29 @@ mod tests {
         let many: String = (0..20).map(|n| format!("\"k{n}\":0,")).collect();
         assert!(parse(format!("{{{many}\"k15\":1,\"method\":\"ping\"}}").as_bytes()).is_err());
         assert!(parse(format!("{{{many}\"method\":\"ping\"}}").as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn an_object_that_decides_has_a_bounded_number_of_keys_of_a_bounded_length() {
+        let keys = |count: usize| (0..count).map(|n| format!("\"k{n}\":0,")).collect::<String>();
+        for (count, fits) in [(MOST_KEYS - 2, true), (MOST_KEYS, false)] {
+            let keys = keys(count);
+            for body in [
+                format!("{{{keys}\"jsonrpc\":\"2.0\",\"method\":\"ping\"}}"),
+                format!("{{\"method\":\"ping\",\"params\":{{{keys}\"a\":1,\"b\":2}}}}"),
+                format!("{{\"method\":\"ping\",\"params\":{{\"_meta\":{{{keys}\"a\":1,\"b\":2}}}}}}"),
+            ] {
+                match parse(body.as_bytes()) {
+                    Ok(_) => assert!(fits, "{count}"),
+                    Err(refusal) => {
+                        assert!(!fits && refusal.to_string().contains("has more than 1024 keys"), "{count}: {refusal}");
+                    }
+                }
+            }
+        }
+        for (length, fits) in [(LONGEST_KEY, true), (LONGEST_KEY + 1, false)] {
+            let body = format!("{{\"method\":\"ping\",\"params\":{{\"{}\":1}}}}", "k".repeat(length));
+            assert_eq!(parse(body.as_bytes()).is_ok(), fits, "{length}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     governor::Governor,
     mcp::{
         list::{self, Filtered},
-        sse::{Rewriter, SseError, Verdict, holds_tools, spells_tools},
+        sse::{Endpoint, Event, Rewriter, SseError, Verdict, Watch, spells_tools},
     },
 };
 
@@ -30,8 +30,8 @@ pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// The body of an answer.
 #[expect(clippy::large_enum_variant, reason = "the larger is the common one, and lives no longer than its answer")]
 pub enum Answer {
-    /// Given whole.
-    Whole(Option<Bytes>),
+    /// Given whole, with the room that it takes where it is of a size to speak of.
+    Whole(Option<Bytes>, Option<Held>),
     /// Passed on as it comes. The permit is kept to the end: the call is under way until then.
     Stream {
         /// The server's body.
@@ -54,8 +54,16 @@ pub struct Events {
     inject: Option<mpsc::Receiver<Bytes>>,
     budget: Budget,
     held: Option<Held>,
+    /// Places among the calls under way.
+    _permit: Permit,
     stop: Option<Stop>,
 }
+
+/// A piece of a body, and the room that it takes beyond that of any piece.
+pub type Piece = (Frame<Bytes>, Option<Held>);
+
+/// The largest event for whose reading no room is taken: it is read and gone within a moment.
+const SMALL: usize = 16 * 1024;
 
 /// Decides on events.
 pub struct Filter {
@@ -67,6 +75,8 @@ pub struct Filter {
     pub hidden: IntCounter,
     /// The client's stream, where it can be of the HTTP+SSE transport.
     pub open: Option<Open>,
+    /// What is looked for.
+    pub watch: Watch,
 }
 
 impl Filter {
@@ -75,24 +85,32 @@ impl Filter {
         filter_list(&self.governor, &self.server, &self.hidden, body).map_err(|_| SseError::Unreadable)
     }
 
-    fn event(&mut self, name: &[u8], data: &[u8]) -> Result<Verdict, SseError> {
-        if name == b"endpoint"
-            && let Some(open) = &mut self.open
-        {
-            let named = std::str::from_utf8(data).map_err(|_| SseError::Unreadable)?;
-            return open.endpoint(named).map(|path| Verdict::Replace(path.into_bytes())).ok_or(SseError::Unreadable);
+    fn event(&mut self, event: Event<'_>, budget: &Budget) -> Result<Verdict, SseError> {
+        let Event { data, endpoint, .. } = event;
+        if let Some(open) = &mut self.open {
+            match endpoint {
+                Endpoint::Yes => {
+                    let named = std::str::from_utf8(data).map_err(|_| SseError::UnclearEndpoint)?;
+                    let path = open.endpoint(named).ok_or(SseError::ForeignEndpoint)?;
+                    return Ok(Verdict::Replace(path.into_bytes()));
+                }
+                Endpoint::Unclear => return Err(SseError::UnclearEndpoint),
+                Endpoint::No => {}
+            }
         }
-        if let Some(open) = &self.open {
-            open.answered(data);
-        }
-        if !holds_tools(data) {
+        if !spells_tools(data) {
             return Ok(Verdict::Pass);
         }
+        // What is read is there up to three times at once.
+        let _room = match data.len() {
+            ..=SMALL => None,
+            length => Some(budget.try_hold(length * 2).ok_or(SseError::NoRoom)?),
+        };
         match self.list(data) {
             Ok(Filtered::Edited(new)) => Ok(Verdict::Replace(new)),
+            Ok(Filtered::Same) => Ok(Verdict::Pass),
             // A client that is less strict may read what this cannot.
-            Err(error) if spells_tools(data) => Err(error),
-            Ok(Filtered::Same) | Err(_) => Ok(Verdict::Pass),
+            Err(error) => Err(error),
         }
     }
 }
@@ -105,20 +123,24 @@ pub fn filter_list(
     body: &[u8],
 ) -> Result<Filtered, toolweir_engine::json::JsonError> {
     let in_force = governor.in_force();
-    let shows = |tool: &str| {
-        let shows = in_force.engine.shows(server, tool);
-        if !shows {
+    let shows = |tool: &str| in_force.engine.shows(server, tool);
+    list::filter(body, &shows, &mut |tool, shown| {
+        governor.learn(server, tool);
+        if !shown {
             hidden.inc();
         }
-        shows
-    };
-    list::filter(body, &shows, &mut |tool| governor.learn(server, tool))
+    })
 }
 
 impl Answer {
     /// A body that is given whole.
     pub fn whole(bytes: impl Into<Bytes>) -> Self {
-        Self::Whole(Some(bytes.into()))
+        Self::Whole(Some(bytes.into()), None)
+    }
+
+    /// A body that is given whole, with the room that it takes until it is written.
+    pub fn held(bytes: impl Into<Bytes>, held: Held) -> Self {
+        Self::Whole(Some(bytes.into()), Some(held))
     }
 
     /// A stream whose events `filter` decides on.
@@ -128,57 +150,64 @@ impl Answer {
         filter: Filter,
         inject: Option<mpsc::Receiver<Bytes>>,
         budget: Budget,
+        permit: Permit,
         stop: Option<Stop>,
     ) -> Self {
-        let rewriter = Rewriter::new(most);
-        Self::Events(Box::new(Events { inner: Some(inner), rewriter, filter, inject, budget, held: None, stop }))
+        let rewriter = Rewriter::new(most, filter.watch);
+        Self::Events(Box::new(Events { inner: Some(inner), rewriter, filter, inject, budget, held: None, _permit: permit, stop }))
     }
 }
 
 impl Events {
-    /// Accounts for what is held; a stream that finds no room ends.
-    fn account(&mut self) -> Result<(), BodyError> {
-        let bytes = self.rewriter.held();
-        self.held = None;
-        if bytes > 0 {
-            let held = self.budget.try_hold(bytes).ok_or("no room to hold an event")?;
-            self.held = Some(held);
+    /// Accounts for what is held, and for what leaves where that is larger than a piece; a stream that finds no room ends.
+    fn account(&mut self, leaves: usize) -> Result<Option<Held>, SseError> {
+        let leaving = if leaves > SMALL { leaves } else { 0 };
+        let bytes = self.rewriter.room() + leaving;
+        let mut held = self.held.take().filter(|held| held.bytes() >= bytes);
+        if held.is_none() && bytes > 0 {
+            held = Some(self.budget.try_hold(bytes).ok_or(SseError::NoRoom)?);
         }
-        Ok(())
+        let Some(mut held) = held else { return Ok(None) };
+        held.shrink(bytes);
+        let left = held.split(leaving);
+        self.held = Some(held).filter(|held| held.bytes() > 0);
+        Ok(left)
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
         loop {
             if self.rewriter.between_events()
                 && let Some(Poll::Ready(Some(event))) = self.inject.as_mut().map(|inject| inject.poll_recv(context))
             {
-                return Poll::Ready(Some(Ok(Frame::data(event))));
+                return Poll::Ready(Some(Ok((Frame::data(event), None))));
             }
             if stopped(&mut self.stop, context) && self.rewriter.between_events() {
                 return Poll::Ready(None);
             }
             let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+            let Self { filter, budget, rewriter, .. } = self;
             let out = match std::task::ready!(Pin::new(inner).poll_frame(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
-                        let filter = &mut self.filter;
-                        let out = self.rewriter.push(&data, &mut |name, data| filter.event(name, data));
-                        let out = out.inspect_err(|error| {
-                            tracing::warn!(server = %filter.server, %error, "stream ended");
-                        })?;
-                        self.account()?;
-                        out
+                        if let Some(open) = &mut filter.open {
+                            open.seen(&data);
+                        }
+                        rewriter.push(&data, &mut |event| filter.event(event, budget))
                     }
-                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                    Err(frame) => return Poll::Ready(Some(Ok((frame, None)))),
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => {
                     self.inner = None;
-                    self.rewriter.finish()
+                    rewriter.finish(&mut |event| filter.event(event, budget))
                 }
             };
+            let out = out.and_then(|out| self.account(out.len()).map(|held| (out, held)));
+            let (out, held) = out.inspect_err(|error| {
+                tracing::warn!(server = %self.filter.server, %error, "stream ended");
+            })?;
             if !out.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(out))));
+                return Poll::Ready(Some(Ok((Frame::data(out), held))));
             }
         }
     }
@@ -193,34 +222,37 @@ fn stopped(stop: &mut Option<Stop>, context: &mut Context<'_>) -> bool {
     stopped
 }
 
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut *self {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes)))),
+impl Answer {
+    /// The next piece of the body.
+    pub fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
+        match self {
+            Self::Whole(bytes, held) => {
+                let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
+                Poll::Ready(bytes.map(|bytes| Ok((Frame::data(bytes), held.take()))))
+            }
             Self::Stream { inner, stop, .. } => {
                 if stopped(stop, context) {
                     return Poll::Ready(None);
                 }
-                Pin::new(inner).poll_frame(context).map_err(Into::into)
+                Pin::new(inner).poll_frame(context).map_ok(|frame| (frame, None)).map_err(Into::into)
             }
             Self::Events(events) => events.poll(context),
         }
     }
 
-    fn is_end_stream(&self) -> bool {
+    /// Whether nothing is left of the body.
+    pub fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Whole(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Self::Stream { inner, .. } => inner.is_end_stream(),
             Self::Events(_) => false,
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    /// What is known of the body's length.
+    pub fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Whole(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Stream { inner, .. } => inner.size_hint(),
             Self::Events(_) => SizeHint::default(),
         }

@@ -1,8 +1,15 @@
-//! A bound on the bytes of all bodies that are held while their meaning is decided.
+//! A bound on the bytes that are held: of requests and lists while their meaning is decided, and of answers that wait for
+//! their clients.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::Body;
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
@@ -11,10 +18,25 @@ use tokio::{
     time::timeout,
 };
 
+/// The largest body that is small: it finds room where large ones fill theirs.
+const SMALL: usize = 16 * 1024;
+/// How many may wait for room at once. What they have sent is not read, but the connection has taken it in.
+const WAITING: usize = 64;
+
 /// The room that is left.
 #[derive(Clone, Debug)]
-pub struct Budget {
-    room: Arc<Semaphore>,
+pub struct Budget(Arc<Rooms>);
+
+#[derive(Debug)]
+struct Rooms {
+    /// Three quarters: for what is read whole.
+    bodies: Arc<Semaphore>,
+    largest: usize,
+    /// A sixteenth: for small bodies, where the large ones have filled their room.
+    small: Arc<Semaphore>,
+    /// Three sixteenths: for answers that wait for their clients.
+    clients: Arc<Semaphore>,
+    waiting: AtomicUsize,
     wait: Duration,
     gauge: IntGauge,
 }
@@ -23,12 +45,32 @@ pub struct Budget {
 #[derive(Debug)]
 pub struct Held {
     permit: OwnedSemaphorePermit,
-    gauge: IntGauge,
+    rooms: Arc<Rooms>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.gauge.sub(i64::try_from(self.permit.num_permits()).unwrap_or(i64::MAX));
+        self.rooms.gauge.sub(i64::try_from(self.permit.num_permits()).unwrap_or(i64::MAX));
+    }
+}
+
+impl Held {
+    /// How many bytes.
+    pub fn bytes(&self) -> usize {
+        self.permit.num_permits()
+    }
+
+    /// Takes this many bytes out of it; nothing where it has not as many, or none are wanted.
+    pub fn split(&mut self, bytes: usize) -> Option<Self> {
+        let permit = if bytes > 0 { self.permit.split(bytes)? } else { return None };
+        Some(Self { permit, rooms: Arc::clone(&self.rooms) })
+    }
+
+    /// Gives back what is beyond this many bytes.
+    pub fn shrink(&mut self, bytes: usize) {
+        if let Some(rest) = self.permit.split(self.bytes().saturating_sub(bytes)) {
+            self.rooms.gauge.sub(i64::try_from(rest.num_permits()).unwrap_or(i64::MAX));
+        }
     }
 }
 
@@ -46,29 +88,65 @@ pub enum ReadError {
 impl Budget {
     /// Room for this many bytes; who finds none waits for `wait`.
     pub fn new(bytes: usize, wait: Duration, gauge: IntGauge) -> Self {
-        Self { room: Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))), wait, gauge }
+        let (bytes, part) = (bytes.min(Semaphore::MAX_PERMITS), |part: usize| Arc::new(Semaphore::new(part)));
+        let (small, clients) = (bytes / 16, bytes / 16 * 3);
+        let largest = bytes - small - clients;
+        Self(Arc::new(Rooms {
+            bodies: part(largest),
+            largest,
+            small: part(small),
+            clients: part(clients),
+            waiting: AtomicUsize::new(0),
+            wait,
+            gauge,
+        }))
     }
 
-    /// Takes room.
+    /// The largest body for which there can be room.
+    pub fn largest(&self) -> usize {
+        self.0.largest
+    }
+
+    fn held(&self, permit: OwnedSemaphorePermit) -> Held {
+        self.0.gauge.add(i64::try_from(permit.num_permits()).unwrap_or(i64::MAX));
+        Held { permit, rooms: Arc::clone(&self.0) }
+    }
+
+    /// Takes room for what is read whole.
     pub async fn hold(&self, bytes: usize) -> Result<Held, ReadError> {
-        let count = u32::try_from(bytes).map_err(|_| ReadError::TooLarge)?;
-        let permit = match Arc::clone(&self.room).try_acquire_many_owned(count) {
-            Ok(permit) => permit,
-            Err(_) => timeout(self.wait, Arc::clone(&self.room).acquire_many_owned(count))
-                .await
-                .map_err(|_| ReadError::NoRoom)?
-                .map_err(|_| ReadError::NoRoom)?,
-        };
-        self.gauge.add(i64::from(count));
-        Ok(Held { permit, gauge: self.gauge.clone() })
+        match self.try_hold(bytes) {
+            Some(held) => Ok(held),
+            None => self.wait_to_hold(bytes).await,
+        }
     }
 
-    /// Takes room at once or not at all.
+    /// Takes room among that of large bodies.
+    async fn wait_to_hold(&self, bytes: usize) -> Result<Held, ReadError> {
+        let count = u32::try_from(bytes).map_err(|_| ReadError::TooLarge)?;
+        let _waits = Waits::begin(&self.0).ok_or(ReadError::NoRoom)?;
+        let permit = timeout(self.0.wait, Arc::clone(&self.0.bodies).acquire_many_owned(count)).await;
+        permit.ok().and_then(Result::ok).map(|permit| self.held(permit)).ok_or(ReadError::NoRoom)
+    }
+
+    /// Takes room for what is read whole, at once or not at all.
     pub fn try_hold(&self, bytes: usize) -> Option<Held> {
         let count = u32::try_from(bytes).ok()?;
-        let permit = Arc::clone(&self.room).try_acquire_many_owned(count).ok()?;
-        self.gauge.add(i64::from(count));
-        Some(Held { permit, gauge: self.gauge.clone() })
+        let of = |room: &Arc<Semaphore>| Arc::clone(room).try_acquire_many_owned(count).ok();
+        let permit = of(&self.0.bodies).or_else(|| (bytes <= SMALL).then(|| of(&self.0.small)).flatten())?;
+        Some(self.held(permit))
+    }
+
+    /// Takes room for a part of an answer that waits for its client, at once or not at all.
+    pub fn try_hold_for_client(&self, bytes: usize) -> Option<Held> {
+        let count = u32::try_from(bytes).ok()?;
+        Arc::clone(&self.0.clients).try_acquire_many_owned(count).ok().map(|permit| self.held(permit))
+    }
+
+    /// The same, waiting for as long as it takes; nothing for what never fits.
+    pub async fn hold_for_client(&self, bytes: usize) -> Option<Held> {
+        let count = u32::try_from(bytes).ok()?;
+        let permit = Arc::clone(&self.0.clients).acquire_many_owned(count).await.ok()?;
+        Some(self.held(permit))
     }
 
     /// Reads a body of at most `most` bytes, with room taken before a byte is read where its length is known.
@@ -77,14 +155,18 @@ impl Budget {
         B: Body<Data = Bytes> + Unpin,
     {
         const STEP: usize = 64 * 1024;
+        let most = most.min(self.0.largest);
         let hint = body.size_hint();
         let known = hint.exact().map(|exact| usize::try_from(exact).unwrap_or(usize::MAX));
         if known.unwrap_or(0) > most {
             return Err(ReadError::TooLarge);
         }
-        let mut held = self.hold(known.unwrap_or(STEP.min(most))).await?;
+        let mut held = match known {
+            Some(known) => self.hold(known).await?,
+            None => self.wait_to_hold(STEP.min(most)).await?,
+        };
         let mut first = Bytes::new();
-        let mut rest = BytesMut::new();
+        let mut rest = Vec::new();
         let mut length = 0;
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| ReadError::Sender)?.into_data() else { continue };
@@ -92,24 +174,45 @@ impl Budget {
             if length > most {
                 return Err(ReadError::TooLarge);
             }
-            if length > held.permit.num_permits() {
-                let mut more = self.hold(STEP.max(length - held.permit.num_permits()).min(most)).await?;
-                if let Some(permit) = more.permit.split(more.permit.num_permits()) {
-                    held.permit.merge(permit);
-                }
-            }
             // Most bodies come in one piece, which needs no copy.
-            if first.is_empty() && rest.is_empty() {
+            if first.is_empty() && rest.is_empty() && length <= held.bytes() {
                 first = data;
-            } else {
-                if rest.is_empty() {
-                    rest.reserve(known.unwrap_or(length));
-                    rest.extend_from_slice(&first);
-                }
-                rest.extend_from_slice(&data);
+                continue;
             }
+            if length > rest.capacity() {
+                // What grows does so by half as much again: room is held for all of it, used or not.
+                let grown = length.max(rest.capacity() + rest.capacity() / 2).max(STEP).min(most);
+                let capacity = known.map_or(grown, |known| known.max(length));
+                if capacity > held.bytes() {
+                    // Of the room that is held already, which only is that of large bodies.
+                    let mut more = self.wait_to_hold(capacity - held.bytes()).await?;
+                    if let Some(permit) = more.permit.split(more.bytes()) {
+                        held.permit.merge(permit);
+                    }
+                }
+                rest.reserve_exact(capacity - rest.len());
+            }
+            rest.extend_from_slice(&std::mem::take(&mut first));
+            rest.extend_from_slice(&data);
         }
-        Ok((if rest.is_empty() { first } else { rest.freeze() }, held))
+        held.shrink(length.max(rest.capacity()));
+        Ok((if rest.is_empty() { first } else { rest.into() }, held))
+    }
+}
+
+/// A wait for room, as long as not too many wait.
+struct Waits<'a>(&'a Rooms);
+
+impl<'a> Waits<'a> {
+    fn begin(rooms: &'a Rooms) -> Option<Self> {
+        let waits = Self(rooms);
+        (rooms.waiting.fetch_add(1, Ordering::AcqRel) < WAITING).then_some(waits)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -127,7 +230,7 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_are_accounted_for_until_they_are_dropped() {
-        let (budget, gauge) = budget(100);
+        let (budget, gauge) = budget(132);
         let (body, held) = budget.read(Full::new(Bytes::from(vec![1; 60])), 80).await.unwrap();
         assert_eq!((body.len(), gauge.get()), (60, 60));
         assert_eq!(budget.read(Full::new(Bytes::from(vec![1; 60])), 80).await.unwrap_err(), ReadError::NoRoom);

@@ -3,7 +3,7 @@
 use http::StatusCode;
 
 use super::reason::Reason;
-use crate::{governor::Outcome, mcp::request::Refusal};
+use crate::{governor::Outcome, mcp::request::Refusal, under_way::NotKept};
 
 /// Whose fault a failure was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +40,19 @@ pub enum Failure {
     /// Too many bytes are held.
     #[error("The sidecar holds as many bytes as it may. Try again in a moment.")]
     Overloaded,
+    /// Too many requests have no answer yet, where an answer comes elsewhere.
+    #[error("As many requests as may be have no answer yet. Try again when some are answered.")]
+    Unanswered,
     /// The server has no url.
     #[error("No policy says where the MCP server {0} is.")]
     NoUrl(String),
     /// The server cannot be connected to.
     #[error("The MCP server {0} cannot be connected to: {why}.", why = .1.why)]
     Connect(String, Reason),
+    /// The proxy on the way to the server seems not to have passed the request on. The server may have said so itself, so
+    /// it is not certain that nothing was sent.
+    #[error("The MCP server {0} cannot be connected to: {why}.", why = .1.why)]
+    Proxy(String, Reason),
     /// The server did not begin to answer in time.
     #[error("The MCP server {0} did not begin to answer in time.")]
     Timeout(String),
@@ -66,9 +73,11 @@ impl Failure {
             Self::NotFound | Self::UnknownServer => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Body => StatusCode::REQUEST_TIMEOUT,
-            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded | Self::Unanswered => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::NoUrl(_) | Self::Connect(..) | Self::Upstream(_) | Self::Invalid(..) => StatusCode::BAD_GATEWAY,
+            Self::NoUrl(_) | Self::Connect(..) | Self::Proxy(..) | Self::Upstream(_) | Self::Invalid(..) => {
+                StatusCode::BAD_GATEWAY
+            }
         }
     }
 
@@ -90,8 +99,8 @@ impl Failure {
             Self::NotFound | Self::Method => Outcome::NotFound,
             Self::UnknownServer => Outcome::UnknownServer,
             Self::Body => Outcome::ClientFailed,
-            Self::Overloaded => Outcome::Overloaded,
-            Self::NoUrl(_) | Self::Connect(..) => Outcome::ConnectFailed,
+            Self::Overloaded | Self::Unanswered => Outcome::Overloaded,
+            Self::NoUrl(_) | Self::Connect(..) | Self::Proxy(..) => Outcome::ConnectFailed,
             Self::Timeout(_) => Outcome::UpstreamTimeout,
             Self::Upstream(_) => Outcome::UpstreamFailed,
             Self::Invalid(..) => Outcome::UpstreamInvalid,
@@ -104,8 +113,8 @@ impl Failure {
             Self::Refused(_) | Self::ForbiddenOrigin(_) | Self::NotFound | Self::UnknownServer | Self::Method | Self::Body => {
                 Fault::Client
             }
-            Self::NoUrl(_) | Self::Overloaded => Fault::Own,
-            Self::Connect(..) | Self::Timeout(_) | Self::Upstream(_) | Self::Invalid(..) => Fault::Upstream,
+            Self::NoUrl(_) | Self::Overloaded | Self::Unanswered => Fault::Own,
+            Self::Connect(..) | Self::Proxy(..) | Self::Timeout(_) | Self::Upstream(_) | Self::Invalid(..) => Fault::Upstream,
         }
     }
 
@@ -120,9 +129,25 @@ impl Failure {
     /// Whether the same request may do better later. A request that timed out may have been carried out.
     pub fn retry(&self) -> bool {
         match self {
-            Self::Overloaded => true,
-            Self::Connect(_, reason) => reason.passes,
+            Self::Overloaded | Self::Unanswered => true,
+            Self::Connect(_, reason) | Self::Proxy(_, reason) => reason.passes,
             _ => false,
+        }
+    }
+
+    /// Whether it is certain that nothing was sent to the server. An answer never says so, whatever its status: a gateway
+    /// may give it when the call has long begun.
+    pub fn nothing_sent(&self) -> bool {
+        matches!(self, Self::Connect(..) | Self::NoUrl(_))
+    }
+}
+
+impl From<NotKept> for Failure {
+    fn from(why: NotKept) -> Self {
+        match why {
+            NotKept::InUse => Refusal::IdInUse.into(),
+            NotKept::LongId => Refusal::LongId.into(),
+            NotKept::NoRoom => Self::Unanswered,
         }
     }
 }

@@ -12,20 +12,22 @@ use std::{
 use bytes::Bytes;
 use http::{Uri, uri::PathAndQuery};
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
-use crate::under_way::UnderWay;
+use crate::under_way::{EventAnswers, MOST_OF_ALL, UnderWay};
 
 /// The open streams.
 #[derive(Clone, Debug)]
 pub struct Streams {
     open: Arc<Mutex<HashMap<String, Stream>>>,
     random: SystemRandom,
+    /// Room for requests without an answer.
+    room: Arc<Semaphore>,
 }
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { open: Arc::default(), random: SystemRandom::new() }
+        Self { open: Arc::default(), random: SystemRandom::new(), room: Arc::new(Semaphore::new(MOST_OF_ALL)) }
     }
 }
 
@@ -40,7 +42,7 @@ pub struct Stream {
     pub endpoint: Uri,
     /// Events to put into the stream.
     pub events: mpsc::Sender<Bytes>,
-    /// Calls whose answer comes on the stream.
+    /// Requests whose answer comes on the stream.
     pub under_way: Arc<UnderWay>,
 }
 
@@ -53,6 +55,7 @@ pub struct Open {
     url: Uri,
     events: mpsc::Sender<Bytes>,
     under_way: Arc<UnderWay>,
+    answers: EventAnswers,
 }
 
 /// How many answers of the sidecar wait for a client that does not read its stream.
@@ -73,7 +76,8 @@ impl Streams {
                 server: server.to_owned(),
                 url: url.clone(),
                 events,
-                under_way: Arc::default(),
+                under_way: Arc::new(UnderWay::within(Arc::clone(&self.room))),
+                answers: EventAnswers::default(),
             },
             receiver,
         )
@@ -96,9 +100,9 @@ impl Streams {
 }
 
 impl Open {
-    /// Takes an event's message: a call that it answers is no longer under way.
-    pub fn answered(&self, message: &[u8]) {
-        self.under_way.answered(message);
+    /// Takes a piece of the stream: requests that it answers are no longer under way.
+    pub fn seen(&mut self, piece: &[u8]) {
+        self.answers.push(piece, &self.under_way);
     }
 
     /// Takes the endpoint that the server named, and gives the path that the client is told. Nothing when the endpoint

@@ -1,8 +1,8 @@
 //! The way of a request: parse once, decide, forward.
 //!
 //! [`service`] has the way itself; what it stands on: [`upstream`] connects to servers, by [`names`], [`through`] a proxy if need be,
-//! and [`reason`] says why it could not; [`body`] streams answers, [`budget`] bounds what is held, [`unread`] discards
-//! what is not read, [`legacy`] knows the open streams of the HTTP+SSE transport, [`oauth`] finds where a server's
+//! and [`reason`] says why it could not; [`body`] streams answers, [`budget`] bounds what is held, [`waiting`] what
+//! waits for clients, [`unread`] discards what is not read, [`legacy`] knows the open streams of the HTTP+SSE transport, [`oauth`] finds where a server's
 //! authorization is described, [`challenge`] and [`cookies`] rewrite what names the server to the client, [`cors`] is for
 //! pages in a browser, and [`server`] accepts connections.
 
@@ -21,6 +21,7 @@ pub mod service;
 pub mod through;
 pub mod unread;
 pub mod upstream;
+pub mod waiting;
 
 use std::time::Duration;
 
@@ -41,18 +42,21 @@ pub struct Limits {
     pub first_byte: Duration,
     /// How many connections of clients may be open.
     pub connections: usize,
+    /// How many requests may be under way, their answers included.
+    pub requests: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             body: 4 * 1024 * 1024,
-            held: 64 * 1024 * 1024,
+            held: 16 * 1024 * 1024,
             held_wait: Duration::from_secs(1),
             body_time: Duration::from_secs(30),
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(300),
-            connections: 1024,
+            connections: 512,
+            requests: 256,
         }
     }
 }

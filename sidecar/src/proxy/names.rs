@@ -97,6 +97,11 @@ impl Names {
         Self(Arc::new(Inner { source, made: Mutex::default() }))
     }
 
+    /// How names are resolved.
+    pub fn source(&self) -> &Source {
+        &self.0.source
+    }
+
     /// The addresses of a host, at least one.
     ///
     /// # Errors

@@ -9,6 +9,9 @@ use std::{
 use http::{Uri, uri::PathAndQuery};
 use toolweir_engine::json::{Kind, Reader};
 
+/// The largest description of a server's authorization that is read, in bytes.
+pub const LARGEST: usize = 256 * 1024;
+
 /// The path of a server's description at its own origin (RFC 9728, section 3.1).
 pub const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
 
@@ -73,7 +76,8 @@ pub fn rewrite_resource(body: &[u8], resource: &str) -> Option<Vec<u8>> {
             if key.string()?.as_deref() == Some("resource") {
                 places.push(value.start..value.end());
             }
-            Ok(())
+            // Of two, clients would take one or the other; and each can become longer.
+            if places.len() > 1 { Err(toolweir_engine::json::JsonError::Syntax(value.start)) } else { Ok(()) }
         })
         .ok()?;
     reader.finish().ok()?;

@@ -3,10 +3,12 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     thread,
     time::Duration,
 };
@@ -18,6 +20,7 @@ use hyper_util::{
 };
 use rustls::ClientConfig;
 use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     time::timeout,
@@ -26,10 +29,15 @@ use tokio::{
 use super::{
     service::{Proxy, Shared},
     upstream::Client,
+    waiting,
 };
 
 /// How long a client may take to send the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
+
+/// What one connection of a client may have sent that is not read yet, and the largest head of a request.
+const UNREAD: u32 = 64 * 1024;
+const LARGEST_HEAD: usize = 16 * 1024;
 
 /// The running proxy.
 #[derive(Debug)]
@@ -70,6 +78,15 @@ pub fn start(listener: TcpListener, workers: usize, shared: &Arc<Shared>, tls: &
         inboxes.push(sender);
     }
     tokio::spawn(accept(listener, inboxes, Arc::clone(shared), Arc::clone(&open)));
+    let watched = Arc::clone(shared);
+    tokio::spawn(async move {
+        let closed = watched.governor.metrics.connections_closed.with_label_values(&["proxy", "not_read"]);
+        let cut = |count: usize| {
+            closed.inc_by(count as u64);
+            tracing::warn!(count, "connections were closed: their clients did not read what waited for them");
+        };
+        watched.clients.watch(cut).await;
+    });
     Ok(Running { address, open })
 }
 
@@ -92,6 +109,8 @@ async fn accept(
                 // Beyond the bound a connection is closed at once: it costs nothing then.
                 Ok(_) if open.load(Ordering::Acquire) >= shared.limits.connections => {
                     metrics.requests.with_label_values(&[crate::metrics::UNKNOWN_SERVER, "_none", "overloaded"]).inc();
+                    metrics.connections_closed.with_label_values(&["proxy", "too_many"]).inc();
+                    shared.clients.press();
                     tracing::warn!(limit = shared.limits.connections, "too many connections; one was closed");
                 }
                 Ok((stream, _)) => break stream,
@@ -150,58 +169,116 @@ impl Drop for Closing {
     }
 }
 
+/// What every connection over HTTP/2 begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// Waits for the first bytes of a request: until they tell the protocol, no other timeout runs.
-async fn begins(stream: &TcpStream) -> bool {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+async fn begins(mut stream: TcpStream) -> Option<Begun> {
     let begun = async {
-        let mut head = [0; PREFACE.len()];
+        let mut begun = [0; PREFACE.len()];
+        let mut come = 0;
         loop {
-            match stream.peek(&mut head).await {
-                Ok(0) | Err(_) => return false,
-                Ok(read) if read < head.len() && head.get(..read).is_some_and(|head| PREFACE.starts_with(head)) => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                Ok(_) => return true,
+            match stream.read(begun.get_mut(come..)?).await {
+                Ok(0) | Err(_) => return None,
+                Ok(more) => come += more,
+            }
+            if come == PREFACE.len() || begun.get(..come) != PREFACE.get(..come) {
+                return Some((begun, come));
             }
         }
     };
-    timeout(HEAD, begun).await.unwrap_or(false)
+    let (begun, come) = timeout(HEAD, begun).await.ok()??;
+    Some(Begun { first: begun, read: 0, come, stream })
+}
+
+/// A connection of which the first bytes were read.
+struct Begun {
+    first: [u8; PREFACE.len()],
+    read: usize,
+    come: usize,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Begun {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(rest) = this.first.get(this.read..this.come).filter(|rest| !rest.is_empty()) {
+            let part = rest.get(..into.remaining()).unwrap_or(rest);
+            into.put_slice(part);
+            this.read += part.len();
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Begun {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 async fn connection(stream: TcpStream, proxy: Proxy) {
     let mut stopping = proxy.shared.stopping.clone();
     let begun = tokio::select! {
-        begun = begins(&stream) => begun,
-        _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => false,
+        begun = begins(stream) => begun,
+        _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
     };
-    if !begun {
-        return;
-    }
+    let Some(stream) = begun else { return };
+    let opened = proxy.shared.clients.open();
     let mut stopping: watch::Receiver<bool> = proxy.shared.stopping.clone();
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LARGEST_HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(30)))
-        .max_concurrent_streams(128)
-        .max_header_list_size(64 * 1024)
-        .initial_stream_window_size(256 * 1024)
-        .initial_connection_window_size(1024 * 1024);
-    let service = service_fn(move |request| proxy.clone().serve(request));
+        .max_concurrent_streams(64)
+        .max_header_list_size(16 * 1024)
+        .initial_stream_window_size(UNREAD)
+        .initial_connection_window_size(UNREAD)
+        .max_send_buf_size(waiting::PIECE);
+    let of = Arc::clone(&opened.connection);
+    let service = service_fn(move |request| proxy.clone().serve(Arc::clone(&of), request));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let stopped = async move { stopping.wait_for(|stopping| *stopping).await.is_ok() };
-    let early = tokio::select! {
-        result = connection.as_mut() => Some(result),
-        _ = stopped => None,
-    };
-    let result = match early {
-        Some(result) => result,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let serving = async move {
+        let early = tokio::select! {
+            result = connection.as_mut() => Some(result),
+            _ = stopped => None,
+        };
+        match early {
+            Some(result) => result,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
+    };
+    let result = tokio::select! {
+        result = serving => result,
+        () = opened.connection.cut() => Ok(()),
     };
     if let Err(error) = result {
         tracing::debug!(%error, "connection");

@@ -26,6 +26,7 @@ use super::{
     through::{ProxyError, UpstreamProxy},
     unread::Unread,
     upstream::Client,
+    waiting::{Clients, Connection, Outgoing},
 };
 use crate::{
     governor::{self, Arrival, Decided, Governor, InForce, Outcome, Server},
@@ -36,7 +37,9 @@ use crate::{
         list::Filtered,
         method_label,
         request::{Message, Refusal, Request as McpRequest, parse},
+        sse::{Watch, spells_tools},
     },
+    under_way::Kept,
 };
 
 /// What all workers share.
@@ -48,6 +51,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Room for bodies.
     pub budget: Budget,
+    /// The open connections of clients.
+    pub clients: Arc<Clients>,
     /// Open streams of the HTTP+SSE transport.
     pub streams: Streams,
     /// Names under which the sidecar may be reached besides local ones.
@@ -176,7 +181,12 @@ impl Proxy {
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn serve(self, mut request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    pub async fn serve(
+        self,
+        connection: Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Outgoing>, Infallible> {
+        let under_way = self.shared.clients.begin(&connection).await;
         let in_force = arc_swap::Guard::into_inner(self.shared.governor.in_force());
         let mut way = Way {
             governor: &self.shared.governor,
@@ -193,7 +203,11 @@ impl Proxy {
         }
         let head = request.method() == Method::HEAD;
         let page = self.page(request.headers());
-        let answer = self.route(Unread::of(request, &self.shared), &mut way).await;
+        let request = Unread::of(request, &self.shared, &connection, under_way.is_some());
+        let answer = match under_way {
+            Some(_) => self.route(request, &mut way).await,
+            None => Err(Failure::Overloaded),
+        };
         let (mut response, outcome) = match answer {
             Ok(done) => done,
             Err(failure) => way.failed(&failure, None),
@@ -205,16 +219,18 @@ impl Proxy {
         if head {
             *response.body_mut() = Answer::whole(Bytes::new());
         }
-        Ok(response)
+        let (clients, budget) = (Arc::clone(&self.shared.clients), self.shared.budget.clone());
+        Ok(response.map(|answer| Outgoing::new(answer, connection, clients, budget, under_way)))
     }
 
     async fn route(&self, request: Request<Unread>, way: &mut Way<'_>) -> Result<(Response<Answer>, Outcome), Failure> {
         self.check_origin(request.headers())?;
+        headers::check_connection(request.headers())?;
+        headers::check(request.headers())?;
         if cors::is_preflight(&request) {
             way.method = "_preflight";
             return Ok((cors::preflight(request.headers(), Answer::whole(Bytes::new())), Outcome::Ok));
         }
-        headers::check_connection(request.headers())?;
         let uri = request.uri().clone();
         // A query could mean something to the server that no policy saw.
         if uri.query().is_some() {
@@ -242,6 +258,7 @@ impl Proxy {
                         let server = way.server.clone().ok_or(Failure::UnknownServer)?;
                         let to = if request.method() == Method::GET { To::Get } else { To::Message };
                         way.method = if to == To::Get { "_get" } else { "_delete" };
+                        headers::check_no_request(request.headers(), "no message")?;
                         if let Some(denial) = way.in_force.engine.closed(name) {
                             return Ok((text(StatusCode::FORBIDDEN, denial.message), Outcome::Denied));
                         }
@@ -318,7 +335,7 @@ impl Proxy {
         way.server = way.in_force.server(name).cloned();
         let message = match parse(&bytes)? {
             Message::Answer => {
-                headers::check_answer(&parts.headers)?;
+                headers::check_no_request(&parts.headers, "an answer")?;
                 way.method = "_answer";
                 None
             }
@@ -339,10 +356,15 @@ impl Proxy {
             drop(held);
             return self.pass(response, &parts.headers, way, Permit::default(), To::Message).await;
         };
+        // On an HTTP+SSE stream an answer is known by its id alone.
+        let kept = match client.legacy.zip(message.id).map(|(stream, id)| stream.under_way.keep(id)).transpose() {
+            Ok(kept) => kept,
+            Err(why) => return Ok(client.refuse(&message, &why.into(), way)),
+        };
         let answered = if message.is_tool_call() {
-            self.tool_call(&message, name, &client, bytes.clone(), held, way).await
+            self.tool_call(&message, name, &client, kept, bytes.clone(), held, way).await
         } else {
-            self.other(&message, name, &client, bytes.clone(), way).await
+            self.other(&message, name, &client, kept, bytes.clone(), way).await
         };
         answered.or_else(|failure| Ok(way.failed(&failure, message.id)))
     }
@@ -353,6 +375,7 @@ impl Proxy {
         message: &McpRequest<'_>,
         name: &str,
         client: &Asker<'_>,
+        mut kept: Option<Kept<'_>>,
         bytes: Bytes,
         way: &mut Way<'_>,
     ) -> Result<(Response<Answer>, Outcome), Failure> {
@@ -367,15 +390,19 @@ impl Proxy {
             "subscriptions/listen" => To::Listen,
             _ => To::Message,
         };
-        let response = self.send(&Method::POST, client.headers, url, bytes, &server, way).await?;
-        self.pass(response, client.headers, way, Permit::default(), to).await
+        kept.iter_mut().for_each(Kept::sent);
+        let sent = self.send(&Method::POST, client.headers, url, bytes, &server, way).await;
+        settle(kept, &sent);
+        self.pass(sent?, client.headers, way, Permit::default(), to).await
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what is known of one call, each used once")]
     async fn tool_call(
         &self,
         message: &McpRequest<'_>,
         name: &str,
         client: &Asker<'_>,
+        mut kept: Option<Kept<'_>>,
         bytes: Bytes,
         held: Held,
         way: &mut Way<'_>,
@@ -403,36 +430,33 @@ impl Proxy {
                 record.finish(Outcome::Denied);
                 return client.deny(message, &denial);
             }
-            (Decided::Allowed(_), None) => return Err(Failure::UnknownServer),
+            (Decided::Allowed(permit), None) => {
+                permit.give_back();
+                return Err(Failure::UnknownServer);
+            }
             (Decided::Allowed(permit), Some(server)) => (permit, server),
         };
-        // On an HTTP+SSE stream the answer can come before that of the POST.
-        let kept = client.legacy.zip(message.id).map(|(stream, id)| stream.under_way.keep(id, permit.split_places()));
+        if let Some(kept) = &mut kept {
+            kept.hold(permit.split_places());
+            kept.sent();
+        }
         let sent = match endpoint(&server, client.legacy) {
             Ok(url) => self.send(&Method::POST, client.headers, url, bytes, &server, way).await,
             Err(failure) => Err(failure),
         };
         drop(held);
+        settle(kept, &sent);
         let response = match sent {
             Ok(response) => response,
             Err(failure) => {
-                if matches!(failure, Failure::Connect(..) | Failure::NoUrl(_)) {
+                if failure.nothing_sent() {
                     permit.give_back();
                 }
                 record.finish(failure.outcome());
                 return Err(failure);
             }
         };
-        if let Some(kept) = kept.filter(|_| response.status().is_success()) {
-            kept.taken();
-        }
         let outcome = outcome_of(response.status());
-        let permit = if response.status().is_server_error() {
-            permit.give_back();
-            Permit::default()
-        } else {
-            permit
-        };
         let passed = self.pass(response, client.headers, way, permit, To::Message).await;
         record.finish(passed.as_ref().map_or_else(Failure::outcome, |_| outcome));
         passed
@@ -461,7 +485,7 @@ impl Proxy {
         match answer {
             // To the client it would be a hop that it knows nothing of.
             Ok(Ok(response)) if by_proxy && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-                Err(Failure::Connect(server.name.clone(), Reason::of(&ProxyError::Refused(407))))
+                Err(Failure::Proxy(server.name.clone(), Reason::of(&ProxyError::Refused(407))))
             }
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
@@ -486,6 +510,12 @@ impl Proxy {
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
         let status = parts.status;
+        if status.is_informational() {
+            return Err(Failure::Invalid(
+                server.name.clone(),
+                format!("its status is {}, which ends no request", status.as_u16()),
+            ));
+        }
         if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
             // Followed by the client it would lead past the sidecar.
             let place = parts.headers.get(header::LOCATION).and_then(|place| place.to_str().ok()).unwrap_or("nowhere");
@@ -494,13 +524,18 @@ impl Proxy {
         }
         self.localize(&mut parts.headers, asked, &server);
         let outcome = outcome_of(status);
-        let kind = content_type(&parts.headers);
-        let (get, read) = (to == To::Get, to == To::List && status.is_success());
-        let watched = (get || read) && kind.eq_ignore_ascii_case("text/event-stream");
-        if (read || watched) && is_coded(&parts.headers) {
+        let (get, list, events) = (to == To::Get, to == To::List, is_events(&parts.headers));
+        // Some clients take what a GET gives for events, whatever it says that it is.
+        let watch = match (get, list, events) {
+            (true, _, true) | (_, true, true) => Some(Watch::All),
+            (true, _, false) => Some(Watch::Foreign),
+            _ => None,
+        };
+        let encoded = is_coded(&parts.headers);
+        if encoded && (list || get) && (status.is_success() || events) {
             return Err(Failure::Invalid(server.name.clone(), COMPRESSED.to_owned()));
         }
-        if watched {
+        if let Some(watch) = watch.filter(|watch| !encoded && (*watch != Watch::Foreign || status.is_success())) {
             let url = server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone()))?;
             let (open, inject) = if get { Some(self.shared.streams.open(&server.name, &url)).unzip() } else { (None, None) };
             let filter = Filter {
@@ -508,14 +543,17 @@ impl Proxy {
                 server: server.name.clone(),
                 hidden: self.shared.governor.metrics.tools_hidden.with_label_values(&[server.name.as_str()]),
                 open,
+                watch,
             };
-            parts.headers.remove(header::CONTENT_LENGTH);
-            let stop = get.then(|| self.stop());
-            let answer = Answer::events(body, self.shared.limits.body, filter, inject, self.shared.budget.clone(), stop);
+            if watch != Watch::Foreign {
+                parts.headers.remove(header::CONTENT_LENGTH);
+            }
+            let stop = (get || to == To::Listen).then(|| self.stop());
+            let answer = Answer::events(body, self.shared.limits.body, filter, inject, self.shared.budget.clone(), permit, stop);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
-        if read {
-            let answer = self.list(body, &kind, way).await?;
+        if list && !encoded {
+            let answer = self.list(body, &content_type(&parts.headers), status, way).await?;
             parts.headers.remove(header::CONTENT_LENGTH);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
@@ -524,13 +562,13 @@ impl Proxy {
     }
 
     /// Reads a tools/list answer and shows of it what may be called.
-    async fn list(&self, body: Incoming, kind: &str, way: &mut Way<'_>) -> Result<Answer, Failure> {
+    async fn list(&self, body: Incoming, kind: &str, status: StatusCode, way: &mut Way<'_>) -> Result<Answer, Failure> {
         let server = way.server.clone().ok_or(Failure::UnknownServer)?;
         let invalid = |why: String| Failure::Invalid(server.name.clone(), why);
         let before = Instant::now();
         let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, self.shared.limits.body)).await;
         way.waited += before.elapsed();
-        let (bytes, _held) = match read {
+        let (bytes, held) = match read {
             Ok(Ok(read)) => read,
             Ok(Err(ReadError::TooLarge)) => {
                 return Err(invalid(format!("the list of tools is larger than {} bytes", self.shared.limits.body)));
@@ -542,14 +580,20 @@ impl Proxy {
         if bytes.is_empty() {
             return Ok(Answer::whole(bytes));
         }
-        if !kind.eq_ignore_ascii_case("application/json") {
+        let json = kind.eq_ignore_ascii_case("application/json");
+        // An error is passed on whatever it is, unless some client could find a list in it.
+        let error = !status.is_success();
+        if !json && !error {
             return Err(invalid("the list of tools is neither JSON nor an event stream".to_owned()));
         }
+        // For what stays of it.
+        let Ok(room) = self.shared.budget.hold(bytes.len()).await else { return Err(Failure::Overloaded) };
         let governor = &self.shared.governor;
         let hidden = governor.metrics.tools_hidden.with_label_values(&[server.name.as_str()]);
         match filter_list(governor, &server.name, &hidden, &bytes) {
-            Ok(Filtered::Same) => Ok(Answer::whole(bytes)),
-            Ok(Filtered::Edited(edited)) => Ok(Answer::whole(edited)),
+            Ok(Filtered::Same) => Ok(Answer::held(bytes, held)),
+            Ok(Filtered::Edited(edited)) => Ok(Answer::held(edited, room)),
+            Err(_) if error && !spells_tools(&bytes) => Ok(Answer::held(bytes, held)),
             Err(error) => Err(invalid(format!("the list of tools {error}"))),
         }
     }
@@ -595,15 +639,16 @@ impl Proxy {
             return Ok(Err(COMPRESSED));
         }
         let before = Instant::now();
-        let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, self.shared.limits.body)).await;
+        let most = self.shared.limits.body.min(oauth::LARGEST);
+        let read = timeout(self.shared.limits.first_byte, self.shared.budget.read(body, most)).await;
         way.waited += before.elapsed();
-        let (bytes, _held) = read.ok().and_then(Result::ok).ok_or_else(|| Failure::Upstream(server.name.clone()))?;
+        let (bytes, held) = read.ok().and_then(Result::ok).ok_or_else(|| Failure::Upstream(server.name.clone()))?;
         let local = format!("{}/{}", origin(asked), server.name);
         let Some(edited) = oauth::rewrite_resource(&bytes, &local) else {
-            return Ok(Err("the description of its authorization is no JSON object"));
+            return Ok(Err("the description of its authorization is no JSON object with one `resource`"));
         };
         parts.headers.remove(header::CONTENT_LENGTH);
-        Ok(Ok(Response::from_parts(parts, Answer::whole(edited))))
+        Ok(Ok(Response::from_parts(parts, Answer::held(edited, held))))
     }
 
     /// Makes what names the server in the head of an answer name the sidecar.
@@ -669,12 +714,34 @@ impl Asker<'_> {
             stream.events.try_send(answer::event(&body)).map_err(|_| Failure::Overloaded)?;
             return Ok((accepted(), Outcome::Denied));
         }
-        let response = if takes_json(self.headers) {
-            with(StatusCode::OK, JSON, body)
-        } else {
+        let response = if headers::takes_events_alone(self.headers) {
             with(StatusCode::OK, EVENTS, answer::event(&body))
+        } else {
+            with(StatusCode::OK, JSON, body)
         };
         Ok((response, Outcome::Denied))
+    }
+
+    /// Answers a request of an HTTP+SSE stream that is not taken, where the client waits for its answer.
+    fn refuse(&self, message: &McpRequest<'_>, failure: &Failure, way: &Way<'_>) -> (Response<Answer>, Outcome) {
+        let (response, outcome) = way.failed(failure, message.id);
+        let error = answer::error(message.id.map(Raw::as_str), failure.code(), &failure.to_string());
+        match self.legacy.map(|stream| stream.events.try_send(answer::event(&error))) {
+            Some(Ok(())) => (accepted(), outcome),
+            _ => (response, outcome),
+        }
+    }
+}
+
+/// Forgets a request whose answer would come on a stream, if the server has not taken it. Of a server's failure it is not
+/// known, nor of a client that hung up.
+fn settle(kept: Option<Kept<'_>>, sent: &Result<Response<Incoming>, Failure>) {
+    let not_taken = match sent {
+        Ok(response) => response.status().is_client_error(),
+        Err(failure) => failure.nothing_sent(),
+    };
+    if not_taken {
+        kept.into_iter().for_each(Kept::not_taken);
     }
 }
 
@@ -736,22 +803,11 @@ fn content_type(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
-/// Whether a client takes JSON; one that says nothing does.
-fn takes_json(headers: &HeaderMap) -> bool {
-    let mut ranges = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .peekable();
-    ranges.peek().is_none()
-        || ranges.any(|range| {
-            let mut parts = range.split(';').map(str::trim);
-            let kind = parts.next().unwrap_or_default();
-            let refused =
-                parts.any(|parameter| parameter.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q <= 0.0)));
-            !refused && ["application/json", "application/*", "*/*"].iter().any(|json| kind.eq_ignore_ascii_case(json))
-        })
+/// Whether some client takes an answer for an event stream: one that looks for the type anywhere in what the answer says.
+fn is_events(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    let names = |value: &HeaderValue| value.as_bytes().windows(KIND.len()).any(|part| part.eq_ignore_ascii_case(KIND));
+    headers.get_all(header::CONTENT_TYPE).iter().any(names)
 }
 
 /// The origin by which a client reached the sidecar.

@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-use super::service::Shared;
+use super::{service::Shared, waiting::Connection};
 
 /// How many times the largest body may come after the answer.
 pub const TIMES: usize = 16;
@@ -28,14 +28,22 @@ pub struct Unread {
     inner: Option<Incoming>,
     /// Nothing where the rest need not be read: over HTTP/2 only its stream ends, and a client that waits for leave to
     /// send has sent nothing.
-    shared: Option<Arc<Shared>>,
+    rest: Option<Rest>,
+}
+
+struct Rest {
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
+    /// Whether the request has a place among those under way, which it keeps until the rest is discarded.
+    placed: bool,
 }
 
 impl Unread {
     /// The same request with such a body.
-    pub fn of(request: Request<Incoming>, shared: &Arc<Shared>) -> Request<Self> {
+    pub fn of(request: Request<Incoming>, shared: &Arc<Shared>, connection: &Arc<Connection>, placed: bool) -> Request<Self> {
         let sends = request.version() < Version::HTTP_2 && !request.headers().contains_key(header::EXPECT);
-        request.map(|body| Self { inner: Some(body), shared: sends.then(|| Arc::clone(shared)) })
+        let rest = || Rest { shared: Arc::clone(shared), connection: Arc::clone(connection), placed };
+        request.map(|body| Self { inner: Some(body), rest: sends.then(rest) })
     }
 }
 
@@ -64,7 +72,8 @@ impl Body for Unread {
 impl Drop for Unread {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take().filter(|inner| !inner.is_end_stream()) else { return };
-        let Some(shared) = &self.shared else { return };
+        let Some(Rest { shared, connection, placed }) = self.rest.take() else { return };
+        let place = placed.then(|| shared.clients.stay(&connection));
         let most = shared.limits.body.saturating_mul(TIMES);
         let mut stopping = shared.stopping.clone();
         tokio::spawn(async move {
@@ -72,6 +81,7 @@ impl Drop for Unread {
                 _ = timeout(TIME, discard(inner, most)) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
             }
+            drop(place);
         });
     }
 }

@@ -4,16 +4,17 @@ use std::{
     fs,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
     vec,
 };
 
 use bytes::Bytes;
+use hickory_resolver::TokioResolver;
 use http::{Request, Response, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -30,6 +31,7 @@ use tower_service::Service;
 use super::{
     names::Names,
     through::{Through, UpstreamProxy},
+    waiting::PIECE,
 };
 
 /// How long an idle connection is kept. Common servers close theirs after 5 s; closing first avoids sending a call on
@@ -37,11 +39,15 @@ use super::{
 const IDLE: Duration = Duration::from_secs(4);
 /// How many headers an answer may have.
 const HEADERS: usize = 1000;
-/// How many bytes the head of an answer may have.
-const HEAD: usize = 256 * 1024;
 
 /// To a server, or to the proxy on the way to it.
 type Tcp = Through<HttpConnector<Resolver>>;
+
+/// What the kernel may keep for a connection to a server, in each direction. It doubles the number.
+const KERNEL: usize = 32 * 1024;
+/// What may have come over HTTP/2 that is not read yet, of one answer and of all on a connection.
+const STREAM: u32 = 64 * 1024;
+const CONNECTION: u32 = 1024 * 1024;
 
 /// A client with its pool of connections. Each worker has its own, so that a call never changes threads.
 #[derive(Clone, Debug)]
@@ -57,6 +63,9 @@ impl Client {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_keepalive(Some(Duration::from_secs(60)));
+        // What the kernel keeps of an answer that nobody reads counts as the pod's memory.
+        http.set_recv_buffer_size(Some(KERNEL));
+        http.set_send_buffer_size(Some(KERNEL));
         let https = HttpsConnectorBuilder::new()
             .with_tls_config((**tls).clone())
             .https_or_http()
@@ -68,9 +77,12 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .http1_max_headers(HEADERS)
-            .http1_max_buf_size(HEAD)
-            .http2_max_header_list_size(256 * 1024)
             .http2_keep_alive_interval(Duration::from_secs(30))
+            .http1_max_buf_size(PIECE)
+            .http2_initial_stream_window_size(STREAM)
+            .http2_initial_connection_window_size(CONNECTION)
+            .http2_max_send_buf_size(PIECE)
+            .http2_max_header_list_size(16 * 1024)
             .build(Bounded { inner: https, limit: connect });
         Self { pool, proxy }
     }
@@ -125,9 +137,42 @@ pub fn trusting(roots: RootCertStore) -> io::Result<ClientConfig> {
     Ok(config)
 }
 
-/// Resolves names for the connector.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Resolver(Names);
+/// Resolves names for the connector, in Rust: a static program has no resolver of the C library.
+#[derive(Clone, Debug)]
+pub(crate) enum Resolver {
+    /// As the machine does, with the pod's hosts file, as the agent does: it is an MCP server of the agent's that is reached.
+    Machine(Names),
+    /// By DNS alone. Made at the first name, and made again where that failed.
+    Alone(Arc<OnceLock<TokioResolver>>),
+}
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Self::Machine(Names::default())
+    }
+}
+
+impl Resolver {
+    /// One that asks DNS alone: the containers of a pod share its hosts file, and where the operator is must not be theirs to say.
+    pub(crate) fn of_dns_alone() -> Self {
+        Self::Alone(Arc::default())
+    }
+
+    async fn lookup(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        match self {
+            Self::Machine(names) => names.lookup(name).await.map_err(io::Error::other),
+            Self::Alone(made) => toolweir_store::dns::addresses(alone(made)?, name).await.map_err(io::Error::other),
+        }
+    }
+}
+
+fn alone(made: &OnceLock<TokioResolver>) -> io::Result<&TokioResolver> {
+    if let Some(made) = made.get() {
+        return Ok(made);
+    }
+    let new = toolweir_store::dns::resolver().map_err(io::Error::other)?;
+    Ok(made.get_or_init(|| new))
+}
 
 impl Service<Name> for Resolver {
     type Response = vec::IntoIter<SocketAddr>;
@@ -139,9 +184,9 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let names = self.0.clone();
+        let resolver = self.clone();
         Box::pin(async move {
-            let found = names.lookup(name.as_str()).await.map_err(io::Error::other)?;
+            let found = resolver.lookup(name.as_str()).await?;
             // The connector fills in the port.
             let addresses: Vec<SocketAddr> = found.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
             Ok(addresses.into_iter())
@@ -179,5 +224,20 @@ where
                 Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long").into()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::config::ResolveHosts;
+
+    use super::*;
+
+    #[test]
+    fn the_hosts_file_has_a_say_in_where_mcp_servers_are_and_none_in_where_the_operator_is() {
+        let Resolver::Machine(names) = Resolver::default() else { panic!("MCP servers are where the agent finds them") };
+        assert_eq!(names.source().hosts.as_deref(), Some(Path::new("/etc/hosts")));
+        let Resolver::Alone(made) = Resolver::of_dns_alone() else { panic!("the operator is where DNS says") };
+        assert_eq!(alone(&made).unwrap().options().use_hosts_file, ResolveHosts::Never);
     }
 }

@@ -1,6 +1,11 @@
 //! Where the store is and how to use it.
 
-use std::{fmt, net::Ipv6Addr, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+    time::Duration,
+};
 
 use toolweir_crds::stream::SharedStore;
 
@@ -145,6 +150,22 @@ pub enum Kind {
     },
     /// Nodes of a cluster.
     Cluster,
+}
+
+/// What is to be known of a store for which [`StoreUrl::is_in_clear`] holds.
+pub const IN_CLEAR: &str = "it is reached without TLS, so its password and all counts pass the network in clear, and whoever can say \
+                            where its name leads gets both; have it serve TLS and write rediss in place of redis";
+
+impl StoreUrl {
+    /// Whether what is said there passes a network, and without TLS.
+    pub fn is_in_clear(&self) -> bool {
+        let is_here = |host: &str| {
+            host == "localhost"
+                || host.ends_with(".localhost")
+                || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        };
+        !self.tls && !self.hosts.iter().all(|(host, _)| is_here(host))
+    }
 }
 
 impl FromStr for StoreUrl {
@@ -293,6 +314,26 @@ mod tests {
             let url: StoreUrl = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(url.to_string(), shown, "{text}");
             assert_eq!(shown.parse::<StoreUrl>().unwrap(), url, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_without_tls_is_in_clear_unless_it_stays_on_the_machine() {
+        for (url, is_in_clear) in [
+            ("redis://counts.data.svc", true),
+            ("valkey://10.0.0.7", true),
+            ("redis+sentinel://127.0.0.1,counts/m", true),
+            ("redis+cluster://a,b", true),
+            ("redis://localhost.data.svc", true),
+            ("rediss://counts.data.svc", false),
+            ("valkeys+cluster://a", false),
+            ("redis://127.0.0.1", false),
+            ("redis://127.1.2.3:7", false),
+            ("redis://[::1]", false),
+            ("redis://LOCALHOST", false),
+            ("redis+sentinel://127.0.0.1,[::1],a.localhost/m", false),
+        ] {
+            assert_eq!(url.parse::<StoreUrl>().unwrap().is_in_clear(), is_in_clear, "{url}");
         }
     }
 

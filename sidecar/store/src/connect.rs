@@ -26,7 +26,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::config::{Config, Kind, StoreUrl};
+use crate::{
+    config::{Config, Kind, StoreUrl},
+    dns,
+};
 
 /// Slots of a cluster.
 const SLOTS: u16 = 16384;
@@ -558,18 +561,10 @@ impl Inner {
             let text = format!("the name {} cannot be resolved: {why}; write the name of a Service, or an address", at.host);
             StoreError::new(Fault::Unresolvable, text)
         };
-        // A static program has no resolver of the C library.
-        let made = self.resolver.get_or_init(|| {
-            let made = TokioResolver::builder_tokio().and_then(|mut builder| {
-                // A connection is rare, and often made since something moved.
-                builder.options_mut().cache_size = 0;
-                builder.build()
-            });
-            made.map_err(|error| error.to_string())
-        });
+        let made = self.resolver.get_or_init(dns::resolver);
         let resolver = made.as_ref().map_err(|error| unresolvable(error))?;
-        match until.wait(resolver.lookup_ip(at.host.as_str())).await {
-            Some(Ok(found)) => Ok(found.iter().collect()),
+        match until.wait(dns::addresses(resolver, &at.host)).await {
+            Some(Ok(found)) => Ok(found),
             Some(Err(error)) if error.is_nx_domain() => Err(unresolvable("DNS knows no such name")),
             Some(Err(error)) if error.is_no_records_found() => Err(unresolvable("DNS has no address for it")),
             Some(Err(error)) => Err(unresolvable(&error.to_string())),

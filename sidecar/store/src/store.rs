@@ -29,7 +29,7 @@ use toolweir_engine::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, IN_CLEAR},
     connect::{Address, Connection, Connector, Fault, StoreError, fault_of},
     local::{self, AllSaid, Local, Plan, Question, Said, Took},
     scripts::{Keys, Scripts, integers},
@@ -205,11 +205,16 @@ impl Store {
             self.0.budget.store(u64::try_from(config.budget.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
             self.0.lock().set_leases(config.leases);
         }
-        self.0.job.send_if_modified(|job| {
+        let in_clear = config.as_ref().and_then(|config| config.as_ref().ok()).filter(|config| config.url.is_in_clear());
+        let url = in_clear.map(|config| config.url.to_string());
+        let changed = self.0.job.send_if_modified(|job| {
             let changed = job.config != config;
             job.config = config;
             changed
         });
+        if let (true, Some(url)) = (changed, url) {
+            tracing::warn!(url, "the shared store: {IN_CLEAR}");
+        }
     }
 
     /// The groups of pods that the policies in force count together. The store is connected to only if there are some.

@@ -26,7 +26,7 @@ use hyper_util::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{mpsc, oneshot},
 };
 use tokio_rustls::TlsAcceptor;
@@ -149,6 +149,11 @@ impl Feed {
         within("the body", self.0.send(Ok(Bytes::from(text.to_owned())))).await.expect("the body is not read any more");
     }
 
+    /// Sends a piece, however long it takes to be read; false when nobody reads any more.
+    pub async fn try_send(&self, text: &str) -> bool {
+        self.0.send(Ok(Bytes::from(text.to_owned()))).await.is_ok()
+    }
+
     /// Breaks the body off.
     pub async fn break_off(self) {
         within("the body", self.0.send(Err(io::Error::other("broken off")))).await.unwrap();
@@ -190,8 +195,13 @@ impl Upstream {
         Self::start(|seen| Reply::json(result(&seen.json()["id"].to_string()))).await
     }
 
+    #[expect(clippy::unused_async, reason = "as its callers, which every test awaits")]
     async fn listen(acceptor: Option<TlsAcceptor>, script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        // What the kernel keeps of an answer that nobody reads is not what a test looks for.
+        socket.set_send_buffer_size(32 * 1024).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(1024).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared { script: Box::new(script), seen: Mutex::default(), connections: AtomicUsize::new(0) });
         let upstream = Self { address, shared: Arc::clone(&shared) };

@@ -80,7 +80,8 @@ impl Endpoint {
         Ok(())
     }
 
-    fn post(&self, body: &[u8]) -> Vec<u8> {
+    /// A whole POST of this body.
+    pub fn post(&self, body: &[u8]) -> Vec<u8> {
         let Self { address, path, session } = self;
         let session = session.as_ref().map(|session| format!("Mcp-Session-Id: {session}\r\n")).unwrap_or_default();
         let head = format!(
@@ -260,6 +261,16 @@ pub struct Answer {
     status: u16,
     session: Option<String>,
     body: Vec<u8>,
+}
+
+impl Answer {
+    /// The names in an answer to tools/list.
+    pub fn tools(&self) -> Result<Vec<String>> {
+        ensure!(self.status == 200, "HTTP {}: {}", self.status, lossy(&self.body));
+        let answer: Value = serde_json::from_slice(&self.body).with_context(|| lossy(&self.body).into_owned())?;
+        let tools = answer["result"]["tools"].as_array().context("no list of tools")?;
+        Ok(tools.iter().filter_map(|tool| tool["name"].as_str().map(str::to_owned)).collect())
+    }
 }
 
 impl Connection {

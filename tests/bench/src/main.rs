@@ -5,6 +5,7 @@
 #![allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
 
 mod alternate;
+mod calls;
 mod compare;
 mod drive;
 mod hammer;
@@ -38,6 +39,8 @@ enum Command {
     Compare(compare::Args),
     /// A fixed number of calls while a process's memory is watched
     Memory(memory::Args),
+    /// So many requests of one kind, one after the other on one connection: for whoever counts what each costs
+    Calls(calls::Args),
     /// Calls as fast as one limit answers them, then a check of the server's own log of arrivals
     Hammer(hammer::Args),
     /// Calls to several targets at once, each at its own rate: what became of them, as JSON
@@ -55,6 +58,7 @@ fn main() -> Result<ExitCode> {
         Command::Upstream(args) => single(upstream::run(args)).map(|()| true),
         Command::Compare(args) => single(compare::run(args)),
         Command::Memory(args) => single(memory::run(args)),
+        Command::Calls(args) => single(calls::run(args)).map(|()| true),
         Command::Hammer(args) => single(hammer::run(args)),
         Command::Drive(args) => single(drive::run(args)).map(|()| true),
         Command::Alternate(args) => single(alternate::run(args)).map(|()| true),

@@ -24,17 +24,20 @@ pub struct Args {
     /// Write when each tools/call arrived to this file, a line each: monotonic nanoseconds
     #[arg(long)]
     arrivals: Option<PathBuf>,
+    /// How many tools it lists: `send_message`, and `get_` and `delete_` something in turn
+    #[arg(long, default_value_t = 1)]
+    tools: usize,
 }
 
 struct Server {
     started: Instant,
     arrivals: Option<File>,
     call_result: String,
+    list: String,
 }
 
 const INITIALIZED: &str =
     r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}"#;
-const TOOLS: &str = r#"{"tools":[{"name":"send_message","inputSchema":{"type":"object"}}]}"#;
 
 pub async fn run(args: Args) -> Result<()> {
     let arrivals = args.arrivals.map(|path| File::create(&path).with_context(|| path.display().to_string()));
@@ -43,6 +46,7 @@ pub async fn run(args: Args) -> Result<()> {
         started: Instant::now(),
         arrivals: arrivals.transpose()?,
         call_result: format!(r#"{{"content":[{{"type":"text","text":"{text}"}}],"isError":false}}"#),
+        list: list(args.tools),
     });
     serve(args.listen, move |request| {
         let server = server.clone();
@@ -79,7 +83,7 @@ impl Server {
                 &self.call_result
             }
             r#""initialize""# => INITIALIZED,
-            r#""tools/list""# => TOOLS,
+            r#""tools/list""# => &self.list,
             _ => return status(StatusCode::BAD_REQUEST),
         };
         let body = [r#"{"jsonrpc":"2.0","id":"#, id.get(), r#","result":"#, result, "}"].concat();
@@ -87,6 +91,18 @@ impl Server {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
+}
+
+/// The result of tools/list. One tool is bare; of more, each has what a real one has.
+fn list(count: usize) -> String {
+    let mut tools = vec![r#"{"name":"send_message","inputSchema":{"type":"object"}}"#.to_owned()];
+    tools.extend((1..count).map(|number| {
+        let verb = if number % 2 == 0 { "delete" } else { "get" };
+        format!(
+            r#"{{"name":"{verb}_item_{number}","description":"What it does, in a sentence or two that a model reads before it calls.","inputSchema":{{"type":"object","properties":{{"id":{{"type":"string"}}}},"required":["id"]}}}}"#
+        )
+    }));
+    format!(r#"{{"tools":[{}]}}"#, tools.join(","))
 }
 
 fn status(status: StatusCode) -> Response<Full<Bytes>> {

@@ -152,6 +152,7 @@ impl ApiServer {
             injector: "toolweir-injector".to_owned(),
             validator: "toolweir-policies".to_owned(),
             lives,
+            store: None,
         };
         Keeper::new(Client::new(self.clone(), "default"), settings, Metrics::new().unwrap())
     }
@@ -541,4 +542,85 @@ fn a_ca_bundle_is_written_where_it_is_not_current() {
     ]);
     assert_eq!(serde_json::to_value(bundle_patch(&held, "new").unwrap()).unwrap(), expected);
     assert!(bundle_patch(&held[..1], "new").is_none());
+}
+
+const STORE: &str = "/api/v1/namespaces/toolweir-system/secrets/toolweir-store-tls";
+
+fn store_keeper(server: &ApiServer) -> Keeper {
+    let mut keeper = server.keeper_with(Lives::new(Duration::from_secs(3600), Duration::from_secs(60)).unwrap());
+    let names = issue::names("toolweir-store", "toolweir-system");
+    keeper.settings.store = Some(StoreSettings { secret: "toolweir-store-tls".to_owned(), names });
+    keeper
+}
+
+fn of_store(server: &ApiServer, key: &str) -> String {
+    String::from_utf8(BASE64.decode(server.get(STORE)["data"][key].as_str().unwrap_or_default().as_bytes()).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn the_store_gets_a_certificate_of_the_authorities_and_never_their_key() {
+    let server = ApiServer::new();
+    let (mut one, mut other) = (store_keeper(&server), store_keeper(&server));
+    let now = SystemTime::now();
+    let (first, second) = tokio::join!(one.round(now), other.round(now));
+    first.unwrap();
+    second.unwrap();
+    let pair = issue::Pair { certificate: of_store(&server, "tls.crt"), key: of_store(&server, "tls.key") };
+    let names = ["toolweir-store.toolweir-system.svc".to_owned()];
+    assert!(pair.is_good(&server.state(), &names, now));
+    assert_eq!(of_store(&server, "ca.crt"), server.state().bundle());
+    assert_eq!(server.get(STORE)["type"], "kubernetes.io/tls");
+    let authority = server.state().authorities[0].key.clone();
+    assert!(!server.get(STORE).to_string().contains(authority.lines().nth(1).unwrap()));
+    // Nothing is written while it is in order.
+    server.writes();
+    one.round(now + Duration::from_secs(300)).await.unwrap();
+    other.round(now + Duration::from_secs(300)).await.unwrap();
+    assert_eq!(server.writes(), []);
+    // At half of its 20 minutes it is made anew, with the same authority, and once.
+    let later = now + Duration::from_secs(700);
+    one.round(later).await.unwrap();
+    other.round(later).await.unwrap();
+    assert_eq!(server.writes(), [(Method::PUT, STORE.to_owned())]);
+    assert_ne!(of_store(&server, "tls.crt"), pair.certificate);
+    // Somebody deletes it.
+    server.delete(STORE);
+    one.round(later).await.unwrap();
+    assert!(of_store(&server, "tls.crt").starts_with("-----BEGIN CERTIFICATE"));
+    assert_eq!(
+        one.metrics.certificate_rotations.with_label_values(&["store"]).get()
+            + other.metrics.certificate_rotations.with_label_values(&["store"]).get(),
+        3
+    );
+}
+
+#[tokio::test]
+async fn the_stores_certificate_follows_the_authorities_through_their_thirds() {
+    let server = ApiServer::new();
+    let mut keeper = store_keeper(&server);
+    let began = SystemTime::now();
+    for seconds in (0..3600 * 4).step_by(60) {
+        let now = began + Duration::from_secs(seconds);
+        keeper.round(now).await.unwrap();
+        let pair = issue::Pair { certificate: of_store(&server, "tls.crt"), key: of_store(&server, "tls.key") };
+        let names = ["toolweir-store.toolweir-system.svc".to_owned()];
+        // Who trusts what sidecars are told now accepts it, now and for a while.
+        assert!(pair.is_good(&server.state(), &names, now), "after {seconds} s");
+        assert!(pair.is_good(&server.state(), &names, now + Duration::from_secs(120)), "after {seconds} s");
+    }
+    assert!(server.state().authorities.iter().all(|authority| authority.span.made > began), "they have come and gone");
+}
+
+#[tokio::test]
+async fn a_secret_of_somebody_else_for_the_store_holds_up_nothing_and_stays() {
+    let server = ApiServer::new();
+    let foreign = json!({"metadata": {"name": "toolweir-store-tls", "namespace": "toolweir-system"}, "type": "Opaque"});
+    server.set(STORE, foreign);
+    let mut keeper = store_keeper(&server);
+    let now = SystemTime::now();
+    let next = keeper.round(now).await.unwrap();
+    assert!(next <= now + Duration::from_secs(60), "it is tried again");
+    assert_eq!(keeper.metrics.certificate_failures.get(), 1);
+    assert_eq!(server.get(STORE)["type"], "Opaque");
+    assert!(server.bundles().iter().all(|bundle| *bundle == server.state().bundle()), "the webhooks are in order");
 }

@@ -3,12 +3,14 @@
 import base64
 import json
 import os
+import socket
+import ssl
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import h2stream
-from kube import Failure, agent, expect, expect_in, never_scheduled, percentile, run, total, until
+from kube import Failure, agent, expect, expect_in, kubectl, never_scheduled, percentile, run, total, until
 from settings import ADMISSIONS, CERT_SECONDS, INJECTOR, NODE_DIR, OPERATOR, OUT, ROOT, SIDECAR_CHANGES, SIDECARS, STREAM_NAME, SYSTEM
 
 from . import row
@@ -89,6 +91,51 @@ def operator_gone(cluster, measured):
     cluster.programmed(policy, len(pods))
     measured.note("enforcement went on; the restarted container kept its policy; a new pod and a new policy were refused, and a pod elsewhere untouched")
     measured.bar("all acknowledged after an operator was ready again:", seconds, 10, "s")
+
+
+# Writes a name with an address of nobody's to the pod's hosts file, or its DNS server; prints what the name is then.
+MISLEAD = """
+import socket, sys
+what, name = sys.argv[1:]
+with open(f"/etc/{what}", "r+") as file:
+    if what == "hosts":
+        file.seek(0, 2)
+        file.write(f"10.244.0.253 {name}\\n")
+    else:
+        file.truncate()
+        file.write("nameserver 10.244.0.253\\noptions timeout:1 attempts:1\\n")
+try:
+    print(socket.gethostbyname(name))
+except OSError:
+    print("nothing")
+"""
+
+
+@row(
+    "names", "an agent that is root and writes to the /etc/hosts and the /etc/resolv.conf that its pod's containers share",
+    "the agent itself is led elsewhere for the operator; its sidecar connects to every new operator and enforces what changes",
+)
+def names(cluster, measured):
+    namespace = cluster.namespace("names")
+    policy = cluster.policy(namespace, tools=[send(2)])
+    root = agent("agent", user=0)
+    root["spec"]["securityContext"]["runAsNonRoot"] = False
+    root["spec"]["containers"][0]["securityContext"] = {}
+    cluster.apply(policy, root, namespace=namespace)
+    cluster.ready(namespace, "agent")
+    cluster.programmed(policy, 1)
+    # The hosts file is read before any server is asked.
+    for most, what in enumerate(("hosts", "resolv.conf"), 3):
+        said = exec_in(namespace, "agent", "python3", "-c", MISLEAD, what, f"{OPERATOR}.{SYSTEM}.svc").strip()
+        expect(f"where the agent finds the operator, after it wrote to /etc/{what}", "10.244.0.253", said)
+        run("kubectl", "-n", SYSTEM, "rollout", "restart", f"deployment/{OPERATOR}")
+        cluster.rollout()
+        cluster.settled()
+        policy["spec"]["servers"][0]["tools"] = [send(most)]
+        until(30, "the policy is taken", lambda: cluster.apply(policy))
+        cluster.programmed(policy, 1)
+    expect("the sidecar is connected", 1, connected(cluster, namespace, ["agent"]))
+    measured.note("the agent finds the operator at 10.244.0.253; its sidecar found both new deployments of the operator, and each changed policy was in force")
 
 
 def operator_metrics(cluster):
@@ -312,3 +359,47 @@ def sidecars(cluster, measured):
     streams = figures["streams"]
     expect("streams that were lost or refused", ({}, {}, 0), (streams["lost"], streams["refused"], streams["reconnects"]))
     measured.note(f"all connected in {figures['connected_seconds']:.1f} s; {figures['resident_mib_before']:.0f} MiB before they connected")
+
+
+@row("client-certificate", "the API server's certificate is demanded (`webhooks.clientCA`)", "its reviews pass; a client without a certificate, or with another one, is refused in the handshake, and counted")
+def client_certificate(cluster, measured):
+    code, text, _ = kubectl("-n", "kube-system", "get", "configmap", "webhook-clients", "-o", r"jsonpath={.data.ca\.crt}", check=False)
+    if code or not text:
+        raise Failure("the API server of this cluster shows no certificate to webhooks, or ConfigMap webhook-clients in kube-system does not say who signs it; tests/cluster/node.sh sets both up")
+    namespace = cluster.namespace("certificate")
+    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "api-servers"}, "data": {"ca.crt": text}}, namespace=SYSTEM)
+    try:
+        cluster.helm("upgrade", "--set", "webhooks.clientCA.configMap=api-servers", "--set", "webhooks.clientCA.names={kube-apiserver}")
+        cluster.rollout()
+        cluster.settled()
+        # The API server's: of a pod, and of a policy.
+        policy = cluster.policy(namespace, tools=[{"name": "*"}])
+        cluster.governed(namespace, policy)
+        said = cluster.refused(cluster.policy(namespace, "wrong", tools=[{"name": "t", "validations": [{"expression": "args."}]}]))
+        expect_in("a wrong policy", "expression", said)
+        # Everybody else's.
+        folder = OUT / "client-certificate"
+        folder.mkdir(parents=True, exist_ok=True)
+        run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", folder / "key", "-out", folder / "certificate", "-days", "1", "-subj", "/CN=kube-apiserver")
+        pod = cluster.operators()[0]["metadata"]["name"]
+        closed = lambda: total(cluster.scrape(SYSTEM, pod, 8080), "toolweir_operator_connections_closed_total", port="webhooks", reason="certificate")  # noqa: E731
+        before = closed()
+        for identity in (None, (folder / "certificate", folder / "key")):
+            context = ssl.create_default_context(cadata=cluster.ca())
+            if identity:
+                context.load_cert_chain(*identity)
+            with cluster.reach(SYSTEM, pod, 8443) as address, socket.create_connection(address, 10) as plain:
+                try:
+                    with context.wrap_socket(plain, server_hostname=STREAM_NAME) as stream:
+                        stream.sendall(b"POST /inject HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+                        answer = stream.recv(1024)
+                except (ssl.SSLError, ConnectionError):
+                    continue
+                if answer:
+                    raise Failure(f"a client with the certificate {identity} got {answer!r:.200}")
+        until(10, "both were counted", lambda: closed() - before >= 2)
+    finally:
+        cluster.helm("upgrade")
+        cluster.rollout()
+        kubectl("-n", SYSTEM, "delete", "configmap", "api-servers", "--ignore-not-found")
+    measured.note("pods are injected and a wrong policy is refused by its words; 2 of 2 others were refused in the handshake, and counted")

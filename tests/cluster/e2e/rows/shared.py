@@ -149,11 +149,11 @@ def audited(cluster, namespace, pod):
 def shared(cluster, measured):
     counts = Counts(cluster)
     with store(cluster, counts.values):
-        measured.note("store of one's own: " + one_limit(cluster, "shared-url", counts.password))
+        measured.note("store of one's own: " + one_limit(cluster, "shared-url", counts.password, in_clear=True))
         # A store of the chart: new counts, with a password that the chart made.
         configure(cluster, *EMBEDDED, *BUDGET)
         made = password(cluster)
-        measured.note("the chart's store: " + one_limit(cluster, "shared-embedded", made))
+        measured.note("the chart's store: " + one_limit(cluster, "shared-embedded", made, in_clear=False))
         configure(cluster, *EMBEDDED, *BUDGET)
         expect("the password after an upgrade", made, password(cluster))
 
@@ -164,8 +164,8 @@ def password(cluster):
     return base64.b64decode(secret["data"][KEY]).decode()
 
 
-def one_limit(cluster, name, secret):
-    """The replicas of a Deployment use up a limit together; what was found."""
+def one_limit(cluster, name, secret, in_clear):
+    """The replicas of a Deployment use up a limit together; what was found. A store that is reached `in_clear` is warned of."""
     namespace = cluster.namespace(name)
     policy = limited(cluster, namespace, MOST)
     # An operator that knows of the store looks at it.
@@ -173,8 +173,11 @@ def one_limit(cluster, name, secret):
     cluster.apply(deployment("social", agent("social"), REPLICAS), namespace=namespace)
     cluster.rolled_out(namespace, "deployment/social")
     cluster.programmed(policy, REPLICAS)
-    condition(cluster, policy, 30, "True", "Connected")
+    said = condition(cluster, policy, 30, "True", "Connected")
+    expect("a warning that the store is without TLS", in_clear, "without TLS" in said["message"])
     pods = cluster.pods(namespace)
+    logs = [cluster.logs(namespace, pod, SIDECAR) for pod in pods]
+    expect("the same in the sidecars' logs", {in_clear}, {"without TLS" in log for log in logs})
     expect("replicas", REPLICAS, len(pods))
     before = len(cluster.delivered())
 

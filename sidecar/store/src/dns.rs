@@ -1,0 +1,161 @@
+//! Names of the operator and of the store, by DNS alone.
+//!
+//! All containers of a pod share one `/etc/hosts`, and mostly one `/etc/resolv.conf`; who is root in one of them may write to both.
+//! So the first is not read at all, and the second once: a sidecar starts before the agent does. What an agent can do all the same is
+//! in docs/security.md, under "Names"; TLS is what it cannot get around.
+
+use std::{net::IpAddr, sync::OnceLock};
+
+use hickory_resolver::{
+    TokioResolver,
+    config::{ResolveHosts, ResolverConfig, ResolverOpts},
+    net::{NetError, runtime::TokioRuntimeProvider},
+    system_conf::read_system_conf,
+};
+
+/// What `/etc/resolv.conf` said when it was read.
+static SYSTEM: OnceLock<(ResolverConfig, ResolverOpts)> = OnceLock::new();
+
+/// Reads `/etc/resolv.conf`, if this process has not yet. What is written to it later has no effect on [`resolver`].
+///
+/// # Errors
+/// It cannot be read, or names no server. It is read again the next time.
+pub fn read() -> Result<(), String> {
+    system().map(|_| ())
+}
+
+fn system() -> Result<&'static (ResolverConfig, ResolverOpts), String> {
+    if let Some(read) = SYSTEM.get() {
+        return Ok(read);
+    }
+    let read = read_system_conf().map_err(|error| format!("/etc/resolv.conf: {error}"))?;
+    Ok(SYSTEM.get_or_init(|| read))
+}
+
+/// A resolver that asks the servers of `/etc/resolv.conf`, with its search domains, and reads no hosts file. It remembers nothing: a
+/// connection is rare, and often made since something moved.
+///
+/// # Errors
+/// Those of [`read`], or it cannot be set up.
+pub fn resolver() -> Result<TokioResolver, String> {
+    let (config, options) = system()?;
+    alone(config.clone(), options.clone())
+}
+
+/// The addresses of a name.
+///
+/// # Errors
+/// Those of DNS.
+pub async fn addresses(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, NetError> {
+    // The machine itself is no matter of DNS, and of no search domain either (RFC 6761, section 6.3).
+    let found = if name == "localhost" || name.ends_with(".localhost") {
+        resolver.lookup_ip(format!("{name}.")).await?
+    } else {
+        resolver.lookup_ip(name).await?
+    };
+    Ok(found.iter().collect())
+}
+
+fn alone(config: ResolverConfig, mut options: ResolverOpts) -> Result<TokioResolver, String> {
+    options.use_hosts_file = ResolveHosts::Never;
+    options.cache_size = 0;
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    *builder.options_mut() = options;
+    builder.build().map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net::Ipv4Addr};
+
+    use hickory_resolver::{
+        config::{ConnectionConfig, NameServerConfig},
+        proto::rr::Name,
+    };
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    const ANSWER: [u8; 4] = [127, 0, 0, 99];
+
+    /// A DNS server that knows an address for each name that `known` takes, and says of others that they are not there.
+    async fn server(known: fn(&str) -> bool) -> u16 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let port = socket.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            loop {
+                let Ok((length, from)) = socket.recv_from(&mut buffer).await else { return };
+                // One question: labels, then type and class (RFC 1035, section 4.1.2).
+                let (mut at, mut name) = (12, String::new());
+                while buffer[at] != 0 {
+                    let label = &buffer[at + 1..=at + usize::from(buffer[at])];
+                    name.push_str(&std::str::from_utf8(label).unwrap().to_ascii_lowercase());
+                    name.push('.');
+                    at += 1 + label.len();
+                }
+                let (end, is_a) = (at + 5, buffer[at + 2] == 1);
+                assert!(end <= length);
+                let (there, answers) = (known(&name), u8::from(known(&name) && is_a));
+                let mut said = buffer[..2].to_vec();
+                said.extend([0x81, if there { 0x80 } else { 0x83 }, 0, 1, 0, answers, 0, 0, 0, 0]);
+                said.extend(&buffer[12..end]);
+                if answers == 1 {
+                    said.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                    said.extend(ANSWER);
+                }
+                let _ = socket.send_to(&said, from).await;
+            }
+        });
+        port
+    }
+
+    async fn resolver_of(known: fn(&str) -> bool, search: &[&str]) -> TokioResolver {
+        let mut connection = ConnectionConfig::udp();
+        connection.port = server(known).await;
+        let server = NameServerConfig::new(Ipv4Addr::LOCALHOST.into(), true, vec![connection]);
+        let search = search.iter().map(|name| Name::from_ascii(name).unwrap()).collect();
+        let mut options = ResolverOpts::default();
+        options.ndots = 5;
+        alone(ResolverConfig::from_parts(None, search, vec![server]), options).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_name_of_the_hosts_file_is_what_dns_says() {
+        let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
+        let names = hosts.lines().filter_map(|line| line.split('#').next()).flat_map(|line| line.split_whitespace().skip(1));
+        let resolver = resolver_of(|_| true, &[]).await;
+        // A name that is reserved for the machine itself is no matter of DNS.
+        for name in names.filter(|name| !name.ends_with("localhost")) {
+            assert_eq!(addresses(&resolver, name).await.unwrap(), [IpAddr::from(ANSWER)], "{name}");
+        }
+        assert_eq!(resolver.options().use_hosts_file, ResolveHosts::Never);
+    }
+
+    #[tokio::test]
+    async fn names_of_services_are_found_with_the_search_domains_of_the_pod() {
+        let known = |name: &str| name == "toolweir-operator.toolweir-system.svc.cluster.local.";
+        let resolver = resolver_of(known, &["agents.svc.cluster.local.", "svc.cluster.local.", "cluster.local."]).await;
+        for name in ["toolweir-operator.toolweir-system.svc", "toolweir-operator.toolweir-system.svc.cluster.local"] {
+            assert_eq!(addresses(&resolver, name).await.unwrap(), [IpAddr::from(ANSWER)], "{name}");
+        }
+        assert!(addresses(&resolver, "other.toolweir-system.svc").await.unwrap_err().is_nx_domain());
+    }
+
+    #[tokio::test]
+    async fn the_machine_itself_is_known_without_a_question() {
+        // The server would know another address for it, behind the search domain.
+        let resolver = resolver_of(|_| true, &["agents.svc.cluster.local."]).await;
+        for name in ["localhost", "a.localhost"] {
+            let found = addresses(&resolver, name).await.unwrap();
+            assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn the_machines_servers_are_read_once() {
+        read().unwrap();
+        assert!(std::ptr::eq(system().unwrap(), system().unwrap()));
+        assert_eq!(resolver().unwrap().options().use_hosts_file, ResolveHosts::Never);
+    }
+}
