@@ -175,6 +175,16 @@ async fn check_says_what_is_in_order_and_what_is_not() {
             assert!(error.contains(why) && error.lines().count() == 1, "{name}: {error}");
         }
     }
+    // An argument that is taken for a list is whatever the call says.
+    let entry = "[{name: a, validations: [{expression: 'args.to.all(t, size(t) < 9)'}]}]";
+    let doubtful = allow_all(URL).replace("[{name: \"*\", action: Allow}]", entry);
+    let path = folder.write("policy.yaml", &doubtful);
+    let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
+    assert_eq!((code, error.as_str()), (0, ""));
+    let (warning, ok) = out.split_once('\n').unwrap();
+    assert!(warning.starts_with("warning: ") && warning.contains("validations[0].expression: goes over `args.to`"), "{out}");
+    assert!(warning.ends_with("write `type(args.to) == list && ...` before it"), "{out}");
+    assert_eq!(ok, "ok: 1 policy of 1 file and 1 server\n");
     // Files and folders together are the policies of one pod.
     folder.write("policy.yaml", allow_all(URL));
     folder.write("shop.yaml", allow_all(URL).replace("bank", "shop"));
