@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use toolweir_crds::{FieldError, FileError, document::Located, read_documents};
+use toolweir_crds::{FileError, document::Located, read_documents};
 use toolweir_engine::{Engine, Memory, Options, Policy, Severity};
 
 use crate::{
