@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use toolweir_crds::{FieldError, FileError, document::Located, read_documents};
+use toolweir_crds::{FileError, document::Located, read_documents};
 use toolweir_engine::{Engine, Memory, Options, Policy, Severity};
 
 use crate::{
@@ -98,7 +98,7 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: U
         match (problem.severity, urls) {
             (Severity::Invalid, _) | (Severity::NoUrl, Urls::Needed) => errors.push(place.error(&problem.error)),
             (Severity::Conflict | Severity::Doubt, _) | (Severity::NoUrl, Urls::MayFollow) => {
-                warnings.push(place.error(&problem.error))
+                warnings.push(place.error(&problem.error));
             }
             (Severity::NoUrl, Urls::Unused) => {}
         }

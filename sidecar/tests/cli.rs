@@ -178,6 +178,16 @@ async fn check_says_what_is_in_order_and_what_is_not() {
     let path = folder.write("policy.yaml", allow_all(URL).replace("bank", "on"));
     let (code, out, _) = said(&program::run(&["check", path.to_str().unwrap()]).await);
     assert!(code == 0 && out.contains("`on` without quotes is a boolean to kubectl; write \"on\""), "{out}");
+    // An argument that is taken for a list is whatever the call says.
+    let entry = "[{name: a, validations: [{expression: 'args.to.all(t, size(t) < 9)'}]}]";
+    let doubtful = allow_all(URL).replace("[{name: \"*\", action: Allow}]", entry);
+    let path = folder.write("policy.yaml", &doubtful);
+    let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
+    assert_eq!((code, error.as_str()), (0, ""));
+    let (warning, ok) = out.split_once('\n').unwrap();
+    assert!(warning.starts_with("warning: ") && warning.contains("validations[0].expression: goes over `args.to`"), "{out}");
+    assert!(warning.ends_with("write `type(args.to) == list && ...` before it"), "{out}");
+    assert_eq!(ok, "ok: 1 policy of 1 file and 1 server\n");
     // Files and folders together are the policies of one pod.
     folder.write("policy.yaml", allow_all(URL));
     folder.write("shop.yaml", allow_all(URL).replace("bank", "shop"));

@@ -317,7 +317,7 @@ async fn names_that_a_client_makes_up_are_cut_short_in_the_audit_log() {
     let ask = Ask::post(call("1", &"t".repeat(1000), "{}")).to(&format!("/{}", "s".repeat(1000)));
     sidecar.ask(&ask).await;
     let line = &sidecar.audit(1).await[0];
-    assert_eq!((line["server"].as_str().unwrap().len(), line["tool"].as_str().unwrap().len()), (63, 128));
+    assert_eq!((line["server"].as_str().unwrap().len(), line["tool"].as_str().unwrap().len()), (63, 512));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use proptest::{
 };
 use serde_json::{Value, json};
 use toolweir_crds::{Document, read_documents};
-use toolweir_engine::{Call, Engine, Memory, Options, Timestamp, json::Reader};
+use toolweir_engine::{Call, Engine, Memory, Options, Severity, Timestamp, json::Reader};
 use toolweir_sidecar::import::{ImportError, ImportOptions, counted_by_each_pod, import, to_yaml};
 
 fn options() -> ImportOptions {
@@ -33,7 +33,7 @@ fn engine(policy: &Value) -> Engine {
     assert_eq!(read.len(), 1);
     assert_eq!(read[0].document, document, "{yaml}");
     let (engine, problems) = Engine::compile(&[document.into()], Memory::new(100), &Options::default());
-    assert_eq!(problems, []);
+    assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{problems:?}");
     engine
 }
 
@@ -481,7 +481,7 @@ fn every_error_names_its_place() {
         (require(r#"{"path": "args.p", "op": "regex", "value": 5}"#), "tools.t.require[0].value", "pattern"),
         (require(r#"{"path": "args.p", "op": "regex", "value": "("}"#), "tools.t.require[0].value", "does not compile"),
         (require(r#"{"path": "args.p", "op": "regex", "value": "(?=a)"}"#), "tools.t.require[0].value", "(?="),
-        (require(r#"{"path": "args.p", "op": "regex", "value": "(a{1000}){1000}"}"#), "tools.t.require[0].value", "size limit"),
+        (require(r#"{"path": "args.p", "op": "regex", "value": "(a{1000}){1000}"}"#), "tools.t.require[0].value", "is too large"),
         (
             require(&format!(r#"{{"path": "args.p", "op": "in", "value": [{}]}}"#, texts.join(","))),
             "tools.t.require[0]",
@@ -685,7 +685,7 @@ proptest! {
         match import(&text, &options()) {
             Ok(document) => {
                 let (_, problems) = Engine::compile(&[document.into()], Memory::new(1), &Options::default());
-                prop_assert_eq!(problems, []);
+                prop_assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{:?}", problems);
             }
             Err(errors) => prop_assert!(!errors.is_empty() && errors.iter().all(|error| !error.path.is_empty())),
         }

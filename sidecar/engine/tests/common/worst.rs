@@ -112,6 +112,24 @@ pub fn cases() -> Vec<Case> {
             Spent,
         ),
         case(
+            "a large text for each item",
+            &["args.l.all(x, !args.t.contains(x))"],
+            format!("{{\"t\":\"{}\",\"l\":{}}}", long(4_100_000), texts(4000, |at| format!("b{at}"))),
+            Spent,
+        ),
+        case(
+            "a pattern on a large text for each item",
+            &["args.l.all(x, args.t.matches('^[a-z]*$'))"],
+            format!("{{\"t\":\"{}\",\"l\":{}}}", long(4_100_000), numbers(4000)),
+            Spent,
+        ),
+        case(
+            "a large text compared with a number for each item",
+            &["args.l.exists(x, args.t < 5)"],
+            format!("{{\"t\":\"{}\",\"l\":{}}}", long(4_100_000), numbers(4000)),
+            Within,
+        ),
+        case(
             "equal texts",
             &[
                 "args.l.all(x, x == args.l[0] && x == args.l[1] && x == args.l[2] && x == args.l[3] && x == args.l[4] && x == args.l[5] && x == args.l[6] && x == args.l[7] && x == args.l[8] && x == args.l[9])",
