@@ -104,6 +104,23 @@ async fn a_page_in_the_place_of_a_description_does_not_hide_the_one_at_the_root(
 }
 
 #[tokio::test]
+async fn a_description_is_read_up_to_its_bound_wherever_it_is() {
+    for path in ["/.well-known/oauth-protected-resource/mcp", WELL_KNOWN] {
+        for (length, status) in [(256 * 1024, 200), (256 * 1024 + 1, 502)] {
+            let upstream = Upstream::start(move |seen| {
+                let text = format!("{{\"resource\":\"x\",\"x\":\"{}\"}}", "y".repeat(length - 23));
+                if seen.path == path { Reply::json(text) } else { Reply::status(404) }
+            })
+            .await;
+            let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+            let answer = sidecar.ask(&Ask::get().to("/.well-known/oauth-protected-resource/bank")).await;
+            assert_eq!(answer.status, status, "{path}: {length}");
+            until("its room to be free", async || sidecar.scrape().await.sum("toolweir_held_bytes", &[]) == 0.0).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_challenge_of_every_line_names_the_sidecar() {
     let upstream = describes(
         "/about",
@@ -303,6 +320,23 @@ async fn what_follows_a_refused_request_is_discarded_within_bounds() {
     let began = std::time::Instant::now();
     assert!(sidecar.stop(Duration::from_secs(5)).await);
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn what_is_discarded_is_a_request_under_way() {
+    let upstream = Upstream::bank().await;
+    let sidecar = Sidecar::with(&allow_all(&upstream.url()), |config| config.limits.requests = 1).await;
+    let mut wire = Wire::connect(sidecar.address).await;
+    wire.write(&Ask::post("").to("/no/where").with("content-length", "500").bytes("localhost")).await;
+    assert_eq!(wire.next_status().await, Some(404));
+    assert_eq!(sidecar.ask(&pay()).await.status, 503);
+    wire.write(&[b'x'; 500]).await;
+    until("its place to be free", async || sidecar.ask(&pay()).await.status == 200).await;
+    // Who finds no place is told so, however much follows.
+    wire.write(&Ask::post("").to("/no/where").with("content-length", "500").bytes("localhost")).await;
+    assert_eq!(wire.next_status().await, Some(404));
+    let long = Ask::post(vec![b'x'; 3 << 20]);
+    assert_eq!(sends_first(&sidecar, &long).await.unwrap(), "503");
 }
 
 // Heads of answers.
@@ -560,6 +594,18 @@ async fn a_proxy_that_refuses_is_said_to() {
     .await;
     let said = sidecar.ask(&pay()).await.text();
     assert!(said.contains("the proxy of --upstream-proxy cannot be reached: nobody listens at its address."), "{said}");
+}
+
+#[tokio::test]
+async fn a_refusal_that_may_be_the_servers_own_gives_no_place_back() {
+    for (url, counts) in [("https://bank.invalid/mcp", false), ("http://bank.invalid/mcp", true)] {
+        let proxy = Proxy::start(1, Some(407)).await;
+        let text = policy(url, "[{name: pay, limits: [{max: 1, window: hour}]}]");
+        let sidecar = Sidecar::with(&text, |config| config.upstream_proxy = Some(proxy.url.parse().unwrap())).await;
+        assert_eq!(sidecar.ask(&pay()).await.status, 502);
+        assert_eq!(sidecar.ask(&pay()).await.status, if counts { 200 } else { 502 }, "{url}");
+        assert_eq!((proxy.heads().len(), sidecar.counted("denied").await), if counts { (1, 1.0) } else { (2, 0.0) });
+    }
 }
 
 #[tokio::test]
