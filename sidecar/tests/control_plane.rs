@@ -518,7 +518,8 @@ async fn a_policy_that_does_not_compile_and_a_url_that_is_none_close_their_serve
     let mut stage = Stage::new().await;
     let sidecar = stage.sidecar().await;
     let mut stream = stage.operator.opened().await;
-    let shop = documents(&allow_all("http://shop:port/mcp").replace("bank", "shop"));
+    let mut shop = documents(&allow_all("http://shop/mcp").replace("bank", "shop"));
+    shop[0]["spec"]["servers"][0]["url"] = json!("http://shop:port/mcp");
     let mut till = documents(&allow_all("http://till/mcp").replace("bank", "till"));
     till[0]["spec"]["servers"][0]["tools"][0]["validations"] = json!([{"expression": "args."}]);
     let ack = stream.enforce("1", &[stage.open(), shop, till].concat()).await;
@@ -527,7 +528,7 @@ async fn a_policy_that_does_not_compile_and_a_url_that_is_none_close_their_serve
     assert_eq!(pays(&sidecar).await, "none");
     let asked = async |server: &str| sidecar.ask(&Ask::post(call("1", "pay", "{}")).to(server)).await;
     assert_eq!(denial(&asked("/till").await.json())["reason"], "invalid_policy");
-    assert_eq!(asked("/shop").await.status, 502);
+    assert_eq!(denial(&asked("/shop").await.json())["reason"], "invalid_policy");
     let servers: Vec<String> = stage.mcp_servers().as_object().unwrap().keys().cloned().collect();
     assert_eq!(servers, ["bank", "till"]);
 }
