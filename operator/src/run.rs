@@ -93,6 +93,7 @@ pub struct Options {
 ///
 /// # Errors
 /// It cannot start, or a part of it ended that never should.
+#[expect(clippy::too_many_lines, reason = "each part is made and started once, in an order that is easier to see in one place")]
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let path = options.config.display();
     let text = std::fs::read_to_string(&options.config).with_context(|| format!("{path} cannot be read"))?;

@@ -39,7 +39,8 @@ use crate::{
 
 /// What the kernel may keep for a connection of a client: of answers that it does not read, and of what it sends and is not
 /// read yet. The kernel doubles both; they count as the pod's memory.
-const KERNEL: (u32, u32) = (32 * 1024, 16 * 1024);
+/// What is less than two of the largest packets of the loopback device makes each wait for the other's timer.
+const KERNEL: (u32, u32) = (64 * 1024, 64 * 1024);
 
 /// How long it may take to return what is leased from the shared store.
 const RETURN: Duration = Duration::from_millis(500);
@@ -199,7 +200,7 @@ pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io:
     }
     let shared = Arc::new(Shared {
         budget,
-        clients: Clients::new(limits.requests),
+        clients: Clients::new(limits.requests, limits.connections),
         governor: Arc::clone(&governor),
         limits,
         streams: Streams::default(),

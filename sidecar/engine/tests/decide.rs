@@ -687,6 +687,11 @@ mod a_policy_that_does_not_compile {
         let many = (0..100).map(|at| format!("args.a.matches(r'x\\w{{1,10}}{at}')"));
         let problem = first_problem(many);
         assert!(problem.contains("at most 8 MiB together; write fewer or smaller ones, or split the policy"), "{problem}");
+        // What is refused counts too, or a policy of nothing else would never end.
+        let refused = (0..1000).map(|at| format!("args.a.matches(r'{at}\\w{{500}}')")).collect::<Vec<_>>();
+        let (_, problems) = compile(&[conditions(&refused)]);
+        let tried = problems.iter().filter(|problem| problem.error.message.contains("is too large")).count();
+        assert!(tried <= 32, "{tried} of {} were tried", problems.len());
         // The same one again takes nothing.
         let same = (0..100).map(|_| "args.a.matches(r'^[\\w .-]+$')".to_owned());
         assert_eq!(first_problem(same), "");

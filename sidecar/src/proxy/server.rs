@@ -199,6 +199,12 @@ struct Begun {
     stream: TcpStream,
 }
 
+impl Begun {
+    fn is_http2(&self) -> bool {
+        self.come == PREFACE.len() && self.first == *PREFACE
+    }
+}
+
 impl AsyncRead for Begun {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
@@ -245,6 +251,18 @@ async fn connection(stream: TcpStream, proxy: Proxy) {
         _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
     };
     let Some(stream) = begun else { return };
+    let place = if stream.is_http2() {
+        let Some(place) = proxy.shared.clients.http2() else {
+            let metrics = &proxy.shared.governor.metrics;
+            metrics.requests.with_label_values(&[crate::metrics::UNKNOWN_SERVER, "_none", "overloaded"]).inc();
+            metrics.connections_closed.with_label_values(&["proxy", "too_many"]).inc();
+            tracing::warn!("too many connections over HTTP/2; one was closed");
+            return;
+        };
+        Some(place)
+    } else {
+        None
+    };
     let opened = proxy.shared.clients.open();
     let mut stopping: watch::Receiver<bool> = proxy.shared.stopping.clone();
     let mut builder = Builder::new(TokioExecutor::new());
@@ -280,6 +298,7 @@ async fn connection(stream: TcpStream, proxy: Proxy) {
         result = serving => result,
         () = opened.connection.cut() => Ok(()),
     };
+    drop(place);
     if let Err(error) = result {
         tracing::debug!(%error, "connection");
     }

@@ -44,7 +44,7 @@ const HEADERS: usize = 1000;
 type Tcp = Through<HttpConnector<Resolver>>;
 
 /// What the kernel may keep for a connection to a server, in each direction. It doubles the number.
-const KERNEL: usize = 32 * 1024;
+const KERNEL: usize = 64 * 1024;
 /// What may have come over HTTP/2 that is not read yet, of one answer and of all on a connection.
 const STREAM: u32 = 64 * 1024;
 const CONNECTION: u32 = 1024 * 1024;

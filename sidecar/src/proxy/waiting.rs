@@ -183,6 +183,8 @@ pub struct Clients {
     open: Mutex<(u64, HashMap<u64, Watched>)>,
     requests: AtomicUsize,
     most: usize,
+    /// Places for connections over HTTP/2.
+    http2: Arc<Semaphore>,
     /// Requests that wait for a place, and how they hear of one.
     turns: AtomicUsize,
     free: Notify,
@@ -233,12 +235,14 @@ impl Drop for UnderWay {
 }
 
 impl Clients {
-    /// Clients that may have this many requests under way.
-    pub fn new(most: usize) -> Arc<Self> {
+    /// Clients that may have this many requests under way, and of this many connections one in 32 over HTTP/2: such a
+    /// connection holds as much as many others, and one serves a client for all of its requests.
+    pub fn new(most: usize, connections: usize) -> Arc<Self> {
         Arc::new(Self {
             open: Mutex::default(),
             requests: AtomicUsize::new(0),
             most,
+            http2: Arc::new(Semaphore::new((connections / 32).max(1))),
             turns: AtomicUsize::new(0),
             free: Notify::new(),
             waiting: AtomicUsize::new(0),
@@ -258,6 +262,11 @@ impl Clients {
         let number = open.0;
         open.1.insert(number, Watched { connection: Arc::clone(&connection), moves: 0, still: 0 });
         Opened { connection, clients: Arc::clone(self), number }
+    }
+
+    /// A place for a connection over HTTP/2; nothing where there are as many as may be.
+    pub fn http2(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.http2).try_acquire_owned().ok()
     }
 
     /// A place for a request; nothing where as many are under way as may be. The last quarter is for connections that have

@@ -63,7 +63,9 @@ impl Pattern {
         let pattern = if let Some(pattern) = Self::known(text) {
             pattern
         } else {
-            let pattern = Arc::new(Self::compile(text, *room)?);
+            // What is refused took its work as well: a policy of nothing else ends as soon.
+            let compiled = Self::compile(text, *room).inspect_err(|_| *room = room.saturating_sub(PROGRAM));
+            let pattern = Arc::new(compiled?);
             let mut patterns = PATTERNS.write().unwrap_or_else(PoisonError::into_inner);
             patterns.retain(|_, pattern| pattern.strong_count() > 0);
             patterns.insert(text.to_owned(), Arc::downgrade(&pattern));
