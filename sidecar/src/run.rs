@@ -40,7 +40,7 @@ use crate::{
 /// What the kernel may keep for a connection of a client: of answers that it does not read, and of what it sends and is not
 /// read yet. The kernel doubles both; they count as the pod's memory.
 /// What is less than two of the largest packets of the loopback device makes each wait for the other's timer.
-const KERNEL: (u32, u32) = (64 * 1024, 64 * 1024);
+const KERNEL: (u32, u32) = (16 * 1024, 64 * 1024);
 
 /// How long it may take to return what is leased from the shared store.
 const RETURN: Duration = Duration::from_millis(500);

@@ -43,8 +43,8 @@ const HEADERS: usize = 1000;
 /// To a server, or to the proxy on the way to it.
 type Tcp = Through<HttpConnector<Resolver>>;
 
-/// What the kernel may keep for a connection to a server, in each direction. It doubles the number.
-const KERNEL: usize = 64 * 1024;
+/// What the kernel may keep for a connection to a server: of what is sent, and of what is received. It doubles both.
+const KERNEL: (usize, usize) = (64 * 1024, 32 * 1024);
 /// What may have come over HTTP/2 that is not read yet, of one answer and of all on a connection.
 const STREAM: u32 = 64 * 1024;
 const CONNECTION: u32 = 1024 * 1024;
@@ -64,8 +64,8 @@ impl Client {
         http.set_nodelay(true);
         http.set_keepalive(Some(Duration::from_secs(60)));
         // What the kernel keeps of an answer that nobody reads counts as the pod's memory.
-        http.set_recv_buffer_size(Some(KERNEL));
-        http.set_send_buffer_size(Some(KERNEL));
+        http.set_recv_buffer_size(Some(KERNEL.1));
+        http.set_send_buffer_size(Some(KERNEL.0));
         let https = HttpsConnectorBuilder::new()
             .with_tls_config((**tls).clone())
             .https_or_http()
