@@ -296,7 +296,7 @@ async fn an_endpoint_is_known_however_clients_read_it() {
         (EVENTS, 200, "event:\tEndpoint\ndata: http://evil.example/m\n\n"),
         ("Text/Event-Stream; charset=utf-8", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
         ("text/event-stream ; charset=utf-8", 201, "event: endpoint\ndata: http://evil.example/m\n\n"),
-        ("application/json, text/event-stream", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
+        ("text/plain", 404, "event: endpoint\ndata: http://evil.example/m\n\n"),
         (EVENTS, 404, "event: endpoint\ndata: http://evil.example/m\n\n"),
         ("application/json", 200, "event: endpoint\ndata: http://evil.example/m\n\n"),
         ("application/x-ndjson", 200, ": c\n\nevent:endpoint\ndata: http://evil.example/m\n\n"),
@@ -308,6 +308,11 @@ async fn an_endpoint_is_known_however_clients_read_it() {
         (EVENTS, 200, "data: x\u{2028}event: endpoint\u{2028}data: http://evil.example/m\n\n"),
     ] {
         assert_eq!(got(kind, status, event).await, Err("broken off"), "{kind:?} {event:?}");
+    }
+    // Clients that decode by its charset, or look for another type in it, read another stream.
+    for kind in ["text/event-stream; charset=utf-16", "text/plain;charset=utf-7", "application/json, text/event-stream"] {
+        let told = got(kind, 200, "event: endpoint\ndata: http://evil.example/m\n\n").await.unwrap();
+        assert!(told.contains("cannot be passed on: its Content-Type names"), "{kind}: {told}");
     }
     let large = "x".repeat(4 * 1024 * 1024);
     for event in [format!("event: endpoint\ndata: /m?{large}\n\n"), format!("data: {large}\nevent: endpoint\n\n")] {

@@ -306,6 +306,10 @@ impl Rewriter {
             } else if field == b"event" {
                 name = if value.is_empty() { b"message" } else { value };
             }
+            // A client that takes no events may read JSON that is none of their data.
+            if self.watch == Watch::All && field != b"data" && spells_tools(line) {
+                return Err(SseError::Unreadable);
+            }
             let lenient = trimmed(line.get(..field.len()).unwrap_or_default());
             odd |= field != b"data" && lenient.eq_ignore_ascii_case(b"data");
             // Of two names some clients take the first and some the last.

@@ -121,6 +121,8 @@ enum To {
     Message,
     /// A tools/list.
     List,
+    /// A tools/list whose answer comes on an HTTP+SSE stream.
+    PostedList,
     /// A GET: what a client keeps open for as long as it lives, on which anything can be replayed.
     Get,
     /// A subscriptions/listen, which a modern client keeps open for as long as it lives.
@@ -385,8 +387,8 @@ impl Proxy {
         let server = way.server.clone().ok_or(Failure::UnknownServer)?;
         let url = endpoint(&server, client.legacy)?;
         let to = match &*message.method {
-            // On an HTTP+SSE stream the list comes there, not here.
             "tools/list" if client.legacy.is_none() => To::List,
+            "tools/list" => To::PostedList,
             "subscriptions/listen" => To::Listen,
             _ => To::Message,
         };
@@ -524,18 +526,28 @@ impl Proxy {
         }
         self.localize(&mut parts.headers, asked, &server);
         let outcome = outcome_of(status);
-        let (get, list, events) = (to == To::Get, to == To::List, is_events(&parts.headers));
+        let (get, list, events) = (to == To::Get, matches!(to, To::List | To::PostedList), is_events(&parts.headers));
         // Some clients take what a GET gives for events, whatever it says that it is.
         let watch = match (get, list, events) {
             (true, _, true) | (_, true, true) => Some(Watch::All),
             (true, _, false) => Some(Watch::Foreign),
             _ => None,
         };
-        let encoded = is_coded(&parts.headers);
-        if encoded && (list || get) && (status.is_success() || events) {
-            return Err(Failure::Invalid(server.name.clone(), COMPRESSED.to_owned()));
+        if list || get {
+            let unreadable = if is_coded(&parts.headers) { Some(COMPRESSED) } else { unclear_type(&parts.headers) };
+            if let Some(why) = unreadable {
+                if status.is_success() {
+                    return Err(Failure::Invalid(server.name.clone(), why.to_owned()));
+                }
+                // What an error says in its head is for the client all the same.
+                tracing::warn!(server = server.name, status = status.as_u16(), why, "the body of an error was left out");
+                for name in [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE] {
+                    parts.headers.remove(name);
+                }
+                return Ok((Response::from_parts(parts, Answer::whole(Bytes::new())), outcome));
+            }
         }
-        if let Some(watch) = watch.filter(|watch| !encoded && (*watch != Watch::Foreign || status.is_success())) {
+        if let Some(watch) = watch {
             let url = server.url.clone().ok_or_else(|| Failure::NoUrl(server.name.clone()))?;
             let (open, inject) = if get { Some(self.shared.streams.open(&server.name, &url)).unzip() } else { (None, None) };
             let filter = Filter {
@@ -552,8 +564,10 @@ impl Proxy {
             let answer = Answer::events(body, self.shared.limits.body, filter, inject, self.shared.budget.clone(), permit, stop);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
-        if list && !encoded {
-            let answer = self.list(body, &content_type(&parts.headers), status, way).await?;
+        if list {
+            // On an HTTP+SSE stream the list comes there; what answers the POST is any word.
+            let any = !status.is_success() || to == To::PostedList;
+            let answer = self.list(body, &content_type(&parts.headers), any, way).await?;
             parts.headers.remove(header::CONTENT_LENGTH);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
@@ -561,8 +575,9 @@ impl Proxy {
         Ok((Response::from_parts(parts, Answer::Stream { inner: body, permit, stop }), outcome))
     }
 
-    /// Reads a tools/list answer and shows of it what may be called.
-    async fn list(&self, body: Incoming, kind: &str, status: StatusCode, way: &mut Way<'_>) -> Result<Answer, Failure> {
+    /// Reads a tools/list answer and shows of it what may be called. With `any` it may be something else: an error passes
+    /// whatever it is, unless some client could find a list in it.
+    async fn list(&self, body: Incoming, kind: &str, any: bool, way: &mut Way<'_>) -> Result<Answer, Failure> {
         let server = way.server.clone().ok_or(Failure::UnknownServer)?;
         let invalid = |why: String| Failure::Invalid(server.name.clone(), why);
         let before = Instant::now();
@@ -581,9 +596,7 @@ impl Proxy {
             return Ok(Answer::whole(bytes));
         }
         let json = kind.eq_ignore_ascii_case("application/json");
-        // An error is passed on whatever it is, unless some client could find a list in it.
-        let error = !status.is_success();
-        if !json && !error {
+        if !json && !any {
             return Err(invalid("the list of tools is neither JSON nor an event stream".to_owned()));
         }
         // For what stays of it.
@@ -593,7 +606,7 @@ impl Proxy {
         match filter_list(governor, &server.name, &hidden, &bytes) {
             Ok(Filtered::Same) => Ok(Answer::held(bytes, held)),
             Ok(Filtered::Edited(edited)) => Ok(Answer::held(edited, room)),
-            Err(_) if error && !spells_tools(&bytes) => Ok(Answer::held(bytes, held)),
+            Err(_) if any && !spells_tools(&bytes) && is_text(&bytes) => Ok(Answer::held(bytes, held)),
             Err(error) => Err(invalid(format!("the list of tools {error}"))),
         }
     }
@@ -808,6 +821,36 @@ fn is_events(headers: &HeaderMap) -> bool {
     const KIND: &[u8] = b"text/event-stream";
     let names = |value: &HeaderValue| value.as_bytes().windows(KIND.len()).any(|part| part.eq_ignore_ascii_case(KIND));
     headers.get_all(header::CONTENT_TYPE).iter().any(names)
+}
+
+/// Why clients may read a body in another way than as UTF-8 of the one type that its head names; nothing where all read the
+/// same.
+fn unclear_type(headers: &HeaderMap) -> Option<&'static str> {
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let value = values.next()?.as_bytes();
+    if values.next().is_some() {
+        return Some("its Content-Type stands twice");
+    }
+    let mut parts = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let kind = parts.next().unwrap_or_default();
+    let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+/".contains(byte);
+    if !kind.iter().all(token) || (is_events(headers) && !kind.eq_ignore_ascii_case(b"text/event-stream")) {
+        return Some("its Content-Type names more than one type");
+    }
+    let other_charset = |part: &[u8]| {
+        let (name, charset) = part.split_at(part.iter().position(|byte| *byte == b'=').unwrap_or(part.len()));
+        let charset = charset.strip_prefix(b"=").unwrap_or_default().trim_ascii();
+        let charset = charset.strip_prefix(b"\"").and_then(|quoted| quoted.strip_suffix(b"\"")).unwrap_or(charset);
+        let plain = name.trim_ascii().eq_ignore_ascii_case(b"charset")
+            && (charset.eq_ignore_ascii_case(b"utf-8") || charset.eq_ignore_ascii_case(b"utf8"));
+        part.to_ascii_lowercase().windows(7).any(|word| word == b"charset") && !plain
+    };
+    parts.any(other_charset).then_some("its Content-Type names another charset than UTF-8")
+}
+
+/// Whether bytes are text to all: UTF-8 without a NUL, which a text of two bytes for each character has.
+fn is_text(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok() && memchr::memchr(0, bytes).is_none()
 }
 
 /// The origin by which a client reached the sidecar.

@@ -220,7 +220,8 @@ def tokens(cluster, measured):
         ("another audience", 401, {}, token(cluster, ours, "agent", audience="vault")),
         ("the API server's audience", 401, {}, token(cluster, ours, "agent", audience=None)),
         ("an expired one", 401, {}, late),
-        ("one of a pod that is gone", 401, {}, of_the_past),
+        # Nobody is asked whose it is: the operator sees that there is no such pod.
+        ("one of a pod that is gone", 403, {}, of_the_past),
         ("one of no pod", 403, {}, token(cluster, ours)),
         ("one of a pod that has ended", 403, {}, of_the_over),
     ]:
