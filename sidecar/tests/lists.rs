@@ -74,14 +74,14 @@ async fn a_list_of_which_all_is_shown_passes_byte_for_byte() {
 #[tokio::test]
 async fn a_list_that_clients_read_in_different_ways_is_not_passed_on() {
     let plain = list("1", &["pay", "wipe"]);
-    let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let in_pairs = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
     let events = format!("data: {plain}\n\n");
     for (kind, body) in [
         ("application/json; x=text/event-stream", plain.clone().into_bytes()),
         ("application/json, text/event-stream", plain.clone().into_bytes()),
-        ("application/json; charset=utf-16le", wide(&plain)),
+        ("application/json; charset=utf-16le", in_pairs(&plain)),
         ("application/json;charset*=utf-16", plain.clone().into_bytes()),
-        ("text/event-stream; charset=utf-16le", wide(&events)),
+        ("text/event-stream; charset=utf-16le", in_pairs(&events)),
         ("text/event-stream; charset=utf-7", events.clone().into_bytes()),
     ] {
         for status in [200, 404] {
