@@ -367,8 +367,12 @@ fn shared_store(governor: &Governor) -> Option<serde_json::Value> {
 
 /// Whether the request names this machine, which a page of another origin cannot make it do.
 fn local(parts: &http::request::Parts) -> bool {
-    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let Ok(authority) = host.to_str().unwrap_or_default().parse::<http::uri::Authority>() else { return false };
+    if authority.as_str().contains('@') {
+        return false;
+    }
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
     (name == "localhost" || name.parse::<IpAddr>().is_ok()) && !parts.headers.contains_key(header::ORIGIN)
 }

@@ -624,6 +624,8 @@ async fn what_a_page_of_another_origin_sends_is_forbidden() {
             from("origin", "http://203.0.113.9:15001"),
             from("origin", "http://localhost").with("origin", "http://evil.example"),
             from("host", "evil.example"),
+            from("host", "evil.example@localhost"),
+            from("origin", "http://evil.example@localhost"),
             from("host", "localhost.evil.example:15001"),
             Ask::get().with("origin", "http://evil.example"),
             Ask::delete().with("host", "evil.example"),

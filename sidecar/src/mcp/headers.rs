@@ -38,6 +38,8 @@ pub fn check(headers: &HeaderMap) -> Result<(), Refusal> {
         let value = value.as_bytes();
         let wrong = match shown {
             "Last-Event-ID" if !is_text(value) => "has a control character or blanks around it",
+            // Another coding would be left to whoever reads the body.
+            "Transfer-Encoding" if !value.eq_ignore_ascii_case(b"chunked") => "is not chunked alone",
             "Mcp-Session-Id" if !is_visible(value) => "is not visible ASCII",
             "MCP-Protocol-Version" if !is_version(value) => "is no version",
             "Mcp-*" if decode(value).is_none() => "is neither ASCII nor canonical Base64",
@@ -399,6 +401,7 @@ mod tests {
             ("mcp-session-id", &["", " ", "a b", "\u{e9}", "a\tb", " a", "a "][..]),
             ("mcp-protocol-version", &["", "2025-06-18, 2025-11-25", "2025-06-18 ", "\"2025-06-18\"", "2025\t06", "\u{662}025"]),
             ("last-event-id", &["a\tb", " a", "a "]),
+            ("transfer-encoding", &["gzip, chunked", "identity", "chunked, chunked", ""]),
             ("mcp-param-region", &["\u{e9}", "a\tb", " a", "=?BASE64?ZQ==?=", "=?base64?ZQ?=", "=?base64?!?="]),
         ] {
             for value in values {
@@ -422,6 +425,7 @@ mod tests {
             ("mcp-param-user_id", b"7"),
             ("mcp-param-city", b"=?base64?w6k=?="),
             ("x-mcp", b" "),
+            ("transfer-encoding", b"Chunked"),
         ];
         assert_eq!(check(&headers(fine)), Ok(()));
     }

@@ -308,6 +308,10 @@ impl Proxy {
     /// Whether an authority names this machine, by a name of it or by an address that `fits`.
     fn is_local(&self, authority: &str, fits: impl Fn(IpAddr) -> bool) -> bool {
         let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
+        // What stands before an `@` is a name to some, and the host to others.
+        if authority.as_str().contains('@') {
+            return false;
+        }
         let host = authority.host();
         host.trim_start_matches('[').trim_end_matches(']').parse().is_ok_and(fits)
             || host.eq_ignore_ascii_case("localhost")
