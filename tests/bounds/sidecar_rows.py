@@ -218,7 +218,7 @@ def endless_bodies_h1(row, settings):
         held_open(row, sidecar.strangers(settings), stranger, 3)
     # Bodies are read where there is room, and who waits for room is told so after a second: that is no answer to an honest client's
     # call. It must not be refused, though.
-    sidecar.judge(honest, seconds=2)
+    sidecar.judge(honest, seconds=5)
 
 
 def half_heads_h1(row, settings):
@@ -265,7 +265,7 @@ def stalled_lists(row, settings):
 
         held_open(row, 100, stranger, 3)
     # An honest call may have to wait for room among them.
-    sidecar.judge(honest, seconds=2)
+    sidecar.judge(honest, seconds=5)
 
 
 # ---- what is parsed
