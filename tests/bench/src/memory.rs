@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, default_value_t = 12 * 1024)]
     max_kib: u64,
     /// The most that may ever be resident: more fails the run
-    #[arg(long, default_value_t = 18 * 1024)]
+    #[arg(long, default_value_t = 20 * 1024)]
     fail_kib: u64,
     /// How much more may be resident at the end than in the middle
     #[arg(long, default_value_t = 256)]
