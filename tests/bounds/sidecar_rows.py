@@ -547,9 +547,9 @@ def single_bytes(row, settings):
             row.tell(text)
             # Four times as much takes four times as long; where it is short, ticks of the clock matter. Comment lines pass one by
             # one, each as a write of its own.
-            if more >= (12 if "comments" in name else 4) or more > 6 * less + 0.3 or "HTTP" not in how:
+            if more >= (24 if "comments" in name else 4) or more > 6 * less + 0.3 or "HTTP" not in how:
                 slow.append(text)
-    row.bar(not slow, "; ".join(slow) or "each event and request", "linear, < 1 s of CPU for a MiB, < 3 s where half a million lines pass one by one")
+    row.bar(not slow, "; ".join(slow) or "each event and request", "linear, < 1 s of CPU for a MiB, < 6 s where half a million lines pass one by one")
     sidecar.judge(honest)
 
 
