@@ -94,6 +94,8 @@ pub struct Rewriter {
     cr_left: bool,
     /// The first line has ended. Before it stands a byte-order mark, if anywhere.
     started: bool,
+    /// The first line has left: what is held does not begin with it.
+    first_left: bool,
     /// How many bytes were looked at.
     work: usize,
 }
@@ -113,6 +115,7 @@ impl Rewriter {
             after_cr: false,
             cr_left: false,
             started: false,
+            first_left: false,
             work: 0,
         }
     }
@@ -225,6 +228,7 @@ impl Rewriter {
             }
             out.extend_from_slice(self.held.get(self.line..).unwrap_or_default());
             self.held.truncate(self.line);
+            self.first_left |= self.line == 0;
             self.cr_left = true;
             return Ok(());
         }
@@ -254,6 +258,7 @@ impl Rewriter {
         self.line = 0;
         self.endpoint = Endpoint::No;
         out.extend_from_slice(&held);
+        self.first_left = true;
         self.passing = Some(Box::new(passing));
         Ok(())
     }
@@ -287,7 +292,8 @@ impl Rewriter {
         self.work += event.len();
         self.line = 0;
         let naming = std::mem::replace(&mut self.endpoint, Endpoint::No);
-        let bytes = if self.started { &event[..] } else { event.strip_prefix(MARK).unwrap_or(&event) };
+        let marked = !std::mem::replace(&mut self.first_left, true);
+        let bytes = if marked { event.strip_prefix(MARK).unwrap_or(&event) } else { &event[..] };
         let (mut name, mut data): (&[u8], Option<Cow<'_, [u8]>>) = (b"message", None);
         // A client that trims the names of fields finds other data.
         let (mut endpoint, mut odd) = (naming, false);
