@@ -77,6 +77,7 @@ pub enum Watch {
 
 /// Rewrites a stream, chunk by chunk.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each says another thing of where the stream stands")]
 pub struct Rewriter {
     most: usize,
     watch: Watch,
