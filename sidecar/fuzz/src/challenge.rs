@@ -40,7 +40,8 @@ pub fn check(value: &[u8]) {
         let others = parameters.iter().filter(|parameter| !parameter.name.eq_ignore_ascii_case(b"resource_metadata"));
         others.map(|parameter| (parameter.name.to_vec(), parameter.value.to_vec())).collect::<Vec<_>>()
     };
-    assert_eq!(others(&before), others(&read), "other parameters: {:?}", String::from_utf8_lossy(after));
+    // Where a part was left out, what stands before it can read as a token.
+    assert!(new.cut || others(&before) == others(&read), "other parameters: {:?}", String::from_utf8_lossy(after));
 
     // Done twice it is done once.
     let again = rewrite(after, &url, LOCAL);

@@ -122,7 +122,8 @@ pub fn check(stream: &[u8]) {
         }
         if !endpoint {
             let (out, seen, end) = rewrite(stream, &pieces, ALL, Watch::All, &filter);
-            if end.is_err() {
+            // More may be taken for an endpoint than names one: that is as strict as can be.
+            if end.is_err() || seen.iter().any(|(.., endpoint)| *endpoint) {
                 continue;
             }
             assert_eq!(seen_of(&seen), told.len());
