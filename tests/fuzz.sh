@@ -9,7 +9,7 @@ CARGO_FUZZ=0.13.2
 need cargo "https://rustup.rs"
 need c++ "apt-get install g++"
 seconds=${FUZZ_SECONDS:-300}
-read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store challenge}"
+read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store challenge answers}"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_SECONDS is '$seconds'; write a number of seconds"
 
 fuzz=$ROOT/sidecar/fuzz
