@@ -22,7 +22,7 @@ use crate::{
         list::Filtered,
         method_label,
         request::{Message, Refusal, Request, parse},
-        sse::{holds_tools, spells_tools},
+        sse::spells_tools,
     },
     metrics::Metrics,
     proxy::{body::filter_list, failure::Failure},
@@ -229,7 +229,7 @@ impl Gate {
     /// it is dropped: a list that cannot be read.
     pub fn from_server(&self, line: &[u8]) -> Option<Option<Vec<u8>>> {
         self.under_way.answered(line);
-        if !holds_tools(line) {
+        if !spells_tools(line) {
             return Some(None);
         }
         let hidden = self.governor.metrics.tools_hidden.with_label_values(&[self.server.as_str()]);
@@ -237,7 +237,6 @@ impl Gate {
             Ok(Filtered::Same) => Some(None),
             Ok(Filtered::Edited(edited)) => Some(Some(edited)),
             // A client that is less strict may read what this cannot.
-            Err(_) if !spells_tools(line) => Some(None),
             Err(error) => {
                 tracing::warn!(server = self.server, %error, "a message of the server was dropped: a list of tools that cannot be read");
                 None

@@ -604,11 +604,6 @@ impl Spelling {
     }
 }
 
-/// Whether an event could hold a tools/list result: whether the key stands in it.
-pub fn holds_tools(data: &[u8]) -> bool {
-    spells_tools(data)
-}
-
 /// Whether the key stands in a text, be it as an escape spells it and in whatever case.
 pub fn spells_tools(text: &[u8]) -> bool {
     Spelling::default().feed(text)
