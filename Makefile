@@ -1,105 +1,117 @@
-# The project's vocabulary; CI runs these targets. `make help` lists them.
+# The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-memory test-start test-scrape test-bounds bench bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-up cluster-down e2e demo-cluster test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-memory test-start test-scrape test-bounds bench bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
 
 build: ## Build the sidecar: target/release/toolweir-sidecar
 	cargo build --release --locked -p toolweir-sidecar
 
-demo: ## Show it: a real server, a real agent, 30 of 35 calls delivered
+demo: ## Show Toolweir with a real server and a real agent
 	@tests/demo/run.sh
 
-test: ## Test everything, from nothing, with a summary
+test: ## Run all tests and print a summary
 	@tests/run.sh
 
-lint: ## Formatting, clippy, dependencies
+lint: ## Check formatting, clippy, API documentation, structure, CONTRIBUTING and dependencies
 	@tests/lint.sh
 
-test-unit: ## Unit, property and in-process integration tests
+test-unit: ## Run unit, property and in-process integration tests
 	@tests/unit.sh
 
-crds: ## Write crds/generated from the types
+test-cel: ## Compare the CEL test results with those of cel-go, the engine of Kubernetes
+	@tests/cel/run.sh
+
+crds: ## Generate the CRDs: crds/generated
 	cargo run --quiet --locked -p toolweir-crds --features kube --bin crdgen crds/generated
 
-test-sdk: ## Real SDKs and agent frameworks against real servers, through the sidecar (ONLY="gosdk java" takes these alone)
+test-sdk: ## Run SDKs and agent frameworks through the sidecar (ONLY="gosdk java")
 	@tests/sdk/run.sh
 
-test-browser: ## A page in headless Chromium, through the sidecar
+test-browser: ## Run a page in headless Chromium through the sidecar
 	@tests/browser/run.sh
 
-test-rmcp: ## The Rust SDK (rmcp) through the sidecar
+test-rmcp: ## Run the Rust SDK (rmcp) through the sidecar; part of test-unit
 	cargo test --locked -p toolweir-test-rmcp
 
-advisories: ## Known vulnerabilities of dependencies; needs the network of the advisory database
+advisories: ## Check dependencies for known vulnerabilities; needs the network
 	@tests/lint.sh advisories
 
-test-conformance: ## The official conformance suite, direct and through the sidecar
+test-conformance: ## Run the official conformance suite, directly and through the sidecar
 	@tests/conformance/run.sh
 
-test-hammer: ## 8 tasks hammer one limit for 60 s; the server's log is checked
+test-hammer: ## Hammer one limit for 60 s and check the log of the server
 	@tests/bench/hammer.sh
 
-test-shared: ## Limits across pods with real redis-servers, judged by the server's log (ROWS="1 4" for these alone)
-	@ROWS="$(ROWS)" tests/shared/run.sh
+test-shared: ## Test limits across pods with real redis-servers (ONLY="1 4")
+	@ONLY="$(ONLY)" tests/shared/run.sh
 
-test-memory: ## Resident memory over 100 000 calls
+test-credentials: ## Test credentials that only the sidecar holds, with real servers (ONLY="kinds expiry")
+	@ONLY="$(ONLY)" tests/credentials/run.sh
+
+test-memory: ## Measure resident memory over 100,000 calls
 	@tests/bench/memory.sh
 
-test-start: ## Size of the binary, time from start to ready
+test-start: ## Measure the size of the binary and the time until it is ready
 	@tests/bench/start.sh
 
-test-scrape: ## What a scrape of 200 tools and 50 limits costs
+test-scrape: ## Measure a scrape with 200 tools and 50 limits
 	@tests/bench/scrape.sh
 
-test-bounds: ## What strangers can make a sidecar of 64 MiB and an operator of 256 MiB hold and do, in control groups (ROWS="keys items")
-	@ROWS="$(ROWS)" tests/bounds/run.sh
+test-bounds: ## Attack sidecar and operator in small control groups; needs root (ONLY="keys items")
+	@ONLY="$(ONLY)" tests/bounds/run.sh
 
-bench: ## Compare direct, pass-through proxy, nginx and the sidecar (PEERS="name=url ..." adds more)
+bench: ## Compare direct calls, a plain proxy, nginx and the sidecar (PEERS="name=url ...")
 	@tests/bench/run.sh
 
-bench-smoke: ## The same, shortened: shows that the harness works
+bench-smoke: ## Run the benchmark for a few seconds
 	@SMOKE=1 tests/bench/run.sh
 
-bench-decide: ## Engine::decide
+bench-decide: ## Benchmark the decision of the engine
 	cargo bench --locked -p toolweir-engine
 
-callgrind: ## Instructions of a call; BASELINE=BINARY fails where that one takes over PERCENT (3) fewer
+callgrind: ## Count the instructions of a call (BASELINE=BINARY compares)
 	@tests/bench/callgrind.sh
 
-fuzz: ## Fuzz every parser of untrusted bytes, 5 minutes each (FUZZ_SECONDS)
+fuzz: ## Fuzz each parser of untrusted bytes for 5 minutes (FUZZ_SECONDS)
 	@tests/fuzz.sh
 
-fuzz-smoke: ## The same, 20 s each
+fuzz-smoke: ## Fuzz each parser for 20 s
 	@FUZZ_SECONDS=20 tests/fuzz.sh
 
 images: ## Build the images of operator and sidecar: target/images
 	@IMAGE_PROFILE=$${IMAGE_PROFILE:-release} tests/cluster/images.sh build operator sidecar
 
-cluster-up: ## Start a real one-node Kubernetes on this machine; prints what to export
+cluster-build: ## Build kubectl, helm and the control plane of the test cluster; needs root
+	@tests/cluster/node.sh build
+
+cluster-up: ## Start a one-node Kubernetes on this machine; needs root
 	@tests/cluster/node.sh up
 
 cluster-down: ## Stop it
 	@tests/cluster/node.sh down
 
-e2e: ## Every row of the table on a real cluster (that of KUBECONFIG, else one that it starts); ROWS="run audit" for these alone
-	@tests/cluster/e2e.sh $(ROWS)
+e2e: ## Run the end-to-end tests on the cluster of KUBECONFIG, or on its own (ONLY="run audit")
+	@tests/cluster/e2e.sh $(ONLY)
 
-demo-cluster: ## Show it on Kubernetes: node, chart, policy, agent, server (KEEP=1 leaves it running)
+demo-cluster: ## Show Toolweir on Kubernetes (KEEP=1 leaves it running)
 	@tests/cluster/demo.sh
 
-test-dashboards: ## Dashboards and alerts, without a cluster
+test-chart: ## Test the chart without a cluster
+	@tests/chart/run.sh
+
+test-dashboards: ## Test dashboards and alerts without a cluster
 	@tests/dashboards/run.sh
 
-test-dashboards-live: ## Every query of dashboards and alerts against a real Prometheus on a real cluster
+test-dashboards-live: ## Test dashboards and alerts with a real Prometheus on a real cluster
 	@tests/dashboards/live.sh
 
-pictures: ## The same, ten minutes of calls, and both dashboards drawn: docs/img
+pictures: ## Draw both dashboards with ten minutes of real calls: docs/img
 	@LIVE_SECONDS=$${LIVE_SECONDS:-600} PICTURES=1 tests/dashboards/live.sh
 
 plugin: ## Build kubectl toolweir: target/release/kubectl-toolweir
 	cargo build --release --locked -p toolweir-cli
 
-clean: ## Remove what was built
+clean: ## Remove the build output
 	cargo clean

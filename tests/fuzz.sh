@@ -1,25 +1,20 @@
 #!/usr/bin/env bash
-# Fuzzes every parser of bytes that others write (sidecar/fuzz), one target after the other.
-# FUZZ_SECONDS: how long each runs, 300 unless said. FUZZ_TARGETS: which ones, all unless said.
-# What the fuzzer finds worth keeping goes to a temporary folder; the seeds in git stay as they are.
-# `sidecar/tests/corpus.rs` replays those without a fuzzer.
+# Fuzzes each parser of untrusted bytes (sidecar/fuzz), one target after the other.
+# FUZZ_SECONDS: how long each target runs; the default is 300. FUZZ_TARGETS: the targets to run; the default is all.
+# New inputs go to a temporary folder. The seeds in git do not change; sidecar/tests/corpus.rs replays them without a fuzzer.
 
 . "$(dirname "$0")/lib.sh"
-CARGO_FUZZ=0.13.2
 need cargo "https://rustup.rs"
 need c++ "apt-get install g++"
 seconds=${FUZZ_SECONDS:-300}
-read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store challenge answers}"
+read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store challenge answers credential}"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_SECONDS is '$seconds'; write a number of seconds"
 
 fuzz=$ROOT/sidecar/fuzz
 export CARGO_TARGET_DIR=$CACHE/fuzz-target
-if ! stamp "$CACHE/cargo-fuzz" $CARGO_FUZZ; then
-	cargo install --quiet --locked --root "$CACHE/cargo-fuzz" cargo-fuzz@$CARGO_FUZZ >&2
-	echo $CARGO_FUZZ >"$CACHE/cargo-fuzz/.made-from"
-fi
-# The sanitizer is in every toolchain, but the compiler's flag for it is not stable.
-PATH=$CACHE/cargo-fuzz/bin:$PATH RUSTC_BOOTSTRAP=1 nice -n 10 cargo fuzz build --fuzz-dir "$fuzz" --sanitizer address >&2
+tool=$(cargo_tool cargo-fuzz 0.13.2)
+# Every toolchain has the sanitizer, but the compiler's flag for it is not stable.
+PATH=$tool:$PATH RUSTC_BOOTSTRAP=1 nice -n 10 cargo fuzz build --fuzz-dir "$fuzz" --sanitizer address >&2
 built=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
 
 seeds() {
@@ -27,13 +22,12 @@ seeds() {
 	[ "$1" != policy ] || printf '%s\n' "$ROOT"/crds/samples/{valid,invalid}
 }
 
-# What costs the sanitizer most, and finds nothing in Rust.
+# These checks of the sanitizer are slow and find nothing in Rust.
 export RUST_BACKTRACE=1 ASAN_OPTIONS=detect_stack_use_after_return=0:malloc_context_size=4
 work=$(mktemp -d)
 trap 'stop_all; rm -rf "$work"' EXIT
 logs=$TARGET/test-fuzz
 rm -rf "$logs" && mkdir -p "$logs"
-passed=0 failed=0
 printf '%-9s %11s %8s %9s %6s %6s\n' target runs seconds runs/s seeds found
 for target in "${targets[@]}"; do
 	[ -x "$built/$target" ] || fail "there is no target '$target'"
@@ -58,5 +52,4 @@ for target in "${targets[@]}"; do
 		echo "    input: ${found:-none was written}; log: $logs/$target.log"
 	fi
 done
-echo "fuzz: $passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary fuzz

@@ -1,5 +1,5 @@
-# What the test scripts share: where built things are kept, environments of Python and Node packages, and processes.
-# Source it: `. "$(dirname "$0")/../lib.sh"`. Everything it installs goes to the cache folder, nothing to the machine.
+# Shared by the test scripts: folders, checks, tools and packages, and processes.
+# Source it: `. "$(dirname "$0")/../lib.sh"`. It installs everything into the cache folder and nothing on the machine.
 
 set -euo pipefail
 
@@ -10,10 +10,31 @@ export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost PYTHONUNBUFFERE
 
 fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
-# need COMMAND HOW: an error that says how to install a missing tool; never a silent skip.
+# need COMMAND HOW: fails and says how to install the command if it is missing. Nothing is skipped silently.
 need() { command -v "$1" >/dev/null || fail "needs '$1'; install it with: $2"; }
 
-# stamp DIR WORDS...: true when DIR was made from exactly these words before.
+# check NAME COMMAND...: runs a check, prints whether it passed, and counts it in `passed` or `failed`. If it fails, the end of its
+# output follows. With DETAIL=1, the last line of the output of a check that passed is printed too.
+passed=0 failed=0
+check() {
+	local output
+	if output=$("${@:2}" 2>&1); then
+		passed=$((passed + 1))
+		printf 'ok    %s%s\n' "$1" "$([ "${DETAIL-}" != 1 ] || tail -1 <<<"$output" | sed '/./s/^/: /')"
+	else
+		failed=$((failed + 1))
+		printf 'FAIL  %s\n' "$1"
+		tail -60 <<<"$output" | sed 's/^/      /'
+	fi
+}
+
+# summary NAME: prints the counts of the checks; fails if one of them failed.
+summary() {
+	echo "$1: $passed passed, $failed failed"
+	[ "$failed" = 0 ]
+}
+
+# stamp DIR WORDS...: succeeds if DIR was made from exactly these words.
 stamp() { local dir=$1; shift; [ "$(cat "$dir/.made-from" 2>/dev/null)" = "$*" ]; }
 
 # python_env NAME REQUIREMENT...: prints the path of a virtual environment with these packages.
@@ -41,10 +62,21 @@ node_env() {
 	echo "$dir"
 }
 
-# free_port: prints a TCP port of 127.0.0.1 that nothing uses now.
+# cargo_tool NAME VERSION: prints the path of the folder that holds this program of crates.io.
+cargo_tool() {
+	local dir=$CACHE/$1
+	if ! stamp "$dir" "$2"; then
+		need cargo "https://rustup.rs"
+		cargo install --quiet --locked --root "$dir" "$1@$2" >&2
+		echo "$2" >"$dir/.made-from"
+	fi
+	echo "$dir/bin"
+}
+
+# free_port: prints a TCP port of 127.0.0.1 that is free now.
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-# start LOG COMMAND...: runs a command in the background; it is ended when the script ends, however that comes about.
+# start LOG COMMAND...: runs a command in the background and stops it when the script ends, for whatever reason.
 STARTED=()
 start() {
 	local log=$1; shift
@@ -60,7 +92,7 @@ stop_all() {
 trap stop_all EXIT
 trap 'exit 130' INT TERM
 
-# wait_port PORT SECONDS WHAT: until something listens on 127.0.0.1:PORT.
+# wait_port PORT SECONDS WHAT: waits until something listens on 127.0.0.1:PORT.
 wait_port() {
 	local i
 	for ((i = 0; i < $2 * 20; i++)); do
@@ -77,8 +109,8 @@ sidecar() {
 	echo "$TARGET/release/toolweir-sidecar"
 }
 
-# ensure_redis: puts Debian's redis-server and redis-cli at the head of PATH. Those of the machine are used if it has
-# them; else the packages are unpacked into the cache folder, and nothing is installed.
+# ensure_redis: makes redis-server and redis-cli available. If the machine does not have them, this unpacks Debian's packages into the
+# cache folder and puts them on PATH.
 ensure_redis() {
 	command -v redis-server >/dev/null && command -v redis-cli >/dev/null && return
 	local dir=$CACHE/redis packages=(redis-server redis-tools libjemalloc2 liblzf1 libatomic1)
@@ -89,7 +121,7 @@ ensure_redis() {
 			cd "$dir.new/packages"
 			apt-get download "${packages[@]}" >/dev/null 2>&1 || { apt-get update -qq && apt-get download "${packages[@]}"; } >&2
 			for package in *.deb; do dpkg -x "$package" ..; done
-		) || fail "redis-server cannot be had; install it with: apt-get install redis-server"
+		) || fail "redis-server cannot be downloaded; install it with: apt-get install redis-server"
 		mv "$dir.new" "$dir"
 	fi
 	export PATH=$dir/usr/bin:$PATH LD_LIBRARY_PATH=$dir/usr/lib/$(uname -m)-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}

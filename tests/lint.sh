@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
-# Formatting, clippy with the workspace's lints, and the dependencies' licenses, sources and bans.
+# Checks formatting, clippy, the API documentation, the structure of the code, CONTRIBUTING.md, the links between pages, and the licenses,
+# sources and bans of dependencies. `lint.sh advisories` checks dependencies for known vulnerabilities.
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT"
+need cargo "https://rustup.rs"
+need python3 "apt-get install python3"
+export PYTHONDONTWRITEBYTECODE=1
 
-DENY=0.20.2
-
-if ! stamp "$CACHE/cargo-deny" "$DENY"; then
-	cargo install --quiet --locked --root "$CACHE/cargo-deny" "cargo-deny@$DENY"
-	echo "$DENY" >"$CACHE/cargo-deny/.made-from"
-fi
+deny=$(cargo_tool cargo-deny 0.20.2)/cargo-deny
 if [ "${1:-}" = advisories ]; then
-	# Needs the network of the advisory database, which not every machine has.
-	exec "$CACHE/cargo-deny/bin/cargo-deny" --locked check advisories
+	# This needs the network of the advisory database, which not every machine has.
+	exec "$deny" --locked check advisories
 fi
 
 cargo fmt --all --check
 cargo clippy --quiet --locked --workspace --all-targets --features toolweir-crds/kube -- -D warnings
-echo "fmt and clippy: clean"
+RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --document-private-items --workspace
+echo "fmt, clippy and rustdoc: clean"
 
-"$CACHE/cargo-deny/bin/cargo-deny" --locked check licenses bans sources
+python3 tests/lint/structure_test.py
+python3 tests/lint/structure.py
+python3 tests/lint/contributing.py
+python3 tests/lint/links.py
+
+"$deny" --locked check licenses bans sources

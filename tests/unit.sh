@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Unit, property and in-process integration tests. Those of the shared store run a real redis-server. Words are passed on.
+# Runs unit, property and in-process integration tests. The tests of the shared store run a real redis-server. Arguments go to cargo test.
 
 . "$(dirname "$0")/lib.sh"
 ensure_redis

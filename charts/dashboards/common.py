@@ -1,4 +1,4 @@
-"""What both dashboards share: variables, queries, panels. Grafana's own builders (grafana-foundation-sdk) write the JSON."""
+"""Variables, queries and panels of both dashboards. Grafana's own builders (grafana-foundation-sdk) write the JSON."""
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.models import common as common_model

@@ -1,4 +1,4 @@
-"""Toolweir / Denials: which agents call which tools, what was turned away, by which policy and why, what is about to be."""
+"""Toolweir / Denials: which agents call which tools, which calls are denied, by which policy and why, and which limits are nearly used up."""
 
 from common import (
     BLUE, DECISIONS, GREEN, GREY, ORANGE, RED, YELLOW,
@@ -16,7 +16,7 @@ def calls(more=""):
 
 DENIED, WOULD = calls(', decision="denied"'), calls(', decision="would_deny"')
 LIMIT = f"toolweir_limit_used_ratio{{{CALL}}}"
-NO_CALLS, NONE_DENIED = "No calls in this range", "Nothing was denied in this range"
+NO_CALLS, NONE_DENIED = "No calls in this range", "No calls were denied in this range"
 
 
 def variables():
@@ -49,41 +49,41 @@ def build():
     all_calls, denied, would = counted(calls(), []), counted(DENIED, []), counted(WOULD, [])
     made = board(
         "toolweir-denials", "Toolweir / Denials",
-        "Which agents call which tools, what was turned away, by which policy and why, and which limits are about to be hit.",
+        "Which agents call which tools, which calls are denied, by which policy and why, and which limits are nearly used up.",
         variables(), "Toolweir",
     )
     made = (
         made.with_row(row("Tool calls"))
-        .with_panel(number("Calls", "Tool calls in this range, whatever was decided.", "short", NO_CALLS, all_calls, steps(BLUE)))
-        .with_panel(number("Denied", "Tool calls that a policy turned away in this range.", "short", "None", denied, steps(GREEN, (1, RED))))
+        .with_panel(number("Calls", "All tool calls in this range.", "short", NO_CALLS, all_calls, steps(BLUE)))
+        .with_panel(number("Denied", "Tool calls that a policy denied in this range.", "short", "None", denied, steps(GREEN, (1, RED))))
         .with_panel(
             number(
-                "Denial ratio", "The part of the tool calls in this range that was turned away.", "percentunit", NO_CALLS,
+                "Denial ratio", "The share of tool calls in this range that were denied.", "percentunit", NO_CALLS,
                 f"({denied} or vector(0))\n/\n({all_calls} > 0)", steps(GREEN, (0.05, YELLOW), (0.25, RED)), decimals=1,
             )
         )
         .with_panel(
             number(
-                "Would be denied", "Tool calls in this range that were let through, since the policy that would have turned them away is in Audit mode.",
+                "Would be denied", "Tool calls in this range that were allowed because the policy that would have denied them is in audit mode.",
                 "short", "None", would, steps(GREEN, (1, ORANGE)),
             )
         )
         .with_panel(
             number(
-                "Fullest limit", "How full the fullest limit is now. At 100 % the next call that it counts is denied.", "percentunit", "No limits",
+                "Fullest limit", "How full the fullest limit is now. At 100 %, the next call that it counts is denied.", "percentunit", "No limits",
                 f"max({LIMIT})", steps(GREEN, (0.8, YELLOW), (1, RED)),
             )
         )
         .with_panel(
             number(
-                "Sidecars", "Sidecars that are scraped now. Fewer than there are agents: see Toolweir / Fleet.", "short", "No sidecar is scraped",
+                "Sidecars", "Sidecars that are scraped now. If there are fewer than agents, see Toolweir / Fleet.", "short", "No sidecar is scraped",
                 f"count(toolweir_policy_connected{{{POD}}})", steps(BLUE),
             )
         )
         .with_panel(
             coloured(
                 stacked(
-                    "Calls by decision", "Tool calls a second: allowed, denied, and let through although a policy in Audit mode would deny them.",
+                    "Calls by decision", "Tool calls per second: allowed, denied, and allowed although a policy in audit mode would deny them.",
                     "reqps", NO_CALLS,
                     *(
                         query(counted(calls(f', decision="{decision}"'), [], per_second=True), decision, ref)
@@ -95,21 +95,21 @@ def build():
         )
         .with_panel(
             lines(
-                "Denial ratio by server", "The part of the tool calls to each server that is turned away.", "percentunit", NONE_DENIED,
+                "Denial ratio by server", "The share of tool calls to each server that are denied.", "percentunit", NONE_DENIED,
                 query(
                     f"{counted(DENIED, ['server'], per_second=True)}\n/\n({counted(calls(), ['server'], per_second=True)} > 0)",
                     "{{server}}",
                 ),
             ).max(1.0)
         )
-        .with_row(row("What is turned away"))
-        .with_panel(by("reason", "Denials by reason", "Denied calls a second, by why. docs/metrics.md says what each reason means."))
-        .with_panel(by("policy", "Denials by policy", "Denied calls a second, by the policy that decided. Empty: no policy names the server."))
-        .with_panel(by("server", "Denials by server", "Denied calls a second, by the MCP server that was meant."))
-        .with_panel(by("tool", "Denials by tool", "Denied calls a second, the ten tools with the most. _other: a name that neither a policy nor a list of tools gave.", limit=10))
+        .with_row(row("Denied calls"))
+        .with_panel(by("reason", "Denials by reason", "Denied calls per second, by reason. docs/metrics.md explains the reasons."))
+        .with_panel(by("policy", "Denials by policy", "Denied calls per second, by the policy that decided. Empty: no policy names the server."))
+        .with_panel(by("server", "Denials by server", "Denied calls per second, by MCP server."))
+        .with_panel(by("tool", "Denials by tool", "Denied calls per second, for the ten tools with the most. _other: a name that is in no policy and in no list of tools.", limit=10))
         .with_panel(
             rows(
-                "Top denied tools", "The 20 tools that were denied most often in this range, with whose calls they were, by which policy and why.",
+                "Top denied tools", "The 20 tools that were denied most often in this range, by agent, policy and reason.",
                 "short", NONE_DENIED,
                 {"namespace": "Namespace", "workload": "Workload", "server": "Server", "tool": "Tool", "reason": "Reason", "policy": "Policy", "Value": "Denied"},
                 now(f"topk(20, {counted(DENIED, ['namespace', 'workload', 'server', 'tool', 'reason', 'policy'])} > 0)"),
@@ -118,9 +118,9 @@ def build():
         )
         .with_panel(
             rows(
-                "Would be denied, by policies in Audit mode",
-                "What would be turned away if the policy were set to mode Enforce: the 20 most frequent in this range.",
-                "short", "No policy in Audit mode would have denied anything in this range",
+                "Would be denied, by policies in audit mode",
+                "Calls that would be denied if the policy had the mode Enforce: the 20 most frequent in this range.",
+                "short", "No policy in audit mode would have denied a call in this range",
                 {"namespace": "Namespace", "workload": "Workload", "server": "Server", "tool": "Tool", "reason": "Reason", "policy": "Policy", "Value": "Would be denied"},
                 now(f"topk(20, {counted(WOULD, ['namespace', 'workload', 'server', 'tool', 'reason', 'policy'])} > 0)"),
                 sort="Would be denied", width=24, height=7,
@@ -130,7 +130,7 @@ def build():
         .with_panel(
             rows(
                 "Limits by how full they are",
-                "The 20 fullest limits now, each in the pod where it is fullest. At 100 % the next call is denied. Limits with a key are not among them.",
+                "The 20 fullest limits now, each in the pod where it is fullest. At 100 % the next call is denied. Limits with a key are not shown.",
                 "percentunit", "No limits",
                 {"namespace": "Namespace", "workload": "Workload", "server": "Server", "tool": "Tool", "limit": "Limit", "policy": "Policy", "Value": "Used"},
                 now(f"topk(20, max by (namespace, workload, server, tool, limit, policy) ({LIMIT}))"),
@@ -149,13 +149,13 @@ def build():
         .with_row(row("Latency"))
         .with_panel(
             percentiles(
-                "Upstream latency", "From sending a request to the head of the server's answer, connecting included.",
+                "Upstream latency", "From sending a request to the head of the server's response, including the time to connect.",
                 "No request was sent to a server in this range", "toolweir_upstream_duration_seconds",
             )
         )
         .with_panel(
             percentiles(
-                "The sidecar's own overhead", "What a request spends in the sidecar itself, without waiting for client or server.",
+                "The sidecar's own overhead", "Time that a request spends in the sidecar itself, without waiting for client or server.",
                 "No request in this range", "toolweir_overhead_seconds",
             )
         )

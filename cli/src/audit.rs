@@ -1,28 +1,28 @@
-//! Lines of a sidecar's log: which of them tell of a denial, and where to go on reading when a stream breaks off.
+//! Lines of a sidecar's log: recognizes denials, and resumes a stream that broke off.
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::table::shown;
 
-/// What a line of a sidecar's log is.
+/// A line of a sidecar's log.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Read {
-    /// The audit line of a call that was denied, or would have been.
-    Denial(Denial),
+pub enum LogLine {
+    /// The audit line of a call that was denied, or would have been denied.
+    Denial(DenialLine),
     /// An audit line of another call, or a line of the sidecar's own log.
     Other,
     /// An audit line that cannot be read.
     Malformed,
 }
 
-/// An audit line of a denial, as it stands in the log.
+/// The fields of an audit line that reports a denial.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Denial(Map<String, Value>);
+pub struct DenialLine(Map<String, Value>);
 
-impl Read {
-    /// Reads a line.
-    pub fn line(line: &str) -> Self {
+impl LogLine {
+    /// Parses a line.
+    pub fn parse(line: &str) -> Self {
         let line = line.trim();
         let Ok(Value::Object(fields)) = serde_json::from_str(line) else {
             return if line.starts_with("{\"time\":") { Self::Malformed } else { Self::Other };
@@ -31,27 +31,27 @@ impl Read {
         let text = |name: &str| fields.get(name).is_some_and(Value::is_string);
         match decision.as_str() {
             Some("allowed") => Self::Other,
-            Some(_) if ["time", "server", "tool", "reason"].into_iter().all(text) => Self::Denial(Denial(fields)),
+            Some(_) if ["time", "server", "tool", "reason"].into_iter().all(text) => Self::Denial(DenialLine(fields)),
             _ => Self::Malformed,
         }
     }
 }
 
-impl Denial {
-    /// The heads of [`Denial::cells`].
+impl DenialLine {
+    /// The column headers for [`DenialLine::cells`].
     pub const HEADER: [&'static str; 8] = ["TIME", "POD", "SERVER", "TOOL", "DECISION", "REASON", "POLICY", "ENTRY"];
 
-    /// A field; `-` where it is absent.
+    /// Returns a field, or `-` if it is absent.
     fn field(&self, name: &str) -> &str {
         self.0.get(name).and_then(Value::as_str).filter(|text| !text.is_empty()).unwrap_or("-")
     }
 
-    /// When the call came, in RFC 3339 and UTC.
+    /// Returns the time of the call, in RFC 3339 and UTC.
     pub fn time(&self) -> &str {
         self.field("time")
     }
 
-    /// The cells of a line for people.
+    /// Returns the cells of a row for people.
     pub fn cells(&self, namespace: &str, pod: &str) -> [String; 8] {
         let field = |name: &str| shown(self.field(name)).into_owned();
         [
@@ -66,7 +66,7 @@ impl Denial {
         ]
     }
 
-    /// A line of JSON: what stands in the log, with the pod.
+    /// Returns one line of JSON: the audit line with namespace and pod.
     pub fn json(&self, namespace: &str, pod: &str) -> String {
         let mut fields = self.0.clone();
         fields.insert("namespace".to_owned(), namespace.into());
@@ -75,25 +75,25 @@ impl Denial {
     }
 }
 
-/// How far a pod's log was read, by the times that the container runtime gives its lines. It is asked for lines from a whole
-/// second on, so that those that were read already come again when reading begins anew.
+/// The position up to which a pod's log was read, by the timestamps of the container runtime. A stream can only be requested from a
+/// whole second on, so a resumed stream repeats lines; [`Progress::take`] skips these.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// The latest time so far, and how many lines have it.
+    /// The latest time so far, and the number of lines with that time.
     latest: Option<(Timestamp, u64)>,
-    /// What was read before the stream that is read now.
+    /// The position at the beginning of the current stream.
     before: Option<(Timestamp, u64)>,
 }
 
 impl Progress {
-    /// From when on to read, for the stream that begins now: the beginning of a second.
+    /// Begins a stream. Returns the time from which to request it: the beginning of a second.
     pub fn begin(&mut self) -> Option<Timestamp> {
         self.before = self.latest;
         // A client rounds a part of a second to the nearest, which may be later.
         self.latest.and_then(|(time, _)| Timestamp::from_second(time.as_second()).ok())
     }
 
-    /// The text of a line after its time, if it was not read already. A line without a time is taken as it is.
+    /// Returns the text of a line after its timestamp, or `None` if it was read before. A line without a timestamp is returned as it is.
     pub fn take<'a>(&mut self, line: &'a str) -> Option<&'a str> {
         let Some((time, text)) = line.split_once(' ').and_then(|(time, text)| Some((time.parse::<Timestamp>().ok()?, text)))
         else {
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn denials_are_told_from_other_lines() {
-        let Read::Denial(denial) = Read::line(DENIED) else { panic!("no denial") };
+        let LogLine::Denial(denial) = LogLine::parse(DENIED) else { panic!("no denial") };
         assert_eq!(
             denial.cells("default", "agent-0").join(" "),
             "2026-11-24T17:08:44.414Z default/agent-0 facebook send_dm_to_user denied rate_limit default/facebook send_dm_to_user"
@@ -132,22 +132,22 @@ mod tests {
         let json: Value = serde_json::from_str(&denial.json("default", "agent-0")).unwrap();
         assert_eq!((&json["pod"], &json["namespace"], &json["latencyMs"]), (&"agent-0".into(), &"default".into(), &0.185.into()));
         for (line, read) in [
-            ("", Read::Other),
-            ("thread 'main' panicked", Read::Other),
-            (r#"{"timestamp":"2026-11-24T17:08:44Z","level":"INFO","message":"ready"}"#, Read::Other),
-            (&DENIED.replace("\"denied\"", "\"allowed\""), Read::Other),
-            (DENIED.split_at(60).0, Read::Malformed),
-            (&DENIED.replace("\"facebook\"", "7"), Read::Malformed),
-            (&DENIED.replace("\"denied\"", "7"), Read::Malformed),
+            ("", LogLine::Other),
+            ("thread 'main' panicked", LogLine::Other),
+            (r#"{"timestamp":"2026-11-24T17:08:44Z","level":"INFO","message":"ready"}"#, LogLine::Other),
+            (&DENIED.replace("\"denied\"", "\"allowed\""), LogLine::Other),
+            (DENIED.split_at(60).0, LogLine::Malformed),
+            (&DENIED.replace("\"facebook\"", "7"), LogLine::Malformed),
+            (&DENIED.replace("\"denied\"", "7"), LogLine::Malformed),
         ] {
-            assert_eq!(Read::line(line), read, "{line}");
+            assert_eq!(LogLine::parse(line), read, "{line}");
         }
     }
 
     #[test]
     fn what_a_client_named_does_not_reach_the_terminal_as_it_is() {
-        let Read::Denial(denial) =
-            Read::line(&DENIED.replace("send_dm_to_user", "x\\u001b[2J").replace("\"default/facebook\"", "null"))
+        let LogLine::Denial(denial) =
+            LogLine::parse(&DENIED.replace("send_dm_to_user", "x\\u001b[2J").replace("\"default/facebook\"", "null"))
         else {
             panic!("no denial")
         };

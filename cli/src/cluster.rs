@@ -1,4 +1,4 @@
-//! The cluster: which one and as whom, what is listed of it, and what is said when it refuses.
+//! The cluster: connection flags, lists of objects, and errors of the API server.
 
 use std::{fmt::Debug, path::PathBuf};
 
@@ -13,38 +13,38 @@ use kube::{
 use serde::de::DeserializeOwned;
 use toolweir_crds::{SIDECAR_CONTAINER, select::Labels};
 
-/// How many objects are listed at once.
+/// Number of objects in one page of a list.
 const PAGE: u32 = 500;
 
-/// Which cluster, and as whom: the flags of `kubectl` that go before a plugin's name are not passed to it.
+/// The connection flags of `kubectl`. `kubectl` does not pass flags before a plugin's name to the plugin, so it has its own.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Cluster")]
-pub struct Connection {
-    /// The kubeconfig, else that of `KUBECONFIG` or `~/.kube/config`.
+pub struct ClusterFlags {
+    /// Path to the kubeconfig [default: KUBECONFIG, else ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig, else its current one.
+    /// Context of the kubeconfig [default: the current one]
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
-    /// The cluster of the kubeconfig, else that of the context.
+    /// Cluster of the kubeconfig [default: that of the context]
     #[arg(long, global = true, value_name = "NAME")]
     pub cluster: Option<String>,
-    /// The user of the kubeconfig, else that of the context.
+    /// User of the kubeconfig [default: that of the context]
     #[arg(long, global = true, value_name = "NAME")]
     pub user: Option<String>,
-    /// The user to act as.
+    /// User to impersonate
     #[arg(long = "as", global = true, value_name = "USER")]
     pub act_as: Option<String>,
-    /// A group to act as; may be given several times.
+    /// Group to impersonate; can be repeated
     #[arg(long = "as-group", global = true, value_name = "GROUP")]
     pub act_as_group: Vec<String>,
 }
 
-impl Connection {
-    /// A client of that cluster.
+impl ClusterFlags {
+    /// Creates a client for the cluster.
     ///
     /// # Errors
-    /// The kubeconfig cannot be read, or does not say what is asked for.
+    /// The kubeconfig cannot be read, or does not contain the context, cluster or user.
     pub async fn client(&self) -> anyhow::Result<Client> {
         let Self { kubeconfig, context, cluster, user, act_as, act_as_group } = self;
         let options = KubeConfigOptions { context: context.clone(), cluster: cluster.clone(), user: user.clone() };
@@ -69,17 +69,17 @@ impl Connection {
     }
 }
 
-/// The pods of one namespace, or of all.
+/// One namespace, or all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// Of all namespaces.
+pub enum NamespaceScope {
+    /// All namespaces.
     All,
-    /// Of one.
+    /// One namespace.
     Namespace(String),
 }
 
-impl Scope {
-    /// Its namespace, if it is one.
+impl NamespaceScope {
+    /// Returns the namespace, or `None` for all.
     pub fn namespace(&self) -> Option<&str> {
         match self {
             Self::All => None,
@@ -87,7 +87,7 @@ impl Scope {
         }
     }
 
-    /// The pods in it.
+    /// Returns the API of the pods in it.
     pub fn pods(&self, client: &Client) -> Api<KubePod> {
         match self {
             Self::All => Api::all(client.clone()),
@@ -96,18 +96,18 @@ impl Scope {
     }
 }
 
-/// What was asked of the API server: a verb on a resource, which is also the right that it takes.
+/// A request to the API server, as the right that it needs: a verb on a resource.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
+pub struct ApiAccess<'a> {
     /// `get`, `list`, `watch` or `create`.
     pub verb: &'a str,
-    /// The resource, such as `pods/log`; of another group than the core's with its group: `mcppolicies.toolweir.dev`.
+    /// The resource, such as `pods/log`; outside the core group with its group, such as `mcppolicies.toolweir.dev`.
     pub resource: &'a str,
-    /// The namespace; nothing for the whole cluster.
+    /// The namespace; `None` for the whole cluster.
     pub namespace: Option<&'a str>,
 }
 
-impl Asked<'_> {
+impl ApiAccess<'_> {
     fn place(&self) -> String {
         match self.namespace {
             Some(namespace) => format!("in namespace {namespace}"),
@@ -115,19 +115,22 @@ impl Asked<'_> {
         }
     }
 
-    /// What went wrong and what helps, in one line.
+    /// Converts an error of the request to one line that says what is wrong and what to do.
     pub fn failed(&self, error: &kube::Error) -> anyhow::Error {
         let Self { verb, resource, .. } = self;
         let place = self.place();
         match error {
             kube::Error::Api(status) => match status.code {
-                401 => anyhow!("the API server does not know who you are; log in, or choose a user with --user or --context"),
+                401 => {
+                    anyhow!("the API server does not accept your credentials; log in, or choose a user with --user or --context")
+                }
                 403 => {
                     let verb = refused_verb(&status.message).unwrap_or(verb);
-                    let narrower = if self.namespace.is_none() { ", and -n NAMESPACE asks for one namespace only" } else { "" };
+                    let narrower =
+                        if self.namespace.is_none() { "; with -n NAMESPACE you need it for that namespace only" } else { "" };
                     anyhow!(
-                        "you may not {verb} {resource} {place}; the right that is missing is the verb `{verb}` on `{resource}` \
-                         (docs/kubectl-plugin.md has a role to apply{narrower}). The API server says: {}",
+                        "you may not {verb} {resource} {place}: the verb `{verb}` on `{resource}` is not granted to you \
+                         (docs/kubectl-plugin.md has a role that grants it{narrower}). The API server says: {}",
                         status.message
                     )
                 }
@@ -137,34 +140,33 @@ impl Asked<'_> {
                 code => anyhow!("cannot {verb} {resource} {place}: {} ({code})", status.message),
             },
             kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code)) => {
-                anyhow!("cannot {verb} {resource} {place}: the API server answers {code} and opens no WebSocket")
+                anyhow!("cannot {verb} {resource} {place}: the API server responded {code} instead of opening a WebSocket")
             }
-            kube::Error::SerdeError(why) => anyhow!("cannot {verb} {resource} {place}: the answer cannot be read: {why}"),
-            other => anyhow!(
-                "cannot {verb} {resource} {place}: {}; is the cluster that --context and --kubeconfig name the right one?",
-                chain(other)
-            ),
+            kube::Error::SerdeError(why) => anyhow!("cannot {verb} {resource} {place}: the response cannot be parsed: {why}"),
+            other => {
+                anyhow!("cannot {verb} {resource} {place}: {}; check the cluster with --context and --kubeconfig", chain(other))
+            }
         }
     }
 }
 
-/// The verb that the API server names: one request may take more than one.
+/// Returns the verb that the API server refused. One request can need several verbs.
 fn refused_verb(message: &str) -> Option<&str> {
     let (_, rest) = message.split_once(" cannot ")?;
     rest.split_once(" resource ").map(|(verb, _)| verb).filter(|verb| verb.chars().all(|c| c.is_ascii_lowercase()))
 }
 
-/// Whether an error says that a right is missing.
+/// Returns true if a right is missing.
 pub fn is_forbidden(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 403)
 }
 
-/// Whether an error says that there is no such object.
+/// Returns true if the object does not exist.
 pub fn is_missing(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-/// An error with its causes, in one line; what an error repeats of its cause is not repeated.
+/// Formats an error with its causes in one line. Causes that the error already contains are not repeated.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let (mut text, mut cause) = (error.to_string(), error.source());
     while let Some(inner) = cause {
@@ -181,14 +183,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// Lists all objects, page by page.
 ///
 /// # Errors
-/// The API server's, with what helps.
-pub async fn list<K>(api: &Api<K>, asked: Asked<'_>) -> anyhow::Result<Vec<K>>
+/// The API server's error, with what to do.
+pub async fn list<K>(api: &Api<K>, access: ApiAccess<'_>) -> anyhow::Result<Vec<K>>
 where
     K: Clone + DeserializeOwned + Debug,
 {
     let (mut all, mut params) = (Vec::new(), ListParams::default().limit(PAGE));
     loop {
-        let page = api.list(&params).await.map_err(|error| asked.failed(&error))?;
+        let page = api.list(&params).await.map_err(|error| access.failed(&error))?;
         all.extend(page.items);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
@@ -199,50 +201,50 @@ where
 
 /// Namespace and name of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodKey {
+pub struct NamespacedName {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
 }
 
-impl std::fmt::Display for PodKey {
+impl std::fmt::Display for NamespacedName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 
-/// What matters of a pod.
+/// The relevant parts of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pod {
+pub struct PodInfo {
     /// Its namespace and name.
-    pub key: PodKey,
-    /// Its uid: a pod of the same name that comes later is another one.
+    pub key: NamespacedName,
+    /// Its uid, which distinguishes it from a later pod with the same name.
     pub uid: String,
     /// Its labels.
     pub labels: Labels,
     /// Its sidecar, if it has one.
-    pub sidecar: Option<Sidecar>,
-    /// Whether it will never run again.
-    pub over: bool,
-    /// Whether it is being deleted.
-    pub ends: bool,
+    pub sidecar: Option<SidecarState>,
+    /// True if all its containers have ended for good.
+    pub ended: bool,
+    /// True if it is being deleted.
+    pub terminating: bool,
 }
 
-/// A pod's sidecar, as the kubelet sees it.
+/// The state of a pod's sidecar container, as the kubelet reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sidecar {
-    /// Whether it runs.
+pub struct SidecarState {
+    /// True if it runs.
     pub running: bool,
-    /// Whether it ran at some time, so that there is a log.
+    /// True if it has run at some time, so that there is a log.
     pub started: bool,
-    /// Whether it is ready: a policy is in force.
+    /// True if it is ready, that is, a policy is in force.
     pub ready: bool,
-    /// Why it does not run, if the kubelet says so.
-    pub waits: Option<String>,
+    /// The reason why it does not run, if the kubelet reports one.
+    pub waiting_reason: Option<String>,
 }
 
-impl From<&KubePod> for Pod {
+impl From<&KubePod> for PodInfo {
     fn from(pod: &KubePod) -> Self {
         let spec = pod.spec.as_ref();
         let containers = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
@@ -254,23 +256,23 @@ impl From<&KubePod> for Pod {
         let seen = statuses.into_iter().find(|status| status.name == SIDECAR_CONTAINER);
         let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
         Self {
-            key: PodKey { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() },
+            key: NamespacedName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() },
             uid: pod.uid().unwrap_or_default(),
             labels: pod.labels().clone(),
-            sidecar: has.then(|| seen.map(Sidecar::from).unwrap_or_default()),
-            over: phase == "Succeeded" || phase == "Failed",
-            ends: pod.metadata.deletion_timestamp.is_some(),
+            sidecar: has.then(|| seen.map(SidecarState::from).unwrap_or_default()),
+            ended: phase == "Succeeded" || phase == "Failed",
+            terminating: pod.metadata.deletion_timestamp.is_some(),
         }
     }
 }
 
-impl From<&ContainerStatus> for Sidecar {
+impl From<&ContainerStatus> for SidecarState {
     fn from(status: &ContainerStatus) -> Self {
         let state = status.state.as_ref();
         let running = state.is_some_and(|state| state.running.is_some());
-        let waits = state.and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.clone());
+        let waiting_reason = state.and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.clone());
         let ended = state.is_some_and(|state| state.terminated.is_some());
-        Self { running, started: running || ended || status.restart_count > 0, ready: status.ready, waits }
+        Self { running, started: running || ended || status.restart_count > 0, ready: status.ready, waiting_reason }
     }
 }
 
@@ -281,7 +283,7 @@ mod tests {
 
     use super::*;
 
-    const LIST: Asked<'_> = Asked { verb: "list", resource: "mcppolicies.toolweir.dev", namespace: Some("agents") };
+    const LIST: ApiAccess<'_> = ApiAccess { verb: "list", resource: "mcppolicies.toolweir.dev", namespace: Some("agents") };
 
     fn refused(code: u16, message: &str) -> kube::Error {
         kube::Error::Api(Status { code, message: message.to_owned(), ..Status::default() }.boxed())
@@ -292,13 +294,13 @@ mod tests {
         let said = LIST.failed(&refused(403, "no")).to_string();
         assert_eq!(
             said,
-            "you may not list mcppolicies.toolweir.dev in namespace agents; the right that is missing is the verb `list` on \
-             `mcppolicies.toolweir.dev` (docs/kubectl-plugin.md has a role to apply). The API server says: no"
+            "you may not list mcppolicies.toolweir.dev in namespace agents: the verb `list` on \
+             `mcppolicies.toolweir.dev` is not granted to you (docs/kubectl-plugin.md has a role that grants it). The API server says: no"
         );
-        let said = Asked { namespace: None, ..LIST }.failed(&refused(403, "no")).to_string();
+        let said = ApiAccess { namespace: None, ..LIST }.failed(&refused(403, "no")).to_string();
         assert!(said.contains("in the whole cluster") && said.contains("-n NAMESPACE"), "{said}");
         let message = "pods \"p\" is forbidden: User \"u\" cannot create resource \"pods/portforward\" in API group \"\"";
-        let forward = Asked { verb: "get", resource: "pods/portforward", namespace: Some("agents") };
+        let forward = ApiAccess { verb: "get", resource: "pods/portforward", namespace: Some("agents") };
         assert!(forward.failed(&refused(403, message)).to_string().contains("the verb `create` on `pods/portforward`"));
         assert!(LIST.failed(&refused(404, "404 page not found")).to_string().contains("install Toolweir"));
         assert!(LIST.failed(&refused(401, "Unauthorized")).to_string().contains("log in"));
@@ -312,10 +314,12 @@ mod tests {
     fn what_matters_of_a_pod_is_read() {
         let pod = |spec: serde_json::Value, status: serde_json::Value| {
             let metadata = json!({"name": "p", "namespace": "n", "uid": "u", "labels": {"app": "a"}});
-            Pod::from(&serde_json::from_value::<KubePod>(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap())
+            PodInfo::from(
+                &serde_json::from_value::<KubePod>(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap(),
+            )
         };
         let without = pod(json!({"containers": [{"name": "agent"}]}), json!({"phase": "Running"}));
-        assert_eq!((without.key.to_string().as_str(), &without.sidecar, without.over), ("n/p", &None, false));
+        assert_eq!((without.key.to_string().as_str(), &without.sidecar, without.ended), ("n/p", &None, false));
         let spec = json!({"containers": [{"name": "agent"}], "initContainers": [{"name": "toolweir-sidecar"}]});
         let image = |state: serde_json::Value, ready: bool, restarts: i32| {
             json!({"initContainerStatuses": [
@@ -323,15 +327,15 @@ mod tests {
             ]})
         };
         let sidecar = |status| pod(spec.clone(), status).sidecar.unwrap();
-        assert_eq!(sidecar(json!({})), Sidecar::default());
-        let running = Sidecar { running: true, started: true, ready: true, waits: None };
+        assert_eq!(sidecar(json!({})), SidecarState::default());
+        let running = SidecarState { running: true, started: true, ready: true, waiting_reason: None };
         assert_eq!(sidecar(image(json!({"running": {}}), true, 0)), running);
         let waits = Some("ImagePullBackOff".to_owned());
         assert_eq!(
             sidecar(image(json!({"waiting": {"reason": "ImagePullBackOff"}}), false, 0)),
-            Sidecar { waits: waits.clone(), ..Sidecar::default() }
+            SidecarState { waiting_reason: waits.clone(), ..SidecarState::default() }
         );
         assert!(sidecar(image(json!({"waiting": {"reason": "CrashLoopBackOff"}}), false, 3)).started);
-        assert!(pod(spec.clone(), json!({"phase": "Succeeded"})).over);
+        assert!(pod(spec.clone(), json!({"phase": "Succeeded"})).ended);
     }
 }

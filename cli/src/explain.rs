@@ -9,83 +9,86 @@ use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use toolweir_crds::{
-    Action, Mode,
-    explain::{Answer, Explanation, Said, SaidOfLimit, SaidOfServer, Verdict},
+    Action,
+    explain::{ExplainResponse, Explanation, LimitExplanation, PolicyExplanation, ServerExplanation, VerdictExplanation},
 };
 
 use crate::{
-    Form, Found,
-    cluster::{Asked, Pod, Scope, is_missing, list},
+    CommandOutcome, OutputFormat,
+    cluster::{ApiAccess, NamespaceScope, PodInfo, is_missing, list},
     forward,
     table::{number, short, shown, table},
 };
 
-/// How many pods a message names.
+/// Maximum number of pods that an error message lists.
 const NAMED: usize = 10;
 
-/// The call that is asked about.
+/// The call to explain.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// The pod that would make it.
+pub struct ExplainQuery {
+    /// The pod that would make the call.
     pub pod: String,
     /// The tool.
     pub tool: String,
-    /// The arguments, in JSON.
+    /// The arguments, as JSON text.
     pub arguments: Option<String>,
-    /// The server; may be left out where the pod's policies name one alone.
+    /// The server; optional if the pod's policies name only one.
     pub server: Option<String>,
     /// The MCP session.
     pub session: Option<String>,
-    /// How to write the answer.
-    pub form: Form,
+    /// The output format.
+    pub form: OutputFormat,
 }
 
-/// A question, as the sidecar reads it.
+/// The body of `POST /explain`.
 #[derive(Serialize)]
-struct Question<'a> {
+struct ExplainRequestBody<'a> {
     tool: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<&'a str>,
-    /// As they were written: what is in doubt about them is for the sidecar to say.
+    /// The arguments exactly as written, so that the sidecar can judge ambiguous JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     arguments: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<&'a str>,
 }
 
-/// Asks the pod's sidecar, and gives the text to write and whether the call would go through.
+/// Asks the pod's sidecar. Returns the output, and whether the call would be allowed.
 ///
 /// # Errors
-/// There is no such pod or sidecar, a right is missing, or the question is none.
-pub async fn explain(client: &Client, namespace: &str, options: &Options) -> anyhow::Result<(String, Found)> {
+/// The pod or its sidecar does not exist, a right is missing, or the arguments are not a JSON object.
+pub async fn explain(client: &Client, namespace: &str, options: &ExplainQuery) -> anyhow::Result<(String, CommandOutcome)> {
     let arguments = options.arguments.as_deref().map(arguments).transpose()?;
     let pod = find(client, namespace, options.pod.strip_prefix("pod/").unwrap_or(&options.pod)).await?;
     let sidecar = pod.sidecar.unwrap_or_default();
     if !sidecar.running {
-        let why = sidecar.waits.map(|why| format!(" ({why})")).unwrap_or_default();
+        let why = sidecar.waiting_reason.map(|why| format!(" ({why})")).unwrap_or_default();
         bail!("the sidecar of pod {} does not run{why}; kubectl -n {namespace} describe pod {} says why", pod.key, pod.key.name);
     }
-    let Options { tool, server, session, .. } = options;
-    let question = Question { tool, server: server.as_deref(), arguments, session: session.as_deref() };
-    let question = serde_json::to_string(&question)?;
-    let answer = forward::ask(client, &pod.key, forward::ADMINISTRATION, "/explain", Some(question)).await?;
+    let ExplainQuery { tool, server, session, .. } = options;
+    let request_body = ExplainRequestBody { tool, server: server.as_deref(), arguments, session: session.as_deref() };
+    let request_body = serde_json::to_string(&request_body)?;
+    let answer = forward::request(client, &pod.key, toolweir_crds::sidecar::ADMIN_PORT, "/explain", Some(request_body)).await?;
     match answer.status {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND => {
-            bail!("the sidecar of pod {} is older than this plugin and explains nothing; restart the pod to renew it", pod.key)
+            bail!(
+                "the sidecar of pod {} is too old for this plugin: it has no /explain. Restart the pod to get a new sidecar",
+                pod.key
+            )
         }
         StatusCode::BAD_REQUEST if server.is_none() && answer.text().starts_with("which server?") => {
             bail!("{} with --server", shown(&answer.text()).replace(" as `server`", ""))
         }
-        status => bail!("the sidecar of pod {} answers {status}: {}", pod.key, shown(&answer.text())),
+        status => bail!("the sidecar of pod {} responded {status}: {}", pod.key, shown(&answer.text())),
     }
-    let unread = |error: serde_json::Error| anyhow!("the answer of the sidecar of pod {} cannot be read: {error}", pod.key);
-    let read: Answer = serde_json::from_slice(&answer.body).map_err(unread)?;
-    let found = if read.explanation.verdict.allowed { Found::Good } else { Found::Bad };
+    let unread = |error: serde_json::Error| anyhow!("the response of the sidecar of pod {} cannot be parsed: {error}", pod.key);
+    let read: ExplainResponse = serde_json::from_slice(&answer.body).map_err(unread)?;
+    let found = if read.explanation.verdict.allowed { CommandOutcome::Positive } else { CommandOutcome::Negative };
     let written = match options.form {
-        Form::Text => text(&pod.key.to_string(), &read),
-        Form::Json => {
-            // As the sidecar says it, which may be more than this version knows.
+        OutputFormat::Text => text(&pod.key.to_string(), &read),
+        OutputFormat::Json => {
+            // The sidecar's own response, which may have fields that this version does not know.
             let mut value: Value = serde_json::from_slice(&answer.body).map_err(unread)?;
             if let Some(fields) = value.as_object_mut() {
                 fields.insert("namespace".to_owned(), pod.key.namespace.into());
@@ -97,13 +100,13 @@ pub async fn explain(client: &Client, namespace: &str, options: &Options) -> any
     Ok((written, found))
 }
 
-/// Arguments as MCP has them.
+/// Parses the arguments of a call: a JSON object.
 fn arguments(text: &str) -> anyhow::Result<&RawValue> {
     let raw: &RawValue = serde_json::from_str(text).map_err(|error| {
-        anyhow!("the arguments are no JSON ({error}); write an object in quotes, such as '{{\"amount\": 5}}'")
+        anyhow!("the arguments are not valid JSON ({error}); write an object in quotes, such as '{{\"amount\": 5}}'")
     })?;
     if !raw.get().starts_with('{') {
-        bail!("the arguments are no object; write one in quotes, such as '{{\"amount\": 5}}'");
+        bail!("the arguments are not an object; write one in quotes, such as '{{\"amount\": 5}}'");
     }
     Ok(raw)
 }
@@ -111,67 +114,68 @@ fn arguments(text: &str) -> anyhow::Result<&RawValue> {
 /// Finds a pod that has a sidecar.
 ///
 /// # Errors
-/// There is none, with what to do.
-pub async fn find(client: &Client, namespace: &str, name: &str) -> anyhow::Result<Pod> {
+/// The pod does not exist or has no sidecar; the error says what to do.
+pub async fn find(client: &Client, namespace: &str, name: &str) -> anyhow::Result<PodInfo> {
     let api: Api<KubePod> = Api::namespaced(client.clone(), namespace);
     let pod = match api.get(name).await {
-        Ok(pod) => Pod::from(&pod),
+        Ok(pod) => PodInfo::from(&pod),
         Err(error) if is_missing(&error) => {
             bail!("there is no pod {name} in namespace {namespace}; {}", others(client, namespace).await)
         }
-        Err(error) => return Err(Asked { verb: "get", resource: "pods", namespace: Some(namespace) }.failed(&error)),
+        Err(error) => return Err(ApiAccess { verb: "get", resource: "pods", namespace: Some(namespace) }.failed(&error)),
     };
     if pod.sidecar.is_none() {
         bail!(
-            "pod {} has no sidecar, so that no policy holds for its calls; label the namespace toolweir.dev/inject=enabled and restart \
-             the pod (docs/injection.md says why one is not injected)",
+            "pod {} has no sidecar, so no policy restricts its calls; label the namespace toolweir.dev/inject=enabled and restart \
+             the pod (docs/injection.md lists the reasons why a pod is not injected)",
             pod.key
         );
     }
     Ok(pod)
 }
 
-/// Which pods could be meant.
+/// Suggests pods for an error message.
 async fn others(client: &Client, namespace: &str) -> String {
-    let api = Scope::Namespace(namespace.to_owned()).pods(client);
-    let pods = list(&api, Asked { verb: "list", resource: "pods", namespace: Some(namespace) }).await.unwrap_or_default();
+    let api = NamespaceScope::Namespace(namespace.to_owned()).pods(client);
+    let pods = list(&api, ApiAccess { verb: "list", resource: "pods", namespace: Some(namespace) }).await.unwrap_or_default();
     let names: Vec<String> =
-        pods.iter().map(Pod::from).filter(|pod| pod.sidecar.is_some() && !pod.over).map(|pod| pod.key.name).collect();
+        pods.iter().map(PodInfo::from).filter(|pod| pod.sidecar.is_some() && !pod.ended).map(|pod| pod.key.name).collect();
     match names.len() {
-        0 => "name another namespace with -n".to_owned(),
+        0 => "choose another namespace with -n".to_owned(),
         many => {
             let more = if many > NAMED { ", ..." } else { "" };
             let some = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-            format!("those with a sidecar there are {some}{more}")
+            format!("pods with a sidecar in that namespace: {some}{more}")
         }
     }
 }
 
-/// For people.
-pub fn text(pod: &str, answer: &Answer) -> String {
-    let Answer { version, servers, explanation } = answer;
+/// Formats the response for people.
+pub fn text(pod: &str, answer: &ExplainResponse) -> String {
+    let ExplainResponse { version, servers, explanation } = answer;
     let Explanation { server, tool, decision, verdict, would_deny, policies } = explanation;
-    let mut text = format!("pod {pod}, server {}, tool {}: {}\n", shown(server), shown(tool), told(decision, &verdict.reason));
+    let mut text =
+        format!("pod {pod}, server {}, tool {}: {}\n", shown(server), shown(tool), decision_text(decision, &verdict.reason));
     for line in verdict.message.iter().chain(would_deny.iter().filter_map(|verdict| verdict.message.as_ref())) {
         let _ = writeln!(text, "  {}", shown(line));
     }
     if policies.is_empty() {
         let known = if servers.is_empty() { "none".to_owned() } else { servers.join(", ") };
-        let _ = writeln!(text, "\nServers that policies of this pod name: {}", shown(&known));
+        let _ = writeln!(text, "\nServers in the policies of this pod: {}", shown(&known));
         return text;
     }
     let _ = writeln!(text, "\nPolicies in force, version {}:", shown(version));
-    let rows: Vec<Vec<String>> = policies.iter().flat_map(rows).collect();
+    let rows: Vec<Vec<String>> = policies.iter().flat_map(policy_rows).collect();
     text.push_str(&table(2, &["POLICY", "MODE", "ACTION", "GIVEN BY", "ENTRIES THAT MATCH", "VERDICT"], &rows));
     let (mut limits, mut places, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
-    for (said, server) in policies.iter().flat_map(|said| said.servers.iter().map(move |server| (said, server))) {
+    for (policy, server) in policies.iter().flat_map(|policy| policy.servers.iter().map(move |server| (policy, server))) {
         for entry in &server.entries {
-            let of = || vec![shown(&said.policy).into_owned(), shown(&entry.name).into_owned()];
-            limits.extend(entry.limits.iter().map(|limit| [of(), cells(limit)].concat()));
+            let names = || vec![shown(&policy.policy).into_owned(), shown(&entry.name).into_owned()];
+            limits.extend(entry.limits.iter().map(|limit| [names(), limit_cells(limit)].concat()));
             places.extend(entry.max_concurrent.map(|places| {
                 let now = if places.store_unavailable { "?".to_owned() } else { places.under_way.to_string() };
                 let scope = if places.scope.is_default() { String::new() } else { format!("/{:?}", places.scope) };
-                [of(), vec![now, format!("{}{scope}", places.max)]].concat()
+                [names(), vec![now, format!("{}{scope}", places.max)]].concat()
             }));
             conditions.extend(entry.validations.iter().map(|validation| {
                 let holds = match (&validation.error, validation.holds) {
@@ -179,7 +183,7 @@ pub fn text(pod: &str, answer: &Answer) -> String {
                     (None, true) => "yes".to_owned(),
                     (None, false) => "no".to_owned(),
                 };
-                [of(), vec![shown(&validation.expression).into_owned(), holds]].concat()
+                [names(), vec![shown(&validation.expression).into_owned(), holds]].concat()
             }));
         }
     }
@@ -196,7 +200,7 @@ pub fn text(pod: &str, answer: &Answer) -> String {
     text
 }
 
-fn told(decision: &str, reason: &str) -> String {
+fn decision_text(decision: &str, reason: &str) -> String {
     let decision = match decision {
         "would_deny" => "allowed, though a policy in audit mode would deny it",
         other => other,
@@ -204,21 +208,18 @@ fn told(decision: &str, reason: &str) -> String {
     if reason == "none" { shown(decision).into_owned() } else { format!("{} ({})", shown(decision), shown(reason)) }
 }
 
-/// The lines of one policy: one for each name under which it speaks of the server.
-fn rows(said: &Said) -> Vec<Vec<String>> {
-    let mode = match said.mode {
-        Mode::Enforce => "Enforce",
-        Mode::Audit => "Audit",
-    };
-    let Verdict { allowed, reason, retry_after_seconds, .. } = &said.verdict;
+/// Returns the rows of one policy: one for its own name of the server, and one for `*`.
+fn policy_rows(policy: &PolicyExplanation) -> Vec<Vec<String>> {
+    let mode = policy.mode.as_str();
+    let VerdictExplanation { allowed, reason, retry_after_seconds, .. } = &policy.verdict;
     let mut verdict = if *allowed { "allows".to_owned() } else { format!("denies ({})", shown(reason)) };
     if let Some(seconds) = retry_after_seconds {
         verdict.push_str(&format!(", again in {seconds} s"));
     }
-    if let Some(why) = &said.broken {
+    if let Some(why) = &policy.broken {
         verdict.push_str(&format!(", since it does not compile: {}", shown(why)));
     }
-    let row = |server: &SaidOfServer| {
+    let row = |server: &ServerExplanation| {
         let action = match server.action {
             Action::Allow => "Allow",
             Action::Deny => "Deny",
@@ -226,17 +227,17 @@ fn rows(said: &Said) -> Vec<Vec<String>> {
         let every = if server.server == "*" { " of server *" } else { "" };
         let by = match &server.entry {
             Some(entry) => format!("{}{every}", shown(entry)),
-            None if said.broken.is_some() => "-".to_owned(),
+            None if policy.broken.is_some() => "-".to_owned(),
             None => format!("defaultAction{every}"),
         };
         let entries: Vec<String> = server.entries.iter().map(|entry| shown(&entry.name).into_owned()).collect();
         let entries = if entries.is_empty() { "none".to_owned() } else { entries.join(", ") };
-        vec![shown(&said.policy).into_owned(), mode.to_owned(), action.to_owned(), by, entries, verdict.clone()]
+        vec![shown(&policy.policy).into_owned(), mode.to_owned(), action.to_owned(), by, entries, verdict.clone()]
     };
-    said.servers.iter().map(row).collect()
+    policy.servers.iter().map(row).collect()
 }
 
-fn cells(limit: &SaidOfLimit) -> Vec<String> {
+fn limit_cells(limit: &LimitExplanation) -> Vec<String> {
     let count = match (&limit.key, &limit.key_value) {
         (Some(key), Some(value)) => format!("{} = {}", shown(key), shown(value)),
         (Some(key), None) => format!("the fullest of {}", shown(key)),
@@ -250,7 +251,7 @@ fn cells(limit: &SaidOfLimit) -> Vec<String> {
         (false, None, Some(seconds)) => format!("no, in {}", short(std::time::Duration::from_secs(seconds))),
         (false, None, None) => "never".to_owned(),
     };
-    // Nobody knows what a store counts that does not answer.
+    // The counts of a store that does not answer are unknown.
     let known = |amount: f64| if limit.store_unavailable { "?".to_owned() } else { number(amount) };
     let adds = limit.adds.map_or_else(|| "?".to_owned(), number);
     vec![shown(&limit.limit).into_owned(), count, known(limit.used), known(limit.left), adds, fits]
@@ -262,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    fn answer() -> Answer {
+    fn answer() -> ExplainResponse {
         serde_json::from_value(json!({
             "version": "3f2a9c", "servers": ["bank"], "server": "bank", "tool": "pay_invoice", "decision": "denied",
             "verdict": {"allowed": false, "reason": "rate_limit", "policy": "agents/bank", "entry": "pay_invoice",
@@ -346,15 +347,20 @@ Calls under way:
             server: "x".to_owned(),
             tool: "t".to_owned(),
             decision: "denied".to_owned(),
-            verdict: Verdict { reason: "no_policy".to_owned(), message: Some("Denied: no.".to_owned()), ..Verdict::default() },
+            verdict: VerdictExplanation {
+                reason: "no_policy".to_owned(),
+                message: Some("Denied: no.".to_owned()),
+                ..VerdictExplanation::default()
+            },
             ..Explanation::default()
         };
-        let answer = Answer { servers: vec!["bank".to_owned(), "shop".to_owned()], explanation, ..Answer::default() };
+        let answer =
+            ExplainResponse { servers: vec!["bank".to_owned(), "shop".to_owned()], explanation, ..ExplainResponse::default() };
         let golden = "\
 pod n/p, server x, tool t: denied (no_policy)
   Denied: no.
 
-Servers that policies of this pod name: bank, shop
+Servers in the policies of this pod: bank, shop
 ";
         assert_eq!(text("n/p", &answer), golden);
     }

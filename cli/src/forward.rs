@@ -1,5 +1,5 @@
-//! Questions to the small servers of a sidecar, through the API server's port-forward: it reaches what listens on a pod's
-//! loopback, and takes one right for both ports.
+//! HTTP requests to the metrics and administration ports of a sidecar, through a port-forward of the API server. It reaches a pod's
+//! loopback, and needs one right for both ports.
 
 use std::time::Duration;
 
@@ -13,50 +13,49 @@ use k8s_openapi::api::core::v1::Pod as KubePod;
 use kube::{Api, Client};
 use tokio::time::timeout;
 
-use crate::cluster::{Asked, PodKey};
+use crate::cluster::{ApiAccess, NamespacedName};
 
-/// Where a sidecar serves `/metrics`.
-pub const METRICS: u16 = 15020;
-/// Where a sidecar serves its administration, on loopback alone.
-pub const ADMINISTRATION: u16 = 15000;
+/// Timeout of a request, including the port-forward.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum size of a response body, in bytes.
+const MAX_BODY: usize = 8 * 1024 * 1024;
 
-/// How long a question may take, with the way to the pod.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// The largest answer that is read, in bytes.
-const LARGEST: usize = 8 * 1024 * 1024;
-
-/// The answer to a question.
+/// The response of a pod.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct PodResponse {
     /// The HTTP status.
     pub status: StatusCode,
     /// The body.
     pub body: Bytes,
 }
 
-impl Answer {
-    /// The body as text.
+impl PodResponse {
+    /// Returns the body as trimmed text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim().to_owned()
     }
 }
 
-/// Asks what listens on a port of a pod: a GET, or a POST of JSON.
+/// Sends a request to a port of a pod: a POST of JSON if there is a body, else a GET.
 ///
 /// # Errors
-/// It cannot be reached, or does not answer.
-pub async fn ask(client: &Client, pod: &PodKey, port: u16, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
-    let question = question(client, pod, port, path, body);
-    timeout(PATIENCE, question)
-        .await
-        .with_context(|| format!("pod {pod}, port {port}: no answer within {} s", PATIENCE.as_secs()))?
+/// The port cannot be reached, or there is no response in time.
+pub async fn request(
+    client: &Client,
+    pod: &NamespacedName,
+    port: u16,
+    path: &str,
+    body: Option<String>,
+) -> anyhow::Result<PodResponse> {
+    let send = send(client, pod, port, path, body);
+    timeout(TIMEOUT, send).await.with_context(|| format!("pod {pod}, port {port}: no response within {} s", TIMEOUT.as_secs()))?
 }
 
-async fn question(client: &Client, pod: &PodKey, port: u16, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
+async fn send(client: &Client, pod: &NamespacedName, port: u16, path: &str, body: Option<String>) -> anyhow::Result<PodResponse> {
     let api: Api<KubePod> = Api::namespaced(client.clone(), &pod.namespace);
-    // Over a WebSocket it is a GET, for which API servers want the verb `get`, and newer ones `create` too.
-    let asked = Asked { verb: "get", resource: "pods/portforward", namespace: Some(&pod.namespace) };
-    let mut forward = api.portforward(&pod.name, &[port]).await.map_err(|error| asked.failed(&error))?;
+    // A port-forward over a WebSocket is a GET. API servers require the verb `get`, and newer ones also `create`.
+    let access = ApiAccess { verb: "get", resource: "pods/portforward", namespace: Some(&pod.namespace) };
+    let mut forward = api.portforward(&pod.name, &[port]).await.map_err(|error| access.failed(&error))?;
     let (stream, broken) = forward.take_stream(port).zip(forward.take_error(port)).context("the port-forward has no stream")?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
@@ -69,15 +68,15 @@ async fn question(client: &Client, pod: &PodKey, port: u16, path: &str, body: Op
     let answered = async {
         let response = sender.send_request(request).await.map_err(|error| anyhow!("{error}"))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(|error| anyhow!("{error}"))?;
-        Ok(Answer { status, body: body.to_bytes() })
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|error| anyhow!("{error}"))?;
+        Ok(PodResponse { status, body: body.to_bytes() })
     };
     let told = async { broken.await.filter(|why| !why.is_empty()) }.fuse();
     tokio::pin!(answered, told);
     let answer = tokio::select! {
         answer = &mut answered => match answer {
             Ok(answer) => Ok(answer),
-            // The kubelet says why, on a channel of its own, a little later or never.
+            // The kubelet may report the cause on a separate channel, a little later.
             Err(error) => match timeout(Duration::from_millis(500), &mut told).await {
                 Ok(Some(why)) => Err(anyhow!("{}", why.trim())),
                 _ => Err(error),

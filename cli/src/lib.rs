@@ -1,10 +1,11 @@
-//! `kubectl toolweir`: what the policies of a cluster do, and why.
+//! `kubectl toolweir`: shows what the policies of a cluster do, and why.
 //!
-//! [`status`], [`denials`] and [`explain`] are the three commands. Each gathers over the API server alone ([`cluster`],
-//! [`forward`]) and writes what it found as plain data, in a form for people ([`table`]) or as JSON.
+//! [`status`], [`denials`] and [`explain`] are the three commands. They collect data through the API server only ([`cluster`] lists
+//! objects, [`forward`] asks sidecars), parse it ([`audit`], [`credentials`], [`scrape`]), and write it for people ([`table`]) or as JSON.
 
 pub mod audit;
 pub mod cluster;
+pub mod credentials;
 pub mod denials;
 pub mod explain;
 pub mod forward;
@@ -12,21 +13,21 @@ pub mod scrape;
 pub mod status;
 pub mod table;
 
-/// What a command found: the exit code is 0 or 1. What could not be found out is an error, and the exit code 2.
+/// The outcome of a command, which determines the exit code. Errors have the exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// All is well; the call goes through.
-    Good,
-    /// Something is not in order; the call is denied.
-    Bad,
+pub enum CommandOutcome {
+    /// Everything is in order; the call is allowed. Exit code 0.
+    Positive,
+    /// Something is not in order; the call is denied. Exit code 1.
+    Negative,
 }
 
-/// The form of what is written.
+/// The output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Form {
-    /// Aligned, for people.
+pub enum OutputFormat {
+    /// Aligned text for people
     #[default]
     Text,
-    /// JSON, for programs.
+    /// JSON for programs
     Json,
 }

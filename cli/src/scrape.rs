@@ -1,4 +1,4 @@
-//! What a sidecar's `/metrics` says of its policies.
+//! Reads the state of a sidecar's policies from its `/metrics`.
 
 /// A series of a scrape.
 #[derive(Clone, Debug, PartialEq)]
@@ -8,23 +8,23 @@ struct Series {
     value: f64,
 }
 
-/// What a sidecar says of the policies in force.
+/// The policies in force in a sidecar, according to its metrics.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Policies {
-    /// Their version; nothing while there is none.
+pub struct PolicyMetrics {
+    /// Their version; `None` if there are no policies.
     pub version: Option<String>,
     /// Their names.
     pub names: Vec<String>,
-    /// Those that cannot be enforced as they are written, and deny.
+    /// The names of those that cannot be enforced as written, and deny.
     pub invalid: Vec<String>,
-    /// Whether the sidecar has its source, and what that says is in force.
+    /// True if the sidecar is connected to the operator and its policies are current.
     pub connected: Option<bool>,
-    /// How long what is in force has not been known to be current, in seconds; 0 while it is.
+    /// For how long it has been unknown whether the policies are current, in seconds; 0 if they are.
     pub age_seconds: Option<f64>,
 }
 
-impl Policies {
-    /// Reads them out of the Prometheus text format. What is not known is passed over.
+impl PolicyMetrics {
+    /// Parses the Prometheus text format. Unknown series and invalid lines are skipped.
     pub fn read(text: &str) -> Self {
         let mut policies = Self::default();
         for series in text.lines().filter(|line| line.starts_with("toolweir_policy_")).filter_map(series) {
@@ -46,7 +46,7 @@ impl Policies {
     }
 }
 
-/// Reads `name{label="value",...} value`.
+/// Parses `name{label="value",...} value`.
 fn series(line: &str) -> Option<Series> {
     let end = line.find(['{', ' '])?;
     let (name, rest) = line.split_at_checked(end)?;
@@ -58,7 +58,7 @@ fn series(line: &str) -> Option<Series> {
     Some(Series { name: name.to_owned(), labels, value })
 }
 
-/// Reads the labels up to the closing brace, and gives what follows it.
+/// Parses the labels up to the closing brace. Returns them and the rest of the line.
 fn labels(text: &str) -> Option<(Vec<(String, String)>, &str)> {
     let (mut labels, mut rest) = (Vec::new(), text);
     loop {
@@ -103,9 +103,10 @@ mod tests {
                     toolweir_policy_torn{x=\"y";
         let names = vec!["a".to_owned(), "agents/b".to_owned()];
         let invalid = vec!["agents/b".to_owned()];
-        let read = Policies { version: Some("3f".to_owned()), names, invalid, connected: Some(false), age_seconds: Some(12.5) };
-        assert_eq!(Policies::read(text), read);
-        assert_eq!(Policies::read(""), Policies::default());
+        let read =
+            PolicyMetrics { version: Some("3f".to_owned()), names, invalid, connected: Some(false), age_seconds: Some(12.5) };
+        assert_eq!(PolicyMetrics::read(text), read);
+        assert_eq!(PolicyMetrics::read(""), PolicyMetrics::default());
     }
 
     #[test]

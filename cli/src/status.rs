@@ -1,4 +1,4 @@
-//! `kubectl toolweir status`: which policies hold, where, and since when.
+//! `kubectl toolweir status`: shows policies, the sidecars that enforce them, and pods without a sidecar.
 
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
@@ -16,34 +16,35 @@ use toolweir_crds::{
 };
 
 use crate::{
-    Found,
-    cluster::{Asked, Pod, Scope, is_missing, list},
+    CommandOutcome,
+    cluster::{ApiAccess, NamespaceScope, PodInfo, is_missing, list},
+    credentials::{CredentialRow, PolicyServer},
     forward,
-    scrape::Policies,
+    scrape::PolicyMetrics,
     table::{short, shown, table},
 };
 
-/// How many sidecars are asked at once.
+/// Number of sidecars that are asked at once.
 const AT_ONCE: usize = 16;
 
-/// How many notes people are shown.
+/// Number of notes in the text output.
 const NOTES: usize = 10;
 
-/// What is known of the policies and of those that enforce them.
+/// The policies of a cluster, and the pods that they govern.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Status {
-    /// The policies, those of namespaces first.
+pub struct StatusReport {
+    /// The policies; those of namespaces come first.
     pub policies: Vec<PolicyRow>,
     /// Pods with a sidecar.
     pub pods: Vec<PodRow>,
-    /// Pods that a policy selects and that have no sidecar.
-    pub without_sidecar: Vec<Bare>,
-    /// What could not be found out, and what helps.
+    /// Pods that a policy selects but that have no sidecar.
+    pub without_sidecar: Vec<UnprotectedPod>,
+    /// What could not be read, and what to do.
     pub notes: Vec<String>,
 }
 
-/// A policy and what the operator says of it.
+/// A policy and its status.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRow {
@@ -56,25 +57,31 @@ pub struct PolicyRow {
     pub name: String,
     /// `Enforce` or `Audit`.
     pub mode: String,
-    /// Whether it means something.
-    pub accepted: Said,
-    /// Whether every pod that it governs enforces it.
-    pub programmed: Said,
-    /// Pods that it governs.
+    /// The condition `Accepted`.
+    pub accepted: ConditionRow,
+    /// The condition `Programmed`.
+    pub programmed: ConditionRow,
+    /// The number of pods that it governs.
     pub selected: i32,
-    /// Of these, pods that enforce it.
+    /// The number of these pods that enforce it.
     pub acknowledged: i32,
+    /// The servers to which it gives a credential.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<CredentialRow>,
+    /// The condition `CredentialsReady`; absent if it gives none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials_ready: Option<ConditionRow>,
 }
 
-/// A condition.
+/// A condition of a policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Said {
+pub struct ConditionRow {
     /// `True`, `False` or `Unknown`.
     pub status: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// The same in words.
+    /// The message.
     pub message: String,
 }
 
@@ -86,89 +93,90 @@ pub struct PodRow {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Whether its sidecar is ready: a policy is in force.
+    /// True if its sidecar is ready, that is, a policy is in force.
     pub ready: bool,
-    /// Whether its sidecar has the operator, and what that says is in force.
+    /// True if its sidecar is connected to the operator and its policies are current; absent if unknown.
     pub connected: Option<bool>,
-    /// The version of the policies in force; absent where there is none.
+    /// The version of the policies in force; absent if there are none.
     pub version: Option<String>,
-    /// For how long what is in force has not been known to be current; 0 while it is.
+    /// For how long it has been unknown whether the policies are current, in seconds; 0 if they are.
     pub age_seconds: Option<f64>,
     /// The policies in force.
     pub policies: Vec<String>,
-    /// Those of them that cannot be enforced as they are written, and deny.
+    /// The names of those that cannot be enforced as written, and deny.
     pub invalid: Vec<String>,
-    /// Why the sidecar could not be asked.
+    /// The error if the sidecar could not be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// A pod without a sidecar.
+/// A pod that policies select but that has no sidecar.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Bare {
+pub struct UnprotectedPod {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// The policies that select it, and that nothing enforces there.
+    /// The policies that select it.
     pub policies: Vec<String>,
 }
 
-/// What is needed of a policy: what a newer version knows besides is no reason to show none.
+/// The fields of a policy that this command needs. Unknown fields of newer versions are ignored.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Spec {
+struct PolicySelectors {
     namespace_selector: LabelSelector,
     pod_selector: LabelSelector,
     mode: String,
+    servers: Vec<PolicyServer>,
 }
 
-type Policy = Object<Spec, PolicyStatus>;
+type AnyPolicy = Object<PolicySelectors, PolicyStatus>;
 
-/// Gathers it.
+/// Collects the report.
 ///
 /// # Errors
-/// Policies or pods cannot be listed. What else cannot be found out is a note.
-pub async fn gather(client: &Client, scope: &Scope) -> anyhow::Result<Status> {
-    let mut status = Status::default();
+/// Policies or pods cannot be listed. Other failures become notes.
+pub async fn gather(client: &Client, scope: &NamespaceScope) -> anyhow::Result<StatusReport> {
+    let mut status = StatusReport::default();
     let namespace = scope.namespace();
     let resource = ApiResource::erase::<MCPPolicy>(&());
-    let own: Api<Policy> = match namespace {
+    let own: Api<AnyPolicy> = match namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
     };
-    let cluster: Api<Policy> = Api::all_with(client.clone(), &ApiResource::erase::<MCPClusterPolicy>(&()));
-    let asked = |resource, namespace| Asked { verb: "list", resource, namespace };
+    let cluster: Api<AnyPolicy> = Api::all_with(client.clone(), &ApiResource::erase::<MCPClusterPolicy>(&()));
+    let access = |resource, namespace| ApiAccess { verb: "list", resource, namespace };
     let pods = scope.pods(client);
     let (own, cluster, pods, namespaces) = tokio::join!(
-        list(&own, asked("mcppolicies.toolweir.dev", namespace)),
-        list(&cluster, asked("mcpclusterpolicies.toolweir.dev", None)),
-        list(&pods, asked("pods", namespace)),
+        list(&own, access("mcppolicies.toolweir.dev", namespace)),
+        list(&cluster, access("mcpclusterpolicies.toolweir.dev", None)),
+        list(&pods, access("pods", namespace)),
         labels(client, scope),
     );
     let own = own?;
     let cluster = cluster.unwrap_or_else(|error| {
-        status.notes.push(format!("policies of the cluster are not shown: {error:#}"));
+        status.notes.push(format!("cluster policies are not shown: {error:#}"));
         Vec::new()
     });
     let namespaces = namespaces.unwrap_or_else(|error| {
-        status.notes.push(format!("which policies of the cluster select a pod is not known: {error:#}"));
+        status.notes.push(format!("it is unknown which cluster policies select a pod: {error:#}"));
         BTreeMap::new()
     });
-    let pods: Vec<Pod> = pods?.iter().map(Pod::from).filter(|pod| !pod.over && !pod.ends).collect();
-    status.policies.extend(own.iter().map(|policy| row("MCPPolicy", policy)));
-    status.policies.extend(cluster.iter().map(|policy| row("MCPClusterPolicy", policy)));
+    let pods: Vec<PodInfo> = pods?.iter().map(PodInfo::from).filter(|pod| !pod.ended && !pod.terminating).collect();
+    status.policies.extend(own.iter().map(|policy| policy_row("MCPPolicy", policy)));
+    status.policies.extend(cluster.iter().map(|policy| policy_row("MCPClusterPolicy", policy)));
     for pod in pods.iter().filter(|pod| pod.sidecar.is_none()) {
         let labels = namespaces.get(&pod.key.namespace);
         let policies: Vec<String> = own.iter().chain(&cluster).filter(|policy| governs(policy, pod, labels)).map(name).collect();
         if !policies.is_empty() {
             let key = pod.key.clone();
-            status.without_sidecar.push(Bare { namespace: key.namespace, name: key.name, policies });
+            status.without_sidecar.push(UnprotectedPod { namespace: key.namespace, name: key.name, policies });
         }
     }
-    let asked = pods.into_iter().filter(|pod| pod.sidecar.is_some()).map(|pod| asked_for(client, pod));
-    status.pods = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
+    let rows = pods.into_iter().filter(|pod| pod.sidecar.is_some()).map(|pod| pod_row(client, pod));
+    status.pods = stream::iter(rows).buffer_unordered(AT_ONCE).collect().await;
     status.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     let mut unknown: Vec<String> = status.pods.iter().filter_map(|pod| pod.error.clone()).collect();
     unknown.sort();
@@ -177,30 +185,30 @@ pub async fn gather(client: &Client, scope: &Scope) -> anyhow::Result<Status> {
     Ok(status)
 }
 
-/// The labels of the namespaces.
-async fn labels(client: &Client, scope: &Scope) -> anyhow::Result<BTreeMap<String, Labels>> {
+/// Returns the labels of the namespaces, by name.
+async fn labels(client: &Client, scope: &NamespaceScope) -> anyhow::Result<BTreeMap<String, Labels>> {
     let api: Api<Namespace> = Api::all(client.clone());
     let all = match scope {
-        Scope::All => list(&api, Asked { verb: "list", resource: "namespaces", namespace: None }).await?,
-        Scope::Namespace(name) => match api.get(name).await {
+        NamespaceScope::All => list(&api, ApiAccess { verb: "list", resource: "namespaces", namespace: None }).await?,
+        NamespaceScope::Namespace(name) => match api.get(name).await {
             Ok(namespace) => vec![namespace],
             Err(error) if is_missing(&error) => anyhow::bail!("there is no namespace {name}"),
-            Err(error) => return Err(Asked { verb: "get", resource: "namespaces", namespace: Some(name) }.failed(&error)),
+            Err(error) => return Err(ApiAccess { verb: "get", resource: "namespaces", namespace: Some(name) }.failed(&error)),
         },
     };
     Ok(all.into_iter().map(|namespace| (namespace.name_any(), namespace.labels().clone())).collect())
 }
 
-/// The policy as the audit log names it.
-fn name(policy: &Policy) -> String {
+/// Returns the policy's name as in the audit log.
+fn name(policy: &AnyPolicy) -> String {
     match policy.namespace() {
         Some(namespace) => format!("{namespace}/{}", policy.name_any()),
         None => policy.name_any(),
     }
 }
 
-/// Whether a policy governs a pod. A namespace whose labels are not known is selected by what selects all.
-fn governs(policy: &Policy, pod: &Pod, namespace: Option<&Labels>) -> bool {
+/// Returns true if a policy governs a pod. If the labels of the pod's namespace are unknown, only an empty selector selects it.
+fn governs(policy: &AnyPolicy, pod: &PodInfo, namespace: Option<&Labels>) -> bool {
     let of_namespace = match policy.namespace() {
         Some(namespace) => namespace == pod.key.namespace,
         None => {
@@ -211,18 +219,19 @@ fn governs(policy: &Policy, pod: &Pod, namespace: Option<&Labels>) -> bool {
     of_namespace && selects(&policy.spec.pod_selector, &pod.labels)
 }
 
-fn row(kind: &'static str, policy: &Policy) -> PolicyRow {
+fn policy_row(kind: &'static str, policy: &AnyPolicy) -> PolicyRow {
     let status = policy.status.clone().unwrap_or_default();
     let generation = policy.meta().generation;
     let condition = |name: &str| {
         let found = status.conditions.iter().find(|condition| condition.type_ == name);
-        let nothing = || Said {
+        let nothing = || ConditionRow {
             status: "Unknown".to_owned(),
             reason: "NoStatus".to_owned(),
-            message: "The operator has said nothing about it; does it run?".to_owned(),
+            message: "The operator has not written a status; check that it runs.".to_owned(),
         };
-        found.map_or_else(nothing, |condition| said(condition, generation))
+        found.map_or_else(nothing, |condition| condition_row(condition, generation))
     };
+    let credentials = CredentialRow::all(&policy.spec.servers);
     PolicyRow {
         kind,
         namespace: policy.namespace(),
@@ -232,71 +241,72 @@ fn row(kind: &'static str, policy: &Policy) -> PolicyRow {
         programmed: condition("Programmed"),
         selected: status.selected,
         acknowledged: status.acknowledged,
+        credentials_ready: (!credentials.is_empty()).then(|| condition("CredentialsReady")),
+        credentials,
     }
 }
 
-fn said(condition: &Condition, generation: Option<i64>) -> Said {
+fn condition_row(condition: &Condition, generation: Option<i64>) -> ConditionRow {
     if condition.observed_generation.is_some() && condition.observed_generation != generation {
-        return Said {
+        return ConditionRow {
             status: "Unknown".to_owned(),
             reason: "OldStatus".to_owned(),
-            message: "The status is that of an earlier state of the policy; the operator has not looked at this one.".to_owned(),
+            message: "The operator has not processed the latest change of the policy.".to_owned(),
         };
     }
-    Said { status: condition.status.clone(), reason: condition.reason.clone(), message: condition.message.clone() }
+    ConditionRow { status: condition.status.clone(), reason: condition.reason.clone(), message: condition.message.clone() }
 }
 
-/// Asks the sidecar of a pod for its metrics.
-async fn asked_for(client: &Client, pod: Pod) -> PodRow {
+/// Reads the metrics of a pod's sidecar.
+async fn pod_row(client: &Client, pod: PodInfo) -> PodRow {
     let sidecar = pod.sidecar.unwrap_or_default();
     let mut row =
         PodRow { namespace: pod.key.namespace.clone(), name: pod.key.name.clone(), ready: sidecar.ready, ..PodRow::default() };
     if !sidecar.running {
-        let why = sidecar.waits.map(|why| format!(" ({why})")).unwrap_or_default();
+        let why = sidecar.waiting_reason.map(|why| format!(" ({why})")).unwrap_or_default();
         row.error = Some(format!("pod {}: its sidecar does not run{why}; kubectl describe pod says why", pod.key));
         return row;
     }
-    match forward::ask(client, &pod.key, forward::METRICS, "/metrics", None).await {
+    match forward::request(client, &pod.key, toolweir_crds::sidecar::METRICS_PORT, "/metrics", None).await {
         Ok(answer) if answer.status.is_success() => {
-            let Policies { version, names, invalid, connected, age_seconds } = Policies::read(&answer.text());
+            let PolicyMetrics { version, names, invalid, connected, age_seconds } = PolicyMetrics::read(&answer.text());
             row = PodRow { version, policies: names, invalid, connected, age_seconds, ..row };
         }
-        Ok(answer) => row.error = Some(format!("pod {}: /metrics answers {}", pod.key, answer.status)),
+        Ok(answer) => row.error = Some(format!("pod {}: /metrics responded {}", pod.key, answer.status)),
         Err(error) => row.error = Some(format!("{error:#}")),
     }
     row
 }
 
-impl Status {
+impl StatusReport {
     /// Whether everything is in order.
-    pub fn found(&self) -> Found {
+    pub fn outcome(&self) -> CommandOutcome {
         let policy = |row: &PolicyRow| {
             // A policy for pods that are still to come is in order.
-            row.accepted.status == "True" && (row.programmed.status == "True" || row.programmed.reason == "NoPods")
+            let in_order = |condition: &ConditionRow| condition.status == "True" || condition.reason == "NoPods";
+            row.accepted.status == "True" && in_order(&row.programmed) && row.credentials_ready.iter().all(in_order)
         };
         let pod = |row: &PodRow| row.ready && row.connected == Some(true) && row.invalid.is_empty();
         let good = self.policies.iter().all(policy)
             && self.pods.iter().all(pod)
             && self.without_sidecar.is_empty()
             && self.notes.is_empty();
-        if good { Found::Good } else { Found::Bad }
+        if good { CommandOutcome::Positive } else { CommandOutcome::Negative }
     }
 
-    /// For people.
+    /// Formats the report for people.
     pub fn text(&self) -> String {
         let mut text = String::new();
         if self.policies.is_empty() {
-            text.push_str("There is no policy.\n");
+            text.push_str("There are no policies.\n");
         } else {
             let rows: Vec<Vec<String>> = self.policies.iter().map(PolicyRow::cells).collect();
             text.push_str(&table(0, &["KIND", "POLICY", "MODE", "ACCEPTED", "PROGRAMMED", "SIDECARS"], &rows));
             for row in &self.policies {
-                for (what, said) in [("Accepted", &row.accepted), ("Programmed", &row.programmed)] {
-                    if said.status != "True" {
-                        let _ = writeln!(text, "  {}: {what} is {}: {}", row.full_name(), said.status, shown(&said.message));
-                    }
-                }
+                row.explain("Accepted", &row.accepted, &mut text);
+                row.explain("Programmed", &row.programmed, &mut text);
             }
+            self.credentials_text(&mut text);
         }
         text.push('\n');
         if self.pods.is_empty() {
@@ -310,9 +320,9 @@ impl Status {
             }
         }
         if !self.without_sidecar.is_empty() {
-            text.push_str("\nNothing enforces a policy on these pods, which have no sidecar. Label their namespaces\n");
-            text.push_str("toolweir.dev/inject=enabled and restart them:\n");
-            let rows: Vec<Vec<String>> = self.without_sidecar.iter().map(Bare::cells).collect();
+            text.push_str("\nThese pods are selected by policies but have no sidecar, so nothing enforces the policies.\n");
+            text.push_str("Label their namespaces toolweir.dev/inject=enabled and restart the pods:\n");
+            let rows: Vec<Vec<String>> = self.without_sidecar.iter().map(UnprotectedPod::cells).collect();
             text.push_str(&table(2, &["POD", "SELECTED BY"], &rows));
         }
         if !self.notes.is_empty() {
@@ -326,24 +336,50 @@ impl Status {
         }
         text
     }
+
+    fn credentials_text(&self, text: &mut String) {
+        let conditions = self.policies.iter().filter_map(|row| Some((row, row.credentials_ready.as_ref()?)));
+        let credentials =
+            |(row, ready): (&PolicyRow, &ConditionRow)| CredentialRow::cells(&row.credentials, &row.full_name(), &ready.cell());
+        let rows: Vec<Vec<String>> = conditions.clone().flat_map(credentials).collect();
+        if rows.is_empty() {
+            return;
+        }
+        text.push('\n');
+        text.push_str(&table(0, &["POLICY", "SERVER", "CREDENTIAL", "READY"], &rows));
+        for (row, ready) in conditions {
+            row.explain("CredentialsReady", ready, text);
+        }
+    }
+}
+
+impl ConditionRow {
+    fn cell(&self) -> String {
+        if self.status == "True" { self.status.clone() } else { format!("{} ({})", self.status, self.reason) }
+    }
 }
 
 impl PolicyRow {
+    /// Adds a line on a condition that does not hold.
+    fn explain(&self, name: &str, condition: &ConditionRow, text: &mut String) {
+        if condition.status != "True" {
+            let message = shown(&condition.message);
+            let _ = writeln!(text, "  {}: {name} is {}: {message}", self.full_name(), condition.status);
+        }
+    }
+
     fn full_name(&self) -> String {
         self.namespace.as_ref().map_or_else(|| self.name.clone(), |namespace| format!("{namespace}/{}", self.name))
     }
 
     fn cells(&self) -> Vec<String> {
-        let said = |said: &Said| {
-            if said.status == "True" { said.status.clone() } else { format!("{} ({})", said.status, said.reason) }
-        };
         let sidecars = format!("{}/{}", self.acknowledged, self.selected);
         vec![
             self.kind.to_owned(),
             self.full_name(),
             shown(&self.mode).into_owned(),
-            said(&self.accepted),
-            said(&self.programmed),
+            self.accepted.cell(),
+            self.programmed.cell(),
             sidecars,
         ]
     }
@@ -367,7 +403,7 @@ impl PodRow {
     }
 }
 
-impl Bare {
+impl UnprotectedPod {
     fn cells(&self) -> Vec<String> {
         vec![format!("{}/{}", self.namespace, self.name), self.policies.join(", ")]
     }
@@ -377,27 +413,29 @@ impl Bare {
 mod tests {
     use super::*;
 
-    fn said(status: &str, reason: &str, message: &str) -> Said {
-        Said { status: status.to_owned(), reason: reason.to_owned(), message: message.to_owned() }
+    fn condition_row(status: &str, reason: &str, message: &str) -> ConditionRow {
+        ConditionRow { status: status.to_owned(), reason: reason.to_owned(), message: message.to_owned() }
     }
 
-    fn full() -> Status {
+    fn full() -> StatusReport {
         let policy = PolicyRow {
             kind: "MCPPolicy",
             namespace: Some("agents".to_owned()),
             name: "facebook".to_owned(),
             mode: "Enforce".to_owned(),
-            accepted: said("True", "Accepted", "It is in order."),
-            programmed: said("False", "NoSidecar", "1 of 3 pods have no sidecar."),
+            accepted: condition_row("True", "Accepted", "It is in order."),
+            programmed: condition_row("False", "NoSidecar", "1 of 3 pods have no sidecar."),
             selected: 3,
             acknowledged: 2,
+            credentials: Vec::new(),
+            credentials_ready: None,
         };
         let cluster = PolicyRow {
             kind: "MCPClusterPolicy",
             namespace: None,
             name: "guardrail".to_owned(),
             mode: "Audit".to_owned(),
-            programmed: said("True", "Programmed", "All 3 sidecars enforce it."),
+            programmed: condition_row("True", "Programmed", "All 3 sidecars enforce it."),
             acknowledged: 3,
             ..policy.clone()
         };
@@ -425,8 +463,12 @@ mod tests {
             ..PodRow::default()
         };
         let notes = vec![silent.error.clone().unwrap()];
-        let bare = Bare { namespace: "agents".to_owned(), name: "old".to_owned(), policies: vec!["agents/facebook".to_owned()] };
-        Status { policies: vec![policy, cluster], pods: vec![pod, stale, silent], without_sidecar: vec![bare], notes }
+        let bare = UnprotectedPod {
+            namespace: "agents".to_owned(),
+            name: "old".to_owned(),
+            policies: vec!["agents/facebook".to_owned()],
+        };
+        StatusReport { policies: vec![policy, cluster], pods: vec![pod, stale, silent], without_sidecar: vec![bare], notes }
     }
 
     #[test]
@@ -443,39 +485,42 @@ agents/social-2  yes    no         3f2a9c   5m          2
 agents/social-3  no     ?          ?        ?           ?
   agents/social-2: cannot enforce guardrail, and denies instead
 
-Nothing enforces a policy on these pods, which have no sidecar. Label their namespaces
-toolweir.dev/inject=enabled and restart them:
+These pods are selected by policies but have no sidecar, so nothing enforces the policies.
+Label their namespaces toolweir.dev/inject=enabled and restart the pods:
   POD         SELECTED BY
   agents/old  agents/facebook
 
 note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
 ";
         assert_eq!(full().text(), golden);
-        assert_eq!(Status::default().text(), "There is no policy.\n\nNo pod has a sidecar.\n");
+        assert_eq!(StatusReport::default().text(), "There are no policies.\n\nNo pod has a sidecar.\n");
     }
 
     #[test]
     fn what_is_not_in_order_is_found() {
-        assert_eq!((Status::default().found(), full().found()), (Found::Good, Found::Bad));
-        let good = |change: fn(&mut Status)| {
+        assert_eq!((StatusReport::default().outcome(), full().outcome()), (CommandOutcome::Positive, CommandOutcome::Negative));
+        let good = |change: fn(&mut StatusReport)| {
             let mut status = full();
-            status.policies[0].programmed = said("True", "Programmed", "");
+            status.policies[0].programmed = condition_row("True", "Programmed", "");
             status.pods.truncate(1);
             status.without_sidecar.clear();
             status.notes.clear();
             change(&mut status);
-            status.found() == Found::Good
+            status.outcome() == CommandOutcome::Positive
         };
         assert!(good(|_| {}));
-        assert!(good(|status| status.policies[0].programmed = said("False", "NoPods", "")));
-        assert!(!good(|status| status.policies[0].accepted = said("False", "Conflicted", "")));
+        assert!(good(|status| status.policies[0].programmed = condition_row("False", "NoPods", "")));
+        assert!(!good(|status| status.policies[0].accepted = condition_row("False", "Conflicted", "")));
+        assert!(good(|status| status.policies[0].credentials_ready = Some(condition_row("Unknown", "NoPods", ""))));
+        assert!(!good(|status| status.policies[0].credentials_ready = Some(condition_row("False", "NotMounted", ""))));
+        assert!(!good(|status| status.policies[0].credentials_ready = Some(condition_row("Unknown", "Pending", ""))));
         assert!(!good(|status| status.pods[0].ready = false));
         assert!(!good(|status| status.pods[0].connected = Some(false)));
         assert!(!good(|status| status.pods[0].invalid.push("agents/facebook".to_owned())));
         assert!(!good(|status| status.notes.push("unknown".to_owned())));
     }
 
-    fn policy(metadata: &serde_json::Value, spec: &serde_json::Value) -> Policy {
+    fn policy(metadata: &serde_json::Value, spec: &serde_json::Value) -> AnyPolicy {
         serde_json::from_value(serde_json::json!({"metadata": metadata, "spec": spec})).unwrap()
     }
 
@@ -483,8 +528,9 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
     fn a_policy_governs_pods_of_its_namespace_or_of_those_that_it_selects() {
         use serde_json::json;
         let labels = |text: &[(&str, &str)]| text.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Labels>();
-        let key = crate::cluster::PodKey { namespace: "agents".to_owned(), name: "p".to_owned() };
-        let pod = Pod { key, uid: String::new(), labels: labels(&[("app", "a")]), sidecar: None, over: false, ends: false };
+        let key = crate::cluster::NamespacedName { namespace: "agents".to_owned(), name: "p".to_owned() };
+        let pod =
+            PodInfo { key, uid: String::new(), labels: labels(&[("app", "a")]), sidecar: None, ended: false, terminating: false };
         let team = labels(&[("team", "x")]);
         let own = |namespace: &str, spec| policy(&json!({"name": "p", "namespace": namespace}), &spec);
         let cluster = |spec| policy(&json!({"name": "p"}), &spec);
@@ -508,12 +554,12 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
                    "lastTransitionTime": "2026-01-01T00:00:00Z"})
         };
         let mut policy = policy(&json!({"name": "p", "namespace": "n", "generation": 1}), &json!({"mode": "Audit"}));
-        assert_eq!(row("MCPPolicy", &policy).accepted.reason, "NoStatus");
+        assert_eq!(policy_row("MCPPolicy", &policy).accepted.reason, "NoStatus");
         let status = json!({"conditions": [condition("Accepted"), condition("Programmed")], "selected": 2, "acknowledged": 1});
         policy.status = Some(serde_json::from_value(status).unwrap());
-        let told = row("MCPPolicy", &policy);
+        let told = policy_row("MCPPolicy", &policy);
         assert_eq!((told.mode.as_str(), told.accepted.status.as_str(), told.acknowledged), ("Audit", "True", 1));
         policy.metadata.generation = Some(2);
-        assert_eq!(row("MCPPolicy", &policy).programmed.reason, "OldStatus");
+        assert_eq!(policy_row("MCPPolicy", &policy).programmed.reason, "OldStatus");
     }
 }

@@ -2,14 +2,14 @@
 
 use std::{borrow::Cow, time::Duration};
 
-/// Columns that are as wide as the widest cell so far.
+/// Columns as wide as their widest cell so far.
 #[derive(Clone, Debug, Default)]
 pub struct Columns {
     widths: Vec<usize>,
 }
 
 impl Columns {
-    /// Makes room for cells that come later.
+    /// Widens the columns for these cells.
     pub fn fit<T: AsRef<str>>(&mut self, cells: &[T]) {
         self.widths.resize(self.widths.len().max(cells.len()), 0);
         for (width, cell) in self.widths.iter_mut().zip(cells) {
@@ -17,7 +17,7 @@ impl Columns {
         }
     }
 
-    /// A line of cells, two spaces apart.
+    /// Formats a line of cells, two spaces apart.
     pub fn line<T: AsRef<str>>(&mut self, cells: &[T]) -> String {
         self.fit(cells);
         let mut line = String::new();
@@ -29,7 +29,7 @@ impl Columns {
     }
 }
 
-/// A table with a header, indented by `indent` spaces; each line ends with a newline.
+/// Formats a table with a header, indented by `indent` spaces. Each line ends with a newline.
 pub fn table(indent: usize, header: &[&str], rows: &[Vec<String>]) -> String {
     let mut columns = Columns::default();
     columns.fit(header);
@@ -43,14 +43,14 @@ pub fn table(indent: usize, header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A text that someone else chose, fit for a terminal: nothing in it moves the cursor or turns the direction of writing.
+/// Makes an untrusted text safe for a terminal: replaces control characters and characters that change the writing direction.
 pub fn shown(text: &str) -> Cow<'_, str> {
     let strange =
         |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     if text.contains(strange) { Cow::Owned(text.replace(strange, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
-/// A span of time in one unit, as `kubectl` shows an age.
+/// Formats a duration in one unit, as `kubectl` shows an age.
 pub fn short(span: Duration) -> String {
     match span.as_secs() {
         seconds @ 0..120 => format!("{seconds}s"),
@@ -60,7 +60,7 @@ pub fn short(span: Duration) -> String {
     }
 }
 
-/// A number of calls or units, without digits that it does not need.
+/// Formats a number with at most six decimals, without trailing zeros.
 pub fn number(number: f64) -> String {
     let text = format!("{number:.6}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

@@ -6,12 +6,12 @@ mod common;
 
 use std::{collections::VecDeque, time::Duration};
 
-use common::{ApiServer, Out, Running, pod, sidecar};
+use common::{ApiServer, RunningSidecar, SharedBuffer, pod, sidecar};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use toolweir_cli::{
-    Form, Found,
-    cluster::Scope,
+    CommandOutcome, OutputFormat,
+    cluster::NamespaceScope,
     denials::{self, denials},
     explain::{self, explain},
     status,
@@ -29,8 +29,8 @@ spec:
     - {name: pay, limits: [{max: 1, window: hour}]}
 ";
 
-fn agents() -> Scope {
-    Scope::Namespace("agents".to_owned())
+fn agents() -> NamespaceScope {
+    NamespaceScope::Namespace("agents".to_owned())
 }
 
 fn condition(name: &str, holds: bool, reason: &str, message: &str) -> Value {
@@ -47,7 +47,7 @@ fn policy(namespace: Option<&str>, name: &str, spec: &Value, conditions: &[Value
 }
 
 /// A cluster with policies and pods; the sidecar of `social-1` is a real one.
-async fn cluster() -> (ApiServer, Running) {
+async fn cluster() -> (ApiServer, RunningSidecar) {
     let api = ApiServer::default();
     let running = sidecar(POLICY).await;
     api.change(|world| {
@@ -90,7 +90,7 @@ async fn cluster() -> (ApiServer, Running) {
 #[tokio::test]
 async fn status_shows_policies_sidecars_and_pods_where_nothing_enforces_them() {
     let (api, running) = cluster().await;
-    let found = status::gather(&api.client(), &Scope::All).await.unwrap();
+    let found = status::gather(&api.client(), &NamespaceScope::All).await.unwrap();
     let version = running.sidecar.governor.in_force().version.clone();
     let golden = format!(
         "\
@@ -105,8 +105,8 @@ POD              READY  CONNECTED  VERSION       POLICY AGE  POLICIES
 agents/social-1  yes    yes        {version}  0s          1
 agents/social-2  yes    ?          ?             ?           ?
 
-Nothing enforces a policy on these pods, which have no sidecar. Label their namespaces
-toolweir.dev/inject=enabled and restart them:
+These pods are selected by policies but have no sidecar, so nothing enforces the policies.
+Label their namespaces toolweir.dev/inject=enabled and restart the pods:
   POD             SELECTED BY
   agents/bare     agents/bank, guardrail
   elsewhere/bare  elsewhere/third
@@ -115,7 +115,7 @@ note: pod agents/social-2, port 15020: connection refused; does its sidecar run?
 "
     );
     assert_eq!(found.text(), golden);
-    assert_eq!(found.found(), Found::Bad);
+    assert_eq!(found.outcome(), CommandOutcome::Negative);
     let json = serde_json::to_value(&found).unwrap();
     assert_eq!((&json["pods"][0]["version"], &json["pods"][0]["ageSeconds"]), (&version.into(), &0.0.into()));
     assert_eq!(
@@ -132,13 +132,66 @@ note: pod agents/social-2, port 15020: connection refused; does its sidecar run?
 }
 
 #[tokio::test]
+async fn status_shows_which_servers_have_a_credential_and_whether_it_can_be_used() {
+    let (api, _running) = cluster().await;
+    api.change(|world| {
+        let accepted = condition("Accepted", true, "Accepted", "");
+        let programmed = condition("Programmed", true, "Programmed", "");
+        let lacks = condition("CredentialsReady", false, "NotMounted", "1 of 3 sidecars lack the Secret with the keys.");
+        let ready = condition("CredentialsReady", true, "Ready", "All 3 sidecars can use them.");
+        let two = json!({"servers": [
+            {"name": "bank", "url": "https://bank/mcp", "credential": {"bearer": {"secretKey": "bank-token"}}},
+            {"name": "crm", "url": "https://crm/mcp", "credential": {"tokenExchange": {"tokenUrl": "https://sts", "subjectAudience": "sts"}}},
+            {"name": "open", "url": "https://open/mcp"},
+        ]});
+        let one = json!({"servers": [{"name": "wiki", "url": "https://wiki/mcp", "credential": {"header": {"name": "X-Key", "secretKey": "k"}}}]});
+        let plain = json!({"servers": [{"name": "open"}]});
+        let conditions = |more: &[Value]| [&[accepted.clone(), programmed.clone()], more].concat();
+        world.policies = vec![
+            policy(Some("agents"), "bank", &two, &conditions(&[lacks])),
+            policy(Some("agents"), "new", &one, &conditions(&[])),
+            policy(Some("agents"), "plain", &plain, &conditions(&[])),
+            policy(Some("agents"), "wiki", &one, &conditions(&[ready])),
+        ];
+        world.cluster_policies.clear();
+        world.pods.clear();
+    });
+    let found = status::gather(&api.client(), &NamespaceScope::All).await.unwrap();
+    let golden = "\
+KIND       POLICY        MODE     ACCEPTED  PROGRAMMED  SIDECARS
+MCPPolicy  agents/bank   Enforce  True      True        2/3
+MCPPolicy  agents/new    Enforce  True      True        2/3
+MCPPolicy  agents/plain  Enforce  True      True        2/3
+MCPPolicy  agents/wiki   Enforce  True      True        2/3
+
+POLICY       SERVER  CREDENTIAL     READY
+agents/bank  bank    bearer         False (NotMounted)
+agents/bank  crm     tokenExchange  False (NotMounted)
+agents/new   wiki    header         Unknown (NoStatus)
+agents/wiki  wiki    header         True
+  agents/bank: CredentialsReady is False: 1 of 3 sidecars lack the Secret with the keys.
+  agents/new: CredentialsReady is Unknown: The operator has not written a status; check that it runs.
+
+No pod has a sidecar.
+";
+    assert_eq!(found.text(), golden);
+    assert_eq!(found.outcome(), CommandOutcome::Negative);
+    let rows = &serde_json::to_value(&found).unwrap()["policies"];
+    assert_eq!(rows[0]["credentials"], json!([{"server": "bank", "kind": "bearer"}, {"server": "crm", "kind": "tokenExchange"}]));
+    assert_eq!(rows[0]["credentialsReady"]["reason"], "NotMounted");
+    assert_eq!((rows[2].get("credentials"), rows[2].get("credentialsReady")), (None, None));
+    // Keys are named in the policy, and not repeated here.
+    assert!(!rows.to_string().contains("bank-token"), "{rows}");
+}
+
+#[tokio::test]
 async fn status_says_which_right_is_missing_and_shows_what_it_may() {
     let (api, _running) = cluster().await;
     api.change(|world| {
         world.forbidden.extend([("list", "mcpclusterpolicies"), ("get", "namespaces"), ("get", "pods/portforward")]);
     });
     let found = status::gather(&api.client(), &agents()).await.unwrap();
-    assert_eq!((found.policies.len(), found.pods.len(), found.found()), (2, 2, Found::Bad));
+    assert_eq!((found.policies.len(), found.pods.len(), found.outcome()), (2, 2, CommandOutcome::Negative));
     let rights = ["`list` on `mcpclusterpolicies.toolweir.dev`", "`get` on `namespaces`", "`get` on `pods/portforward`"];
     assert_eq!(found.notes.len(), rights.len(), "{:#?}", found.notes);
     for (note, right) in found.notes.iter().zip(rights) {
@@ -151,40 +204,40 @@ async fn status_says_which_right_is_missing_and_shows_what_it_may() {
     }
 }
 
-fn question(tool: &str) -> explain::Options {
-    explain::Options { pod: "social-1".to_owned(), tool: tool.to_owned(), ..explain::Options::default() }
+fn question(tool: &str) -> explain::ExplainQuery {
+    explain::ExplainQuery { pod: "social-1".to_owned(), tool: tool.to_owned(), ..explain::ExplainQuery::default() }
 }
 
 #[tokio::test]
 async fn explain_says_what_the_sidecar_would_decide_and_takes_nothing() {
     let (api, running) = cluster().await;
-    let ask = async |options: explain::Options| explain(&api.client(), "agents", &options).await;
+    let ask = async |options: explain::ExplainQuery| explain(&api.client(), "agents", &options).await;
     for _ in 0..3 {
         let (text, found) = ask(question("pay")).await.unwrap();
         let limit = "  agents/bank  pay    1/hour  all       0     1     1          yes\n";
         assert!(text.starts_with("pod agents/social-1, server bank, tool pay: allowed\n") && text.contains(limit), "{text}");
-        assert_eq!(found, Found::Good);
+        assert_eq!(found, CommandOutcome::Positive);
     }
     let call = toolweir_engine::Call { server: "bank", tool: "pay", arguments: None, session: "" };
     let decision = running.sidecar.governor.in_force().engine.decide(&call, running.sidecar.governor.now());
     assert!(decision.denial().is_none());
     let (text, found) = ask(question("pay")).await.unwrap();
     assert!(text.contains("\n  Denied by policy agents/bank: pay is limited to 1 call an hour. Try again in 36"), "{text}");
-    assert_eq!(found, Found::Bad);
-    let (text, _) = ask(explain::Options { form: Form::Json, ..question("pay") }).await.unwrap();
+    assert_eq!(found, CommandOutcome::Negative);
+    let (text, _) = ask(explain::ExplainQuery { form: OutputFormat::Json, ..question("pay") }).await.unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
         (&json["pod"], &json["decision"], &json["verdict"]["entry"]),
         (&"social-1".into(), &"denied".into(), &"pay".into())
     );
 
-    let (text, found) = ask(explain::Options { server: Some("shop".to_owned()), ..question("pay") }).await.unwrap();
-    assert!(text.contains("Denied: no policy in force names the server shop.") && text.contains("name: bank\n"), "{text}");
-    assert_eq!(found, Found::Bad);
+    let (text, found) = ask(explain::ExplainQuery { server: Some("shop".to_owned()), ..question("pay") }).await.unwrap();
+    assert!(text.contains("Denied: no policy in force names the server shop.") && text.contains("this pod: bank\n"), "{text}");
+    assert_eq!(found, CommandOutcome::Negative);
     // What is in doubt about arguments is for the sidecar to say: they come to it as they are.
     let arguments = Some("{\"a\": 1, \"a\": 2}".to_owned());
-    let (_, found) = ask(explain::Options { arguments, pod: "pod/social-1".to_owned(), ..question("other") }).await.unwrap();
-    assert_eq!(found, Found::Bad);
+    let (_, found) = ask(explain::ExplainQuery { arguments, pod: "pod/social-1".to_owned(), ..question("other") }).await.unwrap();
+    assert_eq!(found, CommandOutcome::Negative);
 }
 
 #[tokio::test]
@@ -200,16 +253,16 @@ async fn explain_says_what_to_do_where_it_cannot() {
         world.ports.insert(("old".to_owned(), 15000), two.sidecar.metrics);
     });
     let ask = async |name: &str, arguments: Option<&str>| {
-        let options = explain::Options { pod: name.to_owned(), arguments: arguments.map(str::to_owned), ..question("pay") };
+        let options = explain::ExplainQuery { pod: name.to_owned(), arguments: arguments.map(str::to_owned), ..question("pay") };
         explain(&api.client(), "agents", &options).await.unwrap_err().to_string()
     };
     for (name, arguments, error) in [
         (
             "nobody",
             None,
-            "there is no pod nobody in namespace agents; those with a sidecar there are social-1, social-2, waiting, two, old",
+            "there is no pod nobody in namespace agents; pods with a sidecar in that namespace: social-1, social-2, waiting, two, old",
         ),
-        ("bare", None, "pod agents/bare has no sidecar, so that no policy holds for its calls; label the namespace"),
+        ("bare", None, "pod agents/bare has no sidecar, so no policy restricts its calls; label the namespace"),
         (
             "waiting",
             None,
@@ -219,10 +272,10 @@ async fn explain_says_what_to_do_where_it_cannot() {
         (
             "old",
             None,
-            "the sidecar of pod agents/old is older than this plugin and explains nothing; restart the pod to renew it",
+            "the sidecar of pod agents/old is too old for this plugin: it has no /explain. Restart the pod to get a new sidecar",
         ),
         ("social-2", None, "pod agents/social-2, port 15000: connection refused; does its sidecar run?"),
-        ("social-1", Some("5"), "the arguments are no object; write one in quotes"),
+        ("social-1", Some("5"), "the arguments are not an object; write one in quotes"),
     ] {
         let said = ask(name, arguments).await;
         assert!(said.starts_with(error), "{name}: {said}");
@@ -241,8 +294,8 @@ fn line(second: u8, tool: &str, decision: &str) -> String {
     )
 }
 
-fn options(follow: bool, form: Form) -> denials::Options {
-    denials::Options { scope: Scope::All, pod: None, since: Duration::from_secs(600), follow, form }
+fn options(follow: bool, form: OutputFormat) -> denials::DenialsQuery {
+    denials::DenialsQuery { scope: NamespaceScope::All, pod: None, since: Duration::from_secs(600), follow, form }
 }
 
 #[tokio::test]
@@ -255,8 +308,8 @@ async fn denials_of_all_pods_stand_in_the_order_of_their_times() {
         world.logs.insert("social-1".to_owned(), first);
         world.logs.insert("social-2".to_owned(), vec![line(3, "wipe_all", "denied")]);
     });
-    let (out, notes) = (Out::default(), Out::default());
-    denials(&api.client(), &options(false, Form::Text), out.clone(), notes.clone()).await.unwrap();
+    let (out, notes) = (SharedBuffer::default(), SharedBuffer::default());
+    denials(&api.client(), &options(false, OutputFormat::Text), out.clone(), notes.clone()).await.unwrap();
     let golden = "\
 TIME                      POD              SERVER  TOOL      DECISION    REASON  POLICY       ENTRY
 2026-11-24T17:08:02.414Z  agents/social-1  bank    pay       would_deny  denied  agents/bank  pay
@@ -268,9 +321,9 @@ TIME                      POD              SERVER  TOOL      DECISION    REASON 
     for path in api.seen("/log?") {
         assert!(path.contains("container=toolweir-sidecar") && path.contains("sinceSeconds=600"), "{path}");
     }
-    let one = denials::Options { pod: Some("social-2".to_owned()), scope: agents(), ..options(false, Form::Json) };
-    let out = Out::default();
-    denials(&api.client(), &one, out.clone(), Out::default()).await.unwrap();
+    let one = denials::DenialsQuery { pod: Some("social-2".to_owned()), scope: agents(), ..options(false, OutputFormat::Json) };
+    let out = SharedBuffer::default();
+    denials(&api.client(), &one, out.clone(), SharedBuffer::default()).await.unwrap();
     let json: Value = serde_json::from_str(&out.text()).unwrap();
     assert_eq!((&json["tool"], &json["pod"], &json["outcome"]), (&"wipe_all".into(), &"social-2".into(), &"denied".into()));
 }
@@ -278,22 +331,23 @@ TIME                      POD              SERVER  TOOL      DECISION    REASON 
 #[tokio::test]
 async fn denials_say_what_is_missing() {
     let (api, _running) = cluster().await;
-    let ask = async |options: denials::Options| {
-        let notes = Out::default();
-        denials(&api.client(), &options, Out::default(), notes.clone()).await.map(|()| notes.text())
+    let ask = async |options: denials::DenialsQuery| {
+        let notes = SharedBuffer::default();
+        denials(&api.client(), &options, SharedBuffer::default(), notes.clone()).await.map(|()| notes.text())
     };
     // The logs are gone with their pods.
-    assert_eq!(ask(options(false, Form::Text)).await.unwrap(), "No denials in the last 10m.\n");
-    let of = |name: &str| denials::Options { pod: Some(name.to_owned()), scope: agents(), ..options(false, Form::Text) };
+    assert_eq!(ask(options(false, OutputFormat::Text)).await.unwrap(), "No denials in the last 10m.\n");
+    let of =
+        |name: &str| denials::DenialsQuery { pod: Some(name.to_owned()), scope: agents(), ..options(false, OutputFormat::Text) };
     assert!(ask(of("nobody")).await.unwrap_err().to_string().starts_with("there is no pod nobody"));
     assert!(ask(of("bare")).await.unwrap_err().to_string().contains("has no sidecar"));
-    let error = ask(denials::Options { scope: Scope::All, ..of("social-1") }).await.unwrap_err().to_string();
+    let error = ask(denials::DenialsQuery { scope: NamespaceScope::All, ..of("social-1") }).await.unwrap_err().to_string();
     assert!(error.contains("write -n NAMESPACE"), "{error}");
     api.change(|world| world.forbidden = [("get", "pods/log")].into());
-    let error = ask(options(false, Form::Text)).await.unwrap_err().to_string();
+    let error = ask(options(false, OutputFormat::Text)).await.unwrap_err().to_string();
     assert!(error.contains("the verb `get` on `pods/log`"), "{error}");
     api.change(|world| world.forbidden = [("watch", "pods")].into());
-    let error = ask(options(true, Form::Text)).await.unwrap_err().to_string();
+    let error = ask(options(true, OutputFormat::Text)).await.unwrap_err().to_string();
     assert!(error.contains("the verb `watch` on `pods`"), "{error}");
 }
 
@@ -310,10 +364,10 @@ async fn denials_are_followed_over_breaks_and_in_pods_that_come() {
         world.followed.insert("new".to_owned(), VecDeque::from([new_lines]));
         world.watched = Some(watched);
     });
-    let (out, notes) = (Out::default(), Out::default());
+    let (out, notes) = (SharedBuffer::default(), SharedBuffer::default());
     let running = {
         let (client, out, notes) = (api.client(), out.clone(), notes.clone());
-        tokio::spawn(async move { denials(&client, &options(true, Form::Text), out, notes).await })
+        tokio::spawn(async move { denials(&client, &options(true, OutputFormat::Text), out, notes).await })
     };
     let tools = async |many: usize| -> Vec<String> {
         let lines = out.lines(many + 1).await;

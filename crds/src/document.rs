@@ -8,9 +8,11 @@ use serde::{
 };
 
 use crate::{
-    API_VERSION, bounds,
+    API_VERSION, check,
+    error::{FieldError, FileError},
     policy::{MCPClusterPolicySpec, MCPPolicySpec},
     quoting,
+    text::one_line,
 };
 
 /// One policy of a file.
@@ -21,14 +23,14 @@ pub enum Document {
     MCPPolicy {
         /// Its name and namespace.
         metadata: Metadata,
-        /// What it says.
+        /// Its spec.
         spec: MCPPolicySpec,
     },
     /// An `MCPClusterPolicy`.
     MCPClusterPolicy {
         /// Its name.
         metadata: Metadata,
-        /// What it says.
+        /// Its spec.
         spec: MCPClusterPolicySpec,
     },
 }
@@ -48,43 +50,7 @@ pub struct Metadata {
     pub creation_timestamp: Option<String>,
 }
 
-/// A field that is wrong, and what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FieldError {
-    /// The field, such as `spec.servers[0].tools[2].limits[0].max`.
-    pub path: String,
-    /// What is wrong and what to write instead; does not repeat the path.
-    pub message: String,
-}
-
-impl fmt::Display for FieldError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.message)
-    }
-}
-
-/// An error in a file: `FILE:LINE:COLUMN: FIELD: what is wrong`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct FileError {
-    /// The file, as it was named.
-    pub file: String,
-    /// Line and column, both from 1, where known.
-    pub position: Option<(usize, usize)>,
-    /// What is wrong, with the field's path.
-    pub message: String,
-}
-
-impl fmt::Display for FileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
-        if let Some((line, column)) = self.position {
-            write!(f, ":{line}:{column}")?;
-        }
-        write!(f, ": {}", self.message)
-    }
-}
-
-/// A document with where it stands, for errors that are found later.
+/// A document with its place in a file, for errors that are found later.
 #[derive(Clone, Debug)]
 pub struct Located<'a> {
     /// The document.
@@ -95,12 +61,12 @@ pub struct Located<'a> {
 }
 
 impl Located<'_> {
-    /// The place of a wrong field of this document.
+    /// Adds the place of a field in the file to an error.
     pub fn error(&self, error: &FieldError) -> FileError {
         FileError { file: self.file.to_owned(), position: locate(self.text, self.index, &error.path), message: error.to_string() }
     }
 
-    /// The texts that stand without quotes and that kubectl reads as a boolean, a number or null: each with the remedy.
+    /// Returns an error for each unquoted text that kubectl reads as a boolean, a number or null.
     pub fn unquoted(&self) -> Vec<FileError> {
         let Ok(value) = serde_yaml::to_value(&self.document) else { return Vec::new() };
         let stands_plain = |path: &str, key: bool| {
@@ -125,7 +91,7 @@ impl Located<'_> {
 /// Reads every policy of a file and checks the bounds. `file` is only used to name it in errors.
 ///
 /// # Errors
-/// All that is wrong in the first document that is wrong; a file without a policy is an error too.
+/// All errors of the first document that has any; a file without a policy is an error too.
 pub fn read_documents<'a>(file: &'a str, text: &'a str) -> Result<Vec<Located<'a>>, Vec<FileError>> {
     // YAML lets a byte-order mark begin a file (YAML 1.2.2, section 5.2), and editors of Windows write one.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -142,7 +108,7 @@ pub fn read_documents<'a>(file: &'a str, text: &'a str) -> Result<Vec<Located<'a
         }
         let document = head.read(body).map_err(|error| vec![yaml_error(file, &error)])?;
         let located = Located { document, file, text, index };
-        let errors = check(&located.document);
+        let errors = check_document(&located.document);
         if !errors.is_empty() {
             return Err(errors.iter().map(|error| located.error(error)).collect());
         }
@@ -155,12 +121,12 @@ pub fn read_documents<'a>(file: &'a str, text: &'a str) -> Result<Vec<Located<'a
     Ok(documents)
 }
 
-fn check(document: &Document) -> Vec<FieldError> {
+fn check_document(document: &Document) -> Vec<FieldError> {
     let (metadata, mut errors) = match document {
-        Document::MCPPolicy { metadata, spec } => (metadata, bounds::check(spec, false)),
+        Document::MCPPolicy { metadata, spec } => (metadata, check::check(spec, false)),
         Document::MCPClusterPolicy { metadata, spec } => {
-            let mut errors = bounds::check_selector("spec.namespaceSelector", &spec.namespace_selector);
-            errors.extend(bounds::check(&spec.clone().into(), true));
+            let mut errors = check::check_selector("spec.namespaceSelector", &spec.namespace_selector);
+            errors.extend(check::check(&spec.clone().into(), true));
             if metadata.namespace.is_some() {
                 errors.push(FieldError {
                     path: "metadata.namespace".to_owned(),
@@ -180,7 +146,7 @@ fn check(document: &Document) -> Vec<FieldError> {
             errors.push(FieldError {
                 path: path.to_owned(),
                 message: format!(
-                    "`{}` is no Kubernetes name; write lower case letters, digits, `-` and `.`",
+                    "`{}` is not a Kubernetes name; write lower case letters, digits, `-` and `.`",
                     name.chars().take(80).collect::<String>().escape_debug()
                 ),
             });
@@ -189,7 +155,7 @@ fn check(document: &Document) -> Vec<FieldError> {
     errors
 }
 
-/// What tells how to read the rest of a document.
+/// The fields that say how to read the rest of a document.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a manifest with apiVersion, kind, metadata and spec")]
 struct Head {
@@ -198,7 +164,7 @@ struct Head {
 }
 
 impl Head {
-    /// What makes it something else than a policy, if anything.
+    /// Returns the field by which the document is no policy, if so.
     fn problem(&self) -> Option<FieldError> {
         let error = |path: &str, text: &str, known: &str| {
             let message = format!("`{}` is not known; write {known}", text.escape_debug());
@@ -273,15 +239,14 @@ impl From<ObjectMeta> for Metadata {
 fn yaml_error(file: &str, error: &serde_yaml::Error) -> FileError {
     let text = error.to_string();
     let position = error.location().map(|at| (at.line(), at.column()));
-    let message = position
-        .and_then(|(line, column)| text.strip_suffix(&format!(" at line {line} column {column}")))
-        .unwrap_or(&text)
-        .replace(char::is_control, " ");
+    let message =
+        position.and_then(|(line, column)| text.strip_suffix(&format!(" at line {line} column {column}"))).unwrap_or(&text);
+    let message = one_line(message, usize::MAX);
     FileError { file: file.to_owned(), position, message }
 }
 
-/// Line and column of a field. The YAML library knows places only for errors, so this walks to the field and raises one
-/// there. A field that is not there gives the place of what should hold it.
+/// Returns the line and column of a field. The YAML library knows places only for errors, so this walks to the field and raises
+/// one there. A field that is not there gives the place of what should hold it.
 fn locate(text: &str, document: usize, path: &str) -> Option<(usize, usize)> {
     let steps: Vec<&str> = path.split(['.', '[']).map(|step| step.trim_end_matches(']')).collect();
     let document = serde_yaml::Deserializer::from_str(text).nth(document)?;

@@ -1,5 +1,5 @@
-//! What a sidecar says to the question what it would decide on a call: `POST /explain` of its administration. The sidecar writes
-//! it, `kubectl toolweir explain` reads it; what is left out has its default, so that the two need not be of one version.
+//! The answer of `POST /explain` at the sidecar's administration: what it would decide on a call. The sidecar writes it and
+//! `kubectl toolweir explain` reads it. Fields that are left out have their defaults, so the two can have different versions.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,17 +8,17 @@ use crate::{Action, Mode, Scope};
 /// The answer of `POST /explain`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Answer {
+pub struct ExplainResponse {
     /// The version of the policies in force.
     pub version: String,
     /// The servers that they name, by name.
     pub servers: Vec<String>,
-    /// What would be decided, and why.
+    /// The decision, and why.
     #[serde(flatten)]
     pub explanation: Explanation,
 }
 
-/// What would be decided on a call, and why.
+/// The decision on a call, and why.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Explanation {
@@ -29,18 +29,18 @@ pub struct Explanation {
     /// `allowed`, `denied` or `would_deny`, as the audit log would say it.
     pub decision: String,
     /// Why, and by which entry of which policy.
-    pub verdict: Verdict,
-    /// What policies in audit mode would have denied the call for, the most severe first. Empty for a denied call.
-    pub would_deny: Vec<Verdict>,
+    pub verdict: VerdictExplanation,
+    /// The denials by policies in audit mode, the most severe first. Empty for a denied call.
+    pub would_deny: Vec<VerdictExplanation>,
     /// Every policy that has a say, by name.
-    pub policies: Vec<Said>,
+    pub policies: Vec<PolicyExplanation>,
 }
 
-/// What is decided, by one policy or by all of them together.
+/// A decision, by one policy or by all of them together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Verdict {
-    /// Whether the call goes through.
+pub struct VerdictExplanation {
+    /// True if the call is allowed.
     pub allowed: bool,
     /// Why, as in the metrics' label `reason`.
     pub reason: String,
@@ -58,82 +58,82 @@ pub struct Verdict {
     pub retry_after_seconds: Option<u64>,
 }
 
-/// What one policy says about the call.
+/// The explanation of one policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Said {
+pub struct PolicyExplanation {
     /// The policy: `namespace/name`, or `name` of an `MCPClusterPolicy`.
     pub policy: String,
-    /// Whether its denials turn calls away.
+    /// Its mode.
     pub mode: Mode,
     /// Why it does not compile. It denies everything on its servers then, in whatever mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broken: Option<String>,
-    /// What it decides on its own.
-    pub verdict: Verdict,
-    /// What it says about the server: under its name, and under `*`.
-    pub servers: Vec<SaidOfServer>,
+    /// Its decision on its own.
+    pub verdict: VerdictExplanation,
+    /// Its entries on the server: under its name, and under `*`.
+    pub servers: Vec<ServerExplanation>,
 }
 
-/// What a policy says about a server under one name.
+/// The entry of a policy on a server, under one name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct SaidOfServer {
+pub struct ServerExplanation {
     /// The name that the policy gives it; `*` for every server.
     pub server: String,
     /// The answer for tools that no entry has a say in.
     pub default_action: Action,
-    /// What it says of the tool.
+    /// Its action for the tool.
     pub action: Action,
     /// The entry that gives the action; absent where `defaultAction` does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entry: Option<String>,
     /// The entries that match the tool, the most specific first.
-    pub entries: Vec<SaidOfEntry>,
+    pub entries: Vec<EntryExplanation>,
 }
 
-/// What one entry says about the call.
+/// The explanation of one entry for tools.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct SaidOfEntry {
+pub struct EntryExplanation {
     /// The entry's name.
     pub name: String,
     /// Its action; absent where it has no say in that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<Action>,
     /// Its conditions.
-    pub validations: Vec<SaidOfValidation>,
+    pub validations: Vec<ValidationExplanation>,
     /// Its limits.
-    pub limits: Vec<SaidOfLimit>,
+    pub limits: Vec<LimitExplanation>,
     /// Its `maxConcurrent`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_concurrent: Option<Places>,
+    pub max_concurrent: Option<ConcurrencyExplanation>,
 }
 
-/// Whether a condition holds for the call.
+/// The result of a condition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct SaidOfValidation {
+pub struct ValidationExplanation {
     /// The expression.
     pub expression: String,
-    /// Whether it holds. One that fails to be evaluated does not.
+    /// True if it holds. A condition that cannot be evaluated does not hold.
     pub holds: bool,
     /// Why it could not be evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// How full a limit is, and whether the call fits.
+/// The state of a limit, and whether the call fits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct SaidOfLimit {
+pub struct LimitExplanation {
     /// The limit in short, such as `30/minute`.
     pub limit: String,
     /// Its maximum.
     pub max: i64,
     /// Its window, as the policy writes it.
     pub window: String,
-    /// What it counts together.
+    /// The scope of its counts.
     pub scope: Scope,
     /// The expression of which each value has a count of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,22 +144,22 @@ pub struct SaidOfLimit {
     /// The expression of what a call adds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<String>,
-    /// What counts now, in the count that the call belongs to.
+    /// The part of `max` that is used, in the count that the call belongs to.
     pub used: f64,
-    /// How much is left of it.
+    /// The part of `max` that is left.
     pub left: f64,
-    /// Whether `used` is that of the fullest count, since the call's own is not known.
+    /// True if `used` is that of the fullest count, since the call's own is not known.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub fullest: bool,
-    /// What the call would add, together with limits of the same counter; absent where it is not known.
+    /// The amount that the call would add, together with limits of the same counter; absent where it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adds: Option<f64>,
-    /// Whether the call fits.
+    /// True if the call fits.
     pub fits: bool,
     /// Whole seconds after which it fits, if nothing else is let through before; absent where it fits or never will.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u64>,
-    /// Whether the count is one that pods share and that the store could not be asked for: what is used is not known then.
+    /// True if pods share the count and the store does not answer: then `used` is not known.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub store_unavailable: bool,
     /// Why its key or cost could not be computed, which denies.
@@ -170,15 +170,15 @@ pub struct SaidOfLimit {
 /// Places among the calls that are under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Places {
-    /// How many there are.
+pub struct ConcurrencyExplanation {
+    /// The maximum.
     pub max: u64,
-    /// How many are taken.
+    /// The calls that are under way.
     pub under_way: u64,
-    /// What is counted together.
+    /// The scope of the count.
     #[serde(skip_serializing_if = "Scope::is_default")]
     pub scope: Scope,
-    /// Whether pods share the places and the store could not be asked how many are taken.
+    /// True if pods share the count and the store does not answer.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub store_unavailable: bool,
 }
@@ -191,7 +191,7 @@ mod tests {
     fn an_answer_of_another_version_is_read_as_far_as_it_is_known() {
         let text = r#"{"version":"v1","servers":["s"],"new":1,"server":"s","tool":"t","decision":"denied",
             "verdict":{"allowed":false,"reason":"newer"},"policies":[{"policy":"p","newer":[]}]}"#;
-        let answer: Answer = serde_json::from_str(text).unwrap();
+        let answer: ExplainResponse = serde_json::from_str(text).unwrap();
         assert_eq!((answer.version.as_str(), answer.explanation.server.as_str()), ("v1", "s"));
         assert_eq!(answer.explanation.verdict.reason, "newer");
         assert_eq!(answer.explanation.policies[0].mode, Mode::Enforce);
@@ -199,12 +199,20 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_as_it_was_written() {
-        let limit = SaidOfLimit { limit: "1/minute".to_owned(), max: 1, used: 0.5, fits: true, ..SaidOfLimit::default() };
-        let entry = SaidOfEntry { limits: vec![limit], max_concurrent: Some(Places::default()), ..SaidOfEntry::default() };
-        let server = SaidOfServer { entries: vec![entry], action: Action::Allow, ..SaidOfServer::default() };
-        let said = Said { servers: vec![server], mode: Mode::Audit, ..Said::default() };
-        let answer = Answer { explanation: Explanation { policies: vec![said], ..Explanation::default() }, ..Answer::default() };
+        let limit =
+            LimitExplanation { limit: "1/minute".to_owned(), max: 1, used: 0.5, fits: true, ..LimitExplanation::default() };
+        let entry = EntryExplanation {
+            limits: vec![limit],
+            max_concurrent: Some(ConcurrencyExplanation::default()),
+            ..EntryExplanation::default()
+        };
+        let server = ServerExplanation { entries: vec![entry], action: Action::Allow, ..ServerExplanation::default() };
+        let said = PolicyExplanation { servers: vec![server], mode: Mode::Audit, ..PolicyExplanation::default() };
+        let answer = ExplainResponse {
+            explanation: Explanation { policies: vec![said], ..Explanation::default() },
+            ..ExplainResponse::default()
+        };
         let text = serde_json::to_string(&answer).unwrap();
-        assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), answer, "{text}");
+        assert_eq!(serde_json::from_str::<ExplainResponse>(&text).unwrap(), answer, "{text}");
     }
 }

@@ -1,31 +1,47 @@
 //! The policy language of Toolweir as types.
 //!
-//! What `kubectl apply` takes, what the operator sends, what a local file holds and what the sidecar compiles are the
-//! same type, [`MCPPolicySpec`]. This crate says what a policy looks like ([`policy`]), which bounds it keeps
-//! ([`bounds`]) and how a file of policies is read with errors that name file, line and field ([`document`]).
-//! [`stream`] is how policies travel from the operator to a sidecar, `resource` (feature `kube`) how they are kept in a
-//! cluster, [`select`] which pods they govern, and [`explain`] what a sidecar says about a call that it is asked about. What a
-//! policy means is the business of `toolweir-engine`.
+//! `kubectl apply`, the operator, a local file and the sidecar all use the same type, [`MCPPolicySpec`]. This crate knows the form of a
+//! policy; `toolweir-engine` gives it a meaning. No I/O.
+//!
+//! ```text
+//! policy (types) <- check (against bounds) <- document (a file with places of errors)
+//!    ^  ^  ^
+//!    |  |  +- resource, status   the policies in a cluster (feature `kube`)
+//!    |  +---- select             the pods that they govern
+//!    +------- stream, explain    the operator and the plugin talk to a sidecar
+//! ```
+//!
+//! [`credential`] says what a sidecar shows a server, [`error`] has the errors, [`window`] and [`tool_name`] read single values, [`quoting`] finds texts that kubectl reads as another type,
+//! [`sidecar`] has the names and ports of an injected sidecar, [`text`] makes texts of others one line.
 
 pub mod bounds;
+pub mod check;
+pub mod credential;
 pub mod document;
+pub mod error;
 pub mod explain;
 pub mod policy;
 pub mod quoting;
 #[cfg(feature = "kube")]
 pub mod resource;
 pub mod select;
+pub mod sidecar;
+#[cfg(feature = "kube")]
+mod status;
 pub mod stream;
+pub mod text;
+pub mod tool_name;
 pub mod window;
 
-pub use document::{Document, FieldError, FileError, Metadata, read_documents};
+pub use credential::{Credential, CredentialKind, CredentialSource};
+pub use document::{Document, Metadata, read_documents};
+pub use error::{FieldError, FileError};
 pub use policy::{
     Action, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode, OnStoreFailure, Scope,
     SelectorOperator, Server, Tool, Validation,
 };
+pub use sidecar::SIDECAR_CONTAINER;
 pub use window::Window;
 
 /// The `apiVersion` of every Toolweir resource.
 pub const API_VERSION: &str = "toolweir.dev/v1alpha1";
-/// The name of the sidecar's container in a pod.
-pub const SIDECAR_CONTAINER: &str = "toolweir-sidecar";

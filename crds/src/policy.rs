@@ -1,11 +1,11 @@
 //! The types of a policy, as a user writes them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{bounds, window::Window};
+use crate::{bounds, credential::Credential, window::Window};
 
 /// What the agents that `podSelector` names may call, and how often. It governs pods of its own namespace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -21,7 +21,7 @@ use crate::{bounds, window::Window};
         shortname = "mcpp",
         category = "toolweir",
         namespaced,
-        status = "crate::resource::PolicyStatus",
+        status = "crate::status::PolicyStatus",
         label("gateway.networking.k8s.io/policy", "Direct"),
         printcolumn = r#"{"name": "Mode", "type": "string", "jsonPath": ".spec.mode"}"#,
         printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
@@ -70,7 +70,7 @@ pub struct MCPPolicySpec {
         plural = "mcpclusterpolicies",
         shortname = "mcpcp",
         category = "toolweir",
-        status = "crate::resource::PolicyStatus",
+        status = "crate::status::PolicyStatus",
         label("gateway.networking.k8s.io/policy", "Inherited"),
         printcolumn = r#"{"name": "Mode", "type": "string", "jsonPath": ".spec.mode"}"#,
         printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
@@ -101,8 +101,18 @@ pub struct MCPClusterPolicySpec {
     pub servers: Vec<Server>,
 }
 
+impl MCPPolicySpec {
+    /// Returns whether a limit or a `maxConcurrent` counts calls of more than one pod together, which needs a shared store.
+    pub fn counts_across_pods(&self) -> bool {
+        self.servers.iter().flat_map(|server| &server.tools).any(|tool| {
+            tool.limits.iter().any(|limit| limit.scope.is_shared())
+                || (tool.max_concurrent.is_some() && tool.max_concurrent_scope.is_shared())
+        })
+    }
+}
+
 impl From<MCPClusterPolicySpec> for MCPPolicySpec {
-    /// What is left once the namespaces are selected.
+    /// Drops the namespace selector.
     fn from(spec: MCPClusterPolicySpec) -> Self {
         Self { pod_selector: spec.pod_selector, mode: spec.mode, on_store_failure: spec.on_store_failure, servers: spec.servers }
     }
@@ -122,7 +132,7 @@ pub struct LabelSelector {
 }
 
 impl LabelSelector {
-    /// Whether it has no requirement, and so selects everything that it is applied to.
+    /// Returns whether it has no requirement, and so selects everything.
     pub fn is_empty(&self) -> bool {
         self.match_labels.is_empty() && self.match_expressions.is_empty()
     }
@@ -168,6 +178,22 @@ pub enum Mode {
     Audit,
 }
 
+impl Mode {
+    /// Returns the mode as policies, metrics and the audit log name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "Enforce",
+            Self::Audit => "Audit",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What becomes of a call with a limit that is counted across pods while the shared store does not answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum OnStoreFailure {
@@ -182,12 +208,12 @@ pub enum OnStoreFailure {
 }
 
 impl OnStoreFailure {
-    /// Whether it is what holds where nothing is said.
+    /// Returns whether it is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// As policies, metrics and the audit log name it.
+    /// Returns the name that policies, metrics and the audit log have.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Deny => "Deny",
@@ -200,17 +226,23 @@ impl OnStoreFailure {
 /// One MCP server and what may be called there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "self.name != '*' || !has(self.url)",
-    "message": "the server `*` is every server and has no url; remove it",
-}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "self.name != '*' || !has(self.url)",
+        "message": "the server `*` is every server and has no url; remove it",
+    },
+    {
+        "rule": "has(self.url) || !has(self.credential)",
+        "message": "a credential goes only to a url that the same policy gives; write the url beside it",
+    },
+]))]
 pub struct Server {
     /// The name under which agents reach it: `http://127.0.0.1:15001/<name>`.
     #[schemars(
         length(min = 1, max = bounds::SERVER_NAME),
         extend("x-kubernetes-validations" = [{
             "rule": "self == '*' || self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-            "message": "is no server name; write 1 to 63 lower case letters, digits and `-`, with a letter or digit first and last",
+            "message": "is not a server name; write 1 to 63 lower case letters, digits and `-`, with a letter or digit first and last",
         }])
     )]
     pub name: String,
@@ -220,10 +252,13 @@ pub struct Server {
         length(min = 1, max = bounds::URL),
         extend("x-kubernetes-validations" = [{
             "rule": "self.startsWith('http://') || self.startsWith('https://')",
-            "message": "is no URL of an MCP server; write http://HOST[:PORT]/PATH or https://...",
+            "message": "is not a URL of an MCP server; write http://HOST[:PORT]/PATH or https://...",
         }])
     )]
     pub url: Option<String>,
+    /// What the sidecar shows the server, in place of anything that the agent sends as `Authorization`. It goes to `url` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
     /// The answer for tools that no entry matches.
     #[serde(default = "deny")]
     pub default_action: Action,
@@ -254,8 +289,9 @@ pub enum Action {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tool {
-    /// The tool's exact name, or a glob in which `*` stands for any characters. What the entry allows it tells apart by case;
-    /// what it denies, its limits, validations and maxConcurrent hold for names in any case.
+    /// The tool's exact name, or a glob in which `*` stands for any characters. A `*` that is part of the name is written `\*`, and
+    /// a backslash `\\`. What the entry allows it tells apart by case; what it denies, its limits, validations and maxConcurrent
+    /// hold for names in any case.
     #[schemars(length(min = 1, max = bounds::TOOL_NAME))]
     pub name: String,
     /// Left out, an entry that names its tools allows them. The entry `*` names none: left out there, the server's
@@ -329,12 +365,12 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Whether it is what holds where nothing is said.
+    /// Returns whether it is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether it counts calls of more than one pod together.
+    /// Returns whether it counts calls of more than one pod together.
     pub fn is_shared(self) -> bool {
         !matches!(self, Self::Session | Self::Pod)
     }
@@ -351,4 +387,25 @@ pub struct Validation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = bounds::TEXT))]
     pub message: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_counts_across_pods_where_some_scope_is_wider_than_a_pod() {
+        for (tool, expected) in [
+            ("limits: [{max: 1, window: minute}]", false),
+            ("limits: [{max: 1, window: minute, scope: Session}], maxConcurrent: 1", false),
+            ("limits: [{max: 1, window: minute}, {max: 9, window: day, scope: Workload}]", true),
+            ("limits: [{max: 9, window: day, scope: Policy}]", true),
+            ("maxConcurrent: 1, maxConcurrentScope: Namespace", true),
+            ("maxConcurrent: 1, maxConcurrentScope: Pod", false),
+        ] {
+            let text = format!("{{servers: [{{name: a}}, {{name: s, tools: [{{name: u}}, {{name: t, {tool}}}]}}]}}");
+            let spec: MCPPolicySpec = serde_yaml::from_str(&text).unwrap();
+            assert_eq!(spec.counts_across_pods(), expected, "{tool}");
+        }
+    }
 }

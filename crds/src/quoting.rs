@@ -1,11 +1,11 @@
-//! Texts that kubectl reads as something else: its YAML is that of version 1.1, where a plain `on` is a boolean.
+//! Unquoted texts that kubectl reads as another type: it reads YAML 1.1, where a plain `on` is a boolean.
 
 use serde_yaml::Value;
 
-use crate::document::FieldError;
+use crate::error::FieldError;
 
-/// What kubectl takes a text for where it stands in a file without quotes (YAML 1.1, as `sigs.k8s.io/yaml` resolves it);
-/// nothing where it stays a text.
+/// Returns the type that kubectl reads an unquoted text as (YAML 1.1, as `sigs.k8s.io/yaml` resolves it); none where it stays a
+/// text.
 pub fn kubectl_reads(text: &str) -> Option<&'static str> {
     const BOOLEANS: [&str; 22] = [
         "y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON", "n", "N", "no", "No", "NO", "false", "False",
@@ -46,8 +46,8 @@ fn is_number(text: &str) -> bool {
         && exponent.is_none_or(|digits| !digits.is_empty() && whole(digits))
 }
 
-/// The texts of a document, keys of maps included, that kubectl would read as something else if they stand without quotes.
-/// Of a key the path is that of its value, and `true` is given with it.
+/// Returns the texts of a document that kubectl would read as another type if they are not quoted, and true for a key of a map.
+/// The path of a key is that of its value.
 pub(crate) fn doubtful(document: &Value) -> Vec<(FieldError, bool)> {
     let mut found = Vec::new();
     walk(document, "", &mut found);

@@ -1,37 +1,10 @@
 //! The policies as Kubernetes resources, with the status that the operator writes.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-pub use crate::policy::{MCPClusterPolicy, MCPPolicy};
-use crate::{Document, Metadata};
-
-/// What became of a policy. Conditions follow GEP-713.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyStatus {
-    /// The generation of the policy that this says something about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Pods that it governs.
-    #[serde(default)]
-    pub selected: i32,
-    /// Of these, pods that have a sidecar.
-    #[serde(default)]
-    pub injected: i32,
-    /// Of these, pods whose sidecar says that it enforces this generation.
-    #[serde(default)]
-    pub acknowledged: i32,
-    /// `acknowledged/selected`, for display.
-    #[serde(default)]
-    pub sidecars: String,
-    /// `Accepted`: it means something. `Programmed`: every pod that it governs enforces it. `SharedStoreReady`, only where it
-    /// counts across pods: the shared store answers.
-    #[serde(default)]
-    #[schemars(length(max = 8))]
-    pub conditions: Vec<Condition>,
-}
+use crate::document::{Document, Metadata};
+pub use crate::{
+    policy::{MCPClusterPolicy, MCPPolicy},
+    status::PolicyStatus,
+};
 
 impl From<&MCPPolicy> for Document {
     fn from(policy: &MCPPolicy) -> Self {
@@ -53,8 +26,8 @@ fn metadata(meta: &kube::core::ObjectMeta) -> Metadata {
     }
 }
 
-/// The CRDs as manifests: file name and text. `make crds` writes them to `crds/generated`, and a test holds those files
-/// against this.
+/// Returns the CRDs as manifests: file name and text. `make crds` writes them to `crds/generated`, and a test compares those
+/// files.
 pub fn manifests() -> Vec<(&'static str, String)> {
     use kube::CustomResourceExt;
     [("mcppolicies.yaml", MCPPolicy::crd()), ("mcpclusterpolicies.yaml", MCPClusterPolicy::crd())]

@@ -1,4 +1,4 @@
-//! Which labels a selector selects.
+//! Matches labels against selectors.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::{LabelSelector, LabelSelectorRequirement, SelectorOperator};
 /// The labels of a pod or namespace.
 pub type Labels = BTreeMap<String, String>;
 
-/// Whether every requirement holds; a selector without requirements selects everything
+/// Returns whether every requirement holds. A selector without requirements selects everything
 /// (Kubernetes API, `LabelSelector`).
 pub fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
     selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))

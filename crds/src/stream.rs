@@ -1,32 +1,33 @@
-//! What travels on the policy stream between the operator and a sidecar: newline-delimited JSON in both directions of one
-//! HTTP/2 request. The policies on it are the documents that a user writes; there is no second form.
+//! The messages of the policy stream between the operator and a sidecar: newline-delimited JSON in both directions of one HTTP/2
+//! request. The policies on it are the documents that a user writes; there is no second form.
 
 use serde::{Deserialize, Serialize};
 
-/// Where the operator serves the stream.
+use crate::credential::CredentialKind;
+
+/// The path of the stream at the operator.
 pub const PATH: &str = "/v1/policies";
-/// The audience of the tokens that open it.
-pub const AUDIENCE: &str = "toolweir";
-/// How often the operator says something, in seconds; a sidecar that hears nothing for three times as long gives up.
+/// The interval of [`StreamMessage::KeepAlive`], in seconds. A sidecar that receives nothing for three times as long reconnects.
 pub const KEEP_ALIVE_SECONDS: u64 = 10;
 /// The longest line that a sidecar reads, in bytes: some thousand usual policies, or five of the largest that etcd holds. A
-/// sidecar's container is limited to 64 MiB of memory unless told otherwise, and holds a line more than once while it takes it in.
+/// sidecar's container is limited to 64 MiB of memory unless told otherwise, and holds a line more than once while it takes it
+/// in.
 pub const LONGEST_LINE: usize = 8 * 1024 * 1024;
 /// The longest line that the operator reads of a sidecar, in bytes.
 pub const LONGEST_ACK: usize = 256 * 1024;
 
-/// A line from the operator. `P` is a policy: a [`crate::Document`] where it is written, and not yet looked at where it is
-/// read, since one policy that cannot be read must not hide the others.
+/// A line from the operator. `P` is a policy: a [`crate::Document`] where it is written, and not yet parsed where it is read, so
+/// that one policy that cannot be read does not hide the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Message<P> {
-    /// All policies that govern the pod. What is not in it no longer holds.
+pub enum StreamMessage<P> {
+    /// All policies that govern the pod. A policy that is not in it no longer holds.
     Snapshot(Snapshot<P>),
-    /// Whom to trust as the operator from now on.
-    Trust(Trust),
-    /// Where counts are shared from now on; nothing: nowhere. It comes before the first snapshot of a stream.
+    /// The authorities of the operator from now on.
+    Trust(TrustBundle),
+    /// The shared store from now on; none where there is no store. It comes before the first snapshot of a stream.
     SharedStore(Option<SharedStore>),
-    /// Nothing new.
+    /// No change; shows that the stream is alive.
     KeepAlive,
 }
 
@@ -34,7 +35,7 @@ pub enum Message<P> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot<P> {
-    /// Names this content; the acknowledgement says it back.
+    /// The version of this content; the acknowledgement repeats it.
     pub version: String,
     /// The policies, in any order.
     pub policies: Vec<P>,
@@ -43,7 +44,7 @@ pub struct Snapshot<P> {
 /// The certificates that the operator's are signed with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Trust {
+pub struct TrustBundle {
     /// Certificates of authorities in PEM, one or more.
     pub certificates: String,
 }
@@ -64,11 +65,11 @@ pub struct SharedStore {
     /// Certificates in PEM to trust besides the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
-    /// What the keys in the store begin with.
+    /// The prefix of the keys in the store.
     pub prefix: String,
-    /// Whether places are taken ahead of use where a limit is large against the traffic.
+    /// True if sidecars lease calls ahead of use where a limit is large compared with the traffic.
     pub leases: bool,
-    /// How long a call may wait for the store, in milliseconds.
+    /// The time that a call may wait for the store, in milliseconds.
     pub budget_milliseconds: u64,
 }
 
@@ -88,9 +89,9 @@ impl std::fmt::Debug for SharedStore {
     }
 }
 
-/// What keys in the store begin with, unless said otherwise.
+/// The default of [`SharedStore::prefix`].
 pub const STORE_PREFIX: &str = "toolweir";
-/// How long a call may wait for the store, in milliseconds, unless said otherwise.
+/// The default of [`SharedStore::budget_milliseconds`].
 pub const STORE_BUDGET_MILLISECONDS: u64 = 50;
 
 /// A line from a sidecar.
@@ -101,10 +102,31 @@ pub enum Report {
     Ack(Ack),
     /// Calls were turned away.
     Denials(Denials),
+    /// Whether the credentials of servers can be used; sent after the first acknowledgement, and at every change.
+    Credentials(CredentialReport),
 }
 
-/// Calls that were turned away since the last such line. Nothing in it comes from an argument, a session or a header: it is what
-/// the sidecar's metrics say too.
+/// The credentials of all servers that have one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialReport {
+    /// A state for each server with a credential.
+    pub credentials: Vec<CredentialState>,
+}
+
+/// Whether the credential of a server can be used. Nothing in it is secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialState {
+    /// The server.
+    pub server: String,
+    /// The credential's kind.
+    pub kind: CredentialKind,
+    /// Why calls fail for it, in words that name the key or the audience and the remedy; absent where it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Calls that were denied since the last such line. Nothing in it comes from an argument, a session or a header: the sidecar's
+/// metrics say the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denials {
     /// Each kind of denial.
@@ -122,7 +144,7 @@ pub struct Denied {
     pub server: String,
     /// The tool, or `_other`.
     pub tool: String,
-    /// How many calls.
+    /// The number of calls.
     pub count: u64,
 }
 
@@ -134,13 +156,13 @@ pub struct Ack {
     pub version: String,
     /// Policies that do not compile there and deny everything on their servers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub problems: Vec<Refused>,
+    pub problems: Vec<PolicyProblem>,
 }
 
 /// A policy that a sidecar cannot enforce as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Refused {
+pub struct PolicyProblem {
     /// The policy as the audit log names it: `namespace/name`, or `name` of an `MCPClusterPolicy`.
     pub policy: String,
     /// The field and what is wrong with it.

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A span of time: `second`, `minute`, `hour`, `day`, or a duration such as `90s`, `1h30m` or `500ms`.
-/// It is kept as it was written, since a denial says it back.
+/// Keeps the text as it was written, for denials.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Window {
     text: String,
@@ -19,17 +19,17 @@ impl Window {
     /// The longest window, 31 days.
     pub const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
 
-    /// The span of time.
+    /// Returns the span of time.
     pub fn span(&self) -> Duration {
         self.span
     }
 
-    /// As it was written.
+    /// Returns the text as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// How an English sentence says "per window": `a minute`, or `in 90s`.
+    /// Returns "per window" for an English sentence: `a minute`, or `in 90s`.
     pub fn per(&self) -> String {
         match self.text.as_str() {
             "hour" => "an hour".to_owned(),
@@ -39,9 +39,9 @@ impl Window {
     }
 }
 
-/// Why a text is no [`Window`].
+/// The error of a text that is no [`Window`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is no window; write second, minute, hour, day, or a duration from 100ms to 744h such as 90s or 1h30m")]
+#[error("`{0}` is not a window; write second, minute, hour, day, or a duration from 100ms to 744h such as 90s or 1h30m")]
 pub struct WindowError(String);
 
 impl FromStr for Window {

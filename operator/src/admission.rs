@@ -2,16 +2,16 @@
 //! (Kubernetes, "Dynamic Admission Control", "Webhook request and response").
 
 use std::{
-    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use data_encoding::BASE64;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, StatusCode};
 use http_body::Body as HttpBody;
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use http_body_util::BodyExt;
+use prometheus::{Histogram, IntCounterVec};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -20,24 +20,25 @@ use tokio::{
 use toolweir_crds::{FieldError, resource::PolicyStatus};
 
 use crate::{
-    config::Config,
-    index::Entry,
-    inject::{self, INJECT_LABEL, Outcome, Skip},
-    namespaces::Namespaces,
-    review::{self, Asked},
-    room::{self, Bell, Full as NoRoom, Room, Ticket, Worker},
+    cluster_state::ClusterState,
+    config::OperatorConfig,
+    evicting_semaphore::{EvictablePermit, EvictingSemaphore, EvictionSignal, NoCapacity, evicted, eviction_signal},
+    index::PolicyEntry,
+    inject::{self, INJECT_LABEL, InjectionOutcome, NamespaceInfo, OptIn, SkipReason, namespace_opted_in},
+    metrics::OperatorRegistry,
+    namespaces::NamespaceLookup,
+    response::{PortResponse, plain_text, with_content},
+    review::{self, AdmissionRequest},
     seats::Seat,
-    select::Labels,
-    stream::text,
     weigh::Unweighed,
-    world::World,
+    worker::Worker,
 };
 
 /// The largest review that is read, in bytes: twice what etcd holds of one object, with some for the frame.
 const LARGEST: usize = 8 * 1024 * 1024;
-/// How long a review may take to arrive, with the time for which it waits for room.
+/// The time that a review may take to arrive, with its wait for a permit.
 const ARRIVAL: Duration = Duration::from_secs(5);
-/// How many reviews may be under way at once, and how many may wait for that.
+/// The most reviews at once, and the most that may wait.
 const REQUESTS: usize = 256;
 /// The largest body that counts as small, in bytes. Nearly every one does; large ones do not keep them waiting.
 const SMALL: usize = 256 * 1024;
@@ -45,128 +46,179 @@ const SMALL: usize = 256 * 1024;
 const SMALL_BODIES: usize = 8 * 1024 * 1024;
 /// The most bytes of large bodies.
 const LARGE_BODIES: usize = 16 * 1024 * 1024;
-/// How long a review that is not whole keeps its room, where others need it.
+/// The time for which a review that is not whole is not evicted.
 const GRACE: Duration = Duration::from_millis(200);
-/// What weighs more is decided on by the worker, one after another.
+/// Reviews that weigh more, in bytes as a tree, are decided on by the worker, one after another.
 const LIGHT: usize = 2 * 1024 * 1024;
-/// How many wait for the worker.
+/// The most reviews that wait for the worker.
 const QUEUE: usize = 16;
-/// How long each of these waits.
+/// The longest that each of these waits.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What is longer takes room until it is sent, in bytes. What is shorter has room in the connection.
+/// A longer answer, in bytes, holds a permit until it is sent. A shorter one fits into the buffers of the connection.
 const SHORT: usize = 16 * 1024;
 /// The longest message, in characters.
 const LONGEST_MESSAGE: usize = 4096;
-/// At most this many warnings are told.
+/// The most warnings of an answer.
 const MOST_WARNINGS: usize = 32;
-/// At most this many errors of one policy are told, and the number of the others.
+/// The most errors of one policy that a message has, besides the number of the others.
 const MOST_ERRORS: usize = 10;
 /// The longest warning, in characters. The API server cuts longer ones, and all of them when there are many.
 const LONGEST_WARNING: usize = 250;
 
 /// The closed set of the label `result` of `toolweir_operator_admissions_total`.
 pub const RESULTS: [&str; 5] = ["injected", "skipped", "allowed", "refused", "error"];
-/// The closed set of its label `reason`, together with [`Skip::ALL`] and the empty one.
+/// Labels that begin at 0, besides the reasons to skip a pod.
+const AT_ZERO: [[&str; 3]; 11] = [
+    ["inject", "injected", ""],
+    ["inject", "refused", "Invalid"],
+    ["inject", "refused", "NotReady"],
+    ["inject", "refused", "TooComplex"],
+    ["inject", "error", "Unreadable"],
+    ["inject", "error", "Busy"],
+    ["validate", "allowed", ""],
+    ["validate", "refused", "Invalid"],
+    ["validate", "refused", "TooComplex"],
+    ["validate", "error", "Unreadable"],
+    ["validate", "error", "Busy"],
+];
+/// The closed set of its label `reason`, together with [`SkipReason::ALL`] and the empty one.
 pub const REASONS: [&str; 9] =
     ["Unchanged", "Invalid", "NotAPod", "NotAPolicy", "NotReady", "NamespaceUnknown", "TooComplex", "Unreadable", "Busy"];
 
-/// What answers the webhooks.
+/// The metrics of the webhooks.
 #[derive(Clone, Debug)]
-pub struct Webhooks {
-    /// The index, for the labels of namespaces, and the metrics.
-    pub world: Arc<World>,
+pub struct AdmissionMetrics {
+    /// Admission reviews, by webhook, result and reason.
+    pub admissions: IntCounterVec,
+    /// The time that the admission of a pod takes here.
+    pub duration: Histogram,
+}
+
+impl AdmissionMetrics {
+    /// Registers the metrics. The results of each webhook that are usual begin at 0.
+    ///
+    /// # Errors
+    /// Those of [`OperatorRegistry::counter`].
+    pub fn new(registry: &OperatorRegistry) -> Result<Self, prometheus::Error> {
+        let admissions = registry.counters(
+            "toolweir_operator_admissions_total",
+            "Admission reviews by webhook (inject, validate), result and reason.",
+            &["webhook", "result", "reason"],
+        )?;
+        for skip in SkipReason::ALL {
+            admissions.with_label_values(&["inject", "skipped", skip.as_str()]);
+        }
+        for labels in AT_ZERO {
+            admissions.with_label_values(&labels);
+        }
+        let buckets = vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
+        let help = "Time that the admission of a pod takes here.";
+        let duration = registry.histogram("toolweir_operator_admission_duration_seconds", help, buckets)?;
+        Ok(Self { admissions, duration })
+    }
+}
+
+/// Answers the webhooks.
+#[derive(Clone, Debug)]
+pub struct AdmissionHandler {
+    /// The index, for what is known of namespaces.
+    pub state: Arc<ClusterState>,
     /// The API server, where the index may be behind it.
-    pub namespaces: Namespaces,
+    pub namespaces: NamespaceLookup,
     /// The configuration.
-    pub config: Arc<Config>,
+    pub config: Arc<OperatorConfig>,
     /// The operator's namespace.
     pub namespace: Arc<str>,
-    /// Where sidecars reach the operator.
+    /// The URL at which sidecars reach the operator.
     pub stream_url: Arc<str>,
     /// The authorities to trust, in PEM.
     pub trust: watch::Receiver<Arc<str>>,
+    /// The limits on reviews. One for a process.
+    pub intake: Arc<Intake>,
+    /// The metrics.
+    pub metrics: AdmissionMetrics,
 }
 
-/// What reviews of strangers may take. There is one of these in a process.
+/// The limits on reviews: how many there are, how many bytes they hold, and the worker for large ones.
 #[derive(Debug)]
 pub struct Intake {
-    requests: Room,
-    small: Room,
-    /// Of large bodies what comes first: one that does not come takes nothing of the room for those that do.
-    begun: Room,
-    large: Room,
+    requests: EvictingSemaphore,
+    small: EvictingSemaphore,
+    /// The first bytes of large bodies: a body that never comes takes nothing of the units for those that do.
+    begun: EvictingSemaphore,
+    large: EvictingSemaphore,
     worker: Worker,
 }
 
 impl Default for Intake {
     fn default() -> Self {
         Self {
-            requests: Room::new(REQUESTS, REQUESTS, GRACE),
-            small: Room::new(SMALL_BODIES, REQUESTS, GRACE),
-            begun: Room::new(SMALL_BODIES, REQUESTS, GRACE),
-            large: Room::new(LARGE_BODIES, REQUESTS, GRACE),
+            requests: EvictingSemaphore::new(REQUESTS, REQUESTS, GRACE),
+            small: EvictingSemaphore::new(SMALL_BODIES, REQUESTS, GRACE),
+            begun: EvictingSemaphore::new(SMALL_BODIES, REQUESTS, GRACE),
+            large: EvictingSemaphore::new(LARGE_BODIES, REQUESTS, GRACE),
             worker: Worker::new("reviews", QUEUE),
         }
     }
 }
 
-/// A review that was read whole, with the room that it takes.
-struct Body {
+/// A review that was read whole, with its permit.
+struct ReviewBody {
     bytes: Bytes,
-    ticket: Arc<Mutex<Ticket>>,
+    permit: Arc<Mutex<EvictablePermit>>,
 }
 
-/// Bytes that take room for as long as anybody has them.
-struct Held<T> {
+/// Bytes that hold a permit until they are dropped.
+struct BytesWithPermit<T> {
     bytes: T,
-    _ticket: Arc<Mutex<Ticket>>,
+    _permit: Arc<Mutex<EvictablePermit>>,
 }
 
-impl<T: AsRef<[u8]>> AsRef<[u8]> for Held<T> {
+impl<T: AsRef<[u8]>> AsRef<[u8]> for BytesWithPermit<T> {
     fn as_ref(&self) -> &[u8] {
         self.bytes.as_ref()
     }
 }
 
-/// Why a review is not answered.
-enum Failed {
+/// The errors for which a review is not answered.
+enum ReviewError {
     /// There is no room, or too much to do.
     Busy,
-    /// It did not arrive in time.
+    /// The review did not arrive in time.
     Late,
-    /// It is larger than any.
+    /// The review is larger than any.
     TooLarge,
-    /// It broke off.
+    /// The connection broke off.
     Broken(String),
-    /// It is no review.
+    /// The body is no review.
     Unreadable(String),
 }
 
-impl From<NoRoom> for Failed {
-    fn from(_: NoRoom) -> Self {
+impl From<NoCapacity> for ReviewError {
+    fn from(_: NoCapacity) -> Self {
         Self::Busy
     }
 }
 
-impl Failed {
+impl ReviewError {
     fn reason(&self) -> &'static str {
         if matches!(self, Self::Busy) { "Busy" } else { "Unreadable" }
     }
 
-    fn response(&self) -> Response<BoxBody<Bytes, Infallible>> {
+    fn response(&self) -> PortResponse {
         match self {
-            Self::Busy => text(StatusCode::SERVICE_UNAVAILABLE, "the operator has too many reviews to answer; try again"),
-            Self::Late => text(StatusCode::REQUEST_TIMEOUT, "the review did not arrive in time"),
-            Self::TooLarge => text(StatusCode::PAYLOAD_TOO_LARGE, &format!("the review is larger than {LARGEST} bytes")),
-            Self::Broken(why) => text(StatusCode::BAD_REQUEST, &format!("the review cannot be read: {why}")),
-            Self::Unreadable(why) => text(StatusCode::BAD_REQUEST, why),
+            Self::Busy => plain_text(StatusCode::SERVICE_UNAVAILABLE, "the operator has too many reviews to answer; try again"),
+            Self::Late => plain_text(StatusCode::REQUEST_TIMEOUT, "the review did not arrive in time"),
+            Self::TooLarge => plain_text(StatusCode::PAYLOAD_TOO_LARGE, &format!("the review is larger than {LARGEST} bytes")),
+            Self::Broken(why) => plain_text(StatusCode::BAD_REQUEST, &format!("the review cannot be read: {why}")),
+            Self::Unreadable(why) => plain_text(StatusCode::BAD_REQUEST, why),
         }
     }
 }
 
 impl Intake {
-    /// Reads a body, with room taken before a byte is.
-    async fn read<B>(&self, mut body: B, bell: &Bell) -> Result<Body, Failed>
+    /// Reads a body. A permit for its bytes is taken first.
+    async fn read<B>(&self, mut body: B, eviction: &EvictionSignal) -> Result<ReviewBody, ReviewError>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -174,36 +226,53 @@ impl Intake {
         let known = body.size_hint().exact().map(|exact| usize::try_from(exact).unwrap_or(usize::MAX));
         let whole = known.unwrap_or(LARGEST);
         if whole > LARGEST {
-            return Err(Failed::TooLarge);
+            return Err(ReviewError::TooLarge);
         }
         let room = if known.is_some_and(|known| known > SMALL) { &self.begun } else { &self.small };
         let mut most = whole.min(SMALL);
-        let mut ticket = room.take(most, bell).await?;
+        let mut permit = room.take(most, eviction).await?;
         let mut bytes = Vec::with_capacity(most);
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Failed::Broken(error.into().to_string()))?;
+            let frame = frame.map_err(|error| ReviewError::Broken(error.into().to_string()))?;
             let Ok(part) = frame.into_data() else { continue };
             if bytes.len() + part.len() > most {
                 if most == whole {
-                    return Err(Failed::TooLarge);
+                    return Err(ReviewError::TooLarge);
                 }
                 most = whole;
-                ticket = self.large.take(most, bell).await?;
+                permit = self.large.take(most, eviction).await?;
                 bytes.reserve_exact(most - bytes.len());
             }
             bytes.extend_from_slice(&part);
         }
-        let ticket = Arc::new(Mutex::new(ticket));
-        Ok(Body { bytes: Bytes::from_owner(Held { bytes, _ticket: Arc::clone(&ticket) }), ticket })
+        let permit = Arc::new(Mutex::new(permit));
+        Ok(ReviewBody { bytes: Bytes::from_owner(BytesWithPermit { bytes, _permit: Arc::clone(&permit) }), permit })
     }
 }
 
-fn lock(ticket: &Mutex<Ticket>) -> MutexGuard<'_, Ticket> {
-    ticket.lock().unwrap_or_else(PoisonError::into_inner)
+/// Protects both permits of a review from eviction.
+fn protect(place: &mut EvictablePermit, permit: &Mutex<EvictablePermit>) -> Result<(), ReviewError> {
+    if place.protect() && lock(permit).protect() { Ok(()) } else { Err(ReviewError::Busy) }
 }
 
-/// The answer to a review, and how it is counted.
-struct Said {
+/// Returns an answer that holds its permit until it is sent, if it is long. A client that does not read it is evicted with its
+/// connection where others need the room.
+fn held_until_sent(review: String, permit: Arc<Mutex<EvictablePermit>>, seat: Option<&Arc<Seat>>) -> Bytes {
+    if review.len() <= SHORT {
+        return Bytes::from(review);
+    }
+    if let Some(seat) = seat {
+        lock(&permit).make_evictable(review.len(), seat.eviction());
+    }
+    Bytes::from_owner(BytesWithPermit { bytes: review.into_bytes(), _permit: permit })
+}
+
+fn lock(permit: &Mutex<EvictablePermit>) -> MutexGuard<'_, EvictablePermit> {
+    permit.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The answer to a review, and its labels in the metrics.
+struct AdmissionResponse {
     allowed: bool,
     message: String,
     patch: Option<Vec<u8>>,
@@ -213,7 +282,7 @@ struct Said {
     reason: &'static str,
 }
 
-impl Said {
+impl AdmissionResponse {
     fn too_complex(what: &str, error: Unweighed) -> Self {
         let advice = "make its lists shorter, or put together what is many small things";
         Self::refused("TooComplex", format!("the {what} {error}: it has too many lists, fields or containers; {advice}"))
@@ -249,9 +318,9 @@ impl Said {
     }
 }
 
-impl Webhooks {
+impl AdmissionHandler {
     /// Answers a request on the webhooks' port.
-    pub async fn answer<B>(self, request: Request<B>) -> Response<BoxBody<Bytes, Infallible>>
+    pub async fn answer<B>(self, request: Request<B>) -> PortResponse
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -259,17 +328,17 @@ impl Webhooks {
         let webhook = match request.uri().path() {
             "/inject" => "inject",
             "/validate" => "validate",
-            _ => return text(StatusCode::NOT_FOUND, "there are /inject and /validate"),
+            _ => return plain_text(StatusCode::NOT_FOUND, "there are /inject and /validate"),
         };
         if request.method() != Method::POST {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "use POST");
+            return plain_text(StatusCode::METHOD_NOT_ALLOWED, "use POST");
         }
         let seat = request.extensions().get::<Arc<Seat>>().cloned();
-        let bell = room::bell();
+        let eviction = eviction_signal();
         let answered = tokio::select! {
             biased;
-            () = room::rung(&bell) => Err(Failed::Busy),
-            answered = self.review(webhook, request.into_body(), seat.as_ref(), &bell) => answered,
+            () = evicted(&eviction) => Err(ReviewError::Busy),
+            answered = self.review(webhook, request.into_body(), seat.as_ref(), &eviction) => answered,
         };
         answered.unwrap_or_else(|failed| {
             self.count(webhook, "error", failed.reason());
@@ -277,182 +346,183 @@ impl Webhooks {
         })
     }
 
-    /// Answers a review. Until it is whole and about to be decided on, `bell` may ring: then others need its room.
+    /// Answers a review. Until it is whole and about to be decided on, `eviction` may be signalled: then others need its room.
     async fn review<B>(
         &self,
         webhook: &'static str,
         body: B,
         seat: Option<&Arc<Seat>>,
-        bell: &Bell,
-    ) -> Result<Response<BoxBody<Bytes, Infallible>>, Failed>
+        eviction: &EvictionSignal,
+    ) -> Result<PortResponse, ReviewError>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let intake = &self.world.intake;
+        let intake = &self.intake;
         let arrive = async {
-            let place = intake.requests.take(1, bell).await?;
-            Ok::<_, Failed>((place, intake.read(body, bell).await?))
+            let place = intake.requests.take(1, eviction).await?;
+            Ok::<_, ReviewError>((place, intake.read(body, eviction).await?))
         };
-        let (mut place, Body { bytes, ticket }) = timeout(ARRIVAL, arrive).await.map_err(|_| Failed::Late)??;
-        // What is whole waits for its turn, and no longer for its sender.
-        if !(place.settle() && lock(&ticket).settle()) {
-            return Err(Failed::Busy);
-        }
+        let (mut place, ReviewBody { bytes, permit }) = timeout(ARRIVAL, arrive).await.map_err(|_| ReviewError::Late)??;
+        // A review that is whole waits for its turn, and no longer for its sender.
+        protect(&mut place, &permit)?;
         let _hold = seat.map(Seat::hold);
-        // The time of a decision, without that of the network and of whoever sent it.
+        // The time of a decision, without that of the network and of the sender.
         let began = Instant::now();
         let is_small = bytes.len() <= SMALL;
         let read = move || review::read(&bytes);
         let read = if is_small { read() } else { intake.worker.run(PATIENCE, read).await? };
-        let asked = read.map_err(Failed::Unreadable)?;
-        let mut labels = Ok(None);
+        let asked = read.map_err(ReviewError::Unreadable)?;
+        let mut namespace = Ok(None);
         if webhook == "inject" {
-            // That may take a while, for which anybody can ask: others come first.
-            place.reopen(1, bell);
-            lock(&ticket).reopen(usize::MAX, bell);
-            labels = self.namespace(&asked).await;
-            if !(place.settle() && lock(&ticket).settle()) {
-                return Err(Failed::Busy);
-            }
+            // That may take a while, and anybody can cause it: others come first.
+            place.make_evictable(1, eviction);
+            lock(&permit).make_evictable(usize::MAX, eviction);
+            namespace = self.namespace(&asked).await;
+            protect(&mut place, &permit)?;
         }
         let is_light = is_small && asked.weight.is_ok_and(|weight| weight <= LIGHT);
         let here = is_light && (webhook == "inject" || asked.is_as_before());
         let decide = {
-            let webhooks = self.clone();
-            move || {
-                let said = match labels {
-                    Err(said) => said,
-                    Ok(labels) if webhook == "inject" => webhooks.inject(&asked, labels.as_ref()),
-                    Ok(_) => webhooks.validate(&asked),
-                };
-                webhooks.count(webhook, said.result, said.reason);
-                tracing::info!(
-                    webhook,
-                    namespace = asked.namespace,
-                    name = asked.name,
-                    result = said.result,
-                    reason = said.reason,
-                    message = said.message,
-                    "reviewed"
-                );
-                let uid = asked.uid.clone();
-                // The review goes before its answer is written.
-                drop(asked);
-                said.into_review(&uid).to_string()
-            }
+            let handler = self.clone();
+            move || handler.decide(webhook, asked, namespace)
         };
         let review = if here { decide() } else { intake.worker.run(PATIENCE, decide).await? };
         if webhook == "inject" {
-            self.world.metrics.admission_duration.observe(began.elapsed().as_secs_f64());
+            self.metrics.duration.observe(began.elapsed().as_secs_f64());
         }
-        // An answer that nobody reads takes room too, and its connection is closed where others need it.
-        if let Some(seat) = seat
-            && review.len() > SHORT
-        {
-            lock(&ticket).reopen(review.len(), seat.bell());
-        }
-        let review = if review.len() > SHORT {
-            Bytes::from_owner(Held { bytes: review.into_bytes(), _ticket: ticket })
-        } else {
-            Bytes::from(review)
+        Ok(with_content(held_until_sent(review, permit, seat), "application/json"))
+    }
+
+    /// Decides on a review. Returns the text of the answer.
+    fn decide(
+        &self,
+        webhook: &'static str,
+        asked: AdmissionRequest,
+        namespace: Result<Option<NamespaceInfo>, AdmissionResponse>,
+    ) -> String {
+        let response = match namespace {
+            Err(response) => response,
+            Ok(namespace) if webhook == "inject" => self.inject(&asked, namespace.as_ref()),
+            Ok(_) => self.validate(&asked),
         };
-        let mut response = Response::new(Full::new(review).boxed());
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(response)
+        self.count(webhook, response.result, response.reason);
+        tracing::info!(
+            webhook,
+            namespace = asked.namespace,
+            name = asked.name,
+            result = response.result,
+            reason = response.reason,
+            message = response.message,
+            "reviewed"
+        );
+        let uid = asked.uid.clone();
+        // The review is freed before its answer is written.
+        drop(asked);
+        response.into_review(&uid).to_string()
     }
 
     fn count(&self, webhook: &str, result: &str, reason: &str) {
-        self.world.metrics.admissions.with_label_values(&[webhook, result, reason]).inc();
+        self.metrics.admissions.with_label_values(&[webhook, result, reason]).inc();
     }
 
-    /// The labels of the pod's namespace; none where they are not known, or nothing depends on them. The API server asks about
-    /// no other pods but those that opted in, by their own label or by that of their namespace. So where the index says that
-    /// nobody did, it may be behind, and the API server is asked again: an index alone never lets a pod through without a sidecar.
-    async fn namespace(&self, asked: &Asked) -> Result<Option<Labels>, Said> {
-        let known = self.world.index().namespace(&asked.namespace).cloned();
-        let opted_in = |labels: &Labels| labels.get(INJECT_LABEL).is_some_and(|value| value == "enabled");
-        let own = asked.label.as_deref();
+    /// Returns what is known of the pod's namespace; none where that is nothing, or nothing depends on them. The API server sends
+    /// only pods that opted in, by their own label or by that of their namespace. Where the index says that neither did, it may
+    /// be behind, and the API server is asked: the index alone never lets a pod through without a sidecar.
+    async fn namespace(&self, asked: &AdmissionRequest) -> Result<Option<NamespaceInfo>, AdmissionResponse> {
+        let known = self.state.index().namespace(&asked.namespace).cloned();
+        let own = asked.label.as_deref().and_then(OptIn::from_value);
         if asked.kind != "Pod"
             || self.config.protects(&asked.namespace, &self.namespace)
-            || matches!(own, Some("enabled" | "disabled"))
-            || known.as_ref().is_none_or(opted_in)
+            || own.is_some()
+            || known.as_ref().is_none_or(|info| namespace_opted_in(&info.labels))
         {
             return Ok(known);
         }
-        self.namespaces.labels(&asked.namespace).await.map_err(|why| {
+        self.namespaces.get(&asked.namespace).await.map_err(|why| {
             tracing::warn!(
                 namespace = asked.namespace,
                 error = why,
-                "whether a namespace opted in is not known; its pod is refused"
+                "a pod was refused because the labels of its namespace are not known"
             );
             let message = format!(
                 "whether namespace {} has the label {INJECT_LABEL}: enabled is not known, since the API server does not tell the \
                  operator: {why}. Try again",
                 asked.namespace
             );
-            Said::refused("NamespaceUnknown", message)
+            AdmissionResponse::refused("NamespaceUnknown", message)
         })
     }
 
-    /// What becomes of a pod.
-    fn inject(&self, asked: &Asked, labels: Option<&Labels>) -> Said {
+    /// Injects a pod.
+    fn inject(&self, asked: &AdmissionRequest, namespace: Option<&NamespaceInfo>) -> AdmissionResponse {
         if asked.kind != "Pod" {
-            return Said::refused("NotAPod", format!("`{}` is no Pod; only pods are injected", asked.kind.escape_debug()));
+            return AdmissionResponse::refused(
+                "NotAPod",
+                format!("`{}` is not a Pod; only pods are injected", asked.kind.escape_debug()),
+            );
         }
         if let Err(error) = asked.weight {
-            return Said::too_complex("pod", error);
+            return AdmissionResponse::too_complex("pod", error);
         }
         let pod = match asked.pod() {
             Ok(pod) => pod,
-            Err(error) => return Said::refused("Invalid", format!("the pod cannot be read: {error}")),
+            Err(error) => return AdmissionResponse::refused("Invalid", format!("the pod cannot be read: {error}")),
         };
         let ca = self.trust.borrow().clone();
         if ca.is_empty() {
-            // A sidecar that trusts nobody would never start.
-            return Said::refused("NotReady", "the operator has no certificates yet; try again");
+            // A sidecar without authorities would never start.
+            return AdmissionResponse::refused("NotReady", "the operator has no certificates yet; try again");
         }
-        let context = inject::Context {
+        let context = inject::InjectionContext {
             config: &self.config,
             namespace: &asked.namespace,
-            namespace_labels: labels,
+            namespace_info: namespace,
             operator_namespace: &self.namespace,
             stream_url: &self.stream_url,
             ca: &ca,
             version: env!("CARGO_PKG_VERSION"),
         };
         match inject::inject(&pod, &context) {
-            Outcome::Injected { pod: injected, warnings } => {
+            InjectionOutcome::Injected { pod: injected, warnings } => {
                 let patch = serde_json::to_vec(&inject::patch(&pod, &injected)).ok();
-                Said { patch, warnings, ..Said::allowed("injected", "") }
+                AdmissionResponse { patch, warnings, ..AdmissionResponse::allowed("injected", "") }
             }
-            Outcome::Skipped(skip) => Said { warnings: warning(skip), ..Said::allowed("skipped", skip.as_str()) },
-            Outcome::Refused(why) => Said::refused("Invalid", why),
+            InjectionOutcome::Skipped(skip) => {
+                AdmissionResponse { warnings: warning(skip), ..AdmissionResponse::allowed("skipped", skip.as_str()) }
+            }
+            InjectionOutcome::Refused(why) => AdmissionResponse::refused("Invalid", why),
         }
     }
 
-    /// Whether a policy means something.
-    fn validate(&self, asked: &Asked) -> Said {
+    /// Validates a policy.
+    fn validate(&self, asked: &AdmissionRequest) -> AdmissionResponse {
         // What was let in before and only changes its labels or finalizers is not held up, also by a newer version that would
         // refuse it: it denies everything where it governs, and must be removable.
         if asked.is_unchanged() {
-            return Said::allowed("allowed", "Unchanged");
+            return AdmissionResponse::allowed("allowed", "Unchanged");
         }
         if let Err(error) = asked.weight {
-            return Said::too_complex("policy", error);
+            return AdmissionResponse::too_complex("policy", error);
         }
         let document = match asked.policy() {
             Ok(Some(document)) => document,
-            Ok(None) => return Said::refused("NotAPolicy", format!("`{}` is no policy", asked.kind.escape_debug())),
-            Err(error) => return Said::refused("Invalid", format!("the policy cannot be read: {error}")),
+            Ok(None) => {
+                return AdmissionResponse::refused("NotAPolicy", format!("`{}` is not a policy", asked.kind.escape_debug()));
+            }
+            Err(error) => return AdmissionResponse::refused("Invalid", format!("the policy cannot be read: {error}")),
         };
-        let entry = Entry::new(String::new(), 0, document, PolicyStatus::default(), &self.world.options);
-        if entry.errors.is_empty() { Said::allowed("allowed", "") } else { Said::refused("Invalid", told(&entry.errors)) }
+        let entry = PolicyEntry::new(String::new(), 0, document, PolicyStatus::default(), &self.state.options);
+        if entry.errors.is_empty() {
+            AdmissionResponse::allowed("allowed", "")
+        } else {
+            AdmissionResponse::refused("Invalid", error_list(&entry.errors))
+        }
     }
 }
 
-/// The errors of a policy as one line each.
-fn told(errors: &[FieldError]) -> String {
+/// Returns the errors of a policy, separated by `; `.
+fn error_list(errors: &[FieldError]) -> String {
     let mut lines: Vec<String> = errors.iter().take(MOST_ERRORS).map(ToString::to_string).collect();
     if errors.len() > MOST_ERRORS {
         lines.push(format!("and {} more", errors.len() - MOST_ERRORS));
@@ -460,7 +530,7 @@ fn told(errors: &[FieldError]) -> String {
     lines.join("; ")
 }
 
-/// What whoever asked for a sidecar is told when there is none.
-fn warning(skip: Skip) -> Vec<String> {
+/// Returns the warning for whoever asked for a sidecar and gets none.
+fn warning(skip: SkipReason) -> Vec<String> {
     if skip.warns() { vec![format!("not governed by Toolweir ({}): {}", skip.as_str(), skip.explain())] } else { Vec::new() }
 }

@@ -1,4 +1,4 @@
-//! `toolweir-operator check`: whether an operator answers, as `helm test` asks it from a pod of its own.
+//! `toolweir-operator check`: checks that an operator answers. `helm test` runs it in a pod of its own.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,20 +7,20 @@ use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{net::TcpStream, time::timeout};
 
-/// How long each question may take.
+/// The time limit of each request.
 const LIMIT: Duration = Duration::from_secs(10);
 /// The largest answer that is read, in bytes.
 const LARGEST: usize = 1024 * 1024;
 
-/// Asks the operator behind a Service whether it is ready, and whether both of its TLS ports show a certificate for the
+/// Checks that the operator behind a Service is ready, and that both of its TLS ports show a certificate for the
 /// Service's name that its own authorities signed. Prints a line for each.
 ///
 /// # Errors
-/// What does not answer as it should.
+/// A check fails.
 pub async fn check(service: &str, namespace: &str) -> anyhow::Result<()> {
     let host = format!("{service}.{namespace}.svc");
     let address = resolve(&host).await.with_context(|| format!("{host} cannot be resolved"))?;
@@ -31,11 +31,7 @@ pub async fn check(service: &str, namespace: &str) -> anyhow::Result<()> {
     for certificate in CertificateDer::pem_slice_iter(&bundle) {
         roots.add(certificate.context("/ca.pem holds no PEM")?).context("/ca.pem holds no certificate of an authority")?;
     }
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(toolweir_store::tls::client_config(roots)?));
     for (port, what) in [(443, "the webhooks"), (8444, "the policy stream")] {
         let connect = async {
             let stream = TcpStream::connect((address, port)).await.context("it cannot be connected to")?;
@@ -48,7 +44,7 @@ pub async fn check(service: &str, namespace: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The address of a Service's name, found without the C library, which a static program lacks.
+/// Resolves the name of a Service without the C library, which a static program lacks.
 async fn resolve(host: &str) -> anyhow::Result<std::net::IpAddr> {
     let resolver = toolweir_store::dns::resolver().map_err(anyhow::Error::msg)?;
     let found = timeout(LIMIT, toolweir_store::dns::addresses(&resolver, host)).await??;

@@ -1,5 +1,5 @@
-//! Who may use the webhooks where API servers show a certificate: the authorities that sign theirs, read anew as their file
-//! changes, and the names that they have.
+//! Authentication of API servers by certificate: the authorities that sign theirs, read again when their file changes, and the
+//! names that they must have.
 
 use std::{
     fmt, io,
@@ -22,10 +22,10 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 
 use crate::certs::issue::provider;
 
-/// How often the file is looked at.
+/// The time between two reads of the file.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Takes the certificates of API servers.
+/// Verifies the certificates of API servers.
 pub struct ClientCa {
     file: PathBuf,
     names: Vec<String>,
@@ -53,8 +53,8 @@ pub enum ClientCaError {
 }
 
 impl ClientCa {
-    /// Takes certificates that an authority of this file has signed. Where names are given, a certificate must have one of them,
-    /// as its common name or as a DNS name.
+    /// Creates a verifier of certificates that an authority of this file has signed. Where names are given, a certificate must
+    /// have one of them, as its common name or as a DNS name.
     ///
     /// # Errors
     /// The file cannot be read, or holds no authority.
@@ -64,11 +64,11 @@ impl ClientCa {
         Ok(Arc::new(Self { file: file.to_owned(), names, read: Mutex::new(pem), verifier }))
     }
 
-    /// Looks at the file, and goes by it from now on if it is another one and in order.
+    /// Reads the file, and uses its authorities from now on. Returns whether they changed.
     ///
     /// # Errors
-    /// It is not. What was in force stays.
-    pub fn look(&self) -> Result<bool, ClientCaError> {
+    /// The file cannot be used. The authorities stay as they were.
+    pub fn reload(&self) -> Result<bool, ClientCaError> {
         let pem = read(&self.file)?;
         let mut held = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if *held == pem {
@@ -79,30 +79,30 @@ impl ClientCa {
         Ok(true)
     }
 
-    /// Keeps looking, for ever.
+    /// Reads the file again and again, for ever.
     pub async fn follow(self: Arc<Self>) {
-        let mut said = String::new();
+        let mut logged = String::new();
         loop {
             tokio::time::sleep(LOOK).await;
-            match self.look() {
-                Ok(false) => said.clear(),
+            match self.reload() {
+                Ok(false) => logged.clear(),
                 Ok(true) => {
-                    said.clear();
-                    tracing::info!(file = %self.file.display(), "the authorities of API servers were read anew");
+                    logged.clear();
+                    tracing::info!(file = %self.file.display(), "the authorities of API servers were reloaded");
                 }
                 Err(error) => {
                     let error = error.to_string();
                     // Once for each fault.
-                    if said != error {
+                    if logged != error {
                         tracing::error!(error, "the authorities of API servers stay as they were");
-                        said = error;
+                        logged = error;
                     }
                 }
             }
         }
     }
 
-    /// Whether a certificate has one of the names.
+    /// Returns whether a certificate has one of the names.
     fn is_named(&self, certificate: &CertificateDer<'_>) -> bool {
         if self.names.is_empty() {
             return true;
@@ -127,7 +127,7 @@ fn verifier(file: &Path, pem: &[u8]) -> Result<Verifier, ClientCaError> {
     let wrong = |why: String| ClientCaError::Content(file.to_owned(), why);
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|error| wrong(format!("is no PEM: {error:?}")))?;
+        let certificate = certificate.map_err(|error| wrong(format!("is not PEM: {error:?}")))?;
         roots.add(certificate).map_err(|error| wrong(format!("holds a certificate that cannot be used: {error}")))?;
     }
     if roots.is_empty() {
@@ -137,19 +137,20 @@ fn verifier(file: &Path, pem: &[u8]) -> Result<Verifier, ClientCaError> {
     built.map_err(|error| wrong(error.to_string()))
 }
 
-/// Whether a handshake failed since the client showed no certificate that is taken.
+/// Returns whether a handshake failed because the client showed no certificate, or none that is accepted.
 pub fn is_refusal(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     matches!(inner, Some(Error::NoCertificatesPresented | Error::InvalidCertificate(_)))
 }
 
-/// The certificate is in order and has none of the names.
+/// The error of a certificate that is valid and has none of the names.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate has none of the names in webhooks.clientNames")]
 struct OtherName;
 
 impl ClientCertVerifier for ClientCa {
-    /// Not said: authorities may change between two handshakes, and clients that were told none show what they have.
+    /// Returns none: authorities may change between two handshakes, and clients that get no hint show the certificate that they
+    /// have.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -190,7 +191,7 @@ impl ClientCertVerifier for ClientCa {
     }
 }
 
-/// A value of DER (X.690): its tag, what is in it, and what follows.
+/// Reads a value of DER (X.690). Returns its tag, its content, and the bytes that follow.
 fn der(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = bytes.split_first()?;
     let (&first, mut rest) = rest.split_first()?;
@@ -208,7 +209,7 @@ fn der(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, inner, after))
 }
 
-/// The last common name of a certificate's subject (RFC 5280, 4.1.2.6): the most specific one.
+/// Returns the last common name of a certificate's subject (RFC 5280, 4.1.2.6): the most specific one.
 fn common_name(certificate: &[u8]) -> Option<String> {
     const SEQUENCE: u8 = 0x30;
     const SET: u8 = 0x31;
@@ -295,21 +296,21 @@ mod tests {
     #[test]
     fn a_new_file_is_gone_by_and_a_broken_one_is_not() {
         let ((first, old), (second, new)) = (authority(), authority());
-        let path = file("look", &first);
+        let path = file("reload", &first);
         let ca = ClientCa::new(&path, Vec::new()).unwrap();
         let (by_old, by_new) = (signed(&old, "a", &[]), signed(&new, "a", &[]));
-        assert!(!ca.look().unwrap());
+        assert!(!ca.reload().unwrap());
         std::fs::write(&path, &second).unwrap();
-        assert!(ca.look().unwrap());
+        assert!(ca.reload().unwrap());
         assert_eq!((takes(&ca, &by_old), takes(&ca, &by_new)), (false, true));
         for broken in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             std::fs::write(&path, broken).unwrap();
-            let error = ca.look().unwrap_err().to_string();
+            let error = ca.reload().unwrap_err().to_string();
             assert!(error.contains("write the certificates, in PEM"), "{error}");
         }
         assert!(takes(&ca, &by_new));
         std::fs::remove_file(&path).unwrap();
-        assert!(ca.look().unwrap_err().to_string().contains("cannot be read"));
+        assert!(ca.reload().unwrap_err().to_string().contains("cannot be read"));
         assert!(ClientCa::new(&path, Vec::new()).is_err(), "fails closed at the start");
     }
 

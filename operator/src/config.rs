@@ -1,39 +1,40 @@
-//! `config.yaml`: what whoever installs the operator decides.
+//! The operator's configuration file, `config.yaml`.
 
 use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
-use toolweir_crds::stream;
+use toolweir_crds::{stream, text::one_line};
 use toolweir_store::config::{self as store, LONGEST_BUDGET, LONGEST_PREFIX, is_prefix, is_username};
 
 use crate::{
-    certs::plan::{Lives, LivesError},
-    inject::Quantity,
+    certs::plan::{CertificateLifetimes, LifetimesError},
+    credentials::{check_audiences, secret_problem},
+    quantity::Quantity,
 };
 
-/// Namespaces that are protected whatever the configuration says: the cluster itself runs there.
+/// Namespaces that are always protected: the cluster itself runs there.
 pub const ALWAYS_PROTECTED: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
-/// The whole file. What is left out has its default, and what is not known is an error.
+/// The whole file. Fields that are left out have their defaults; fields that are not known are errors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Config {
+pub struct OperatorConfig {
     /// The sidecars that are injected.
-    pub sidecar: Sidecar,
+    pub sidecar: SidecarConfig,
     /// Namespaces whose pods are never injected, besides [`ALWAYS_PROTECTED`] and the operator's own.
     pub protected_namespaces: Vec<String>,
     /// The store of counts that pods share; none: policies with a scope wider than a pod are refused.
-    pub shared_store: Option<SharedStore>,
-    /// Who may use the webhooks.
-    pub webhooks: Webhooks,
-    /// How long certificates live.
-    pub certificates: Certificates,
+    pub shared_store: Option<SharedStoreConfig>,
+    /// The clients that may use the webhooks.
+    pub webhooks: WebhooksConfig,
+    /// The lifetimes of certificates.
+    pub certificates: CertificatesConfig,
 }
 
-/// Who may use the webhooks. Everybody who can connect, unless it is said how API servers are told from others.
+/// The clients that may use the webhooks. Every client may, unless the file says how API servers authenticate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Webhooks {
+pub struct WebhooksConfig {
     /// The file of the authorities, in PEM, that sign the certificates of API servers. It is read again and again.
     pub client_ca_file: Option<PathBuf>,
     /// Names of which such a certificate must have one, as its common name or as a DNS name. Any, where there is none.
@@ -43,31 +44,48 @@ pub struct Webhooks {
 /// The sidecars that are injected.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Sidecar {
+pub struct SidecarConfig {
     /// The image.
     pub image: String,
-    /// When it is pulled.
+    /// The image pull policy.
     pub image_pull_policy: PullPolicy,
-    /// What a sidecar requests and is limited to; annotations of a pod override it.
-    pub resources: Resources,
-    /// What a sidecar logs; an annotation of a pod overrides it.
-    pub log_level: LogLevel,
-    /// How long the token lives that a sidecar shows to the operator.
+    /// The resources of a sidecar; annotations of a pod override them.
+    pub resources: SidecarResources,
+    /// The log level of a sidecar; an annotation of a pod overrides it.
+    pub log_level: SidecarLogLevel,
+    /// The lifetime of the token that a sidecar shows to the operator, in seconds.
     pub token_expiration_seconds: u64,
-    /// Whether a pod gets the annotations by which a plain Prometheus finds its sidecar.
+    /// True if pods get the annotations by which a plain Prometheus finds its sidecar.
     pub scrape_annotations: bool,
+    /// The Secret of a pod's namespace whose keys policies name; empty: none. Annotations of a pod or its namespace override it.
+    pub credentials_secret: String,
+    /// The audiences of tokens of a pod's service account; annotations of a pod or its namespace override them.
+    pub token_audiences: Vec<String>,
 }
 
-impl Default for Sidecar {
+impl Default for SidecarConfig {
     fn default() -> Self {
         Self {
             image: concat!("ghcr.io/toolweir/sidecar:", env!("CARGO_PKG_VERSION")).to_owned(),
             image_pull_policy: PullPolicy::default(),
-            resources: Resources::default(),
-            log_level: LogLevel::default(),
+            resources: SidecarResources::default(),
+            log_level: SidecarLogLevel::default(),
             token_expiration_seconds: 3600,
             scrape_annotations: false,
+            credentials_secret: String::new(),
+            token_audiences: Vec::new(),
         }
+    }
+}
+
+impl SidecarConfig {
+    /// Checks the fields on credentials of servers.
+    fn check_credentials(&self) -> Result<(), String> {
+        let secret = Some(&self.credentials_secret).filter(|name| !name.is_empty());
+        if let Some(problem) = secret.and_then(|name| secret_problem(name)) {
+            return Err(format!("sidecar.credentialsSecret: {problem}"));
+        }
+        check_audiences("sidecar.tokenAudiences", &self.token_audiences)
     }
 }
 
@@ -84,7 +102,7 @@ pub enum PullPolicy {
 }
 
 impl PullPolicy {
-    /// As Kubernetes writes it.
+    /// Returns the policy as Kubernetes writes it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Always => "Always",
@@ -94,60 +112,60 @@ impl PullPolicy {
     }
 }
 
-/// What a sidecar requests and is limited to. The defaults are those of the chart.
+/// The resources of a sidecar. The defaults are those of the chart.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Resources {
-    /// What is kept free for it.
-    pub requests: Amounts,
-    /// What it may not exceed.
-    pub limits: Amounts,
+pub struct SidecarResources {
+    /// The requests.
+    pub requests: ResourceAmounts,
+    /// The limits.
+    pub limits: ResourceAmounts,
 }
 
-impl Default for Resources {
+impl Default for SidecarResources {
     fn default() -> Self {
         let amount = |text: &str| text.parse().ok();
         Self {
-            requests: Amounts { cpu: amount("10m"), memory: amount("24Mi") },
-            limits: Amounts { cpu: None, memory: amount("64Mi") },
+            requests: ResourceAmounts { cpu: amount("10m"), memory: amount("24Mi") },
+            limits: ResourceAmounts { cpu: None, memory: amount("64Mi") },
         }
     }
 }
 
-/// Amounts of each resource.
+/// An amount of each resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Amounts {
+pub struct ResourceAmounts {
     /// CPUs.
     pub cpu: Option<Quantity>,
     /// Bytes of memory.
     pub memory: Option<Quantity>,
 }
 
-/// What a sidecar logs.
+/// The log level of a sidecar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LogLevel {
+pub enum SidecarLogLevel {
     /// Nothing.
     Off,
-    /// What failed.
+    /// Errors.
     Error,
-    /// And what may fail.
+    /// And warnings.
     Warn,
-    /// And what happens now and then.
+    /// And rare events.
     #[default]
     Info,
-    /// And what happens all the time.
+    /// And frequent events.
     Debug,
-    /// And how.
+    /// And their details.
     Trace,
 }
 
-impl LogLevel {
+impl SidecarLogLevel {
     /// Every level.
     pub const ALL: [Self; 6] = [Self::Off, Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
 
-    /// As the sidecar's `--log-level` takes it.
+    /// Returns the level as the sidecar's `--log-level` takes it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -163,8 +181,8 @@ impl LogLevel {
 /// The store of counts that pods share.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SharedStore {
-    /// Where it is, in the form of [`stream::SharedStore::url`].
+pub struct SharedStoreConfig {
+    /// Its URL, in the form of [`stream::SharedStore::url`].
     pub url: String,
     /// The ACL user; the default user where it is left out.
     #[serde(default)]
@@ -177,22 +195,22 @@ pub struct SharedStore {
     pub ca_file: Option<PathBuf>,
     /// The certificate that the operator makes for the store, if it does.
     #[serde(default)]
-    pub certificate: Option<StoreCertificate>,
-    /// What the keys in the store begin with.
+    pub certificate: Option<StoreCertificateConfig>,
+    /// The prefix of the keys in the store.
     #[serde(default = "store_prefix")]
     pub prefix: String,
-    /// Whether sidecars take places ahead of use where a limit is large against the traffic.
+    /// True if sidecars lease calls ahead of use where a limit is large compared with the traffic.
     #[serde(default = "yes")]
     pub leases: bool,
-    /// How long a call may wait for the store, in milliseconds.
+    /// The time that a call may wait for the store, in milliseconds.
     #[serde(default = "store_budget")]
     pub budget_milliseconds: u64,
 }
 
-/// The certificate of a store, of the operator's own authorities. Sidecars are told to trust those.
+/// The certificate of a store, signed by the operator's own authorities. Sidecars are told to trust those.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct StoreCertificate {
+pub struct StoreCertificateConfig {
     /// The Secret to keep it in, in the operator's namespace: `tls.crt`, `tls.key` and `ca.crt`.
     pub secret: String,
     /// The Service of the store, in the same namespace, whose names it is for.
@@ -211,9 +229,9 @@ fn yes() -> bool {
     true
 }
 
-impl SharedStore {
-    /// As sidecars get it, with what was read of the files.
-    pub fn with(&self, password: Option<String>, ca: Option<String>) -> stream::SharedStore {
+impl SharedStoreConfig {
+    /// Returns the store as sidecars get it, with the text of the files.
+    pub fn for_sidecars(&self, password: Option<String>, ca: Option<String>) -> stream::SharedStore {
         stream::SharedStore {
             url: self.url.clone(),
             username: self.username.clone(),
@@ -226,17 +244,16 @@ impl SharedStore {
     }
 
     fn check(&self) -> Result<(), String> {
-        let shown = |text: &str| text.chars().take(80).flat_map(char::escape_debug).collect::<String>();
         if !is_prefix(&self.prefix) {
             return Err(format!(
-                "sharedStore.prefix: `{}` is no beginning of keys; write 1 to {LONGEST_PREFIX} letters, digits and `.`, `_`, `:`, \
+                "sharedStore.prefix: `{}` is not a valid prefix of keys; write 1 to {LONGEST_PREFIX} letters, digits and `.`, `_`, `:`, \
                  `-`, such as toolweir",
                 shown(&self.prefix)
             ));
         }
         if let Some(username) = self.username.as_deref().filter(|username| !is_username(username)) {
             return Err(format!(
-                "sharedStore.username: `{}` is no ACL user; write its name, or leave it out for the default user",
+                "sharedStore.username: `{}` is not the name of an ACL user; write one, or leave it out for the default user",
                 shown(username)
             ));
         }
@@ -248,7 +265,16 @@ impl SharedStore {
                 LONGEST_BUDGET.as_millis()
             ));
         }
-        if self.ca_file.is_some() && !self.url.starts_with("rediss") && !self.url.starts_with("valkeys") {
+        self.check_certificates()?;
+        store::StoreConfig::try_from(&self.for_sidecars(None, None))
+            .map_err(|error| format!("sharedStore.url: {}", error.message))?;
+        Ok(())
+    }
+
+    /// Checks the fields on the store's certificate.
+    fn check_certificates(&self) -> Result<(), String> {
+        let has_tls = self.url.starts_with("rediss") || self.url.starts_with("valkeys");
+        if self.ca_file.is_some() && !has_tls {
             return Err(
                 "sharedStore.caFile: is given, and sharedStore.url is without TLS; write rediss:// there, or leave it out"
                     .to_owned(),
@@ -262,7 +288,7 @@ impl SharedStore {
                         .to_owned(),
                 );
             }
-            if !self.url.starts_with("rediss") && !self.url.starts_with("valkeys") {
+            if !has_tls {
                 return Err(
                     "sharedStore.certificate: is given, and sharedStore.url is without TLS; write rediss:// there, or leave \
                             it out"
@@ -272,28 +298,32 @@ impl SharedStore {
             for (field, name) in [("secret", &certificate.secret), ("service", &certificate.service)] {
                 let usual = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
                 if !(1..=253).contains(&name.len()) || !name.bytes().all(usual) {
-                    return Err(format!("sharedStore.certificate.{field}: `{}` is no name of a {field}", shown(name)));
+                    return Err(format!("sharedStore.certificate.{field}: `{}` is not the name of a {field}", shown(name)));
                 }
             }
         }
-        store::Config::try_from(&self.with(None, None)).map_err(|error| format!("sharedStore.url: {}", error.message))?;
         Ok(())
     }
 }
 
-/// How long certificates live: see docs/certificates.md for when they are made anew.
+/// Returns the start of a text on one line, for an error.
+fn shown(text: &str) -> String {
+    toolweir_crds::text::escaped(text, 80)
+}
+
+/// The lifetimes of certificates: see docs/certificates.md for when they are made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Certificates {
+pub struct CertificatesConfig {
     /// The operator's CA.
     #[serde(deserialize_with = "duration")]
     pub ca_life: Duration,
-    /// What it signs for the operator.
+    /// The certificates that it signs for the operator.
     #[serde(deserialize_with = "duration")]
     pub leaf_life: Duration,
 }
 
-impl Default for Certificates {
+impl Default for CertificatesConfig {
     fn default() -> Self {
         Self { ca_life: Duration::from_secs(365 * 24 * 3600), leaf_life: Duration::from_secs(24 * 3600) }
     }
@@ -303,26 +333,26 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|_| {
         let shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();
-        de::Error::custom(format!("`{shown}` is no duration; write such as 365d, 24h or 90s"))
+        de::Error::custom(format!("`{shown}` is not a duration; write for example 365d, 24h or 90s"))
     })
 }
 
-/// What is wrong with a configuration: the field, and what to write instead.
+/// An error in a configuration: the field, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
 
-/// What the API server takes for a token's life (`ServiceAccountTokenProjection.expirationSeconds`).
-const TOKEN_LIVES: std::ops::RangeInclusive<u64> = 600..=1 << 32;
+/// The lifetimes of a token that the API server accepts, in seconds (`ServiceAccountTokenProjection.expirationSeconds`).
+const TOKEN_LIFETIMES: std::ops::RangeInclusive<u64> = 600..=1 << 32;
 
-impl Config {
+impl OperatorConfig {
     /// Reads `config.yaml`.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its field.
+    /// The first field that is wrong.
     pub fn read(text: &str) -> Result<Self, ConfigError> {
         let read: Option<Self> =
-            serde_yaml::from_str(text).map_err(|error| ConfigError(error.to_string().replace(char::is_control, " ")))?;
+            serde_yaml::from_str(text).map_err(|error| ConfigError(one_line(&error.to_string(), usize::MAX)))?;
         let config = read.unwrap_or_default();
         config.check().map_err(ConfigError)?;
         Ok(config)
@@ -331,20 +361,22 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let image = &self.sidecar.image;
         if image.is_empty() || image.len() > 1024 || !image.chars().all(|c| c.is_ascii_graphic()) {
-            let shown: String = image.chars().take(80).flat_map(char::escape_debug).collect();
-            return Err(format!("sidecar.image: `{shown}` is no image; write such as ghcr.io/toolweir/sidecar:0.1.0"));
+            return Err(format!(
+                "sidecar.image: `{}` is not an image; write for example ghcr.io/toolweir/sidecar:0.1.0",
+                shown(image)
+            ));
         }
         self.sidecar.resources.check(|resource, kind| format!("sidecar.resources.{kind}s.{resource}"))?;
         let life = self.sidecar.token_expiration_seconds;
-        if !TOKEN_LIVES.contains(&life) {
-            let (least, most) = (TOKEN_LIVES.start(), TOKEN_LIVES.end());
+        if !TOKEN_LIFETIMES.contains(&life) {
+            let (least, most) = (TOKEN_LIFETIMES.start(), TOKEN_LIFETIMES.end());
             return Err(format!("sidecar.tokenExpirationSeconds: is {life}; from {least} to {most} are possible"));
         }
+        self.sidecar.check_credentials()?;
         for (at, name) in self.protected_namespaces.iter().enumerate() {
             let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
             if !(1..=63).contains(&name.len()) || !name.bytes().all(inner) {
-                let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
-                return Err(format!("protectedNamespaces[{at}]: `{shown}` is no name of a namespace"));
+                return Err(format!("protectedNamespaces[{at}]: `{}` is not the name of a namespace", shown(name)));
             }
         }
         if self.webhooks.client_ca_file.is_none() && !self.webhooks.client_names.is_empty() {
@@ -355,19 +387,19 @@ impl Config {
         if let Some(at) = self.webhooks.client_names.iter().position(String::is_empty) {
             return Err(format!("webhooks.clientNames[{at}]: is empty; write a name such as kube-apiserver"));
         }
-        self.lives().map_err(|error| format!("certificates.{error}"))?;
-        self.shared_store.as_ref().map_or(Ok(()), SharedStore::check)
+        self.lifetimes().map_err(|error| format!("certificates.{error}"))?;
+        self.shared_store.as_ref().map_or(Ok(()), SharedStoreConfig::check)
     }
 
-    /// How long certificates live.
+    /// Returns the lifetimes of certificates.
     ///
     /// # Errors
-    /// They are too short or too long. Not of what [`Config::read`] gave.
-    pub fn lives(&self) -> Result<Lives, LivesError> {
-        Lives::new(self.certificates.ca_life, self.certificates.leaf_life)
+    /// They are too short or too long. Never for a configuration that [`OperatorConfig::read`] returned.
+    pub fn lifetimes(&self) -> Result<CertificateLifetimes, LifetimesError> {
+        CertificateLifetimes::new(self.certificates.ca_life, self.certificates.leaf_life)
     }
 
-    /// Whether pods of a namespace are never touched.
+    /// Returns whether pods of a namespace are never injected.
     pub fn protects(&self, namespace: &str, operator_namespace: &str) -> bool {
         namespace == operator_namespace
             || ALWAYS_PROTECTED.contains(&namespace)
@@ -378,9 +410,9 @@ impl Config {
 /// The least memory that a container can be limited to: with less, the runtime cannot start it.
 const LEAST_MEMORY: u128 = 8 * 1024 * 1024 * 1_000_000_000;
 
-impl Resources {
-    /// Whether a sidecar can run with them. `name` names an amount by resource (`cpu`, `memory`) and kind (`request`,
-    /// `limit`) for whoever wrote it.
+impl SidecarResources {
+    /// Checks that a sidecar can run with them. `name` returns where an amount is written, by resource (`cpu`, `memory`) and kind
+    /// (`request`, `limit`).
     pub(crate) fn check(&self, name: impl Fn(&str, &str) -> String) -> Result<(), String> {
         let (requests, limits) = (&self.requests, &self.limits);
         for (resource, request, limit) in [("cpu", &requests.cpu, &limits.cpu), ("memory", &requests.memory, &limits.memory)] {
@@ -408,14 +440,14 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        Config::read(text).unwrap_err().to_string()
+        OperatorConfig::read(text).unwrap_err().to_string()
     }
 
     #[test]
     fn what_is_left_out_has_its_default() {
-        let config = Config::read("").unwrap();
-        assert_eq!(config, Config::default());
-        assert_eq!(config, Config::read("sidecar: {}\ncertificates: {}").unwrap());
+        let config = OperatorConfig::read("").unwrap();
+        assert_eq!(config, OperatorConfig::default());
+        assert_eq!(config, OperatorConfig::read("sidecar: {}\ncertificates: {}").unwrap());
         assert_eq!(config.sidecar.image, "ghcr.io/toolweir/sidecar:0.1.0");
         assert_eq!(config.sidecar.resources.limits.memory.unwrap().as_str(), "64Mi");
         assert_eq!(config.sidecar.resources.limits.cpu, None);
@@ -443,8 +475,8 @@ mod tests {
               budgetMilliseconds: 20
             webhooks: {clientCaFile: /etc/client-ca/ca.crt, clientNames: [kube-apiserver]}
             certificates: {caLife: 2m, leafLife: 1m}";
-        let config = Config::read(text).unwrap();
-        assert_eq!((config.sidecar.image_pull_policy, config.sidecar.log_level), (PullPolicy::Never, LogLevel::Off));
+        let config = OperatorConfig::read(text).unwrap();
+        assert_eq!((config.sidecar.image_pull_policy, config.sidecar.log_level), (PullPolicy::Never, SidecarLogLevel::Off));
         let limits = config.sidecar.resources.limits.clone();
         assert_eq!((limits.cpu.unwrap().as_str(), limits.memory.unwrap().as_str()), ("1.5", "128Mi"));
         assert_eq!(config.sidecar.token_expiration_seconds, 600);
@@ -452,12 +484,14 @@ mod tests {
         let store = config.shared_store.as_ref().unwrap();
         assert_eq!(store.password_file.as_deref(), Some("/etc/store/password".as_ref()));
         assert_eq!(store.ca_file.as_deref(), Some("/etc/store/ca.crt".as_ref()));
-        let sent = store.with(Some("secret".to_owned()), None);
+        let sent = store.for_sidecars(Some("secret".to_owned()), None);
         assert_eq!((sent.url.as_str(), sent.username.as_deref()), ("rediss://store.example:6380", Some("toolweir")));
         assert_eq!((sent.prefix.as_str(), sent.leases, sent.budget_milliseconds), ("team", false, 20));
         assert_eq!((config.certificates.ca_life.as_secs(), config.certificates.leaf_life.as_secs()), (120, 60));
-        let webhooks =
-            Webhooks { client_ca_file: Some("/etc/client-ca/ca.crt".into()), client_names: vec!["kube-apiserver".to_owned()] };
+        let webhooks = WebhooksConfig {
+            client_ca_file: Some("/etc/client-ca/ca.crt".into()),
+            client_names: vec!["kube-apiserver".to_owned()],
+        };
         assert_eq!(config.webhooks, webhooks);
         for namespace in ["monitoring", "kube-system", "kube-public", "kube-node-lease", "toolweir-system"] {
             assert!(config.protects(namespace, "toolweir-system"), "{namespace}");
@@ -467,24 +501,29 @@ mod tests {
 
     #[test]
     fn a_shared_store_needs_no_more_than_its_url() {
-        let config = Config::read("sharedStore: {url: 'redis://store'}").unwrap();
+        let config = OperatorConfig::read("sharedStore: {url: 'redis://store'}").unwrap();
         let store = config.shared_store.unwrap();
         assert_eq!((store.username, store.password_file, store.ca_file, store.certificate), (None, None, None, None));
         assert_eq!((store.prefix.as_str(), store.leases, store.budget_milliseconds), ("toolweir", true, 50));
-        assert_eq!(Config::read("sharedStore: null").unwrap().shared_store, None);
+        assert_eq!(OperatorConfig::read("sharedStore: null").unwrap().shared_store, None);
         let config =
-            Config::read("sharedStore: {url: 'rediss://store', certificate: {secret: store-tls, service: store}}").unwrap();
+            OperatorConfig::read("sharedStore: {url: 'rediss://store', certificate: {secret: store-tls, service: store}}")
+                .unwrap();
         let certificate = config.shared_store.unwrap().certificate.unwrap();
         assert_eq!((certificate.secret.as_str(), certificate.service.as_str()), ("store-tls", "store"));
     }
 
     #[test]
     fn resources_that_are_named_replace_the_defaults() {
-        let config = Config::read("sidecar: {resources: {requests: {}, limits: {}}}").unwrap();
-        assert_eq!(config.sidecar.resources, Resources { requests: Amounts::default(), limits: Amounts::default() });
+        let config = OperatorConfig::read("sidecar: {resources: {requests: {}, limits: {}}}").unwrap();
+        assert_eq!(
+            config.sidecar.resources,
+            SidecarResources { requests: ResourceAmounts::default(), limits: ResourceAmounts::default() }
+        );
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases")]
     fn what_is_wrong_is_named_with_its_field() {
         for (text, promised) in [
             ("side: {}", "unknown field `side`"),
@@ -492,10 +531,10 @@ mod tests {
             ("webhooks: {clientCaFile: a, clientNames: [a, '']}", "webhooks.clientNames[1]: is empty"),
             ("webhooks: {clientCA: a}", "webhooks: unknown field `clientCA`"),
             ("sidecar: {images: a}", "sidecar: unknown field `images`"),
-            ("sidecar: {image: ''}", "sidecar.image: `` is no image; write such as"),
-            ("sidecar: {image: 'a b'}", "sidecar.image: `a b` is no image"),
+            ("sidecar: {image: ''}", "sidecar.image: `` is not an image; write for example"),
+            ("sidecar: {image: 'a b'}", "sidecar.image: `a b` is not an image"),
             ("sidecar: {imagePullPolicy: Sometimes}", "unknown variant `Sometimes`, expected one of `Always`"),
-            ("sidecar: {resources: {limits: {cpu: lots}}}", "limits.cpu: `lots` is no quantity; write such as 500m"),
+            ("sidecar: {resources: {limits: {cpu: lots}}}", "limits.cpu: `lots` is not a quantity; write for example 500m"),
             ("sidecar: {resources: {limits: {gpu: 1}}}", "unknown field `gpu`"),
             ("sidecar: {resources: {limits: {cpu: 0}}}", "sidecar.resources.limits.cpu: is 0; a limit is more than nothing"),
             ("sidecar: {resources: {limits: {memory: 64m}}}", "sidecar.resources.limits.memory: is 64m, too little"),
@@ -508,9 +547,15 @@ mod tests {
                 "sidecar: {scrapeAnnotations: often}",
                 "sidecar.scrapeAnnotations: invalid type: string \"often\", expected a boolean",
             ),
+            ("sidecar: {credentialsSecret: Tokens}", "sidecar.credentialsSecret: `Tokens` is not the name of a Secret"),
+            (
+                "sidecar: {tokenAudiences: [mcp, toolweir]}",
+                "sidecar.tokenAudiences[1]: `toolweir` is the audience of the sidecar's",
+            ),
+            ("sidecar: {tokenAudiences: [mcp, mcp]}", "sidecar.tokenAudiences[1]: `mcp` is there twice"),
             ("sidecar: {tokenExpirationSeconds: 60}", "sidecar.tokenExpirationSeconds: is 60; from 600 to"),
-            ("protectedNamespaces: [Kube]", "protectedNamespaces[0]: `Kube` is no name of a namespace"),
-            ("certificates: {caLife: soon}", "certificates: `soon` is no duration; write such as 365d"),
+            ("protectedNamespaces: [Kube]", "protectedNamespaces[0]: `Kube` is not the name of a namespace"),
+            ("certificates: {caLife: soon}", "certificates: `soon` is not a duration; write for example 365d"),
             ("certificates: {leafLife: 5s}", "certificates.leafLife must be from 10s to caLife, for example 24h; it is 5s"),
             ("certificates: {caLife: 101years}", "certificates.caLife must be from 1m to 20 years"),
             (
@@ -522,8 +567,8 @@ mod tests {
             ("sharedStore: {url: 'redis://s', password: x}", "sharedStore: unknown field `password`"),
             ("sharedStore: {url: 'http://s'}", "sharedStore.url: "),
             ("sharedStore: {url: 'redis://:secret@s'}", "sharedStore.url: the store's url has a user or a password in it"),
-            ("sharedStore: {url: 'redis://s', prefix: ''}", "sharedStore.prefix: `` is no beginning of keys"),
-            ("sharedStore: {url: 'redis://s', prefix: '{a}'}", "sharedStore.prefix: `{a}` is no beginning of keys"),
+            ("sharedStore: {url: 'redis://s', prefix: ''}", "sharedStore.prefix: `` is not a valid prefix of keys"),
+            ("sharedStore: {url: 'redis://s', prefix: '{a}'}", "sharedStore.prefix: `{a}` is not a valid prefix of keys"),
             ("sharedStore: {url: 'redis://s', caFile: /ca}", "sharedStore.caFile: is given, and sharedStore.url is without TLS"),
             ("sharedStore: {url: 'redis://s', certificate: {secret: a}}", "sharedStore.certificate: missing field `service`"),
             (
@@ -536,9 +581,9 @@ mod tests {
             ),
             (
                 "sharedStore: {url: 'rediss://s', certificate: {secret: a/b, service: b}}",
-                "sharedStore.certificate.secret: `a/b` is no name of a secret",
+                "sharedStore.certificate.secret: `a/b` is not the name of a secret",
             ),
-            ("sharedStore: {url: 'redis://s', username: ''}", "sharedStore.username: `` is no ACL user"),
+            ("sharedStore: {url: 'redis://s', username: ''}", "sharedStore.username: `` is not the name of an ACL user"),
             (
                 "sharedStore: {url: 'redis://s', budgetMilliseconds: 0}",
                 "sharedStore.budgetMilliseconds: is 0; from 1 to 10000 are possible",

@@ -1,4 +1,5 @@
-//! Denials as events on the pod, for `kubectl describe pod`: gathered, and written at most once a minute for a pod and reason.
+//! Denials as Kubernetes events of the pod, for `kubectl describe pod`. They are gathered, and written at most once a minute for
+//! each pod and reason.
 //!
 //! [`Ledger`] is plain data and functions; [`write`](fn@write) talks to the API server.
 
@@ -18,11 +19,12 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
+use prometheus::IntCounterVec;
 use tokio::{sync::mpsc, time::Instant};
-use toolweir_crds::stream::Denied;
+use toolweir_crds::{stream::Denied, text::one_line};
 use toolweir_engine::Reason;
 
-use crate::{index::PodKey, metrics::Metrics};
+use crate::{index::PodKey, metrics::OperatorRegistry};
 
 /// At most one write in this time, for a pod and reason.
 const PACE: Duration = Duration::from_secs(60);
@@ -40,21 +42,45 @@ const NAMED: usize = 3;
 const LONGEST_NAME: usize = 128;
 /// The most kinds of denials that are taken of one line; a sidecar tells no more.
 const KINDS: usize = 64;
-/// What the events are of.
+/// The component that reports the events.
 const COMPONENT: &str = "toolweir-operator";
 
-/// What a sidecar told.
+/// The metric of events.
 #[derive(Clone, Debug)]
-pub struct Told {
-    /// Whose sidecar.
+pub struct EventMetrics {
+    /// Events of denied calls, by result.
+    pub events: IntCounterVec,
+}
+
+impl EventMetrics {
+    /// Registers the metric.
+    ///
+    /// # Errors
+    /// Those of [`OperatorRegistry::counter`].
+    pub fn new(registry: &OperatorRegistry) -> Result<Self, prometheus::Error> {
+        let help = "Events of denied calls, by what became of them.";
+        let results = ["ok", "failed", "no_room"];
+        Ok(Self { events: registry.counters_at_zero("toolweir_operator_events_total", help, "result", results)? })
+    }
+
+    /// Counts denials that had no room.
+    pub fn count_no_room(&self) {
+        self.events.with_label_values(&["no_room"]).inc();
+    }
+}
+
+/// The denials that a sidecar reported.
+#[derive(Clone, Debug)]
+pub struct DenialReport {
+    /// The pod of the sidecar.
     pub pod: PodKey,
     /// The pod's uid.
     pub uid: String,
-    /// What was turned away.
+    /// The calls that were denied.
     pub denials: Vec<Denied>,
 }
 
-/// What is kept of what a sidecar told: so many kinds, of names so long.
+/// Returns the part of a report that is kept: a bounded number of kinds with names of bounded length.
 pub fn shorten(mut denials: Vec<Denied>) -> Vec<Denied> {
     denials.truncate(KINDS);
     denials.retain(|denied| known(&denied.reason).is_some());
@@ -77,22 +103,22 @@ pub struct Notice {
     pub uid: String,
     /// The event's name.
     pub name: String,
-    /// What it says.
+    /// The message.
     pub message: String,
-    /// When the first of these calls was told of.
+    /// When the first of these calls was reported.
     pub first: Timestamp,
     /// When the last one was.
     pub last: Timestamp,
-    /// How many calls.
+    /// The number of calls.
     pub count: u64,
 }
 
-/// What was told and is to be written.
+/// The denials that were reported, gathered to events.
 #[derive(Debug, Default)]
-pub struct Ledger(HashMap<(String, &'static str), Entry>);
+pub struct Ledger(HashMap<(String, &'static str), EventEntry>);
 
 #[derive(Debug)]
-struct Entry {
+struct EventEntry {
     pod: PodKey,
     first: Timestamp,
     last: Timestamp,
@@ -106,18 +132,18 @@ struct Entry {
 }
 
 impl Ledger {
-    /// Takes in what a sidecar told. Gives how many denials had no room.
-    pub fn add(&mut self, told: Told, now: Instant, time: Timestamp) -> u64 {
+    /// Adds a report. Returns how many denials had no room.
+    pub fn add(&mut self, report: DenialReport, now: Instant, time: Timestamp) -> u64 {
         let mut lost = 0;
-        for denied in told.denials {
+        for denied in report.denials {
             let Some(reason) = known(&denied.reason) else { continue };
-            let key = (told.uid.clone(), reason);
+            let key = (report.uid.clone(), reason);
             if !self.0.contains_key(&key) && self.0.len() >= MOST {
                 lost += denied.count;
                 continue;
             }
-            let entry = self.0.entry(key).or_insert_with(|| Entry {
-                pod: told.pod.clone(),
+            let entry = self.0.entry(key).or_insert_with(|| EventEntry {
+                pod: report.pod.clone(),
                 first: time,
                 last: time,
                 seen: now,
@@ -142,7 +168,7 @@ impl Ledger {
         lost
     }
 
-    /// What is to be written now; it counts as written. The longest overdue come first. Forgets what is over.
+    /// Returns the events that are due, the longest overdue first, and counts them as written. Forgets events that are over.
     pub fn due(&mut self, now: Instant) -> Vec<Notice> {
         self.0.retain(|_, entry| entry.is_new || now.saturating_duration_since(entry.seen) < FORGET);
         let mut due: Vec<_> = self
@@ -165,7 +191,7 @@ impl Ledger {
     }
 }
 
-impl Entry {
+impl EventEntry {
     fn notice(&self, uid: &str, reason: &'static str) -> Notice {
         let mut message = format!("{} tool call{} denied, {}", self.count, if self.count == 1 { "" } else { "s" }, words(reason));
         let _ = write!(message, " ({reason}), by {}: {}.", list(self.policies.iter()), list(self.tools.keys()));
@@ -181,12 +207,12 @@ impl Entry {
     }
 }
 
-/// A reason as the metrics have it, of the closed set; nothing for one that a newer sidecar knows, or that is none.
+/// Returns a reason of the closed set of the metrics; none for one that only a newer sidecar knows.
 fn known(reason: &str) -> Option<&'static str> {
     Reason::ALL.into_iter().filter(|known| *known != Reason::None).map(Reason::as_str).find(|known| *known == reason)
 }
 
-/// The same for people.
+/// Returns a reason in words.
 fn words(reason: &str) -> &'static str {
     match reason {
         "rate_limit" => "over a limit",
@@ -208,16 +234,16 @@ fn list<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> String {
     format!("{}{more}", first.join(", "))
 }
 
-/// A name that a sidecar told, fit to be shown.
+/// Returns a name that a sidecar reported as one line.
 fn shown(name: &str) -> String {
     if name.is_empty() {
         return "no policy".to_owned();
     }
     let name = name.get(..name.floor_char_boundary(LONGEST_NAME)).unwrap_or_default();
-    name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    one_line(name, LONGEST_NAME)
 }
 
-/// The name of the event: of the pod, and of what makes it another one.
+/// Returns the name of the event: that of the pod, and a hash of its uid, the reason and the time.
 fn name(pod: &str, uid: &str, reason: &str, first: Timestamp) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, format!("{uid} {reason} {first}").as_bytes());
     let pod: String = pod.chars().take(230).collect();
@@ -225,20 +251,20 @@ fn name(pod: &str, uid: &str, reason: &str, first: Timestamp) -> String {
     format!("{}.{}", pod.trim_end_matches(['.', '-']), HEXLOWER.encode(digest.as_ref().get(..8).unwrap_or_default()))
 }
 
-/// Writes what sidecars tell, for ever.
-pub async fn write(client: Client, mut told: mpsc::Receiver<Told>, metrics: Metrics) {
+/// Writes the reports of sidecars as events, for ever.
+pub async fn write(client: Client, mut reports: mpsc::Receiver<DenialReport>, metrics: EventMetrics) {
     let mut ledger = Ledger::default();
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
-            told = told.recv() => match told {
-                Some(told) => {
-                    let lost = ledger.add(told, Instant::now(), Timestamp::now());
+            report = reports.recv() => match report {
+                Some(report) => {
+                    let lost = ledger.add(report, Instant::now(), Timestamp::now());
                     if lost > 0 {
-                        metrics.events.with_label_values(&["no_room"]).inc();
+                        metrics.count_no_room();
                     }
                 }
-                // Nobody is left who could tell anything.
+                // No stream is left that could report anything.
                 None => return std::future::pending().await,
             },
             _ = look.tick() => {
@@ -292,7 +318,7 @@ fn event(notice: &Notice) -> Event {
 mod tests {
     use super::*;
 
-    fn told(pod: &str, denials: &[(&str, &str, u64)]) -> Told {
+    fn told(pod: &str, denials: &[(&str, &str, u64)]) -> DenialReport {
         let denied = |(reason, tool, count): &(&str, &str, u64)| Denied {
             policy: "agents/facebook".to_owned(),
             reason: (*reason).to_owned(),
@@ -301,7 +327,7 @@ mod tests {
             count: *count,
         };
         let pod = PodKey { namespace: "agents".to_owned(), name: pod.to_owned() };
-        Told { uid: format!("uid-{}", pod.name), pod, denials: denials.iter().map(denied).collect() }
+        DenialReport { uid: format!("uid-{}", pod.name), pod, denials: denials.iter().map(denied).collect() }
     }
 
     fn time(seconds: i64) -> Timestamp {

@@ -1,8 +1,9 @@
-//! What the operator knows of the cluster, and which policies govern which pod: events in, a snapshot for each pod out.
-//! Plain data; who watches the API server and who serves the streams is elsewhere.
+//! The operator's view of the cluster, and which policies govern which pod: events in, a snapshot for each pod out. Plain data
+//! without I/O.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     sync::{Arc, OnceLock},
 };
 
@@ -10,19 +11,19 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use tokio::sync::watch;
 use toolweir_crds::{
-    Document, FieldError, LabelSelector, bounds,
+    Document, FieldError, LabelSelector, check,
     resource::PolicyStatus,
-    stream::{Message, Snapshot},
+    select::{Labels, selects},
+    stream::{Snapshot, StreamMessage},
 };
-use toolweir_engine::{Engine, Memory, Options, Policy, PolicyId, Severity};
+use toolweir_engine::{CompileOptions, Engine, Memory, Policy, PolicyId, Severity};
 
 use crate::{
-    inject::{INJECT_LABEL, Skip},
-    select::{Labels, selects},
-    shared,
+    credentials::MountedCredentials,
+    inject::{NamespaceInfo, OptIn, SkipReason, namespace_opted_in},
 };
 
-/// Why a pod has no sidecar that could have one.
+/// The reason of a pod that has no sidecar and could have one.
 pub const NOT_INJECTED: &str = "NotInjected";
 
 /// Namespace and name of a pod.
@@ -34,24 +35,26 @@ pub struct PodKey {
     pub name: String,
 }
 
-/// What matters of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A pod, as far as the index keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// Its uid: a pod of the same name that comes later is another one.
     pub uid: String,
     /// Its labels.
     pub labels: Labels,
-    /// Whether it has a sidecar.
+    /// True if it has a sidecar.
     pub injected: bool,
     /// Why it can have none, if so.
-    pub unfit: Option<Skip>,
-    /// Whether it is being deleted: its sidecar is served to the end, but no status counts it.
+    pub unfit: Option<SkipReason>,
+    /// What its sidecar has mounted for credentials of servers.
+    pub credentials: MountedCredentials,
+    /// True if it is being deleted: its sidecar is served to the end, but no status counts it.
     pub ends: bool,
 }
 
 /// A policy as it stands in the cluster.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct PolicyEntry {
     /// Its uid.
     pub uid: String,
     /// Its generation, which changes with its spec.
@@ -62,20 +65,20 @@ pub struct Entry {
     pub document: Document,
     /// The same as the engine takes it.
     pub policy: Policy,
-    /// What is wrong with it by itself. The webhook refuses such a policy; one that came past it denies everything.
+    /// The errors of the policy alone. The webhook refuses such a policy; one that bypassed it denies everything.
     pub errors: Vec<FieldError>,
     /// The status that was written last.
     pub status: PolicyStatus,
 }
 
-impl Entry {
-    /// A policy that was read from the cluster.
-    pub fn new(uid: String, generation: i64, document: Document, status: PolicyStatus, options: &Options) -> Self {
+impl PolicyEntry {
+    /// Creates an entry for a policy, which compiles it.
+    pub fn new(uid: String, generation: i64, document: Document, status: PolicyStatus, options: &CompileOptions) -> Self {
         let (namespaces, mut errors) = match &document {
             Document::MCPPolicy { .. } => (None, Vec::new()),
             Document::MCPClusterPolicy { spec, .. } => {
                 let selector = spec.namespace_selector.clone();
-                let errors = bounds::check_selector("spec.namespaceSelector", &selector);
+                let errors = check::check_selector("spec.namespaceSelector", &selector);
                 (Some(selector), errors)
             }
         };
@@ -84,11 +87,17 @@ impl Entry {
         errors.extend(problems.into_iter().filter(|problem| problem.severity == Severity::Invalid).map(|problem| problem.error));
         Self { uid, generation, namespaces, document, policy, errors, status }
     }
+
+    /// Returns the servers to which the policy gives a credential.
+    fn servers_with_credential(&self) -> Vec<String> {
+        let servers = self.policy.spec.servers.iter();
+        servers.filter(|server| server.credential.is_some()).map(|server| server.name.clone()).collect()
+    }
 }
 
 /// A policy of a snapshot, in the state in which it is there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Included {
+pub struct IncludedPolicy {
     /// Its name.
     pub id: PolicyId,
     /// Its uid.
@@ -99,57 +108,73 @@ pub struct Included {
 
 /// A snapshot, written once for all pods that it is for.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedSnapshot {
     /// Names its content.
     pub version: String,
     /// The line on the stream.
     pub line: Bytes,
     /// The policies in it.
-    pub includes: Vec<Included>,
-    /// Whether one of them counts across pods.
+    pub includes: Vec<IncludedPolicy>,
+    /// True if one of them counts across pods.
     pub shares: bool,
+    /// The servers to which each of them gives a credential; without those that give none.
+    pub credentials: BTreeMap<PolicyId, Vec<String>>,
     policies: Vec<Policy>,
     conflicts: OnceLock<Vec<(PolicyId, FieldError)>>,
 }
 
-impl Prepared {
-    fn new(includes: Vec<Included>, entries: &[&Entry]) -> Self {
+impl PreparedSnapshot {
+    /// Writes the line of a snapshot with these policies.
+    pub(crate) fn new(includes: Vec<IncludedPolicy>, entries: &[&PolicyEntry]) -> Self {
         let documents: Vec<&Document> = entries.iter().map(|entry| &entry.document).collect();
         let text = serde_json::to_vec(&documents).unwrap_or_default();
         let hash = ring::digest::digest(&ring::digest::SHA256, &text);
         let version: String = HEXLOWER.encode(hash.as_ref()).chars().take(16).collect();
-        let message = Message::Snapshot(Snapshot { version: version.clone(), policies: documents });
+        let message = StreamMessage::Snapshot(Snapshot { version: version.clone(), policies: documents });
         let mut line = serde_json::to_vec(&message).unwrap_or_default();
         line.push(b'\n');
         let policies = entries.iter().map(|entry| entry.policy.clone()).collect();
-        let shares = entries.iter().any(|entry| shared::is_used(&entry.policy.spec));
-        Self { version, line: line.into(), includes, shares, policies, conflicts: OnceLock::new() }
+        let shares = entries.iter().any(|entry| entry.policy.spec.counts_across_pods());
+        let credentials = entries.iter().map(|entry| (entry.policy.id.clone(), entry.servers_with_credential()));
+        let credentials = credentials.filter(|(_, servers)| !servers.is_empty()).collect();
+        Self { version, line: line.into(), includes, shares, credentials, policies, conflicts: OnceLock::new() }
     }
 
-    /// Whether [`Prepared::conflicts`] has been worked out, so that it takes no time.
-    pub fn is_worked_out(&self) -> bool {
+    /// Returns whether [`PreparedSnapshot::conflicts`] are known, so that it takes no time.
+    pub fn has_conflicts_computed(&self) -> bool {
         self.conflicts.get().is_some()
     }
 
-    /// Policies whose url is not the one that holds, with what to write instead. The first time it compiles them all.
-    pub fn conflicts(&self, options: &Options) -> &[(PolicyId, FieldError)] {
+    /// Returns the policies whose url or credential is not the one in force, with what to write instead. The first call compiles all of them.
+    pub fn conflicts(&self, options: &CompileOptions) -> &[(PolicyId, FieldError)] {
         self.conflicts.get_or_init(|| {
             let (_, problems) = Engine::compile(&self.policies, Memory::new(0), options);
-            let conflicts = problems.into_iter().filter(|problem| problem.severity == Severity::Conflict);
+            let conflicts =
+                problems.into_iter().filter(|problem| matches!(problem.severity, Severity::Conflict | Severity::Closed));
             conflicts.filter_map(|problem| Some((self.policies.get(problem.policy)?.id.clone(), problem.error))).collect()
+        })
+    }
+
+    /// Returns the servers that nothing reaches since policies disagree on their credential, each with the words of a policy that
+    /// says another than an older one. It compiles as [`PreparedSnapshot::conflicts`] does.
+    pub fn closed_servers(&self, options: &CompileOptions) -> impl Iterator<Item = (&str, String)> {
+        self.conflicts(options).iter().filter_map(|(id, error)| {
+            let at: usize = error.path.strip_prefix("spec.servers[")?.strip_suffix("].credential")?.parse().ok()?;
+            let policy = self.policies.iter().find(|policy| policy.id == *id)?;
+            Some((policy.spec.servers.get(at)?.name.as_str(), format!("policy {id}, {error}")))
         })
     }
 }
 
-/// What came from the API server.
+/// A change of the cluster, or a list of all objects of a kind.
 #[derive(Debug)]
-pub enum Event {
-    /// A namespace is there, with these labels.
-    Namespace(String, Labels),
+pub enum ClusterEvent {
+    /// A namespace is there.
+    Namespace(String, NamespaceInfo),
     /// A namespace is gone.
     NamespaceGone(String),
     /// These are all namespaces.
-    Namespaces(BTreeMap<String, Labels>),
+    Namespaces(BTreeMap<String, NamespaceInfo>),
     /// A pod is there.
     Pod(PodKey, Pod),
     /// A pod is gone, or will never run again.
@@ -157,7 +182,7 @@ pub enum Event {
     /// These are all pods.
     Pods(BTreeMap<PodKey, Pod>),
     /// A policy is there.
-    Policy(PolicyId, Box<Entry>),
+    Policy(PolicyId, Box<PolicyEntry>),
     /// A policy is gone.
     PolicyGone(PolicyId),
     /// These are all policies of the cluster's, or all of namespaces.
@@ -165,42 +190,42 @@ pub enum Event {
         /// Which of the two kinds.
         cluster: bool,
         /// The policies.
-        all: BTreeMap<PolicyId, Entry>,
+        all: BTreeMap<PolicyId, PolicyEntry>,
     },
 }
 
-/// Which pods an event may have changed something for.
+/// The pods that an event concerns.
 enum Affected {
-    Nobody,
+    NoPod,
     Pod(PodKey),
     Namespace(String),
-    Everybody,
+    AllPods,
 }
 
 /// The snapshot that holds for a pod; none once the pod is gone.
-pub type Current = Option<Arc<Prepared>>;
+pub type CurrentSnapshot = Option<Arc<PreparedSnapshot>>;
 
 #[derive(Debug)]
 struct Subscription {
     uid: String,
-    sender: watch::Sender<Current>,
+    sender: watch::Sender<CurrentSnapshot>,
 }
 
-/// What is known of the cluster.
+/// The cluster as the operator knows it.
 #[derive(Debug, Default)]
 pub struct Index {
-    namespaces: BTreeMap<String, Labels>,
+    namespaces: BTreeMap<String, NamespaceInfo>,
     pods: BTreeMap<PodKey, Pod>,
-    policies: BTreeMap<PolicyId, Entry>,
-    seen: Seen,
+    policies: BTreeMap<PolicyId, PolicyEntry>,
+    listed: Listed,
     subscriptions: BTreeMap<PodKey, Subscription>,
-    prepared: HashMap<Vec<Included>, Arc<Prepared>>,
+    prepared: HashMap<Vec<IncludedPolicy>, Arc<PreparedSnapshot>>,
 }
 
-/// Of what everything was seen once.
+/// The kinds of objects that were listed once.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "one for each list")]
-struct Seen {
+struct Listed {
     namespaces: bool,
     pods: bool,
     policies: bool,
@@ -208,83 +233,83 @@ struct Seen {
 }
 
 impl Index {
-    /// Whether everything was seen once. Before, nothing may be said of any pod.
+    /// Returns whether every kind of object was listed once. Before that nothing is known for sure of any pod.
     pub fn synced(&self) -> bool {
-        let Seen { namespaces, pods, policies, cluster_policies } = self.seen;
+        let Listed { namespaces, pods, policies, cluster_policies } = self.listed;
         namespaces && pods && policies && cluster_policies
     }
 
-    /// Takes in an event and tells the subscribers whose snapshot it changes.
-    pub fn apply(&mut self, event: Event) {
+    /// Applies an event and notifies the subscribers whose snapshot it changes.
+    pub fn apply(&mut self, event: ClusterEvent) {
         let before = self.synced();
-        let affected = self.take(event);
+        let affected = self.update(event);
         if before {
             self.publish(&affected);
         } else if self.synced() {
-            self.publish(&Affected::Everybody);
+            self.publish(&Affected::AllPods);
         }
     }
 
-    fn take(&mut self, event: Event) -> Affected {
+    fn update(&mut self, event: ClusterEvent) -> Affected {
         match event {
-            Event::Namespace(name, labels) => {
-                let same = self.namespaces.get(&name) == Some(&labels);
-                self.namespaces.insert(name.clone(), labels);
-                if same { Affected::Nobody } else { Affected::Namespace(name) }
+            ClusterEvent::Namespace(name, info) => {
+                let same = self.namespaces.get(&name).is_some_and(|old| old.labels == info.labels);
+                self.namespaces.insert(name.clone(), info);
+                if same { Affected::NoPod } else { Affected::Namespace(name) }
             }
-            Event::NamespaceGone(name) => {
+            ClusterEvent::NamespaceGone(name) => {
                 self.namespaces.remove(&name);
                 Affected::Namespace(name)
             }
-            Event::Namespaces(all) => {
-                (self.namespaces, self.seen.namespaces) = (all, true);
-                Affected::Everybody
+            ClusterEvent::Namespaces(all) => {
+                (self.namespaces, self.listed.namespaces) = (all, true);
+                Affected::AllPods
             }
-            Event::Pod(key, pod) => {
+            ClusterEvent::Pod(key, pod) => {
                 let same = self.pods.get(&key) == Some(&pod);
                 self.pods.insert(key.clone(), pod);
-                if same { Affected::Nobody } else { Affected::Pod(key) }
+                if same { Affected::NoPod } else { Affected::Pod(key) }
             }
-            Event::PodGone(key) => {
+            ClusterEvent::PodGone(key) => {
                 self.pods.remove(&key);
                 Affected::Pod(key)
             }
-            Event::Pods(all) => {
-                (self.pods, self.seen.pods) = (all, true);
-                Affected::Everybody
+            ClusterEvent::Pods(all) => {
+                (self.pods, self.listed.pods) = (all, true);
+                Affected::AllPods
             }
-            Event::Policy(id, entry) => {
+            ClusterEvent::Policy(id, entry) => {
                 let affected = Self::pods_of(&id);
                 let before = self.policies.insert(id, *entry);
-                let same = |entry: &Entry| {
+                let same = |entry: &PolicyEntry| {
                     before.as_ref().is_some_and(|old| (&old.uid, old.generation) == (&entry.uid, entry.generation))
                 };
                 let unchanged = before.as_ref().and_then(|old| self.policies.get(&old.policy.id)).is_some_and(same);
-                if unchanged { Affected::Nobody } else { affected }
+                if unchanged { Affected::NoPod } else { affected }
             }
-            Event::PolicyGone(id) => {
+            ClusterEvent::PolicyGone(id) => {
                 self.policies.remove(&id);
                 Self::pods_of(&id)
             }
-            Event::Policies { cluster, all } => {
+            ClusterEvent::Policies { cluster, all } => {
                 self.policies.retain(|id, _| id.cluster != cluster);
                 self.policies.extend(all);
-                *(if cluster { &mut self.seen.cluster_policies } else { &mut self.seen.policies }) = true;
-                Affected::Everybody
+                *(if cluster { &mut self.listed.cluster_policies } else { &mut self.listed.policies }) = true;
+                Affected::AllPods
             }
         }
     }
 
     fn pods_of(id: &PolicyId) -> Affected {
-        if id.cluster { Affected::Everybody } else { Affected::Namespace(id.namespace.clone()) }
+        if id.cluster { Affected::AllPods } else { Affected::Namespace(id.namespace.clone()) }
     }
 
     fn publish(&mut self, affected: &Affected) {
         let touched = |key: &PodKey| match affected {
-            Affected::Nobody => false,
+            Affected::NoPod => false,
             Affected::Pod(pod) => pod == key,
             Affected::Namespace(namespace) => *namespace == key.namespace,
-            Affected::Everybody => true,
+            Affected::AllPods => true,
         };
         let keys: Vec<PodKey> = self.subscriptions.keys().filter(|key| touched(key)).cloned().collect();
         for key in keys {
@@ -292,7 +317,7 @@ impl Index {
             let current = self.snapshot(&key, &uid);
             if let Some(subscription) = self.subscriptions.get(&key) {
                 // By identity, not by version: a policy that was replaced by its like has another uid to acknowledge.
-                let same = |old: &Current| match (old, &current) {
+                let same = |old: &CurrentSnapshot| match (old, &current) {
                     (Some(old), Some(new)) => Arc::ptr_eq(old, new),
                     (old, new) => old.is_none() && new.is_none(),
                 };
@@ -304,42 +329,42 @@ impl Index {
             }
         }
         self.subscriptions.retain(|_, subscription| subscription.sender.receiver_count() > 0);
-        if !matches!(affected, Affected::Nobody) {
+        if !matches!(affected, Affected::NoPod) {
             self.prepared.retain(|_, prepared| Arc::strong_count(prepared) > 1);
         }
     }
 
-    /// The policies that govern a pod, by name.
-    fn governing<'a>(&'a self, key: &'a PodKey, pod: &'a Pod) -> impl Iterator<Item = (&'a PolicyId, &'a Entry)> {
+    /// Returns the policies that govern a pod, by name.
+    fn governing<'a>(&'a self, key: &'a PodKey, pod: &'a Pod) -> impl Iterator<Item = (&'a PolicyId, &'a PolicyEntry)> {
         let namespace = self.namespaces.get(&key.namespace);
         self.policies.iter().filter(move |(id, entry)| {
             let of_namespace = match &entry.namespaces {
                 None => id.namespace == key.namespace,
                 // A namespace whose labels are not known is governed by all: nothing is opened by not knowing.
-                Some(selector) => namespace.is_none_or(|labels| selects(selector, labels)),
+                Some(selector) => namespace.is_none_or(|info| selects(selector, &info.labels)),
             };
             of_namespace && selects(&entry.policy.spec.pod_selector, &pod.labels)
         })
     }
 
-    /// The snapshot for a pod; none when there is no such pod.
-    pub fn snapshot(&mut self, key: &PodKey, uid: &str) -> Current {
+    /// Returns the snapshot for a pod; none where there is no such pod.
+    pub fn snapshot(&mut self, key: &PodKey, uid: &str) -> CurrentSnapshot {
         let pod = self.pods.get(key).filter(|pod| pod.uid == uid)?;
         let (mut includes, mut entries) = (Vec::new(), Vec::new());
         for (id, entry) in self.governing(key, pod) {
-            includes.push(Included { id: id.clone(), uid: entry.uid.clone(), generation: entry.generation });
+            includes.push(IncludedPolicy { id: id.clone(), uid: entry.uid.clone(), generation: entry.generation });
             entries.push(entry);
         }
         if let Some(prepared) = self.prepared.get(&includes) {
             return Some(Arc::clone(prepared));
         }
-        let prepared = Arc::new(Prepared::new(includes.clone(), &entries));
+        let prepared = Arc::new(PreparedSnapshot::new(includes.clone(), &entries));
         self.prepared.insert(includes, Arc::clone(&prepared));
         Some(prepared)
     }
 
-    /// The snapshot for a pod, now and whenever it changes. None when there is no such pod, or not yet.
-    pub fn subscribe(&mut self, key: &PodKey, uid: &str) -> Option<watch::Receiver<Current>> {
+    /// Subscribes to the snapshot for a pod. Returns none where there is no such pod, or not yet.
+    pub fn subscribe(&mut self, key: &PodKey, uid: &str) -> Option<watch::Receiver<CurrentSnapshot>> {
         let current = self.snapshot(key, uid)?;
         match self.subscriptions.get(key) {
             Some(subscription) if subscription.uid == uid => Some(subscription.sender.subscribe()),
@@ -352,8 +377,8 @@ impl Index {
         }
     }
 
-    /// The labels of a namespace, if it is known.
-    pub fn namespace(&self, name: &str) -> Option<&Labels> {
+    /// What is known of a namespace.
+    pub fn namespace(&self, name: &str) -> Option<&NamespaceInfo> {
         self.namespaces.get(name)
     }
 
@@ -362,43 +387,48 @@ impl Index {
         self.pods.iter()
     }
 
-    /// Whether a pod is there and counts in a status.
+    /// Returns whether a pod is there and counts in a status.
     pub fn counts(&self, key: &PodKey, uid: &str) -> bool {
         self.pods.get(key).is_some_and(|pod| pod.uid == uid && !pod.ends)
     }
 
-    /// Whether a pod is there.
+    /// Returns whether a pod is there.
     pub fn has(&self, key: &PodKey, uid: &str) -> bool {
         self.pods.get(key).is_some_and(|pod| pod.uid == uid)
     }
 
-    /// Whether a pod of this uid is there, whatever its name.
+    /// Returns whether a pod of this uid is there, whatever its name.
     pub fn has_uid(&self, namespace: &str, uid: &str) -> bool {
         self.pods.iter().any(|(key, pod)| key.namespace == namespace && pod.uid == uid)
     }
 
-    /// Pods that opted in, run, and have no sidecar: how many, by namespace and why. `NotInjected`: they were created before
-    /// their namespace opted in, or came past the webhook; each namespace that opted in has it, also with 0.
+    /// Counts the pods that opted in, run, and have no sidecar, by namespace and reason. `NotInjected`: they were created before
+    /// their namespace opted in, or bypassed the webhook; each namespace that opted in has it, also with 0.
     pub fn without_sidecar(&self, protects: impl Fn(&str) -> bool) -> BTreeMap<(String, &'static str), i64> {
-        let label = |labels: &Labels| labels.get(INJECT_LABEL).cloned();
-        let enabled = |name: &str| self.namespaces.get(name).and_then(label).as_deref() == Some("enabled");
+        let enabled = |name: &str| self.namespaces.get(name).is_some_and(|info| namespace_opted_in(&info.labels));
         let asked = self.namespaces.keys().filter(|name| enabled(name) && !protects(name));
         let mut counts: BTreeMap<(String, &'static str), i64> = asked.map(|name| ((name.clone(), NOT_INJECTED), 0)).collect();
         for (key, pod) in self.pods.iter().filter(|(_, pod)| !pod.injected && !pod.ends) {
-            let opted_in = match label(&pod.labels).as_deref() {
-                Some("enabled") => true,
-                Some("disabled") => false,
-                _ => enabled(&key.namespace),
+            let opted_in = match OptIn::from_labels(&pod.labels) {
+                Some(OptIn::Enabled) => true,
+                Some(OptIn::Disabled) => false,
+                None => enabled(&key.namespace),
             };
             if opted_in && !protects(&key.namespace) {
-                *counts.entry((key.namespace.clone(), pod.unfit.map_or(NOT_INJECTED, Skip::as_str))).or_default() += 1;
+                *counts.entry((key.namespace.clone(), pod.unfit.map_or(NOT_INJECTED, SkipReason::as_str))).or_default() += 1;
             }
         }
         counts
     }
 
     /// The policies.
-    pub fn policies(&self) -> impl Iterator<Item = (&PolicyId, &Entry)> {
+    pub fn policies(&self) -> impl Iterator<Item = (&PolicyId, &PolicyEntry)> {
         self.policies.iter()
+    }
+}
+
+impl fmt::Display for PodKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
     }
 }

@@ -1,4 +1,4 @@
-//! Which replica writes status: the one that holds the Lease, as Kubernetes' own components do it
+//! Elects the replica that writes status: the one that holds the Lease, as Kubernetes' own components do it
 //! (`coordination.k8s.io/v1`, `Lease`).
 
 use std::time::Duration;
@@ -9,21 +9,40 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
+use prometheus::IntGauge;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
 
-use crate::metrics::Metrics;
+use crate::metrics::OperatorRegistry;
 
-/// How long a lease holds that is not renewed.
+/// The time after which a lease that is not renewed may be taken.
 const DURATION: Duration = Duration::from_secs(15);
-/// How long the leader goes on without having renewed. Shorter than [`DURATION`], so that there are never two.
+/// The time that the leader goes on without renewing the lease. Shorter than [`DURATION`], so that there are never two.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks.
 const PACE: Duration = Duration::from_secs(2);
 
-/// What was seen of the lease, and since when it has not changed by this replica's own clock: clocks of others say nothing.
+/// The metric of leadership.
+#[derive(Clone, Debug)]
+pub struct LeaderMetrics {
+    /// 1 while this replica leads.
+    pub leader: IntGauge,
+}
+
+impl LeaderMetrics {
+    /// Registers the metric.
+    ///
+    /// # Errors
+    /// Those of [`OperatorRegistry::counter`].
+    pub fn new(registry: &OperatorRegistry) -> Result<Self, prometheus::Error> {
+        Ok(Self { leader: registry.gauge("toolweir_operator_leader", "1 at the replica that writes status.")? })
+    }
+}
+
+/// The lease as it was seen last, and since when it has not changed by this replica's own clock: the clocks of others may be
+/// wrong.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     spec: Option<LeaseSpec>,
@@ -31,14 +50,14 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Takes in what the lease says now.
+    /// Takes the lease as it is now.
     pub fn see(&mut self, spec: Option<&LeaseSpec>, now: Instant) {
         if self.since.is_none() || self.spec.as_ref() != spec {
             *self = Self { spec: spec.cloned(), since: Some(now) };
         }
     }
 
-    /// Whether the lease may be taken or renewed by this replica.
+    /// Returns whether this replica may take or renew the lease.
     pub fn is_free(&self, me: &str, now: Instant) -> bool {
         let holder = self.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
         if holder.is_empty() || holder == me {
@@ -50,7 +69,7 @@ impl Observed {
     }
 }
 
-/// The spec of a lease that this replica takes or renews.
+/// Returns the spec of a lease that this replica takes or renews.
 pub fn taken(before: Option<&LeaseSpec>, me: &str, now: Timestamp) -> LeaseSpec {
     let before = before.cloned().unwrap_or_default();
     let mine = before.holder_identity.as_deref() == Some(me);
@@ -64,14 +83,14 @@ pub fn taken(before: Option<&LeaseSpec>, me: &str, now: Timestamp) -> LeaseSpec 
     }
 }
 
-/// Takes and keeps the lease for as long as `stopping` is false, then gives it back. `leads` says whether this replica leads.
+/// Takes and keeps the lease for as long as `stopping` is false, then gives it back. `leads` holds whether this replica leads.
 pub async fn lead(
     client: Client,
     namespace: &str,
     name: &str,
     me: &str,
     leads: watch::Sender<bool>,
-    metrics: &Metrics,
+    metrics: &LeaderMetrics,
     mut stopping: watch::Receiver<bool>,
 ) {
     let api: Api<Lease> = Api::namespaced(client, namespace);

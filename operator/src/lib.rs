@@ -1,11 +1,20 @@
 //! Injects the sidecar into agent pods and streams to each the policies that govern it.
 //!
-//! [`index`], [`select`], [`acks`], [`status`] and [`inject`] are plain data and functions: what is known of the cluster, which
-//! policies govern which pod, what a policy's status says, what a pod becomes. [`cluster`] feeds the index from the API server,
-//! [`stream`] serves the sidecars ([`auth`] says who they are), [`admission`] the webhooks ([`review`] reads what comes, [`weigh`] says
-//! what it would take, [`namespaces`] asks for what the index may not know yet), [`publish`] writes, [`leader`] says who writes status, [`events`] tells of denials, [`shared`] of the store
-//! that pods share, [`certs`] keeps what TLS needs. [`serve`] has the ports, [`seats`] and [`room`] bound what strangers take there,
-//! [`client_ca`] says who may use the webhooks. [`run`](mod@run) puts them together.
+//! Plain data and functions, without I/O: [`index`] (the cluster as it is known, and which policies govern which pod), [`acks`] (what
+//! sidecars enforce), [`status`] and [`credential_status`] (the status of policies), [`inject`] (a pod with a sidecar), [`credentials`],
+//! [`quantity`], [`weigh`], [`review`] and most of [`certs`].
+//!
+//! ```text
+//! API server --watch--> cluster --> cluster_state (index, acks) --> stream --> sidecars
+//!      |  ^                               |            ^               |
+//!      |  +-- publish (status, leader) <--+            +-- acks -------+--> events
+//!      +--webhook--> admission (review, weigh, namespaces) --> inject, index
+//! ```
+//!
+//! [`auth`] authenticates sidecars, [`client_ca`] API servers. [`serve`] has the ports; [`seats`], [`evicting_semaphore`] and [`worker`]
+//! bound what clients take there before they are authenticated; [`response`], [`probes`] and [`metrics_port`] answer. [`shared_store`]
+//! reads and probes the store that pods share. Each module creates its metrics in the registry of [`metrics`]; [`operator_metrics`]
+//! collects them. [`run`](mod@run) starts all parts; [`check`] asks a running operator.
 
 pub mod acks;
 pub mod admission;
@@ -14,24 +23,31 @@ pub mod certs;
 pub mod check;
 pub mod client_ca;
 pub mod cluster;
+pub mod cluster_state;
 pub mod config;
+pub mod credential_status;
+pub mod credentials;
 pub mod events;
+pub mod evicting_semaphore;
 pub mod index;
 pub mod inject;
 pub mod leader;
 pub mod metrics;
+pub mod metrics_port;
 pub mod namespaces;
+pub mod next_line;
+pub mod operator_metrics;
+pub mod probes;
 pub mod publish;
+pub mod quantity;
+pub mod response;
 pub mod review;
-pub mod room;
 pub mod run;
 pub mod seats;
-pub mod select;
 pub mod serve;
-pub mod shared;
+pub mod shared_store;
 pub mod status;
 pub mod stream;
+pub mod watch;
 pub mod weigh;
-pub mod world;
-
-pub use toolweir_crds::SIDECAR_CONTAINER;
+pub mod worker;

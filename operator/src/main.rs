@@ -109,7 +109,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match command {
         Command::Run(run) => {
-            let options = run::Options {
+            let options = run::RunOptions {
                 config: run.config,
                 namespace: run.namespace,
                 pod_name: run.pod_name,

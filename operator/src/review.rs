@@ -1,5 +1,5 @@
-//! What is read of an `AdmissionReview`. Of its objects nothing becomes a tree before it is known how large that would be, and
-//! only what is decided on ever does: not `managedFields`, not the status.
+//! Reads an `AdmissionReview`. No object becomes a tree before it is known how large that would be, and only the parts on which
+//! is decided ever do: not `managedFields`, not the status.
 
 use std::{borrow::Cow, fmt};
 
@@ -10,7 +10,7 @@ use serde::{
 };
 use serde_json::{Map, Value, value::RawValue};
 use toolweir_crds::{Document, Metadata};
-use toolweir_engine::json::{JsonError, Kind as JsonKind, Reader};
+use toolweir_engine::json::{JsonError, JsonKind, Reader};
 
 use crate::{
     inject::INJECT_LABEL,
@@ -19,7 +19,7 @@ use crate::{
 
 /// The most that an object may take as a tree, in bytes: more than ten times what etcd holds of one in any usual form.
 pub const HEAVIEST: usize = 36 * 1024 * 1024;
-/// What a container weighs besides itself: it gets variables and a mount, in the pod and once more in the patch.
+/// The weight of a container besides its own, in bytes: it gets variables and a mount, in the pod and once more in the patch.
 const CONTAINER: usize = 8 * 1024;
 /// The longest uid, name or kind, in bytes; what Kubernetes allows is shorter.
 const LONGEST_NAME: usize = 512;
@@ -29,39 +29,39 @@ const MANAGED_FIELDS: &str = "managedFields";
 
 /// A review, with its objects as they stand in it.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct AdmissionRequest {
     /// Names the review.
     pub uid: String,
-    /// What the object is.
+    /// The kind of the object.
     pub kind: String,
     /// Its namespace.
     pub namespace: String,
-    /// Its name; what it begins with where it has none yet.
+    /// Its name, or its `generateName` where it has none yet.
     pub name: String,
-    /// What its label says of injection.
+    /// The value of its label for injection.
     pub label: Option<String>,
-    /// What the object takes as a tree, in bytes, or that it is too much.
+    /// The size of the object as a tree, in bytes, or that it is too large.
     pub weight: Result<usize, Unweighed>,
-    object: Parts,
-    old: Parts,
+    object: ObjectParts,
+    old: ObjectParts,
 }
 
 /// Parts of an object, as they stand in the review. Empty where there is none.
 #[derive(Clone, Debug, Default)]
-struct Parts {
+struct ObjectParts {
     metadata: Bytes,
     spec: Bytes,
 }
 
 #[derive(Deserialize)]
-struct Review<'a> {
+struct RawReview<'a> {
     #[serde(borrow)]
-    request: Option<Request<'a>>,
+    request: Option<RawRequest<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Request<'a> {
+struct RawRequest<'a> {
     #[serde(borrow)]
     uid: Cow<'a, str>,
     #[serde(borrow, default)]
@@ -83,9 +83,10 @@ struct Kind<'a> {
 /// Reads a review.
 ///
 /// # Errors
-/// It is none. What its object is worth is not said by that.
-pub fn read(body: &Bytes) -> Result<Asked, String> {
-    let review: Review<'_> = serde_json::from_slice(body).map_err(|error| format!("this is no AdmissionReview: {error}"))?;
+/// The text is no review. Whether its object is in order is not checked.
+pub fn read(body: &Bytes) -> Result<AdmissionRequest, String> {
+    let review: RawReview<'_> =
+        serde_json::from_slice(body).map_err(|error| format!("this is not an AdmissionReview: {error}"))?;
     let request = review.request.ok_or_else(|| "the AdmissionReview has no request".to_owned())?;
     for (field, text) in [("uid", &request.uid), ("kind.kind", &request.kind.kind), ("namespace", &request.namespace)] {
         if text.len() > LONGEST_NAME {
@@ -93,8 +94,8 @@ pub fn read(body: &Bytes) -> Result<Asked, String> {
         }
     }
     let parts = |object: Option<&RawValue>, field: &str| match object {
-        Some(object) => Parts::of(body, object.get()).map_err(|error| format!("request.{field}: {error}")),
-        None => Ok(Parts::default()),
+        Some(object) => ObjectParts::read(body, object.get()).map_err(|error| format!("request.{field}: {error}")),
+        None => Ok(ObjectParts::default()),
     };
     let (object, old) = (parts(request.object, "object")?, parts(request.old_object, "oldObject")?);
     let wrong = |error: Unweighed| format!("request.object: {error}");
@@ -102,9 +103,9 @@ pub fn read(body: &Bytes) -> Result<Asked, String> {
     let (weight, head) = match object.weigh(&mut scales) {
         Ok(head) => (Ok(scales.weight()), head),
         Err(error @ Unweighed::Json(_)) => return Err(wrong(error)),
-        Err(error @ Unweighed::TooHeavy(_)) => (Err(error), Head::default()),
+        Err(error @ Unweighed::TooHeavy(_)) => (Err(error), ObjectHead::default()),
     };
-    Ok(Asked {
+    Ok(AdmissionRequest {
         uid: request.uid.into_owned(),
         kind: request.kind.kind.into_owned(),
         namespace: request.namespace.into_owned(),
@@ -116,17 +117,17 @@ pub fn read(body: &Bytes) -> Result<Asked, String> {
     })
 }
 
-/// What is told of an object.
+/// The metadata that is logged and decided on.
 #[derive(Default)]
-struct Head {
+struct ObjectHead {
     name: Option<String>,
     generate_name: Option<String>,
     label: Option<String>,
 }
 
-impl Parts {
-    /// The parts of an object. Of something else there are none.
-    fn of(body: &Bytes, object: &str) -> Result<Self, JsonError> {
+impl ObjectParts {
+    /// Reads the parts of an object; none of another JSON value.
+    fn read(body: &Bytes, object: &str) -> Result<Self, JsonError> {
         let mut reader = Reader::new(object.as_bytes())?;
         let mut parts = Self::default();
         if reader.peek()? != JsonKind::Object {
@@ -150,9 +151,9 @@ impl Parts {
         twice.map_or(Ok(parts), |at| Err(JsonError::Syntax(at)))
     }
 
-    /// Weighs what becomes a tree, and takes down what is told of it.
-    fn weigh(&self, scales: &mut Scales) -> Result<Head, Unweighed> {
-        let mut head = Head::default();
+    /// Weighs the parts that become a tree, and returns the head.
+    fn weigh(&self, scales: &mut Scales) -> Result<ObjectHead, Unweighed> {
+        let mut head = ObjectHead::default();
         let text = |reader: &mut Reader<'_>| -> Result<Option<String>, JsonError> {
             let text = reader.clone().value()?.string()?;
             Ok(text.filter(|text| text.len() <= LONGEST_NAME).map(Cow::into_owned))
@@ -187,7 +188,7 @@ impl Parts {
     }
 }
 
-/// Hands out the fields of an object, each with its number, to be weighed; something else is weighed as it is.
+/// Calls `field` for each field of an object, with its number. Another JSON value is weighed as it is.
 fn fields(
     text: &Bytes,
     scales: &mut Scales,
@@ -207,11 +208,11 @@ fn fields(
     })
 }
 
-impl Asked {
-    /// The pod, without what nobody decides on. Only where the weight is in order.
+impl AdmissionRequest {
+    /// Returns the pod, with the parts that are decided on. Only where the weight is in order.
     ///
     /// # Errors
-    /// What cannot be read.
+    /// A part cannot be read.
     pub fn pod(&self) -> Result<Value, serde_json::Error> {
         let mut pod = Map::new();
         if !self.object.metadata.is_empty() {
@@ -223,10 +224,10 @@ impl Asked {
         Ok(Value::Object(pod))
     }
 
-    /// The policy; nothing where it is none. Only where the weight is in order.
+    /// Returns the policy; none where the kind is another. Only where the weight is in order.
     ///
     /// # Errors
-    /// What cannot be read.
+    /// A part cannot be read.
     pub fn policy(&self) -> Result<Option<Document>, serde_json::Error> {
         let spec: &[u8] = if self.object.spec.is_empty() { b"null" } else { &self.object.spec };
         let metadata = |namespace| Metadata { name: self.name.clone(), namespace, creation_timestamp: None };
@@ -242,12 +243,12 @@ impl Asked {
         })
     }
 
-    /// Whether the spec is that of the object before, as it is written. That takes no time.
+    /// Returns whether the spec has the same text as the old object's. That takes no time.
     pub fn is_as_before(&self) -> bool {
         !self.object.spec.is_empty() && self.object.spec == self.old.spec
     }
 
-    /// Whether the spec is that of the object before: as it is written, or as it is meant where that is not too much to read.
+    /// Returns whether the spec is the old object's: the same text, or the same value where both are small enough to read.
     pub fn is_unchanged(&self) -> bool {
         let (new, old) = (&self.object.spec, &self.old.spec);
         if old.is_empty() || new.is_empty() || old == new {
@@ -265,8 +266,8 @@ struct Unmanaged(Value);
 
 impl<'de> Deserialize<'de> for Unmanaged {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-        impl<'de> Visitor<'de> for Fields {
+        struct UnmanagedFields;
+        impl<'de> Visitor<'de> for UnmanagedFields {
             type Value = Unmanaged;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -289,7 +290,7 @@ impl<'de> Deserialize<'de> for Unmanaged {
                 Ok(Unmanaged(Value::Object(fields)))
             }
         }
-        deserializer.deserialize_any(Fields)
+        deserializer.deserialize_any(UnmanagedFields)
     }
 }
 
@@ -299,7 +300,7 @@ mod tests {
 
     use super::*;
 
-    fn asked(object: &Value, old: &Value) -> Asked {
+    fn asked(object: &Value, old: &Value) -> AdmissionRequest {
         let review = json!({"request": {"uid": "u", "kind": {"kind": "Pod"}, "object": object, "oldObject": old}});
         read(&Bytes::from(review.to_string())).unwrap()
     }
@@ -376,7 +377,7 @@ mod tests {
             ("{\"request\":{\"uid\":\"u\",\"object\":{\"spec\":{},\"spec\":{}}}}".to_owned(), "request.object: "),
             (
                 "{\"request\":{\"uid\":\"u\",\"object\":{},\"object\":{}}}".to_owned(),
-                "this is no AdmissionReview: duplicate field",
+                "this is not an AdmissionReview: duplicate field",
             ),
             (format!("{{\"request\":{{\"uid\":\"{long}\"}}}}"), "request.uid: is longer than 512 bytes"),
             (format!("{{\"request\":{{\"uid\":\"u\",\"namespace\":\"{long}\"}}}}"), "request.namespace: "),

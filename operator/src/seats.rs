@@ -1,5 +1,6 @@
-//! The connections of a port. Whoever can connect may, so those that wait for something (a handshake, a head, a body, the next
-//! request) are bounded, and where they are too many the one that has waited longest is closed. Who earned it is not counted.
+//! The connections of a port. Anybody may connect, so the connections that wait for something (a handshake, a head, a body, the
+//! next request) are bounded: where there are too many, the one that has waited longest is closed. A connection that is held is
+//! not counted.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::room::{self, Bell, bell};
+use crate::evicting_semaphore::{EvictionSignal, evicted, eviction_signal};
 
 /// The connections of a port.
 #[derive(Debug)]
@@ -26,12 +27,12 @@ pub struct Seats {
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    /// The one that has waited longest first.
-    seats: BTreeMap<u64, (Instant, Bell)>,
+    /// The connections that wait, the one that has waited longest first.
+    seats: BTreeMap<u64, (Instant, EvictionSignal)>,
 }
 
 impl Seats {
-    /// At most this many wait; none is closed for another before `grace` has passed.
+    /// Lets at most `most` connections wait. None is closed for another before `grace` has passed.
     pub fn new(most: usize, grace: Duration) -> Arc<Self> {
         Arc::new(Self { most, grace, waiting: Mutex::default(), left: Notify::new() })
     }
@@ -40,12 +41,12 @@ impl Seats {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many wait.
+    /// Returns how many connections wait.
     pub fn waits(&self) -> usize {
         self.waiting().seats.len()
     }
 
-    /// A seat for a new connection, once there is one.
+    /// Waits for a seat for a new connection.
     pub async fn seat(self: &Arc<Self>) -> Arc<Seat> {
         loop {
             let left = self.left.notified();
@@ -55,12 +56,13 @@ impl Seats {
                 () = sleep_until(until) => {}
             }
         }
-        let seat = Seat { seats: Arc::clone(self), gone: bell(), changed: Notify::new(), state: Mutex::default() };
+        let seat = Seat { seats: Arc::clone(self), eviction: eviction_signal(), changed: Notify::new(), state: Mutex::default() };
         seat.wait(&mut seat.state());
         Arc::new(seat)
     }
 
-    /// Closes the connection that has waited longest, where there are too many. Gives when one may be, where none may be now.
+    /// Closes the connections that have waited longest, where there are too many. Returns when to try again where all are within
+    /// their grace period.
     fn make_room(&self) -> Option<Instant> {
         let mut waiting = self.waiting();
         while waiting.seats.len() >= self.most {
@@ -79,30 +81,30 @@ impl Seats {
 #[derive(Debug)]
 pub struct Seat {
     seats: Arc<Seats>,
-    gone: Bell,
+    eviction: EvictionSignal,
     changed: Notify,
-    state: Mutex<State>,
+    state: Mutex<SeatState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SeatState {
     /// Its place among those that wait, and since when.
     waits: Option<(u64, Instant)>,
-    /// What lets it sit here as long as it likes.
+    /// The number of guards that hold it.
     holds: usize,
     /// Requests that are not answered.
     requests: usize,
-    /// Whether there ever was one.
+    /// True once there was a request.
     asked: bool,
 }
 
 impl Seat {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SeatState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits from now on, behind all others.
-    fn wait(&self, state: &mut State) {
+    fn wait(&self, state: &mut SeatState) {
         let now = Instant::now();
         let mut waiting = self.seats.waiting();
         if let Some((before, _)) = state.waits {
@@ -113,30 +115,30 @@ impl Seat {
         }
         let number = waiting.next;
         waiting.next += 1;
-        waiting.seats.insert(number, (now, self.gone.clone()));
+        waiting.seats.insert(number, (now, self.eviction.clone()));
         state.waits = Some((number, now));
     }
 
-    /// Rings when the connection is to be closed.
-    pub fn bell(&self) -> &Bell {
-        &self.gone
+    /// Returns the signal that is given when the connection is to be closed.
+    pub fn eviction(&self) -> &EvictionSignal {
+        &self.eviction
     }
 
     /// Waits until the connection is to be closed.
     pub async fn put_out(&self) {
-        room::rung(&self.gone).await;
+        evicted(&self.eviction).await;
     }
 
-    /// A request came. It is under way until what is given is dropped.
-    pub fn request(self: &Arc<Self>) -> Request {
+    /// Counts a request. It is under way until the returned guard is dropped.
+    pub fn request(self: &Arc<Self>) -> SeatRequest {
         let mut state = self.state();
         state.requests += 1;
         state.asked = true;
-        Request(Arc::clone(self))
+        SeatRequest(Arc::clone(self))
     }
 
-    /// The connection does not count among those that wait, and is not closed, until what is given is dropped.
-    pub fn hold(self: &Arc<Self>) -> Hold {
+    /// Holds the connection: it does not count among those that wait, and is not closed, until the returned guard is dropped.
+    pub fn hold(self: &Arc<Self>) -> SeatHold {
         let mut state = self.state();
         state.holds += 1;
         if let Some((number, _)) = state.waits
@@ -145,10 +147,10 @@ impl Seat {
             state.waits = None;
             self.seats.left.notify_one();
         }
-        Hold(Arc::clone(self))
+        SeatHold(Arc::clone(self))
     }
 
-    /// Since when nothing is under way, and whether there ever was something; nothing while something is.
+    /// Returns since when no request is under way, and whether there ever was one; none while one is.
     pub fn idle(&self) -> Option<(Instant, bool)> {
         let state = self.state();
         let (_, since) = state.waits.filter(|_| state.holds == 0 && state.requests == 0)?;
@@ -170,11 +172,11 @@ impl Drop for Seat {
     }
 }
 
-/// A request that is under way.
+/// A request that is under way, until this is dropped.
 #[derive(Debug)]
-pub struct Request(Arc<Seat>);
+pub struct SeatRequest(Arc<Seat>);
 
-impl Drop for Request {
+impl Drop for SeatRequest {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.requests = state.requests.saturating_sub(1);
@@ -185,11 +187,11 @@ impl Drop for Request {
     }
 }
 
-/// What keeps a connection.
+/// Keeps a connection from being closed, until it is dropped.
 #[derive(Debug)]
-pub struct Hold(Arc<Seat>);
+pub struct SeatHold(Arc<Seat>);
 
-impl Drop for Hold {
+impl Drop for SeatHold {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.holds = state.holds.saturating_sub(1);
@@ -217,7 +219,7 @@ mod tests {
         let began = Instant::now();
         let third = seats.seat().await;
         assert_eq!(began.elapsed(), GRACE, "nobody goes before the time");
-        assert_eq!((*first.bell().borrow(), *second.bell().borrow(), *third.bell().borrow()), (false, true, false));
+        assert_eq!((*first.eviction().borrow(), *second.eviction().borrow(), *third.eviction().borrow()), (false, true, false));
         assert_eq!(seats.waits(), 2);
         drop((first, second, third));
         assert_eq!(seats.waits(), 0);

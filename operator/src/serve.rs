@@ -1,6 +1,6 @@
-//! The operator's ports: TLS for webhooks and streams, plain HTTP for metrics and probes. Anybody who can connect may send
-//! anything, so connections, the time for each step and what each may hold are bounded before it is known who it is; a stop lets
-//! what is under way finish.
+//! The operator's ports: TLS for webhooks and streams, plain HTTP for metrics and probes. Before a client is authenticated it may
+//! send anything, so connections, their memory and the time for each step are bounded. A stop lets requests that are under way
+//! finish.
 
 use std::{
     convert::Infallible,
@@ -10,14 +10,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::combinators::BoxBody;
+use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use prometheus::{IntCounterVec, IntGaugeVec};
 use rustls::{ServerConfig, server::ResolvesServerCert};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -29,22 +28,23 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     client_ca::{self, ClientCa},
-    metrics::Metrics,
+    metrics::OperatorRegistry,
+    response::PortResponse,
     seats::{Seat, Seats},
 };
 
-/// How long a TLS handshake may take, and from its end, or the beginning where there is none, the head of the first request.
+/// The time that a TLS handshake may take, and from its end, or the beginning where there is none, the head of the first request.
 const HEAD: Duration = Duration::from_secs(10);
-/// How long to wait after `accept` failed, such as for a free file descriptor.
+/// The wait after `accept` failed, such as for a free file descriptor.
 const BREATH: Duration = Duration::from_millis(50);
-/// How long a connection that is asked to end may take for it.
+/// The time that a connection may take to end once it is asked to.
 const LINGER: Duration = Duration::from_secs(5);
 /// Between two lines on clients that were refused.
 const PAUSE: Duration = Duration::from_secs(10);
-/// What a stopping server waits for at most.
+/// The longest that a stopping server waits for its connections.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What a port is for.
+/// A port of the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
     /// Webhooks, for API servers: HTTP/1.1 or HTTP/2 over TLS.
@@ -61,7 +61,7 @@ impl Port {
     /// Every port.
     pub const ALL: [Self; 4] = [Self::Webhooks, Self::Streams, Self::Metrics, Self::Probes];
 
-    /// As metrics name it.
+    /// Returns the name that metrics have.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Webhooks => "webhooks",
@@ -71,8 +71,8 @@ impl Port {
         }
     }
 
-    /// The most connections that wait at once: for a handshake, for a request, for its body, or for a token to be reviewed. Each
-    /// takes up to some 100 KiB. Open streams are not among them.
+    /// Returns the most connections that wait at once: for a handshake, for a request, for its body, or for a token to be
+    /// reviewed. Each takes up to some 100 KiB. Open streams are not among them.
     fn waiting(self) -> usize {
         match self {
             Self::Webhooks | Self::Streams => 256,
@@ -81,8 +81,8 @@ impl Port {
         }
     }
 
-    /// How long each of these stays at the least. Long enough that many who come at once, as after a restart, do not push each
-    /// other out in the middle of a handshake.
+    /// Returns how long each of these stays at least. Long enough that many that connect at once, as after a restart, do not push
+    /// each other out in the middle of a handshake.
     fn grace(self) -> Duration {
         match self {
             Self::Webhooks => Duration::from_millis(500),
@@ -90,7 +90,7 @@ impl Port {
         }
     }
 
-    /// How long a connection may wait for its next request, whatever it answers to pings meanwhile, or take for an answer.
+    /// Returns how long a connection may wait for its next request, whatever it answers to pings, or take for an answer.
     fn idle(self) -> Duration {
         match self {
             Self::Webhooks => Duration::from_secs(60),
@@ -100,7 +100,7 @@ impl Port {
         }
     }
 
-    /// How each connection is served. Windows are small: a policy snapshot is sent in parts as the sidecar reads it, what
+    /// Returns how each connection is served. Windows are small: a policy snapshot is sent in parts as the sidecar reads it, what
     /// sidecars send is short, and a review waits at its sender until there is room for it here.
     fn builder(self) -> Builder<TokioExecutor> {
         let mut builder = Builder::new(TokioExecutor::new());
@@ -125,7 +125,7 @@ impl Port {
     }
 }
 
-/// Why a connection was closed from here: the closed set of the label `reason` of
+/// The reasons why the operator closed a connection: the closed set of the label `reason` of
 /// `toolweir_operator_connections_closed_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
@@ -145,7 +145,7 @@ impl Closed {
     /// Every reason.
     pub const ALL: [Self; 5] = [Self::Handshake, Self::Certificate, Self::Slow, Self::Idle, Self::Crowded];
 
-    /// As metrics name it.
+    /// Returns the name that metrics have.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Handshake => "handshake",
@@ -157,8 +157,41 @@ impl Closed {
     }
 }
 
-/// How TLS is spoken: with the certificate that is current at each handshake. With `clients`, only those are let in who show a
-/// certificate that it takes.
+/// The metrics of the ports.
+#[derive(Clone, Debug)]
+pub struct PortMetrics {
+    /// Open connections, by port.
+    pub connections: IntGaugeVec,
+    /// Connections that the operator closed, by port and reason.
+    pub connections_closed: IntCounterVec,
+}
+
+impl PortMetrics {
+    /// Registers the metrics, with every port and reason at 0.
+    ///
+    /// # Errors
+    /// Those of [`OperatorRegistry::counter`].
+    pub fn new(registry: &OperatorRegistry) -> Result<Self, prometheus::Error> {
+        let metrics = Self {
+            connections: registry.gauges("toolweir_operator_connections", "Open connections, by port.", &["port"])?,
+            connections_closed: registry.counters(
+                "toolweir_operator_connections_closed_total",
+                "Connections that the operator closed, by port and reason.",
+                &["port", "reason"],
+            )?,
+        };
+        for port in Port::ALL {
+            metrics.connections.with_label_values(&[port.as_str()]);
+            for closed in Closed::ALL {
+                metrics.connections_closed.with_label_values(&[port.as_str(), closed.as_str()]);
+            }
+        }
+        Ok(metrics)
+    }
+}
+
+/// Returns the TLS configuration of a port. It serves the certificate that is current at each handshake. With `clients`, a client
+/// must show a certificate that it accepts.
 ///
 /// # Errors
 /// The TLS library's.
@@ -190,11 +223,11 @@ pub async fn serve<F, A>(
     port: Port,
     tls: Option<Arc<ServerConfig>>,
     answer: F,
-    metrics: Metrics,
+    metrics: PortMetrics,
     mut stopping: watch::Receiver<bool>,
 ) where
     F: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
-    A: Future<Output = Response<BoxBody<Bytes, Infallible>>> + Send + 'static,
+    A: Future<Output = PortResponse> + Send + 'static,
 {
     let seats = Seats::new(port.waiting(), port.grace());
     // Nothing is sent: it ends when the last connection has.
@@ -205,7 +238,7 @@ pub async fn serve<F, A>(
         answer,
         metrics,
         stopping: stopping.clone(),
-        told: Arc::default(),
+        refusal_logged: Arc::default(),
         _open: open,
     };
     loop {
@@ -232,40 +265,40 @@ pub async fn serve<F, A>(
     }
     drop((listener, served));
     if timeout(DRAIN, ended.recv()).await.is_err() {
-        tracing::warn!(port = port.as_str(), "connections were cut: they did not end in time");
+        tracing::warn!(port = port.as_str(), "connections were closed because they did not end in time");
     }
 }
 
-/// The next connection and its seat, or nothing where there was a fault that passes.
+/// Accepts the next connection and waits for its seat. Returns none where that failed.
 async fn accept(listener: &TcpListener, seats: &Arc<Seats>) -> Option<(TcpStream, SocketAddr, Arc<Seat>)> {
     match listener.accept().await {
         Ok((stream, from)) => Some((stream, from, seats.seat().await)),
         Err(error) => {
-            tracing::warn!(%error, "a connection cannot be taken");
+            tracing::warn!(%error, "a connection cannot be accepted");
             None
         }
     }
 }
 
-/// What every connection of a port is served with.
+/// The settings with which every connection of a port is served.
 #[derive(Clone)]
 struct Served<F> {
     port: Port,
     acceptor: Option<TlsAcceptor>,
     answer: F,
-    metrics: Metrics,
+    metrics: PortMetrics,
     stopping: watch::Receiver<bool>,
-    /// When it was last told that a client was refused.
-    told: Arc<Mutex<Option<Instant>>>,
+    /// When a refused client was logged last.
+    refusal_logged: Arc<Mutex<Option<Instant>>>,
     _open: mpsc::Sender<Infallible>,
 }
 
 impl<F, A> Served<F>
 where
     F: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
-    A: Future<Output = Response<BoxBody<Bytes, Infallible>>> + Send + 'static,
+    A: Future<Output = PortResponse> + Send + 'static,
 {
-    /// Serves a connection to its end. Gives why it was ended from here, if so.
+    /// Serves a connection to its end. Returns why the operator closed it, if it did.
     async fn connection(&self, stream: TcpStream, from: SocketAddr, seat: &Arc<Seat>) -> Option<Closed> {
         let Some(acceptor) = &self.acceptor else { return self.requests(stream, from, seat).await };
         let accepted = tokio::select! {
@@ -277,7 +310,7 @@ where
             Ok(Ok(stream)) => self.requests(stream, from, seat).await,
             Ok(Err(error)) => {
                 if client_ca::is_refusal(&error) {
-                    self.tell_refused(&error, from);
+                    self.log_refused(&error, from);
                     return Some(Closed::Certificate);
                 }
                 tracing::debug!(%error, %from, port = self.port.as_str(), "a TLS handshake failed");
@@ -287,16 +320,16 @@ where
         }
     }
 
-    /// Says that a client was refused, now and then: strangers must not fill the log.
-    fn tell_refused(&self, error: &std::io::Error, from: SocketAddr) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|when| when.elapsed() >= PAUSE) {
-            *told = Some(Instant::now());
+    /// Logs that a client was refused, at most once in [`PAUSE`]: unauthenticated clients must not fill the log.
+    fn log_refused(&self, error: &std::io::Error, from: SocketAddr) {
+        let mut logged = self.refusal_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|when| when.elapsed() >= PAUSE) {
+            *logged = Some(Instant::now());
             tracing::warn!(
                 %error,
                 %from,
                 port = self.port.as_str(),
-                "a client was refused that has no certificate that is taken; the metric counts the others"
+                "a client without an accepted certificate was refused; the metric counts further ones"
             );
         }
     }

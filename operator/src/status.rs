@@ -1,45 +1,47 @@
-//! What the status of a policy says, from what is known: a pure function, and the merge with what it said before.
+//! The desired status of a policy, as a pure function, and its merge with the status that it has.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
 use toolweir_crds::resource::PolicyStatus;
-use toolweir_engine::{Options, PolicyId};
+use toolweir_engine::{CompileOptions, PolicyId};
 
 use crate::{
     acks::Tallies,
-    index::{Entry, Index, PodKey, Prepared},
-    shared::{self, Health},
+    credential_status::{CredentialNeeds, CredentialsReady},
+    credentials::MountedCredentials,
+    index::{Index, Pod, PodKey, PolicyEntry, PreparedSnapshot},
+    shared_store::health::StoreHealth,
 };
 
-/// Whether a policy means something: the closed set of reasons of the condition `Accepted`.
+/// The reasons of the condition `Accepted`: whether a policy can be enforced as it is written. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// It does.
+    /// The policy can be enforced.
     Accepted,
-    /// It does not compile, and denies everything on its servers.
+    /// The policy does not compile, and denies everything on its servers.
     Invalid,
-    /// Its rules hold, but an older policy of a pod gives one of its servers another url, and that one holds.
+    /// Its rules hold, but an older policy of a pod gives one of its servers another url or credential.
     Conflicted,
 }
 
-/// Whether every pod that a policy governs enforces it: the closed set of reasons of the condition `Programmed`.
+/// The reasons of the condition `Programmed`: whether every pod that a policy governs enforces it. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Programmed {
     /// Every one does.
     Programmed,
     /// Some sidecar has not acknowledged it yet.
     Pending,
-    /// It governs no pod.
+    /// The policy governs no pod.
     NoPods,
     /// Some pod that it governs has no sidecar, so that nothing enforces it there.
     NoSidecar,
     /// Some sidecar cannot enforce it, and denies everything on its servers.
     Refused,
-    /// It does not compile.
+    /// The policy does not compile.
     Invalid,
 }
 
@@ -47,7 +49,7 @@ impl Accepted {
     /// Every reason.
     pub const ALL: [Self; 3] = [Self::Accepted, Self::Invalid, Self::Conflicted];
 
-    /// As the condition says it.
+    /// Returns the reason as the condition has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "Accepted",
@@ -61,7 +63,7 @@ impl Programmed {
     /// Every reason.
     pub const ALL: [Self; 6] = [Self::Programmed, Self::Pending, Self::NoPods, Self::NoSidecar, Self::Refused, Self::Invalid];
 
-    /// As the condition says it.
+    /// Returns the reason as the condition has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Programmed => "Programmed",
@@ -74,9 +76,9 @@ impl Programmed {
     }
 }
 
-/// What a status is to say.
+/// The desired status of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct DesiredStatus {
     /// The generation that it is about.
     pub generation: i64,
     /// Pods that the policy governs.
@@ -91,20 +93,22 @@ pub struct Wanted {
     pub programmed: (Programmed, String),
     /// The condition `SharedStoreReady`: status, reason and message. None where the policy counts nothing across pods.
     pub store: Option<(&'static str, String, String)>,
+    /// The condition `CredentialsReady`. None where the policy gives no server a credential.
+    pub credentials: Option<(CredentialsReady, String)>,
 }
 
-/// How many pods a message names.
+/// The most pods that a message names.
 const NAMED: usize = 3;
 /// The longest message, in characters; the API allows 32768 bytes.
 const LONGEST: usize = 1024;
 
-/// What pods are to enforce, as far as its conflicts are not worked out. [`wanted`] would do it while it holds the index.
-pub fn not_worked_out(index: &mut Index) -> Vec<Arc<Prepared>> {
+/// Returns the snapshots of pods whose conflicts are not computed yet. [`desired`] would compute them while the index is locked.
+pub fn without_conflicts_computed(index: &mut Index) -> Vec<Arc<PreparedSnapshot>> {
     let pods: Vec<(PodKey, String)> =
         index.pods().filter(|(_, pod)| !pod.ends).map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
-    let mut todo: Vec<Arc<Prepared>> = Vec::new();
+    let mut todo: Vec<Arc<PreparedSnapshot>> = Vec::new();
     for (key, uid) in pods {
-        let Some(prepared) = index.snapshot(&key, &uid).filter(|prepared| !prepared.is_worked_out()) else { continue };
+        let Some(prepared) = index.snapshot(&key, &uid).filter(|prepared| !prepared.has_conflicts_computed()) else { continue };
         if !todo.iter().any(|other| Arc::ptr_eq(other, &prepared)) {
             todo.push(prepared);
         }
@@ -112,18 +116,30 @@ pub fn not_worked_out(index: &mut Index) -> Vec<Arc<Prepared>> {
     todo
 }
 
-/// What the status of every policy is to say.
-pub fn wanted(index: &mut Index, tallies: &Tallies, options: &Options, store: &Health) -> BTreeMap<PolicyId, Wanted> {
-    let pods: Vec<(PodKey, String, bool)> =
-        index.pods().filter(|(_, pod)| !pod.ends).map(|(key, pod)| (key.clone(), pod.uid.clone(), pod.injected)).collect();
+/// Returns the desired status of every policy.
+pub fn desired(
+    index: &mut Index,
+    tallies: &Tallies,
+    options: &CompileOptions,
+    store: &StoreHealth,
+) -> BTreeMap<PolicyId, DesiredStatus> {
+    type Known = (PodKey, String, bool, MountedCredentials);
+    let known = |(key, pod): (&PodKey, &Pod)| (key.clone(), pod.uid.clone(), pod.injected, pod.credentials.clone());
+    let pods: Vec<Known> = index.pods().filter(|(_, pod)| !pod.ends).map(known).collect();
     let mut governed: BTreeMap<PolicyId, Governed> = BTreeMap::new();
-    for (key, uid, injected) in pods {
+    for (id, entry) in index.policies() {
+        governed.insert(id.clone(), Governed { credentials: CredentialNeeds::of(&entry.policy), ..Governed::default() });
+    }
+    for (key, uid, injected, mounted) in pods {
         let Some(prepared) = index.snapshot(&key, &uid) else { continue };
         for included in &prepared.includes {
             let governed = governed.entry(included.id.clone()).or_default();
             governed.selected += 1;
             if injected {
                 governed.injected += 1;
+                if let Some(credentials) = &mut governed.credentials {
+                    credentials.add(&key, &mounted);
+                }
             } else if governed.without.len() < NAMED {
                 governed.without.push(key.to_string());
             }
@@ -131,12 +147,19 @@ pub fn wanted(index: &mut Index, tallies: &Tallies, options: &Options, store: &H
         for (id, error) in prepared.conflicts(options) {
             governed.entry(id.clone()).or_default().conflict.get_or_insert_with(|| error.to_string());
         }
+        for (server, why) in prepared.closed_servers(options) {
+            for (id, _) in prepared.credentials.iter().filter(|(_, servers)| servers.iter().any(|other| other == server)) {
+                if let Some(credentials) = governed.get_mut(id).and_then(|governed| governed.credentials.as_mut()) {
+                    credentials.close(server, &why);
+                }
+            }
+        }
     }
-    let of = |(id, entry): (&PolicyId, &Entry)| {
+    let status = |(id, entry): (&PolicyId, &PolicyEntry)| {
         let governed = governed.get(id).cloned().unwrap_or_default();
-        (id.clone(), governed.wanted(entry, tallies, store))
+        (id.clone(), governed.desired(entry, tallies, store))
     };
-    index.policies().map(of).collect()
+    index.policies().map(status).collect()
 }
 
 #[derive(Clone, Debug, Default)]
@@ -145,10 +168,11 @@ struct Governed {
     injected: i32,
     without: Vec<String>,
     conflict: Option<String>,
+    credentials: Option<CredentialNeeds>,
 }
 
 impl Governed {
-    fn wanted(self, entry: &Entry, tallies: &Tallies, store: &Health) -> Wanted {
+    fn desired(self, entry: &PolicyEntry, tallies: &Tallies, store: &StoreHealth) -> DesiredStatus {
         let tally = tallies.get(&entry.uid).filter(|tally| tally.generation == entry.generation).cloned().unwrap_or_default();
         // Two replicas may count a pod both, for the moment in which it changes from one to the other.
         let acknowledged = tally.acknowledged.min(self.injected);
@@ -160,6 +184,8 @@ impl Governed {
             (None, Some(conflict)) => (Accepted::Conflicted, conflict.clone()),
             (None, None) => (Accepted::Accepted, "It is in order.".to_owned()),
         };
+        let is_accepted = accepted.0 == Accepted::Accepted;
+        let credentials = self.credentials.as_ref().map(|needs| needs.condition(self.injected, is_accepted, &tally));
         let programmed = if accepted.0 == Accepted::Invalid {
             (Programmed::Invalid, "It does not compile; see the condition Accepted.".to_owned())
         } else if self.selected == 0 {
@@ -182,8 +208,8 @@ impl Governed {
         } else {
             (Programmed::Programmed, format!("All {} sidecars enforce it.", self.selected))
         };
-        let store = shared::is_used(&entry.policy.spec).then(|| store.condition());
-        Wanted {
+        let store = entry.policy.spec.counts_across_pods().then(|| store.condition());
+        DesiredStatus {
             generation: entry.generation,
             selected: self.selected,
             injected: self.injected,
@@ -191,18 +217,13 @@ impl Governed {
             accepted: (accepted.0, accepted.1.chars().take(LONGEST).collect()),
             programmed: (programmed.0, programmed.1.chars().take(LONGEST).collect()),
             store: store.map(|(status, reason, message)| (status, reason, message.chars().take(LONGEST).collect())),
+            credentials: credentials.map(|(reason, message)| (reason, message.chars().take(LONGEST).collect())),
         }
     }
 }
 
-impl fmt::Display for PodKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-/// The status that says what is wanted; none where it is said already. A condition keeps the time of its last change.
-pub fn merge(old: &PolicyStatus, wanted: &Wanted, now: Timestamp) -> Option<PolicyStatus> {
+/// Returns the status to write; none where the status is as desired. A condition keeps the time of its last change.
+pub fn merge(old: &PolicyStatus, desired: &DesiredStatus, now: Timestamp) -> Option<PolicyStatus> {
     let condition = |kind: &str, status: &str, reason: &str, message: &str| {
         let before = old.conditions.iter().find(|condition| condition.type_ == kind && condition.status == status);
         Condition {
@@ -210,25 +231,26 @@ pub fn merge(old: &PolicyStatus, wanted: &Wanted, now: Timestamp) -> Option<Poli
             status: status.to_owned(),
             reason: reason.to_owned(),
             message: message.to_owned(),
-            observed_generation: Some(wanted.generation),
+            observed_generation: Some(desired.generation),
             last_transition_time: before.map_or_else(|| Time(now), |condition| condition.last_transition_time.clone()),
         }
     };
     let holds = |holds: bool| if holds { "True" } else { "False" };
-    let (accepted, programmed) = (&wanted.accepted, &wanted.programmed);
-    let store = wanted.store.as_ref();
+    let (accepted, programmed) = (&desired.accepted, &desired.programmed);
+    let (store, credentials) = (desired.store.as_ref(), desired.credentials.as_ref());
     let new = PolicyStatus {
-        observed_generation: Some(wanted.generation),
-        selected: wanted.selected,
-        injected: wanted.injected,
-        acknowledged: wanted.acknowledged,
-        sidecars: format!("{}/{}", wanted.acknowledged, wanted.selected),
+        observed_generation: Some(desired.generation),
+        selected: desired.selected,
+        injected: desired.injected,
+        acknowledged: desired.acknowledged,
+        sidecars: format!("{}/{}", desired.acknowledged, desired.selected),
         conditions: [
             condition("Accepted", holds(accepted.0 == Accepted::Accepted), accepted.0.as_str(), &accepted.1),
             condition("Programmed", holds(programmed.0 == Programmed::Programmed), programmed.0.as_str(), &programmed.1),
         ]
         .into_iter()
         .chain(store.map(|(status, reason, message)| condition("SharedStoreReady", status, reason, message)))
+        .chain(credentials.map(|(reason, message)| condition("CredentialsReady", reason.status(), reason.as_str(), message)))
         .collect(),
     };
     (new != *old).then_some(new)

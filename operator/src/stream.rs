@@ -12,74 +12,78 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use http_body_util::BodyExt;
+use prometheus::{IntCounter, IntCounterVec};
 use tokio::{
     sync::{Semaphore, SemaphorePermit, mpsc, watch},
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at},
 };
-use toolweir_crds::stream::{KEEP_ALIVE_SECONDS, LONGEST_ACK, Message, PATH, Report, SharedStore, Trust};
+use toolweir_crds::stream::{KEEP_ALIVE_SECONDS, LONGEST_ACK, PATH, Report, SharedStore, StreamMessage, TrustBundle};
 
 use crate::{
-    auth::{self, Identity, Refusal, Reviewer},
-    events::{self, Told},
-    index::{Current, Index},
-    room::{self, Bell},
+    auth::{self, PodIdentity, StreamRefusal, TokenReviewer},
+    cluster_state::ClusterState,
+    events::{self, DenialReport, EventMetrics},
+    evicting_semaphore::{EvictionSignal, evicted, eviction_signal},
+    index::{CurrentSnapshot, Index},
+    metrics::OperatorRegistry,
+    next_line::{NextLine, SentContent, StreamContent},
+    response::{PortResponse, plain_text},
     seats::Seat,
-    shared,
-    world::World,
+    shared_store::health::SidecarStore,
 };
 
-/// How long a sidecar may take to make room for the next line. Then its stream ends, so that nothing piles up here.
+/// The time that a sidecar may take to read the next line. Then its stream ends, so that nothing piles up here.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long to wait for the word of a pod whose sidecar is here already: the watch may be behind the kubelet.
+/// The time to wait for a pod whose sidecar connects before the watch has seen it: the watch may be behind the kubelet.
 const POD_WAIT: Duration = Duration::from_secs(3);
-/// How long a stream lasts whose token does not say when it expires.
+/// The longest time that a stream lasts whose token does not say when it expires.
 const LONGEST_STREAM: Duration = Duration::from_secs(3600);
-/// Between two acknowledgements of one sidecar, so that none keeps this busy.
+/// The pause between two lines of one sidecar, so that none keeps the operator busy.
 const ACK_PAUSE: Duration = Duration::from_millis(10);
 /// The most streams that are open at once.
 const STREAMS: usize = 20_000;
 /// The most streams of one pod: one that is about to end, and the one that takes its place.
 const STREAMS_OF_POD: usize = 2;
-/// How many requests wait at once for word of their pod.
+/// The most requests that wait at once for their pod.
 const WAITING: usize = 64;
 /// An acknowledgement that is longer needs one of [`LONG_ACKS`] places, and must end within [`PATIENCE`].
 const SHORT_ACK: usize = 8 * 1024;
-/// How many long acknowledgements are read at once.
+/// The most long acknowledgements that are read at once.
 const LONG_ACKS: usize = 32;
 
-/// What streams may take. There is one of these in a process.
+/// The limits on streams.
 #[derive(Debug)]
-pub struct Bounds {
+pub struct StreamBounds {
     /// The streams of each pod, by its uid, the oldest first.
-    pods: Mutex<HashMap<String, VecDeque<(u64, Bell)>>>,
+    pods: Mutex<HashMap<String, VecDeque<(u64, EvictionSignal)>>>,
     waiting: Semaphore,
     long_acks: Semaphore,
 }
 
-impl Default for Bounds {
+impl Default for StreamBounds {
     fn default() -> Self {
         Self { pods: Mutex::default(), waiting: Semaphore::new(WAITING), long_acks: Semaphore::new(LONG_ACKS) }
     }
 }
 
-impl Bounds {
-    fn pods(&self) -> MutexGuard<'_, HashMap<String, VecDeque<(u64, Bell)>>> {
+impl StreamBounds {
+    fn pods(&self) -> MutexGuard<'_, HashMap<String, VecDeque<(u64, EvictionSignal)>>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pod has one more stream. The bell of its oldest rings where it has too many.
-    fn opened(&self, uid: &str, number: u64) -> Bell {
-        let bell = room::bell();
+    /// Adds a stream of a pod. Evicts its oldest one where it has too many.
+    fn opened(&self, uid: &str, number: u64) -> EvictionSignal {
+        let eviction = eviction_signal();
         let mut pods = self.pods();
         let streams = pods.entry(uid.to_owned()).or_default();
-        streams.push_back((number, bell.clone()));
+        streams.push_back((number, eviction.clone()));
         while streams.len() > STREAMS_OF_POD {
             if let Some((_, oldest)) = streams.pop_front() {
                 oldest.send_replace(true);
             }
         }
-        bell
+        eviction
     }
 
     fn closed(&self, uid: &str, number: u64) {
@@ -93,14 +97,14 @@ impl Bounds {
     }
 }
 
-/// Why a stream ended: the closed set of the label `reason` of `toolweir_operator_stream_ended_total`.
+/// The reasons why a stream ended: the closed set of the label `reason` of `toolweir_operator_stream_ended_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum StreamEnd {
     /// The sidecar hung up.
     ClientGone,
     /// The sidecar did not read for too long.
     Slow,
-    /// What the sidecar sent is no acknowledgement.
+    /// The sidecar sent a line that is no report.
     Protocol,
     /// The pod is gone.
     PodGone,
@@ -112,12 +116,12 @@ pub enum Ended {
     Replaced,
 }
 
-impl Ended {
-    /// Every one.
+impl StreamEnd {
+    /// Every reason.
     pub const ALL: [Self; 7] =
         [Self::ClientGone, Self::Slow, Self::Protocol, Self::PodGone, Self::TokenExpired, Self::Stopping, Self::Replaced];
 
-    /// As metrics name it.
+    /// Returns the reason as metrics name it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ClientGone => "client_gone",
@@ -131,42 +135,78 @@ impl Ended {
     }
 }
 
-/// What serves the streams.
+/// The metrics of streams.
 #[derive(Clone, Debug)]
-pub struct Streams {
-    /// The index and the acknowledgements.
-    pub world: Arc<World>,
-    /// Who says whose a token is.
-    pub reviewer: Reviewer,
-    /// The authorities to trust, in PEM.
-    pub trust: watch::Receiver<Arc<str>>,
-    /// Where counts are shared.
-    pub store: watch::Receiver<shared::Told>,
-    /// Where denials are told.
-    pub denials: mpsc::Sender<Told>,
-    /// Turns true when this replica stops.
-    pub stopping: watch::Receiver<bool>,
+pub struct StreamMetrics {
+    /// Streams that were not opened, by reason.
+    pub refused: IntCounterVec,
+    /// Streams that ended, by reason.
+    pub ended: IntCounterVec,
+    /// Snapshots that were sent.
+    pub snapshots: IntCounter,
 }
 
-impl Streams {
+impl StreamMetrics {
+    /// Registers the metrics, with every reason at 0.
+    ///
+    /// # Errors
+    /// Those of [`OperatorRegistry::counter`].
+    pub fn new(registry: &OperatorRegistry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            refused: auth::refusals(registry)?,
+            ended: registry.counters_at_zero(
+                "toolweir_operator_stream_ended_total",
+                "Policy streams that ended, by reason.",
+                "reason",
+                StreamEnd::ALL.map(StreamEnd::as_str),
+            )?,
+            snapshots: registry.counter("toolweir_operator_snapshots_total", "Snapshots of policies that were sent.")?,
+        })
+    }
+}
+
+/// Serves the streams.
+#[derive(Clone, Debug)]
+pub struct StreamServer {
+    /// The index and the acknowledgements.
+    pub state: Arc<ClusterState>,
+    /// Reviews the tokens.
+    pub reviewer: TokenReviewer,
+    /// The authorities to trust, in PEM.
+    pub trust: watch::Receiver<Arc<str>>,
+    /// The shared store.
+    pub store: watch::Receiver<SidecarStore>,
+    /// The queue of denials that become events.
+    pub denials: mpsc::Sender<DenialReport>,
+    /// Turns true when this replica stops.
+    pub stopping: watch::Receiver<bool>,
+    /// The limits on streams. One for a process.
+    pub bounds: Arc<StreamBounds>,
+    /// The metrics of streams.
+    pub metrics: StreamMetrics,
+    /// The metric of events, for reports that have no room.
+    pub events: EventMetrics,
+}
+
+impl StreamServer {
     /// Answers a request on the stream's port.
-    pub async fn answer<B>(self, request: Request<B>) -> Response<BoxBody<Bytes, Infallible>>
+    pub async fn answer<B>(self, request: Request<B>) -> PortResponse
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::fmt::Display + Send,
     {
         if request.uri().path() != PATH {
-            return text(StatusCode::NOT_FOUND, &format!("there is {PATH}"));
+            return plain_text(StatusCode::NOT_FOUND, &format!("there is {PATH}"));
         }
         if request.method() != Method::POST {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "use POST");
+            return plain_text(StatusCode::METHOD_NOT_ALLOWED, "use POST");
         }
         let seat = request.extensions().get::<Arc<Seat>>().cloned();
         match self.admit(request.headers(), seat.as_ref()).await {
             Ok((identity, expires, current)) => self.open(identity, expires, current, seat.as_ref(), request.into_body()),
             Err(refusal) => {
-                self.world.metrics.stream_refused.with_label_values(&[refusal.as_str()]).inc();
-                let mut response = text(refusal.status(), &refusal.to_string());
+                self.metrics.refused.with_label_values(&[refusal.as_str()]).inc();
+                let mut response = plain_text(refusal.status(), &refusal.to_string());
                 let headers = response.headers_mut();
                 if refusal.status() == StatusCode::UNAUTHORIZED {
                     headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -179,18 +219,18 @@ impl Streams {
         }
     }
 
-    /// Who asks, when the stream must end, and what holds for the pod.
+    /// Authenticates a request. Returns the pod, when the stream must end, and the pod's snapshots.
     async fn admit(
         &self,
         headers: &http::HeaderMap,
         seat: Option<&Arc<Seat>>,
-    ) -> Result<(Identity, Instant, watch::Receiver<Current>), Refusal> {
+    ) -> Result<(PodIdentity, Instant, watch::Receiver<CurrentSnapshot>), StreamRefusal> {
         let token = auth::bearer(headers)?;
-        if !self.world.index().synced() {
-            return Err(Refusal::NotSynced);
+        if !self.state.index().synced() {
+            return Err(StreamRefusal::NotSynced);
         }
-        if self.world.acks().streams() >= STREAMS {
-            return Err(Refusal::Busy);
+        if self.state.acks().streams() >= STREAMS {
+            return Err(StreamRefusal::Busy);
         }
         // The token's own word is enough to turn it away: the API server is not asked about pods that there are not.
         let claimed = auth::claimed(token);
@@ -198,7 +238,7 @@ impl Streams {
             && self.wait_for(|index| index.has(&claimed.pod, &claimed.uid).then_some(())).await?.is_none()
         {
             tracing::debug!(pod = %claimed.pod, "a token of an unknown pod was refused");
-            return Err(Refusal::UnknownPod);
+            return Err(StreamRefusal::UnknownPod);
         }
         let identity = self.reviewer.review(token, claimed.as_ref(), seat).await?;
         let expires = auth::expires(token).map_or(LONGEST_STREAM, |at| {
@@ -209,22 +249,22 @@ impl Streams {
             Some(current) => Ok((identity, Instant::now() + expires, current)),
             None => {
                 tracing::warn!(pod = %identity.pod, uid = identity.uid, "a sidecar of an unknown pod was refused");
-                Err(Refusal::UnknownPod)
+                Err(StreamRefusal::UnknownPod)
             }
         }
     }
 
-    /// Looks into the index until something is there, for a while.
-    async fn wait_for<T>(&self, look: impl Fn(&mut Index) -> Option<T>) -> Result<Option<T>, Refusal> {
-        let mut changes = self.world.changes();
-        if let Some(found) = look(&mut self.world.index()) {
+    /// Waits until a lookup in the index finds something, at most for [`POD_WAIT`].
+    async fn wait_for<T>(&self, look: impl Fn(&mut Index) -> Option<T>) -> Result<Option<T>, StreamRefusal> {
+        let mut changes = self.state.changes();
+        if let Some(found) = look(&mut self.state.index()) {
             return Ok(Some(found));
         }
-        let _waits = self.world.bounds.waiting.try_acquire().map_err(|_| Refusal::Busy)?;
+        let _waits = self.bounds.waiting.try_acquire().map_err(|_| StreamRefusal::Busy)?;
         let found = timeout(POD_WAIT, async {
             loop {
                 changes.changed().await.ok()?;
-                let found = look(&mut self.world.index());
+                let found = look(&mut self.state.index());
                 if found.is_some() {
                     return found;
                 }
@@ -235,12 +275,12 @@ impl Streams {
 
     fn open<B>(
         self,
-        identity: Identity,
+        identity: PodIdentity,
         expires: Instant,
-        current: watch::Receiver<Current>,
+        current: watch::Receiver<CurrentSnapshot>,
         seat: Option<&Arc<Seat>>,
         acks: B,
-    ) -> Response<BoxBody<Bytes, Infallible>>
+    ) -> PortResponse
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::fmt::Display + Send,
@@ -250,124 +290,82 @@ impl Streams {
         let hold = seat.map(Seat::hold);
         tokio::spawn(async move {
             let _hold = hold;
-            let number = self.world.open(identity.pod.clone(), identity.uid.clone());
-            let replaced = self.world.bounds.opened(&identity.uid, number);
+            let number = self.state.open_stream(identity.pod.clone(), identity.uid.clone());
+            let replaced = self.bounds.opened(&identity.uid, number);
             tracing::debug!(pod = %identity.pod, stream = number, "stream opened");
             let ended = tokio::select! {
                 ended = self.feed(number, expires, current, lines) => ended,
-                ended = self.hear(number, &identity, acks) => ended,
-                () = room::rung(&replaced) => Ended::Replaced,
+                ended = self.receive(number, &identity, acks) => ended,
+                () = evicted(&replaced) => StreamEnd::Replaced,
             };
-            self.world.bounds.closed(&identity.uid, number);
-            self.world.close(number);
-            self.world.metrics.stream_ended.with_label_values(&[ended.as_str()]).inc();
+            self.bounds.closed(&identity.uid, number);
+            self.state.close_stream(number);
+            self.metrics.ended.with_label_values(&[ended.as_str()]).inc();
             match ended {
-                Ended::Slow | Ended::Protocol | Ended::Replaced => {
+                StreamEnd::Slow | StreamEnd::Protocol | StreamEnd::Replaced => {
                     tracing::warn!(pod = %identity.pod, reason = ended.as_str(), "stream ended");
                 }
                 _ => tracing::debug!(pod = %identity.pod, reason = ended.as_str(), "stream ended"),
             }
         });
-        let mut response = Response::new(Lines(body).boxed());
+        let mut response = Response::new(LinesBody(body).boxed());
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
 
-    /// Sends whom to trust, where counts are shared, what holds, and every change of these. Where counts are shared is told to
-    /// those alone whose policies share some: the password is in it. What is not sent yet is replaced by what is newer, so
-    /// that a slow sidecar costs one line, and nobody else anything.
+    /// Sends the authorities, the shared store, the policies, and every change of these. A line that was not sent yet is replaced
+    /// by a newer one, so that a slow sidecar costs one line, and other sidecars nothing.
     async fn feed(
         &self,
         number: u64,
         expires: Instant,
-        mut current: watch::Receiver<Current>,
+        current: watch::Receiver<CurrentSnapshot>,
         lines: mpsc::Sender<Bytes>,
-    ) -> Ended {
-        let (mut trust, mut store, mut stopping) = (self.trust.clone(), self.store.clone(), self.stopping.clone());
-        trust.mark_changed();
-        // Before the first snapshot: policies are compiled with it.
-        store.mark_changed();
-        let mut shares = current.borrow().as_ref().is_some_and(|prepared| prepared.shares);
-        let mut told: Option<Option<Arc<SharedStore>>> = None;
-        current.mark_changed();
+    ) -> StreamEnd {
+        let mut stopping = self.stopping.clone();
+        let mut updates = Updates::new(self, number, current);
         let every = Duration::from_secs(KEEP_ALIVE_SECONDS);
         let mut keep_alive = interval_at(Instant::now() + every, every);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let line = tokio::select! {
                 biased;
-                _ = stopping.wait_for(|stopping| *stopping) => return Ended::Stopping,
-                () = lines.closed() => return Ended::ClientGone,
-                () = tokio::time::sleep_until(expires) => return Ended::TokenExpired,
-                changed = trust.changed() => {
-                    if changed.is_err() {
-                        return Ended::Stopping;
-                    }
-                    let certificates = trust.borrow_and_update().to_string();
-                    line(&Message::<()>::Trust(Trust { certificates }))
-                }
-                changed = store.changed() => {
-                    if changed.is_err() {
-                        return Ended::Stopping;
-                    }
-                    let store = match &*store.borrow_and_update() {
-                        shared::Told::Unread if shares => continue,
-                        shared::Told::At(store) if shares => Some(Arc::clone(store)),
-                        _ => None,
-                    };
-                    if told.as_ref() == Some(&store) {
-                        continue;
-                    }
-                    if told.as_ref().map(Option::is_some) != Some(store.is_some()) {
-                        // Policies that came before are compiled again.
-                        current.mark_changed();
-                    }
-                    told = Some(store.clone());
-                    line(&Message::<()>::SharedStore(store.map(|store| SharedStore::clone(&store))))
-                }
-                changed = current.changed() => {
-                    let prepared = current.borrow_and_update().clone();
-                    let (Ok(()), Some(prepared)) = (changed, prepared) else { return Ended::PodGone };
-                    if prepared.shares && !shares {
-                        // Where before what. It stays told until the stream ends.
-                        shares = true;
-                        store.mark_changed();
-                        current.mark_changed();
-                        continue;
-                    }
-                    self.world.acks().sent(number, &prepared);
-                    self.world.metrics.snapshots.inc();
-                    prepared.line.clone()
-                }
-                _ = keep_alive.tick() => line(&Message::<()>::KeepAlive),
+                _ = stopping.wait_for(|stopping| *stopping) => return StreamEnd::Stopping,
+                () = lines.closed() => return StreamEnd::ClientGone,
+                () = tokio::time::sleep_until(expires) => return StreamEnd::TokenExpired,
+                line = updates.next() => match line {
+                    Ok(line) => line,
+                    Err(end) => return end,
+                },
+                _ = keep_alive.tick() => line(&StreamMessage::<()>::KeepAlive),
             };
             match timeout(PATIENCE, lines.send(line)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Ended::ClientGone,
-                Err(_) => return Ended::Slow,
+                Ok(Err(_)) => return StreamEnd::ClientGone,
+                Err(_) => return StreamEnd::Slow,
             }
         }
     }
 
-    /// Takes in what the sidecar acknowledges, and what it tells of calls that were turned away, for as long as the stream lasts.
-    async fn hear<B>(&self, number: u64, identity: &Identity, mut body: B) -> Ended
+    /// Receives the reports of the sidecar, for as long as the stream lasts.
+    async fn receive<B>(&self, number: u64, identity: &PodIdentity, mut body: B) -> StreamEnd
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
     {
         let mut held = Vec::new();
-        // Of a long line: its place, and until when it must have ended.
+        // The permit of a long line, and until when it must have ended.
         let mut long: Option<(SemaphorePermit<'_>, Instant)> = None;
         loop {
             let frame = match &long {
                 Some((_, until)) => match timeout_at(*until, body.frame()).await {
                     Ok(frame) => frame,
-                    Err(_) => return Ended::Slow,
+                    Err(_) => return StreamEnd::Slow,
                 },
                 None => body.frame().await,
             };
-            let Some(Ok(frame)) = frame else { return Ended::ClientGone };
+            let Some(Ok(frame)) = frame else { return StreamEnd::ClientGone };
             let Ok(data) = frame.into_data() else { continue };
             let mut rest = data.as_ref();
             // Each byte is looked at once, however the line is cut.
@@ -375,42 +373,45 @@ impl Streams {
                 let (line, after) = rest.split_at(end + 1);
                 rest = after;
                 if held.len() + line.len() > LONGEST_ACK {
-                    return Ended::Protocol;
+                    return StreamEnd::Protocol;
                 }
                 held.extend_from_slice(line);
-                if !self.take_in(number, identity, &held) {
-                    return Ended::Protocol;
+                if !self.handle_report(number, identity, &held) {
+                    return StreamEnd::Protocol;
                 }
                 held = Vec::new();
                 long = None;
                 sleep(ACK_PAUSE).await;
             }
             if held.len() + rest.len() > LONGEST_ACK {
-                return Ended::Protocol;
+                return StreamEnd::Protocol;
             }
             if held.len() + rest.len() > SHORT_ACK && long.is_none() {
-                let place = timeout(PATIENCE, self.world.bounds.long_acks.acquire()).await;
-                let Ok(Ok(place)) = place else { return Ended::Slow };
+                let place = timeout(PATIENCE, self.bounds.long_acks.acquire()).await;
+                let Ok(Ok(place)) = place else { return StreamEnd::Slow };
                 long = Some((place, Instant::now() + PATIENCE));
             }
             held.extend_from_slice(rest);
         }
     }
 
-    /// Takes in a line of a sidecar's. False where it is none.
-    fn take_in(&self, number: u64, identity: &Identity, line: &[u8]) -> bool {
+    /// Handles a line of a sidecar. Returns false where it is no report.
+    fn handle_report(&self, number: u64, identity: &PodIdentity, line: &[u8]) -> bool {
         match serde_json::from_slice(line) {
             Ok(Report::Ack(ack)) => {
-                if !self.world.acknowledge(number, ack) {
+                if !self.state.acknowledge(number, ack) {
                     tracing::debug!(stream = number, "an acknowledgement names a version that was not sent lately");
                 }
             }
-            Ok(Report::Denials(told)) => {
-                let denials = events::shorten(told.denials);
-                let told = Told { pod: identity.pod.clone(), uid: identity.uid.clone(), denials };
+            Ok(Report::Credentials(report)) => {
+                self.state.report_credentials(number, &identity.pod, &identity.uid, report);
+            }
+            Ok(Report::Denials(report)) => {
+                let denials = events::shorten(report.denials);
+                let report = DenialReport { pod: identity.pod.clone(), uid: identity.uid.clone(), denials };
                 // Where events cannot be written as fast as they come, they are not waited for.
-                if self.denials.try_send(told).is_err() {
-                    self.world.metrics.events.with_label_values(&["no_room"]).inc();
+                if self.denials.try_send(report).is_err() {
+                    self.events.count_no_room();
                 }
             }
             Err(_) => return false,
@@ -419,26 +420,71 @@ impl Streams {
     }
 }
 
-/// A line of the stream.
-fn line(message: &Message<()>) -> Bytes {
+/// The lines of one stream besides keep-alives, as [`SentContent::next`] orders them.
+struct Updates<'a> {
+    server: &'a StreamServer,
+    number: u64,
+    trust: watch::Receiver<Arc<str>>,
+    store: watch::Receiver<SidecarStore>,
+    current: watch::Receiver<CurrentSnapshot>,
+    sent: SentContent,
+}
+
+impl<'a> Updates<'a> {
+    /// Begins with everything still to be sent.
+    fn new(server: &'a StreamServer, number: u64, current: watch::Receiver<CurrentSnapshot>) -> Self {
+        let (trust, store) = (server.trust.clone(), server.store.clone());
+        Self { server, number, trust, store, current, sent: SentContent::default() }
+    }
+
+    /// Waits for the next line. It may be cancelled: what is not returned counts as not sent.
+    ///
+    /// # Errors
+    /// The stream ends.
+    async fn next(&mut self) -> Result<Bytes, StreamEnd> {
+        loop {
+            let desired = StreamContent {
+                trust: Arc::clone(&self.trust.borrow_and_update()),
+                store: self.store.borrow_and_update().clone(),
+                snapshot: self.current.borrow_and_update().clone().ok_or(StreamEnd::PodGone)?,
+            };
+            if let Some(next) = self.sent.next(&desired) {
+                self.sent.record(&next);
+                return Ok(self.line(next));
+            }
+            tokio::select! {
+                changed = self.trust.changed() => changed.map_err(|_| StreamEnd::Stopping)?,
+                changed = self.store.changed() => changed.map_err(|_| StreamEnd::Stopping)?,
+                changed = self.current.changed() => changed.map_err(|_| StreamEnd::PodGone)?,
+            }
+        }
+    }
+
+    fn line(&self, next: NextLine) -> Bytes {
+        match next {
+            NextLine::Trust(trust) => line(&StreamMessage::<()>::Trust(TrustBundle { certificates: trust.to_string() })),
+            NextLine::Store(store) => line(&StreamMessage::<()>::SharedStore(store.map(|store| SharedStore::clone(&store)))),
+            NextLine::Snapshot(snapshot) => {
+                self.server.state.acks().sent(self.number, &snapshot);
+                self.server.metrics.snapshots.inc();
+                snapshot.line.clone()
+            }
+        }
+    }
+}
+
+/// Returns a message as a line of the stream.
+fn line(message: &StreamMessage<()>) -> Bytes {
     let mut line = serde_json::to_vec(message).unwrap_or_default();
     line.push(b'\n');
     line.into()
 }
 
-/// An answer in words.
-pub fn text(status: StatusCode, words: &str) -> Response<BoxBody<Bytes, Infallible>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{words}\n"))).boxed());
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
-}
-
 /// The lines as the body of a response.
 #[derive(Debug)]
-struct Lines(mpsc::Receiver<Bytes>);
+struct LinesBody(mpsc::Receiver<Bytes>);
 
-impl Body for Lines {
+impl Body for LinesBody {
     type Data = Bytes;
     type Error = Infallible;
 

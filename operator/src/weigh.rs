@@ -1,26 +1,26 @@
-//! How much memory a JSON text takes as a tree, told before there is one. Three bytes of `[{}` may become hundreds.
+//! Estimates how much memory a JSON text takes as a tree before there is one. Three bytes of `[{}` may become hundreds.
 
 use serde_json::Value;
-use toolweir_engine::json::{JsonError, Kind, Reader};
+use toolweir_engine::json::{JsonError, JsonKind, Reader};
 
-/// The least that an allocation takes.
+/// The least bytes of an allocation.
 const LEAST: usize = 32;
 /// A node of a map, which every object that is not empty has; it holds eleven fields.
 const NODE: usize = 640;
-/// How many fields a node holds.
+/// The fields that a node holds.
 const FIELDS: usize = 11;
 /// A field more than that. Nodes of a map that grew in order are half full, and others lead to them.
 const FIELD: usize = 144;
 /// An item of a list, in one that has just doubled its room.
 const ITEM: usize = 2 * size_of::<Value>();
 
-/// Why a text gets no weight.
+/// The reasons why a text has no weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unweighed {
-    /// It is no JSON that can be read.
+    /// The text is no JSON that can be read.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// It weighs more than is allowed.
+    /// The tree would be larger than allowed.
     #[error("would take more than {} MiB to read", .0 / 1024 / 1024)]
     TooHeavy(usize),
 }
@@ -33,12 +33,12 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// At most this many bytes of trees.
+    /// Creates scales for trees of at most `most` bytes.
     pub fn new(most: usize) -> Self {
         Self { weight: 0, most }
     }
 
-    /// What was weighed so far, in bytes.
+    /// Returns the weight so far, in bytes.
     pub fn weight(&self) -> usize {
         self.weight
     }
@@ -46,10 +46,10 @@ impl Scales {
     /// Weighs the next value of a reader.
     ///
     /// # Errors
-    /// It is no JSON, or too heavy together with what was weighed before.
+    /// The value is no JSON, or too heavy together with what was weighed before.
     pub fn add(&mut self, reader: &mut Reader<'_>) -> Result<(), Unweighed> {
         match reader.peek()? {
-            Kind::Object => {
+            JsonKind::Object => {
                 let mut fields = 0;
                 reader.object(|reader, key| {
                     fields += 1;
@@ -57,7 +57,7 @@ impl Scales {
                     self.add(reader)
                 })
             }
-            Kind::Array => {
+            JsonKind::Array => {
                 let mut items = 0;
                 reader.array(|reader| {
                     items += 1;
@@ -65,18 +65,18 @@ impl Scales {
                     self.add(reader)
                 })
             }
-            Kind::String => {
+            JsonKind::String => {
                 let length = reader.value()?.as_str().len();
                 self.put(text(length))
             }
-            Kind::Number | Kind::Bool | Kind::Null => Ok(reader.value().map(drop)?),
+            JsonKind::Number | JsonKind::Bool | JsonKind::Null => Ok(reader.value().map(drop)?),
         }
     }
 
     /// Weighs the `n`th field of an object, without its value.
     ///
     /// # Errors
-    /// It is too heavy together with what was weighed before.
+    /// The tree is too heavy together with what was weighed before.
     pub fn field(&mut self, n: usize, key: usize) -> Result<(), Unweighed> {
         let place = match n {
             1 => NODE,
@@ -86,10 +86,10 @@ impl Scales {
         self.put(place + text(key))
     }
 
-    /// Adds bytes that something else takes.
+    /// Adds bytes.
     ///
     /// # Errors
-    /// It is too heavy together with what was weighed before.
+    /// The tree is too heavy together with what was weighed before.
     pub fn put(&mut self, bytes: usize) -> Result<(), Unweighed> {
         self.weight = self.weight.saturating_add(bytes);
         if self.weight > self.most { Err(Unweighed::TooHeavy(self.most)) } else { Ok(()) }

@@ -15,29 +15,29 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use toolweir_engine::Options;
+use toolweir_crds::{SIDECAR_CONTAINER, select::Labels};
+use toolweir_engine::CompileOptions;
 use toolweir_operator::{
-    SIDECAR_CONTAINER,
-    admission::Webhooks,
-    config::Config,
-    index::Event,
-    metrics::Metrics,
-    namespaces::{Answer, Namespaces},
-    select::Labels,
-    world::World,
+    admission::{AdmissionHandler, Intake},
+    cluster_state::ClusterState,
+    config::OperatorConfig,
+    index::ClusterEvent,
+    inject::NamespaceInfo,
+    namespaces::{NamespaceLookup, NamespaceResult},
+    operator_metrics::OperatorMetrics,
 };
 
 /// What the API server says of namespaces, and what it was asked.
 #[derive(Clone, Debug)]
-struct ApiServer(Arc<Mutex<(Answer, Vec<String>)>>);
+struct ApiServer(Arc<Mutex<(NamespaceResult, Vec<String>)>>);
 
 impl ApiServer {
     /// No namespace has the label.
     fn new() -> Self {
-        Self(Arc::new(Mutex::new((Ok(Some(labels("team=x"))), Vec::new()))))
+        Self(Arc::new(Mutex::new((Ok(Some(labels("team=x").into())), Vec::new()))))
     }
 
-    fn says(&self, answer: Answer) {
+    fn says(&self, answer: NamespaceResult) {
         self.0.lock().unwrap().0 = answer;
     }
 
@@ -46,9 +46,9 @@ impl ApiServer {
         std::mem::take(&mut self.0.lock().unwrap().1)
     }
 
-    fn namespaces(&self) -> Namespaces {
+    fn namespaces(&self) -> NamespaceLookup {
         let server = self.clone();
-        Namespaces::by(move |name| {
+        NamespaceLookup::with(move |name| {
             let mut held = server.0.lock().unwrap();
             held.1.push(name.to_owned());
             std::future::ready(held.0.clone())
@@ -58,7 +58,8 @@ impl ApiServer {
 
 struct Operator {
     api_server: ApiServer,
-    webhooks: Webhooks,
+    webhooks: AdmissionHandler,
+    metrics: OperatorMetrics,
     trust: watch::Sender<Arc<str>>,
 }
 
@@ -67,22 +68,25 @@ fn labels(text: &str) -> Labels {
 }
 
 fn operator() -> Operator {
-    let world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
-    world.apply(Event::Namespaces(BTreeMap::from([
-        ("agents".to_owned(), labels("toolweir.dev/inject=enabled")),
-        ("others".to_owned(), labels("team=x")),
+    let metrics = OperatorMetrics::new().unwrap();
+    let world = Arc::new(ClusterState::new(metrics.state.clone(), CompileOptions::default()));
+    world.apply(ClusterEvent::Namespaces(BTreeMap::from([
+        ("agents".to_owned(), labels("toolweir.dev/inject=enabled").into()),
+        ("others".to_owned(), labels("team=x").into()),
     ])));
     let (trust, trusted) = watch::channel(Arc::from("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"));
     let api_server = ApiServer::new();
-    let webhooks = Webhooks {
-        world,
+    let webhooks = AdmissionHandler {
+        state: world,
+        intake: Arc::new(Intake::default()),
+        metrics: metrics.admission.clone(),
         namespaces: api_server.namespaces(),
-        config: Arc::new(Config::default()),
+        config: Arc::new(OperatorConfig::default()),
         namespace: Arc::from("toolweir-system"),
         stream_url: Arc::from("https://toolweir-operator.toolweir-system.svc:8444"),
         trust: trusted,
     };
-    Operator { api_server, webhooks, trust }
+    Operator { api_server, webhooks, metrics, trust }
 }
 
 fn pod(name: &str) -> Value {
@@ -162,12 +166,12 @@ impl Operator {
     }
 
     fn counted(&self, webhook: &str, result: &str, reason: &str) -> u64 {
-        self.webhooks.world.metrics.admissions.with_label_values(&[webhook, result, reason]).get()
+        self.metrics.admission.admissions.with_label_values(&[webhook, result, reason]).get()
     }
 
     /// Everything that was counted.
     fn counts(&self) -> u64 {
-        let page = String::from_utf8(self.webhooks.world.metrics.scrape(&BTreeMap::new()).unwrap()).unwrap();
+        let page = String::from_utf8(self.metrics.registry.scrape().unwrap()).unwrap();
         let series = page.lines().filter(|line| line.starts_with("toolweir_operator_admissions_total{"));
         series.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
     }
@@ -196,7 +200,7 @@ mod inject {
         let ca = sidecar["env"].as_array().unwrap().iter().find(|env| env["name"] == "TOOLWEIR_CA").unwrap();
         assert_eq!(ca["value"], "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n");
         assert_eq!((operator.counted("inject", "injected", ""), operator.counts()), (1, 1));
-        assert_eq!(operator.webhooks.world.metrics.admission_duration.get_sample_count(), 1);
+        assert_eq!(operator.metrics.admission.duration.get_sample_count(), 1);
     }
 
     #[tokio::test]
@@ -246,7 +250,7 @@ mod inject {
         pod["metadata"]["annotations"] = json!({"prometheus.io/scrape": "true", "prometheus.io/port": "8080"});
         let said = operator.inject(&pod).await;
         assert_eq!((&said["allowed"], said.get("warnings")), (&json!(true), None), "nobody asked for ours");
-        operator.webhooks.config = Arc::new(Config::read("sidecar: {scrapeAnnotations: true}").unwrap());
+        operator.webhooks.config = Arc::new(OperatorConfig::read("sidecar: {scrapeAnnotations: true}").unwrap());
         let said = operator.inject(&pod).await;
         let promised = "annotation prometheus.io/scrape: is the pod's own and stays, so Prometheus does not find the sidecar's metrics by annotations; remove it, or have port 15020 scraped as docs/monitoring.md says";
         assert_eq!(said["warnings"], json!([promised]));
@@ -265,7 +269,7 @@ mod inject {
         let mut pod = pod("agent");
         pod["metadata"]["annotations"] = json!({"toolweir.dev/sidecar-memory-limit": "64MB"});
         let said = operator.inject(&pod).await;
-        let promised = "metadata.annotations[toolweir.dev/sidecar-memory-limit]: `64MB` is no quantity; write such as 500m or 2 of cpu, 64Mi or 1Gi of memory";
+        let promised = "metadata.annotations[toolweir.dev/sidecar-memory-limit]: `64MB` is not a quantity; write for example 500m or 2 for cpu, 64Mi or 1Gi for memory";
         assert_eq!(said["status"], json!({"code": 422, "reason": "Invalid", "message": promised}));
         assert_eq!((&said["allowed"], said.get("patch")), (&json!(false), None));
         assert_eq!((operator.counted("inject", "refused", "Invalid"), operator.counts()), (1, 1));
@@ -277,7 +281,7 @@ mod inject {
         let pod = pod("agent");
         let mut dry = review(&pod);
         dry["request"]["dryRun"] = true.into();
-        let pods = || operator.webhooks.world.index().pods().count();
+        let pods = || operator.webhooks.state.index().pods().count();
         let before = pods();
         assert_eq!(operator.ask("/inject", &dry).await, operator.inject(&pod).await);
         assert_eq!(pods(), before);
@@ -299,7 +303,7 @@ mod inject {
     async fn what_is_no_pod_is_refused() {
         let operator = operator();
         let said = operator.inject(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}})).await;
-        assert_eq!(said["status"]["message"], "`Service` is no Pod; only pods are injected");
+        assert_eq!(said["status"]["message"], "`Service` is not a Pod; only pods are injected");
         assert_eq!(operator.counted("inject", "refused", "NotAPod"), 1);
         for object in
             [json!({"kind": "Pod"}), json!({"kind": "Pod", "spec": {"containers": {}}}), json!({"kind": "Pod", "spec": []})]
@@ -319,7 +323,7 @@ mod inject {
     async fn a_namespace_that_was_labelled_a_moment_ago_is_injected_with_the_watch_behind() {
         let operator = operator();
         // The watch never hears of it.
-        operator.api_server.says(Ok(Some(labels("team=x toolweir.dev/inject=enabled"))));
+        operator.api_server.says(Ok(Some(labels("team=x toolweir.dev/inject=enabled").into())));
         let began = Instant::now();
         let said = operator.ask("/inject", &of("others")).await;
         assert!(said.get("patch").is_some(), "{said}");
@@ -347,7 +351,7 @@ mod inject {
     #[tokio::test(start_paused = true)]
     async fn an_api_server_that_hangs_refuses_the_pod_before_the_webhook_is_given_up() {
         let mut operator = operator();
-        operator.webhooks.namespaces = Namespaces::by(|_| std::future::pending::<Answer>());
+        operator.webhooks.namespaces = NamespaceLookup::with(|_| std::future::pending::<NamespaceResult>());
         let began = tokio::time::Instant::now();
         assert_eq!(operator.ask("/inject", &of("others")).await["allowed"], false);
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
@@ -382,12 +386,37 @@ mod inject {
         let mut review = of("others");
         review["request"]["object"]["metadata"]["labels"]["toolweir.dev/inject"] = "maybe".into();
         assert_eq!(operator.api_server.asked(), Vec::<String>::new());
-        operator.api_server.says(Ok(Some(labels("toolweir.dev/inject=enabled"))));
+        operator.api_server.says(Ok(Some(labels("toolweir.dev/inject=enabled").into())));
         assert!(operator.ask("/inject", &review).await.get("patch").is_some());
         assert_eq!(operator.api_server.asked(), ["others"]);
     }
 
-    /// Not held to a time, since machines differ; the e2e test has the bar.
+    #[tokio::test]
+    async fn annotations_of_a_namespace_hold_for_its_pods_as_the_index_or_the_api_server_has_them() {
+        let operator = operator();
+        let named = |secret: &str| {
+            let annotations = BTreeMap::from([("toolweir.dev/credentials".to_owned(), secret.to_owned())]);
+            NamespaceInfo::new(labels("toolweir.dev/inject=enabled"), &annotations)
+        };
+        operator.webhooks.state.apply(ClusterEvent::Namespace("agents".to_owned(), named("of-index")));
+        operator.api_server.says(Ok(Some(named("of-api-server"))));
+        for (namespace, secret) in [("agents", "of-index"), ("others", "of-api-server")] {
+            let said = operator.ask("/inject", &of(namespace)).await;
+            let patch = BASE64.decode(said["patch"].as_str().unwrap().as_bytes()).unwrap();
+            let patch = String::from_utf8(patch).unwrap();
+            assert!(patch.contains(&format!("\"secretName\":\"{secret}\"")), "{patch}");
+        }
+        operator.webhooks.state.apply(ClusterEvent::Namespace("agents".to_owned(), named("Wrong")));
+        let said = operator.ask("/inject", &of("agents")).await;
+        let message = said["status"]["message"].as_str().unwrap();
+        assert!(
+            message.starts_with("namespace agents: metadata.annotations[toolweir.dev/credentials]: `Wrong` is not"),
+            "{message}"
+        );
+        assert_eq!(operator.counted("inject", "refused", "Invalid"), 1);
+    }
+
+    /// The end-to-end tests measure the time; here machines differ too much.
     #[tokio::test]
     async fn a_large_pod_is_quick() {
         let operator = operator();
@@ -427,7 +456,7 @@ mod validate {
         let guardrail = json!({"namespaceSelector": {"matchLabels": {"team": "a"}}, "servers": [{"name": "*", "tools": [{"name": "wipe", "action": "Deny"}]}]});
         assert_eq!(operator.validate(&policy("MCPClusterPolicy", &guardrail)).await["allowed"], true);
         assert_eq!((operator.counted("validate", "allowed", ""), operator.counts()), (2, 2));
-        assert_eq!(operator.webhooks.world.metrics.admission_duration.get_sample_count(), 0, "of pods alone");
+        assert_eq!(operator.metrics.admission.duration.get_sample_count(), 0, "of pods alone");
     }
 
     #[tokio::test]
@@ -437,7 +466,7 @@ mod validate {
             (
                 "MCPPolicy",
                 tools(&json!([{"name": "pay", "validations": [{"expression": "args.amount <="}]}])),
-                "spec.servers[0].tools[0].validations[0].expression: is no CEL expression",
+                "spec.servers[0].tools[0].validations[0].expression: is not a CEL expression",
             ),
             (
                 "MCPPolicy",
@@ -494,8 +523,8 @@ mod validate {
     #[tokio::test]
     async fn with_a_shared_store_wider_scopes_are_let_in() {
         let mut operator = operator();
-        let options = Options { shared_store: true, of_any_pod: true, ..Options::default() };
-        operator.webhooks.world = Arc::new(World::new(Metrics::new().unwrap(), options));
+        let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
+        operator.webhooks.state = Arc::new(ClusterState::new(operator.metrics.state.clone(), options));
         let spec = tools(&json!([{"name": "pay", "limits": [{"max": 1, "window": "hour", "scope": "Workload"}]}]));
         assert_eq!(operator.validate(&policy("MCPPolicy", &spec)).await["allowed"], true);
     }
@@ -503,7 +532,7 @@ mod validate {
     #[tokio::test]
     async fn what_is_no_policy_is_refused() {
         let operator = operator();
-        assert_eq!(operator.refusal(&json!({"kind": "Pod\n", "spec": {}})).await, "`Pod\\n` is no policy");
+        assert_eq!(operator.refusal(&json!({"kind": "Pod\n", "spec": {}})).await, "`Pod\\n` is not a policy");
         assert_eq!(operator.counted("validate", "refused", "NotAPolicy"), 1);
     }
 }

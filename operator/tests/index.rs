@@ -10,16 +10,16 @@ use tokio::sync::watch;
 use toolweir_crds::{
     Document, read_documents,
     resource::PolicyStatus,
-    stream::{Ack, Refused},
-};
-use toolweir_engine::{Options, Policy, PolicyId};
-use toolweir_operator::{
-    acks::{self, Acks, Tallies},
-    index::{Current, Entry, Event, Index, Pod, PodKey},
-    inject::Skip,
     select::Labels,
-    shared::{Down, Health},
-    status::{self, Accepted, Programmed, Wanted},
+    stream::{Ack, PolicyProblem},
+};
+use toolweir_engine::{CompileOptions, Policy, PolicyId};
+use toolweir_operator::{
+    acks::{self, Acknowledgements, Tallies},
+    index::{ClusterEvent, CurrentSnapshot, Index, Pod, PodKey, PolicyEntry},
+    inject::SkipReason,
+    shared_store::health::{StoreFailure, StoreHealth},
+    status::{self, Accepted, DesiredStatus, Programmed},
 };
 
 fn labels(text: &str) -> Labels {
@@ -32,11 +32,11 @@ fn key(text: &str) -> PodKey {
 }
 
 fn pod(uid: &str, text: &str) -> Pod {
-    Pod { uid: uid.to_owned(), labels: labels(text), injected: true, unfit: None, ends: false }
+    Pod { uid: uid.to_owned(), labels: labels(text), injected: true, ..Pod::default() }
 }
 
 /// A policy `namespace/name`, or a cluster policy `name`.
-fn entry(name: &str, generation: i64, spec: &str) -> (PolicyId, Entry) {
+fn entry(name: &str, generation: i64, spec: &str) -> (PolicyId, PolicyEntry) {
     let (kind, metadata) = match name.split_once('/') {
         Some((namespace, name)) => {
             ("MCPPolicy", format!("{{name: {name}, namespace: {namespace}, creationTimestamp: '2026-01-01T00:00:00Z'}}"))
@@ -45,7 +45,8 @@ fn entry(name: &str, generation: i64, spec: &str) -> (PolicyId, Entry) {
     };
     let text = format!("{{apiVersion: toolweir.dev/v1alpha1, kind: {kind}, metadata: {metadata}, spec: {spec}}}");
     let document = read_documents("test", &text).unwrap_or_else(|errors| panic!("{errors:?}")).remove(0).document;
-    let entry = Entry::new(format!("uid of {name}"), generation, document, PolicyStatus::default(), &Options::default());
+    let entry =
+        PolicyEntry::new(format!("uid of {name}"), generation, document, PolicyStatus::default(), &CompileOptions::default());
     (entry.policy.id.clone(), entry)
 }
 
@@ -55,28 +56,28 @@ fn open(selectors: &str) -> String {
     format!("{{{selectors}{OPEN}}}")
 }
 
-fn apply(index: &mut Index, (id, entry): (PolicyId, Entry)) {
-    index.apply(Event::Policy(id, Box::new(entry)));
+fn apply(index: &mut Index, (id, entry): (PolicyId, PolicyEntry)) {
+    index.apply(ClusterEvent::Policy(id, Box::new(entry)));
 }
 
 /// An index that has seen two namespaces and three pods, and no policy.
 fn cluster() -> Index {
     let mut index = Index::default();
-    index.apply(Event::Namespaces(BTreeMap::from([
-        ("agents".to_owned(), labels("team=a")),
-        ("tools".to_owned(), labels("team=b")),
+    index.apply(ClusterEvent::Namespaces(BTreeMap::from([
+        ("agents".to_owned(), labels("team=a").into()),
+        ("tools".to_owned(), labels("team=b").into()),
     ])));
-    index.apply(Event::Pods(BTreeMap::from([
+    index.apply(ClusterEvent::Pods(BTreeMap::from([
         (key("agents/one"), pod("u1", "app=social")),
         (key("agents/two"), pod("u2", "app=other")),
         (key("tools/three"), pod("u3", "app=social")),
     ])));
-    index.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
-    index.apply(Event::Policies { cluster: true, all: BTreeMap::new() });
+    index.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
+    index.apply(ClusterEvent::Policies { cluster: true, all: BTreeMap::new() });
     index
 }
 
-fn names(current: &Current) -> Vec<String> {
+fn names(current: &CurrentSnapshot) -> Vec<String> {
     current.iter().flat_map(|prepared| &prepared.includes).map(|included| included.id.to_string()).collect()
 }
 
@@ -110,7 +111,7 @@ mod governing {
         apply(&mut index, entry("c", 1, &open("namespaceSelector: {matchLabels: {team: b}}, ")));
         assert!(governing(&mut index, "agents/one", "u1").is_empty());
         assert_eq!(governing(&mut index, "tools/three", "u3"), ["c"]);
-        index.apply(Event::Namespace("agents".to_owned(), labels("team=b")));
+        index.apply(ClusterEvent::Namespace("agents".to_owned(), labels("team=b").into()));
         assert_eq!(governing(&mut index, "agents/one", "u1"), ["c"]);
     }
 
@@ -118,7 +119,7 @@ mod governing {
     fn a_namespace_whose_labels_are_not_known_is_governed_by_every_cluster_policy() {
         let mut index = cluster();
         apply(&mut index, entry("c", 1, &open("namespaceSelector: {matchLabels: {team: b}}, ")));
-        index.apply(Event::Pod(key("new/pod"), pod("u9", "")));
+        index.apply(ClusterEvent::Pod(key("new/pod"), pod("u9", "")));
         assert_eq!(governing(&mut index, "new/pod", "u9"), ["c"]);
     }
 
@@ -133,11 +134,11 @@ mod governing {
     #[test]
     fn nothing_is_known_before_all_four_lists_came() {
         let mut index = Index::default();
-        index.apply(Event::Namespaces(BTreeMap::new()));
-        index.apply(Event::Pods(BTreeMap::new()));
-        index.apply(Event::Policies { cluster: true, all: BTreeMap::new() });
+        index.apply(ClusterEvent::Namespaces(BTreeMap::new()));
+        index.apply(ClusterEvent::Pods(BTreeMap::new()));
+        index.apply(ClusterEvent::Policies { cluster: true, all: BTreeMap::new() });
         assert!(!index.synced());
-        index.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
+        index.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
         assert!(index.synced());
     }
 
@@ -172,9 +173,9 @@ mod a_subscriber {
         apply(&mut index, entry("agents/p", 1, &social));
         assert!(!one.has_changed().unwrap());
         // Labels of the pod that no selector looks at.
-        index.apply(Event::Pod(key("agents/one"), pod("u1", "app=social x=y")));
+        index.apply(ClusterEvent::Pod(key("agents/one"), pod("u1", "app=social x=y")));
         assert!(!one.has_changed().unwrap());
-        index.apply(Event::Pod(key("agents/one"), pod("u1", "app=quiet")));
+        index.apply(ClusterEvent::Pod(key("agents/one"), pod("u1", "app=quiet")));
         assert!(names(&one.borrow_and_update()).is_empty());
     }
 
@@ -184,7 +185,7 @@ mod a_subscriber {
         apply(&mut index, entry("agents/p", 1, &open("")));
         let mut one = index.subscribe(&key("agents/one"), "u1").unwrap();
         assert_eq!(names(&one.borrow_and_update()), ["agents/p"]);
-        index.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
+        index.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
         assert!(one.has_changed().unwrap() && names(&one.borrow_and_update()).is_empty());
     }
 
@@ -207,9 +208,9 @@ mod a_subscriber {
         let mut index = cluster();
         let mut one = index.subscribe(&key("agents/one"), "u1").unwrap();
         one.borrow_and_update();
-        index.apply(Event::PodGone(key("agents/one")));
+        index.apply(ClusterEvent::PodGone(key("agents/one")));
         assert!(one.borrow_and_update().is_none());
-        index.apply(Event::Pod(key("agents/one"), pod("u7", "app=social")));
+        index.apply(ClusterEvent::Pod(key("agents/one"), pod("u7", "app=social")));
         assert!(one.borrow_and_update().is_none());
         assert!(index.subscribe(&key("agents/one"), "u1").is_none());
         assert!(index.subscribe(&key("agents/one"), "u7").is_some());
@@ -221,7 +222,7 @@ mod a_subscriber {
         apply(&mut index, entry("agents/p", 1, &open("")));
         let one = index.subscribe(&key("agents/one"), "u1").unwrap();
         let two = index.subscribe(&key("agents/two"), "u2").unwrap();
-        let prepared = |receiver: &watch::Receiver<Current>| receiver.borrow().clone().unwrap();
+        let prepared = |receiver: &watch::Receiver<CurrentSnapshot>| receiver.borrow().clone().unwrap();
         assert!(Arc::ptr_eq(&prepared(&one), &prepared(&two)));
     }
 }
@@ -229,23 +230,23 @@ mod a_subscriber {
 mod the_status {
     use super::*;
 
-    fn of(index: &mut Index, tallies: &Tallies, name: &str) -> Wanted {
-        let all = status::wanted(
+    fn of(index: &mut Index, tallies: &Tallies, name: &str) -> DesiredStatus {
+        let all = status::desired(
             index,
             tallies,
-            &Options { shared_store: true, of_any_pod: true, ..Options::default() },
-            &Health::Pending,
+            &CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() },
+            &StoreHealth::Pending,
         );
         all.into_iter().find(|(id, _)| id.to_string() == name).unwrap().1
     }
 
-    fn enforced(index: &mut Index, acks: &Acks) -> Wanted {
+    fn enforced(index: &mut Index, acks: &Acknowledgements) -> DesiredStatus {
         let tallies = acks.tally(index);
         of(index, &tallies, "agents/p")
     }
 
     /// Streams of pods that enforce what holds for them now.
-    fn enforce(index: &mut Index, acks: &mut Acks, pods: &[(&str, &str)]) {
+    fn enforce(index: &mut Index, acks: &mut Acknowledgements, pods: &[(&str, &str)]) {
         for (pod, uid) in pods {
             let stream = acks.open(key(pod), (*uid).to_owned());
             let prepared = index.snapshot(&key(pod), uid).unwrap();
@@ -258,13 +259,13 @@ mod the_status {
     fn counts_pods_that_are_governed_injected_and_enforcing() {
         let mut index = cluster();
         apply(&mut index, entry("agents/p", 1, &open("")));
-        let wanted = of(&mut index, &Tallies::new(), "agents/p");
-        assert_eq!((wanted.selected, wanted.injected, wanted.acknowledged), (2, 2, 0));
-        assert_eq!((wanted.accepted.0, wanted.programmed.0), (Accepted::Accepted, Programmed::Pending));
-        let mut acks = Acks::default();
+        let desired = of(&mut index, &Tallies::new(), "agents/p");
+        assert_eq!((desired.selected, desired.injected, desired.acknowledged), (2, 2, 0));
+        assert_eq!((desired.accepted.0, desired.programmed.0), (Accepted::Accepted, Programmed::Pending));
+        let mut acks = Acknowledgements::default();
         enforce(&mut index, &mut acks, &[("agents/one", "u1")]);
-        let wanted = enforced(&mut index, &acks);
-        assert_eq!((wanted.acknowledged, wanted.programmed.0), (1, Programmed::Pending));
+        let desired = enforced(&mut index, &acks);
+        assert_eq!((desired.acknowledged, desired.programmed.0), (1, Programmed::Pending));
         // A pod with two streams counts once.
         enforce(&mut index, &mut acks, &[("agents/two", "u2"), ("agents/two", "u2")]);
         let tallies = acks.tally(&index);
@@ -272,37 +273,37 @@ mod the_status {
         assert_eq!(of(&mut index, &tallies, "agents/p").programmed.0, Programmed::Programmed);
         // A new generation is enforced by nobody yet.
         apply(&mut index, entry("agents/p", 2, "{servers: [{name: t, url: 'http://t/'}]}"));
-        let wanted = enforced(&mut index, &acks);
-        assert_eq!((wanted.generation, wanted.acknowledged, wanted.programmed.0), (2, 0, Programmed::Pending));
+        let desired = enforced(&mut index, &acks);
+        assert_eq!((desired.generation, desired.acknowledged, desired.programmed.0), (2, 0, Programmed::Pending));
     }
 
     #[test]
     fn does_not_count_a_pod_that_is_being_deleted_though_it_enforces() {
         let mut index = cluster();
         apply(&mut index, entry("agents/p", 1, &open("")));
-        let mut acks = Acks::default();
+        let mut acks = Acknowledgements::default();
         enforce(&mut index, &mut acks, &[("agents/one", "u1")]);
-        index.apply(Event::Pod(key("agents/one"), Pod { ends: true, ..pod("u1", "app=social") }));
-        let wanted = enforced(&mut index, &acks);
-        assert_eq!((wanted.selected, wanted.acknowledged, wanted.programmed.0), (1, 0, Programmed::Pending));
+        index.apply(ClusterEvent::Pod(key("agents/one"), Pod { ends: true, ..pod("u1", "app=social") }));
+        let desired = enforced(&mut index, &acks);
+        assert_eq!((desired.selected, desired.acknowledged, desired.programmed.0), (1, 0, Programmed::Pending));
     }
 
     #[test]
     fn says_which_pods_have_no_sidecar() {
         let mut index = cluster();
         apply(&mut index, entry("agents/p", 1, &open("")));
-        index.apply(Event::Pod(key("agents/two"), Pod { injected: false, ..pod("u2", "app=other") }));
-        let wanted = of(&mut index, &Tallies::new(), "agents/p");
-        assert_eq!((wanted.selected, wanted.injected, wanted.programmed.0), (2, 1, Programmed::NoSidecar));
-        assert!(wanted.programmed.1.contains("1 of 2 pods have no sidecar") && wanted.programmed.1.contains("agents/two"));
+        index.apply(ClusterEvent::Pod(key("agents/two"), Pod { injected: false, ..pod("u2", "app=other") }));
+        let desired = of(&mut index, &Tallies::new(), "agents/p");
+        assert_eq!((desired.selected, desired.injected, desired.programmed.0), (2, 1, Programmed::NoSidecar));
+        assert!(desired.programmed.1.contains("1 of 2 pods have no sidecar") && desired.programmed.1.contains("agents/two"));
     }
 
     #[test]
     fn of_a_policy_that_governs_nobody_says_so() {
         let mut index = cluster();
         apply(&mut index, entry("empty/p", 1, &open("")));
-        let wanted = of(&mut index, &Tallies::new(), "empty/p");
-        assert_eq!((wanted.selected, wanted.programmed.0), (0, Programmed::NoPods));
+        let desired = of(&mut index, &Tallies::new(), "empty/p");
+        assert_eq!((desired.selected, desired.programmed.0), (0, Programmed::NoPods));
     }
 
     #[test]
@@ -310,9 +311,9 @@ mod the_status {
         let mut index = cluster();
         let spec = "{servers: [{name: s, url: 'http://s/', tools: [{name: t, validations: [{expression: 'nonsense('}]}]}]}";
         apply(&mut index, entry("agents/p", 1, spec));
-        let wanted = of(&mut index, &Tallies::new(), "agents/p");
-        assert_eq!((wanted.accepted.0, wanted.programmed.0), (Accepted::Invalid, Programmed::Invalid));
-        assert!(wanted.accepted.1.contains("spec.servers[0].tools[0].validations[0].expression"), "{}", wanted.accepted.1);
+        let desired = of(&mut index, &Tallies::new(), "agents/p");
+        assert_eq!((desired.accepted.0, desired.programmed.0), (Accepted::Invalid, Programmed::Invalid));
+        assert!(desired.accepted.1.contains("spec.servers[0].tools[0].validations[0].expression"), "{}", desired.accepted.1);
     }
 
     #[test]
@@ -330,22 +331,22 @@ mod the_status {
     fn of_a_policy_that_a_sidecar_cannot_enforce_says_what_the_sidecar_said() {
         let mut index = cluster();
         apply(&mut index, entry("agents/p", 1, &open("")));
-        let mut acks = Acks::default();
+        let mut acks = Acknowledgements::default();
         let stream = acks.open(key("agents/one"), "u1".to_owned());
         let prepared = index.snapshot(&key("agents/one"), "u1").unwrap();
         acks.sent(stream, &prepared);
-        let refused = Refused { policy: "agents/p".to_owned(), message: "spec.servers: unknown\nfield".to_owned() };
+        let refused = PolicyProblem { policy: "agents/p".to_owned(), message: "spec.servers: unknown\nfield".to_owned() };
         assert!(acks.acknowledge(stream, Ack { version: prepared.version.clone(), problems: vec![refused] }));
-        let wanted = enforced(&mut index, &acks);
-        assert_eq!((wanted.acknowledged, wanted.programmed.0), (0, Programmed::Refused));
-        assert!(wanted.programmed.1.ends_with("pod agents/one: spec.servers: unknown field"), "{}", wanted.programmed.1);
+        let desired = enforced(&mut index, &acks);
+        assert_eq!((desired.acknowledged, desired.programmed.0), (0, Programmed::Refused));
+        assert!(desired.programmed.1.ends_with("pod agents/one: spec.servers: unknown field"), "{}", desired.programmed.1);
     }
 
     #[test]
     fn an_acknowledgement_of_what_was_never_sent_counts_for_nothing() {
         let mut index = cluster();
         apply(&mut index, entry("agents/p", 1, &open("")));
-        let mut acks = Acks::default();
+        let mut acks = Acknowledgements::default();
         let stream = acks.open(key("agents/one"), "u1".to_owned());
         let version = index.snapshot(&key("agents/one"), "u1").unwrap().version.clone();
         assert!(!acks.acknowledge(stream, Ack { version, problems: Vec::new() }));
@@ -357,26 +358,29 @@ mod the_status {
         let mut index = cluster();
         apply(&mut index, entry("agents/p", 1, &open("")));
         let part = |generation, acknowledged| {
-            Tallies::from([("uid of agents/p".to_owned(), acks::Tally { generation, acknowledged, refused: None })])
+            Tallies::from([(
+                "uid of agents/p".to_owned(),
+                acks::PolicyTally { generation, acknowledged, ..acks::PolicyTally::default() },
+            )])
         };
-        assert_eq!(acks::add([part(1, 1), part(1, 1)])["uid of agents/p"].acknowledged, 2);
+        assert_eq!(acks::sum([part(1, 1), part(1, 1)])["uid of agents/p"].acknowledged, 2);
         // A replica that is behind is not added to one that is not, in either order.
-        assert_eq!(acks::add([part(1, 5), part(2, 1)])["uid of agents/p"].acknowledged, 1);
-        assert_eq!(acks::add([part(2, 1), part(1, 5)])["uid of agents/p"].acknowledged, 1);
-        let wanted = of(&mut index, &part(1, 7), "agents/p");
-        assert_eq!((wanted.acknowledged, wanted.programmed.0), (2, Programmed::Programmed));
+        assert_eq!(acks::sum([part(1, 5), part(2, 1)])["uid of agents/p"].acknowledged, 1);
+        assert_eq!(acks::sum([part(2, 1), part(1, 5)])["uid of agents/p"].acknowledged, 1);
+        let desired = of(&mut index, &part(1, 7), "agents/p");
+        assert_eq!((desired.acknowledged, desired.programmed.0), (2, Programmed::Programmed));
     }
 
     #[test]
     fn is_written_once_and_a_condition_keeps_the_time_of_its_last_change() {
         let mut index = cluster();
         apply(&mut index, entry("agents/p", 1, &open("")));
-        let wanted = of(&mut index, &Tallies::new(), "agents/p");
+        let desired = of(&mut index, &Tallies::new(), "agents/p");
         let (first, later) = (Timestamp::from_second(1000).unwrap(), Timestamp::from_second(2000).unwrap());
-        let status = status::merge(&PolicyStatus::default(), &wanted, first).unwrap();
+        let status = status::merge(&PolicyStatus::default(), &desired, first).unwrap();
         assert_eq!(status.sidecars, "0/2");
-        assert_eq!(status::merge(&status, &wanted, later), None);
-        let mut done = wanted.clone();
+        assert_eq!(status::merge(&status, &desired, later), None);
+        let mut done = desired.clone();
         (done.acknowledged, done.programmed) = (2, (Programmed::Programmed, String::new()));
         let status = status::merge(&status, &done, later).unwrap();
         let time =
@@ -402,53 +406,53 @@ mod the_status {
         };
         assert_eq!(told(&status), ("Unknown".to_owned(), "Pending".to_owned(), first));
         assert_eq!(status.conditions.len(), 3);
-        let with = |health: Health| Wanted { store: Some(health.condition()), ..pending.clone() };
-        let down = |fault| Health::Down(Down { fault, message: "why".to_owned() });
+        let with = |health: StoreHealth| DesiredStatus { store: Some(health.condition()), ..pending.clone() };
+        let down = |fault| StoreHealth::Down(StoreFailure { fault, message: "why".to_owned() });
         for (health, at, promised) in [
             (down("refused"), later, ("False", "Refused", later)),
             // Another reason is another text, and not another state.
             (down("wrong_password"), first, ("False", "WrongPassword", later)),
-            (Health::Connected, first, ("True", "Connected", first)),
+            (StoreHealth::Connected, first, ("True", "Connected", first)),
         ] {
             status = status::merge(&status, &with(health.clone()), at).unwrap();
             assert_eq!(told(&status), (promised.0.to_owned(), promised.1.to_owned(), promised.2));
             assert_eq!(status::merge(&status, &with(health), later), None);
         }
-        let gone = status::merge(&status, &Wanted { store: None, ..pending }, later).unwrap();
+        let gone = status::merge(&status, &DesiredStatus { store: None, ..pending }, later).unwrap();
         assert_eq!(gone.conditions.len(), 2);
     }
 }
 
 /// One of the events of a small cluster, by three numbers.
-fn event((kind, which, how): (u8, usize, usize)) -> Event {
+fn event((kind, which, how): (u8, usize, usize)) -> ClusterEvent {
     let namespace = ["a", "b", "c"][which].to_owned();
     let pod_key = PodKey { namespace: namespace.clone(), name: "pod".to_owned() };
     let label = ["team=x", "team=y", ""][how];
     let selector = ["{}", "{matchLabels: {team: x}}", "{matchExpressions: [{key: team, operator: DoesNotExist}]}"][how];
     let generation = i64::try_from(how).unwrap();
-    let policy = |(id, entry): (PolicyId, Entry)| Event::Policy(id, Box::new(entry));
+    let policy = |(id, entry): (PolicyId, PolicyEntry)| ClusterEvent::Policy(id, Box::new(entry));
     match kind {
-        0 => Event::Namespace(namespace, labels(label)),
-        1 => Event::NamespaceGone(namespace),
-        2 => Event::Pod(pod_key, pod("u1", label)),
-        3 => Event::Pod(pod_key, pod("u2", label)),
-        4 => Event::PodGone(pod_key),
+        0 => ClusterEvent::Namespace(namespace, labels(label).into()),
+        1 => ClusterEvent::NamespaceGone(namespace),
+        2 => ClusterEvent::Pod(pod_key, pod("u1", label)),
+        3 => ClusterEvent::Pod(pod_key, pod("u2", label)),
+        4 => ClusterEvent::PodGone(pod_key),
         5 => policy(entry(&format!("{namespace}/p"), generation, &open(&format!("podSelector: {selector}, ")))),
         6 => policy(entry(&format!("c{which}"), generation, &open(&format!("namespaceSelector: {selector}, ")))),
-        _ => Event::PolicyGone(PolicyId { cluster: false, namespace, name: "p".to_owned() }),
+        _ => ClusterEvent::PolicyGone(PolicyId { cluster: false, namespace, name: "p".to_owned() }),
     }
 }
 
 /// An index that begins with what another knows now.
 fn afresh(index: &Index) -> Index {
     let mut fresh = Index::default();
-    fresh.apply(Event::Pods(index.pods().map(|(key, pod)| (key.clone(), pod.clone())).collect()));
+    fresh.apply(ClusterEvent::Pods(index.pods().map(|(key, pod)| (key.clone(), pod.clone())).collect()));
     let namespaces = ["a", "b", "c", "agents", "tools"];
     let known = namespaces.iter().filter_map(|name| Some(((*name).to_owned(), index.namespace(name)?.clone())));
-    fresh.apply(Event::Namespaces(known.collect()));
+    fresh.apply(ClusterEvent::Namespaces(known.collect()));
     for cluster in [true, false] {
         let all = index.policies().filter(|(id, _)| id.cluster == cluster);
-        fresh.apply(Event::Policies { cluster, all: all.map(|(id, entry)| (id.clone(), entry.clone())).collect() });
+        fresh.apply(ClusterEvent::Policies { cluster, all: all.map(|(id, entry)| (id.clone(), entry.clone())).collect() });
     }
     fresh
 }
@@ -460,7 +464,7 @@ proptest! {
         events in prop::collection::vec((0_u8..8, 0_usize..3, 0_usize..3), 0..60)
     ) {
         let mut index = cluster();
-        let mut receivers: BTreeMap<(PodKey, String), watch::Receiver<Current>> = BTreeMap::new();
+        let mut receivers: BTreeMap<(PodKey, String), watch::Receiver<CurrentSnapshot>> = BTreeMap::new();
         for numbers in events {
             index.apply(event(numbers));
             let pods: Vec<(PodKey, String)> = index.pods().map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
@@ -475,7 +479,7 @@ proptest! {
             let mut fresh = afresh(&index);
             for ((key, uid), receiver) in receivers.iter().filter(|(_, receiver)| receiver.has_changed().is_ok()) {
                 let (held, expected) = (receiver.borrow().clone(), fresh.snapshot(key, uid));
-                let content = |current: &Current| current.as_ref().map(|prepared| (prepared.version.clone(), prepared.includes.clone()));
+                let content = |current: &CurrentSnapshot| current.as_ref().map(|prepared| (prepared.version.clone(), prepared.includes.clone()));
                 prop_assert_eq!(content(&held), content(&expected));
             }
         }
@@ -485,25 +489,25 @@ proptest! {
 #[test]
 fn pods_that_opted_in_and_have_no_sidecar_are_counted_by_why() {
     let mut index = Index::default();
-    let on = || labels("toolweir.dev/inject=enabled");
-    index.apply(Event::Namespaces(BTreeMap::from([
+    let on = || labels("toolweir.dev/inject=enabled").into();
+    index.apply(ClusterEvent::Namespaces(BTreeMap::from([
         ("agents".to_owned(), on()),
         ("quiet".to_owned(), on()),
-        ("plain".to_owned(), Labels::new()),
+        ("plain".to_owned(), Labels::new().into()),
         ("kube-system".to_owned(), on()),
     ])));
     let pod = |text: &str, injected, unfit| Pod { injected, unfit, ..pod("u", text) };
     for (name, pod) in [
         ("agents/injected", pod("", true, None)),
         ("agents/before", pod("", false, None)),
-        ("agents/host", pod("", false, Some(Skip::HostNetwork))),
+        ("agents/host", pod("", false, Some(SkipReason::HostNetwork))),
         ("agents/out", pod("toolweir.dev/inject=disabled", false, None)),
         ("agents/ends", Pod { ends: true, ..pod("", false, None) }),
         ("plain/other", pod("", false, None)),
         ("plain/in", pod("toolweir.dev/inject=enabled", false, None)),
         ("kube-system/dns", pod("", false, None)),
     ] {
-        index.apply(Event::Pod(key(name), pod));
+        index.apply(ClusterEvent::Pod(key(name), pod));
     }
     let counts = index.without_sidecar(|namespace| namespace == "kube-system");
     let counts: Vec<(&str, &str, i64)> = counts.iter().map(|((name, why), count)| (name.as_str(), *why, *count)).collect();

@@ -2,19 +2,23 @@
 //! none; `UPDATE_GOLDEN=1` writes those anew. Then properties of any pod, and the table of docs/injection.md.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::{collections::BTreeSet, fmt::Write, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    path::PathBuf,
+};
 
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use toolweir_crds::{SIDECAR_CONTAINER, select::Labels, sidecar::METRICS_PORT};
 use toolweir_operator::{
-    SIDECAR_CONTAINER,
-    config::Config,
+    config::OperatorConfig,
+    credentials::{AUDIENCE_TOKENS_VOLUME, CREDENTIALS_VOLUME},
     inject::{
-        CONFIG_PATH, CONFIG_VOLUME, Context, INJECTED, MCP_CONFIG_ENV, METRICS_PORT, Outcome, SCRAPE, SCRAPE_ANNOTATIONS,
-        STATE_VOLUME, Skip, TOKEN_VOLUME, URL_ENV, inject, patch, strip,
+        CONFIG_PATH, CONFIG_VOLUME, INJECTED, InjectionContext, InjectionOutcome, MCP_CONFIG_ENV, NamespaceInfo, SCRAPE,
+        SCRAPE_ANNOTATIONS, STATE_VOLUME, SkipReason, TOKEN_VOLUME, URL_ENV, inject, patch, strip,
     },
-    select::Labels,
 };
 
 /// What a case says besides its pod, in a document before it. A pod alone is one of `agents`, which opted in.
@@ -24,6 +28,7 @@ struct Case {
     namespace: String,
     /// Null where they are not known.
     namespace_labels: Option<Labels>,
+    namespace_annotations: BTreeMap<String, String>,
     config: Value,
     /// The pod is injected first, then another webhook does this to it (JSON Patch), then it is injected anew.
     between: Option<json_patch::Patch>,
@@ -32,18 +37,25 @@ struct Case {
 impl Default for Case {
     fn default() -> Self {
         let opted_in = Labels::from([("toolweir.dev/inject".to_owned(), "enabled".to_owned())]);
-        Self { namespace: "agents".to_owned(), namespace_labels: Some(opted_in), config: Value::Null, between: None }
+        Self {
+            namespace: "agents".to_owned(),
+            namespace_labels: Some(opted_in),
+            namespace_annotations: BTreeMap::new(),
+            config: Value::Null,
+            between: None,
+        }
     }
 }
 
 impl Case {
-    fn inject(&self, pod: &Value) -> Outcome {
+    fn inject(&self, pod: &Value) -> InjectionOutcome {
         let config = if self.config.is_null() { String::new() } else { self.config.to_string() };
-        let config = Config::read(&config).unwrap();
-        let context = Context {
+        let config = OperatorConfig::read(&config).unwrap();
+        let info = self.namespace_labels.clone().map(|labels| NamespaceInfo::new(labels, &self.namespace_annotations));
+        let context = InjectionContext {
             config: &config,
             namespace: &self.namespace,
-            namespace_labels: self.namespace_labels.as_ref(),
+            namespace_info: info.as_ref(),
             operator_namespace: "toolweir-system",
             stream_url: "https://toolweir-operator.toolweir-system.svc:8444",
             ca: "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
@@ -53,17 +65,22 @@ impl Case {
     }
 
     /// The pod as it was sent the last time, and what became of it.
-    fn run(&self, pod: Value) -> (Value, Outcome) {
+    fn run(&self, pod: Value) -> (Value, InjectionOutcome) {
         let Some(between) = &self.between else {
             let outcome = self.inject(&pod);
             return (pod, outcome);
         };
-        let Outcome::Injected { mut pod, .. } = self.inject(&pod) else { panic!("not injected the first time") };
+        let InjectionOutcome::Injected { mut pod, .. } = self.inject(&pod) else { panic!("not injected the first time") };
         json_patch::patch(&mut pod, between).unwrap();
         let outcome = self.inject(&pod);
         (pod, outcome)
     }
 }
+
+/// The volumes that the sidecar alone mounts.
+const SIDECARS: [&str; 4] = [TOKEN_VOLUME, STATE_VOLUME, CREDENTIALS_VOLUME, AUDIENCE_TOKENS_VOLUME];
+/// All volumes of Toolweir.
+const VOLUMES: [&str; 5] = [TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME, CREDENTIALS_VOLUME, AUDIENCE_TOKENS_VOLUME];
 
 fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pods"))
@@ -88,17 +105,17 @@ fn read(name: &str) -> (Case, Value) {
     }
 }
 
-fn golden(outcome: &Outcome) -> String {
+fn golden(outcome: &InjectionOutcome) -> String {
     match outcome {
-        Outcome::Injected { pod, warnings } => {
+        InjectionOutcome::Injected { pod, warnings } => {
             let mut text = String::new();
             for warning in warnings {
                 writeln!(text, "# warning: {warning}").unwrap();
             }
             text + &serde_yaml::to_string(pod).unwrap()
         }
-        Outcome::Skipped(skip) => format!("# skipped: {} ({})\n", skip.as_str(), skip.explain()),
-        Outcome::Refused(why) => format!("# refused: {why}\n"),
+        InjectionOutcome::Skipped(skip) => format!("# skipped: {} ({})\n", skip.as_str(), skip.explain()),
+        InjectionOutcome::Refused(why) => format!("# refused: {why}\n"),
     }
 }
 
@@ -137,10 +154,10 @@ fn the_patch_makes_the_same_pod_and_another_round_changes_nothing() {
     for name in names() {
         let (case, pod) = read(&name);
         let (sent, outcome) = case.run(pod);
-        let Outcome::Injected { pod, .. } = outcome else { continue };
+        let InjectionOutcome::Injected { pod, .. } = outcome else { continue };
         injected += 1;
         assert_eq!(patched(&sent, &pod), pod, "{name}");
-        assert_eq!(case.inject(&pod), Outcome::Skipped(Skip::AlreadyInjected), "{name}");
+        assert_eq!(case.inject(&pod), InjectionOutcome::Skipped(SkipReason::AlreadyInjected), "{name}");
         check(&sent, &pod);
     }
     assert!(injected > 15, "{injected}");
@@ -150,7 +167,7 @@ fn the_patch_makes_the_same_pod_and_another_round_changes_nothing() {
 fn a_patch_leaves_alone_what_is_as_it_should_be() {
     let (case, pod) = read("reinvoked");
     let (sent, outcome) = case.run(pod);
-    let Outcome::Injected { pod, .. } = outcome else { panic!("{outcome:?}") };
+    let InjectionOutcome::Injected { pod, .. } = outcome else { panic!("{outcome:?}") };
     let patch = patch(&sent, &pod);
     let paths: Vec<&str> = patch.iter().map(|step| step.path().as_str()).collect();
     assert!(
@@ -187,11 +204,11 @@ fn every_reason_to_skip_has_a_case() {
     let mut seen = BTreeSet::new();
     for name in names() {
         let (case, pod) = read(&name);
-        if let Outcome::Skipped(skip) = case.run(pod).1 {
+        if let InjectionOutcome::Skipped(skip) = case.run(pod).1 {
             seen.insert(skip);
         }
     }
-    assert_eq!(seen, Skip::ALL.into());
+    assert_eq!(seen, SkipReason::ALL.into());
 }
 
 #[test]
@@ -204,7 +221,7 @@ fn the_page_lists_every_reason_to_skip_and_no_other() {
     let documented: Vec<(&str, &str, &str)> =
         documented.iter().map(|cells| (cells[1].trim_matches('`'), cells[2], cells[3])).collect();
     let known: Vec<(&str, &str, &str)> =
-        Skip::ALL.iter().map(|skip| (skip.as_str(), skip.explain(), if skip.warns() { "yes" } else { "no" })).collect();
+        SkipReason::ALL.iter().map(|skip| (skip.as_str(), skip.explain(), if skip.warns() { "yes" } else { "no" })).collect();
     assert_eq!(documented, known, "reason, explanation, warning; in the order in which they are looked for");
 }
 
@@ -234,7 +251,7 @@ fn its_own(container: &Value) -> Value {
     rest["env"] = without(container, "env", |env| is_named(env, &[URL_ENV, MCP_CONFIG_ENV]));
     rest["volumeMounts"] = without(container, "volumeMounts", |mount| {
         let path = mount["mountPath"].as_str().unwrap_or_default().replace("/./", "/").replace("//", "/");
-        is_named(mount, &[TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME]) || format!("{path}/").starts_with("/etc/toolweir/")
+        is_named(mount, &VOLUMES) || format!("{path}/").starts_with("/etc/toolweir/")
     });
     rest
 }
@@ -260,7 +277,7 @@ fn own(pod: &Value) -> Value {
             list(spec, kind).iter().filter(|container| !is_named(container, &[SIDECAR_CONTAINER])).map(its_own).collect();
         rest["spec"][kind] = others.into();
     }
-    rest["spec"]["volumes"] = without(spec, "volumes", |volume| is_named(volume, &[TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME]));
+    rest["spec"]["volumes"] = without(spec, "volumes", |volume| is_named(volume, &VOLUMES));
     rest
 }
 
@@ -274,7 +291,7 @@ fn check(before: &Value, after: &Value) {
     assert_eq!(all().filter(|container| is_named(container, &[SIDECAR_CONTAINER])).count(), 1);
     for container in all().skip(1) {
         let mounts = list(container, "volumeMounts");
-        assert!(!mounts.iter().any(|mount| is_named(mount, &[TOKEN_VOLUME, STATE_VOLUME])), "{container}");
+        assert!(!mounts.iter().any(|mount| is_named(mount, &SIDECARS)), "{container}");
         let config: Vec<&Value> = mounts.iter().filter(|mount| is_named(mount, &[CONFIG_VOLUME])).collect();
         assert_eq!(config, [&json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": true})], "{container}");
         for (name, value) in [(URL_ENV, "http://127.0.0.1:15001"), (MCP_CONFIG_ENV, "/etc/toolweir/mcp.json")] {
@@ -284,6 +301,14 @@ fn check(before: &Value, after: &Value) {
     }
     for volume in [TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME] {
         assert_eq!(list(spec, "volumes").iter().filter(|found| is_named(found, &[volume])).count(), 1, "{volume}");
+    }
+    for (volume, flag) in [(CREDENTIALS_VOLUME, "--credentials-dir"), (AUDIENCE_TOKENS_VOLUME, "--audience-tokens-dir")] {
+        let volumes = list(spec, "volumes").iter().filter(|found| is_named(found, &[volume])).count();
+        let mounts: Vec<&Value> = list(sidecar, "volumeMounts").iter().filter(|mount| is_named(mount, &[volume])).collect();
+        let args = list(sidecar, "args");
+        let paths: Vec<&Value> = args.iter().zip(&args[1..]).filter(|(arg, _)| *arg == flag).map(|(_, path)| path).collect();
+        assert_eq!(mounts.iter().map(|mount| &mount["mountPath"]).collect::<Vec<_>>(), paths, "{volume}");
+        assert!(mounts.len() == volumes && volumes < 2 && mounts.iter().all(|mount| mount["readOnly"] == true), "{volume}");
     }
     assert_eq!(after["metadata"]["annotations"][INJECTED], "0.1.0");
     assert_eq!(own(before), own(after), "what is others' is as it was");
@@ -321,7 +346,7 @@ fn container() -> impl Strategy<Value = Value> {
         Just("/var/lib/toolweir"),
     ];
     let mount = named(
-        "data|toolweir-token|toolweir-state|toolweir-config",
+        "data|toolweir-token|toolweir-state|toolweir-config|toolweir-credentials|toolweir-audience-tokens",
         (paths, any::<bool>()).prop_map(|(path, read_only)| json!({"mountPath": path, "readOnly": read_only})),
     );
     let name = prop_oneof![4 => "[a-c]", 1 => Just(SIDECAR_CONTAINER.to_owned())];
@@ -333,7 +358,10 @@ fn container() -> impl Strategy<Value = Value> {
 }
 
 fn pod() -> impl Strategy<Value = Value> {
-    let volume = named("data|more|toolweir-token|toolweir-config", Just(json!({"emptyDir": {"medium": "Memory"}})));
+    let volume = named(
+        "data|more|toolweir-token|toolweir-config|toolweir-credentials|toolweir-audience-tokens",
+        Just(json!({"emptyDir": {"medium": "Memory"}})),
+    );
     let annotations = prop::option::of(prop_oneof![
         Just(json!({})),
         Just(json!({"toolweir.dev/injected": "0.0.9"})),
@@ -343,6 +371,8 @@ fn pod() -> impl Strategy<Value = Value> {
         Just(json!({"prometheus.io/scrape": "true", "prometheus.io/port": "8080", "prometheus.io/path": "/metrics"})),
         Just(json!({"prometheus.io/scrape": "false", "toolweir.dev/injected": "0.1.0"})),
         Just(json!({"prometheus.io/port": "8080", "other": "x"})),
+        Just(json!({"toolweir.dev/credentials": "tokens"})),
+        Just(json!({"toolweir.dev/credentials": "", "toolweir.dev/token-audiences": "mcp, https://a.example/"})),
     ]);
     // Two of one name are nothing that the API server takes; the sidecar's may be there in whatever number.
     let containers = |least: usize| {
@@ -378,7 +408,7 @@ fn pod() -> impl Strategy<Value = Value> {
 
 fn injected(case: &Case, pod: &Value) -> Value {
     match case.inject(pod) {
-        Outcome::Injected { pod, warnings } => {
+        InjectionOutcome::Injected { pod, warnings } => {
             assert!(warnings.iter().all(|warning| !warning.contains(char::is_control)), "{warnings:?}");
             pod
         }
@@ -391,7 +421,8 @@ proptest! {
 
     #[test]
     fn any_pod_gets_a_sidecar_and_keeps_what_is_its_own(pod in pod(), scrape in any::<bool>()) {
-        let case = Case { config: json!({"sidecar": {"scrapeAnnotations": scrape}}), ..Case::default() };
+        let sidecar = json!({"scrapeAnnotations": scrape, "credentialsSecret": if scrape { "of-all" } else { "" }});
+        let case = Case { config: json!({"sidecar": sidecar}), ..Case::default() };
         let once = injected(&case, &pod);
         check(&pod, &once);
         let (before, after) = (&pod["metadata"]["annotations"], &once["metadata"]["annotations"]);
@@ -401,7 +432,7 @@ proptest! {
             prop_assert_eq!(after.get(key), promised.as_ref());
         }
         prop_assert_eq!(&patched(&pod, &once), &once);
-        prop_assert_eq!(case.inject(&once), Outcome::Skipped(Skip::AlreadyInjected));
+        prop_assert_eq!(case.inject(&once), InjectionOutcome::Skipped(SkipReason::AlreadyInjected));
     }
 
     #[test]
@@ -414,13 +445,13 @@ proptest! {
         let at = if first { 0 } else { list.len() };
         list.insert(at, new);
         match Case::default().inject(&once) {
-            Outcome::Injected { pod: twice, .. } => {
+            InjectionOutcome::Injected { pod: twice, .. } => {
                 check(&once, &twice);
                 prop_assert_eq!(&patched(&once, &twice), &twice);
             }
             // By chance the new one has all that it should.
             other => {
-                prop_assert_eq!(other, Outcome::Skipped(Skip::AlreadyInjected));
+                prop_assert_eq!(other, InjectionOutcome::Skipped(SkipReason::AlreadyInjected));
                 check(&once, &once);
             }
         }

@@ -4,15 +4,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use toolweir_crds::{read_documents, resource::PolicyStatus};
+use toolweir_engine::CompileOptions;
 use toolweir_operator::{
     admission::{REASONS, RESULTS},
-    auth::Refusal,
-    index::NOT_INJECTED,
-    metrics::Metrics,
+    auth::StreamRefusal,
+    credential_status::CredentialsReady,
+    index::{ClusterEvent, Index, NOT_INJECTED, PolicyEntry},
+    operator_metrics::OperatorMetrics,
     serve::{Closed, Port},
-    shared::faults,
-    status::{Accepted, Programmed},
-    stream::Ended,
+    shared_store::health::{StoreHealth, faults},
+    status::{self, Accepted, Programmed},
+    stream::StreamEnd,
 };
 
 /// Name, type and labels of every metric.
@@ -49,9 +52,10 @@ fn set<'a>(values: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 }
 
 /// The metrics of a scrape, the series of a histogram as one.
-fn scraped(metrics: &Metrics) -> Listed {
+fn scraped(metrics: &OperatorMetrics) -> Listed {
     let without = BTreeMap::from([(("agents".to_owned(), NOT_INJECTED), 0)]);
-    let text = String::from_utf8(metrics.scrape(&without).unwrap()).unwrap();
+    metrics.scrape.set(&without, 0);
+    let text = String::from_utf8(metrics.registry.scrape().unwrap()).unwrap();
     let mut types: BTreeMap<&str, &str> = BTreeMap::new();
     let mut listed = Listed::new();
     for line in text.lines() {
@@ -77,32 +81,35 @@ fn scraped(metrics: &Metrics) -> Listed {
 
 #[test]
 fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
-    let metrics = Metrics::new().unwrap();
+    let metrics = OperatorMetrics::new().unwrap();
     // A family without series is not in a scrape.
-    metrics.admissions.with_label_values(&["inject", "injected", ""]).inc();
-    metrics.stream_ended.with_label_values(&["slow"]).inc();
-    metrics.policies.with_label_values(&["MCPPolicy", "Accepted"]).inc();
-    metrics.status_writes.with_label_values(&["ok"]).inc();
-    metrics.watch_failures.with_label_values(&["pods"]).inc();
-    metrics.policy_status.with_label_values(&["agents/p", "Enforce", "Accepted", "Programmed"]).set(1);
-    metrics.policy_pods.with_label_values(&["agents/p", "selected"]).set(1);
-    metrics.certificate_lifetime.with_label_values(&["ca"]).set(1.0);
-    metrics.certificate_expiry.with_label_values(&["ca"]).set(1.0);
-    metrics.certificate_rotations.with_label_values(&["ca"]).inc();
-    metrics.begin_shared_store();
+    let mut index = Index::default();
+    let text = "{apiVersion: toolweir.dev/v1alpha1, kind: MCPPolicy, metadata: {name: p, namespace: agents}, spec: {servers: \
+                [{name: s, url: 'https://s', credential: {bearer: {secretKey: token}}}]}}";
+    let document = read_documents("test", text).unwrap().remove(0).document;
+    let options = CompileOptions::default();
+    let entry = PolicyEntry::new("uid".to_owned(), 1, document, PolicyStatus::default(), &options);
+    index.apply(ClusterEvent::Policy(entry.policy.id.clone(), Box::new(entry)));
+    let desired = status::desired(&mut index, &BTreeMap::new(), &options, &StoreHealth::Absent);
+    metrics.status.set(&index, &desired);
+    metrics.certificates.lifetime.with_label_values(&["ca"]).set(1.0);
+    metrics.certificates.expiry.with_label_values(&["ca"]).set(1.0);
+    metrics.certificates.rotations.with_label_values(&["ca"]).inc();
+    metrics.store.begin();
     assert_eq!(documented(&page()), scraped(&metrics));
 }
 
 #[test]
 fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
     let page = page();
-    let ended = Ended::ALL.map(Ended::as_str);
+    let ended = StreamEnd::ALL.map(StreamEnd::as_str);
     for (heading, known) in [
         ("`result` of admissions", set(RESULTS)),
         ("`reason` of admissions", set(REASONS)),
-        ("`reason` of streams that were refused", set(Refusal::ALL.map(Refusal::as_str))),
+        ("`reason` of streams that were refused", set(StreamRefusal::ALL.map(StreamRefusal::as_str))),
         ("`reason` of streams that ended", set(ended)),
         ("`programmed`", set(Programmed::ALL.map(Programmed::as_str))),
+        ("`credentials`", set(CredentialsReady::ALL.map(CredentialsReady::as_str))),
         ("`reason` of pods without a sidecar", set([NOT_INJECTED, "HostNetwork", "Windows", "MirrorPod"])),
         ("`fault`", faults().map(ToOwned::to_owned).collect()),
         ("`port`", set(Port::ALL.map(Port::as_str))),
@@ -122,8 +129,8 @@ fn the_page_lists_the_values_that_the_code_names() {
         ("`webhook`", ["admission.rs"].as_slice()),
         ("`kind` of policies", &["publish.rs"]),
         ("`result` of status writes", &["publish.rs"]),
-        ("`certificate`", &["certs/keeper.rs"]),
-        ("`mode`", &["publish.rs"]),
+        ("`certificate`", &["certs/manager.rs"]),
+        ("`mode`", &["../../crds/src/policy.rs"]),
         ("`state` of pods", &["publish.rs"]),
         ("`result` of events", &["events.rs", "stream.rs"]),
     ] {

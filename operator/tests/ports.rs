@@ -28,18 +28,19 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use toolweir_engine::Options;
+use toolweir_engine::CompileOptions;
 use toolweir_operator::{
-    admission::Webhooks,
+    admission::{AdmissionHandler, Intake},
     client_ca::ClientCa,
-    config::Config,
-    index::Event,
-    metrics::Metrics,
-    namespaces::{Answer, Namespaces},
-    run::Health,
-    serve::{self, Port, serve},
-    stream::text,
-    world::World,
+    cluster_state::{ClusterState, StateMetrics},
+    config::OperatorConfig,
+    index::ClusterEvent,
+    metrics::OperatorRegistry,
+    namespaces::{NamespaceLookup, NamespaceResult},
+    operator_metrics::OperatorMetrics,
+    probes::ProbeHealth,
+    response::plain_text,
+    serve::{self, Port, PortMetrics, serve},
 };
 
 /// What an API server waits for unless the chart says otherwise.
@@ -76,44 +77,46 @@ impl ResolvesServerCert for Fixed {
 struct Served {
     address: SocketAddr,
     authority: Authority,
-    metrics: Metrics,
+    metrics: OperatorMetrics,
     stop: watch::Sender<bool>,
     done: tokio::task::JoinHandle<()>,
 }
 
-fn world() -> Arc<World> {
-    let world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
+fn world(metrics: &StateMetrics) -> Arc<ClusterState> {
+    let world = Arc::new(ClusterState::new(metrics.clone(), CompileOptions::default()));
     let labels = BTreeMap::from([("toolweir.dev/inject".to_owned(), "enabled".to_owned())]);
-    world.apply(Event::Namespaces(BTreeMap::from([("agents".to_owned(), labels)])));
+    world.apply(ClusterEvent::Namespaces(BTreeMap::from([("agents".to_owned(), labels.into())])));
     world
 }
 
 /// The webhooks on a port of their own, as the operator serves them.
 async fn webhooks(clients: Option<Arc<ClientCa>>) -> Served {
-    let world = world();
+    let metrics = OperatorMetrics::new().unwrap();
+    let world = world(&metrics.state);
     let authority = authority();
     let (certificate, key) = signed(&authority, "operator", ExtendedKeyUsagePurpose::ServerAuth);
     let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
     let fixed = Arc::new(Fixed(Arc::new(CertifiedKey::new(vec![certificate], key))));
     let tls: Arc<ServerConfig> = serve::tls(fixed, Port::Webhooks, clients).unwrap();
     let (trust, trusted) = watch::channel(Arc::from("PEM"));
-    let webhooks = Webhooks {
-        world: Arc::clone(&world),
-        config: Arc::new(Config::default()),
+    let webhooks = AdmissionHandler {
+        state: Arc::clone(&world),
+        intake: Arc::new(Intake::default()),
+        metrics: metrics.admission.clone(),
+        config: Arc::new(OperatorConfig::default()),
         namespace: Arc::from("toolweir-system"),
         stream_url: Arc::from("https://toolweir-operator.toolweir-system.svc:8444"),
         trust: trusted,
-        namespaces: Namespaces::by(|_| std::future::pending::<Answer>()),
+        namespaces: NamespaceLookup::with(|_| std::future::pending::<NamespaceResult>()),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopping) = watch::channel(false);
-    let metrics = world.metrics.clone();
     let answer = move |request| {
         let _trust = &trust;
         webhooks.clone().answer(request)
     };
-    let done = tokio::spawn(serve(listener, Port::Webhooks, Some(tls), answer, metrics.clone(), stopping));
+    let done = tokio::spawn(serve(listener, Port::Webhooks, Some(tls), answer, metrics.ports.clone(), stopping));
     Served { address, authority, metrics, stop, done }
 }
 
@@ -159,7 +162,7 @@ impl Served {
 
     async fn closed(&self, reason: &str, least: u64) {
         let port = Port::Webhooks.as_str();
-        let count = || self.metrics.connections_closed.with_label_values(&[port, reason]).get();
+        let count = || self.metrics.ports.connections_closed.with_label_values(&[port, reason]).get();
         let seen = timeout(SOON, async {
             while count() < least {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -197,7 +200,7 @@ async fn connections_that_never_shake_hands_do_not_keep_others_out() {
     served.is_injected().await;
     ends(&mut silent[0]).await;
     served.closed("crowded", 300).await;
-    assert!(served.metrics.connections.with_label_values(&["webhooks"]).get() <= 300);
+    assert!(served.metrics.ports.connections.with_label_values(&["webhooks"]).get() <= 300);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,7 +224,7 @@ async fn slow_bodies_do_not_keep_others_out() {
     asked["request"]["oldObject"] = large;
     let (status, answer) = timeout(SOON, served.ask("/inject", asked.to_string())).await.unwrap();
     assert_eq!(status, StatusCode::OK, "{answer}");
-    assert!(served.metrics.admissions.with_label_values(&["inject", "error", "Busy"]).get() > 0);
+    assert!(served.metrics.admission.admissions.with_label_values(&["inject", "error", "Busy"]).get() > 0);
     ends(&mut slow[0]).await;
 }
 
@@ -264,7 +267,7 @@ async fn what_would_become_a_large_tree_is_refused_with_advice_and_what_is_only_
         let message = answer["response"]["status"]["message"].as_str().unwrap();
         assert!(message.starts_with("the pod would take more than 36 MiB to read: it has too many lists"), "{message}");
     }
-    assert_eq!(served.metrics.admissions.with_label_values(&["inject", "refused", "TooComplex"]).get(), 2);
+    assert_eq!(served.metrics.admission.admissions.with_label_values(&["inject", "refused", "TooComplex"]).get(), 2);
     let managed: serde_json::Map<String, Value> = (0..60_000).map(|n| (format!("f:field-number-{n}-{n}"), json!({}))).collect();
     let mut honest = pod();
     honest["metadata"]["managedFields"] = json!([{"manager": "kubectl", "fieldsV1": managed}]);
@@ -280,7 +283,7 @@ async fn what_would_become_a_large_tree_is_refused_with_advice_and_what_is_only_
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_only_answers_pings_ends() {
-    let metrics = Metrics::new().unwrap();
+    let metrics = PortMetrics::new(&OperatorRegistry::new().unwrap()).unwrap();
     let (_stop, stopping) = watch::channel(false);
     let (listener, address) = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -288,7 +291,7 @@ async fn a_connection_that_only_answers_pings_ends() {
         (listener, address)
     };
     // Without TLS, as it is the same behind it.
-    let answer = |_: Request<hyper::body::Incoming>| async { text(StatusCode::OK, "ok") };
+    let answer = |_: Request<hyper::body::Incoming>| async { plain_text(StatusCode::OK, "ok") };
     tokio::spawn(serve(listener, Port::Webhooks, None, answer, metrics.clone(), stopping));
     let count = |reason: &str| metrics.connections_closed.with_label_values(&["webhooks", reason]).get();
     // The client's side answers pings by itself.
@@ -320,11 +323,11 @@ async fn a_connection_that_only_answers_pings_ends() {
 #[tokio::test(start_paused = true)]
 async fn half_a_head_is_waited_for_ten_seconds() {
     for port in [Port::Webhooks, Port::Metrics, Port::Probes, Port::Streams] {
-        let metrics = Metrics::new().unwrap();
+        let metrics = PortMetrics::new(&OperatorRegistry::new().unwrap()).unwrap();
         let (_stop, stopping) = watch::channel(false);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let answer = |_: Request<hyper::body::Incoming>| async { text(StatusCode::OK, "ok") };
+        let answer = |_: Request<hyper::body::Incoming>| async { plain_text(StatusCode::OK, "ok") };
         tokio::spawn(serve(listener, port, None, answer, metrics, stopping));
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"PRI * HT").await.unwrap();
@@ -337,11 +340,11 @@ async fn half_a_head_is_waited_for_ten_seconds() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_never_ask_do_not_keep_the_scraper_out() {
-    let metrics = Metrics::new().unwrap();
+    let metrics = PortMetrics::new(&OperatorRegistry::new().unwrap()).unwrap();
     let (_stop, stopping) = watch::channel(false);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let answer = |_: Request<hyper::body::Incoming>| async { text(StatusCode::OK, "ok") };
+    let answer = |_: Request<hyper::body::Incoming>| async { plain_text(StatusCode::OK, "ok") };
     tokio::spawn(serve(listener, Port::Metrics, None, answer, metrics.clone(), stopping));
     let mut halves = Vec::new();
     for _ in 0..100 {
@@ -360,15 +363,15 @@ async fn readers_that_never_ask_do_not_keep_the_scraper_out() {
 /// A runtime whose threads are all busy says nothing; the probes do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn probes_are_answered_while_the_runtime_is_busy() {
-    let metrics = Metrics::new().unwrap();
-    metrics.synced.set(1);
+    let metrics = OperatorMetrics::new().unwrap();
+    metrics.state.synced.set(1);
     let (_certified, certified) = watch::channel(true);
     let (stop, stopping) = watch::channel(false);
     let (close, closing) = watch::channel(false);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
     let address = listener.local_addr().unwrap();
-    let health = Health::new(metrics.clone(), certified, stopping);
-    let ended = health.serve(listener, metrics.clone(), closing).unwrap();
+    let health = ProbeHealth::new(metrics.state.synced.clone(), certified, stopping);
+    let ended = health.serve(listener, metrics.ports, closing).unwrap();
     tokio::spawn(health.clone().beat());
     let busy = Arc::new(std::sync::Barrier::new(2));
     let (began, held) = std::sync::mpsc::channel();
@@ -436,13 +439,13 @@ async fn where_authorities_are_given_only_their_clients_get_through_the_handshak
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_lets_what_is_under_way_finish() {
-    let metrics = Metrics::new().unwrap();
+    let metrics = PortMetrics::new(&OperatorRegistry::new().unwrap()).unwrap();
     let (stop, stopping) = watch::channel(false);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let answer = |_: Request<hyper::body::Incoming>| async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        text(StatusCode::OK, "ok")
+        plain_text(StatusCode::OK, "ok")
     };
     let done = tokio::spawn(serve(listener, Port::Metrics, None, answer, metrics, stopping));
     let mut stream = TcpStream::connect(address).await.unwrap();

@@ -21,15 +21,16 @@ use tokio::{
     time::timeout,
 };
 use toolweir_crds::{read_documents, resource::PolicyStatus, stream::SharedStore};
-use toolweir_engine::{Options, PolicyId};
+use toolweir_engine::{CompileOptions, PolicyId};
 use toolweir_operator::{
-    auth::Reviewer,
-    events::Told,
-    index::{Entry, Event, Pod, PodKey},
-    metrics::Metrics,
-    shared,
-    stream::Streams,
-    world::World,
+    auth::TokenReviewer,
+    cluster_state::ClusterState,
+    events::DenialReport,
+    index::{ClusterEvent, Pod, PodKey, PolicyEntry},
+    inject::NamespaceInfo,
+    operator_metrics::OperatorMetrics,
+    shared_store::health::SidecarStore,
+    stream::{StreamBounds, StreamServer},
 };
 
 /// An API server that knows tokens of the form `POD:UID` in the second part of what looks like a JWT.
@@ -122,37 +123,39 @@ fn pod_token(pod: &str) -> String {
 }
 
 struct Operator {
-    world: Arc<World>,
+    world: Arc<ClusterState>,
+    metrics: OperatorMetrics,
     trust: watch::Sender<Arc<str>>,
-    store: watch::Sender<shared::Told>,
+    store: watch::Sender<SidecarStore>,
     stop: watch::Sender<bool>,
-    told: mpsc::Receiver<Told>,
-    streams: Streams,
+    told: mpsc::Receiver<DenialReport>,
+    streams: StreamServer,
 }
 
-fn pod(name: &str) -> Event {
-    let pod = Pod { uid: format!("uid-{name}"), labels: BTreeMap::new(), injected: true, unfit: None, ends: false };
-    Event::Pod(PodKey { namespace: "agents".to_owned(), name: name.to_owned() }, pod)
+fn pod(name: &str) -> ClusterEvent {
+    let pod = Pod { uid: format!("uid-{name}"), injected: true, ..Pod::default() };
+    ClusterEvent::Pod(PodKey { namespace: "agents".to_owned(), name: name.to_owned() }, pod)
 }
 
-fn policy(generation: i64, url: &str) -> Event {
+fn policy(generation: i64, url: &str) -> ClusterEvent {
     let text = format!(
         "{{apiVersion: toolweir.dev/v1alpha1, kind: MCPPolicy, metadata: {{name: p, namespace: agents}}, \
          spec: {{servers: [{{name: s, url: '{url}'}}]}}}}"
     );
     let document = read_documents("test", &text).unwrap().remove(0).document;
-    let entry = Entry::new("policy-uid".to_owned(), generation, document, PolicyStatus::default(), &Options::default());
-    Event::Policy(entry.policy.id.clone(), Box::new(entry))
+    let entry =
+        PolicyEntry::new("policy-uid".to_owned(), generation, document, PolicyStatus::default(), &CompileOptions::default());
+    ClusterEvent::Policy(entry.policy.id.clone(), Box::new(entry))
 }
 
 /// A policy that counts across pods.
-fn sharing(generation: i64) -> Event {
+fn sharing(generation: i64) -> ClusterEvent {
     let text = "{apiVersion: toolweir.dev/v1alpha1, kind: MCPPolicy, metadata: {name: p, namespace: agents}, spec: {servers: \
                 [{name: s, url: 'http://s', tools: [{name: t, limits: [{max: 1, window: day, scope: Workload}]}]}]}}";
     let document = read_documents("test", text).unwrap().remove(0).document;
-    let options = Options { shared_store: true, of_any_pod: true, ..Options::default() };
-    let entry = Entry::new("policy-uid".to_owned(), generation, document, PolicyStatus::default(), &options);
-    Event::Policy(entry.policy.id.clone(), Box::new(entry))
+    let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
+    let entry = PolicyEntry::new("policy-uid".to_owned(), generation, document, PolicyStatus::default(), &options);
+    ClusterEvent::Policy(entry.policy.id.clone(), Box::new(entry))
 }
 
 fn store(password: &str) -> SharedStore {
@@ -176,20 +179,31 @@ fn told(password: &str) -> Value {
 }
 
 fn operator() -> Operator {
-    let world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
-    world.apply(Event::Namespaces(BTreeMap::from([("agents".to_owned(), BTreeMap::new())])));
-    world.apply(Event::Pods(BTreeMap::new()));
-    world.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
-    world.apply(Event::Policies { cluster: true, all: BTreeMap::new() });
+    let metrics = OperatorMetrics::new().unwrap();
+    let world = Arc::new(ClusterState::new(metrics.state.clone(), CompileOptions::default()));
+    world.apply(ClusterEvent::Namespaces(BTreeMap::from([("agents".to_owned(), NamespaceInfo::default())])));
+    world.apply(ClusterEvent::Pods(BTreeMap::new()));
+    world.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
+    world.apply(ClusterEvent::Policies { cluster: true, all: BTreeMap::new() });
     world.apply(pod("one"));
     world.apply(pod("two"));
     let (trust, trusted) = watch::channel(Arc::from("PEM 1"));
-    let (store, stores) = watch::channel(shared::Told::Nowhere);
+    let (store, stores) = watch::channel(SidecarStore::Nowhere);
     let (stop, stopping) = watch::channel(false);
-    let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
+    let reviewer = TokenReviewer::new(kube::Client::new(ApiServer, "default"));
     let (denials, told) = mpsc::channel(1);
-    let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, store: stores, denials, stopping };
-    Operator { world, trust, store, stop, told, streams }
+    let streams = StreamServer {
+        state: Arc::clone(&world),
+        reviewer,
+        trust: trusted,
+        store: stores,
+        denials,
+        stopping,
+        bounds: Arc::new(StreamBounds::default()),
+        metrics: metrics.stream.clone(),
+        events: metrics.events.clone(),
+    };
+    Operator { world, metrics, trust, store, stop, told, streams }
 }
 
 /// What a sidecar holds of its stream.
@@ -244,12 +258,12 @@ impl Operator {
     }
 
     fn counted(&self, reason: &str) -> u64 {
-        self.world.metrics.stream_refused.with_label_values(&[reason]).get()
+        self.metrics.stream.refused.with_label_values(&[reason]).get()
     }
 
     async fn ended(&self, reason: &str) -> bool {
         for _ in 0..200 {
-            if self.world.metrics.stream_ended.with_label_values(&[reason]).get() == 1 {
+            if self.metrics.stream.ended.with_label_values(&[reason]).get() == 1 {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -287,7 +301,7 @@ async fn only_the_token_of_a_pod_that_runs_opens_a_stream() {
 #[tokio::test]
 async fn nobody_is_let_in_before_the_whole_cluster_was_seen() {
     let mut operator = operator();
-    operator.streams.world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
+    operator.streams.state = Arc::new(ClusterState::new(operator.metrics.state.clone(), CompileOptions::default()));
     assert_eq!(operator.refused(&[("authorization", &format!("Bearer {}", pod_token("one")))]).await, 503);
 }
 
@@ -316,7 +330,11 @@ async fn trust_comes_first_then_what_holds_then_every_change_and_word_that_the_s
     let began = tokio::time::Instant::now();
     assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
     assert!(began.elapsed() <= Duration::from_secs(10));
-    operator.world.apply(Event::PolicyGone(PolicyId { cluster: false, namespace: "agents".to_owned(), name: "p".to_owned() }));
+    operator.world.apply(ClusterEvent::PolicyGone(PolicyId {
+        cluster: false,
+        namespace: "agents".to_owned(),
+        name: "p".to_owned(),
+    }));
     assert_eq!(sidecar.line().await.unwrap()["snapshot"]["policies"], json!([]));
     operator.stop.send(true).unwrap();
     assert_eq!(sidecar.line().await, None);
@@ -327,14 +345,14 @@ async fn trust_comes_first_then_what_holds_then_every_change_and_word_that_the_s
 async fn where_counts_are_shared_comes_before_what_holds_and_again_when_it_changes() {
     let operator = operator();
     operator.world.apply(sharing(1));
-    operator.store.send(shared::Told::At(Arc::new(store("first")))).unwrap();
+    operator.store.send(SidecarStore::At(Arc::new(store("first")))).unwrap();
     let mut sidecar = operator.open(&pod_token("one")).await;
     assert!(sidecar.line().await.unwrap()["trust"].is_object());
     assert_eq!(sidecar.line().await.unwrap(), told("first"));
     assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
-    operator.store.send(shared::Told::At(Arc::new(store("second")))).unwrap();
+    operator.store.send(SidecarStore::At(Arc::new(store("second")))).unwrap();
     assert_eq!(sidecar.line().await.unwrap(), told("second"));
-    operator.store.send(shared::Told::Nowhere).unwrap();
+    operator.store.send(SidecarStore::Nowhere).unwrap();
     assert_eq!(sidecar.line().await.unwrap(), json!({"sharedStore": null}));
     // What holds is another thing without it.
     assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
@@ -345,12 +363,12 @@ async fn where_counts_are_shared_comes_before_what_holds_and_again_when_it_chang
 async fn an_operator_that_has_not_read_its_files_takes_the_store_from_nobody() {
     let operator = operator();
     operator.world.apply(sharing(1));
-    operator.store.send(shared::Told::Unread).unwrap();
+    operator.store.send(SidecarStore::Unread).unwrap();
     let mut sidecar = operator.open(&pod_token("one")).await;
     assert!(sidecar.line().await.unwrap()["trust"].is_object());
     assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
     assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
-    operator.store.send(shared::Told::At(Arc::new(store("first")))).unwrap();
+    operator.store.send(SidecarStore::At(Arc::new(store("first")))).unwrap();
     assert_eq!(sidecar.line().await.unwrap(), told("first"));
     assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
 }
@@ -358,14 +376,14 @@ async fn an_operator_that_has_not_read_its_files_takes_the_store_from_nobody() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_whose_policies_share_no_count_is_not_told_where_until_they_do() {
     let operator = operator();
-    operator.store.send(shared::Told::At(Arc::new(store("first")))).unwrap();
+    operator.store.send(SidecarStore::At(Arc::new(store("first")))).unwrap();
     operator.world.apply(policy(1, "http://s/one"));
     let mut sidecar = operator.open(&pod_token("one")).await;
     assert!(sidecar.line().await.unwrap()["trust"].is_object());
     assert_eq!(sidecar.line().await.unwrap(), json!({"sharedStore": null}));
     assert!(sidecar.line().await.unwrap()["snapshot"].is_object());
     // Nothing is said of a change that does not concern it.
-    operator.store.send(shared::Told::At(Arc::new(store("second")))).unwrap();
+    operator.store.send(SidecarStore::At(Arc::new(store("second")))).unwrap();
     assert_eq!(sidecar.line().await.unwrap(), json!("keepAlive"));
     operator.world.apply(sharing(2));
     assert_eq!(sidecar.line().await.unwrap(), told("second"));
@@ -390,21 +408,21 @@ async fn denials_are_those_of_the_pod_whose_token_it_is_and_nobody_waits_for_eve
     }
     sidecar.say(format!("{}\n", json!({"version": version})));
     for _ in 0..200 {
-        if operator.world.metrics.acks.get() == 1 {
+        if operator.metrics.state.acks.get() == 1 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(operator.world.metrics.acks.get(), 1, "what came after it was read");
-    assert_eq!(operator.world.metrics.events.with_label_values(&["no_room"]).get(), 2);
+    assert_eq!(operator.metrics.state.acks.get(), 1, "what came after it was read");
+    assert_eq!(operator.metrics.events.events.with_label_values(&["no_room"]).get(), 2);
 }
 
 #[tokio::test]
 async fn a_pod_gets_its_own_policies_only() {
     let operator = operator();
     operator.world.apply(policy(1, "http://s/one"));
-    let other = Pod { uid: "uid-one".to_owned(), labels: BTreeMap::new(), injected: true, unfit: None, ends: false };
-    operator.world.apply(Event::Pod(PodKey { namespace: "elsewhere".to_owned(), name: "one".to_owned() }, other));
+    let other = Pod { uid: "uid-one".to_owned(), injected: true, ..Pod::default() };
+    operator.world.apply(ClusterEvent::Pod(PodKey { namespace: "elsewhere".to_owned(), name: "one".to_owned() }, other));
     // What a client says of itself changes nothing: the path has no place for it, and headers are not looked at.
     let mut sidecar = operator.open(&pod_token("two")).await;
     sidecar.line().await;
@@ -432,6 +450,30 @@ async fn what_a_sidecar_acknowledges_counts_until_its_stream_ends() {
     drop(sidecar);
     assert!(operator.ended("client_gone").await);
     assert_eq!(operator.enforcing(), 0);
+}
+
+#[tokio::test]
+async fn what_a_sidecar_says_of_its_credentials_counts_until_its_stream_ends() {
+    let operator = operator();
+    operator.world.apply(policy(1, "https://s/one', credential: {bearer: {secretKey: token}}, defaultAction: 'Allow"));
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    let version = sidecar.version().await;
+    let state = json!({"server": "s", "kind": "bearer", "problem": "key `token` is missing"});
+    sidecar.say(format!("{}\n{}\n", json!({"version": version}), json!({"credentials": [state]})));
+    let tally = || operator.world.acks().tally(&operator.world.index())["policy-uid"].clone();
+    let mut changes = operator.world.changes();
+    while tally().credential_problem.is_none() {
+        timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+    }
+    assert_eq!(tally().credential_problem.unwrap(), "pod agents/one: server s: key `token` is missing");
+    sidecar.say(format!("{}\n", json!({"credentials": [{"server": "s", "kind": "bearer"}]})));
+    while tally().credentials_ready == 0 {
+        timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+    }
+    assert_eq!((tally().credential_problem, tally().acknowledged), (None, 1));
+    drop(sidecar);
+    assert!(operator.ended("client_gone").await);
+    assert_eq!(tally().credentials_ready, 0);
 }
 
 #[tokio::test]
@@ -470,7 +512,7 @@ async fn a_stream_ends_with_its_pod_and_with_its_token() {
     let operator = operator();
     let mut sidecar = operator.open(&pod_token("one")).await;
     sidecar.version().await;
-    operator.world.apply(Event::PodGone(PodKey { namespace: "agents".to_owned(), name: "one".to_owned() }));
+    operator.world.apply(ClusterEvent::PodGone(PodKey { namespace: "agents".to_owned(), name: "one".to_owned() }));
     assert_eq!(sidecar.line().await, None);
     assert!(operator.ended("pod_gone").await);
 
@@ -504,7 +546,7 @@ async fn a_pod_has_two_streams_and_a_third_ends_the_oldest() {
     for sidecar in [&mut second, &mut third, &mut other] {
         sidecar.version().await;
     }
-    assert_eq!(operator.world.metrics.streams.get(), 3);
+    assert_eq!(operator.metrics.state.streams.get(), 3);
     // Once one has gone there is room again.
     drop(second);
     assert!(operator.ended("client_gone").await);
@@ -516,7 +558,7 @@ async fn a_pod_has_two_streams_and_a_third_ends_the_oldest() {
 async fn nobody_is_asked_about_a_pod_that_there_is_not() {
     let mut operator = operator();
     let slow = Slow::default();
-    operator.streams.reviewer = Reviewer::new(kube::Client::new(slow.clone(), "default"));
+    operator.streams.reviewer = TokenReviewer::new(kube::Client::new(slow.clone(), "default"));
     for (pod, uid) in [("one", "forged"), ("unknown", "uid-one")] {
         let header = format!("Bearer {}", kubelet_token(pod, uid));
         assert_eq!(operator.refused(&[("authorization", &header)]).await, 403);
@@ -544,7 +586,7 @@ async fn nobody_is_asked_about_a_pod_that_there_is_not() {
 async fn a_flood_of_bad_tokens_reaches_the_api_server_a_few_at_a_time_and_keeps_no_sidecar_out() {
     let mut operator = operator();
     let slow = Slow::default();
-    operator.streams.reviewer = Reviewer::new(kube::Client::new(slow.clone(), "default"));
+    operator.streams.reviewer = TokenReviewer::new(kube::Client::new(slow.clone(), "default"));
     let operator = Arc::new(operator);
     let flood: Vec<_> = (0..300)
         .map(|n| {
@@ -627,7 +669,7 @@ async fn connections_without_a_stream_are_bounded_and_do_not_keep_sidecars_out()
     let address = listener.local_addr().unwrap();
     let streams = operator.streams.clone();
     let answer = move |request: Request<hyper::body::Incoming>| streams.clone().answer(request);
-    let metrics = operator.world.metrics.clone();
+    let metrics = operator.metrics.ports.clone();
     // Without TLS, as it is the same behind it.
     tokio::spawn(serve(listener, Port::Streams, None, answer, metrics.clone(), operator.streams.stopping.clone()));
     let open = async |pod: &str| {
@@ -653,8 +695,15 @@ async fn connections_without_a_stream_are_bounded_and_do_not_keep_sidecars_out()
     }
     let (_after, mut after) = open("two").await;
     after.frame().await.unwrap().unwrap();
-    assert!(metrics.connections.with_label_values(&["streams"]).get() <= 260);
-    assert!(metrics.connections_closed.with_label_values(&["streams", "crowded"]).get() > 0);
+    // On a busy machine some are accepted a moment later, and closed for it.
+    let few = async {
+        while metrics.connections.with_label_values(&["streams"]).get() > 260
+            || metrics.connections_closed.with_label_values(&["streams", "crowded"]).get() == 0
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), few).await.expect("strangers are turned away");
     // The one that was there before them still is.
     operator.trust.send(Arc::from("PEM 2")).unwrap();
     let told = timeout(Duration::from_secs(30), async {

@@ -30,41 +30,43 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 
-use crate::{explain, governor::Governor};
+use crate::{explain, governor::Governor, scrape::Scraper};
 
 /// Connections of one port. Where one more comes, one of those is closed that have come from the same address as most.
 const CONNECTIONS: usize = 64;
-/// How long a head, a body, and the reading of an answer may take.
+/// The time that a head, a body, and the reading of an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pages of metrics that are kept until their readers have them. Who asks while there are as many gets the newest of them.
 const PAGES: usize = 4;
 /// Answers of the administration that may be large, at once.
 const LARGE: usize = 2;
 
-/// Changes the log level and gives the one in force.
-pub type LogLevel = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
+/// Sets the log level, if one is given, and returns the one in force. The error says what to write.
+pub type LogLevelControl = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
 
-/// What the servers answer from.
+/// What both servers answer from: handles that clones share.
 #[derive(Clone)]
-pub struct State {
+pub struct AdminState {
     /// The policies in force and their metrics.
     pub governor: Arc<Governor>,
+    /// Gives the page of metrics.
+    pub scraper: Arc<Scraper>,
     /// Turns true when the sidecar stops.
     pub stopping: watch::Receiver<bool>,
     /// The log level.
-    pub log_level: LogLevel,
+    pub log_level: LogLevelControl,
 }
 
-/// Which of the two servers.
+/// One of the two servers beside the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Face {
+pub enum Listener {
     /// `/metrics`, `/healthz` and `/readyz`, for the cluster.
     Metrics,
     /// `/policy`, `/limits`, `/explain` and `/log-level`, for this machine.
     Admin,
 }
 
-impl Face {
+impl Listener {
     /// As metrics name its port.
     fn as_str(self) -> &'static str {
         match self {
@@ -74,18 +76,18 @@ impl Face {
     }
 }
 
-/// What the answers of one server share.
+/// Places and pages that the answers of one server share.
 #[derive(Debug)]
-struct Shared {
+struct ListenerState {
     questions: Semaphore,
     large: Arc<Semaphore>,
     pages: Mutex<Vec<Weak<Vec<u8>>>>,
 }
 
 /// A connection that is open.
-struct Open {
+struct OpenConnection {
     peer: IpAddr,
-    /// How many requests it is answering.
+    /// The number of requests that it is answering.
     busy: Arc<AtomicUsize>,
     task: AbortHandle,
 }
@@ -95,19 +97,19 @@ struct Open {
 ///
 /// # Errors
 /// The thread cannot be started.
-pub fn start(listener: TcpListener, face: Face, state: State) -> io::Result<()> {
+pub fn start(listener: TcpListener, listener_kind: Listener, state: AdminState) -> io::Result<()> {
     let listener = listener.into_std()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::Builder::new().name(face.as_str().to_owned()).spawn(move || {
+    thread::Builder::new().name(listener_kind.as_str().to_owned()).spawn(move || {
         let mut stopping = state.stopping.clone();
         runtime.block_on(async move {
             let ended = async { while stopping.changed().await.is_ok() {} };
             match TcpListener::from_std(listener) {
                 Ok(listener) => tokio::select! {
-                    () = serve(listener, face, state) => {}
+                    () = serve(listener, listener_kind, state) => {}
                     () = ended => {}
                 },
-                Err(error) => tracing::error!(%error, ?face, "the port is not served"),
+                Err(error) => tracing::error!(%error, face = ?listener_kind, "cannot serve the port"),
             }
         });
     })?;
@@ -115,20 +117,20 @@ pub fn start(listener: TcpListener, face: Face, state: State) -> io::Result<()> 
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, face: Face, state: State) {
-    let shared = Arc::new(Shared {
+pub async fn serve(listener: TcpListener, listener_kind: Listener, state: AdminState) {
+    let shared = Arc::new(ListenerState {
         questions: Semaphore::new(explain::AT_ONCE),
         large: Arc::new(Semaphore::new(LARGE)),
         pages: Mutex::default(),
     });
-    let closed = |reason: &str| state.governor.metrics.connections_closed.with_label_values(&[face.as_str(), reason]);
+    let closed = |reason: &str| state.governor.metrics.connections.closed.with_label_values(&[listener_kind.as_str(), reason]);
     let (too_many, not_read) = (closed("too_many"), closed("not_read"));
-    let mut open: Vec<Open> = Vec::new();
+    let mut open: Vec<OpenConnection> = Vec::new();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, ?face, "accept");
+                tracing::warn!(%error, face = ?listener_kind, "accept");
                 sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -139,7 +141,7 @@ pub async fn serve(listener: TcpListener, face: Face, state: State) {
         {
             open.remove(at).task.abort();
             too_many.inc();
-            tracing::warn!(?face, limit = CONNECTIONS, "too many connections; one was closed");
+            tracing::warn!(face = ?listener_kind, limit = CONNECTIONS, "too many connections; one was closed");
         }
         let busy = Arc::<AtomicUsize>::default();
         let (state, shared, answering) = (state.clone(), Arc::clone(&shared), Arc::clone(&busy));
@@ -148,7 +150,7 @@ pub async fn serve(listener: TcpListener, face: Face, state: State) {
             let service = service_fn(move |request| {
                 let (state, shared, busy) = (state.clone(), Arc::clone(&shared), Busy::begin(&answering));
                 async move {
-                    let answered = answer(request, face, state, &shared).await;
+                    let answered = answer(request, listener_kind, state, &shared).await;
                     drop(busy);
                     answered
                 }
@@ -156,10 +158,10 @@ pub async fn serve(listener: TcpListener, face: Face, state: State) {
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 * 1024);
             if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%error, ?face, "connection");
+                tracing::debug!(%error, face = ?listener_kind, "connection");
             }
         });
-        open.push(Open { peer: peer_of(peer), busy, task: task.abort_handle() });
+        open.push(OpenConnection { peer: peer_of(peer), busy, task: task.abort_handle() });
     }
 }
 
@@ -169,7 +171,7 @@ fn peer_of(peer: SocketAddr) -> IpAddr {
 
 /// Which connection makes room for another: of those from the address that has most, the oldest that is not being answered,
 /// or else the oldest.
-fn to_close(open: &[Open]) -> Option<usize> {
+fn to_close(open: &[OpenConnection]) -> Option<usize> {
     let mut from: HashMap<IpAddr, usize> = HashMap::new();
     for open in open {
         *from.entry(open.peer).or_default() += 1;
@@ -265,16 +267,16 @@ impl<K> AsRef<[u8]> for Keeping<K> {
 }
 
 /// A page of metrics that several may be given.
-struct Page(Arc<Vec<u8>>);
+struct SharedPage(Arc<Vec<u8>>);
 
-impl AsRef<[u8]> for Page {
+impl AsRef<[u8]> for SharedPage {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
 /// The page of metrics: one of now, or where many wait for their readers, the newest of those.
-async fn page(state: &State, shared: &Shared) -> Result<Bytes, prometheus::Error> {
+async fn page(state: &AdminState, shared: &ListenerState) -> Result<Bytes, prometheus::Error> {
     let pages = || shared.pages.lock().unwrap_or_else(PoisonError::into_inner);
     let newest = {
         let mut pages = pages();
@@ -284,37 +286,37 @@ async fn page(state: &State, shared: &Shared) -> Result<Bytes, prometheus::Error
     let page = match newest {
         Some(page) => page,
         None => {
-            let page = Arc::new(state.governor.metrics.scrape(&state.governor).await?);
+            let page = Arc::new(state.scraper.scrape().await?);
             pages().push(Arc::downgrade(&page));
             page
         }
     };
-    Ok(Bytes::from_owner(Page(page)))
+    Ok(Bytes::from_owner(SharedPage(page)))
 }
 
 async fn answer(
     request: Request<Incoming>,
-    face: Face,
-    state: State,
-    shared: &Shared,
+    listener_kind: Listener,
+    state: AdminState,
+    shared: &ListenerState,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
-    let answer = match (face, &parts.method, parts.uri.path()) {
-        (Face::Metrics, &Method::GET, "/metrics") => match page(&state, shared).await {
+    let answer = match (listener_kind, &parts.method, parts.uri.path()) {
+        (Listener::Metrics, &Method::GET, "/metrics") => match page(&state, shared).await {
             Ok(text) => respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         },
-        (Face::Metrics, &Method::GET, "/healthz") => plain(StatusCode::OK, "ok"),
+        (Listener::Metrics, &Method::GET, "/healthz") => plain(StatusCode::OK, "ok"),
         // It is not ready before a policy is in force, nor once it drains.
-        (Face::Metrics, &Method::GET, "/readyz") if *state.stopping.borrow() => {
+        (Listener::Metrics, &Method::GET, "/readyz") if *state.stopping.borrow() => {
             plain(StatusCode::SERVICE_UNAVAILABLE, "stopping")
         }
-        (Face::Metrics, &Method::GET, "/readyz") => match state.governor.serves() {
+        (Listener::Metrics, &Method::GET, "/readyz") => match state.governor.check_ready() {
             Ok(()) => plain(StatusCode::OK, "ready"),
             Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
         },
-        (Face::Admin, _, _) if !local(&parts) => plain(StatusCode::FORBIDDEN, "the Host header is not local"),
-        (Face::Admin, &Method::GET, path @ ("/policy" | "/limits")) => match Arc::clone(&shared.large).try_acquire_owned() {
+        (Listener::Admin, _, _) if !local(&parts) => plain(StatusCode::FORBIDDEN, "the Host header is not local"),
+        (Listener::Admin, &Method::GET, path @ ("/policy" | "/limits")) => match Arc::clone(&shared.large).try_acquire_owned() {
             Ok(place) => {
                 let value = if path == "/policy" { policy(&state) } else { limits(&state).await };
                 let text = format!("{value:#}\n").into_bytes();
@@ -322,39 +324,39 @@ async fn answer(
             }
             Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, &format!("{LARGE} such questions are being answered; ask again")),
         },
-        (Face::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &shared.questions, body).await {
+        (Listener::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &shared.questions, body).await {
             Ok(answer) => match serde_json::to_value(&answer) {
                 Ok(answer) => json(&answer),
                 Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
             },
             Err((status, why)) => plain(status, &why),
         },
-        (Face::Admin, &Method::GET, "/log-level") => level(&state, None),
-        (Face::Admin, &Method::PUT, "/log-level") => match timeout(PATIENCE, Limited::new(body, 64).collect()).await {
+        (Listener::Admin, &Method::GET, "/log-level") => level(&state, None),
+        (Listener::Admin, &Method::PUT, "/log-level") => match timeout(PATIENCE, Limited::new(body, 64).collect()).await {
             Ok(Ok(body)) => level(&state, Some(&String::from_utf8_lossy(&body.to_bytes()))),
             Ok(Err(_)) => plain(StatusCode::PAYLOAD_TOO_LARGE, "write one word: off, error, warn, info, debug or trace"),
             Err(_) => plain(StatusCode::REQUEST_TIMEOUT, "the word did not come in time"),
         },
-        (Face::Metrics, ..) => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
-        (Face::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /explain (POST) and /log-level"),
+        (Listener::Metrics, ..) => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
+        (Listener::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /explain (POST) and /log-level"),
     };
     Ok(answer)
 }
 
-fn policy(state: &State) -> serde_json::Value {
+fn policy(state: &AdminState) -> serde_json::Value {
     let in_force = state.governor.in_force();
     json!({
         "version": in_force.version,
-        "ageSeconds": state.governor.policy_age().as_secs_f64(),
+        "ageSeconds": state.governor.freshness.age().as_secs_f64(),
         "policies": in_force.policies,
         "problems": in_force.problems,
         "sharedStore": shared_store(&state.governor),
     })
 }
 
-async fn limits(state: &State) -> serde_json::Value {
+async fn limits(state: &AdminState) -> serde_json::Value {
     let in_force = arc_swap::Guard::into_inner(state.governor.in_force());
-    let seen = state.governor.seen(&in_force).await;
+    let seen = state.governor.shared_usage(&in_force).await;
     json!({"limits": in_force.engine.limits(state.governor.now(), &seen)})
 }
 
@@ -365,7 +367,7 @@ fn shared_store(governor: &Governor) -> Option<serde_json::Value> {
     Some(json!({"state": store.state(), "error": error}))
 }
 
-/// Whether the request names this machine, which a page of another origin cannot make it do.
+/// Returns true if the request names this machine, which a page of another origin cannot make it do.
 fn local(parts: &http::request::Parts) -> bool {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
@@ -377,7 +379,7 @@ fn local(parts: &http::request::Parts) -> bool {
     (name == "localhost" || name.parse::<IpAddr>().is_ok()) && !parts.headers.contains_key(header::ORIGIN)
 }
 
-fn level(state: &State, new: Option<&str>) -> Response<Full<Bytes>> {
+fn level(state: &AdminState, new: Option<&str>) -> Response<Full<Bytes>> {
     match (state.log_level)(new.map(str::trim)) {
         Ok(level) => plain(StatusCode::OK, &level),
         Err(error) => plain(StatusCode::BAD_REQUEST, &error),
@@ -399,8 +401,8 @@ fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Re
     response
 }
 
-/// What the kernel may keep for a connection of a small port: of pages that are not taken, and of what is not read yet. It
-/// doubles both, and they count as the pod's memory.
+/// The bytes that the kernel may keep for a connection of a small port, sent and received: of pages that are not taken, and of
+/// what is not read yet. It doubles both, and they count as the pod's memory.
 const KERNEL: (u32, u32) = (16 * 1024, 16 * 1024);
 
 /// Binds an address of a small port, with an error that names the flag.
@@ -446,7 +448,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_most_connections_makes_room_with_the_oldest_that_is_not_answered() {
-        let open = |peer: &str, busy: usize| Open {
+        let open = |peer: &str, busy: usize| OpenConnection {
             peer: peer.parse().unwrap(),
             busy: Arc::new(AtomicUsize::new(busy)),
             task: tokio::spawn(async {}).abort_handle(),

@@ -1,7 +1,7 @@
 //! The audit log: one JSON line for each tool call.
 //!
 //! Lines are gathered in memory and written by a thread of their own, so that no call waits for who reads them. When
-//! nobody reads, lines are lost once [`MOST`] bytes wait, and a metric says so.
+//! nobody reads, lines are lost once `MOST` bytes wait, and a metric says so.
 
 use std::{
     io::Write,
@@ -14,16 +14,18 @@ use prometheus::IntCounter;
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
 
-/// How many bytes may wait to be written.
+use crate::registry::MetricsRegistry;
+
+/// The most bytes that may wait to be written.
 const MOST: usize = 1024 * 1024;
 
-/// How long lines gather before they are written together: one wake-up for many calls.
+/// The time in which lines gather before they are written together: one wake-up for many calls.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// One line. Arguments and session stand in it as hashes only.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Line<'a> {
+pub struct AuditLine<'a> {
     /// When the call came, in RFC 3339.
     pub time: String,
     /// The server's name in the policy.
@@ -38,10 +40,10 @@ pub struct Line<'a> {
     pub policy: Option<&'a str>,
     /// The entry of that policy.
     pub entry: Option<&'a str>,
-    /// What was done instead of asking the shared store, where it did not answer: `Deny`, `PerPod` or `Allow`.
+    /// The fallback where the shared store did not answer: `Deny`, `PerPod` or `Allow`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_store: Option<&'a str>,
-    /// What became of the request, as in the metrics.
+    /// The request's outcome, as in the metrics.
     pub outcome: &'a str,
     /// Milliseconds from the request's arrival to the head of its answer.
     pub latency_ms: f64,
@@ -67,33 +69,34 @@ pub fn timestamp(time: SystemTime) -> String {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct AuditQueue {
     waiting: Vec<u8>,
     writing: bool,
     closed: bool,
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+#[derive(Debug)]
+struct AuditBuffer {
+    state: Mutex<AuditQueue>,
     changed: Condvar,
+    /// `toolweir_audit_lost_total`
+    lost: IntCounter,
 }
 
 /// A handle of the log.
 #[derive(Clone, Debug)]
-pub struct Audit {
-    shared: Arc<Shared>,
-    lost: IntCounter,
-}
+pub struct Audit(Arc<AuditBuffer>);
 
 impl Audit {
-    /// A log that is written to `out`.
+    /// Starts a log that is written to `out`, and registers its metric.
     ///
     /// # Errors
-    /// The thread cannot be started.
-    pub fn new(mut out: impl Write + Send + 'static, lost: IntCounter) -> std::io::Result<Self> {
-        let audit = Self { shared: Arc::default(), lost };
-        let (shared, lost_by_writer) = (Arc::clone(&audit.shared), audit.lost.clone());
+    /// The thread cannot be started, or the metric is registered already.
+    pub fn new(mut out: impl Write + Send + 'static, registry: &MetricsRegistry) -> std::io::Result<Self> {
+        let lost = registry.counter("toolweir_audit_lost_total", "Audit lines that were lost since stdout was not read.");
+        let lost = lost.map_err(std::io::Error::other)?;
+        let audit = Self(Arc::new(AuditBuffer { state: Mutex::default(), changed: Condvar::new(), lost }));
+        let shared = Arc::clone(&audit.0);
         thread::Builder::new().name("audit".into()).stack_size(64 * 1024).spawn(move || {
             let mut lines = Vec::new();
             loop {
@@ -117,7 +120,7 @@ impl Audit {
                 // Who reads may be gone (a closed pipe, a full disk): calls go on, and the loss shows.
                 if let Err(error) = out.write_all(&lines).and_then(|()| out.flush()) {
                     let count = memchr::memchr_iter(b'\n', &lines).count();
-                    lost_by_writer.inc_by(count as u64);
+                    shared.lost.inc_by(count as u64);
                     tracing::error!(%error, count, "audit lines were lost");
                 }
                 lines.clear();
@@ -130,29 +133,29 @@ impl Audit {
     }
 
     /// Adds a line.
-    pub fn write(&self, line: &Line<'_>) {
-        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn write(&self, line: &AuditLine<'_>) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let first = state.waiting.is_empty();
         let before = state.waiting.len();
         if before > MOST || serde_json::to_writer(&mut state.waiting, line).is_err() {
             state.waiting.truncate(before);
-            self.lost.inc();
+            self.0.lost.inc();
             return;
         }
         state.waiting.push(b'\n');
         drop(state);
         if first {
-            self.shared.changed.notify_all();
+            self.0.changed.notify_all();
         }
     }
 
     /// Waits until every line is written, but not longer than a second.
     pub fn close(&self) {
-        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.closed = true;
-        self.shared.changed.notify_all();
-        let wait = |state: &mut State| state.writing || !state.waiting.is_empty();
-        let _ = self.shared.changed.wait_timeout_while(state, Duration::from_secs(1), wait);
+        self.0.changed.notify_all();
+        let wait = |state: &mut AuditQueue| state.writing || !state.waiting.is_empty();
+        let _ = self.0.changed.wait_timeout_while(state, Duration::from_secs(1), wait);
     }
 }
 
@@ -178,9 +181,9 @@ mod tests {
     #[test]
     fn every_line_is_written_whole_and_in_order() {
         let (sender, receiver) = mpsc::channel();
-        let audit = Audit::new(Sender(sender), IntCounter::new("lost", "lost").unwrap()).unwrap();
+        let audit = Audit::new(Sender(sender), &MetricsRegistry::default()).unwrap();
         for number in 0..100 {
-            audit.write(&Line {
+            audit.write(&AuditLine {
                 time: timestamp(SystemTime::UNIX_EPOCH),
                 server: "s",
                 tool: &format!("t\n{number}"),

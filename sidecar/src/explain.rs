@@ -6,19 +6,19 @@ use http::StatusCode;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tokio::{sync::Semaphore, time::timeout};
-use toolweir_crds::explain::Answer;
+use toolweir_crds::{explain::ExplainResponse, text::one_line};
 use toolweir_engine::{
     Call,
-    json::{JsonError, Kind, Raw, Reader},
+    json::{JsonError, JsonKind, Raw, Reader},
 };
 
-use crate::governor::{Governor, InForce};
+use crate::{governor::Governor, in_force::InForce};
 
 /// The largest question, in bytes: arguments that a command line can hold.
 pub const LARGEST: usize = 256 * 1024;
-/// How many questions are answered at once: whoever shares the pod's network can ask, and must not fill the memory.
+/// The most questions that are answered at once: whoever shares the pod's network can ask, and must not fill the memory.
 pub const AT_ONCE: usize = 4;
-/// How long a question may take to arrive.
+/// The time that a question may take to arrive.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// One question is decided on after the other.
@@ -30,8 +30,8 @@ type Refused = (StatusCode, String);
 /// Reads a question and answers it. `places` are those for questions that are answered at once.
 ///
 /// # Errors
-/// It is none, or too many are asked at once.
-pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) -> Result<Answer, Refused> {
+/// The body is no question, or too many are asked at once.
+pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) -> Result<ExplainResponse, Refused> {
     let Ok(_place) = places.try_acquire() else {
         return Err((StatusCode::SERVICE_UNAVAILABLE, format!("{AT_ONCE} questions are being answered; ask again")));
     };
@@ -62,19 +62,19 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
     let explanation =
         explained.await.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("the question was given up: {error}")))?;
     let explanation = explanation.map_err(bad)?;
-    Ok(Answer { version, servers, explanation })
+    Ok(ExplainResponse { version, servers, explanation })
 }
 
 /// A call that nobody makes.
 #[derive(Debug, Default, PartialEq)]
-struct Question<'a> {
+struct ExplainQuestion<'a> {
     server: Option<Cow<'a, str>>,
     tool: Cow<'a, str>,
     arguments: Option<Raw<'a>>,
     session: Cow<'a, str>,
 }
 
-/// What is wrong with a question.
+/// A fault of a question.
 #[derive(Debug, PartialEq, thiserror::Error)]
 enum Unclear {
     #[error("the body {0}")]
@@ -84,25 +84,25 @@ enum Unclear {
 }
 
 /// Reads a question. The arguments are left as they stand there, as those of a call are.
-fn question(bytes: &[u8]) -> Result<Question<'_>, String> {
+fn question(bytes: &[u8]) -> Result<ExplainQuestion<'_>, String> {
     const FORM: &str =
         r#"write {"tool": NAME, "server": NAME, "arguments": {...}, "session": ID}; the last three may be left out"#;
     let unclear = |error: Unclear| format!("{error}; {FORM}");
-    let mut question = Question::default();
+    let mut question = ExplainQuestion::default();
     let (mut tool, mut session, mut seen) = (None, None, Vec::new());
     let mut reader = Reader::new(bytes).map_err(|error| unclear(error.into()))?;
     reader
         .object::<Unclear>(|reader, key| {
             let key = key.string()?.unwrap_or_default();
             if seen.contains(&key) {
-                return Err(Unclear::Other(format!("`{}` stands there twice", shown(&key))));
+                return Err(Unclear::Other(format!("`{}` stands there twice", one_line(&key, 40))));
             }
             match &*key {
                 "server" => question.server = Some(text(reader, "server")?),
                 "tool" => tool = Some(text(reader, "tool")?),
                 "session" => session = Some(text(reader, "session")?),
                 "arguments" => question.arguments = Some(reader.value()?),
-                other => return Err(Unclear::Other(format!("`{}` is not known", shown(other)))),
+                other => return Err(Unclear::Other(format!("`{}` is not known", one_line(other, 40)))),
             }
             seen.push(key);
             Ok(())
@@ -120,17 +120,13 @@ fn question(bytes: &[u8]) -> Result<Question<'_>, String> {
 
 fn text<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Cow<'a, str>, Unclear> {
     let value = reader.value()?;
-    if value.kind() != Kind::String {
+    if value.kind() != JsonKind::String {
         return Err(Unclear::Other(format!("`{key}` is no string")));
     }
     Ok(value.string()?.unwrap_or_default())
 }
 
-fn shown(key: &str) -> String {
-    key.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-impl Question<'_> {
+impl ExplainQuestion<'_> {
     /// The server: the one that is meant where there is only one.
     fn server(&self, in_force: &InForce) -> Result<Cow<'_, str>, String> {
         if let Some(server) = &self.server {
@@ -156,7 +152,7 @@ mod tests {
         assert_eq!((question.server.as_deref(), &*question.tool, &*question.session), (Some("bank"), "pay", ""));
         assert_eq!(question.arguments.map(Raw::as_str), Some(r#"{"a":1, "a":2}"#));
         let least = super::question(br#"{"tool":"x"}"#).unwrap();
-        assert_eq!(least, Question { tool: "x".into(), ..Question::default() });
+        assert_eq!(least, ExplainQuestion { tool: "x".into(), ..ExplainQuestion::default() });
     }
 
     #[test]

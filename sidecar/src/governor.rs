@@ -1,285 +1,55 @@
-//! What the ways in (the proxy, stdio) share: the policies in force, and the record of every decision.
+//! Decides calls by the policies in force, and records every decision. The proxy and stdio share one governor.
 
 use std::{
-    collections::{HashMap, HashSet},
     io,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, Guard};
-use http::Uri;
-use prometheus::{Histogram, IntCounter};
 use smallvec::SmallVec;
-use toolweir_crds::{Mode, OnStoreFailure, bounds::server_url, stream::Refused};
+use tokio::sync::watch;
+use toolweir_crds::stream::{CredentialReport, CredentialState};
 use toolweir_engine::{
-    Begun, Call, Decision, Denial, Engine, Memory, Options, Outcome as Answer, Pending, Permit, Policy, Reason, Timestamp,
-    json::Raw,
+    Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Memory, Pending, Permit, Reason, Timestamp,
     shared::{self, Peeked},
 };
-use toolweir_store::{Seen, Store, config, connect::StoreError};
+use toolweir_store::{Store, StoreConfig, StoreError, UsageSnapshot};
 
 use crate::{
-    audit::{self, Audit},
+    audit::Audit,
+    counts::Counts,
+    credentials::set::CredentialSet,
+    freshness::{Freshness, PolicyFreshness},
+    in_force::{InForce, ServerInForce},
     mcp_config::McpConfig,
-    metrics::{Metrics, OTHER_TOOL, UNKNOWN_SERVER},
+    metrics::SidecarMetrics,
+    outcome::Outcome,
+    record::{Arrival, Record, RecordedDecision},
+    server_metrics::{OTHER_TOOL, UNKNOWN_SERVER},
+    tool_names::ListedToolNames,
 };
 
-/// How many names of a server's tools/list are kept for the label `tool`.
-const MOST_LEARNED: usize = 512;
-/// The bytes of such a name.
-const LONGEST_LEARNED: usize = 128;
-/// How long a sidecar that has just started is not ready where the shared store that it needs does not answer yet.
+/// The time after its start for which a sidecar is not ready where the shared store that it needs does not answer yet.
 const STORE_WAIT: Duration = Duration::from_secs(4);
-
-/// The policies in force.
-#[derive(Debug)]
-pub struct InForce {
-    /// What they compile to.
-    pub engine: Engine,
-    /// The policies, for display.
-    pub policies: Vec<PolicyView>,
-    /// What names their content: the first 12 hex digits of the SHA-256 of the files' text, or what the operator says.
-    pub version: String,
-    /// Policies that cannot be enforced as they are written and deny instead. Empty for those from files.
-    pub problems: Vec<Refused>,
-    /// Whether it was compiled with a shared store: without one, limits across pods deny.
-    pub shared_store: bool,
-    servers: HashMap<String, Arc<Server>>,
-}
-
-/// A policy in force, for display.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct PolicyView {
-    /// Namespace and name.
-    pub name: String,
-    /// `Enforce` or `Audit`.
-    pub mode: &'static str,
-    /// What it says.
-    pub spec: toolweir_crds::MCPPolicySpec,
-}
-
-impl From<Policy> for PolicyView {
-    fn from(policy: Policy) -> Self {
-        let mode = match policy.spec.mode {
-            Mode::Enforce => "Enforce",
-            Mode::Audit => "Audit",
-        };
-        Self { name: policy.id.to_string(), mode, spec: policy.spec }
-    }
-}
-
-/// A url that cannot be connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadUrl {
-    /// The server's name.
-    pub server: String,
-    /// The url, as a policy has it.
-    pub url: String,
-    /// What is wrong with it; names it.
-    pub why: String,
-}
-
-/// A server that policies name, with the handles of its metrics.
-#[derive(Debug)]
-pub struct Server {
-    /// Its name.
-    pub name: String,
-    /// Where it is, if a policy says so.
-    pub url: Option<Uri>,
-    /// `toolweir_upstream_duration_seconds`
-    pub upstream_duration: Histogram,
-    /// `toolweir_overhead_seconds`
-    pub overhead: Histogram,
-    /// `toolweir_requests_total` of tool calls that went well.
-    pub calls_ok: IntCounter,
-    /// `toolweir_tool_calls_total` of allowed calls, for tools that a policy names.
-    allowed: HashMap<Box<str>, IntCounter>,
-}
-
-impl InForce {
-    /// The policies with the handles of their metrics, and the urls that cannot be connected to: such a server is as one
-    /// without a url, so that nothing reaches it.
-    pub fn new(engine: Engine, policies: Vec<PolicyView>, version: String, metrics: &Metrics) -> (Self, Vec<BadUrl>) {
-        let (mut servers, mut bad) = (HashMap::new(), Vec::new());
-        for view in engine.servers() {
-            let url = view.url.and_then(|url| {
-                let found = server_url(url);
-                if let Err(why) = &found {
-                    bad.push(BadUrl { server: view.name.to_owned(), url: url.to_owned(), why: why.clone() });
-                }
-                found.ok()
-            });
-            let policy = engine.first_policy(view.name).map_or("", |policy| policy);
-            let allowed = engine
-                .tools(view.name)
-                .map(|tool| (tool.into(), metrics.tool_calls.with_label_values(&[view.name, tool, "allowed", "none", policy])))
-                .collect();
-            // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
-            for verdict in engine.verdicts(view.name) {
-                let tool = verdict.tool.unwrap_or(OTHER_TOOL);
-                metrics.tool_calls.with_label_values(&[
-                    view.name,
-                    tool,
-                    verdict.decision,
-                    verdict.reason.as_str(),
-                    &verdict.policy,
-                ]);
-            }
-            let server = Server {
-                name: view.name.to_owned(),
-                url,
-                upstream_duration: metrics.upstream_duration.with_label_values(&[view.name]),
-                overhead: metrics.overhead.with_label_values(&[view.name]),
-                calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),
-                allowed,
-            };
-            servers.insert(server.name.clone(), Arc::new(server));
-        }
-        (Self { engine, policies, version, problems: Vec::new(), shared_store: false, servers }, bad)
-    }
-
-    /// The servers that some policy names, in no order.
-    pub fn servers(&self) -> impl Iterator<Item = &Server> {
-        self.servers.values().map(|server| &**server)
-    }
-
-    /// A server, if some policy names it.
-    pub fn server(&self, name: &str) -> Option<&Arc<Server>> {
-        self.servers.get(name)
-    }
-}
-
-/// What became of a request: the closed set of the metrics' label `outcome`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The server answered.
-    Ok,
-    /// The server answered with an HTTP error of the client's making (4xx).
-    UpstreamRejected,
-    /// The server answered with an HTTP error of its own (5xx).
-    UpstreamError,
-    /// The server could not be connected to.
-    ConnectFailed,
-    /// The server did not begin to answer in time.
-    UpstreamTimeout,
-    /// The server hung up, or its answer is no HTTP.
-    UpstreamFailed,
-    /// The server's answer cannot be passed on: a redirect, a list that cannot be read.
-    UpstreamInvalid,
-    /// A policy denied it.
-    Denied,
-    /// It needs no answer and was not forwarded.
-    Dropped,
-    /// Its meaning is not clear.
-    Refused,
-    /// It comes from a page of another origin.
-    ForbiddenOrigin,
-    /// No policy names the server.
-    UnknownServer,
-    /// There is nothing at its path, or not for its HTTP method.
-    NotFound,
-    /// Its body did not come in time, or the client hung up while sending it.
-    ClientFailed,
-    /// Too many bytes or connections are held.
-    Overloaded,
-    /// The client hung up before the answer.
-    ClientGone,
-}
-
-impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Self; 16] = [
-        Self::Ok,
-        Self::UpstreamRejected,
-        Self::UpstreamError,
-        Self::ConnectFailed,
-        Self::UpstreamTimeout,
-        Self::UpstreamFailed,
-        Self::UpstreamInvalid,
-        Self::Denied,
-        Self::Dropped,
-        Self::Refused,
-        Self::ForbiddenOrigin,
-        Self::UnknownServer,
-        Self::NotFound,
-        Self::ClientFailed,
-        Self::Overloaded,
-        Self::ClientGone,
-    ];
-
-    /// As metrics and the audit log name it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::UpstreamRejected => "upstream_rejected",
-            Self::UpstreamError => "upstream_error",
-            Self::ConnectFailed => "connect_failed",
-            Self::UpstreamTimeout => "upstream_timeout",
-            Self::UpstreamFailed => "upstream_failed",
-            Self::UpstreamInvalid => "upstream_invalid",
-            Self::Denied => "denied",
-            Self::Dropped => "dropped",
-            Self::Refused => "refused",
-            Self::ForbiddenOrigin => "forbidden_origin",
-            Self::UnknownServer => "unknown_server",
-            Self::NotFound => "not_found",
-            Self::ClientFailed => "client_failed",
-            Self::Overloaded => "overloaded",
-            Self::ClientGone => "client_gone",
-        }
-    }
-}
-
-/// Whether what is in force is what its source says.
-#[derive(Clone, Copy, Debug)]
-pub enum Freshness {
-    /// It is.
-    Current,
-    /// That is not known: since this moment, and for so long before it.
-    Stale(Instant, Duration),
-    /// Its source has said nothing yet, since this moment. Everything is denied.
-    Nothing(Instant),
-}
 
 /// Decides calls by the policies in force and records every decision.
 #[derive(Debug)]
 pub struct Governor {
     in_force: ArcSwap<InForce>,
     /// The metrics.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<SidecarMetrics>,
     audit: Audit,
     counts: Counts,
-    options: Options,
+    options: CompileOptions,
     started: Instant,
-    freshness: Mutex<Freshness>,
-    learned: Mutex<HashMap<String, HashSet<Box<str>>>>,
+    /// The freshness of the policies in force.
+    pub freshness: PolicyFreshness,
+    listed: ListedToolNames,
     mcp_config: OnceLock<McpConfig>,
-}
-
-/// Where calls are counted.
-#[derive(Debug)]
-pub struct Counts {
-    /// Those of this pod, which live on when the policies are replaced.
-    pub memory: Arc<Memory>,
-    /// Those that pods share, where a call can wait for them.
-    pub store: Option<Store>,
-}
-
-impl Counts {
-    /// Shared counts are there from now on; nothing: nowhere. Policies that share some are to be compiled anew.
-    pub fn share(&self, metrics: &Metrics, config: Option<Result<config::Config, StoreError>>) {
-        let Some(store) = &self.store else { return };
-        if config.is_some() {
-            metrics.begin_shared_store();
-        }
-        store.set_config(config);
-    }
-
-    /// Whether pods can share counts.
-    pub fn are_shared(&self) -> bool {
-        self.store.as_ref().is_some_and(Store::is_configured)
-    }
+    credentials: OnceLock<CredentialSet>,
+    /// Tells that something else is in force.
+    replaced: watch::Sender<()>,
 }
 
 impl Governor {
@@ -287,13 +57,13 @@ impl Governor {
     pub fn new(
         first: InForce,
         freshness: Freshness,
-        metrics: Arc<Metrics>,
+        metrics: Arc<SidecarMetrics>,
         audit: Audit,
         counts: Counts,
-        options: Options,
+        options: CompileOptions,
     ) -> Arc<Self> {
-        metrics.policy_connected.set(i64::from(matches!(freshness, Freshness::Current)));
-        if let Some(store) = &counts.store {
+        let freshness = PolicyFreshness::new(freshness, metrics.freshness.clone());
+        if let Some(store) = counts.store() {
             store.set_groups(first.engine.groups());
         }
         Arc::new(Self {
@@ -303,9 +73,11 @@ impl Governor {
             counts,
             options,
             started: Instant::now(),
-            freshness: Mutex::new(freshness),
-            learned: Mutex::default(),
+            freshness,
+            listed: ListedToolNames::default(),
             mcp_config: OnceLock::new(),
+            credentials: OnceLock::new(),
+            replaced: watch::Sender::new(()),
         })
     }
 
@@ -314,55 +86,38 @@ impl Governor {
         self.in_force.load()
     }
 
+    /// Returns a receiver that changes whenever other policies come into force.
+    pub fn replacements(&self) -> watch::Receiver<()> {
+        self.replaced.subscribe()
+    }
+
     /// Brings policies into force for every call that is decided from now on.
     pub fn replace(&self, new: InForce) {
         if let Some(file) = self.mcp_config.get() {
-            self.metrics.filed("mcp_config", "write", file.write(&new));
+            self.metrics.files.record_result("mcp_config", "write", file.write(&new));
         }
-        if let Some(store) = &self.counts.store {
+        if let Some(store) = self.counts.store() {
             store.set_groups(new.engine.groups());
         }
+        if let Some(credentials) = self.credentials.get() {
+            new.attach_credentials(credentials);
+        }
         self.in_force.store(Arc::new(new));
-        self.set_current();
+        self.replaced.send_replace(());
+        self.freshness.set_current();
     }
 
-    /// What is in force is what its source says.
-    pub fn set_current(&self) {
-        *self.freshness.lock().unwrap_or_else(PoisonError::into_inner) = Freshness::Current;
-        self.metrics.policy_connected.set(1);
-    }
-
-    /// What is in force is no longer what its source says, or that cannot be told.
-    pub fn set_stale(&self) {
-        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*freshness, Freshness::Current) {
-            *freshness = Freshness::Stale(Instant::now(), Duration::ZERO);
-        }
-        self.metrics.policy_connected.set(0);
-    }
-
-    /// How long what is in force has been stale; while nothing is, for how long.
-    pub fn policy_age(&self) -> Duration {
-        match *self.freshness.lock().unwrap_or_else(PoisonError::into_inner) {
-            Freshness::Current => Duration::ZERO,
-            Freshness::Stale(then, before) => before + then.elapsed(),
-            Freshness::Nothing(then) => then.elapsed(),
-        }
-    }
-
-    /// Whether a policy is in force: also an old one, and also none at all where the source says so.
-    pub fn ready(&self) -> bool {
-        !matches!(*self.freshness.lock().unwrap_or_else(PoisonError::into_inner), Freshness::Nothing(_))
-    }
-
-    /// Whether calls can be served as the policies say, or no better in a moment: a policy is in force, and the shared store
-    /// answers if it is needed. A sidecar that has just started is given some seconds for that, and no more: what is done
-    /// without a store, the policies say.
-    pub fn serves(&self) -> Result<(), &'static str> {
-        if !self.ready() {
+    /// Checks that calls can be served as the policies say, or no better in a moment: a policy is in force, and the shared
+    /// store answers if it is needed. A sidecar that has just started is given some seconds for that, and no more: the
+    /// policies say what is done without a store.
+    ///
+    /// # Errors
+    /// The missing thing, in words.
+    pub fn check_ready(&self) -> Result<(), &'static str> {
+        if !self.freshness.has_policies() {
             return Err("no policy yet");
         }
-        let missing = self.counts.store.as_ref().is_some_and(Store::is_missing);
+        let missing = self.counts.store().is_some_and(Store::is_missing);
         if missing && self.started.elapsed() < STORE_WAIT { Err("the shared store does not answer yet") } else { Ok(()) }
     }
 
@@ -370,10 +125,30 @@ impl Governor {
     ///
     /// # Errors
     /// The file cannot be written now.
-    pub fn announce(&self, file: McpConfig) -> io::Result<()> {
+    pub fn write_mcp_config(&self, file: McpConfig) -> io::Result<()> {
         file.write(&self.in_force())?;
         let _ = self.mcp_config.set(file);
         Ok(())
+    }
+
+    /// Looks after the credentials of servers, of the policies in force and of all that follow.
+    pub fn look_after_credentials(&self, set: CredentialSet) {
+        let set = self.credentials.get_or_init(|| set);
+        self.in_force().attach_credentials(set);
+    }
+
+    /// Returns a receiver that changes whenever the state of a credential does; none where no server can have one.
+    pub fn credential_changes(&self) -> Option<watch::Receiver<()>> {
+        self.credentials.get().map(CredentialSet::changes)
+    }
+
+    /// The states of the credentials in force, as far as they are known.
+    pub fn credential_report(&self) -> CredentialReport {
+        let in_force = self.in_force();
+        let of = |server: &ServerInForce| server.credential.as_ref()?.get()?.state();
+        let mut credentials: Vec<CredentialState> = in_force.servers().filter_map(of).collect();
+        credentials.sort_by(|a, b| a.server.cmp(&b.server));
+        CredentialReport { credentials }
     }
 
     /// The counts of the engine, which live on when the policies are replaced.
@@ -383,25 +158,26 @@ impl Governor {
 
     /// The counts that pods share, where a call can wait for them.
     pub fn store(&self) -> Option<&Store> {
-        self.counts.store.as_ref()
+        self.counts.store()
     }
 
-    /// What is known of the counts that pods share, for display.
-    pub async fn seen(&self, in_force: &InForce) -> Seen {
-        match &self.counts.store {
-            Some(store) => store.seen(in_force.engine.shared_counts(), self.now()).await,
-            None => Seen::default(),
+    /// Returns what is known of the counts that pods share, for display.
+    pub async fn shared_usage(&self, in_force: &InForce) -> UsageSnapshot {
+        match self.counts.store() {
+            Some(store) => store.usage(in_force.engine.shared_counts(), self.now()).await,
+            None => UsageSnapshot::default(),
         }
     }
 
-    /// Where shared counts are from now on; nothing: nowhere. Policies that share some are to be compiled anew.
-    pub fn set_store(&self, config: Option<Result<config::Config, StoreError>>) {
-        self.counts.share(&self.metrics, config);
+    /// Sets where the shared counts are from now on; nothing: nowhere. Policies with limits across pods must be compiled
+    /// anew.
+    pub fn set_store(&self, config: Option<Result<StoreConfig, StoreError>>) {
+        self.counts.set_store(config);
     }
 
-    /// What policies are compiled with.
-    pub fn options(&self) -> Options {
-        Options { shared_store: self.counts.are_shared(), ..self.options.clone() }
+    /// Returns the options with which policies are compiled now.
+    pub fn options(&self) -> CompileOptions {
+        CompileOptions { shared_store: self.counts.are_shared(), ..self.options.clone() }
     }
 
     /// The audit log.
@@ -415,36 +191,25 @@ impl Governor {
     }
 
     /// Counts a request.
-    pub fn count(&self, server: Option<&Server>, method: &str, outcome: Outcome) {
+    pub fn count(&self, server: Option<&ServerInForce>, method: &str, outcome: Outcome) {
         match server {
             Some(server) if outcome == Outcome::Ok && method == "tools/call" => server.calls_ok.inc(),
             _ => {
                 let server = server.map_or(UNKNOWN_SERVER, |server| &server.name);
-                self.metrics.requests.with_label_values(&[server, method, outcome.as_str()]).inc();
+                self.metrics.servers.requests.with_label_values(&[server, method, outcome.as_str()]).inc();
             }
         }
     }
 
-    /// Remembers the name of a tool that a server lists.
-    pub fn learn(&self, server: &str, tool: &str) {
-        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        if !learned.contains_key(server) {
-            learned.insert(server.to_owned(), HashSet::new());
-        }
-        let fits = |names: &HashSet<_>| names.len() < MOST_LEARNED && tool.len() <= LONGEST_LEARNED;
-        if let Some(names) = learned.get_mut(server).filter(|names| fits(names) && !names.contains(tool)) {
-            names.insert(tool.into());
-        }
+    /// Remembers the name of a tool that a server lists, for the label `tool`.
+    pub fn learn_tool(&self, server: &str, tool: &str) {
+        self.listed.learn(server, tool);
     }
 
     /// The label `tool`: names that neither a policy nor a tools/list gave are not told apart.
     fn tool_label<'a>(&self, in_force: &InForce, server: &str, tool: &'a str) -> &'a str {
         let named = in_force.server(server).is_some_and(|server| server.allowed.contains_key(tool));
-        let learned = || {
-            let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-            learned.get(server).is_some_and(|names| names.contains(tool))
-        };
-        if named || learned() { tool } else { OTHER_TOOL }
+        if named || self.listed.contains(server, tool) { tool } else { OTHER_TOOL }
     }
 
     /// Decides on a call and counts the decision, without waiting for anybody: limits across pods deny. The record writes the
@@ -454,16 +219,17 @@ impl Governor {
         self.record(in_force, call, decision, arrived)
     }
 
-    /// The same, with limits across pods: for these, the shared store is waited for, no longer than its budget.
+    /// Decides as [`Governor::decide`] does, limits across pods included: for these it waits for the shared store, no longer than
+    /// its budget.
     pub async fn decide_shared(self: &Arc<Self>, in_force: &InForce, call: &Call<'_>, arrived: Arrival) -> (Decided, Record) {
         let now = self.now();
         let pending = match in_force.engine.begin(call, now) {
-            Begun::Decided(decision) => return self.record(in_force, call, decision, arrived),
-            Begun::Pending(pending) => pending,
+            DecisionStart::Decided(decision) => return self.record(in_force, call, decision, arrived),
+            DecisionStart::Pending(pending) => pending,
         };
         let mut undecided = Undecided { governor: self, in_force, call, arrived, pending: Some(pending) };
-        let answers = match (&self.counts.store, &undecided.pending) {
-            (Some(store), Some(pending)) => store.take(pending.wanted(), now).await,
+        let answers = match (self.counts.store(), &undecided.pending) {
+            (Some(store), Some(pending)) => store.take(pending.demands(), now).await,
             _ => SmallVec::new(),
         };
         undecided.finish(answers).unwrap_or_else(|| {
@@ -472,19 +238,19 @@ impl Governor {
         })
     }
 
-    /// What is to be known of counts that pods share for explaining a call. Nothing is taken.
+    /// Returns the counts that pods share as far as explaining a call needs them. Nothing is taken.
     pub async fn peek(&self, in_force: &InForce, call: &Call<'_>, now: Timestamp) -> Peeked {
         let mut peeked = Peeked::default();
-        let wanted = in_force.engine.shared_of(call, now);
-        let Some(store) = self.counts.store.as_ref().filter(|_| wanted.iter().any(|wanted| !wanted.is_empty())) else {
+        let wanted = in_force.engine.shared_demands(call, now);
+        let Some(store) = self.counts.store().filter(|_| wanted.iter().any(|wanted| !wanted.is_empty())) else {
             return peeked;
         };
-        let Some(looked) = store.look(&wanted, now).await else { return peeked };
+        let Some(looked) = store.peek(&wanted, now).await else { return peeked };
         for (take, (used, fits)) in wanted.iter().flat_map(|wanted| &wanted.takes).zip(looked.takes) {
-            peeked.take(take, used, fits);
+            peeked.add_take(take, used, fits);
         }
         for (hold, under_way) in wanted.iter().flat_map(|wanted| &wanted.holds).zip(looked.holds) {
-            peeked.hold(hold, under_way);
+            peeked.add_hold(hold, under_way);
         }
         peeked
     }
@@ -497,10 +263,10 @@ impl Governor {
         decision: Decision,
         arrived: Arrival,
     ) -> (Decided, Record) {
-        let (name, reason) = decision.told();
-        let Decision { outcome, policy, entry, without_store, .. } = decision;
-        if let Some(action) = without_store {
-            self.metrics.without_store(action);
+        let (name, reason) = decision.labels();
+        let Decision { effect, policy, entry, store_fallback, .. } = decision;
+        if let Some(action) = store_fallback {
+            self.counts.count_fallback(action);
         }
         let server = in_force.server(call.server);
         match server.and_then(|server| server.allowed.get(call.tool)).filter(|_| name == "allowed") {
@@ -509,33 +275,21 @@ impl Governor {
                 let label = server.map_or(UNKNOWN_SERVER, |server| &server.name);
                 let tool = self.tool_label(in_force, call.server, call.tool);
                 let policy = policy.as_deref().unwrap_or_default();
-                self.metrics.tool_calls.with_label_values(&[label, tool, name, reason.as_str(), policy]).inc();
+                self.metrics.servers.tool_calls.with_label_values(&[label, tool, name, reason.as_str(), policy]).inc();
             }
         }
-        let record = Record {
-            governor: Arc::clone(self),
-            arrived,
-            server: call.server.chars().take(toolweir_crds::bounds::SERVER_NAME).collect(),
-            tool: call.tool.chars().take(toolweir_crds::bounds::TOOL_NAME).collect(),
-            decision: name,
-            reason,
-            policy,
-            entry,
-            without_store,
-            session: audit::session_hash(call.session),
-            arguments: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),
-            outcome: Outcome::ClientGone,
-        };
-        match outcome {
-            Answer::Allowed(permit) => (Decided::Allowed(permit), record),
-            Answer::Denied(denial) => (Decided::Denied(Box::new(denial)), record),
+        let decision = RecordedDecision { decision: name, reason, policy, entry, store_fallback };
+        let record = Record::new(&self.audit, call, arrived, decision);
+        match effect {
+            Effect::Allowed(permit) => (Decided::Allowed(permit), record),
+            Effect::Denied(denial) => (Decided::Denied(Box::new(denial)), record),
         }
     }
 }
 
 /// The decision on a tools/call without an id: a notification of a method that is none. A server may carry it out all
 /// the same and nobody would know, so it goes nowhere.
-pub fn dropped(call: &Call<'_>) -> Decision {
+pub fn decision_without_id(call: &Call<'_>) -> Decision {
     let mut denial = Denial::no_policy(call.server, call.tool);
     denial.reason = Reason::Malformed;
     "a tools/call without an id is no request".clone_into(&mut denial.message);
@@ -553,7 +307,7 @@ struct Undecided<'a> {
 }
 
 impl Undecided<'_> {
-    fn finish(&mut self, answers: impl IntoIterator<Item = shared::Answer>) -> Option<(Decided, Record)> {
+    fn finish(&mut self, answers: impl IntoIterator<Item = shared::SharedAnswer>) -> Option<(Decided, Record)> {
         let decision = self.pending.take()?.finish(answers, self.governor.now());
         Some(self.governor.record(self.in_force, self.call, decision, self.arrived))
     }
@@ -565,71 +319,12 @@ impl Drop for Undecided<'_> {
     }
 }
 
-/// When a request came.
-#[derive(Clone, Copy, Debug)]
-pub struct Arrival {
-    /// For durations.
-    pub instant: Instant,
-    /// For the log.
-    pub time: SystemTime,
-}
-
-impl Arrival {
-    /// Now.
-    pub fn now() -> Self {
-        Self { instant: Instant::now(), time: SystemTime::now() }
-    }
-}
-
-/// Whether a call goes through.
+/// The decision on a call, for the way on.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "the larger is the common one, and lives no longer than its request")]
 pub enum Decided {
-    /// It does.
+    /// The call goes through, and holds its places until the permit is dropped.
     Allowed(Permit),
-    /// It does not.
+    /// The call is denied.
     Denied(Box<Denial>),
-}
-
-/// The record of one call: dropped, it writes the audit line, so that none is missing when the client hangs up.
-#[derive(Debug)]
-pub struct Record {
-    governor: Arc<Governor>,
-    arrived: Arrival,
-    server: String,
-    tool: String,
-    decision: &'static str,
-    reason: Reason,
-    policy: Option<Arc<str>>,
-    entry: Option<Arc<str>>,
-    without_store: Option<OnStoreFailure>,
-    session: Option<String>,
-    arguments: Option<String>,
-    outcome: Outcome,
-}
-
-impl Record {
-    /// Says what became of the call, and writes the line.
-    pub fn finish(mut self, outcome: Outcome) {
-        self.outcome = outcome;
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        self.governor.audit.write(&audit::Line {
-            time: audit::timestamp(self.arrived.time),
-            server: &self.server,
-            tool: &self.tool,
-            decision: self.decision,
-            reason: self.reason.as_str(),
-            policy: self.policy.as_deref(),
-            entry: self.entry.as_deref(),
-            shared_store: self.without_store.map(OnStoreFailure::as_str),
-            outcome: self.outcome.as_str(),
-            latency_ms: (self.arrived.instant.elapsed().as_secs_f64() * 1e6).round() / 1e3,
-            session: self.session.take(),
-            arguments_sha256: self.arguments.take(),
-        });
-    }
 }

@@ -1,20 +1,47 @@
 //! The proxy beside an agent that holds its MCP tool calls to policy.
 //!
-//! [`proxy`] and [`stdio`] are the two ways in. Both parse with [`mcp`], decide and record with [`governor`], whose
-//! policies come from files ([`source`]) or from the operator ([`control`]).
+//! ```text
+//!  policies                                  messages
+//!  source (files) ──┐                  ┌── proxy (HTTP) ──┐
+//!                   ├─> governor <─────┤                  ├─> mcp (bytes in, meaning out), lists, pending
+//!  control          │    │             └── stdio (pipes) ─┘
+//!  (the operator) ──┘    ├─ in_force   the policies in force, and each server's metrics
+//!                        ├─ freshness  whether they are what their source says
+//!                        ├─ counts     of this pod, and of the store that pods share
+//!                        ├─ credentials  what servers are shown
+//!                        └─ record     of one call ──> audit (the log)
+//! ```
+//!
+//! [`run`] and [`stdio`] put these together. [`admin`] serves what is seen of them: [`scrape`] is the page of metrics, which
+//! each module registers in [`registry`], and [`explain`] says what would be decided. [`import`] stands alone.
 
+pub mod account;
 pub mod admin;
 pub mod audit;
+pub mod connections;
 pub mod control;
+pub mod counts;
+pub mod credentials;
 pub mod explain;
 pub mod files;
+pub mod freshness;
 pub mod governor;
 pub mod import;
+pub mod in_force;
+pub mod lists;
 pub mod mcp;
 pub mod mcp_config;
 pub mod metrics;
+pub mod net;
+pub mod outcome;
+pub mod pending;
+pub mod policy_changes;
 pub mod proxy;
+pub mod record;
+pub mod registry;
 pub mod run;
+pub mod scrape;
+pub mod server_metrics;
 pub mod source;
 pub mod stdio;
-pub mod under_way;
+pub mod tool_names;

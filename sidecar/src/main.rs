@@ -10,34 +10,44 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use toolweir_crds::stream::{self, STORE_PREFIX};
-use toolweir_engine::{Memory, Options};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use toolweir_crds::{
+    sidecar::{ADMIN_PORT, METRICS_PORT, PROXY_PORT},
+    stream::{STORE_PREFIX, SharedStore},
+};
+use toolweir_engine::{CompileOptions, Memory};
 use toolweir_sidecar::{
-    admin::LogLevel,
+    admin::LogLevelControl,
     control::{
-        self,
+        ControlPlaneConfig,
         backoff::Backoff,
-        client::{Endpoint, SILENCE},
+        client::{OperatorEndpoint, SILENCE},
     },
+    credentials::keys::KeyFolders,
     import::{self, ImportOptions},
     proxy::{Limits, through::UpstreamProxy},
-    run::{self, PolicyErrors, Source},
+    run::{self, PolicyErrors, PolicySource, RunConfig},
     source::{self, Urls},
-    stdio,
+    stdio::{self, StdioConfig, keeper},
 };
-use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing::Level;
+use tracing_subscriber::{
+    filter::{LevelFilter, filter_fn},
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
+};
 
-/// Holds an agent's MCP tool calls to policy and measures them.
+/// Enforces policy on an agent's MCP tool calls, and measures them.
 #[derive(Debug, Parser)]
 #[command(name = "toolweir-sidecar", version, about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// How much to log to stderr.
+    /// Log level. The log goes to stderr.
     #[arg(long, global = true, default_value = "info", value_name = "LEVEL", value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
     log_level: String,
-    /// The form of the log.
+    /// Log format.
     #[arg(long, global = true, default_value = "text", value_name = "FORM")]
     log_format: LogFormat,
 }
@@ -53,44 +63,55 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy. The audit log goes to stdout, the log to stderr.
-    Run(Box<Run>),
-    /// Compile policies and say what is wrong with them.
+    Run(Box<RunArgs>),
+    /// Compile policies and report what is wrong with them.
     Check {
-        /// Take it that there is a shared store where the policies are used, so that limits may hold across pods.
+        /// Assume a shared store, so that limits across pods are allowed.
         #[arg(long)]
         shared_store: bool,
-        /// Policy files or folders; they are taken together, as the policies of one pod.
+        /// Policy files or folders, checked together as the policies of one pod.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
     /// Turn a `PolicyLayer` policy (version "1") into an `MCPPolicy` on stdout.
-    Import {
-        /// The policy.
-        #[arg(value_name = "POLICY.json")]
-        file: PathBuf,
-        /// The server's name.
-        #[arg(long, value_name = "NAME")]
-        server: String,
-        /// Where the server is.
-        #[arg(long, value_name = "URL")]
-        url: String,
-        /// The policy's name, else the server's.
-        #[arg(long, value_name = "NAME")]
-        name: Option<String>,
-        /// The policy's namespace.
-        #[arg(long, value_name = "NAME")]
-        namespace: Option<String>,
-        /// There is a shared store: all pods of a workload count together.
-        #[arg(long)]
-        shared_store: bool,
+    Import(ImportArgs),
+    /// Enforce policy on a server that speaks MCP on stdin and stdout.
+    Stdio(StdioArgs),
+    /// What `stdio` starts, and what starts the server.
+    #[command(name = keeper::SUBCOMMAND, hide = true)]
+    KeepServer {
+        /// The process of `stdio`.
+        parent: i32,
+        /// The server's command.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
     },
-    /// Govern a server that speaks on stdin and stdout.
-    Stdio(Stdio),
 }
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_field_names, reason = "the flags are called so")]
-struct Pod {
+struct ImportArgs {
+    /// The policy.
+    #[arg(value_name = "POLICY.json")]
+    file: PathBuf,
+    /// The server's name.
+    #[arg(long, value_name = "NAME")]
+    server: String,
+    /// The server's URL.
+    #[arg(long, value_name = "URL")]
+    url: String,
+    /// The policy's name; defaults to the server's.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// The policy's namespace.
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Share each limit among all pods of a workload. This needs a shared store.
+    #[arg(long)]
+    shared_store: bool,
+}
+
+#[derive(Debug, Args)]
+struct PodArgs {
     /// The pod's name, for expressions.
     #[arg(long, env = "POD_NAME", default_value = "", hide_default_value = true)]
     pod_name: String,
@@ -103,14 +124,14 @@ struct Pod {
     /// The pod's workload as KIND/NAME, such as Deployment/agent, for limits of the scope Workload.
     #[arg(long, env = "POD_WORKLOAD", default_value = "", hide_default_value = true)]
     pod_workload: String,
-    /// How many live counts of sessions and keys are kept; beyond it, calls that need a new one are denied.
+    /// Maximum number of live counts of sessions and keys; beyond it, calls that need a new one are denied.
     #[arg(long, default_value_t = Memory::COUNTERS, value_name = "COUNT")]
     max_counters: usize,
 }
 
-impl Pod {
-    fn options(&self) -> Options {
-        Options {
+impl PodArgs {
+    fn options(&self) -> CompileOptions {
+        CompileOptions {
             shared_store: false,
             pod: self.pod_name.clone(),
             namespace: self.pod_namespace.clone(),
@@ -122,121 +143,135 @@ impl Pod {
 }
 
 #[derive(Debug, Args)]
-struct Run {
-    /// The policy file, or a folder of them. Changes are in force within a second.
+struct ListArgs {
+    /// Seconds for which a client may cache a list of tools, if the server allows it (`ttlMs`).
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = seconds)]
+    list_ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("policy_source").args(["policy", "control_plane"]).required(true))]
+struct RunArgs {
+    /// Policy file, or a folder of them. Changes take effect within a second.
     #[arg(
         long,
         value_name = "FILE|DIR",
-        required_unless_present = "control_plane",
         conflicts_with_all = ["control_plane", "token_file", "control_plane_ca", "state_dir"]
     )]
     policy: Option<PathBuf>,
     #[command(flatten)]
-    control_plane: ControlPlane,
+    control_plane: ControlPlaneArgs,
     #[command(flatten)]
-    shared_store: SharedStore,
-    /// A file to write the servers in force to, in the usual form of MCP clients (`mcpServers`).
+    shared_store: SharedStoreArgs,
+    /// File to which the servers in force are written, in the usual format of MCP clients (`mcpServers`).
     #[arg(long, value_name = "FILE")]
     mcp_config: Option<PathBuf>,
-    /// Where agents reach the proxy.
-    #[arg(long, default_value = "127.0.0.1:15001", value_name = "ADDR")]
+    /// Address on which the proxy listens for agents.
+    #[arg(long, default_value_t = format!("127.0.0.1:{PROXY_PORT}"), value_name = "ADDR")]
     listen: String,
-    /// Where /metrics, /healthz and /readyz are.
-    #[arg(long, default_value = "0.0.0.0:15020", value_name = "ADDR")]
+    /// Address of /metrics, /healthz and /readyz.
+    #[arg(long, default_value_t = format!("0.0.0.0:{METRICS_PORT}"), value_name = "ADDR")]
     metrics_listen: String,
-    /// Where /policy, /limits and /log-level are.
-    #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDR")]
+    /// Address of /policy, /limits, /explain and /log-level.
+    #[arg(long, default_value_t = format!("127.0.0.1:{ADMIN_PORT}"), value_name = "ADDR")]
     admin_listen: String,
-    /// Certificates to trust besides the system's.
+    /// CA certificates to trust in addition to the system's.
     #[arg(long, value_name = "PEM")]
     upstream_ca: Option<PathBuf>,
-    /// A proxy through which servers are reached, as http://[USER:PASSWORD@]HOST:PORT, but for those of `NO_PROXY`.
+    /// HTTP proxy through which to reach servers, as http://[USER:PASSWORD@]HOST:PORT; those in `NO_PROXY` are reached directly.
     #[arg(long, env = "TOOLWEIR_UPSTREAM_PROXY", hide_env_values = true, value_name = "URL", value_parser = UpstreamProxy::from_str)]
     upstream_proxy: Option<UpstreamProxy>,
-    /// A name under which the proxy may be reached besides localhost and addresses.
+    /// Folder with a file for each key that credentials of servers name.
+    #[arg(long, value_name = "DIR")]
+    credentials_dir: Option<PathBuf>,
+    /// Folder with a service account token for each audience that credentials of servers name.
+    #[arg(long, value_name = "DIR")]
+    audience_tokens_dir: Option<PathBuf>,
+    /// Host name under which the proxy may be reached, in addition to localhost and IP addresses.
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// The largest request, and the largest list of tools, in bytes.
+    /// Maximum size of a request, and of a list of tools, in bytes; at most three quarters of --max-held.
     #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
     max_body: usize,
-    /// The bytes that are held at once: of bodies, and of answers that wait for their clients.
+    /// Maximum number of bytes held at once: of bodies, and of answers that wait for their clients.
     #[arg(long, default_value_t = Limits::default().held, value_name = "BYTES")]
     max_held: usize,
-    /// The connections of clients that may be open.
+    /// Maximum number of open client connections.
     #[arg(long, default_value_t = Limits::default().connections, value_name = "COUNT")]
     max_connections: usize,
-    /// The requests that may be under way, their answers included.
+    /// Maximum number of requests in progress, including their answers.
     #[arg(long, default_value_t = Limits::default().requests, value_name = "COUNT")]
     max_requests: usize,
-    /// Seconds that connecting to a server may take.
+    /// Seconds allowed for connecting to a server.
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = seconds)]
     connect_timeout: Duration,
-    /// Seconds that a server may take to begin its answer.
+    /// Seconds allowed for a server to begin its answer.
     #[arg(long, default_value = "300", value_name = "SECONDS", value_parser = seconds)]
     first_byte_timeout: Duration,
-    /// Seconds to wait for requests under way after SIGTERM.
+    #[command(flatten)]
+    lists: ListArgs,
+    /// Seconds to wait for requests in progress after SIGTERM.
     #[arg(long, default_value = "20", value_name = "SECONDS", value_parser = seconds)]
     drain_timeout: Duration,
-    /// Threads that serve; by default one for each core, at most 4.
+    /// Number of worker threads; defaults to one per core, at most 4.
     #[arg(long, value_name = "COUNT")]
     workers: Option<usize>,
     #[command(flatten)]
-    pod: Pod,
+    pod: PodArgs,
 }
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_field_names, reason = "the flags are called so")]
-struct ControlPlane {
-    /// Take policies from the operator at this URL instead of files.
+struct ControlPlaneArgs {
+    /// Take policies from the operator at this URL, not from files.
     #[arg(long, value_name = "URL", requires = "token_file")]
-    control_plane: Option<Endpoint>,
-    /// The file with the token that opens the policy stream. It is read at every attempt.
+    control_plane: Option<OperatorEndpoint>,
+    /// File with the token that opens the policy stream. It is read at every attempt.
     #[arg(long, value_name = "FILE", requires = "control_plane")]
     token_file: Option<PathBuf>,
-    /// The authorities to trust as the control plane; else the text of `TOOLWEIR_CA`. Nobody else is trusted.
+    /// CA certificates of the control plane; defaults to the text of `TOOLWEIR_CA`. No other is trusted.
     #[arg(long, value_name = "PEM", requires = "control_plane")]
     control_plane_ca: Option<PathBuf>,
-    /// A folder that keeps the last policies, for a start without the operator.
+    /// Folder that keeps the last policies, so that the sidecar can start without the operator.
     #[arg(long, value_name = "DIR", requires = "control_plane")]
     state_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_field_names, reason = "the flags are called so")]
-struct SharedStore {
+struct SharedStoreArgs {
     /// The Valkey or Redis that counts limits across pods: `redis://HOST[:PORT]`, `rediss://` with TLS,
     /// `redis+sentinel://HOST,HOST/MASTER` or `redis+cluster://HOST,HOST`. With --control-plane the operator names it.
     #[arg(long, value_name = "URL", conflicts_with = "control_plane")]
     shared_store: Option<String>,
-    /// The ACL user there; else the default user.
+    /// ACL user of the store; defaults to the default user.
     #[arg(long, value_name = "NAME", requires = "shared_store")]
     shared_store_username: Option<String>,
-    /// The file with the password.
+    /// File with the password.
     #[arg(long, value_name = "FILE", requires = "shared_store")]
     shared_store_password_file: Option<PathBuf>,
-    /// Certificates to trust besides the system's.
+    /// CA certificates to trust in addition to the system's.
     #[arg(long, value_name = "PEM", requires = "shared_store")]
     shared_store_ca: Option<PathBuf>,
-    /// What every key there begins with.
+    /// Prefix of every key in the store.
     #[arg(long, value_name = "TEXT", default_value = STORE_PREFIX)]
     shared_store_prefix: String,
-    /// Whether places are taken ahead of use where a limit is large against the traffic.
+    /// Take places ahead of use where a limit is large compared with the traffic.
     #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
     shared_store_leases: bool,
-    /// Seconds that a call may wait for it; then onStoreFailure of its policy decides.
+    /// Seconds that a call may wait for the store; then onStoreFailure of its policy decides.
     #[arg(long, value_name = "SECONDS", default_value = "0.05", value_parser = seconds)]
     shared_store_budget: Duration,
 }
 
-impl SharedStore {
+impl SharedStoreArgs {
     /// Where counts are shared, if they are.
-    fn config(self) -> anyhow::Result<Option<toolweir_store::config::Config>> {
+    fn config(self) -> anyhow::Result<Option<toolweir_store::StoreConfig>> {
         let Some(url) = self.shared_store else { return Ok(None) };
         let read = |path: Option<PathBuf>, flag: &str| {
             path.map(|path| std::fs::read_to_string(&path).with_context(|| format!("{flag} {}", path.display()))).transpose()
         };
         let password = read(self.shared_store_password_file, "--shared-store-password-file")?;
-        let store = stream::SharedStore {
+        let store = SharedStore {
             url,
             username: self.shared_store_username,
             // An editor ends a file with a newline.
@@ -250,15 +285,15 @@ impl SharedStore {
     }
 }
 
-impl ControlPlane {
+impl ControlPlaneArgs {
     /// What is known of the control plane, if there is one.
-    fn config(self) -> anyhow::Result<Option<control::Config>> {
+    fn config(self) -> anyhow::Result<Option<ControlPlaneConfig>> {
         let (Some(endpoint), Some(token_file)) = (self.control_plane, self.token_file) else { return Ok(None) };
         let authorities = match self.control_plane_ca {
             Some(path) => std::fs::read_to_string(&path).with_context(|| format!("--control-plane-ca {}", path.display()))?,
             None => std::env::var("TOOLWEIR_CA").unwrap_or_default(),
         };
-        Ok(Some(control::Config {
+        Ok(Some(ControlPlaneConfig {
             endpoint,
             token_file,
             authorities,
@@ -270,24 +305,26 @@ impl ControlPlane {
 }
 
 #[derive(Debug, Args)]
-struct Stdio {
-    /// The policy file, or a folder of them. Changes are in force within a second.
+struct StdioArgs {
+    /// Policy file, or a folder of them. Changes take effect within a second.
     #[arg(long, value_name = "FILE|DIR")]
     policy: PathBuf,
     /// The server's name in the policy.
     #[arg(long, value_name = "NAME")]
     server: String,
-    /// Where /metrics, /healthz and /readyz are; nowhere unless said.
+    /// Address of /metrics, /healthz and /readyz; not served by default.
     #[arg(long, value_name = "ADDR")]
     metrics_listen: Option<String>,
-    /// Where audit lines go, else to stderr.
+    /// File for audit lines; defaults to stderr.
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
-    /// The longest message of the client, in bytes; those of the server may be 16 times as long.
+    /// Maximum length of a message of the client, in bytes; one of the server may be 16 times as long.
     #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
     max_body: usize,
     #[command(flatten)]
-    pod: Pod,
+    lists: ListArgs,
+    #[command(flatten)]
+    pod: PodArgs,
     /// The server's command.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
@@ -337,83 +374,105 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(command: Command, log_level: LogLevel) -> anyhow::Result<ExitCode> {
+fn execute(command: Command, log_level: LogLevelControl) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(arguments) => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let source = match (arguments.control_plane.config()?, arguments.policy) {
-                (Some(control_plane), _) => Source::ControlPlane(Box::new(control_plane)),
-                (None, Some(policy)) => Source::Local(policy),
-                (None, None) => anyhow::bail!("give the policies with --policy or --control-plane"),
-            };
-            let config = run::Config {
-                source,
-                mcp_config: arguments.mcp_config,
-                listen: arguments.listen,
-                metrics_listen: arguments.metrics_listen,
-                admin_listen: arguments.admin_listen,
-                upstream_ca: arguments.upstream_ca,
-                upstream_proxy: upstream_proxy(arguments.upstream_proxy),
-                limits: Limits {
-                    body: arguments.max_body,
-                    held: arguments.max_held,
-                    connect: arguments.connect_timeout,
-                    first_byte: arguments.first_byte_timeout,
-                    connections: arguments.max_connections,
-                    requests: arguments.max_requests,
-                    ..Limits::default()
-                },
-                counters: arguments.pod.max_counters,
-                workers: arguments.workers.unwrap_or(cores.min(4)),
-                allowed_hosts: arguments.allow_host,
-                drain: arguments.drain_timeout,
-                shared_store: arguments.shared_store.config()?,
-                options: arguments.pod.options(),
-            };
-            runtime()?.block_on(run::run(config, log_level))?;
+            runtime()?.block_on(run::run(arguments.config()?, log_level))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { files, shared_store } => check(&files, shared_store),
-        Command::Import { file, server, url, name, namespace, shared_store } => {
-            let text = std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-            match import::import(&text, &ImportOptions { server, url, name, namespace, shared_store }) {
-                Ok(document) => {
-                    std::io::stdout().write_all(import::to_yaml(&document).as_bytes())?;
-                    match import::counted_by_each_pod(&document) {
-                        0 => {}
-                        limits => writeln!(
-                            std::io::stderr(),
-                            "{}: warning: each pod counts for itself, where the original has one count for an agent: N replicas have N \
-                             times each limit ({limits} of them). With a shared store, give --shared-store",
-                            file.display()
-                        )?,
-                    }
-                    Ok(ExitCode::SUCCESS)
-                }
-                Err(errors) => {
-                    for error in errors {
-                        writeln!(std::io::stderr(), "{}: {error}", file.display())?;
-                    }
-                    Ok(ExitCode::FAILURE)
-                }
-            }
-        }
+        Command::Import(arguments) => import_policy(arguments),
         Command::Stdio(arguments) => {
-            let config = stdio::Config {
-                policy: arguments.policy,
-                server: arguments.server,
-                command: arguments.command,
-                metrics_listen: arguments.metrics_listen,
-                audit_log: arguments.audit_log,
-                longest: arguments.max_body,
-                counters: arguments.pod.max_counters,
-                options: arguments.pod.options(),
-            };
             let runtime = runtime()?;
-            let code = runtime.block_on(stdio::run(config, log_level))?;
+            let code = runtime.block_on(stdio::run(arguments.config(), log_level))?;
             // A read of stdin is under way on a thread that nothing can end.
             runtime.shutdown_background();
             Ok(ExitCode::from(code))
+        }
+        Command::KeepServer { parent, command } => {
+            Ok(ExitCode::from(runtime()?.block_on(keeper::keep_server(parent, &command))?))
+        }
+    }
+}
+
+impl RunArgs {
+    fn config(self) -> anyhow::Result<RunConfig> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let source = match (self.control_plane.config()?, self.policy) {
+            (Some(control_plane), _) => PolicySource::ControlPlane(Box::new(control_plane)),
+            (None, Some(policy)) => PolicySource::Local(policy),
+            (None, None) => anyhow::bail!("name the source of the policies with --policy or --control-plane"),
+        };
+        let in_pod = matches!(source, PolicySource::ControlPlane(_));
+        Ok(RunConfig {
+            source,
+            mcp_config: self.mcp_config,
+            listen: self.listen,
+            metrics_listen: self.metrics_listen,
+            admin_listen: self.admin_listen,
+            upstream_ca: self.upstream_ca,
+            upstream_proxy: upstream_proxy(self.upstream_proxy),
+            credentials: KeyFolders { keys: self.credentials_dir, tokens: self.audience_tokens_dir, in_pod },
+            limits: Limits {
+                body: self.max_body,
+                held: self.max_held,
+                connect: self.connect_timeout,
+                first_byte: self.first_byte_timeout,
+                list_ttl: self.lists.list_ttl,
+                connections: self.max_connections,
+                requests: self.max_requests,
+                ..Limits::default()
+            },
+            counters: self.pod.max_counters,
+            workers: self.workers.unwrap_or(cores.min(4)),
+            allowed_hosts: self.allow_host,
+            drain: self.drain_timeout,
+            shared_store: self.shared_store.config()?,
+            options: self.pod.options(),
+        })
+    }
+}
+
+impl StdioArgs {
+    fn config(self) -> StdioConfig {
+        StdioConfig {
+            policy: self.policy,
+            server: self.server,
+            command: self.command,
+            metrics_listen: self.metrics_listen,
+            audit_log: self.audit_log,
+            longest: self.max_body,
+            list_ttl: self.lists.list_ttl,
+            counters: self.pod.max_counters,
+            options: self.pod.options(),
+        }
+    }
+}
+
+/// Prints an imported policy on stdout, or what is wrong with it on stderr.
+fn import_policy(arguments: ImportArgs) -> anyhow::Result<ExitCode> {
+    let ImportArgs { file, server, url, name, namespace, shared_store } = arguments;
+    let text = std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    match import::import(&text, &ImportOptions { server, url, name, namespace, shared_store }) {
+        Ok(document) => {
+            std::io::stdout().write_all(import::to_yaml(&document).as_bytes())?;
+            match import::counted_by_each_pod(&document) {
+                0 => {}
+                limits => writeln!(
+                    std::io::stderr(),
+                    "{}: warning: {} counted by each pod for itself, but by the original for the whole agent: N replicas allow \
+                     N times as much. If there is a shared store, import with --shared-store",
+                    file.display(),
+                    if limits == 1 { "1 limit is".to_owned() } else { format!("{limits} limits are") }
+                )?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(errors) => {
+            for error in errors {
+                writeln!(std::io::stderr(), "{}: {error}", file.display())?;
+            }
+            Ok(ExitCode::FAILURE)
         }
     }
 }
@@ -427,7 +486,7 @@ fn check(paths: &[PathBuf], shared_store: bool) -> anyhow::Result<ExitCode> {
     for path in paths {
         files.extend(source::files(path).map_err(|error| PolicyErrors(vec![error]))?);
     }
-    let options = Options { shared_store, of_any_pod: shared_store, ..Options::default() };
+    let options = CompileOptions { shared_store, of_any_pod: shared_store, ..CompileOptions::default() };
     let loaded = source::load(&files, Memory::new(0), &options, Urls::MayFollow).map_err(PolicyErrors)?;
     let mut out = std::io::stdout();
     for warning in &loaded.warnings {
@@ -448,12 +507,18 @@ fn counted(number: usize, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
+/// The libraries that read and write what goes over connections.
+const WIRE: [&str; 3] = ["h2", "hyper", "rustls"];
+
 /// Starts the log on stderr, and gives what changes its level.
-fn start_log(level: &str, form: LogFormat) -> LogLevel {
+fn start_log(level: &str, form: LogFormat) -> LogLevelControl {
     let first: LevelFilter = level.parse().unwrap_or(LevelFilter::INFO);
     let (filter, handle) = reload::Layer::new(first);
     let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
-    let registry = tracing_subscriber::registry().with(filter);
+    // What servers and token endpoints say may repeat a secret, and these log it from debug on.
+    let wire =
+        filter_fn(|event| *event.level() <= Level::INFO || !WIRE.iter().any(|library| event.target().starts_with(library)));
+    let registry = tracing_subscriber::registry().with(filter).with(wire);
     match form {
         LogFormat::Text => registry.with(format.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init(),
         LogFormat::Json => registry.with(format.json().flatten_event(true)).init(),

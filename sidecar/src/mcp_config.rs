@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     files::{self, Durable},
-    governor::InForce,
+    in_force::InForce,
 };
 
 /// The file and where agents reach the proxy.
@@ -24,11 +24,11 @@ pub struct McpConfig {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Content<'a> {
-    mcp_servers: BTreeMap<&'a str, Entry>,
+    mcp_servers: BTreeMap<&'a str, McpServerEntry>,
 }
 
 #[derive(Serialize)]
-struct Entry {
+struct McpServerEntry {
     r#type: &'static str,
     url: String,
 }
@@ -44,20 +44,20 @@ impl McpConfig {
         Self { path, address: SocketAddr::new(ip, listen.port()) }
     }
 
-    /// What it says where these policies are in force: the servers that can be reached.
+    /// Returns the text of the file for these policies: the servers that can be reached.
     pub fn content(&self, in_force: &InForce) -> String {
         let reachable = in_force.servers().filter(|server| server.url.is_some());
-        let entry = |name: &str| Entry { r#type: "http", url: format!("http://{}/{name}", self.address) };
+        let entry = |name: &str| McpServerEntry { r#type: "http", url: format!("http://{}/{name}", self.address) };
         let mcp_servers = reachable.map(|server| (server.name.as_str(), entry(&server.name))).collect();
         let mut text = serde_json::to_string_pretty(&Content { mcp_servers }).unwrap_or_default();
         text.push('\n');
         text
     }
 
-    /// Writes it, unless it says so already.
+    /// Writes the file, unless it has this text already.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, in_force: &InForce) -> io::Result<()> {
         let content = self.content(in_force);
         if fs::read(&self.path).is_ok_and(|old| old == content.as_bytes()) {

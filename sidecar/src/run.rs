@@ -8,83 +8,93 @@ use std::{
 };
 
 use anyhow::Context;
+use rustls::ClientConfig;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 use toolweir_crds::FileError;
-use toolweir_engine::{Memory, Options};
-use toolweir_store::Store;
+use toolweir_engine::CompileOptions;
 
 use crate::{
-    admin::{self, Face, LogLevel, State},
+    admin::{self, AdminState, Listener, LogLevelControl},
     audit::Audit,
     control,
-    governor::{Counts, Freshness, Governor},
+    counts::Counts,
+    credentials::{
+        keeper::KeeperTools, keys::KeyFolders, metrics::CredentialMetrics, set::CredentialSet, token_client::TokenClient,
+    },
+    freshness::Freshness,
+    governor::Governor,
     mcp_config::McpConfig,
-    metrics::Metrics,
+    metrics::SidecarMetrics,
+    net,
     proxy::{
         Limits,
         budget::Budget,
-        legacy::Streams,
+        cancel::CancellableCalls,
+        clients::Clients,
+        legacy::LegacyStreams,
         oauth,
-        server::{self, Running},
-        service::Shared,
+        server::{self, Running, WorkerUpstreams},
+        sessions::Sessions,
+        state::ProxyState,
         through::UpstreamProxy,
-        upstream,
-        waiting::Clients,
+        upstream::{UpstreamClient, UpstreamOptions},
     },
-    source::{self, Urls, Watch},
+    scrape::Scraper,
+    source::{self, FileWatch, Urls},
 };
 
-/// What the kernel may keep for a connection of a client: of answers that it does not read, and of what it sends and is not
-/// read yet. The kernel doubles both; they count as the pod's memory.
-/// What is less than two of the largest packets of the loopback device makes each wait for the other's timer.
+/// The bytes that the kernel may keep for a connection of a client, sent and received: of answers that it does not read, and of
+/// what it sends and is not read yet. The kernel doubles both; they count as the pod's memory. Less than two of the largest packets of the loopback device make each side wait for the other's timer.
 const KERNEL: (u32, u32) = (16 * 1024, 64 * 1024);
 
-/// How long it may take to return what is leased from the shared store.
+/// The time that returning leases to the shared store may take.
 const RETURN: Duration = Duration::from_millis(500);
 
-/// Where policies come from.
+/// The source of policies.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub enum PolicySource {
     /// A file or folder of this machine.
     Local(PathBuf),
     /// The operator.
-    ControlPlane(Box<control::Config>),
+    ControlPlane(Box<control::ControlPlaneConfig>),
 }
 
-/// What `run` is told.
+/// The configuration of `run`.
 #[derive(Clone)]
-pub struct Config {
-    /// Where policies come from.
-    pub source: Source,
+pub struct RunConfig {
+    /// The source of policies.
+    pub source: PolicySource,
     /// The file for agents that lists the servers in force, if there is one.
     pub mcp_config: Option<PathBuf>,
-    /// Where the proxy listens.
+    /// The address on which the proxy listens.
     pub listen: String,
-    /// Where metrics and health are served.
+    /// The address of metrics and health.
     pub metrics_listen: String,
-    /// Where the administration is served.
+    /// The address of the administration.
     pub admin_listen: String,
     /// A PEM file of certificates to trust besides the system's.
     pub upstream_ca: Option<PathBuf>,
     /// The proxy through which servers are reached, if there is one.
     pub upstream_proxy: Option<UpstreamProxy>,
+    /// Where keys and tokens are that servers are shown.
+    pub credentials: KeyFolders,
     /// The bounds.
     pub limits: Limits,
-    /// How many live counts are kept.
+    /// The most live counts that are kept.
     pub counters: usize,
-    /// How many threads serve.
+    /// The number of threads that serve.
     pub workers: usize,
     /// Names under which the sidecar may be reached besides local ones.
     pub allowed_hosts: Vec<String>,
-    /// How long to wait for requests under way when told to stop.
+    /// The time to wait for requests under way when told to stop.
     pub drain: Duration,
-    /// Where counts that pods share are, if policies come from files; else the operator says it.
-    pub shared_store: Option<toolweir_store::config::Config>,
-    /// What is known of the pod.
-    pub options: Options,
+    /// The shared store, if there is one and policies come from files; else the operator names it.
+    pub shared_store: Option<toolweir_store::StoreConfig>,
+    /// The pod, for expressions and scopes.
+    pub options: CompileOptions,
 }
 
 /// Policies that are not in order: every error, a line each.
@@ -99,18 +109,18 @@ pub struct PolicyErrors(pub Vec<FileError>);
 pub fn govern(
     policy: &Path,
     urls: Urls,
-    metrics: Arc<Metrics>,
+    metrics: Arc<SidecarMetrics>,
     counts: Counts,
-    options: Options,
+    options: CompileOptions,
     audit: Box<dyn std::io::Write + Send>,
-) -> anyhow::Result<(Arc<Governor>, Watch)> {
-    let watch = Watch::new(policy, urls);
+) -> anyhow::Result<(Arc<Governor>, FileWatch)> {
+    let watch = FileWatch::new(policy, urls);
     let first = source::files(policy)
         .map_err(|error| vec![error])
         .and_then(|files| source::load(&files, Arc::clone(&counts.memory), &options, urls))
-        .and_then(|loaded| loaded.in_force(policy, &metrics))
+        .and_then(|loaded| loaded.in_force(policy, &metrics.servers))
         .map_err(PolicyErrors)?;
-    let audit = Audit::new(audit, metrics.audit_lost.clone()).context("the audit log cannot be started")?;
+    let audit = Audit::new(audit, &metrics.registry).context("the audit log cannot be started")?;
     Ok((Governor::new(first, Freshness::Current, metrics, audit, counts, options), watch))
 }
 
@@ -121,15 +131,15 @@ pub struct Sidecar {
     pub governor: Arc<Governor>,
     /// The proxy.
     pub proxy: Running,
-    /// Where metrics and health are served.
+    /// The address of metrics and health.
     pub metrics: std::net::SocketAddr,
-    /// Where the administration is served.
+    /// The address of the administration.
     pub admin: std::net::SocketAddr,
     stop: watch::Sender<bool>,
 }
 
 impl Sidecar {
-    /// Stops: nothing new is accepted, what is under way is finished. True when all was finished within `limit`.
+    /// Stops: nothing new is accepted, what is under way is finished. Returns true if all was finished within `limit`.
     pub async fn stop(self, limit: Duration) -> bool {
         let _ = self.stop.send(true);
         let drained = self.proxy.drained(limit).await;
@@ -141,31 +151,81 @@ impl Sidecar {
     }
 }
 
-/// What keeps policies what their source says, for as long as it runs.
+/// Keeps the policies what their source says, for as long as it runs.
 type Upkeep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-impl Config {
+impl RunConfig {
     fn govern(
         &self,
         audit: Box<dyn std::io::Write + Send>,
         stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<(Arc<Governor>, Upkeep)> {
-        let metrics = Arc::new(Metrics::new()?);
-        let store = Store::new(metrics.meters(), self.counters);
-        let counts = Counts { memory: Memory::new(self.counters), store: Some(store) };
+        let metrics = Arc::new(SidecarMetrics::new()?);
+        let counts = Counts::with_store(self.counters, &metrics.registry)?;
         let mut options = self.options.clone();
         match &self.source {
-            Source::Local(path) => {
-                counts.share(&metrics, self.shared_store.clone().map(Ok));
+            PolicySource::Local(path) => {
+                counts.set_store(self.shared_store.clone().map(Ok));
                 options.shared_store = counts.are_shared();
                 let (governor, watch) = govern(path, Urls::Needed, metrics, counts, options, audit)?;
                 Ok((Arc::clone(&governor), Box::pin(watch.run(governor))))
             }
-            Source::ControlPlane(config) => {
+            PolicySource::ControlPlane(config) => {
                 let (governor, follower) = control::govern(config, metrics, counts, options, audit)?;
                 Ok((Arc::clone(&governor), Box::pin(follower.run(governor, stopping))))
             }
         }
+    }
+
+    /// Returns how servers are connected to.
+    fn upstreams(&self, tls: &Arc<ClientConfig>) -> WorkerUpstreams {
+        let plain = UpstreamOptions {
+            tls: Arc::clone(tls),
+            connect: self.limits.connect,
+            proxy: self.upstream_proxy.clone(),
+            dns_alone: false,
+        };
+        // In a pod, the agent must not be able to say where a credential goes.
+        let dns_alone = matches!(self.source, PolicySource::ControlPlane(_));
+        WorkerUpstreams { credentialed: UpstreamOptions { dns_alone, ..plain.clone() }, plain }
+    }
+
+    /// Has the credentials of servers looked after.
+    fn look_after_credentials(&self, governor: &Governor, upstream: &UpstreamOptions) -> anyhow::Result<()> {
+        let tools = KeeperTools {
+            folders: self.credentials.clone(),
+            tls: Arc::clone(&upstream.tls),
+            tokens: TokenClient(UpstreamClient::new(upstream)),
+            metrics: CredentialMetrics::new(&governor.metrics.registry)?,
+        };
+        governor.look_after_credentials(CredentialSet::new(tools, tokio::runtime::Handle::current()));
+        Ok(())
+    }
+
+    /// Returns what the proxy's workers share. A body larger than the memory for bodies is not allowed, whatever the limits say.
+    fn proxy_state(&self, governor: &Arc<Governor>, stopping: &watch::Receiver<bool>) -> Arc<ProxyState> {
+        let budget = Budget::new(self.limits.held, self.limits.held_wait, governor.metrics.connections.held_bytes.clone());
+        let mut limits = self.limits.clone();
+        if limits.body > budget.largest() {
+            limits.body = budget.largest();
+            tracing::warn!(
+                bytes = limits.body,
+                "--max-body is lowered to three quarters of --max-held; to allow larger bodies, raise --max-held"
+            );
+        }
+        Arc::new(ProxyState {
+            budget,
+            clients: Clients::new(limits.requests, limits.connections),
+            governor: Arc::clone(governor),
+            limits,
+            streams: LegacyStreams::default(),
+            sessions: Sessions::default(),
+            calls: CancellableCalls::default(),
+            allowed_hosts: self.allowed_hosts.clone(),
+            described: oauth::Described::default(),
+            upstream_proxy: self.upstream_proxy.clone(),
+            stopping: stopping.clone(),
+        })
     }
 }
 
@@ -174,45 +234,36 @@ impl Config {
 /// # Errors
 /// The policy is not in order, an address cannot be bound, a certificate cannot be read, or the agents' file cannot be
 /// written.
-pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io::Write + Send>) -> anyhow::Result<Sidecar> {
-    if (config.shared_store.is_some() || matches!(config.source, Source::ControlPlane(_)))
+pub async fn start(
+    config: &RunConfig,
+    log_level: LogLevelControl,
+    audit: Box<dyn std::io::Write + Send>,
+) -> anyhow::Result<Sidecar> {
+    if (config.shared_store.is_some() || matches!(config.source, PolicySource::ControlPlane(_)))
         // Now, while no container of the pod can have written to it.
         && let Err(error) = toolweir_store::dns::read()
     {
-        tracing::warn!(error, "names of the operator and of the shared store cannot be resolved; it is tried again");
+        tracing::warn!(error, "cannot resolve the names of the operator and of the shared store yet; retrying");
     }
     let (stop, stopping) = watch::channel(false);
     let (governor, upkeep) = config.govern(audit, stopping.clone())?;
-    let tls = upstream::tls(config.upstream_ca.as_deref())
+    let tls = net::client_tls(config.upstream_ca.as_deref())
         .with_context(|| format!("--upstream-ca {}", config.upstream_ca.as_deref().unwrap_or(Path::new("")).display()))?;
     let listener = admin::bind_with(&config.listen, "--listen", Some(KERNEL)).await?;
     let metrics = admin::bind(&config.metrics_listen, "--metrics-listen").await?;
     let admin = admin::bind(&config.admin_listen, "--admin-listen").await?;
     if let Some(path) = &config.mcp_config {
-        governor.announce(McpConfig::new(path.clone(), listener.local_addr()?)).context("--mcp-config")?;
+        governor.write_mcp_config(McpConfig::new(path.clone(), listener.local_addr()?)).context("--mcp-config")?;
     }
     let (metrics_address, admin_address) = (metrics.local_addr()?, admin.local_addr()?);
-    let budget = Budget::new(config.limits.held, config.limits.held_wait, governor.metrics.held_bytes.clone());
-    let mut limits = config.limits.clone();
-    if limits.body > budget.largest() {
-        limits.body = budget.largest();
-        tracing::warn!(bytes = limits.body, "--max-body is more than three quarters of --max-held; larger bodies find no room");
-    }
-    let shared = Arc::new(Shared {
-        budget,
-        clients: Clients::new(limits.requests, limits.connections),
-        governor: Arc::clone(&governor),
-        limits,
-        streams: Streams::default(),
-        allowed_hosts: config.allowed_hosts.clone(),
-        described: oauth::Described::default(),
-        upstream_proxy: config.upstream_proxy.clone(),
-        stopping: stopping.clone(),
-    });
-    let proxy = server::start(listener, config.workers, &shared, &tls).context("a worker cannot be started")?;
-    let state = State { governor: Arc::clone(&governor), stopping, log_level };
-    admin::start(metrics, Face::Metrics, state.clone()).context("a thread cannot be started")?;
-    admin::start(admin, Face::Admin, state).context("a thread cannot be started")?;
+    let shared = config.proxy_state(&governor, &stopping);
+    let upstreams = config.upstreams(&tls);
+    config.look_after_credentials(&governor, &upstreams.credentialed)?;
+    let proxy = server::start(listener, config.workers, &shared, &upstreams).context("a worker cannot be started")?;
+    let scraper = Arc::new(Scraper::new(Arc::clone(&governor))?);
+    let state = AdminState { governor: Arc::clone(&governor), scraper, stopping, log_level };
+    admin::start(metrics, Listener::Metrics, state.clone()).context("a thread cannot be started")?;
+    admin::start(admin, Listener::Admin, state).context("a thread cannot be started")?;
     tokio::spawn(upkeep);
     if let Some(store) = governor.store().cloned() {
         tokio::spawn(async move { store.keep().await });
@@ -226,7 +277,7 @@ pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io:
         policies = in_force.policies.len(),
         servers = in_force.engine.servers().count(),
         "{}",
-        if governor.ready() { "ready" } else { "no policy yet; everything is denied until the control plane gives one" }
+        if governor.freshness.has_policies() { "ready" } else { "no policy yet; every call is denied until the control plane sends one" }
     );
     drop(in_force);
     Ok(Sidecar { governor, proxy, metrics: metrics_address, admin: admin_address, stop })
@@ -236,7 +287,7 @@ pub async fn start(config: &Config, log_level: LogLevel, audit: Box<dyn std::io:
 ///
 /// # Errors
 /// Those of [`start`].
-pub async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<()> {
+pub async fn run(config: RunConfig, log_level: LogLevelControl) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let sidecar = start(&config, log_level, Box::new(std::io::stdout())).await?;
     tokio::select! {
@@ -245,7 +296,7 @@ pub async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     if !sidecar.stop(config.drain).await {
-        tracing::warn!(seconds = config.drain.as_secs_f64(), "requests were still under way when the time to drain was over");
+        tracing::warn!(seconds = config.drain.as_secs_f64(), "requests were still in progress when --drain-timeout was over");
     }
     Ok(())
 }

@@ -8,19 +8,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use toolweir_crds::{FileError, document::Located, read_documents};
-use toolweir_engine::{Engine, Memory, Options, Policy, Severity};
+use toolweir_crds::{FileError, document::Located, read_documents, stream::PolicyProblem, text::one_line};
+use toolweir_engine::{CompileOptions, Engine, Memory, Policy, Severity};
 
 use crate::{
     audit::sha256,
-    governor::{Governor, InForce, PolicyView},
-    metrics::Metrics,
+    governor::Governor,
+    in_force::{InForce, PolicyView},
+    server_metrics::ServerMetrics,
 };
 
-/// How often the files are looked at.
+/// The time between two looks at the files.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// What compiling files gave.
+/// The policies of files, compiled.
 #[derive(Debug)]
 pub struct Loaded {
     /// The policies, compiled.
@@ -29,8 +30,12 @@ pub struct Loaded {
     pub policies: Vec<PolicyView>,
     /// The first 12 hex digits of the SHA-256 of the text.
     pub version: String,
-    /// What is not as it should be, but no reason to refuse.
+    /// Faults that are no reason to refuse the files.
     pub warnings: Vec<FileError>,
+    /// Policies that close a server, since they disagree with others on its credential.
+    pub problems: Vec<PolicyProblem>,
+    /// True if the policies were compiled with a shared store.
+    pub shared_store: bool,
 }
 
 /// The files of a path: itself, or those of a folder that end in .yaml, .yml or .json, by name.
@@ -62,14 +67,14 @@ fn file_error(path: &Path, message: String) -> FileError {
     FileError { file: path.display().to_string(), position: None, message }
 }
 
-/// What a server without a url is.
+/// The meaning of a server without a url.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urls {
-    /// An error: servers are reached by it.
+    /// An error: the proxy needs the url to reach the server.
     Needed,
-    /// A warning: other policies may give it.
+    /// A warning: other policies may give the url.
     MayFollow,
-    /// As it should be: the server is a program.
+    /// In order: the server is a program.
     Unused,
 }
 
@@ -77,7 +82,7 @@ pub enum Urls {
 ///
 /// # Errors
 /// All that is wrong with the first file that is wrong, or with the policies together.
-pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: Urls) -> Result<Loaded, Vec<FileError>> {
+pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &CompileOptions, urls: Urls) -> Result<Loaded, Vec<FileError>> {
     let mut texts = Vec::new();
     for path in paths {
         let bytes = fs::read(path).map_err(|error| vec![file_error(path, format!("cannot be read: {error}"))])?;
@@ -91,13 +96,20 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: U
     }
     let policies: Vec<Policy> = located.iter().map(|located| located.document.clone().into()).collect();
     let (engine, problems) = Engine::compile(&policies, counters, options);
-    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    let (mut errors, mut warnings, mut closed) = (Vec::new(), Vec::new(), Vec::new());
     warnings.extend(located.iter().flat_map(Located::unquoted));
     for problem in problems {
         let Some(place) = located.get(problem.policy) else { continue };
+        if let Some(policy) = policies.get(problem.policy).filter(|_| problem.severity == Severity::Closed) {
+            let message = one_line(&problem.error.to_string(), usize::MAX);
+            closed.push(PolicyProblem { policy: policy.id.to_string(), message });
+        }
         match (problem.severity, urls) {
-            (Severity::Invalid, _) | (Severity::NoUrl, Urls::Needed) => errors.push(place.error(&problem.error)),
-            (Severity::Conflict | Severity::Doubt, _) | (Severity::NoUrl, Urls::MayFollow) => {
+            // A server that is closed is an error of `check`; `run` closes it, and goes on with the others.
+            (Severity::Invalid, _) | (Severity::NoUrl, Urls::Needed) | (Severity::Closed, Urls::MayFollow) => {
+                errors.push(place.error(&problem.error));
+            }
+            (Severity::Conflict | Severity::Closed | Severity::Doubt, _) | (Severity::NoUrl, Urls::MayFollow) => {
                 warnings.push(place.error(&problem.error));
             }
             (Severity::NoUrl, Urls::Unused) => {}
@@ -108,29 +120,32 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &Options, urls: U
     }
     let whole: String = texts.iter().map(|(_, text)| text.as_str()).collect();
     let views = policies.into_iter().map(PolicyView::from);
-    Ok(Loaded { engine, policies: views.collect(), version: sha256(whole.as_bytes()).chars().take(12).collect(), warnings })
+    let version = sha256(whole.as_bytes()).chars().take(12).collect();
+    let (policies, shared_store) = (views.collect(), options.shared_store);
+    Ok(Loaded { engine, policies, version, warnings, problems: closed, shared_store })
 }
 
 impl Loaded {
-    /// Ready to be brought into force.
+    /// Logs the warnings, and makes the policies ready to be brought into force.
     ///
     /// # Errors
     /// A url that cannot be connected to.
-    pub fn in_force(self, path: &Path, metrics: &Metrics) -> Result<InForce, Vec<FileError>> {
+    pub fn in_force(self, path: &Path, metrics: &ServerMetrics) -> Result<InForce, Vec<FileError>> {
         for warning in &self.warnings {
             tracing::warn!(%warning, "policy");
         }
-        let (in_force, bad) = InForce::new(self.engine, self.policies, self.version, metrics);
+        let (mut in_force, bad) = InForce::new(self.engine, self.policies, self.version, metrics);
+        (in_force.shared_store, in_force.problems) = (self.shared_store, self.problems);
         let errors: Vec<FileError> =
             bad.into_iter().map(|bad| file_error(path, format!("server {}: {}", bad.server, bad.why))).collect();
         if errors.is_empty() { Ok(in_force) } else { Err(errors) }
     }
 }
 
-/// What tells that a file changed.
-type Look = Vec<(PathBuf, Option<(SystemTime, u64, u64)>)>;
+/// The files, each with its time of change, size and inode if it is there. It differs when a file has changed.
+type FileStamps = Vec<(PathBuf, Option<(SystemTime, u64, u64)>)>;
 
-fn look(path: &Path) -> Look {
+fn stamps(path: &Path) -> FileStamps {
     use std::os::unix::fs::MetadataExt;
     let files = files(path).unwrap_or_else(|_| vec![path.to_owned()]);
     let seen = files.into_iter().map(|file| {
@@ -142,16 +157,16 @@ fn look(path: &Path) -> Look {
 
 /// A watch on a file or folder. Its first look is taken when it is made, so make it before the first load.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FileWatch {
     path: PathBuf,
     urls: Urls,
-    last: Look,
+    last: FileStamps,
 }
 
-impl Watch {
+impl FileWatch {
     /// A watch on this path.
     pub fn new(path: &Path, urls: Urls) -> Self {
-        Self { path: path.to_owned(), urls, last: look(path) }
+        Self { path: path.to_owned(), urls, last: stamps(path) }
     }
 
     /// Brings changes into force, for ever. A bad edit keeps the last good policies, logs why and raises a metric.
@@ -160,13 +175,13 @@ impl Watch {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let now = look(&self.path);
+            let now = stamps(&self.path);
             if now != self.last {
                 self.last = now;
                 // Compiling takes its time, and this thread accepts connections.
                 let (path, urls, governor) = (self.path.clone(), self.urls, Arc::clone(&governor));
                 if let Err(error) = tokio::task::spawn_blocking(move || reload(&path, urls, &governor)).await {
-                    tracing::error!(%error, "policy not read");
+                    tracing::error!(%error, "cannot read the policy");
                 }
             }
         }
@@ -177,7 +192,7 @@ fn reload(path: &Path, urls: Urls, governor: &Governor) {
     let loaded = files(path)
         .map_err(|error| vec![error])
         .and_then(|files| load(&files, Arc::clone(governor.counters()), &governor.options(), urls))
-        .and_then(|loaded| loaded.in_force(path, &governor.metrics));
+        .and_then(|loaded| loaded.in_force(path, &governor.metrics.servers));
     match loaded {
         Ok(new) => {
             tracing::info!(version = %new.version, policies = new.policies.len(), "policy in force");
@@ -187,8 +202,7 @@ fn reload(path: &Path, urls: Urls, governor: &Governor) {
             for error in errors {
                 tracing::error!(%error, "policy refused; the last good one stays in force");
             }
-            governor.metrics.policy_reload_failures.inc();
-            governor.set_stale();
+            governor.freshness.reload_failed();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a client or a server can make the sidecar hold is bounded, and others are served meanwhile.
+//! A client or a server can make the sidecar hold only so much, and others are served meanwhile.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
@@ -164,7 +164,7 @@ async fn clients_that_do_not_read_keep_no_place_from_others() {
     let mut statuses = Vec::new();
     let mut answers = Vec::new();
     for id in 0..8 {
-        let answer = client.head(&Ask::post(call(&id.to_string(), "large", "{}"))).await;
+        let answer = client.head(&Ask::post(call(&id.to_string(), "large", "{}")).plain()).await;
         statuses.push(answer.status().as_u16());
         answers.push(answer);
     }
@@ -204,12 +204,12 @@ async fn beyond_the_requests_that_may_be_under_way_one_is_turned_away() {
         wires.push(wire);
     }
     for http in Http::BOTH {
-        let answer = Ask::post(call("1", "pay", "{}")).over(http, sidecar.address).await;
+        let answer = Ask::post(call("1", "pay", "{}")).plain().over(http, sidecar.address).await;
         assert_eq!((answer.status, answer.header("retry-after")), (503, "1"));
     }
     assert_eq!(sidecar.counted("overloaded").await, 2.0);
     drop(wires);
-    let free = async || sidecar.ask(&Ask::post(call("1", "pay", "{}"))).await.status == 200;
+    let free = async || sidecar.ask(&Ask::post(call("1", "pay", "{}")).plain()).await.status == 200;
     until("their places to come free", free).await;
 }
 
@@ -244,7 +244,7 @@ async fn objects_with_very_many_keys_are_refused_before_they_fill_memory() {
         format!("{{{keys}\"method\":\"ping\",\"id\":1}}"),
         format!("{{\"method\":\"tools/call\",\"id\":1,\"params\":{{{keys}\"name\":\"pay\"}}}}"),
     ] {
-        let answer = sidecar.ask(&Ask::post(body)).await;
+        let answer = sidecar.ask(&Ask::post(body).plain()).await;
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!(-32600)));
         assert!(answer.text().contains("has more than 1024 keys"), "{}", answer.text());
     }

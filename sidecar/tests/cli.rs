@@ -1,5 +1,5 @@
 //! The real program: what is wrong with a policy is told in one line that names the place, and nothing is started; what
-//! runs, stops at once. Issue 3, "Bad input".
+//! runs, stops at once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
@@ -53,17 +53,17 @@ fn bad_policies() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         bad(
             "an unknown window",
             "[{name: pay, limits: [{max: 1, window: fortnight}]}]",
-            ":8:51: spec.servers[0].tools[0].limits[0].window: `fortnight` is no window; write second, minute",
+            ":8:51: spec.servers[0].tools[0].limits[0].window: `fortnight` is not a window; write second, minute",
         ),
         bad(
             "an expression that does not compile",
             "[{name: pay, validations: [{expression: \"args.amount <\"}]}]",
-            ":8:52: spec.servers[0].tools[0].validations[0].expression: is no CEL expression",
+            ":8:52: spec.servers[0].tools[0].validations[0].expression: is not a CEL expression",
         ),
         bad(
-            "a name that no tool can have",
-            "[{name: \"pay now\"}]",
-            ":8:20: spec.servers[0].tools[0].name: `pay now` is a name that no tool can have",
+            "a name with a backslash that stands for nothing",
+            "[{name: 'pay\\now'}]",
+            r":8:20: spec.servers[0].tools[0].name: `pay\now` has a backslash that stands for nothing; write `\\` for a backslash",
         ),
         (
             "two servers of one name",
@@ -110,10 +110,17 @@ async fn a_policy_that_is_not_in_order_is_told_in_a_line_and_nothing_is_started(
 }
 
 #[tokio::test]
+async fn run_without_a_source_of_policies_names_both() {
+    let (code, out, error) = said(&program::run(&["run"]).await);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(error.contains("<--policy <FILE|DIR>|--control-plane <URL>>"), "{error}");
+}
+
+#[tokio::test]
 async fn every_error_of_a_policy_has_a_line() {
     let folder = Folder::new();
     let path =
-        folder.write("policy.yaml", policy(URL, "[{name: a b, limits: [{max: 0, window: day}]}, {name: c, maxConcurrent: 0}]"));
+        folder.write("policy.yaml", policy(URL, r"[{name: a\b, limits: [{max: 0, window: day}]}, {name: c, maxConcurrent: 0}]"));
     let (code, _, error) = said(&program::run(&["run", "--policy", path.to_str().unwrap()]).await);
     let fields: Vec<&str> = error.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
     let tools = "spec.servers[0].tools";
@@ -175,6 +182,13 @@ async fn check_says_what_is_in_order_and_what_is_not() {
             assert!(error.contains(why) && error.lines().count() == 1, "{name}: {error}");
         }
     }
+    let missing = said(&program::run(&["check", "/nowhere.yaml"]).await);
+    assert_eq!(missing, (1, String::new(), "/nowhere.yaml: cannot be read: No such file or directory (os error 2)\n".to_owned()));
+}
+
+#[tokio::test]
+async fn check_warns_of_what_kubectl_and_calls_may_take_otherwise() {
+    let folder = Folder::new();
     let path = folder.write("policy.yaml", allow_all(URL).replace("bank", "on"));
     let (code, out, _) = said(&program::run(&["check", path.to_str().unwrap()]).await);
     assert!(code == 0 && out.contains("`on` without quotes is a boolean to kubectl; write \"on\""), "{out}");
@@ -188,7 +202,45 @@ async fn check_says_what_is_in_order_and_what_is_not() {
     assert!(warning.starts_with("warning: ") && warning.contains("validations[0].expression: goes over `args.to`"), "{out}");
     assert!(warning.ends_with("write `type(args.to) == list && ...` before it"), "{out}");
     assert_eq!(ok, "ok: 1 policy of 1 file and 1 server\n");
-    // Files and folders together are the policies of one pod.
+}
+
+#[tokio::test]
+async fn check_warns_of_names_likely_meant_otherwise_and_expressions_that_deny_what_some_clients_send() {
+    let folder = Folder::new();
+    let mut told = Vec::new();
+    for (name, entry, why) in [
+        ("a blank", "{name: 'pay '}", "tools[0].name: `pay ` begins or ends with a blank"),
+        ("a pattern", "{name: 'get_?'}", "tools[0].name: `get_?` has `?`, which stands for itself"),
+        (
+            "a null",
+            "{name: a, validations: [{expression: '!has(args.n) || args.n < 9'}]}",
+            "validations[0].expression: lets a call without `args.n` pass and denies one with a null there",
+        ),
+        (
+            "a null for a cost",
+            "{name: a, limits: [{max: 9, window: day, cost: 'has(args.n) ? args.n : 1'}]}",
+            "limits[0].cost: lets a call without `args.n` pass and denies one with a null there",
+        ),
+        (
+            "a double",
+            "{name: a, validations: [{expression: 'args.n % 2 == 0'}]}",
+            "validations[0].expression: calculates with `args.n`, which fails where that is 5.0",
+        ),
+    ] {
+        let path = folder.write("policy.yaml", allow_all(URL).replace("[{name: \"*\", action: Allow}]", &format!("[{entry}]")));
+        let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
+        assert_eq!((code, error.as_str()), (0, ""), "{name}");
+        assert!(out.starts_with(&format!("warning: {}:8:", path.display())) && out.contains(why), "{name}: {out}");
+        assert_eq!(out.lines().count(), 2, "{name}: {out}");
+        told.push(out);
+    }
+    assert!(told[2].contains("; write `!has(args.n) || args.n == null || ...`\n"), "{}", told[2]);
+    assert!(told[4].contains("; write `int(args.n) % 2`\n"), "{}", told[4]);
+}
+
+#[tokio::test]
+async fn check_takes_files_and_folders_together_as_the_policies_of_one_pod() {
+    let folder = Folder::new();
     folder.write("policy.yaml", allow_all(URL));
     folder.write("shop.yaml", allow_all(URL).replace("bank", "shop"));
     let (code, out, _) = said(&program::run(&["check", folder.path().to_str().unwrap()]).await);
@@ -196,8 +248,6 @@ async fn check_says_what_is_in_order_and_what_is_not() {
     let path = folder.path().join("policy.yaml");
     let (code, _, error) = said(&program::run(&["check", folder.path().to_str().unwrap(), path.to_str().unwrap()]).await);
     assert!(code == 1 && error.contains("metadata.name: there is another policy `agents/bank`; rename one"), "{error}");
-    let missing = said(&program::run(&["check", "/nowhere.yaml"]).await);
-    assert_eq!(missing, (1, String::new(), "/nowhere.yaml: cannot be read: No such file or directory (os error 2)\n".to_owned()));
 }
 
 #[tokio::test]
@@ -209,7 +259,10 @@ async fn an_imported_policy_is_in_order() {
     let arguments = ["import", path.to_str().unwrap(), "--server", "facebook", "--url", URL];
     let (code, out, error) = said(&program::run(&arguments).await);
     assert_eq!((code, error.lines().count()), (0, 1), "{error}");
-    assert!(error.contains("warning: each pod counts for itself") && error.contains("give --shared-store"), "{error}");
+    assert!(
+        error.contains("warning: 1 limit is counted by each pod for itself") && error.contains("with --shared-store"),
+        "{error}"
+    );
     assert!(out.starts_with("# Each pod counts for itself here (scope: Pod)") && out.contains("scope: Pod\n"), "{out}");
     let imported = folder.write("imported.yaml", &out);
     let (code, checked, _) = said(&program::run(&["check", imported.to_str().unwrap()]).await);
@@ -332,7 +385,7 @@ async fn it_starts_in_a_moment_and_is_ready_as_soon_as_it_listens() {
     let path = folder.write("policy.yaml", allow_all(URL));
     let began = std::time::Instant::now();
     let running = Running::start(&path, &["--log-level", "info"]).await;
-    // The bar of 50 ms is measured on the release build, in tests/bench/start.sh.
+    // tests/bench/start.sh measures the time on the release build.
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     until("it to be ready", async || Ask::get().to("/readyz").over(Http::One, running.metrics).await.status == 200).await;
 }

@@ -1,5 +1,5 @@
 //! Policies from an operator: in force as soon as they come and acknowledged then; kept when it is gone, also across a
-//! restart; nothing passes before the first. Issue 4, "Policy stream".
+//! restart; nothing passes before the first.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
@@ -28,21 +28,21 @@ use common::{
     within,
 };
 use serde_json::{Value, json};
-use toolweir_crds::stream::{Ack, LONGEST_LINE, Message};
+use toolweir_crds::stream::{Ack, LONGEST_LINE, StreamMessage};
 use toolweir_sidecar::{
     control::{
         self,
         backoff::Backoff,
-        client::{self, ENDS, Endpoint, Fault, Lost, RESULTS, SILENCE},
+        client::{self, ConnectFault, ENDS, Lost, OperatorEndpoint, RESULTS, SILENCE},
         trust::Trust,
-        wire::{self, KINDS, Line},
+        wire::{self, KINDS, StreamLine},
     },
-    run::{Config, Source},
+    run::{PolicySource, RunConfig},
 };
 
 const A_SECOND: Duration = Duration::from_secs(1);
 
-/// What a test needs beside a sidecar.
+/// The surroundings of a sidecar in a test.
 struct Stage {
     /// Outlives the sidecar.
     folder: Folder,
@@ -63,8 +63,8 @@ impl Stage {
         self.folder.path().join(name)
     }
 
-    fn control(&self) -> control::Config {
-        control::Config {
+    fn control(&self) -> control::ControlPlaneConfig {
+        control::ControlPlaneConfig {
             endpoint: format!("https://{}", self.operator.address).parse().unwrap(),
             token_file: self.path("token"),
             authorities: self.authority.pem(),
@@ -74,10 +74,10 @@ impl Stage {
         }
     }
 
-    fn config(&self, change: impl FnOnce(&mut control::Config)) -> Config {
+    fn config(&self, change: impl FnOnce(&mut control::ControlPlaneConfig)) -> RunConfig {
         let mut control = self.control();
         change(&mut control);
-        let mut config = sidecar::from(Source::ControlPlane(Box::new(control)));
+        let mut config = sidecar::from(PolicySource::ControlPlane(Box::new(control)));
         config.mcp_config = Some(self.path("mcp.json"));
         config
     }
@@ -86,7 +86,7 @@ impl Stage {
         self.sidecar_with(|_| {}).await
     }
 
-    async fn sidecar_with(&self, change: impl FnOnce(&mut control::Config)) -> Sidecar {
+    async fn sidecar_with(&self, change: impl FnOnce(&mut control::ControlPlaneConfig)) -> Sidecar {
         Sidecar::run(Folder::new(), &self.config(change)).await
     }
 
@@ -324,7 +324,7 @@ async fn a_control_plane_of_another_authority_or_name_gets_no_token() {
     assert!(!stage.operator.has_opened());
     sidecar.stop(A_SECOND).await;
     // Unless that is the name that is asked for.
-    let endpoint = named.parse::<Endpoint>().unwrap().named("127.0.0.1").unwrap();
+    let endpoint = named.parse::<OperatorEndpoint>().unwrap().with_server_name("127.0.0.1").unwrap();
     let sidecar = stage.sidecar_with(|control| control.endpoint = endpoint).await;
     let mut stream = stage.operator.opened().await;
     stream.enforce("1", &stage.open()).await;
@@ -564,7 +564,7 @@ async fn a_snapshot_may_come_in_small_pieces_but_not_drip() {
 #[tokio::test]
 async fn silence_ends_the_stream_and_keep_alives_hold_it() {
     let mut stage = Stage::new().await;
-    let silence = Duration::from_millis(300);
+    let silence = Duration::from_secs(1);
     let sidecar = stage.sidecar_with(|control| control.silence = silence).await;
     let mut stream = stage.operator.opened().await;
     stream.enforce("1", &stage.open()).await;
@@ -576,7 +576,9 @@ async fn silence_ends_the_stream_and_keep_alives_hold_it() {
     assert_eq!(metric(&sidecar, "policy_connected", &[]).await, 1.0);
     stream.given_up().await;
     until_metric(&sidecar, "control_plane_disconnects_total", &[("end", "silent")], |count| count == 1.0).await;
-    stage.operator.opened().await.enforce("1", &stage.open()).await;
+    // Kept open: a stream that is dropped ends, and the policies are no longer current.
+    let mut stream = stage.operator.opened().await;
+    stream.enforce("1", &stage.open()).await;
     assert_eq!(metric(&sidecar, "policy_connected", &[]).await, 1.0);
 }
 
@@ -658,23 +660,23 @@ async fn another_server_at_the_address_is_told_apart() {
     let stage = Stage::new().await;
     // It speaks HTTP/1.1 alone.
     let raw = common::upstream::Raw::start(common::upstream::Deed::Say(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
-    let endpoint: Endpoint = format!("http://{}", raw.address).parse().unwrap();
+    let endpoint: OperatorEndpoint = format!("http://{}", raw.address).parse().unwrap();
     let error = client::connect(&endpoint, Trust::new(Vec::new()).unwrap().tls(), "t").await.unwrap_err();
-    assert_eq!(error.fault, Fault::Protocol, "{error}");
+    assert_eq!(error.fault, ConnectFault::Protocol, "{error}");
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let endpoint: Endpoint = format!("http://{nobody}").parse().unwrap();
+    let endpoint: OperatorEndpoint = format!("http://{nobody}").parse().unwrap();
     let error = client::connect(&endpoint, Trust::new(Vec::new()).unwrap().tls(), "t").await.unwrap_err();
-    assert_eq!(error.fault, Fault::Unreachable, "{error}");
+    assert_eq!(error.fault, ConnectFault::Unreachable, "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
     drop(stage);
 }
 
 /// Plays a sidecar with the client alone, as the simulator does.
-async fn simulated(endpoint: Endpoint, trust: Trust) -> Result<String, Lost> {
+async fn simulated(endpoint: OperatorEndpoint, trust: Trust) -> Result<String, Lost> {
     let (acks, mut messages) = client::connect(&endpoint, trust.tls(), "first").await.unwrap();
     loop {
-        if let Line::Message(Message::Snapshot(snapshot)) = messages.next(SILENCE).await? {
-            acks.send(&wire::ack(&snapshot.version, &[])).await?;
+        if let StreamLine::Message(StreamMessage::Snapshot(snapshot)) = messages.next(SILENCE).await? {
+            acks.send_ack(&wire::ack(&snapshot.version, &[])).await?;
             return messages.next(SILENCE).await.map(|_| snapshot.version);
         }
     }
@@ -765,7 +767,7 @@ async fn flags_that_do_not_go_together_are_told() {
         ([policy, token].concat(), "cannot be used with"),
         ([policy, ["--state-dir", "x"]].concat(), "cannot be used with"),
         (token.to_vec(), "--control-plane <URL>"),
-        ([["--control-plane", "http://operator:8444"], token].concat(), "http is for tests on loopback alone"),
+        ([["--control-plane", "http://operator:8444"], token].concat(), "plain http is allowed on loopback only"),
         ([["--control-plane", "operator:8444"], token].concat(), "write https://HOST[:PORT]"),
     ] {
         let output = program::run(&[&["run"], arguments.as_slice()].concat()).await;
@@ -773,4 +775,36 @@ async fn flags_that_do_not_go_together_are_told() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
         assert!(error.contains(told), "{arguments:?}: {error}");
     }
+}
+
+#[tokio::test]
+async fn the_operator_is_told_whether_credentials_work_and_nothing_of_what_they_are() {
+    let mut stage = Stage::new().await;
+    let keys = Folder::new();
+    let mut config = stage.config(|_| {});
+    config.credentials.keys = Some(keys.path().to_owned());
+    let folder = Folder::new();
+    let sidecar = Sidecar::run(folder, &config).await;
+    let mut stream = stage.operator.opened().await;
+    let text = policy("URL", "[{name: \"*\", action: Allow}]");
+    let url = format!("url: {}\n    credential: {{bearer: {{secretKey: token}}}}", stage.upstream.url());
+    stream.enforce("1", &documents(&text.replace("url: URL", &url))).await;
+    let report = stream.report().await;
+    let [reported] = report.credentials.as_slice() else { panic!("{report:?}") };
+    assert_eq!((reported.server.as_str(), reported.kind.as_str()), ("bank", "bearer"));
+    assert!(reported.problem.as_ref().unwrap().contains("the key token is not there"), "{reported:?}");
+    keys.write("token", "marker");
+    let report = stream.report().await;
+    assert_eq!(report.credentials[0].problem, None);
+    assert!(!format!("{report:?}").contains("marker"));
+    let answer = sidecar.post(&call("7", "pay", "{}")).await;
+    assert_eq!(answer["result"]["isError"], false, "{answer}");
+    assert_eq!(stage.upstream.only().header("authorization"), "Bearer marker");
+    // The folder in which policies are kept holds no secret.
+    for entry in fs::read_dir(stage.path("state")).unwrap() {
+        let kept = fs::read(entry.unwrap().path()).unwrap();
+        assert!(!String::from_utf8_lossy(&kept).contains("marker"));
+    }
+    stream.enforce("2", &documents(&allow_all(&stage.upstream.url()))).await;
+    assert_eq!(stream.report().await.credentials, []);
 }

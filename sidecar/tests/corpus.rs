@@ -67,6 +67,11 @@ fn challenges() {
     replay(&["sidecar/fuzz/corpus/challenge"], fuzz::challenge::check);
 }
 
+#[test]
+fn credentials() {
+    replay(&["sidecar/fuzz/corpus/credential"], fuzz::credential::check);
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 4000, ..Default::default() })]
 
@@ -76,7 +81,7 @@ proptest::proptest! {
     }
 }
 
-/// What challenges are made of.
+/// The parts of challenges.
 const PIECES: &[&str] = &[
     "Bearer",
     "Basic",

@@ -16,8 +16,8 @@ use common::{
 };
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use toolweir_engine::{Engine, Memory, Options, Policy};
-use toolweir_sidecar::{audit, governor::InForce};
+use toolweir_engine::{CompileOptions, Engine, Memory, Policy};
+use toolweir_sidecar::{audit, in_force::InForce};
 
 const ONE_A_MINUTE: &str = "[{name: pay, limits: [{max: 1, window: minute}]}, {name: free, action: Allow}]";
 
@@ -116,9 +116,9 @@ fn close(sidecar: &Sidecar, text: &str) {
     let broken = text.replace("tools: []", "tools: [{name: pay, validations: [{expression: \"args.\"}]}]");
     let located = toolweir_crds::read_documents("broken.yaml", &broken).unwrap();
     let policies: Vec<Policy> = located.into_iter().map(|located| located.document.into()).collect();
-    let (engine, problems) = Engine::compile(&policies, Memory::new(1), &Options::default());
+    let (engine, problems) = Engine::compile(&policies, Memory::new(1), &CompileOptions::default());
     assert_eq!(problems.len(), 1);
-    let broken = InForce::new(engine, Vec::new(), "broken".to_owned(), &sidecar.governor.metrics).0;
+    let broken = InForce::new(engine, Vec::new(), "broken".to_owned(), &sidecar.governor.metrics.servers).0;
     sidecar.governor.replace(broken);
 }
 
@@ -351,7 +351,7 @@ async fn no_content_of_a_request_or_an_answer_is_logged() {
     let sidecar = Sidecar::start(&format!("{first}---\n{second}")).await;
     let before = log.text().len();
     let canary = |text: &str| {
-        Ask::post(text).with("authorization", "Bearer CANARY").with("mcp-session-id", "CANARY").with("x-canary", "CANARY")
+        Ask::post(text).plain().with("authorization", "Bearer CANARY").with("mcp-session-id", "CANARY").with("x-canary", "CANARY")
     };
     for (ask, status) in [
         (canary(&call("1", "pay", r#"{"x":1,"y":"CANARY"}"#)), 500),
@@ -396,7 +396,7 @@ async fn a_call_of_which_nothing_was_sent_gives_its_place_back() {
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let dead = Sidecar::start(&policy(&format!("http://{nobody}/mcp"), ONE_A_MINUTE)).await;
     for id in ["1", "2"] {
-        let answer = dead.ask(&Ask::post(call(id, "pay", "{}"))).await;
+        let answer = dead.ask(&Ask::post(call(id, "pay", "{}")).plain()).await;
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (502, &json!(-32603)), "{id}: {}", answer.text());
     }
     let used = dead.scrape().await.sum("toolweir_limit_used_ratio", &[("tool", "pay"), ("limit", "1/minute")]);
@@ -420,9 +420,9 @@ async fn a_call_that_the_server_may_have_carried_out_keeps_its_place() {
         ("hung up", Deed::Say(Vec::new()), 502),
     ] {
         let upstream = Raw::start(deed).await;
-        let short = |config: &mut toolweir_sidecar::run::Config| config.limits.first_byte = Duration::from_millis(200);
+        let short = |config: &mut toolweir_sidecar::run::RunConfig| config.limits.first_byte = Duration::from_millis(200);
         let sidecar = Sidecar::with(&policy(&upstream.url(), ONE_A_MINUTE), short).await;
-        assert_eq!(sidecar.ask(&Ask::post(call("1", "pay", "{}"))).await.status, status, "{name}");
+        assert_eq!(sidecar.ask(&Ask::post(call("1", "pay", "{}")).plain()).await.status, status, "{name}");
         assert_eq!(sidecar.reason(&call("2", "pay", "{}")).await, "rate_limit", "{name}");
     }
 }

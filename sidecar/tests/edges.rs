@@ -1,4 +1,4 @@
-//! What stands between real clients and real servers: authorization, browsers, load balancers, networks.
+//! Between real clients and real servers: authorization, browsers, load balancers, networks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
@@ -183,7 +183,7 @@ async fn a_page_on_an_accepted_origin_may_ask_and_read() {
             assert!(all(&answer, "vary").contains(&"Origin"));
             // What fails must be read, too.
             for ask in [pay().to("/nobody/here"), Ask::post("{"), Ask::get().to("/.well-known/oauth-protected-resource/x")] {
-                let answer = ask.with("origin", origin).over(http, sidecar.address).await;
+                let answer = ask.plain().with("origin", origin).over(http, sidecar.address).await;
                 assert!(answer.status >= 400 && answer.header("access-control-allow-origin") == origin, "{}", answer.text());
             }
         }
@@ -288,13 +288,16 @@ async fn a_request_that_is_refused_early_gets_its_answer_however_much_follows() 
         ("another origin", Ask::post(long.as_str()).with("origin", "https://chat.example"), "403"),
         ("closing", Ask::post(long.as_str()).with("connection", "close"), "413"),
     ] {
-        let got = sends_first(&sidecar, &ask).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let got = sends_first(&sidecar, &ask.clone().plain()).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(got, status, "{name}");
+        // A client of MCP is told by its id, but where MCP has an error of HTTP.
+        let got = sends_first(&sidecar, &ask).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(got, if matches!(status, "403" | "405") { status } else { "200" }, "{name}");
     }
     assert!(upstream.seen().is_empty());
     // The connection is one to go on with.
     let mut wire = Wire::connect(sidecar.address).await;
-    wire.write(&Ask::post(long.as_str()).bytes("localhost")).await;
+    wire.write(&Ask::post(long.as_str()).plain().bytes("localhost")).await;
     assert_eq!(wire.next_status().await, Some(413));
     wire.write(&pay().bytes("localhost")).await;
     assert_eq!(wire.next_status().await, Some(200));
@@ -305,17 +308,19 @@ async fn what_follows_a_refused_request_is_discarded_within_bounds() {
     let upstream = Upstream::bank().await;
     let sidecar = Sidecar::with(&allow_all(&upstream.url()), |config| config.limits.body = 1024).await;
     let mut wire = Wire::connect(sidecar.address).await;
-    wire.write(&Ask::post("").to("/no/where").with("content-length", "1000000000").bytes("localhost")).await;
+    wire.write(&Ask::post("").plain().to("/no/where").with("content-length", "1000000000").bytes("localhost")).await;
     wire.write(&vec![b'x'; 17 * 1024]).await;
     assert!(wire.closed().await.starts_with("HTTP/1.1 404 "));
     // Who waits for leave to send is told at once, and sends nothing.
     let mut wire = Wire::connect(sidecar.address).await;
-    wire.write(&Ask::post("").to("/no/where").with("expect", "100-continue").with("content-length", "5").bytes("localhost"))
-        .await;
+    wire.write(
+        &Ask::post("").plain().to("/no/where").with("expect", "100-continue").with("content-length", "5").bytes("localhost"),
+    )
+    .await;
     assert!(wire.closed().await.starts_with("HTTP/1.1 404 "));
     // A stop does not wait for it.
     let mut wire = Wire::connect(sidecar.address).await;
-    wire.write(&Ask::post("").to("/no/where").with("content-length", "500").bytes("localhost")).await;
+    wire.write(&Ask::post("").plain().to("/no/where").with("content-length", "500").bytes("localhost")).await;
     assert_eq!(wire.next_status().await, Some(404));
     let began = std::time::Instant::now();
     assert!(sidecar.stop(Duration::from_secs(5)).await);
@@ -327,15 +332,15 @@ async fn what_is_discarded_is_a_request_under_way() {
     let upstream = Upstream::bank().await;
     let sidecar = Sidecar::with(&allow_all(&upstream.url()), |config| config.limits.requests = 1).await;
     let mut wire = Wire::connect(sidecar.address).await;
-    wire.write(&Ask::post("").to("/no/where").with("content-length", "500").bytes("localhost")).await;
+    wire.write(&Ask::post("").plain().to("/no/where").with("content-length", "500").bytes("localhost")).await;
     assert_eq!(wire.next_status().await, Some(404));
-    assert_eq!(sidecar.ask(&pay()).await.status, 503);
+    assert_eq!(sidecar.ask(&pay().plain()).await.status, 503);
     wire.write(&[b'x'; 500]).await;
-    until("its place to be free", async || sidecar.ask(&pay()).await.status == 200).await;
+    until("its place to be free", async || sidecar.ask(&pay().plain()).await.status == 200).await;
     // Who finds no place is told so, however much follows.
-    wire.write(&Ask::post("").to("/no/where").with("content-length", "500").bytes("localhost")).await;
+    wire.write(&Ask::post("").plain().to("/no/where").with("content-length", "500").bytes("localhost")).await;
     assert_eq!(wire.next_status().await, Some(404));
-    let long = Ask::post(vec![b'x'; 3 << 20]);
+    let long = Ask::post(vec![b'x'; 3 << 20]).plain();
     assert_eq!(sends_first(&sidecar, &long).await.unwrap(), "503");
 }
 
@@ -365,7 +370,7 @@ async fn the_value_of_content_encoding_decides_and_not_that_it_is_there() {
     {
         *coding.lock().unwrap() = value;
         for ask in [lists.clone(), lists.clone().with("mcp-session-id", "json"), Ask::get(), described.clone()] {
-            let answer = sidecar.ask(&ask).await;
+            let answer = sidecar.ask(&ask.clone().plain()).await;
             assert_eq!(answer.status, if plain { 200 } else { 502 }, "{value}: {ask:?} {}", answer.text());
             assert!(!answer.text().contains("hidden"));
             assert_eq!(answer.text().contains("it is compressed"), !plain, "{value}: {ask:?} {}", answer.text());
@@ -383,7 +388,7 @@ async fn an_answer_may_have_many_headers_but_not_any_number() {
     for (count, status) in [(150, 200), (900, 200), (1100, 502)] {
         let upstream = Raw::start(Deed::Say(head(count).into_bytes())).await;
         let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
-        let answer = sidecar.ask(&pay()).await;
+        let answer = sidecar.ask(&pay().plain()).await;
         assert_eq!(answer.status, status, "{count}: {}", answer.text());
         if status == 200 {
             assert_eq!(answer.header(&format!("x-{}", count - 1)), (count - 1).to_string());
@@ -392,7 +397,7 @@ async fn an_answer_may_have_many_headers_but_not_any_number() {
     let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: 0\r\n\r\n", "x".repeat(600 * 1024));
     let upstream = Raw::start(Deed::Say(long.into_bytes())).await;
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
-    assert_eq!(sidecar.ask(&pay()).await.status, 502);
+    assert_eq!(sidecar.ask(&pay().plain()).await.status, 502);
 }
 
 // Networks.
@@ -436,7 +441,7 @@ async fn why_a_server_cannot_be_reached_is_in_its_answer_and_in_the_log() {
     ] {
         let log = logs::log();
         let sidecar = Sidecar::start(&allow_all(&url)).await;
-        let answer = sidecar.ask(&pay()).await;
+        let answer = sidecar.ask(&pay().plain()).await;
         let message = format!("The MCP server bank cannot be connected to: {why}.");
         assert_eq!((answer.status, &answer.json()["error"]["message"]), (502, &json!(message)));
         assert_eq!(answer.header("retry-after"), if again { "1" } else { "" });
@@ -444,14 +449,14 @@ async fn why_a_server_cannot_be_reached_is_in_its_answer_and_in_the_log() {
     }
 }
 
-/// What is said of a server with this certificate, where these are trusted.
+/// The reason that is given for a server with this certificate, where these are trusted.
 async fn certified(acceptor: tokio_rustls::TlsAcceptor, trusted: String, host: &str) -> (u16, String) {
     let upstream = Upstream::with_tls(acceptor, |_| Reply::json(result("7"))).await;
     let folder = Folder::new();
     let ca = folder.write("ca.pem", trusted);
     let file = folder.write("policy.yaml", allow_all(&format!("https://{host}:{}/mcp", upstream.address.port())));
     let sidecar = Sidecar::at(folder, file, |config| config.upstream_ca = Some(ca)).await;
-    let answer = sidecar.ask(&pay()).await;
+    let answer = sidecar.ask(&pay().plain()).await;
     (answer.status, answer.text())
 }
 
@@ -554,7 +559,7 @@ async fn a_server_is_reached_through_a_proxy_that_sees_nothing_of_tls() {
 async fn a_server_without_tls_is_asked_for_by_its_whole_url() {
     let upstream = Upstream::bank().await;
     let proxy = Proxy::start(upstream.address.port(), None).await;
-    let through = |config: &mut toolweir_sidecar::run::Config| config.upstream_proxy = Some(proxy.url.parse().unwrap());
+    let through = |config: &mut toolweir_sidecar::run::RunConfig| config.upstream_proxy = Some(proxy.url.parse().unwrap());
     let sidecar = Sidecar::with(&allow_all("http://bank.invalid:8000/mcp"), through).await;
     assert_eq!(sidecar.ask(&pay().with("proxy-authorization", "Basic other")).await.text(), result("7"));
     let heads = proxy.heads();
@@ -576,7 +581,7 @@ async fn a_proxy_that_refuses_is_said_to() {
         let proxy = Proxy::start(1, Some(status)).await;
         for url in ["https://bank.invalid/mcp", "http://bank.invalid/mcp"] {
             let sidecar = Sidecar::with(&allow_all(url), |config| config.upstream_proxy = Some(proxy.url.parse().unwrap())).await;
-            let answer = sidecar.ask(&pay()).await;
+            let answer = sidecar.ask(&pay().plain()).await;
             if url.starts_with("http:") && status == 403 {
                 // It may be the server's own: nobody can tell.
                 assert_eq!(answer.status, 403);
@@ -602,8 +607,8 @@ async fn a_refusal_that_may_be_the_servers_own_gives_no_place_back() {
         let proxy = Proxy::start(1, Some(407)).await;
         let text = policy(url, "[{name: pay, limits: [{max: 1, window: hour}]}]");
         let sidecar = Sidecar::with(&text, |config| config.upstream_proxy = Some(proxy.url.parse().unwrap())).await;
-        assert_eq!(sidecar.ask(&pay()).await.status, 502);
-        assert_eq!(sidecar.ask(&pay()).await.status, if counts { 200 } else { 502 }, "{url}");
+        assert_eq!(sidecar.ask(&pay().plain()).await.status, 502);
+        assert_eq!(sidecar.ask(&pay().plain()).await.status, if counts { 200 } else { 502 }, "{url}");
         assert_eq!((proxy.heads().len(), sidecar.counted("denied").await), if counts { (1, 1.0) } else { (2, 0.0) });
     }
 }
@@ -629,7 +634,7 @@ async fn a_proxy_of_the_environment_alone_is_not_used_and_the_start_says_so() {
                 break line["listen"].as_str().unwrap().parse().unwrap();
             }
         };
-        let answer = pay().over(Http::One, address).await;
+        let answer = pay().plain().over(Http::One, address).await;
         assert_eq!(answer.status, if through { 200 } else { 502 }, "{}", answer.text());
         assert_eq!(told.contains("HTTPS_PROXY") && told.contains("give --upstream-proxy"), !through, "{told}");
         assert!(!told.contains("ss@") && !told.contains("dXNl"), "{told}");

@@ -13,7 +13,7 @@ use common::{
 };
 use serde_json::json;
 use tokio::sync::mpsc;
-use toolweir_sidecar::run::Config;
+use toolweir_sidecar::run::RunConfig;
 
 /// What the agent may call: `pay` and what begins with `get_`, but not `get_secret`.
 const TOOLS: &str = "[{name: pay}, {name: \"get_*\"}, {name: get_secret, action: Deny}]";
@@ -88,7 +88,7 @@ async fn a_list_that_clients_read_in_different_ways_is_not_passed_on() {
             let body = body.clone();
             let upstream = Upstream::start(move |_| Reply::new(status, kind, body.clone())).await;
             let sidecar = Sidecar::start(&policy(&upstream.url(), TOOLS)).await;
-            let answer = sidecar.ask(&lists()).await;
+            let answer = sidecar.ask(&lists().plain()).await;
             // An error keeps its status; nothing of its body is left.
             let (expected, empty) = if status == 200 { (502, false) } else { (404, true) };
             assert_eq!((answer.status, answer.body.is_empty()), (expected, empty), "{kind} {status}");
@@ -169,9 +169,29 @@ async fn streaming() -> (Sidecar, mpsc::UnboundedReceiver<Feed>) {
     streaming_with(|_| {}).await
 }
 
-async fn streaming_with(change: impl FnOnce(&mut Config)) -> (Sidecar, mpsc::UnboundedReceiver<Feed>) {
+async fn streaming_with(change: impl FnOnce(&mut RunConfig)) -> (Sidecar, mpsc::UnboundedReceiver<Feed>) {
     let (upstream, opened) = Upstream::streaming("text/event-stream").await;
     (Sidecar::with(&policy(&upstream.url(), TOOLS), change).await, opened)
+}
+
+#[tokio::test]
+async fn a_list_is_kept_no_longer_than_it_may_be_though_nothing_of_it_is_cut_out() {
+    let long = |ttl: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"ttlMs":{ttl},"tools":[{{"name":"pay"}}]}}}}"#);
+    let event = |ttl: &str| format!("data: {}\n\n", long(ttl));
+    for (ttl, kept) in [("3600000", "5000"), ("\"1h\"", "5000"), ("-1", "5000"), ("4999.5", "4999.5"), ("0", "0")] {
+        assert_eq!(listed("application/json", &long(ttl)).await.text(), long(kept), "{ttl}");
+        assert_eq!(listed("text/event-stream", &event(ttl)).await.text(), event(kept), "{ttl}");
+        // Replayed, or on a stream of HTTP+SSE.
+        let (_upstream, sidecar) = before("text/event-stream", event(ttl)).await;
+        assert_eq!(sidecar.ask(&Ask::get()).await.text(), event(kept), "{ttl}");
+    }
+    // What is no list of tools is kept as long as its server says.
+    let resources = r#"{"id":1,"result":{"ttlMs":3600000,"resources":[],"_meta":{"tools":[]}}}"#;
+    assert_eq!(listed("application/json", resources).await.text(), resources);
+    let upstream = Upstream::start(move |_| Reply::json(long("60000"))).await;
+    let told = |config: &mut RunConfig| config.limits.list_ttl = std::time::Duration::from_millis(1500);
+    let sidecar = Sidecar::with(&policy(&upstream.url(), TOOLS), told).await;
+    assert_eq!(sidecar.ask(&lists()).await.text(), long("1500"));
 }
 
 #[tokio::test]
@@ -209,7 +229,7 @@ async fn a_list_that_cannot_be_read_is_not_passed_on() {
     let deep = format!(r#"{{"id":1,"result":{{"tools":[{{"name":"wipe"}}],"x":{}{}}}}}"#, "[".repeat(200), "]".repeat(200));
     for body in UNREADABLE.into_iter().chain([deep.as_str(), "<html>", "[", "{\"result\":"]) {
         let (_upstream, sidecar) = before("application/json", body.to_owned()).await;
-        let answer = sidecar.ask(&lists()).await;
+        let answer = sidecar.ask(&lists().plain()).await;
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (502, &json!(-32603)), "{body}: {}", answer.text());
         assert_eq!(answer.json()["id"], 1, "{body}");
         assert_eq!(sidecar.counted("upstream_invalid").await, 1.0, "{body}");
@@ -246,7 +266,7 @@ async fn a_list_in_another_form_is_not_passed_on() {
         let body = readable.clone();
         let upstream = Upstream::start(move |_| Reply::new(200, kind, body.clone()).with(name, value)).await;
         let sidecar = Sidecar::start(&policy(&upstream.url(), TOOLS)).await;
-        let answer = sidecar.ask(&lists()).await;
+        let answer = sidecar.ask(&lists().plain()).await;
         assert_eq!(answer.status, 502, "{kind} {value}: {}", answer.text());
         assert!(!answer.text().contains("wipe"));
         assert_eq!(sidecar.counted("upstream_invalid").await, 1.0, "{kind} {value}");
@@ -256,11 +276,11 @@ async fn a_list_in_another_form_is_not_passed_on() {
 #[tokio::test]
 async fn a_list_that_is_larger_than_is_held_is_not_passed_on() {
     let large = list("1", &["pay", &"x".repeat(20_000)]);
-    let small = |config: &mut Config| config.limits.body = 10_000;
+    let small = |config: &mut RunConfig| config.limits.body = 10_000;
     let body = large.clone();
     let upstream = Upstream::start(move |_| Reply::json(body.clone())).await;
     let sidecar = Sidecar::with(&policy(&upstream.url(), TOOLS), small).await;
-    let answer = sidecar.ask(&lists()).await;
+    let answer = sidecar.ask(&lists().plain()).await;
     assert_eq!(answer.status, 502);
     assert!(answer.text().contains("larger than 10000 bytes"), "{}", answer.text());
 

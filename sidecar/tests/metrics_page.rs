@@ -19,15 +19,18 @@ use common::{
     upstream::{Reply, Upstream},
 };
 use tokio::{net::TcpListener, sync::mpsc};
-use toolweir_crds::OnStoreFailure;
+use toolweir_crds::{CredentialKind, OnStoreFailure};
 use toolweir_engine::Reason;
 use toolweir_sidecar::{
+    connections::CLOSED,
     control::{self, backoff::Backoff, client, wire},
-    governor::Outcome,
-    metrics::{CLOSED, FILES, OPERATIONS, STORE_OUTCOMES},
-    run::Source,
+    counts::STORE_OUTCOMES,
+    credentials::grant::FetchOutcome,
+    files::{FILES, OPERATIONS},
+    outcome::Outcome,
+    run::PolicySource,
 };
-use toolweir_store::connect::Fault;
+use toolweir_store::StoreFault;
 
 /// Name, type and labels of every metric.
 type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
@@ -38,7 +41,7 @@ fn page() -> String {
     page.split("\n# The operator\n").next().unwrap().to_owned()
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect()
 }
@@ -82,6 +85,20 @@ fn scraped(scrape: &Scrape) -> Metrics {
     metrics
 }
 
+/// Policies for servers with credentials, at an address where nobody listens.
+fn servers_with_credentials(nobody: &str) -> String {
+    let credential = |name: &str, credential: &str| {
+        let url = format!("url: http://{nobody}/mcp\n    credential: {{{credential}}}");
+        policy("URL", "[{name: \"*\", action: Allow}]").replace("url: URL", &url).replace("bank", name)
+    };
+    let vault = credential("vault", "bearer: {secretKey: token}");
+    let login = credential(
+        "login",
+        &format!("oauth2ClientCredentials: {{tokenUrl: 'http://{nobody}/token', clientIdKey: token, clientSecretKey: token}}"),
+    );
+    format!("{vault}---\n{login}")
+}
+
 /// A sidecar after traffic of every kind.
 async fn after_traffic() -> Scrape {
     let (feeds, mut opened) = mpsc::unbounded_channel();
@@ -102,7 +119,13 @@ async fn after_traffic() -> Scrape {
     let tools = r#"[{name: pay, limits: [{max: 3, window: hour}], validations: [{expression: "args.x == 1"}]}, {name: wipe, action: Deny}]"#;
     let shop = policy(&format!("http://{nobody}/mcp"), "[{name: \"*\", action: Allow}]").replace("bank", "shop");
     let watched = policy(&upstream.url(), "[]").replace("bank", "watched").replace("spec:\n", "spec:\n  mode: Audit\n");
-    let sidecar = Sidecar::start(&format!("{}---\n{shop}---\n{watched}", policy(&upstream.url(), tools))).await;
+    let with_credentials = servers_with_credentials(&nobody.to_string());
+    let folder = Folder::new();
+    // A JSON Web Token that expires in 2100.
+    folder.write("token", "e30.eyJleHAiOjQxMDI0NDQ4MDB9.c2ln");
+    let text = format!("{}---\n{shop}---\n{watched}---\n{with_credentials}", policy(&upstream.url(), tools));
+    let sidecar = Sidecar::with(&text, |config| config.credentials.keys = Some(folder.path().to_owned())).await;
+    until("the states of credentials", async || sidecar.governor.credential_report().credentials.len() == 2).await;
     let pay = |id: &str| call(id, "pay", r#"{"x":1}"#);
     for (path, body) in [
         ("/bank", request("1", "tools/list", "{}")),
@@ -120,6 +143,7 @@ async fn after_traffic() -> Scrape {
         ("/bank", request("5", "made/up", "{}")),
         ("/watched", pay("2")),
         ("/shop", pay("2")),
+        ("/login", pay("2")),
         ("/nowhere", pay("2")),
         ("/no/where", pay("2")),
     ] {
@@ -141,7 +165,7 @@ async fn after_traffic() -> Scrape {
 async fn after_a_stream() -> Scrape {
     let mut operator = Operator::start(None, "token").await;
     let folder = Folder::new();
-    let control = control::Config {
+    let control = control::ControlPlaneConfig {
         endpoint: format!("http://{}", operator.address).parse().unwrap(),
         token_file: folder.write("token", "token"),
         authorities: String::new(),
@@ -149,7 +173,7 @@ async fn after_a_stream() -> Scrape {
         backoff: Backoff::default(),
         silence: client::SILENCE,
     };
-    let sidecar = Sidecar::run(folder, &sidecar::from(Source::ControlPlane(Box::new(control)))).await;
+    let sidecar = Sidecar::run(folder, &sidecar::from(PolicySource::ControlPlane(Box::new(control)))).await;
     let mut stream = operator.opened().await;
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let store =
@@ -194,7 +218,7 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
             "`outcome` of `toolweir_shared_store_calls_total`",
             STORE_OUTCOMES.to_vec(),
         ),
-        ("toolweir_shared_store_failures_total", "fault", "`fault`", Fault::ALL.map(Fault::as_str).to_vec()),
+        ("toolweir_shared_store_failures_total", "fault", "`fault`", StoreFault::ALL.map(StoreFault::as_str).to_vec()),
         (
             "toolweir_shared_store_fallbacks_total",
             "action",
@@ -214,6 +238,16 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         series.map(|series| series.labels[label].clone()).collect()
     };
     assert_eq!(seen("toolweir_tool_calls_total", "decision"), values(&page, "decision"));
+    let fetches: BTreeSet<String> = FetchOutcome::ALL.iter().map(|outcome| outcome.as_str().to_owned()).collect();
+    assert_eq!(listed(&page, "`outcome` of `toolweir_credential_fetches_total`"), fetches);
+    assert_eq!(seen("toolweir_credential_fetches_total", "outcome"), fetches);
+    let kinds: BTreeSet<String> = CredentialKind::ALL.iter().map(ToString::to_string).collect();
+    assert_eq!(listed(&page, "`kind` of `toolweir_credential_ready`"), kinds);
+    assert!(seen("toolweir_credential_ready", "kind").is_subset(&kinds));
+    // Files begin at 0, also where there is no operator.
+    for label in ["file", "operation"] {
+        assert_eq!(seen("toolweir_file_failures_total", label), values(&page, label), "{label}");
+    }
     for (name, label, most) in
         [("toolweir_tool_calls_total", "reason", reasons), ("toolweir_requests_total", "outcome", outcomes)]
     {
@@ -263,10 +297,12 @@ async fn what_a_policy_can_say_begins_at_0_with_it() {
     }
     let at_last: BTreeMap<String, f64> = counts().await;
     assert!(at_first.keys().eq(at_last.keys()), "{at_last:?}");
+    let hidden = sidecar.scrape().await.series.into_iter().find(|series| series.name == "toolweir_tools_hidden_total").unwrap();
+    assert_eq!((hidden.labels["server"].as_str(), hidden.value), ("bank", 0.0));
     assert_eq!(at_last.values().sum::<f64>(), 5.0);
 }
 
-/// The bars of docs/performance.md for what a scrape may cost.
+/// The cost of a scrape stays within the bounds of docs/performance.md.
 #[tokio::test]
 async fn ten_thousand_invented_names_make_no_series() {
     let upstream = Upstream::start(|_| Reply::json(result("2"))).await;
@@ -280,4 +316,26 @@ async fn ten_thousand_invented_names_make_no_series() {
     let scrape = sidecar.scrape().await;
     assert_eq!(scrape.sum("toolweir_tool_calls_total", &[("tool", "_other")]), 10_000.0);
     assert!(scrape.series.len() < 200, "{} series", scrape.series.len());
+}
+
+/// Names are what servers choose: the label has them as they are, and so has the audit log.
+#[tokio::test]
+async fn a_tool_of_any_name_is_called_and_counted_under_it() {
+    let upstream = Upstream::start(|_| Reply::json(result("7"))).await;
+    let names = ["send invoice", "予定を検索", "say \"hi\" {a=b}", r"C:\dir", "2*3", "# TYPE"];
+    let entries = names.map(|name| serde_json::json!({"name": toolweir_crds::tool_name::exactly(name)}).to_string());
+    let sidecar = Sidecar::start(&policy(&upstream.url(), &format!("[{}]", entries.join(",")))).await;
+    for name in names {
+        let params = serde_json::json!({"name": name, "arguments": {}}).to_string();
+        assert_eq!(sidecar.reason(&request("7", "tools/call", &params)).await, "none", "{name}");
+    }
+    assert_eq!(sidecar.reason(&call("7", "2x3", "{}")).await, "not_listed");
+    let scrape = sidecar.scrape().await;
+    for name in names {
+        assert_eq!(scrape.sum("toolweir_tool_calls_total", &[("tool", name), ("decision", "allowed")]), 1.0, "{name}");
+    }
+    assert_eq!(scrape.sum("toolweir_tool_calls_total", &[("tool", "_other")]), 1.0);
+    let audited = sidecar.audit(7).await;
+    assert!(names.iter().zip(&audited).all(|(name, line)| line["tool"] == *name), "{audited:?}");
+    assert_eq!(audited[4]["entry"], r"2\*3");
 }

@@ -14,8 +14,17 @@ use common::{
 };
 use serde_json::{Value, json};
 
-/// A request that is refused: what it shows, the request, the HTTP status, and the JSON-RPC code.
+/// A request that is refused: what it shows, the request, the HTTP status that says so to who is no client of MCP, and the
+/// JSON-RPC code.
 type Row = (&'static str, Ask, u16, i64);
+
+/// The words of an answer, and the code of an error.
+fn said(answer: &Value) -> (String, Option<i64>) {
+    let words = answer.pointer("/result/content/0/text").or(answer.pointer("/error/message"));
+    let error = &answer["error"]["code"];
+    assert_eq!(error.is_null(), answer["result"]["isError"] == true, "{answer}");
+    (words.unwrap().as_str().unwrap().to_owned(), error.as_i64())
+}
 
 /// Sends each row over both versions of HTTP: every one is refused as documented and counted, and the server sees none.
 async fn refused(rows: &[Row]) {
@@ -24,14 +33,25 @@ async fn refused(rows: &[Row]) {
     for http in Http::BOTH {
         for (name, ask, status, code) in rows {
             let before = sidecar.counted("refused").await;
+            let plain = ask.clone().plain().over(http, sidecar.address).await;
+            assert_eq!(plain.status, *status, "{name}, {http:?}: {}", plain.text());
             let answer = ask.over(http, sidecar.address).await;
-            assert_eq!(answer.status, *status, "{name}, {http:?}: {}", answer.text());
             assert_eq!(answer.header("content-type"), "application/json", "{name}, {http:?}");
             let body = answer.json();
-            assert_eq!((&body["jsonrpc"], &body["error"]["code"]), (&json!("2.0"), &json!(code)), "{name}, {http:?}: {body}");
-            let message = body["error"]["message"].as_str().unwrap();
+            assert_eq!(body["jsonrpc"], "2.0", "{name}, {http:?}");
+            let (message, error) = said(&body);
+            assert_eq!(said(&plain.json()), (message.clone(), Some(*code)), "{name}, {http:?}");
             assert!(message.starts_with("Refused: ") && message.len() > 20, "{name}, {http:?}: {message}");
-            assert_eq!(sidecar.counted("refused").await, before + 1.0, "{name}, {http:?}");
+            assert!(error.is_none_or(|error| error == *code), "{name}, {http:?}: {body}");
+            assert!(error.is_some() || body["id"] == 1, "{name}, {http:?}: {body}");
+            // A client that gets its id back hears the words; an error of HTTP ends its session. In the modern era it makes
+            // the client of a call send other headers.
+            let modern = ask.is_modern() && error.is_some();
+            let own = if body["id"].is_null() || modern { *status } else { 200 };
+            assert!(!(ask.is_modern() && *code == -32020) || error.is_some(), "{name}, {http:?}: {body}");
+            assert_eq!(answer.status, own, "{name}, {http:?}: {body}");
+            assert_eq!(denial(&body)["reason"], "refused", "{name}, {http:?}: {body}");
+            assert_eq!(sidecar.counted("refused").await, before + 2.0, "{name}, {http:?}");
         }
     }
     assert_eq!(upstream.connections(), 0, "{:#?}", upstream.seen());
@@ -168,10 +188,14 @@ async fn a_body_that_is_too_large_is_refused_however_its_length_is_told() {
         (Http::Two, Ask::post(large.as_str()).with("content-length", &large.len().to_string())),
     ] {
         let before = sidecar.counted("refused").await;
+        assert_eq!(ask.clone().plain().over(http, sidecar.address).await.status, 413, "{http:?}");
         let answer = ask.over(http, sidecar.address).await;
-        assert_eq!((answer.status, &answer.json()["error"]["code"]), (413, &json!(-32600)), "{http:?}: {}", answer.text());
-        assert_eq!(answer.json()["error"]["message"], format!("Refused: the body is larger than {most} bytes."));
-        assert_eq!(sidecar.counted("refused").await, before + 1.0);
+        assert_eq!((answer.status, &answer.json()["id"]), (200, &json!(1)), "{http:?}: {}", answer.text());
+        assert_eq!(
+            said(&answer.json()),
+            (format!("Refused: the body is larger than {most} bytes; send less at once, or raise --max-body."), None)
+        );
+        assert_eq!(sidecar.counted("refused").await, before + 2.0);
     }
     assert_eq!(upstream.connections(), 0);
     for (http, ask) in [(Http::One, Ask::post(fits.as_str())), (Http::One, chunked(&fits)), (Http::Two, Ask::post(fits.as_str()))]
@@ -187,8 +211,8 @@ async fn a_body_that_is_too_large_is_refused_however_its_length_is_told() {
 async fn the_announced_length_of_a_body_is_enough_to_refuse_it() {
     let upstream = Upstream::bank().await;
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
-    // Nothing of the body is sent.
-    let ask = Ask::post("").with("content-length", "4194305");
+    // The client waits for leave to send it.
+    let ask = Ask::post("").with("content-length", "4194305").with("expect", "100-continue");
     assert_eq!(sidecar.ask(&ask).await.status, 413);
 }
 
@@ -218,6 +242,7 @@ async fn an_object_that_decides_and_repeats_a_key_is_refused() {
         body("an unknown parameter twice", params(r#"{"name":"pay","x":1,"x":2}"#), -32600),
         body("_meta twice", params(r#"{"name":"pay","_meta":{},"_meta":{}}"#), -32600),
         body("a key of _meta twice", params(r#"{"name":"pay","_meta":{"progressToken":1,"progressToken":2}}"#), -32600),
+        body("the request that is cancelled twice", request("1", "x", r#"{"requestId":1,"requestId":2}"#), -32600),
         body("params of another method", request("1", "resources/read", r#"{"uri":"a:b","uri":"a:c"}"#), -32600),
     ])
     .await;
@@ -234,6 +259,8 @@ async fn a_key_that_differs_from_a_known_one_in_case_alone_is_refused() {
         ),
         body("Method alone", r#"{"jsonrpc":"2.0","id":1,"Method":"tools/call","params":{"name":"pay"}}"#, -32600),
         body("ID", r#"{"jsonrpc":"2.0","id":1,"ID":2,"method":"ping"}"#, -32600),
+        body("RequestId", request("1", "x", r#"{"requestId":1,"RequestId":2}"#), -32600),
+        body("requestid alone", request("1", "x", r#"{"requestid":1}"#), -32600),
         body(
             "Params with a long s",
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"},"paramſ":{"name":"pay"}}"#,
@@ -423,8 +450,8 @@ async fn a_header_that_decides_must_not_end_at_the_sidecar() {
     let upstream = Upstream::bank().await;
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
     for named in ["mcp-session-id", "close, Mcp-Name", "content-type", "mcp-protocol-version, keep-alive"] {
-        let answer = sidecar.ask(&ask(named)).await;
-        assert_eq!((answer.status, answer.json()["error"]["code"].clone()), (400, (-32600).into()), "{named}");
+        let answer = sidecar.ask(&ask(named).plain()).await;
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!(-32600)), "{named}");
     }
     assert_eq!(sidecar.counted("refused").await, 4.0);
     assert!(upstream.seen().is_empty());
@@ -491,7 +518,7 @@ async fn a_header_that_decides_and_has_a_value_that_it_cannot_have_is_refused() 
         ("content-type", "application/json ", 415),
     ] {
         for tool in ["pay", " pay"] {
-            let ask = Ask::post(call("1", tool, "{}")).without(name).with(name, value);
+            let ask = Ask::post(call("1", tool, "{}")).plain().without(name).with(name, value);
             let answer = ask.over(Http::Two, sidecar.address).await;
             assert_eq!(answer.status, status, "{name}: {value:?}: {}", answer.text());
         }
@@ -675,9 +702,13 @@ async fn nothing_is_at_other_paths() {
             "/bank/../bank",
         ] {
             let before = sidecar.counted("not_found").await;
+            let plain = ping().to(path).plain().over(http, sidecar.address).await;
             let answer = ping().to(path).over(http, sidecar.address).await;
-            assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!(-32600)), "{http:?} {path}");
-            assert_eq!(sidecar.counted("not_found").await, before + 1.0, "{http:?} {path}");
+            // Who posts to a stream that is gone would wait there for an answer.
+            let own = if path.contains("/-/") { 404 } else { 200 };
+            assert_eq!((plain.status, answer.status), (404, own), "{http:?} {path}");
+            assert_eq!((&answer.json()["id"], &answer.json()["error"]["code"]), (&json!(1), &json!(-32600)), "{http:?} {path}");
+            assert_eq!(sidecar.counted("not_found").await, before + 2.0, "{http:?} {path}");
         }
         for method in ["PUT", "HEAD", "OPTIONS", "PATCH"] {
             let answer = Ask::delete().method(method).over(http, sidecar.address).await;
@@ -770,7 +801,7 @@ async fn two_lengths_over_http_2_are_refused() {
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
     let pay = call("1", "pay", "{}");
     let length = pay.len().to_string();
-    let ask = Ask::post(pay.as_str()).with("content-length", &length).with("content-length", &length);
+    let ask = Ask::post(pay.as_str()).plain().with("content-length", &length).with("content-length", &length);
     assert_eq!(ask.over(Http::Two, sidecar.address).await.status, 400);
     assert_eq!(upstream.connections(), 0);
     assert_eq!(Ask::post(pay).with("content-length", &length).over(Http::Two, sidecar.address).await.status, 200);
@@ -813,6 +844,32 @@ fn names(headers: &http::HeaderMap) -> Vec<(String, String)> {
     names
 }
 
+/// A POST with headers for the server, for the sidecar, and for the next hop alone.
+fn with_headers_of_every_kind(body: &str, http: Http) -> Ask {
+    let mut ask = Ask::post(body)
+        .with("authorization", "Bearer secret")
+        .with("mcp-session-id", "s-1")
+        .with("mcp-param-amount", "=?base64?MQ==?=")
+        .with("x-unknown", "a")
+        .with("x-unknown", "b")
+        .with("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .with("last-event-id", "9")
+        .with("accept-encoding", "gzip, br")
+        .with("user-agent", "test")
+        .with("origin", "http://localhost:1")
+        .with("te", "trailers");
+    if http == Http::One {
+        ask = ask
+            .with("connection", "keep-alive, X-Hop")
+            .with("keep-alive", "timeout=5")
+            .with("x-hop", "1")
+            .with("proxy-authorization", "Basic eDp5")
+            .with("expect", "100-continue")
+            .with("upgrade", "h2c");
+    }
+    ask
+}
+
 #[tokio::test]
 async fn what_passes_passes_byte_for_byte_in_both_directions() {
     let answer = "\n {\"result\" : {\"isError\":false, \"content\":[ ],\"x\":1.0,\"y\":1e2,\"z\":\"\\u00e9\u{e9}\\/\"},\r\n\"id\":7.0 , \"jsonrpc\":\"2.0\"}\t\n";
@@ -829,28 +886,7 @@ async fn what_passes_passes_byte_for_byte_in_both_directions() {
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
     let body = "\t{ \"params\":{\"arguments\":{\"b\":1.0,\"a\":[1e2,-0.0,10000000000000000000000],\"a b\":\"\\u00e9\u{e9}\"} ,\"name\":\"p\\u0061y\"},\n\"extra\":null,\"method\":\"tools\\/call\", \"id\":7.0,\"jsonrpc\":\"2.0\" }\r\n";
     for http in Http::BOTH {
-        let mut ask = Ask::post(body)
-            .with("authorization", "Bearer secret")
-            .with("mcp-session-id", "s-1")
-            .with("mcp-param-amount", "=?base64?MQ==?=")
-            .with("x-unknown", "a")
-            .with("x-unknown", "b")
-            .with("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-            .with("last-event-id", "9")
-            .with("accept-encoding", "gzip, br")
-            .with("user-agent", "test")
-            .with("origin", "http://localhost:1")
-            .with("te", "trailers");
-        if http == Http::One {
-            ask = ask
-                .with("connection", "keep-alive, X-Hop")
-                .with("keep-alive", "timeout=5")
-                .with("x-hop", "1")
-                .with("proxy-authorization", "Basic eDp5")
-                .with("expect", "100-continue")
-                .with("upgrade", "h2c");
-        }
-        let got = ask.over(http, sidecar.address).await;
+        let got = with_headers_of_every_kind(body, http).over(http, sidecar.address).await;
         assert_eq!((got.status, got.text().as_str()), (200, answer), "{http:?}");
         let headers = [
             // For the page that it comes from.

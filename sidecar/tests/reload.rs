@@ -1,5 +1,4 @@
 //! A change of the policy is in force within a second; counts live on; a bad edit keeps the last good policy and says so.
-//! Issue 3, "Hot reload".
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
@@ -137,7 +136,7 @@ async fn a_bad_edit_keeps_the_last_good_policy_and_says_so() {
         (
             "a bad expression",
             policy(&upstream.url(), "[{name: pay, validations: [{expression: \"args.\"}]}]"),
-            "is no CEL expression",
+            "is not a CEL expression",
         ),
         (
             "no url",

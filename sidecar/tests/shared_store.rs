@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 use toolweir_crds::stream::SharedStore;
 use toolweir_sidecar::{
     control::{self, backoff::Backoff, client::SILENCE, state::SHARED_STORE},
-    run::{Config, Source},
+    run::{PolicySource, RunConfig},
 };
 
 const PASSWORD: &str = "kestrel-7-swordfish";
@@ -43,8 +43,8 @@ fn store(port: u16) -> SharedStore {
     }
 }
 
-/// What is known of the pods of one workload.
-fn pod(config: &mut Config) {
+/// Sets the pod, as one of a workload.
+fn pod(config: &mut RunConfig) {
     "agents".clone_into(&mut config.options.namespace);
     "Deployment/agent".clone_into(&mut config.options.workload);
 }
@@ -93,6 +93,7 @@ async fn pods_of_a_workload_share_a_limit_and_all_that_shows_it() {
         until_ready(sidecar).await;
         assert_eq!(metric(sidecar, "up", &[]).await, 1.0);
         assert_eq!(admin(sidecar, "/policy").await["sharedStore"], json!({"state": "connected", "error": null}));
+        assert!(sidecar.governor.in_force().shared_store, "policies of files are compiled with the store as well");
     }
     for number in 0..5 {
         assert_eq!(pays(if number % 2 == 0 { &first } else { &other }).await, "none", "{number}");
@@ -186,8 +187,8 @@ async fn a_call_whose_client_hangs_up_while_the_store_is_asked_is_on_record_and_
 }
 
 /// A sidecar of an operator without TLS.
-fn follows(operator: &Operator, folder: &Folder) -> Config {
-    let control = control::Config {
+fn follows(operator: &Operator, folder: &Folder) -> RunConfig {
+    let control = control::ControlPlaneConfig {
         endpoint: format!("http://{}", operator.address).parse().unwrap(),
         token_file: folder.write("token", "first\n"),
         authorities: String::new(),
@@ -195,7 +196,7 @@ fn follows(operator: &Operator, folder: &Folder) -> Config {
         backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) },
         silence: SILENCE,
     };
-    let mut config = sidecar::from(Source::ControlPlane(Box::new(control)));
+    let mut config = sidecar::from(PolicySource::ControlPlane(Box::new(control)));
     pod(&mut config);
     config
 }

@@ -1,5 +1,5 @@
 //! Whatever is wrong with a server, or with what the sidecar may hold, has a documented answer, a count and a line in the
-//! log. Issue 3, "Bad input"; and TLS to servers, which is always verified.
+//! log; and TLS to servers is always verified.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
@@ -18,7 +18,7 @@ use common::{
 use http::Version;
 use serde_json::json;
 use tokio::net::TcpListener;
-use toolweir_sidecar::run::Config;
+use toolweir_sidecar::run::RunConfig;
 
 fn asks() -> [Ask; 5] {
     [
@@ -30,7 +30,7 @@ fn asks() -> [Ask; 5] {
     ]
 }
 
-fn short(config: &mut Config) {
+fn short(config: &mut RunConfig) {
     config.limits.first_byte = Duration::from_millis(200);
     config.limits.connect = Duration::from_millis(100);
 }
@@ -43,7 +43,7 @@ async fn fails(name: &str, url: &str, status: u16, message: &str, outcome: &str)
     for http in Http::BOTH {
         for ask in asks() {
             asked += 1;
-            let answer = ask.over(http, sidecar.address).await;
+            let answer = ask.clone().plain().over(http, sidecar.address).await;
             assert_eq!(answer.status, status, "{name}, {http:?} {ask:?}: {}", answer.text());
             let body = answer.json();
             assert_eq!((&body["error"]["code"], &body["error"]["message"]), (&json!(-32603), &json!(message)), "{name}: {body}");
@@ -79,7 +79,7 @@ async fn a_server_that_cannot_be_connected_to_is_a_bad_gateway() {
 #[tokio::test]
 async fn a_name_that_cannot_be_resolved_is_said_to_be_one() {
     let sidecar = Sidecar::start(&allow_all("http://no-such-host.invalid/mcp")).await;
-    let answer = sidecar.ask(&asks()[0]).await;
+    let answer = sidecar.ask(&asks()[0].clone().plain()).await;
     // Which reason it is depends on the network here.
     assert!(
         answer.status == 502 && answer.text().contains("the name no-such-host.invalid")
@@ -94,7 +94,7 @@ async fn a_name_that_cannot_be_resolved_is_said_to_be_one() {
 async fn a_server_that_cannot_be_connected_to_is_worth_another_try() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let sidecar = Sidecar::start(&allow_all(&format!("http://{nobody}/mcp"))).await;
-    assert_eq!(sidecar.ask(&asks()[0]).await.header("retry-after"), "1");
+    assert_eq!(sidecar.ask(&asks()[0].clone().plain()).await.header("retry-after"), "1");
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn a_server_that_breaks_off_its_answer_breaks_off_that_of_the_sidecar() {
         assert!(got.is_empty() || got.starts_with("HTTP/1.1 200 OK\r\n") && !got.ends_with("0\r\n\r\n"), "{name}: {got}");
         assert!(!got.contains(r#""result":{}"#), "{name}: {got}");
         // A list is read whole first.
-        let answer = sidecar.ask(&asks()[2]).await;
+        let answer = sidecar.ask(&asks()[2].clone().plain()).await;
         assert_eq!(answer.status, 502, "{name}: {}", answer.text());
         assert_eq!(sidecar.counted("upstream_failed").await, 1.0, "{name}");
     }
@@ -270,7 +270,7 @@ async fn beyond_the_bytes_that_may_be_held_a_call_waits_and_is_then_turned_away(
     until("its room to be taken", async || sidecar.scrape().await.sum("toolweir_held_bytes", &[]) >= 60_000.0).await;
     for http in Http::BOTH {
         let began = Instant::now();
-        let answer = Ask::post(body.as_str()).over(http, sidecar.address).await;
+        let answer = Ask::post(body.as_str()).plain().over(http, sidecar.address).await;
         assert_eq!((answer.status, answer.header("retry-after")), (503, "1"), "{http:?}: {}", answer.text());
         assert_eq!(answer.json()["error"]["code"], -32603);
         assert!(http == Http::Two || began.elapsed() >= Duration::from_millis(100));
@@ -398,7 +398,7 @@ async fn a_certificate_that_cannot_be_verified_is_refused() {
         ("another name for a name", &authority, "127.0.0.1", "localhost"),
     ] {
         let (upstream, sidecar) = with_tls(trusted, &authority, certified, host, &["h2", "http/1.1"]).await;
-        let answer = sidecar.ask(&asks()[0]).await;
+        let answer = sidecar.ask(&asks()[0].clone().plain()).await;
         let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
         let said = "The MCP server bank cannot be connected to: ";
         assert!(answer.status == 502 && message.starts_with(said) && message.contains("certificate"), "{name}: {message}");

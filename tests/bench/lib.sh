@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2034
-# What the scripts of this folder share, on top of ../lib.sh.
+# Shared by the benchmarks. It sources ../lib.sh.
 
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
-# bench: builds the benchmark's own programs and prints the path of the binary; BENCH=BINARY is one that is there.
+# bench: builds the benchmark program and prints its path. BENCH=BINARY: use this program instead.
 bench() {
 	if [ "${BENCH-}" ]; then echo "$BENCH"; return; fi
 	need cargo "https://rustup.rs"
@@ -11,7 +11,7 @@ bench() {
 	echo "$TARGET/release/toolweir-bench"
 }
 
-# work_dir: prints a new folder for what a run writes; in memory where there is room, so that no disk is measured.
+# work_dir: creates a temporary folder and prints its path. It is in memory if there is room, so that no disk is measured.
 work_dir() {
 	local base=${TMPDIR:-/tmp}
 	[ "$(df --output=avail -k /dev/shm 2>/dev/null | tail -1)" -gt 2000000 ] 2>/dev/null && base=/dev/shm
@@ -41,8 +41,8 @@ start_sidecar() {
 	start_sidecar_with "$1" "$2" "$5"
 }
 
-# start_sidecar_with BINARY DIR AUDIT_LOG: starts the sidecar with DIR/policy.yaml, its messages to DIR/sidecar.log; sets
-# SIDECAR_URL, SIDECAR_METRICS (a port) and SIDECAR_PID.
+# start_sidecar_with BINARY DIR AUDIT_LOG: starts the sidecar with DIR/policy.yaml and logs to DIR/sidecar.log. Sets SIDECAR_URL,
+# SIDECAR_METRICS (a port) and SIDECAR_PID.
 start_sidecar_with() {
 	local port metrics admin
 	port=$(free_port) metrics=$(free_port) admin=$(free_port)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What a call costs through the sidecar, next to no proxy, a plain pass-through proxy, nginx, and whatever PEERS names:
-# one run on one machine, in interleaved rounds. Prints a table and whether the project's bars hold.
+# Compares a call through the sidecar with a direct call and with calls through a plain proxy, nginx and the proxies in PEERS. All are
+# measured on one machine in interleaved rounds. Prints a table, and whether the targets are met.
 #
-#   ROUNDS=5 SECONDS_PER_ROUND=3 CONNECTIONS=1,16,64     how much is measured
-#   TARGETS="direct pass-through nginx sidecar"          what is measured
-#   PEERS="name=url name=url,pid"                        other proxies, already running; with a pid, CPU and memory too
-#   UPSTREAM_PORT=...                                    where the MCP server listens, for peers to point at
-#   BENCH_STRICT=1                                       exit 1 when a bar does not hold (a busy machine is no defect)
-#   --smoke, or SMOKE=1                                  seconds, without nginx: that the benchmark works, not how fast
+#   ROUNDS=5 SECONDS_PER_ROUND=3 CONNECTIONS=1,16,64     the amount of measurement
+#   TARGETS="direct pass-through nginx sidecar"          the systems to measure
+#   PEERS="name=url name=url,pid"                        other running proxies; with a pid, their CPU time and memory too
+#   UPSTREAM_PORT=...                                    the port of the MCP server, for the configuration of peers
+#   BENCH_STRICT=1                                       exit code 1 if a target is missed
+#   --smoke, or SMOKE=1                                  a few seconds, without nginx: tests that the benchmark works
 
 . "$(dirname "$0")/lib.sh"
 
@@ -19,7 +19,7 @@ fi
 : "${ROUNDS:=5}" "${SECONDS_PER_ROUND:=3}" "${WARM_UP:=0.5}" "${CONNECTIONS:=1,16,64}"
 : "${TARGETS:=direct pass-through nginx sidecar}"
 
-# nginx_binary: prints the path of the installed nginx, or of Debian's package unpacked in the cache.
+# nginx_binary: prints the path of the installed nginx, or of the one in Debian's package, unpacked in the cache.
 nginx_binary() {
 	PATH=$PATH:/usr/sbin command -v nginx && return
 	local dir=$CACHE/nginx
@@ -31,9 +31,8 @@ nginx_binary() {
 	echo "$dir/usr/sbin/nginx"
 }
 
-# start_nginx BINARY DIR PORT UPSTREAM_PORT: nginx as fast as it goes for this: connections kept on both sides for as
-# long as the run takes, nothing logged. Answers are not buffered, as MCP's streams need it; it was measured to be a
-# little faster here, too.
+# start_nginx BINARY DIR PORT UPSTREAM_PORT: starts nginx with its fastest configuration for this: connections stay open on both sides,
+# and nothing is logged. Responses are not buffered, as the streams of MCP require; here this is also a little faster.
 start_nginx() {
 	cat >"$2/nginx.conf" <<-END
 		worker_processes 2;

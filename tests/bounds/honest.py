@@ -1,4 +1,4 @@
-"""A client that means well, while others do not: asks again and again, in a process of its own, and tells how long answers took.
+"""An honest client beside the attackers: sends requests in a process of its own and reports how long the answers took.
 
     honest.py WHAT...      each of: call:PORT (a tools/call), get:PORT/PATH (200 is right), review:PORT:FILE:CA:NAME:N (a POST of
                            the file to an admission webhook, over TLS, at every Nth turn)
@@ -51,6 +51,16 @@ class Question:
             self.make = lambda: ByName(self.port, name, context)
 
     def ask(self, kept):
+        reused = kept and self.kept
+        try:
+            self._ask(kept)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            # A server may close a connection that is kept at any moment. As the API server does, it is asked on a new one then.
+            if not reused:
+                raise
+            self._ask(kept)
+
+    def _ask(self, kept):
         connection = self.kept if kept and self.kept else self.make()
         try:
             connection.request(*self.send)

@@ -1,4 +1,4 @@
-"""The MCP server of the sidecar's rows, as hostile as its path says.
+"""The MCP server of the sidecar's scenarios. Its path says how it misbehaves.
 
     upstream.py PORT [lists] [events]       with these it makes its large answers first, so that nobody waits for them later
 """

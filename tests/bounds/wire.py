@@ -1,4 +1,4 @@
-"""What strangers write: HTTP/1.1 and HTTP/2 as bytes, so that nothing is tidied up on its way."""
+"""HTTP/1.1 and HTTP/2 as raw bytes, so that no library corrects what an attacker sends."""
 
 import socket
 import struct

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A page in headless Chromium with the MCP SDK's client, through the sidecar, from origins that are accepted and from one that is not.
+# Runs the client of the MCP SDK in a page in headless Chromium, through the sidecar: from origins that are accepted, and from one that is
+# not.
 
 . "$(dirname "$0")/../lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,10 +1,10 @@
-"""Writes the tables of charts/toolweir/README.md from the comments of values.yaml.
+"""Generates the tables of charts/toolweir/README.md from the comments in values.yaml.
 
-    readme.py            write them
-    readme.py --check    say whether they are up to date
+    readme.py            writes the tables
+    readme.py --check    fails if they are not up to date
 
-A row is a key with a comment right above it. A map whose keys have comments has a row for each of those instead. A comment
-`# ---- TITLE` begins a table.
+Each key with a comment above it becomes a row. If the keys of a map have comments, each of them becomes a row instead of the map. A
+comment `# ---- TITLE` begins a table.
 """
 import difflib, json, pathlib, re, sys
 
@@ -15,7 +15,7 @@ BEGIN, END = "<!-- begin of what tests/chart/readme.py writes -->\n", "<!-- end 
 
 
 def comment(lines, line):
-    """The comment that ends right above a line, as one text."""
+    """Returns the comment right above a line, as one line."""
     found = []
     while line > 0 and re.match(r" *#(?! ----)", lines[line - 1]):
         line -= 1
@@ -24,14 +24,14 @@ def comment(lines, line):
 
 
 def rows(text):
-    """(title of the table, path, default, comment) of each documented value."""
+    """Yields (title of the table, path, default, comment) for each documented value."""
     lines = text.splitlines()
 
     def title(line):
         return next((above.removeprefix("# ---- ") for above in reversed(lines[:line]) if above.startswith("# ---- ")), "")
 
     def documented(node):
-        """Whether a key of this map, or of a map in it, has a comment."""
+        """Tells whether a key of this map, or of a map in it, has a comment."""
         return isinstance(node, yaml.MappingNode) and any(comment(lines, key.start_mark.line) or documented(below) for key, below in node.value)
 
     def walk(node, value, path):
@@ -63,7 +63,7 @@ def main():
     written = there[: there.index(BEGIN)] + BEGIN + tables((CHART / "values.yaml").read_text()) + there[there.index(END) :]
     if sys.argv[1:] == ["--check"]:
         sys.stdout.writelines(difflib.unified_diff(there.splitlines(True), written.splitlines(True), "README.md", "values.yaml", n=0))
-        sys.exit("README.md is not what values.yaml says; run UPDATE_GOLDEN=1 tests/chart/run.sh" if there != written else 0)
+        sys.exit("README.md is not up to date with values.yaml; run UPDATE_GOLDEN=1 tests/chart/run.sh" if there != written else 0)
     elif sys.argv[1:]:
         sys.exit("usage: readme.py [--check]")
     readme.write_text(written)

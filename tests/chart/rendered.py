@@ -1,4 +1,4 @@
-"""What must hold of every rendering of the chart.
+"""Checks that must pass for every rendering of the chart.
 
     rendered.py CHECK FILE NAMESPACE [WORD]
 
@@ -16,7 +16,7 @@ INJECT = "toolweir.dev/inject"
 
 
 class Strict(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):
-    """Refuses a key that stands twice in one map: Kubernetes would take one of them without a word."""
+    """Refuses duplicate keys in a map; Kubernetes would silently use one of them."""
 
 
 def unique(loader, node):
@@ -65,7 +65,7 @@ class Rendered:
         return found[0]
 
     def config_map(self):
-        """The operator's; others hold dashboards."""
+        """Returns the operator's ConfigMap; others contain dashboards."""
         found = [map for map in self.all("ConfigMap") if map["metadata"]["name"] == self.operator]
         if len(found) != 1:
             sys.exit(f"{len(found)} ConfigMaps of the operator")
@@ -76,7 +76,7 @@ class Rendered:
 
 
 def selects(selector, labels):
-    """Whether a label selector selects these labels. An absent selector selects everything, as in a webhook."""
+    """Tells whether a label selector selects these labels. An absent selector selects everything, as in a webhook."""
     selector = selector or {}
     for key, value in (selector.get("matchLabels") or {}).items():
         if labels.get(key) != value:
@@ -97,7 +97,7 @@ def selects(selector, labels):
 
 
 def parses(rendered):
-    """Each document is an object with a name, in the release's namespace, with the labels of the chart, and none is there twice."""
+    """Each document is a unique object with a name, the release's namespace and the labels of the chart."""
     seen = set()
     for object in rendered.objects:
         meta = object["metadata"]
@@ -115,7 +115,7 @@ def parses(rendered):
 
 
 def names(rendered):
-    """What one object says of another is so: names, ports, selectors."""
+    """References between objects are correct: names, ports, selectors."""
     flags = dict(arg.removeprefix("--").split("=", 1) for arg in rendered.container["args"][1:])
     expect(rendered.container["args"][0] == "run", "the operator does not get `run`")
     expect(flags["service"] == rendered.service["metadata"]["name"] == rendered.operator, "--service", flags["service"])
@@ -172,6 +172,10 @@ def configuration(rendered):
             for key in shape:
                 compare(value[key], shape[key], f"{path}.{key}")
 
+    # Left out where there are no credentials.
+    for key, kind in (("credentialsSecret", str), ("tokenAudiences", list)):
+        if key in config["sidecar"]:
+            shape["sidecar"][key] = kind
     if store := config.pop("sharedStore", None):
         certificate = {"secret": str, "service": str}
         shape_of_store = {"url": str, "username": str, "passwordFile": str, "caFile": str, "certificate": certificate, "prefix": str, "leases": bool, "budgetMilliseconds": int}
@@ -192,7 +196,7 @@ def configuration(rendered):
 
 
 def webhooks(rendered):
-    """No webhook sees a pod of a protected namespace; of the others, exactly those that opted in, each once."""
+    """The webhooks match no pods of protected namespaces, and all others that opted in exactly once."""
     pods = []
     for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
         for hook in rendered.one(kind)["webhooks"]:
@@ -234,7 +238,7 @@ def webhooks(rendered):
 
 
 def rbac(rendered):
-    """The roles are those of rbac.txt, bound to the operator's account alone; each verb has its use beside it."""
+    """The roles equal rbac.txt, are bound only to the operator's account, and each verb has a comment with its use."""
     there = set()
     for kind, where in (("ClusterRole", "cluster"), ("Role", "namespace")):
         role = rendered.one(kind)
@@ -264,7 +268,7 @@ def rbac(rendered):
 
 
 def store(rendered):
-    """The operator has the files that its configuration names, of Secrets; the store of the chart is found, and open to nobody else."""
+    """The operator mounts the Secret files that its configuration names; the chart's store is reachable, and closed to others."""
     config = rendered.config().get("sharedStore", {})
     volumes = {volume["name"]: volume for volume in rendered.pod["spec"]["volumes"]}
     files = {}
@@ -328,7 +332,7 @@ def store(rendered):
 
 
 def images(rendered):
-    """Each image has a tag that stays, or a digest."""
+    """Each image has a fixed tag or a digest."""
     containers = [*rendered.pod["spec"]["containers"], *rendered.check["spec"]["containers"]]
     containers += rendered.store["spec"]["template"]["spec"]["containers"] if rendered.store else []
     for image in [container["image"] for container in containers] + [rendered.config()["sidecar"]["image"]]:
@@ -369,7 +373,7 @@ def restricted(rendered):
 
 
 def crds(rendered, how):
-    """The CRDs are those of crds/generated but for labels and annotations, and kept or not: `keep`, `drop` or `none`."""
+    """The CRDs equal crds/generated except for labels and annotations, and are kept or not: `keep`, `drop` or `none`."""
     there = {crd["metadata"]["name"]: crd for crd in rendered.all("CustomResourceDefinition")}
     generated = [crd for path in sorted((ROOT / "crds/generated").glob("*.yaml")) for crd in load(path)]
     expect(generated, "there is nothing in crds/generated")
@@ -384,7 +388,7 @@ def crds(rendered, how):
 
 
 def relabel(rules, labels):
-    """What Prometheus makes of a target (its page "Configuration", relabel_config), or None where it is dropped."""
+    """Applies relabel_config to a target as Prometheus does; returns None if the target is dropped."""
     labels = dict(labels)
     for rule in rules:
         value = ";".join(labels.get(name, "") for name in rule.get("sourceLabels", []))
@@ -398,14 +402,14 @@ def relabel(rules, labels):
 
 
 def plain_rules(job):
-    """The relabelings of docs/prometheus.yaml, with keys as a PodMonitor has them."""
+    """Returns the relabelings of docs/prometheus.yaml with the keys of a PodMonitor."""
     jobs = {one["job_name"]: one["relabel_configs"] for one in load(ROOT / "docs/prometheus.yaml")[0]["scrape_configs"]}
     names = {"source_labels": "sourceLabels", "target_label": "targetLabel"}
     return [{names.get(key, key): value for key, value in rule.items()} for rule in jobs[job]]
 
 
 def monitoring(rendered, how):
-    """Monitors find sidecars and operator and nothing else; alerts and dashboards are the files; `on`, `off` or `annotations`."""
+    """The monitors select only sidecars and operator; alerts and dashboards equal the files. `on`, `off` or `annotations`."""
     kinds = {kind: rendered.all(kind) for kind in ("PodMonitor", "ServiceMonitor", "PrometheusRule")}
     boards = [map for map in rendered.all("ConfigMap") if map["metadata"]["name"] != rendered.operator]
     wanted = {"on": (1, 1, 1, 2), "off": (0, 0, 0, 0), "annotations": (0, 0, 1, 2)}[how]
@@ -422,7 +426,7 @@ def monitoring(rendered, how):
         [endpoint] = monitor["spec"]["podMetricsEndpoints"]
         injection = (ROOT / "operator/src/inject/sidecar.rs").read_text()
         expect(f'{{"name": "{endpoint["port"]}", "containerPort": METRICS_PORT' in injection, "sidecars have no port", endpoint["port"])
-        [container] = re.findall(r'SIDECAR_CONTAINER: &str = "(.+)"', (ROOT / "crds/src/lib.rs").read_text())
+        [container] = re.findall(r'SIDECAR_CONTAINER: &str = "(.+)"', (ROOT / "crds/src/sidecar.rs").read_text())
         meta = "__meta_kubernetes_pod_"
         for pod, owner, hash, workload in (
             ("agent", None, False, "agent"),
@@ -442,7 +446,7 @@ def monitoring(rendered, how):
             if expect(target, "pod", pod, "is not scraped"):
                 expect((target["job"], target.get("workload")) == ("toolweir-sidecar", workload), "pod", pod, "is", target["job"], target.get("workload"))
             expect(relabel(endpoint["relabelings"], labels | {f"{meta}container_name": "agent"}) is None, "a port of the agent's own is scraped")
-            # docs/prometheus.yaml is for whoever has no PodMonitor, and must say the same.
+            # docs/prometheus.yaml, for clusters without PodMonitors, must do the same.
             plain = relabel(plain_rules("toolweir-sidecar"), labels | {f"{meta}container_port_name": endpoint["port"], f"{meta}phase": "Running"})
             expect(plain and plain["workload"] == workload and plain["pod"] == pod, "docs/prometheus.yaml: pod", pod, "is", plain)
     operator = {f"__meta_kubernetes_pod_label_{re.sub('[^a-zA-Z0-9_]', '_', key)}": value for key, value in rendered.pod["metadata"]["labels"].items()}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# store.sh RENDERING: runs what the chart's store runs, with this machine's redis-server under Valkey's names: it serves TLS and nothing
-# else, and takes a new certificate without a restart.
+# store.sh RENDERING: runs the script of the chart's store with this machine's redis-server in place of Valkey. It must serve TLS only,
+# and load a new certificate without a restart.
 
 . "$(dirname "$0")/../lib.sh"
 need openssl "apt-get install openssl"
@@ -15,7 +15,7 @@ trap end EXIT
 
 mkdir "$work"/{bin,password,data,first,second}
 printf 'a "pass\\word"' >"$work/password/password"
-# The names of the image, the test's port, and a pause that is no 10 s.
+# The program names of the image, with the test's port and a short pause.
 printf '#!/bin/sh\nexec redis-server "$@"\n' >"$work/bin/valkey-server"
 printf '#!/bin/sh\nexec redis-cli -p %s "$@"\n' "$port" >"$work/bin/valkey-cli"
 printf '#!/bin/sh\nexec %s 0.2\n' "$(command -v sleep)" >"$work/bin/sleep"
@@ -30,13 +30,13 @@ for there, here in (("/etc/toolweir-store-tls", f"{work}/tls"), ("/etc/toolweir-
     script = script.replace(there, here)
 print(script)
 END
-certificate() { # certificate NAME: in a folder of that name, as the operator writes it
+certificate() { # certificate NAME: writes one to the folder NAME, as the operator does
 	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=$1" -addext "subjectAltName=DNS:store.test" \
 		-keyout "$work/$1/tls.key" -out "$work/$1/tls.crt" 2>/dev/null
 }
 certificate first
 certificate second
-# As the kubelet does: one link that is replaced, so that certificate and key change together.
+# show NAME: replaces one link, as the kubelet does, so that certificate and key change together.
 show() {
 	ln -s "$work/$1" "$work/tls.new"
 	mv -T "$work/tls.new" "$work/tls"
@@ -48,7 +48,7 @@ until_shown() {
 		[ "$(shown)" != "subject=CN=$1" ] || return 0
 		sleep 0.1
 	done
-	echo "it shows '$(shown)', and not $1, after 10 s" >&2
+	echo "it shows '$(shown)' instead of $1 after 10 s" >&2
 	cat "$work/log" >&2
 	return 1
 }
@@ -59,16 +59,16 @@ group=$!
 until_shown first
 ask() { REDISCLI_AUTH='a "pass\word"' redis-cli -p "$port" "$@" 2>&1; }
 [ "$(ask --tls --cacert "$work/first/tls.crt" ping)" = PONG ]
-# A connection from before.
+# This connection must survive.
 exec 3< <(REDISCLI_AUTH='a "pass\word"' redis-cli -p "$port" --tls --insecure -r 40 -i 0.2 incr calls 2>&1)
 ! ask ping | grep -q PONG || { echo "it answers without TLS" >&2; exit 1; }
 began=$(ask --tls --insecure info server | grep ^run_id)
 show second
 until_shown second
 [ "$(ask --tls --cacert "$work/second/tls.crt" ping)" = PONG ]
-[ "$(ask --tls --insecure info server | grep ^run_id)" = "$began" ] || { echo "it was started anew" >&2; exit 1; }
+[ "$(ask --tls --insecure info server | grep ^run_id)" = "$began" ] || { echo "it was restarted" >&2; exit 1; }
 grep -q "a new certificate: OK" "$work/log"
-# A certificate without its key is not taken, and the next one is.
+# A certificate with another key is refused, and the next one is loaded.
 mkdir "$work/broken"
 cp "$work/first/tls.crt" "$work/second/tls.key" "$work/broken/"
 show broken
@@ -76,4 +76,4 @@ for i in $(seq 50); do ! grep -q "a new certificate: ERR" "$work/log" || break; 
 [ "$(shown)" = "subject=CN=second" ]
 show first
 until_shown first
-[ "$(tail -1 <&3 | tr -cd 0-9)" = 40 ] || { echo "the connection from before was lost" >&2; exit 1; }
+[ "$(tail -1 <&3 | tr -cd 0-9)" = 40 ] || { echo "the open connection was lost" >&2; exit 1; }

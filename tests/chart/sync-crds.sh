@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies the CRDs of crds/generated into the chart. `sync-crds.sh --check`: says whether they differ.
+# Copies the CRDs from crds/generated into the chart. `sync-crds.sh --check` fails if they differ.
 . "$(dirname "$0")/../lib.sh"
 
 from=$ROOT/crds/generated to=$ROOT/charts/toolweir/files/crds

@@ -1,4 +1,4 @@
-"""No value of the chart that nothing uses, and none that the schema does not know.
+"""Checks that the chart uses every value, and that the schema knows it.
 
     values.py HELM
 
@@ -26,7 +26,7 @@ CLIENTS = {"webhooks": {"clientCA": {"configMap": "ca"}}}
 
 
 def base(path):
-    """The values with which a value is looked at."""
+    """Returns the values with which a value is tested."""
     if path.startswith("webhooks.clientCA.") and not path.endswith(".configMap"):
         return CLIENTS
     found = next((store for prefix, store in STORES.items() if path == prefix or path.startswith(f"{prefix}.")), {})
@@ -57,7 +57,7 @@ def render(helm, values):
 
 
 def schema_paths(schema, node, documented, path=""):
-    """The paths of a schema, as deep as values are documented."""
+    """Returns the paths of a schema, as deep as values are documented."""
     while "$ref" in node:
         node = schema["definitions"][node["$ref"].removeprefix("#/definitions/")]
     if path in documented or "properties" not in node:

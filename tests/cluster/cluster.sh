@@ -1,4 +1,4 @@
-# What the end-to-end suite and the tour share: a cluster with the images in it. Source it after tests/lib.sh.
+# Shared by the end-to-end tests and the demo: a cluster with the images loaded. Source it after tests/lib.sh.
 
 CLUSTER=$ROOT/tests/cluster
 NODE_DIR=${NODE_DIR:-/var/tmp/toolweir-node} NODE_BIN=${NODE_CACHE:-$CACHE/node}/bin
@@ -6,9 +6,9 @@ export NODE_DIR
 NODE_KUBECONFIG=$NODE_DIR/run/admin.kubeconfig
 NODE_STARTED=
 
-# cluster_up: the cluster of KUBECONFIG; without one the node of node.sh, which is started if it does not run.
+# cluster_up: uses the cluster of KUBECONFIG, or else starts the node of node.sh if it does not run.
 cluster_up() {
-	# Before there is a node: the compiler takes both cores and all its time.
+	# Builds before the node starts, since the compiler takes all cores.
 	"$CLUSTER/images.sh" build
 	if [ -z "${KUBECONFIG-}" ] || [ "$KUBECONFIG" = "$NODE_KUBECONFIG" ]; then
 		export KUBECONFIG=$NODE_KUBECONFIG PATH=$NODE_BIN:$PATH
@@ -17,24 +17,24 @@ cluster_up() {
 			"$CLUSTER/node.sh" up >/dev/null
 		fi
 	else
-		# The node's own kubectl and helm serve where the machine has none.
+		# If the machine has no kubectl and helm, those of the node do.
 		PATH=$PATH:$NODE_BIN
 		need kubectl "https://kubernetes.io/docs/tasks/tools, or: tests/cluster/node.sh build"
 		need helm "https://helm.sh/docs/intro/install, or: tests/cluster/node.sh build"
 		kubectl get --raw /readyz >/dev/null || fail "the cluster of KUBECONFIG=$KUBECONFIG does not answer"
-		[ "${IMAGE_LOAD-}" ] || fail "KUBECONFIG is set: say with IMAGE_LOAD how an image archive gets into that cluster, such as IMAGE_LOAD='kind load image-archive'; 'true' if the images are there"
+		[ "${IMAGE_LOAD-}" ] || fail "KUBECONFIG is set, so set IMAGE_LOAD to a command that loads an image archive into that cluster, such as IMAGE_LOAD='kind load image-archive'; use IMAGE_LOAD=true if the images are there"
 	fi
-	# What the user of this machine has set up for Helm has no say here.
+	# Ignores the user's settings of Helm.
 	local variable
 	for variable in $(compgen -e HELM_ || true); do unset "$variable"; done
 	"$CLUSTER/images.sh" load
 }
 
-# cluster_down: stops the node if cluster_up started it, unless KEEP=1.
+# cluster_down: stops the node if cluster_up has started it, unless KEEP=1.
 cluster_down() {
 	[ "$NODE_STARTED" ] || return 0
 	if [ "${KEEP-}" = 1 ]; then
-		echo "The node is left running: export KUBECONFIG=$NODE_KUBECONFIG PATH=$NODE_BIN:\$PATH; end it with: make cluster-down"
+		echo "The node is still running: export KUBECONFIG=$NODE_KUBECONFIG PATH=$NODE_BIN:\$PATH; stop it with: make cluster-down"
 	else
 		"$CLUSTER/node.sh" down
 	fi

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# What Toolweir does on Kubernetes: a real node, the chart, a policy, a real agent and a real MCP server, and what each of them
-# says. With KUBECONFIG it uses that cluster. KEEP=1 leaves everything running, to look around; else all that was made goes again.
+# Shows Toolweir on Kubernetes: a node, the chart, a policy, an agent and an MCP server, and what each of them says. If KUBECONFIG is
+# set, it uses that cluster. KEEP=1 leaves everything running, to look around; otherwise everything is removed at the end.
 . "$(dirname "$0")/../lib.sh"
 . "$ROOT/tests/cluster/cluster.sh"
+. "$ROOT/tests/demo/lib.sh"
 
 here=$CLUSTER/demo made=
 work=$(mktemp -d)
@@ -22,7 +23,7 @@ finish() {
 	exit "$code"
 }
 trap finish EXIT
-# Why it went wrong is most often in what the pods said last.
+# trouble: prints the last messages of the pods, which usually have the cause of a failure.
 trouble() {
 	kubectl get pods,mcppolicies -A || true
 	kubectl -n agents get events || true
@@ -30,23 +31,14 @@ trouble() {
 	kubectl -n agents logs social-agent --all-containers --tail=15 --prefix || true
 }
 
-bold='' plain=''
-if [ -t 1 ]; then bold=$'\e[1m' plain=$'\e[0m'; fi
-steps=0
-step() { printf '\n%s%d. %s%s\n\n' "$bold" $((++steps)) "$*" "$plain"; }
-indent() { sed 's/^/   /'; }
-# show COMMAND...: the command as a reader would type it, and what it says.
-show() { printf '   $ %s\n' "$*"; "$@" 2>&1 | indent; }
-expect() { [ "$2" = "$3" ] || fail "$1: expected $2, got $3"; }
-
-echo "Building the images and starting a node (the first time takes some minutes) ..."
+echo "Building the images and starting a node (the first time takes a few minutes) ..."
 cluster_up
 for namespace in agents tools toolweir-system; do
-	! kubectl get namespace "$namespace" >/dev/null 2>&1 || fail "the cluster has a namespace $namespace already; the tour makes its own"
+	! kubectl get namespace "$namespace" >/dev/null 2>&1 || fail "the cluster already has a namespace $namespace; the demo creates its own"
 done
 made=1
 
-step "A Kubernetes"
+step "The cluster"
 show kubectl get nodes
 
 step "The operator"
@@ -67,14 +59,14 @@ indent <"$here/policy.yaml"
 printf '\n   $ kubectl apply -f policy.yaml\n'
 kubectl apply -f "$here/policy.yaml" | indent
 
-step "An agent: a pod of its own, which says nothing of Toolweir"
+step "An agent: a pod that does not mention Toolweir"
 grep -v '^#' "$here/agent.yaml" | indent
 printf '\n   $ kubectl apply -f agent.yaml\n'
 kubectl apply -f "$here/agent.yaml" | indent
 kubectl -n agents wait --for=condition=Ready pod/social-agent --timeout=90s | indent
 show kubectl -n agents get pod social-agent -o 'custom-columns=POD:.metadata.name,CONTAINERS:.spec.initContainers[*].name,AND:.spec.containers[*].name'
 
-step "What the policy says of itself"
+step "The status of the policy"
 kubectl -n agents wait --for=condition=Programmed mcppolicy/facebook --timeout=30s >/dev/null
 show kubectl -n agents get mcppolicies
 expect "sidecars that enforce the policy" 1/1 "$(kubectl -n agents get mcppolicy facebook -o 'jsonpath={.status.sidecars}')"
@@ -87,7 +79,7 @@ for _ in $(seq 240); do
 done
 sleep 1
 show kubectl -n agents logs social-agent -c agent
-kubectl -n agents logs social-agent -c agent | grep -qF '30 delivered, 5 turned away' || fail "the agent's log does not say 30 delivered, 5 turned away"
+kubectl -n agents logs social-agent -c agent | grep -qF '30 delivered, 5 denied' || fail "the agent's log does not say 30 delivered, 5 denied"
 
 step "What the server's own log says"
 kubectl -n tools logs just-facebook >"$work/delivered"
@@ -103,7 +95,7 @@ calls() { awk -v decision="decision=\"$1\"" '/^toolweir_tool_calls_total/ && ind
 expect "allowed in the metrics" 30 "$(calls allowed)"
 expect "denied in the metrics" 6 "$(calls denied)"
 
-step "What a bad policy gets"
+step "A bad policy"
 printf '   $ sed s/30/0/ policy.yaml | kubectl apply -f -\n'
 sed 's/max: 30/max: 0/' "$here/policy.yaml" | kubectl apply -f - >"$work/bad" 2>&1 && fail "a limit of 0 was accepted"
 indent <"$work/bad"

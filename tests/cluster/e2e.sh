@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The end-to-end suite on a real cluster: every row of the table is measured and held against its bar.
+# The end-to-end tests on a real cluster.
 #
-#   e2e.sh            all rows, and a summary; exit 1 when a bar does not hold
-#   e2e.sh ROW...     these alone
-#   e2e.sh --list     their names
+#   e2e.sh                 runs all scenarios and prints a summary; exit code 1 if one of them fails
+#   e2e.sh SCENARIO...     runs these scenarios only
+#   e2e.sh --list          lists the scenarios
 #
-# With KUBECONFIG it uses that cluster (and IMAGE_LOAD to get images into it); otherwise it starts the node of node.sh and stops it
-# in the end. KEEP=1 leaves what was started. How long the long rows take: see tests/cluster/e2e/settings.py. Results are in
-# target/e2e; so is, of each row that fails, what the cluster said.
+# If KUBECONFIG is set, the tests use that cluster, and IMAGE_LOAD to load images into it. Otherwise they start the node of node.sh and
+# stop it at the end. KEEP=1: leave everything running. tests/cluster/e2e/settings.py has the durations. The results are in target/e2e,
+# with the logs of the scenarios that failed.
 . "$(dirname "$0")/../lib.sh"
 . "$ROOT/tests/cluster/cluster.sh"
 export PYTHONDONTWRITEBYTECODE=1 E2E_OUT=$TARGET/e2e E2E_ROOT=$ROOT CACHE TARGET
@@ -29,8 +29,8 @@ trap finish EXIT
 
 need openssl "apt-get install openssl"
 cluster_up
-# Where kubectl finds its plugin, kubectl-toolweir.
+# kubectl finds its plugin, kubectl-toolweir, here.
 export PATH=$TARGET/images:$PATH
-# A node that goes down with the suite needs no cleaning, and what is to be kept none either.
+# There is nothing to clean up on a node that goes down with the tests, or with KEEP=1.
 if [ "$NODE_STARTED" ] || [ "${KEEP-}" = 1 ]; then export E2E_CLEAN=0; fi
 "${suite[@]}" "$@"

@@ -1,29 +1,28 @@
 #!/usr/bin/env bash
-# The images of the operator, the sidecar, the test's agents and a shared store, with no daemon and no registry.
+# Builds the images of the operator, the sidecar, the test agents and a shared store, without a daemon and a registry.
 #
-#   images.sh build [operator|sidecar|agent|store]...   archives in target/images; all of them unless named; with operator and
-#                                                       sidecar, the simulator and kubectl-toolweir too
-#   images.sh binaries operator sidecar                 only what is in these two; prints the folder
-#   images.sh load [operator|sidecar|agent|store]...    the same, and into the node (node.sh up); with IMAGE_LOAD, into another
-#                                                       cluster
+#   images.sh build [operator|sidecar|agent|store]...   writes archives to target/images; the default is all. With operator and
+#                                                       sidecar, it also builds the simulator and kubectl-toolweir
+#   images.sh binaries operator sidecar                 builds the programs of these images only; prints their folder
+#   images.sh load [operator|sidecar|agent|store]...    builds the images and loads them into the node, or with IMAGE_LOAD
 #
-# IMAGE_PROFILE=release is the real thing; the default, quick, is the same code without link-time optimisation. IMAGE_LOAD is a
-# command that takes an archive, for clusters that are not the node's, such as "kind load image-archive". IMAGE_TAG is `e2e`.
+# IMAGE_PROFILE: the cargo profile. The default, quick, is the release profile without link-time optimization. IMAGE_LOAD: a command
+# that loads an archive into another cluster, such as "kind load image-archive". IMAGE_TAG: the tag; the default is e2e.
 . "$(dirname "$0")/../lib.sh"
 
 PROFILE=${IMAGE_PROFILE:-quick} TAG=${IMAGE_TAG:-e2e}
 HERE=$ROOT/tests/cluster OUT=$TARGET/images
 mkdir -p "$OUT"
 
-# binaries NAME...: builds them and prints the folder that they are in.
+# binaries NAME...: builds the programs and prints their folder.
 binaries() {
 	local triple packages=()
 	need cargo "https://rustup.rs"
 	triple=$(rustc -vV | sed -n 's/^host: //p')
 	for name in "$@"; do packages+=(-p "toolweir-$name"); done
-	# In the same build, since they share nearly all of their dependencies.
+	# One build for all, since they share nearly all dependencies.
 	[ $# -lt 2 ] || packages+=(-p toolweir-test-simulator -p toolweir-cli)
-	# With --target the flags are for these alone, not for the build scripts; a static program needs no C library in its image.
+	# With --target, RUSTFLAGS does not apply to build scripts. A static program needs no C library in its image.
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --locked --manifest-path "$ROOT/Cargo.toml" --target-dir "$TARGET" \
 		--target "$triple" --profile "$PROFILE" "${packages[@]}" >&2 || fail "the binaries cannot be built"
 	echo "$TARGET/$triple/$PROFILE"
@@ -40,10 +39,10 @@ ensure_buildah() {
 
 image() { echo "localhost/toolweir-$1:$TAG"; }
 
-# from_dockerfile NAME BINARY: an archive by buildah, in a storage of its own that is gone afterwards.
+# from_dockerfile NAME BINARY: builds an archive with buildah, in a temporary storage.
 from_dockerfile() {
 	local name=$1 binary=$2 work
-	if ldd "$binary" 2>/dev/null | grep -q '=>'; then fail "$binary is not static: nothing in an empty image could load it"; fi
+	if ldd "$binary" 2>/dev/null | grep -q '=>'; then fail "$binary is not static, so it cannot run in an empty image"; fi
 	work=$(mktemp -d "$OUT/$name.XXXXXX")
 	mkdir "$work/context"
 	cp "$binary" "$work/context/"
@@ -51,7 +50,7 @@ from_dockerfile() {
 	cp -L /etc/ssl/certs/ca-certificates.crt "$work/context/"
 	chmod -R u=rwX,go=rX "$work/context"
 	local buildah=(buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs)
-	# The same binary makes the same image: no time of its own.
+	# The same binary always makes the same image.
 	"${buildah[@]}" bud --quiet --isolation chroot --timestamp 0 --tag "$(image "$name")" -f "$ROOT/$name/Dockerfile" "$work/context" >/dev/null
 	"${buildah[@]}" push --quiet "$(image "$name")" "docker-archive:$work/image.tar:$(image "$name")"
 	mv "$work/image.tar" "$OUT/$name.tar"
@@ -61,7 +60,7 @@ from_dockerfile() {
 agent() {
 	local venv made
 	venv=$(python_env demo mcp==2.3.0)
-	# Gathering and compiling it takes half a minute, so it is done when something that goes in has changed.
+	# This takes half a minute, so the image is rebuilt only if its contents change.
 	made="$TAG $("$venv/bin/python" -VV | cksum) $(cat "$venv/.made-from" "$HERE"/agent/*.py "$HERE/image.py" "$ROOT"/tests/demo/*.py | cksum)"
 	if ! [ -f "$OUT/agent.tar" ] || [ "$(cat "$OUT/agent.made-from" 2>/dev/null)" != "$made" ]; then
 		"$venv/bin/python" "$HERE/agent/build.py" "$(image agent)" "$OUT/agent.tar.new" "$venv" "$OUT/agent" >&2
@@ -71,8 +70,8 @@ agent() {
 	fi
 }
 
-# In place of the chart's Valkey: this machine's redis-server under Valkey's names, and the programs that the chart's StatefulSet
-# uses, with their libraries.
+# store: builds an image in place of the chart's Valkey: this machine's redis-server under the names of Valkey, and the programs that the
+# chart's StatefulSet uses, with their libraries.
 store() {
 	local program path made words=() files=()
 	ensure_redis
@@ -82,7 +81,7 @@ store() {
 	done
 	while read -r path; do
 		case $path in
-		# From the cache folder, or from where it belongs.
+		# A library of the cache folder, or of the machine.
 		"$CACHE"/*) words+=("/usr/lib/$(uname -m)-linux-gnu/${path##*/}=$path") ;;
 		*) words+=("$path=$path") ;;
 		esac

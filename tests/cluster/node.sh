@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# A real one-node Kubernetes on this machine, built from package registries alone.
+# Runs a one-node Kubernetes cluster on this machine, built from Go modules and Debian packages.
 #
-#   node.sh build             build kubectl, helm and the control plane (Go modules), install containerd, runc, CNI (apt)
-#   node.sh up                start the node; prints the KUBECONFIG to export
-#   node.sh load NAME TAR     import a docker/OCI archive as image NAME (there is no image registry)
-#   node.sh down              delete every pod, stop everything that `up` started, remove its state
+#   node.sh build             builds kubectl, helm and the control plane; installs containerd, runc and CNI with apt
+#   node.sh up                starts the node and prints the KUBECONFIG to export
+#   node.sh load NAME TAR     imports a Docker or OCI archive as image NAME; there is no image registry
+#   node.sh down              deletes all pods, stops everything that `up` has started, and removes its state
 #
-# It needs root. `up` builds what is missing, does nothing where the node is up, and begins anew where one was left half up.
-# State lives in $NODE_DIR (default /var/tmp/toolweir-node); after `down`, only its logs are left there. Binaries live in the
-# cache folder, $NODE_CACHE (default $TOOLWEIR_CACHE/node, else ~/.cache/toolweir/node), and survive `down`: the next run and
-# CI build nothing. Nothing listens beyond the machine: the API server has the node's own address, etcd has loopback, and
-# the tokens are made anew by each `up`.
+# It needs root. `up` builds what is missing, does nothing if the node is up, and starts over if the node is only partly up.
+# State: $NODE_DIR, by default /var/tmp/toolweir-node; after `down` only the logs are left. Programs: $NODE_CACHE, by default
+# $TOOLWEIR_CACHE/node or ~/.cache/toolweir/node; they survive `down`. Nothing is reachable from other machines: the API server listens
+# on the address of the node's bridge, etcd on loopback, and each `up` makes new tokens.
 set -euo pipefail
 
 K8S=v1.37.2 ETCD=v3.7.3 HELM=v4.3.1 COREDNS=v1.15.0
@@ -26,8 +25,8 @@ as_root() { [ "$(id -u)" = 0 ] || fail "$1 needs root: it runs containers and ma
 
 # ---- build ---------------------------------------------------------------------------------------------------------
 
-# k8s.io/kubernetes replaces its staging modules with local folders, so it builds only from a module that
-# replaces each with the published version v0.X.Y.
+# k8s.io/kubernetes replaces its staging modules with local folders. It builds only from a module that replaces each of them with the
+# published version v0.X.Y.
 kubernetes_module() {
 	mkdir -p "$SRC/kubernetes" && cd "$SRC/kubernetes"
 	local gomod; gomod=$(go mod download -json "k8s.io/kubernetes@$K8S" | sed -n 's/.*"GoMod": "\(.*\)".*/\1/p')
@@ -47,7 +46,7 @@ kubernetes_module() {
 	go mod tidy
 }
 
-# single_module NAME MODULE VERSION PACKAGE: one program of another Go module
+# single_module NAME MODULE VERSION PACKAGE: builds one program of another Go module.
 single_module() {
 	[ -x "$BIN/$1" ] && return
 	mkdir -p "$SRC/$1" && cd "$SRC/$1"
@@ -77,7 +76,7 @@ build() {
 	as_root build # for apt-get
 	command -v go >/dev/null || fail "needs 'go' 1.26 or later to build Kubernetes; install it from https://go.dev/dl"
 	command -v cc >/dev/null || fail "needs 'cc'; install it with: apt-get install build-essential"
-	# What is to be kept is kept: two builds at once would write the same files.
+	# Two builds at once would write the same files.
 	mkdir -p "$BIN" && exec 9>"$NODE_CACHE/lock" && flock 9
 	export CGO_ENABLED=0 DEBIAN_FRONTEND=noninteractive
 	if ! packages; then
@@ -97,7 +96,7 @@ build() {
 	single_module etcd go.etcd.io/etcd/server/v3 "$ETCD" go.etcd.io/etcd/server/v3
 	single_module helm helm.sh/helm/v4/cmd/helm "$HELM" helm.sh/helm/v4/cmd/helm
 	single_module coredns github.com/coredns/coredns "$COREDNS" github.com/coredns/coredns
-	# The pod sandbox: a program that only waits.
+	# The pause container: a program that only waits.
 	cat >"$SRC/pause.c" <<-'C'
 		#include <signal.h>
 		#include <unistd.h>
@@ -109,21 +108,21 @@ build() {
 
 # ---- run -----------------------------------------------------------------------------------------------------------
 
-# start NAME COMMAND...: in the background, with its pid and the time of its start: a pid alone may be another's by now.
+# start NAME COMMAND...: runs a command in the background, and records its pid and start time, since pids are reused.
 start() {
 	local name=$1; shift
 	setsid nohup "$@" >"$LOG/$name.log" 2>&1 </dev/null 9>&- &
 	echo "$! $(started_at $!)" >"$RUN/$name.pid"
 }
 started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
-# running NAME: prints the pid of what `start` started, if it still runs.
+# running NAME: prints the pid of a command of `start`, if it still runs.
 running() {
 	local pid at
 	[ -f "$RUN/$1.pid" ] && read -r pid at <"$RUN/$1.pid" || return
 	[ "$at" ] && [ "$(started_at "$pid")" = "$at" ] && echo "$pid"
 }
 
-kubeconfig() { # kubeconfig NAME TOKEN: one that signs in with a static token
+kubeconfig() { # kubeconfig NAME TOKEN: writes one that signs in with a static token
 	cat >"$RUN/$1.kubeconfig" <<-Y
 		apiVersion: v1
 		kind: Config
@@ -145,7 +144,7 @@ pki() {
 	openssl genrsa -out sa.key 2048 2>/dev/null; openssl rsa -in sa.key -pubout -out sa.pub 2>/dev/null
 }
 
-# The certificate that the API server shows to webhooks, and where it says so.
+# webhook_client: writes the certificate that the API server presents to webhooks, and its configuration.
 webhook_client() {
 	openssl req -x509 -newkey rsa:2048 -nodes -keyout pki/webhooks-ca.key -out pki/webhooks-ca.crt -days 3650 -subj /CN=webhooks-ca \
 		-addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign 2>/dev/null
@@ -171,8 +170,8 @@ webhook_client() {
 }
 
 network() {
-	# Bridges, since this kernel may lack the dummy device. The second one only gives service addresses a route, so
-	# that nothing sent to one can leave the machine; kube-proxy rewrites them before that.
+	# Bridges, since the kernel may lack the dummy device. The second one only routes service addresses, so that nothing sent to one
+	# can leave the machine; kube-proxy rewrites these addresses before.
 	ip link show cni0 >/dev/null 2>&1 || { ip link add cni0 type bridge; ip addr add $NODE_IP/24 dev cni0; ip link set cni0 up; }
 	ip link show svc0 >/dev/null 2>&1 || { ip link add svc0 type bridge; ip link set svc0 up; ip route add $SERVICE_CIDR dev svc0; }
 	[ -f "$RUN/ip_forward" ] || sysctl -n net.ipv4.ip_forward >"$RUN/ip_forward"
@@ -186,13 +185,13 @@ network() {
 	J
 }
 
-wait_for() { # wait_for SECONDS WHAT COMMAND...
+wait_for() { # wait_for SECONDS WHAT COMMAND...: waits until the command succeeds
 	local seconds=$1 what=$2; shift 2
 	for _ in $(seq $((seconds * 4))); do "$@" >/dev/null 2>&1 && return; sleep 0.25; done
 	fail "$what did not come up within $seconds s; the logs are in $LOG: $(cd "$LOG" && ls -tr | tr '\n' ' ')"
 }
 
-# is_up: whether everything that `up` starts runs and the node is ready.
+# is_up: succeeds if everything that `up` starts runs and the node is ready.
 is_up() {
 	local name
 	for name in etcd kube-apiserver controller-manager scheduler containerd kubelet kube-proxy coredns; do
@@ -201,7 +200,7 @@ is_up() {
 	KUBECONFIG=$RUN/admin.kubeconfig kubectl wait --for condition=Ready node/node1 --timeout 10s >/dev/null 2>&1
 }
 
-users() { # static tokens, for those who made them only
+users() { # writes static tokens that only this user can read
 	local name user group token umask; umask=$(umask); umask 077
 	: >tokens.csv
 	while read -r name user group; do
@@ -234,7 +233,7 @@ up() {
 		--service-account-issuer https://kubernetes.default.svc --service-account-signing-key-file pki/sa.key --service-account-key-file pki/sa.pub
 	export KUBECONFIG=$RUN/admin.kubeconfig
 	wait_for 60 "the API server" kubectl get --raw /readyz
-	# For whoever wants to demand that certificate.
+	# For tests that require this certificate.
 	kubectl -n kube-system create configmap webhook-clients --from-file ca.crt=pki/webhooks-ca.crt >/dev/null
 	start controller-manager kube-controller-manager --kubeconfig controller-manager.kubeconfig --use-service-account-credentials --bind-address 127.0.0.1 \
 		--service-account-private-key-file pki/sa.key --root-ca-file pki/ca.crt --leader-elect=false
@@ -293,7 +292,7 @@ up() {
 	kubectl create clusterrole coredns --verb list,watch --resource services,pods,namespaces,endpointslices.discovery.k8s.io >/dev/null
 	kubectl create clusterrolebinding coredns --clusterrole coredns --user system:coredns >/dev/null
 	start kube-proxy kube-proxy --config kube-proxy.yaml
-	# Cluster DNS runs on the node and answers at the service address that the kubelet gives every pod.
+	# Cluster DNS runs on the node, at the service address that the kubelet gives to all pods.
 	cat >Corefile <<-C
 		.:5353 {
 		  bind $NODE_IP
@@ -336,12 +335,12 @@ down() {
 	as_root down
 	export KUBECONFIG=$RUN/admin.kubeconfig
 	local name namespaces= pid
-	# The kubelet ends the pods and gives back their networks; an API server that answers is needed for that.
+	# The kubelet stops the pods and releases their networks; this needs a running API server.
 	if running kube-apiserver >/dev/null && running kubelet >/dev/null; then
 		timeout 60 kubectl delete pods --all --all-namespaces --grace-period 1 >/dev/null 2>&1 || true
 	fi
 	for name in kubelet kube-proxy coredns scheduler controller-manager kube-apiserver etcd; do stop $name; done
-	if running containerd >/dev/null; then # what the API server could not delete
+	if running containerd >/dev/null; then # pods that the API server could not delete
 		namespaces=$(ctr_k8s containers ls -q | while read -r name; do ctr_k8s containers info "$name"; done |
 			grep -o '/netns/cni-[0-9a-f-]*' | sort -u || true)
 		ctr_k8s tasks ls -q | while read -r name; do ctr_k8s tasks kill -s 9 "$name" || true; done
@@ -364,7 +363,7 @@ down() {
 	rm -rf "$RUN" "$NODE_DIR/containerd"
 }
 
-# packet_rules: removes the chains of the kubelet and of the CNI plugins, which they leave behind when pods end by force.
+# packet_rules: removes the chains that the kubelet and the CNI plugins leave behind when pods are killed.
 packet_rules() {
 	local tables table
 	for tables in iptables ip6tables; do

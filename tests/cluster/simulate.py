@@ -6,7 +6,7 @@ often it writes the policy's status. The pods are real to the API server and nev
 
 It needs the cluster of KUBECONFIG with the chart installed, kubectl, pods that can be reached from here (or --connect and
 --metrics), and the simulator (cargo build -p toolweir-test-simulator). While it runs, the operator has one replica. It prints one
-object of JSON; the exit code is 1 when a bar does not hold, and 2 when nothing could be measured.
+object of JSON; the exit code is 1 if a target is missed, and 2 if nothing could be measured.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
-# The bars of the project.
+# The targets.
 SECONDS, RESIDENT_MIB = 5, 100
 # What is written once a second does not arrive here evenly.
 JITTER = 0.5
@@ -39,7 +39,7 @@ BURST = 20
 
 
 class Failure(Exception):
-    """Nothing can be measured."""
+    """Measuring is impossible."""
 
 
 def progress(text):
@@ -54,7 +54,7 @@ def kubectl(*words, timeout=120):
 
 
 def until(seconds, what, probe, every=0.25):
-    """What `probe` gives once it gives something. Until then it may give nothing, or fail."""
+    """Returns the first result of `probe`. Until then it may return nothing, or fail."""
     end, last = time.monotonic() + seconds, ""
     while time.monotonic() < end:
         try:
@@ -113,7 +113,7 @@ class Api:
         return json.loads(text)
 
     def apply(self, path, body):
-        """What `kubectl apply --server-side` sends."""
+        """Applies an object as `kubectl apply --server-side` does."""
         return self("PATCH", f"{path}?fieldManager=simulate&force=true", body, "application/apply-patch+yaml")
 
 
@@ -131,7 +131,7 @@ def total(metrics, name, labels=""):
 
 
 class Memory(threading.Thread):
-    """The operator's resident memory, four times a second."""
+    """Samples the operator's resident memory four times a second."""
 
     def __init__(self, url):
         super().__init__(daemon=True)
@@ -175,7 +175,7 @@ class Policy(threading.Thread):
             self.failed = error
 
     def acknowledged(self, generation, count, seconds):
-        """When the status says that so many pods enforce this generation."""
+        """Returns when the status says that so many pods enforce this generation."""
 
         def says():
             if not self.said:
@@ -190,7 +190,7 @@ class Policy(threading.Thread):
 
 
 def paced(times):
-    """Whether no more is written than one a second, over any span."""
+    """Tells whether at most one write a second was made, over any span."""
     return all(later - sooner <= times[later] - times[sooner] + JITTER for later in range(len(times)) for sooner in range(later))
 
 
@@ -292,7 +292,7 @@ def pod(name):
 
 
 def policy(namespace, most):
-    """A policy with something of everything, so that a snapshot has the size of a real one."""
+    """Returns a policy with all kinds of rules, so that a snapshot has a realistic size."""
     tools = [
         {"name": "send_dm_to_user", "limits": [{"max": most, "window": "minute"}]},
         {"name": "get_*"},
@@ -426,7 +426,7 @@ def changes(args, api, simulator, figures):
 
 
 def status_writes(watched, before, metrics):
-    """How often the status was written, and whether that stops when nothing changes."""
+    """Measures how often the status is written, and whether that stops when nothing changes."""
     settled = len(watched.writes)
     time.sleep(5)
     if watched.failed:
@@ -444,20 +444,20 @@ def status_writes(watched, before, metrics):
 
 
 def judge(figures):
-    """The bars, and whether each holds."""
+    """Returns the targets, and whether each is met."""
     slowest = max(change["all_from_request"] for change in figures["changes"])
     told = max(change["in_status"] for change in figures["changes"])
     writes = figures["status_writes"]
     return [
-        {"bar": f"a change is acknowledged by all within {SECONDS} s", "figure": slowest, "holds": slowest <= SECONDS},
-        {"bar": f"and the policy's status says so within {SECONDS} s", "figure": told, "holds": told <= SECONDS},
+        {"target": f"a change is acknowledged by all within {SECONDS} s", "figure": slowest, "holds": slowest <= SECONDS},
+        {"target": f"and the policy's status says so within {SECONDS} s", "figure": told, "holds": told <= SECONDS},
         {
-            "bar": f"operator under {RESIDENT_MIB} MiB resident",
+            "target": f"operator under {RESIDENT_MIB} MiB resident",
             "figure": figures["resident_mib_most"],
             "holds": figures["resident_mib_most"] < RESIDENT_MIB,
         },
         {
-            "bar": "at most one status write a second for a policy, and none when nothing changes",
+            "target": "at most one status write a second for a policy, and none when nothing changes",
             "figure": writes["least_seconds_between"],
             "holds": writes["paced"] and writes["when_nothing_changes"] == 0,
         },
@@ -483,9 +483,9 @@ def main():
         except (Failure, OSError, subprocess.SubprocessError) as failure:
             print(f"simulate.py: {failure}", file=sys.stderr)
             return 2
-    bars = judge(figures)
-    print(json.dumps({**figures, "bars": bars, "holds": all(bar["holds"] for bar in bars)}, indent=2))
-    return 0 if all(bar["holds"] for bar in bars) else 1
+    targets = judge(figures)
+    print(json.dumps({**figures, "targets": targets, "holds": all(target["holds"] for target in targets)}, indent=2))
+    return 0 if all(target["holds"] for target in targets) else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The official conformance suite against the official Python fixture, direct and through a sidecar whose policy allows all:
-# the sidecar must not change one result. `run.sh --direct`: the direct half alone.
+# Runs the official conformance suite against the official Python server, directly and through a sidecar whose policy allows
+# everything. Both must give the same results. `run.sh --direct`: the direct half only.
 
 . "$(dirname "$0")/../lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)
@@ -46,19 +46,18 @@ if [ ! "$direct_only" ]; then
 	through=http://127.0.0.1:$port/everything
 fi
 
-# suite VERSION URL NAME OPTION...: runs the suite, sets $total ("84/84": passed of all), leaves NAME.log and NAME.results.
+# suite VERSION URL NAME OPTION...: runs the suite, sets $total (passed/all, such as "84/84") and writes NAME.log and NAME.results.
 suite() {
 	local suite url=$2 out=$logs/$3
 	suite=$(node_env "conformance-$1" "@modelcontextprotocol/conformance@$1")/node_modules/.bin/conformance
-	# Its exit code says whether checks failed; what counts here is whether the same ones did.
+	# Checks may fail. They must be the same ones with and without the sidecar.
 	PATH=$node:$PATH timeout 300 "$suite" server --url "$url" --suite all --output-dir "$out" "${@:4}" >"$out.log" 2>&1 || true
 	total=$(sed -nE 's/^Total: ([0-9]+) passed, ([0-9]+) failed.*/\1 \2/p' "$out.log" | awk '{print $1 "/" $1 + $2}')
 	total=${total:-none}
 	mkdir -p "$out" && "$python/bin/python" "$here/results.py" "$out" >"$out.results"
 }
 
-passed=0 failed=0
-# compare VERSION [SPEC_VERSION]: a run of the suite, direct and through the sidecar.
+# compare VERSION [SPEC_VERSION]: runs the suite directly and through the sidecar.
 compare() {
 	local name=$1${2:+-$2} direct same=no
 	suite "$1" "$url" "$name-direct" ${2:+--spec-version "$2"}
@@ -69,7 +68,7 @@ compare() {
 		suite "$1" "$through" "$name-sidecar" ${2:+--spec-version "$2"}
 		diff "$logs/$name-direct.results" "$logs/$name-sidecar.results" >"$logs/$name.diff" && [ "$direct" = "$total" ] && same=yes
 	fi
-	# A direct run in which nothing passed compares nothing.
+	# A direct run in which nothing passed proves nothing.
 	case $direct in none | 0/*) same=no ;; esac
 	if [ "$same" = no ]; then failed=$((failed + 1)); else passed=$((passed + 1)); fi
 	printf '%-15s %-11s %9s %16s %6s\n' "$1" "${2:-default}" "$direct" "$total" "$same"
@@ -80,5 +79,4 @@ printf '%-15s %-11s %9s %16s %6s\n' suite spec direct "through sidecar" "same?"
 compare 0.1.16
 for spec in 2025-06-18 2025-11-25 2026-07-28; do compare 0.2.0-alpha.12 $spec; done
 [ "$failed" = 0 ] || echo "logs: $logs"
-echo "conformance: $passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary conformance

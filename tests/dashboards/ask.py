@@ -1,4 +1,4 @@
-"""Asks a Prometheus every query of every panel, and what every alert looks at, and says which came back empty.
+"""Sends every query of every panel, and every metric of every alert, to a Prometheus, and reports empty results.
 
     ask.py PROMETHEUS [--range SECONDS] [--rate SECONDS] [--end TIME] [--cluster] [--set NAME=VALUE]...
 
@@ -39,7 +39,7 @@ def ask(url, path, **parameters):
 
 
 def numbers(result):
-    """The values that can be drawn."""
+    """Returns the values that can be drawn."""
     values = [float(value) for series in result for _, value in series.get("values", [series["value"]] if "value" in series else [])]
     return [value for value in values if math.isfinite(value)]
 

@@ -1,4 +1,4 @@
-"""Reads the dashboards and the alerts: their queries, as Grafana and Prometheus send them."""
+"""Reads the queries of the dashboards and alerts, as Grafana and Prometheus send them."""
 import json
 import pathlib
 import re
@@ -33,7 +33,7 @@ def boards():
 
 
 def panels(board):
-    """Without rows."""
+    """Returns the panels without rows."""
     return [panel for panel in board["panels"] if panel["type"] != "row"]
 
 
@@ -46,7 +46,7 @@ def rules():
 
 
 def interpolate(expr, variables, range_seconds, rate_seconds):
-    """As Grafana does it. `variables`: what each is; its `all` value unless it is there."""
+    """Replaces variables as Grafana does. Variables that are not in `variables` have their `all` value."""
     known = {
         "__rate_interval_ms": str(rate_seconds * 1000), "__rate_interval": f"{rate_seconds}s",
         "__range_s": str(range_seconds), "__range": f"{range_seconds}s",
@@ -62,5 +62,5 @@ def interpolate(expr, variables, range_seconds, rate_seconds):
 
 
 def everything(board):
-    """Each variable at `All`."""
+    """Returns the value `All` of each variable."""
     return {variable["name"]: variable["allValue"] for variable in board["templating"]["list"] if variable["type"] == "query"}

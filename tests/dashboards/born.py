@@ -1,4 +1,4 @@
-"""An agent whose calls are over before its first scrape is on the board with all of them: `born.py PROMETHEUS END`, of sample.py."""
+"""Checks that the dashboard counts all calls of an agent that ended before its first scrape: `born.py PROMETHEUS END`, with sample.py."""
 import sys
 
 from ask import ask

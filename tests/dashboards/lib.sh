@@ -1,11 +1,11 @@
-# What the tests of dashboards share: the environment of their Python, and Prometheus. Source it after tests/lib.sh.
+# Shared by the tests of dashboards: their Python environment, and Prometheus. Source it after tests/lib.sh.
 
 DASHBOARDS=$ROOT/tests/dashboards
 export PYTHONDONTWRITEBYTECODE=1
 
 dashboards_python() { echo "$(python_env dashboards 'grafana-foundation-sdk==1769699998!10.1.0' promql-parser==0.11.0 pyyaml==6.0.4)/bin/python"; }
 
-# prometheus_bin: prints the folder with prometheus and promtool: those of the machine, else Debian's package, unpacked and not installed.
+# prometheus_bin: prints the folder of prometheus and promtool. If the machine has none, it unpacks Debian's package into the cache.
 prometheus_bin() {
 	local dir=$CACHE/prometheus work
 	if command -v prometheus >/dev/null && command -v promtool >/dev/null; then
@@ -16,7 +16,7 @@ prometheus_bin() {
 		need apt-get "Prometheus 2.42 or later: https://prometheus.io/download"
 		need dpkg "Prometheus 2.42 or later: https://prometheus.io/download"
 		work=$(mktemp -d "$CACHE/prometheus.XXXXXX")
-		# The folder is root's, and apt's own user cannot write there; it says so and goes on.
+		# apt warns that its own user cannot write to the folder, and goes on.
 		(cd "$work" && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; }) >&2
 		dpkg -x "$work"/prometheus_*.deb "$work/root"
 		mkdir -p "$dir"
@@ -26,7 +26,7 @@ prometheus_bin() {
 	echo "$dir"
 }
 
-# prometheus_kubernetes_bin: the same, of the Go module: Debian's package cannot find anything through the Kubernetes API.
+# prometheus_kubernetes_bin: the same, built from the Go module, since Debian's package cannot discover targets in Kubernetes.
 prometheus_kubernetes_bin() {
 	local dir=$CACHE/prometheus-kubernetes version=v0.313.5 src
 	if ! stamp "$dir" "$version"; then
@@ -40,7 +40,7 @@ prometheus_kubernetes_bin() {
 			printf '//go:build tools\n\npackage tools\n\nimport (\n\t_ "github.com/prometheus/prometheus/cmd/prometheus"\n\t_ "github.com/prometheus/prometheus/cmd/promtool"\n)\n' >tools.go
 			go get "github.com/prometheus/prometheus@$version"
 			go mod tidy
-			# Of the ways to find targets only this one.
+			# Only one kind of service discovery.
 			go build -trimpath -tags remove_all_sd,enable_kubernetes_sd -ldflags '-s -w' -o "$dir/" \
 				github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
 		) >&2

@@ -1,4 +1,4 @@
-"""What must hold of dashboards and alerts: the rules of Grafana's dashboard linter that apply, and ours.
+"""Lint rules for dashboards and alerts: the applicable rules of Grafana's dashboard linter, and our own.
 
     lint.py [CHECK]
 
@@ -51,7 +51,7 @@ def parsed(query, board):
 
 
 def by(node):
-    """The labels that an expression gives, as far as its aggregations say."""
+    """Returns the labels of an expression's result, as far as its aggregations determine them."""
     while True:
         if isinstance(node, promql.ParenExpr):
             node = node.expr
@@ -77,7 +77,7 @@ def by(node):
 
 
 def dashboards():
-    """A title, a time range that moves, and nothing that is edited in Grafana: it would be gone with the next upgrade."""
+    """A title, a relative time range, and not editable in Grafana, since an upgrade would overwrite changes."""
     uids = [board["uid"] for board in boards()]
     expect(len(uids) == 2 and len(set(uids)) == 2, "dashboards:", uids)
     for board in boards():
@@ -110,7 +110,7 @@ def variables():
 
 
 def layout():
-    """No two panels over each other, none out of the grid, ids and titles that name one panel."""
+    """Panels do not overlap, are inside the grid, and have unique ids and titles."""
     for board in boards():
         cells, seen = {}, set()
         for panel in board["panels"]:
@@ -170,7 +170,7 @@ def asked():
 
 
 def shown():
-    """A legend or a column is a label that the query gives; else it is empty."""
+    """Legends and columns use only labels that the query returns."""
     for board in boards():
         for query in queries(board):
             labels = by(parsed(query, board))
@@ -190,9 +190,9 @@ def shown():
 
 
 def documented():
-    """Every metric that is asked for is one that a program is said to export."""
+    """Every metric in a query is documented as exported."""
     known = set()
-    for path in ("docs/metrics.md", "operator/src/metrics.rs"):
+    for path in ("docs/metrics.md", *sorted((ROOT / "operator/src").rglob("*.rs"))):
         known |= set(re.findall(r"\b(?:toolweir|process)_[a-z0-9_]+", (ROOT / path).read_text()))
     known |= FOREIGN | {rule["record"] for rule in rules() if "record" in rule}
     wanted = {(query.name, selector.name) for board in boards() for query in queries(board) for selector, _ in selectors(parsed(query, board))}
@@ -202,7 +202,7 @@ def documented():
 
 
 def alerts():
-    """Each alert says what it is, how bad, and where to read on; docs/alerts.md has a section for each, and none for another."""
+    """Each alert has a summary, a severity and a runbook; docs/alerts.md has exactly one section for each."""
     page = (ROOT / "docs/alerts.md").read_text()
     sections = re.findall(r"^## (Toolweir\w+)$", page, re.M)
     named = [rule["alert"] for rule in rules() if "alert" in rule]

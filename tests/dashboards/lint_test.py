@@ -1,4 +1,4 @@
-"""The lint finds what it looks for: dashboards are spoilt one way at a time, and it must say so."""
+"""Tests of lint.py: it must find each of the faults that are put into dashboards, one at a time."""
 import copy
 import sys
 

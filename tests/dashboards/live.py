@@ -1,4 +1,4 @@
-"""What tests/dashboards/live.sh needs Python for.
+"""The Python part of tests/dashboards/live.sh.
 
     live.py config OUT API TOKEN CA      docs/prometheus.yaml for a Prometheus outside of the cluster, that also scrapes the API server
     live.py targets PROMETHEUS SIDECARS  all targets are up: this many sidecars, two operators, the API server

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Dashboards and alerts on a real cluster: a Prometheus that finds sidecars and operators through the Kubernetes API and scrapes
-# them; agents that make calls; then every query of every panel, and what every alert looks at. What comes back empty fails.
+# Tests dashboards and alerts on a real cluster. A Prometheus finds sidecars and operators through the Kubernetes API, and agents make
+# calls. Then every query of every panel, and every metric that an alert uses, must return something.
 #
-# With KUBECONFIG it uses that cluster, whose pods must be reachable from this machine; otherwise the node of tests/cluster/node.sh.
-# LIVE_SECONDS: how long agents make calls. PICTURES=1: draw both dashboards into docs/img. KEEP=1 leaves everything running.
+# If KUBECONFIG is set, it uses that cluster; this machine must be able to reach its pods. Otherwise it uses the node of
+# tests/cluster/node.sh. LIVE_SECONDS: how long agents make calls. PICTURES=1: draw both dashboards into docs/img. KEEP=1: leave
+# everything running.
 . "$(dirname "$0")/../lib.sh"
 . "$ROOT/tests/cluster/cluster.sh"
 . "$ROOT/tests/dashboards/lib.sh"
 
-SECONDS_OF_CALLS=${LIVE_SECONDS:-150}
+SECONDS_OF_CALLS=${LIVE_SECONDS:-150} DETAIL=1
 here=$DASHBOARDS/live out=$TARGET/live made=
 rm -rf "$out" && mkdir -p "$out"
 finish() {
@@ -36,41 +37,29 @@ trouble() {
 	kubectl -n toolweir-system logs -l app.kubernetes.io/component=operator --tail=15 --prefix || true
 	tail -5 "$out/prometheus.log" || true
 }
-failed=0
-# check NAME COMMAND...: a line of the result; what the command said, if it failed.
-check() {
-	local said
-	if said=$("${@:2}" 2>&1); then
-		printf 'ok    %s%s\n' "$1" "$(tail -1 <<<"$said" | grep -v ' series  \| values  ' | sed 's/^/: /')"
-	else
-		failed=$((failed + 1))
-		printf 'FAIL  %s\n' "$1"
-		sed 's/^/      /' <<<"$said"
-	fi
-}
 
 python=$(dashboards_python)
 prometheus=$(prometheus_kubernetes_bin)
 cluster_up
 for namespace in agents research tools toolweir-system; do
-	! kubectl get namespace "$namespace" >/dev/null 2>&1 || fail "the cluster has a namespace $namespace already; this test makes its own"
+	! kubectl get namespace "$namespace" >/dev/null 2>&1 || fail "the cluster already has a namespace $namespace; this test creates its own"
 done
 made=1 url=
 
 echo "The operator, servers, policies, agents ..."
-# With the chart's store: this machine's redis-server under Valkey's names. The node has no storage class.
+# The chart's own store, with this machine's redis-server under the names of Valkey. The node has no storage class.
 helm install toolweir "$ROOT/charts/toolweir" -n toolweir-system --create-namespace --wait --timeout 180s -f "$CLUSTER/values.yaml" \
 	--set sharedStore.embedded=true,sharedStore.store.persistence.enabled=false,sharedStore.budgetMilliseconds=1000 \
 	--set sharedStore.store.image.repository=localhost/toolweir-store,sharedStore.store.image.pullPolicy=Never \
 	--set-string "sharedStore.store.image.tag=${IMAGE_TAG:-e2e}" >/dev/null
 for namespace in agents research tools; do kubectl create namespace "$namespace" >/dev/null; done
 kubectl apply -f "$here/server.yaml" -f "$here/reader.yaml" >/dev/null
-# A pod that is older than the label of its namespace: it has no sidecar.
+# This pod is older than the label of its namespace, so it has no sidecar.
 kubectl -n agents run too-old --image=localhost/toolweir-agent:e2e --image-pull-policy=Never --labels=app=social-agent -- /opt/agent/wait.py >/dev/null
 kubectl label namespace agents research toolweir.dev/inject=enabled >/dev/null
-kubectl -n tools wait --for=condition=Ready pod/just-facebook --timeout=90s >/dev/null
+kubectl -n tools wait --for=condition=Ready pod/just-facebook pod/login --timeout=90s >/dev/null
 kubectl apply -f "$here/policies.yaml" >/dev/null
-# A policy that only the webhook can refuse, so that there is a refusal to be seen.
+# Only the webhook can refuse this policy, so its metrics have a refusal.
 ! sed 's/< 200/</' "$here/policies.yaml" | kubectl apply -f - >/dev/null 2>&1 || fail "a condition that does not compile was accepted"
 
 echo "Prometheus ..."
@@ -83,7 +72,7 @@ port=$(free_port) url=http://127.0.0.1:$port
 "$python" "$DASHBOARDS/live.py" config "$out/prometheus.yaml" "$api" "$out/token" "$out/ca.crt"
 check "promtool check config" "$prometheus/promtool" check config "$out/prometheus.yaml"
 check "promtool check rules" "$prometheus/promtool" check rules --lint-fatal "$ROOT/charts/toolweir/alerts.yaml"
-# The node's own proxy settings have no say between this machine and its pods.
+# No HTTP proxy between this machine and the pods.
 start "$out/prometheus.log" env -u HTTP_PROXY -u HTTPS_PROXY -u http_proxy -u https_proxy "$prometheus/prometheus" \
 	--config.file "$out/prometheus.yaml" --storage.tsdb.path "$out/data" --web.listen-address "127.0.0.1:$port"
 wait_port "$port" 30 prometheus
@@ -92,7 +81,7 @@ kubectl apply -f "$here/agents.yaml" >/dev/null
 kubectl -n agents rollout status deployment/social-agent --timeout=120s >/dev/null
 kubectl -n research rollout status statefulset/research-agent --timeout=120s >/dev/null
 echo "$SECONDS_OF_CALLS s of calls ..."
-# Meanwhile pods and policies are reviewed, which a dry run does too, so that there is something to be seen of admission.
+# Dry runs are reviewed too, so the metrics of admission have values.
 reviews() {
 	kubectl -n agents run reviewed --image=nobody --dry-run=server >/dev/null
 	kubectl -n agents run reviewed --image=nobody --labels=toolweir.dev/inject=disabled --dry-run=server >/dev/null
@@ -105,7 +94,7 @@ while [ $SECONDS -lt $end ]; do
 	sleep 5
 done
 
-# Not too-old, which has no sidecar. The Job's pod runs on: its agent waits when it is done.
+# The pod too-old is not a target, since it has no sidecar. The Job's pod is one: its agent waits after its last call.
 check "every target is up" "$python" "$DASHBOARDS/live.py" targets "$url" 4
 metrics() { kubectl get --raw "/api/v1/namespaces/$1/pods/$2:$3/proxy/metrics"; }
 sidecar_metrics() { metrics agents "$(kubectl -n agents get pods -l app=social-agent,pod-template-hash -o 'jsonpath={.items[0].metadata.name}')" 15020 | "$prometheus/promtool" check metrics; }
@@ -116,5 +105,4 @@ check "every query shows something" "$python" "$DASHBOARDS/ask.py" "$url" --rang
 check "alerts" "$python" "$DASHBOARDS/live.py" alerts "$url"
 if [ "${PICTURES-}" = 1 ]; then check "pictures" "$DASHBOARDS/render/render.sh" "$url" "$ROOT/docs/img" "$SECONDS_OF_CALLS" 20; fi
 
-[ "$failed" = 0 ] || { echo "live: $failed failed"; exit 1; }
-echo "live: all passed"
+summary live

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Dashboards and alerts, without a cluster: what generates them, what must hold of them, every query against made-up metrics, and
-# the types of Grafana. UPDATE_GOLDEN=1 writes the dashboards anew. With a cluster: live.sh.
+# Tests dashboards and alerts without a cluster: the generator, the lint rules, every query against sample metrics, and the types of
+# Grafana. UPDATE_GOLDEN=1 rewrites the dashboards. live.sh tests them with a cluster.
 
 . "$(dirname "$0")/../lib.sh"
 . "$ROOT/tests/dashboards/lib.sh"
@@ -9,30 +9,17 @@ python=$(dashboards_python)
 prometheus=$(prometheus_bin)
 out=$TARGET/test-dashboards
 rm -rf "$out" && mkdir -p "$out"
-passed=0 failed=0
-# check NAME COMMAND...: a line of the result; what the command said, if it failed.
-check() {
-	local said
-	if said=$("${@:2}" 2>&1); then
-		passed=$((passed + 1))
-		printf 'ok    %s\n' "$1"
-	else
-		failed=$((failed + 1))
-		printf 'FAIL  %s\n' "$1"
-		tail -60 <<<"$said" | sed 's/^/      /'
-	fi
-}
 
 [ "${UPDATE_GOLDEN-}" != 1 ] || "$python" "$ROOT/charts/dashboards/generate.py"
-check "the dashboards are what charts/dashboards writes" "$python" "$ROOT/charts/dashboards/generate.py" --check
+check "the dashboards are up to date with charts/dashboards" "$python" "$ROOT/charts/dashboards/generate.py" --check
 for rule in $("$python" "$DASHBOARDS/lint.py" --list); do check "lint: $rule" "$python" "$DASHBOARDS/lint.py" "$rule"; done
-check "the lint finds what it looks for" "$python" "$DASHBOARDS/lint_test.py"
+check "the lint finds faults" "$python" "$DASHBOARDS/lint_test.py"
 
 cp "$ROOT/charts/toolweir/alerts.yaml" "$DASHBOARDS/alerts_test.yaml" "$out/"
 check "promtool check rules" "$prometheus/promtool" check rules --lint-fatal "$out/alerts.yaml"
 check "promtool test rules" "$prometheus/promtool" test rules "$out/alerts_test.yaml"
 
-# Every query, against an hour of made-up metrics.
+# Every query, against an hour of sample metrics.
 end=$(date +%s) port=$(free_port)
 "$python" "$DASHBOARDS/sample.py" "$end" >"$out/sample.om"
 "$prometheus/promtool" tsdb create-blocks-from openmetrics "$out/sample.om" "$out/data" >"$out/blocks.log"
@@ -43,8 +30,8 @@ wait_port "$port" 20 prometheus
 for i in $(seq 100); do ! curl -sf "http://127.0.0.1:$port/-/ready" >/dev/null || break; sleep 0.1; done
 url=http://127.0.0.1:$port
 check "every query shows something" "$python" "$DASHBOARDS/ask.py" "$url" --end "$end"
-check "every query shows something of one namespace" "$python" "$DASHBOARDS/ask.py" "$url" --end "$end" --set namespace=research
-check "calls that were over before the first scrape count" "$python" "$DASHBOARDS/born.py" "$url" "$end"
+check "every query shows something for one namespace" "$python" "$DASHBOARDS/ask.py" "$url" --end "$end" --set namespace=research
+check "calls that ended before the first scrape count" "$python" "$DASHBOARDS/born.py" "$url" "$end"
 
 types() {
 	local dir
@@ -55,5 +42,4 @@ types() {
 check "the JSON has the types of @grafana/schema" types
 
 [ "$failed" = 0 ] || echo "files: $out"
-echo "dashboards: $passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary dashboards

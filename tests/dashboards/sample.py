@@ -1,4 +1,4 @@
-"""An hour of made-up metrics of a small fleet, as OpenMetrics for `promtool tsdb create-blocks-from openmetrics`.
+"""An hour of sample metrics of a small fleet, as OpenMetrics for `promtool tsdb create-blocks-from openmetrics`.
 
     sample.py END     END: seconds since 1970
 
@@ -30,7 +30,7 @@ def put(kind, name, labels, value):
 
 
 def histogram(name, labels, bounds, rate, middle):
-    """Observations spread around `middle`, `rate` of them a second."""
+    """Observations around `middle`, at `rate` per second."""
     types[name] = "histogram"
     for bound in [*bounds, math.inf]:
         share = 1 if bound == math.inf else 1 / (1 + (middle / bound) ** 3)
@@ -45,7 +45,7 @@ def histogram(name, labels, bounds, rate, middle):
 
 
 def wave(rate, swing=0.5, period=1800, shift=0.0):
-    """A counter whose rate swings."""
+    """A counter with a varying rate."""
     omega = 2 * math.pi / period
     return lambda at: math.floor(rate * (at + swing / omega * (math.cos(shift) - math.cos(omega * at + shift))))
 
@@ -91,6 +91,13 @@ for number, (pod, workload, namespace, servers, policies, version) in enumerate(
         tool = {"facebook": "send_dm_to_user", "web": "fetch", "papers": "download"}[server]
         put("gauge", "toolweir_limit_used_ratio", {**scraped, "server": server, "tool": tool, "policy": policies[0][0], "limit": "30/minute"}, lambda at: round(0.6 + 0.4 * math.sin(at / 600 + number), 3))
         put("gauge", "toolweir_limit_used_ratio", {**scraped, "server": server, "tool": "*", "policy": "guardrail", "limit": "300/hour"}, lambda at: round(0.4 + 0.1 * math.sin(at / 900), 3))
+    # A token of an OAuth server, which is renewed with a quarter of its life left; all others last.
+    server, kind = servers[-1], {"agents": "serviceAccountToken", "research": "oauth2ClientCredentials"}[namespace]
+    put("gauge", "toolweir_credential_ready", {**scraped, "server": server, "kind": kind}, lambda at: 0 if 3000 < at < 3090 and number == 2 else 1)
+    put("gauge", "toolweir_credential_expiry_seconds", {**scraped, "server": server, "kind": kind}, lambda at: 3600 - at % 2700)
+    if kind == "oauth2ClientCredentials":
+        put("counter", "toolweir_credential_fetches_total", {**scraped, "server": server, "outcome": "ok"}, lambda at: 1 + at // 2700)
+        put("counter", "toolweir_credential_fetches_total", {**scraped, "server": server, "outcome": "timeout"}, burst(3000, 0.05, 90))
     for policy, mode in policies:
         put("gauge", "toolweir_policy_info", {**scraped, "policy": policy, "mode": mode, "version": version}, 1)
     put("gauge", "toolweir_policy_age_seconds", scraped, lambda at: max(0, min(at - 3000, 90)) if 3000 < at < 3090 and number == 2 else 0)

@@ -1,4 +1,4 @@
-"""Writes each dashboard as TypeScript that says of which type it is: `typed.py FOLDER`. tsc says whether it is so."""
+"""Writes each dashboard as a typed TypeScript constant, for tsc to check: `typed.py FOLDER`."""
 import pathlib
 import sys
 

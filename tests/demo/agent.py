@@ -45,18 +45,18 @@ async def main(url: str) -> None:
         for n in range(CALLS):
             results.append(await client.call_tool("send_dm_to_user", {"user_id": "2001", "message": f"Offer {n + 1}"}))
             print("x" if results[-1].is_error else ".", end="", flush=True)
-        turned_away = [r for r in results if r.is_error]
-        print(f"\n  {CALLS - len(turned_away)} delivered, {len(turned_away)} turned away. The model reads:")
-        print(f"  {text(turned_away[0]) if turned_away else '(nothing: all went through)'}")
+        denied = [r for r in results if r.is_error]
+        print(f"\n  {CALLS - len(denied)} delivered, {len(denied)} denied. The model reads:")
+        print(f"  {text(denied[0]) if denied else '(nothing: all went through)'}")
 
         deleted = await client.call_tool("delete_post", {"post_id": "104255_1"})
         print(f"delete_post, once. The model reads:\n  {text(deleted)}")
 
     expect("the tools that the agent sees", ["send_dm_to_user"], tools)
     # Not only how many: the first 30 pass, and none after them.
-    expect("which calls were turned away", list(range(MAX + 1, CALLS + 1)), [n for n, r in enumerate(results, 1) if r.is_error])
-    expect("why they were", {"rate_limit"}, {denial(r).get("reason") for r in turned_away})
-    expect("a time to try again in each", True, all(0 < denial(r)["retryAfterSeconds"] <= 61 for r in turned_away))
+    expect("which calls were denied", list(range(MAX + 1, CALLS + 1)), [n for n, r in enumerate(results, 1) if r.is_error])
+    expect("why they were", {"rate_limit"}, {denial(r).get("reason") for r in denied})
+    expect("a time to try again in each", True, all(0 < denial(r)["retryAfterSeconds"] <= 61 for r in denied))
     expect("the answer to delete_post", "not_listed", denial(deleted).get("reason"))
 
 

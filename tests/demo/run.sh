@@ -1,33 +1,27 @@
 #!/usr/bin/env bash
-# What Toolweir does, in one minute and without Kubernetes: a real MCP server, a PolicyLayer policy, the sidecar between an
-# agent and the server, and what each of them says of the same 36 calls. Needs Rust and Python 3; exit 1 when a number is
-# not the one that is promised.
+# Shows Toolweir in a minute, without Kubernetes: an MCP server, an agent, the sidecar between them, and a policy imported from
+# PolicyLayer. It prints what agent, server, metrics and audit log say about the same 36 calls, and fails if a number is wrong.
+# Needs Rust and Python 3.
 
 . "$(dirname "$0")/../lib.sh"
+. "$ROOT/tests/demo/lib.sh"
 
 here=$ROOT/tests/demo
 work=$(mktemp -d)
 finish() {
 	local code=$?
 	stop_all
-	# Why it went wrong is most often in what the sidecar or the server said last.
+	# After a failure, the last lines of the logs usually have the cause.
 	case $code in 0 | 130) ;; *) tail -v -n 5 "$work"/*.err >&2 ;; esac
 	rm -rf "$work"
 	exit "$code"
 }
 trap finish EXIT
 
-bold='' plain=''
-if [ -t 1 ]; then bold=$'\e[1m' plain=$'\e[0m'; fi
-steps=0
-step() { printf '\n%s%d. %s%s\n\n' "$bold" $((++steps)) "$*" "$plain"; }
-indent() { sed 's/^/   /'; }
-expect() { [ "$2" = "$3" ] || fail "$1: expected $2, got $3"; }
-
-# port PREFERRED: the usual port, so that the demo looks like the documentation; another one where it is taken.
+# port PREFERRED: prints the port of the documentation, or another one if it is taken.
 port() { if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then free_port; else echo "$1"; fi; }
 
-echo "Building the sidecar and fetching the MCP SDK (the first time takes some minutes) ..."
+echo "Building the sidecar and fetching the MCP SDK (the first time takes a few minutes) ..."
 sidecar=$(sidecar)
 python=$(python_env demo mcp==2.3.0)/bin/python
 agent() { "$python" "$here/agent.py" "$@"; }
@@ -41,17 +35,17 @@ offered=$(agent "$server" list)
 echo "It listens on $server and offers $offered tools, delete_post among them." | indent
 [ "$offered" -ge 30 ] || fail "the server offers $offered tools"
 
-step "A policy: PolicyLayer's file, and the MCPPolicy that it becomes"
+step "A policy: PolicyLayer's file, and the MCPPolicy that the import writes"
 cat "$here/policylayer.json" | indent
 printf '\n   $ toolweir-sidecar import policylayer.json --server facebook --url %s\n\n' "$server"
 "$sidecar" import "$here/policylayer.json" --server facebook --url "$server" >"$work/policy.yaml"
 indent <"$work/policy.yaml"
 
-step "The sidecar, with that policy in force"
+step "The sidecar, with this policy"
 proxy_port=$(port 15001) metrics_port=$(port 15020) admin_port=$(port 15000)
 flags="--listen 127.0.0.1:$proxy_port --metrics-listen 127.0.0.1:$metrics_port --admin-listen 127.0.0.1:$admin_port"
 printf '   $ toolweir-sidecar run --policy policy.yaml %s\n' "$flags"
-# The audit log is its stdout; what it says about itself goes to stderr.
+# The audit log is stdout; the sidecar's own log is stderr.
 # shellcheck disable=SC2086,SC2016
 start "$work/sidecar.err" bash -c 'exec "${@:2}" >"$1"' - "$work/audit.jsonl" "$sidecar" run --policy "$work/policy.yaml" $flags
 metrics=http://127.0.0.1:$metrics_port
@@ -74,7 +68,7 @@ expect "calls that the server got" 30 "$(wc -l <"$work/delivered.jsonl")"
 step "What $metrics/metrics says"
 get "$metrics/metrics" >"$work/metrics"
 grep '^toolweir_tool_calls_total{' "$work/metrics" | indent || fail "no toolweir_tool_calls_total among the metrics"
-# calls LABEL...: the sum of the series that carry all of these labels, in whatever order they are written.
+# calls LABEL...: prints the sum of the series that have all of these labels.
 calls() {
 	local label series
 	series=$(grep '^toolweir_tool_calls_total{' "$work/metrics")
@@ -82,11 +76,11 @@ calls() {
 	awk '{sum += $NF} END {print sum + 0}' <<<"$series"
 }
 expect "allowed in the metrics" 30 "$(calls 'tool="send_dm_to_user"' 'decision="allowed"')"
-expect "turned away in the metrics" 5 "$(calls 'tool="send_dm_to_user"' 'decision="denied"' 'reason="rate_limit"')"
+expect "denied in the metrics" 5 "$(calls 'tool="send_dm_to_user"' 'decision="denied"' 'reason="rate_limit"')"
 expect "delete_post in the metrics" 1 "$(calls 'tool="delete_post"' 'decision="denied"' 'reason="not_listed"')"
 expect "all calls in the metrics" 36 "$(calls)"
 
-step "What the audit log says: one line a call, here the first that passed and the first that did not"
+step "What the audit log says: one line for each call; here the first that passed and the first that did not"
 decided() { grep -E "\"decision\": ?\"$1\"" "$work/audit.jsonl" || true; }
 decided allowed | sed -n 1p | indent
 echo

@@ -22,16 +22,16 @@ function checkCall({ call, text: wanted, denied, failed }, result) {
   assert.equal(Boolean(result.isError), wrong, `isError is wrong in ${seen}`);
   if (!wrong) return assert.equal(text, wanted, `expected ${wanted}, got ${seen}`);
   assert.ok(text.includes(wanted), `"${wanted}" is not in ${text}`);
-  if (!denied) return;
+  const told = result._meta?.["toolweir.dev/denial"] ?? {};
+  if (!denied) return words === undefined && assert.deepEqual(told, failed);
   const begin = `Denied by policy ${denied.policy}: `;
   // A framework may put words of its own around the policy's.
   assert.ok(words === undefined ? text.startsWith(begin) : text.includes(begin), `text is not the policy's: ${text}`);
   if (words !== undefined) return;
-  const denial = result._meta?.["toolweir.dev/denial"] ?? {};
   for (const [key, value] of Object.entries({ tool: call, ...denied }))
-    assert.deepEqual(denial[key], value, `${key} is not ${value} in ${JSON.stringify(denial)}`);
+    assert.deepEqual(told[key], value, `${key} is not ${value} in ${JSON.stringify(told)}`);
   // A minute, and the 1/64 of it by which a place may come free late.
-  const wait = denial.retryAfterSeconds;
+  const wait = told.retryAfterSeconds;
   if (denied.reason === "rate_limit") assert.ok(wait > 0 && wait <= 61, `retryAfterSeconds is ${wait}`);
 }
 

@@ -34,19 +34,20 @@ def check_call(step, result):
         expect(text == step["text"], f"expected {step['text']!r}, got {result}")
         return
     expect(step["text"] in text, f"{step['text']!r} is not in {text!r}")
+    told = (result.get("_meta") or {}).get("toolweir.dev/denial") or {}
     if not denied:
+        expect(words is not None or told == step["failed"], f"_meta is {told}, expected {step['failed']}")
         return
     begin = f"Denied by policy {denied['policy']}: "
     # A framework may put words of its own around the policy's.
     expect(text.startswith(begin) if words is None else begin in text, f"text is not the policy's: {text!r}")
     if words is not None:
         return
-    denial = (result.get("_meta") or {}).get("toolweir.dev/denial") or {}
     expected = {"tool": step["call"], **denied}
-    expect({key: denial.get(key) for key in expected} == expected, f"denial is {denial}, expected {expected}")
+    expect({key: told.get(key) for key in expected} == expected, f"denial is {told}, expected {expected}")
     if denied["reason"] == "rate_limit":
         # A minute, and the 1/64 of it by which a place may come free late.
-        expect(0 < denial.get("retryAfterSeconds", 0) <= 61, f"retryAfterSeconds is wrong in {denial}")
+        expect(0 < told.get("retryAfterSeconds", 0) <= 61, f"retryAfterSeconds is wrong in {told}")
 
 
 def report(what, error=None):

@@ -1,14 +1,12 @@
 #!/usr/bin/env bash
-# Real MCP clients and agent frameworks against real MCP servers, through the sidecar. Every client takes the same steps
-# (steps.py) at every server, under a server name of its own in the policy, so that its limits start fresh.
-# `run.sh --direct` goes without a sidecar and leaves out what only it does: what fails then is no fault of the sidecar.
-# ONLY="gosdk java" takes these clients alone. SIDECAR is a program to use instead of one that is built.
+# Runs real MCP clients and agent frameworks against real MCP servers, through the sidecar. Every client takes the same steps (steps.py)
+# at every server. Each has its own server name in the policy, so its limits start fresh.
+# `run.sh --direct` leaves out the sidecar and the steps that test it. What fails then is not the fault of the sidecar.
+# ONLY="gosdk java": run these clients only. SIDECAR=BINARY: use this program instead of building one.
 
 . "$(dirname "$0")/../lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)
 direct=
-# FAILURES=1 adds calls that are refused or that fail.
-failures=${FAILURES-}
 case ${1-} in --direct) direct=--direct ;; "") ;; *) fail "usage: $0 [--direct]" ;; esac
 need node "apt-get install nodejs npm (Node 20 or later)"
 need go "https://go.dev/dl (Go 1.26 or later)"
@@ -17,17 +15,17 @@ need javac "apt-get install default-jdk-headless (Java 17 or later)"
 need mvn "apt-get install maven"
 need timeout "apt-get install coreutils"
 
-# Tests tell nobody of themselves.
+# No telemetry from tests.
 export MCP_USE_ANONYMIZED_TELEMETRY=false HAYSTACK_TELEMETRY_ENABLED=False OPENAI_AGENTS_DISABLE_TRACING=1
 
-# One environment for all that agree on a version of the SDK.
+# One environment for all clients that use the same version of the SDK.
 mcp1=$(python_env sdk-mcp1 mcp==1.30.0 langchain-mcp-adapters==0.3.2 mcp-use==1.7.1 mcp-haystack==2.1.1 \
 	smolagents[mcp]==1.26.0 openai-agents==0.24.0 google-adk==2.13.0)
 mcp2=$(python_env sdk-mcp2 mcp==2.3.0 fastmcp==4.2.3 pydantic-ai-slim[mcp]==2.68.0 llama-index-tools-mcp==0.6.0)
 npm=$(node_env sdk @modelcontextprotocol/sdk@1.32.2 @modelcontextprotocol/client@2.4.0 @ai-sdk/mcp@2.0.99 \
 	@langchain/mcp-adapters@1.1.4 @langchain/core@1.4.0)
 everything=$(node_env everything @modelcontextprotocol/server-everything@2026.8.31)/node_modules/.bin/mcp-server-everything
-# Node looks for packages from where a script lies.
+# Node looks for packages next to the script.
 cp "$here"/*.mjs "$npm"
 programs=$TARGET/test-sdk-programs
 mkdir -p "$programs"
@@ -135,7 +133,7 @@ serve() {
 	url[$name]=http://127.0.0.1:$port$path
 }
 # Frameworks that read one page of a list must get the first one that has a tool.
-pages=; [ "$direct" ] || [ ! "$failures" ] || pages=2
+pages=; [ "$direct" ] || pages=2
 port && serve everything-http /mcp "$port" env PORT="$port" "$everything" streamableHttp
 port && serve everything-sse /sse "$port" env PORT="$port" "$everything" sse
 port && serve fastmcp-http /mcp "$port" "$mcp2/bin/python" "$here/fastmcp_server.py" http "$port" $pages
@@ -144,7 +142,7 @@ command[fastmcp-stdio]="\"$mcp2/bin/python\", \"$here/fastmcp_server.py\", \"std
 
 if [ ! "$direct" ]; then
 	policy everything-http everything-sse fastmcp-http >"$logs/policy.yaml"
-	# For stdio there is no url to give.
+	# A policy for stdio has no url.
 	policy everything-stdio fastmcp-stdio >"$logs/policy-stdio.yaml"
 	port && listen=127.0.0.1:$port
 	start "$logs/sidecar.log" "$sidecar" run --policy "$logs/policy.yaml" --listen "$listen" --max-body 32768 \
@@ -152,13 +150,13 @@ if [ ! "$direct" ]; then
 	wait_port "$port" 10 "the sidecar ($logs/sidecar.log)"
 fi
 
-# row CLIENT SERVER: the steps of one client at one server.
-row() {
+# run_client CLIENT SERVER: runs the steps of one client at one server.
+run_client() {
 	local client=$1 server=$2 name=$1-$2 transport=${2##*-} flags=$direct target steps checks good bad since
 	flags+=" $(listed "$client")"
-	if [ ! "$direct" ] && [ "$failures" ]; then
+	if [ ! "$direct" ]; then
 		flags+=" --refused"
-		# A server of stdio that hangs up has ended.
+		# Over stdio, a server that hangs up has ended.
 		[ "$transport" = stdio ] || flags+=" --failed"
 	fi
 	tools "$server"
@@ -177,37 +175,35 @@ row() {
 	since=$EPOCHREALTIME
 	client "$client" "$target" "$transport" "$(protocol "$name")" "$steps" >"$logs/$name.out" 2>"$logs/$name.err" ||
 		echo "FAIL exit code $?" >>"$logs/$name.out"
-	# What a client did not live to say counts as failed.
+	# Steps that a client did not reach count as failed.
 	good=$(grep -c '^ok ' "$logs/$name.out" || true)
 	bad=$((checks - good))
 	if grep -q '^FAIL ' "$logs/$name.out" && [ "$bad" = 0 ]; then bad=1; fi
 	printf '%-13s %-17s %7d %7d %8.1f\n' "$client" "$server" "$good" "$bad" \
-		"$(awk "BEGIN {print $EPOCHREALTIME - $since}")" >"$logs/$name.row"
-	grep '^FAIL ' "$logs/$name.out" | sed 's/^/    /' >>"$logs/$name.row" || true
+		"$(awk "BEGIN {print $EPOCHREALTIME - $since}")" >"$logs/$name.result"
+	grep '^FAIL ' "$logs/$name.out" | sed 's/^/    /' >>"$logs/$name.result" || true
 }
 
-rows=()
+runs=()
 for server in "${servers[@]}"; do
 	for client in $(clients "$server"); do
-		case " ${ONLY-$client} " in *" $client "*) rows+=("$client $server") ;; esac
+		case " ${ONLY-$client} " in *" $client "*) runs+=("$client $server") ;; esac
 	done
 done
-# One row waits most of its time, so there are more at once than processors.
+# A client waits most of the time, so more of them run at once than there are processors.
 jobs=$(($(nproc) + 1)) running=0
-for row in "${rows[@]}"; do
+for run in "${runs[@]}"; do
 	if [ "$running" = "$jobs" ]; then wait -n || true; else running=$((running + 1)); fi
 	# shellcheck disable=SC2086
-	(trap - EXIT; row $row) &
+	(trap - EXIT; run_client $run) &
 done
-passed=0 failed=0
 printf '%-13s %-17s %7s %7s %8s\n' client server passed failed seconds
-for row in "${rows[@]}"; do
-	name=${row/ /-}
-	until [ -s "$logs/$name.row" ]; do sleep 0.1; done
-	cat "$logs/$name.row"
-	read -r _ _ good bad _ <"$logs/$name.row"
+for run in "${runs[@]}"; do
+	name=${run/ /-}
+	until [ -s "$logs/$name.result" ]; do sleep 0.1; done
+	cat "$logs/$name.result"
+	read -r _ _ good bad _ <"$logs/$name.result"
 	passed=$((passed + good)) failed=$((failed + bad))
 done
 [ "$failed" = 0 ] || echo "logs: $logs"
-echo "sdk: $passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary sdk

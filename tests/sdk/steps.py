@@ -48,10 +48,10 @@ steps = [
 ]
 if args.refused:
     # Twice what run.sh sets as --max-body.
-    steps.append(call("refused call", args.echo, {"message": "x" * 65536}, "larger than", failed=True))
+    steps.append(call("refused call", args.echo, {"message": "x" * 65536}, "larger than", failed={"reason": "refused", "retry": False}))
     steps.append(say("four", "allowed tool after a refused call"))
 if args.failed:
-    steps.append(call("failed call", args.echo, {"message": "please hang up"}, "hung up", failed=True))
+    steps.append(call("failed call", args.echo, {"message": "please hang up"}, "hung up", failed={"reason": "upstream_failed", "retry": False}))
     steps.append(say("five", "allowed tool after a failed call"))
 steps = [step for step in steps if not (args.direct and "denied" in step)]
 print(json.dumps([step for step in steps if not (args.listed and step.get("call") in (args.denied, args.unlisted))]))

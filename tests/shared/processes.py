@@ -1,4 +1,4 @@
-"""What the rows run: stores, sidecars, the MCP server, load. A `Stage` ends all that it started."""
+"""The processes of a scenario: stores, sidecars, the MCP server, load. A `Stage` ends all that it has started."""
 
 import http.client
 import json
@@ -18,7 +18,7 @@ _used = set()
 
 
 class Broken(Exception):
-    """Something that a row needs did not come about; the row does not hold."""
+    """A precondition of the scenario is not met; the scenario fails."""
 
 
 def free_port(beside=()):

@@ -1,4 +1,4 @@
-//! An API server that is a function, with the real port-forward protocol, and a real sidecar behind it.
+//! A fake API server with the real port-forward protocol, and a real sidecar behind it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
@@ -29,15 +29,16 @@ use tokio_tungstenite::{
     tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
 };
 use toolweir_sidecar::{
+    credentials::keys::KeyFolders,
     proxy::Limits,
-    run::{self, Config, Source},
+    run::{self, PolicySource, RunConfig},
 };
 
 type Body = BoxBody<Bytes, Infallible>;
 
 /// What the API server knows.
 #[derive(Default)]
-pub struct World {
+pub struct ClusterState {
     pub policies: Vec<Value>,
     pub cluster_policies: Vec<Value>,
     pub namespaces: Vec<Value>,
@@ -58,14 +59,14 @@ pub struct World {
 
 /// A server of it.
 #[derive(Clone, Default)]
-pub struct ApiServer(pub Arc<Mutex<World>>);
+pub struct ApiServer(pub Arc<Mutex<ClusterState>>);
 
 impl ApiServer {
     pub fn client(&self) -> kube::Client {
         kube::Client::new(self.clone(), "agents")
     }
 
-    pub fn change(&self, change: impl FnOnce(&mut World)) {
+    pub fn change(&self, change: impl FnOnce(&mut ClusterState)) {
         change(&mut self.0.lock().unwrap());
     }
 
@@ -137,7 +138,7 @@ fn in_namespace<'a>(all: &'a [Value], namespace: Option<&str>) -> Vec<Value> {
     all.iter().filter(own).cloned().collect()
 }
 
-fn answer(world: &Mutex<World>, request: Request<Incoming>) -> Response<Body> {
+fn answer(world: &Mutex<ClusterState>, request: Request<Incoming>) -> Response<Body> {
     let mut world = world.lock().unwrap();
     let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or_default().to_owned());
     world.seen.push(format!("{path}?{query}"));
@@ -250,49 +251,50 @@ pub fn pod(namespace: &str, name: &str, sidecar: bool) -> Value {
 }
 
 /// A real sidecar, and the file of its policy.
-pub struct Running {
+pub struct RunningSidecar {
     pub sidecar: run::Sidecar,
     path: PathBuf,
 }
 
-impl Drop for Running {
+impl Drop for RunningSidecar {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
 /// Starts one with the text of a policy.
-pub async fn sidecar(policy: &str) -> Running {
+pub async fn sidecar(policy: &str) -> RunningSidecar {
     static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path: PathBuf = std::env::temp_dir().join(format!("kubectl-toolweir-{}-{number}.yaml", std::process::id()));
     std::fs::write(&path, policy).unwrap();
     let free = || "127.0.0.1:0".to_owned();
-    let config = Config {
-        source: Source::Local(path.clone()),
+    let config = RunConfig {
+        source: PolicySource::Local(path.clone()),
         mcp_config: None,
         listen: free(),
         metrics_listen: free(),
         admin_listen: free(),
         upstream_ca: None,
         upstream_proxy: None,
+        credentials: KeyFolders::default(),
         limits: Limits::default(),
         counters: 100,
         workers: 1,
         allowed_hosts: Vec::new(),
         drain: std::time::Duration::from_secs(1),
         shared_store: None,
-        options: toolweir_engine::Options::default(),
+        options: toolweir_engine::CompileOptions::default(),
     };
     let sidecar = run::start(&config, Arc::new(|_| Ok("info".to_owned())), Box::new(std::io::sink())).await.unwrap();
-    Running { sidecar, path }
+    RunningSidecar { sidecar, path }
 }
 
 /// What a command writes, also while it runs.
 #[derive(Clone, Debug, Default)]
-pub struct Out(Arc<Mutex<Vec<u8>>>);
+pub struct SharedBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Out {
+impl SharedBuffer {
     pub fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
@@ -310,7 +312,7 @@ impl Out {
     }
 }
 
-impl std::io::Write for Out {
+impl std::io::Write for SharedBuffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())

@@ -15,33 +15,33 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime, pem::PemObject};
 
-use super::plan::{Authority, Leaf, Span, State};
+use super::plan::{Authority, AuthoritySet, AuthoritySpan, LeafTimes};
 
 /// The subject of serving certificates. Nobody reads it: names are in the certificate's alternative names.
 const LEAF_NAME: &str = "toolweir-operator";
 /// The subject of certificates for a store.
 const STORE_NAME: &str = "toolweir-store";
 
-/// Why a certificate could not be made.
+/// The errors of making a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// A key or a certificate could not be made.
     #[error("a certificate cannot be made: {0}")]
     Make(#[from] rcgen::Error),
-    /// The TLS library does not take it.
+    /// The TLS library does not accept it.
     #[error("the certificate that was made cannot be served: {0}")]
     Serve(#[from] rustls::Error),
-    /// Whoever trusts the authorities would not accept it.
+    /// A client that trusts the authorities would not accept it.
     #[error("the certificate that was made would not be accepted: {0}")]
     Verify(String),
 }
 
-/// The one cryptography provider of the operator.
+/// Returns the cryptography provider of the operator.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The names under which the operator's service is reached. The first one is the one that clients of this project use.
+/// Returns the names of a Service. The first one is the one that clients of this project use.
 pub fn names(service: &str, namespace: &str) -> Vec<String> {
     vec![
         format!("{service}.{namespace}.svc"),
@@ -51,7 +51,7 @@ pub fn names(service: &str, namespace: &str) -> Vec<String> {
     ]
 }
 
-/// What an authority's certificate says, apart from times. Also what a certificate that it signs says of its issuer.
+/// Returns the parameters of an authority's certificate without its times. They are also those of the issuer of a certificate.
 fn authority_params(id: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject(&format!("Toolweir operator CA {id}"));
@@ -66,11 +66,11 @@ fn subject(name: &str) -> DistinguishedName {
     subject
 }
 
-/// A new authority with a new key.
+/// Makes an authority with a new key.
 ///
 /// # Errors
-/// It cannot be made.
-pub fn authority(span: &Span) -> Result<Authority, IssueError> {
+/// The certificate cannot be made.
+pub fn authority(span: &AuthoritySpan) -> Result<Authority, IssueError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     // Named after its key, so that no two authorities have the same subject: verifiers look for issuers by subject.
     let digest = ring::digest::digest(&ring::digest::SHA256, &key.subject_public_key_info());
@@ -82,19 +82,19 @@ pub fn authority(span: &Span) -> Result<Authority, IssueError> {
     Ok(Authority { id, span: *span, certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// A new serving certificate with a new key, signed by this authority. Neither is ever written down.
+/// Makes a serving certificate with a new key, signed by this authority. Neither is ever written to disk.
 ///
 /// # Errors
-/// It cannot be made.
-pub fn leaf(signer: &Authority, times: &Leaf, names: &[String]) -> Result<CertifiedKey, IssueError> {
+/// The certificate cannot be made.
+pub fn leaf(signer: &Authority, times: &LeafTimes, names: &[String]) -> Result<CertifiedKey, IssueError> {
     let (certificate, key) = signed(signer, times, names, LEAF_NAME)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     Ok(CertifiedKey::from_der(vec![certificate.der().clone()], key, &provider())?)
 }
 
-/// A certificate and its key, in PEM, for who serves elsewhere.
+/// A certificate of a store and its key, in PEM.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Pair {
+pub struct StoreKeyPair {
     /// The certificate.
     pub certificate: String,
     /// Its key.
@@ -102,24 +102,25 @@ pub struct Pair {
 }
 
 // The key is never printed.
-impl fmt::Debug for Pair {
+impl fmt::Debug for StoreKeyPair {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Pair").field("certificate", &self.certificate).finish_non_exhaustive()
+        formatter.debug_struct("StoreKeyPair").field("certificate", &self.certificate).finish_non_exhaustive()
     }
 }
 
-impl Pair {
-    /// A new one for a store, with a new key, signed by this authority.
+impl StoreKeyPair {
+    /// Makes a certificate with a new key, signed by this authority.
     ///
     /// # Errors
-    /// It cannot be made.
-    pub fn new(signer: &Authority, times: &Leaf, names: &[String]) -> Result<Self, IssueError> {
+    /// The certificate cannot be made.
+    pub fn new(signer: &Authority, times: &LeafTimes, names: &[String]) -> Result<Self, IssueError> {
         let (certificate, key) = signed(signer, times, names, STORE_NAME)?;
         Ok(Self { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 
-    /// Whether a client that trusts these authorities accepts it then, under each name, and the key is that of the certificate.
-    pub fn is_good(&self, state: &State, names: &[String], then: SystemTime) -> bool {
+    /// Returns whether a client that trusts these authorities accepts it then, under each name, and the key is that of the
+    /// certificate.
+    pub fn is_good(&self, state: &AuthoritySet, names: &[String], then: SystemTime) -> bool {
         let Ok(certificate) = certificate(&self.certificate) else { return false };
         let Ok(key) = PrivateKeyDer::from_pem_slice(self.key.as_bytes()) else { return false };
         // This compares the key with the certificate's, too.
@@ -130,7 +131,7 @@ impl Pair {
 
 fn signed(
     signer: &Authority,
-    times: &Leaf,
+    times: &LeafTimes,
     names: &[String],
     subject_name: &str,
 ) -> Result<(rcgen::Certificate, KeyPair), IssueError> {
@@ -149,12 +150,12 @@ fn signed(
     Ok((certificate, key))
 }
 
-/// Whether a client that trusts these authorities accepts this certificate now, under each name. The last gate before
-/// it is served: what was edited by hand in the Secret may fit together and still be of no use.
+/// Checks that a client that trusts these authorities accepts this certificate now, under each name. It is the last check before
+/// the certificate is served: a Secret that was edited by hand may be consistent and still be of no use.
 ///
 /// # Errors
-/// It does not.
-pub fn verify(leaf: &CertifiedKey, state: &State, names: &[String], now: SystemTime) -> Result<(), IssueError> {
+/// The client would not accept it.
+pub fn verify(leaf: &CertifiedKey, state: &AuthoritySet, names: &[String], now: SystemTime) -> Result<(), IssueError> {
     let refused = |error: &dyn fmt::Display| IssueError::Verify(error.to_string());
     let mut roots = RootCertStore::empty();
     for authority in &state.authorities {
@@ -171,18 +172,18 @@ pub fn verify(leaf: &CertifiedKey, state: &State, names: &[String], now: SystemT
     Ok(())
 }
 
-/// The one certificate of a PEM text.
+/// Returns the only certificate of a PEM text.
 fn certificate(pem: &str) -> Result<CertificateDer<'static>, String> {
     let mut all = CertificateDer::pem_slice_iter(pem.as_bytes());
     match (all.next(), all.next()) {
         (Some(Ok(certificate)), None) => Ok(certificate),
-        (Some(Err(error)), _) => Err(format!("the certificate is no PEM: {error}")),
+        (Some(Err(error)), _) => Err(format!("the certificate is not PEM: {error}")),
         (None, _) => Err("there is no certificate".to_owned()),
         (Some(Ok(_)), Some(_)) => Err("there is more than one certificate".to_owned()),
     }
 }
 
-/// Whether an authority that was read can be used: its certificate and its key can be read and belong together.
+/// Checks that an authority that was read can be used: its certificate and its key can be read and belong together.
 ///
 /// # Errors
 /// Why it cannot.
@@ -201,26 +202,26 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::certs::plan::{self, Lives};
+    use crate::certs::plan::{self, CertificateLifetimes};
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
     }
 
     fn some_authority() -> Authority {
-        authority(&Span { made: at(0), signs_from: at(0), expires: at(3600) }).unwrap()
+        authority(&AuthoritySpan { made: at(0), signs_from: at(0), expires: at(3600) }).unwrap()
     }
 
-    fn state(authorities: &[&Authority]) -> State {
-        State { authorities: authorities.iter().map(|authority| (*authority).clone()).collect() }
+    fn state(authorities: &[&Authority]) -> AuthoritySet {
+        AuthoritySet { authorities: authorities.iter().map(|authority| (*authority).clone()).collect() }
     }
 
     fn some_leaf(signer: &Authority, made: u64) -> CertifiedKey {
-        let lives = Lives::new(Duration::from_secs(3600), Duration::from_secs(600)).unwrap();
-        leaf(signer, &plan::leaf(&signer.span, at(made), &lives), &names("toolweir-operator", "toolweir-system")).unwrap()
+        let lifetimes = CertificateLifetimes::new(Duration::from_secs(3600), Duration::from_secs(600)).unwrap();
+        leaf(signer, &plan::leaf(&signer.span, at(made), &lifetimes), &names("toolweir-operator", "toolweir-system")).unwrap()
     }
 
-    fn refused(leaf: &CertifiedKey, state: &State, name: &str, now: SystemTime) -> String {
+    fn refused(leaf: &CertifiedKey, state: &AuthoritySet, name: &str, now: SystemTime) -> String {
         verify(leaf, state, &[name.to_owned()], now).unwrap_err().to_string()
     }
 
@@ -238,7 +239,7 @@ mod tests {
 
         let name = all[0].as_str();
         assert!(refused(&shown, &state(&[&other]), name, at(1)).contains("UnknownIssuer"));
-        assert!(refused(&shown, &State::default(), name, at(1)).contains("would not be accepted"));
+        assert!(refused(&shown, &AuthoritySet::default(), name, at(1)).contains("would not be accepted"));
         assert!(refused(&shown, &state(&[&signer]), "kubernetes.default.svc", at(1)).contains("not valid for name"));
         assert!(refused(&shown, &state(&[&signer]), name, at(601)).contains("expired"));
         assert!(refused(&shown, &state(&[&signer]), name, at(0) - Duration::from_secs(301)).contains("not valid yet"));
@@ -280,6 +281,6 @@ mod tests {
         assert!(changed(&one.key, &one.key).starts_with("there is no certificate"));
         assert!(changed(&pem_of(b"no DER"), &one.key).starts_with("the certificate cannot be trusted: "));
         let cut = one.certificate.replace("-----END", "----END");
-        assert!(changed(&cut, &one.key).starts_with("the certificate is no PEM: "), "{}", changed(&cut, &one.key));
+        assert!(changed(&cut, &one.key).starts_with("the certificate is not PEM: "), "{}", changed(&cut, &one.key));
     }
 }

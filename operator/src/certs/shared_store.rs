@@ -1,12 +1,12 @@
-//! The certificate of the store that the chart runs: what its Secret holds, and when it is made anew. No I/O.
+//! The certificate of the store that the chart runs: the content of its Secret, and when it is made anew. No I/O.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 use super::{
-    issue::{IssueError, Pair},
-    plan::{self, Authority, Lives, State},
+    issue::{IssueError, StoreKeyPair},
+    plan::{self, Authority, AuthoritySet, CertificateLifetimes},
     store::labels,
 };
 
@@ -15,37 +15,37 @@ const KEY: &str = "tls.key";
 const BUNDLE: &str = "ca.crt";
 const TYPE: &str = "kubernetes.io/tls";
 
-/// What a Secret with this name is to hold; nothing where it holds that. A certificate is kept as long as the authority that signs now
+/// Returns the Secret to write; none where it is as it should be. A certificate is kept as long as the authority that signs now
 /// has signed it and half of its life is left.
 ///
 /// # Errors
-/// It belongs to somebody else, or a certificate cannot be made.
+/// The Secret belongs to somebody else, or a certificate cannot be made.
 pub fn due(
     name: &str,
     found: Option<&Secret>,
-    state: &State,
+    state: &AuthoritySet,
     names: &[String],
     now: SystemTime,
-    lives: &Lives,
-) -> Result<Option<Secret>, Error> {
-    let signer = state.signer(now).ok_or(Error::NoSigner)?;
+    lifetimes: &CertificateLifetimes,
+) -> Result<Option<Secret>, StoreCertificateError> {
+    let signer = state.signer(now).ok_or(StoreCertificateError::NoSigner)?;
     let bundle = state.bundle();
     if let Some(found) = found {
         let is_ours = |held: &BTreeMap<_, _>| labels().iter().all(|(label, value)| held.get(label) == Some(value));
         if found.type_.as_deref() != Some(TYPE) || !found.metadata.labels.as_ref().is_some_and(is_ours) {
-            return Err(Error::Foreign);
+            return Err(StoreCertificateError::Foreign);
         }
         let text = |key: &str| found.data.as_ref()?.get(key).and_then(|ByteString(text)| String::from_utf8(text.clone()).ok());
         if let (Some(certificate), Some(key), Some(held)) = (text(CERTIFICATE), text(KEY), text(BUNDLE)) {
-            let pair = Pair { certificate, key };
-            let alone = State { authorities: vec![signer.clone()] };
-            let half = plan::store_leaf(&signer.span, now, lives).renew;
+            let pair = StoreKeyPair { certificate, key };
+            let alone = AuthoritySet { authorities: vec![signer.clone()] };
+            let half = plan::store_leaf(&signer.span, now, lifetimes).renew;
             if held == bundle && pair.is_good(&alone, names, now) && pair.is_good(&alone, names, half) {
                 return Ok(None);
             }
         }
     }
-    Ok(Some(secret(name, found, signer, &bundle, names, now, lives)?))
+    Ok(Some(secret(name, found, signer, &bundle, names, now, lifetimes)?))
 }
 
 fn secret(
@@ -55,9 +55,9 @@ fn secret(
     bundle: &str,
     names: &[String],
     now: SystemTime,
-    lives: &Lives,
+    lifetimes: &CertificateLifetimes,
 ) -> Result<Secret, IssueError> {
-    let Pair { certificate, key } = Pair::new(signer, &plan::store_leaf(&signer.span, now, lives), names)?;
+    let StoreKeyPair { certificate, key } = StoreKeyPair::new(signer, &plan::store_leaf(&signer.span, now, lifetimes), names)?;
     let new = || ObjectMeta { name: Some(name.to_owned()), labels: Some(labels()), ..ObjectMeta::default() };
     Ok(Secret {
         // With the version that was read: what another replica wrote meanwhile is not written over.
@@ -71,16 +71,16 @@ fn secret(
     })
 }
 
-/// Why there is no certificate for the store.
+/// The errors of making the store's certificate.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum StoreCertificateError {
     /// The Secret is not the operator's.
     #[error("it is not one that an operator made; delete it, or give the chart another name")]
     Foreign,
-    /// Nobody can sign.
+    /// No authority can sign.
     #[error("no authority can sign; is the clock right?")]
     NoSigner,
-    /// It cannot be made.
+    /// The certificate cannot be made.
     #[error(transparent)]
     Issue(#[from] IssueError),
 }
@@ -90,7 +90,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::certs::{issue, plan::Span};
+    use crate::certs::{issue, plan::AuthoritySpan};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -103,11 +103,11 @@ mod tests {
     }
 
     fn authority(made: u32, signs_from: u32) -> Authority {
-        issue::authority(&Span { made: at(made), signs_from: at(signs_from), expires: at(made + 365) }).unwrap()
+        issue::authority(&AuthoritySpan { made: at(made), signs_from: at(signs_from), expires: at(made + 365) }).unwrap()
     }
 
-    fn due_at(found: Option<&Secret>, state: &State, day: u32) -> Option<Secret> {
-        due("toolweir-store-tls", found, state, &names(), at(day), &Lives::default()).unwrap()
+    fn due_at(found: Option<&Secret>, state: &AuthoritySet, day: u32) -> Option<Secret> {
+        due("toolweir-store-tls", found, state, &names(), at(day), &CertificateLifetimes::default()).unwrap()
     }
 
     fn text(secret: &Secret, key: &str) -> String {
@@ -116,11 +116,11 @@ mod tests {
 
     #[test]
     fn it_is_made_once_and_anew_at_half_of_its_life() {
-        let state = State { authorities: vec![authority(0, 0)] };
+        let state = AuthoritySet { authorities: vec![authority(0, 0)] };
         let first = due_at(None, &state, 0).unwrap();
         assert_eq!((first.type_.as_deref(), first.metadata.name.as_deref()), (Some(TYPE), Some("toolweir-store-tls")));
         assert_eq!(text(&first, BUNDLE), state.bundle());
-        let pair = Pair { certificate: text(&first, CERTIFICATE), key: text(&first, KEY) };
+        let pair = StoreKeyPair { certificate: text(&first, CERTIFICATE), key: text(&first, KEY) };
         assert!(pair.is_good(&state, &names(), at(89)) && !pair.is_good(&state, &names(), at(91)));
         assert!(!format!("{pair:?}").contains("PRIVATE"));
         for day in [0, 1, 44] {
@@ -134,22 +134,22 @@ mod tests {
     #[test]
     fn it_is_of_the_authority_that_signs_now_and_says_whom_to_trust() {
         let (old, new) = (authority(0, 0), authority(121, 242));
-        let state = State { authorities: vec![old.clone()] };
+        let state = AuthoritySet { authorities: vec![old.clone()] };
         let first = due_at(None, &state, 100).unwrap();
         // A successor is only trusted at first.
-        let both = State { authorities: vec![old.clone(), new.clone()] };
+        let both = AuthoritySet { authorities: vec![old.clone(), new.clone()] };
         let second = due_at(Some(&first), &both, 121).unwrap();
         assert_eq!(text(&second, BUNDLE), both.bundle());
-        let pair = |secret: &Secret| Pair { certificate: text(secret, CERTIFICATE), key: text(secret, KEY) };
-        assert!(pair(&second).is_good(&State { authorities: vec![old] }, &names(), at(122)));
+        let pair = |secret: &Secret| StoreKeyPair { certificate: text(secret, CERTIFICATE), key: text(secret, KEY) };
+        assert!(pair(&second).is_good(&AuthoritySet { authorities: vec![old] }, &names(), at(122)));
         // Then it signs.
         let third = due_at(Some(&second), &both, 242).unwrap();
-        assert!(pair(&third).is_good(&State { authorities: vec![new] }, &names(), at(243)));
+        assert!(pair(&third).is_good(&AuthoritySet { authorities: vec![new] }, &names(), at(243)));
     }
 
     #[test]
     fn what_does_not_fit_is_made_anew_and_what_is_somebody_elses_is_left_alone() {
-        let state = State { authorities: vec![authority(0, 0)] };
+        let state = AuthoritySet { authorities: vec![authority(0, 0)] };
         let good = due_at(None, &state, 0).unwrap();
         for (key, other) in
             [(KEY, text(&due_at(None, &state, 0).unwrap(), KEY)), (CERTIFICATE, "x".to_owned()), (BUNDLE, String::new())]
@@ -160,16 +160,16 @@ mod tests {
         }
         let mut foreign = good.clone();
         foreign.metadata.labels = None;
-        let said = due("s", Some(&foreign), &state, &names(), at(1), &Lives::default()).unwrap_err().to_string();
+        let said = due("s", Some(&foreign), &state, &names(), at(1), &CertificateLifetimes::default()).unwrap_err().to_string();
         assert!(said.starts_with("it is not one that an operator made"), "{said}");
         // Another name.
         let other = issue::names("counts", "toolweir-system");
-        assert!(due("s", Some(&good), &state, &other, at(1), &Lives::default()).unwrap().is_some());
+        assert!(due("s", Some(&good), &state, &other, at(1), &CertificateLifetimes::default()).unwrap().is_some());
     }
 
     #[test]
     fn an_authority_at_its_end_makes_one_and_not_one_each_time() {
-        let state = State { authorities: vec![authority(0, 0)] };
+        let state = AuthoritySet { authorities: vec![authority(0, 0)] };
         let last = due_at(None, &state, 364).unwrap();
         assert_eq!(due_at(Some(&last), &state, 364), None);
     }

@@ -1,4 +1,4 @@
-//! What the Secret looks like, and how it is read. Plain data and functions.
+//! The content of the authorities' Secret: reads and writes it. Plain data and functions.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     issue,
-    plan::{Authority, MOST_AUTHORITIES, State},
+    plan::{Authority, AuthoritySet, MOST_AUTHORITIES},
 };
 
-/// The key with everything that the operator reads.
+/// The key of the Secret that the operator reads.
 pub const AUTHORITIES: &str = "authorities.json";
-/// The key with the certificates alone, for people. Never read.
+/// The key with the certificates alone, for people. The operator never reads it.
 pub const BUNDLE: &str = "ca.crt";
 /// The type of the Secret.
 pub const TYPE: &str = "toolweir.dev/ca";
-/// The version of what is in [`AUTHORITIES`].
+/// The version of the content of [`AUTHORITIES`].
 const VERSION: u32 = 1;
-/// At most this many bytes are read.
+/// The most bytes that are read.
 const MOST_BYTES: usize = 256 * 1024;
 
 #[derive(Serialize, Deserialize)]
-struct Document<'a> {
+struct AuthoritiesFile<'a> {
     version: u32,
     authorities: std::borrow::Cow<'a, [Authority]>,
 }
@@ -32,11 +32,11 @@ struct Versioned {
     version: u32,
 }
 
-/// The authorities of a Secret; none where it is empty.
+/// Reads the authorities of a Secret; none where it is empty.
 ///
 /// # Errors
-/// What is wrong with it. It then may belong to somebody else, or to another version of the operator.
-pub fn read(secret: &Secret) -> Result<Option<State>, String> {
+/// The content cannot be read. The Secret may belong to somebody else, or to another version of the operator.
+pub fn read(secret: &Secret) -> Result<Option<AuthoritySet>, String> {
     let Some(data) = secret.data.as_ref().filter(|data| !data.is_empty()) else { return Ok(None) };
     let Some(ByteString(text)) = data.get(AUTHORITIES) else {
         let keys = data.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -50,8 +50,8 @@ pub fn read(secret: &Secret) -> Result<Option<State>, String> {
     if version != VERSION {
         return Err(format!("{AUTHORITIES} has version {version}; this operator reads version {VERSION}"));
     }
-    let document: Document<'_> = json(text)?;
-    let state = State { authorities: document.authorities.into_owned() };
+    let document: AuthoritiesFile<'_> = json(text)?;
+    let state = AuthoritySet { authorities: document.authorities.into_owned() };
     check(&state)?;
     Ok(Some(state))
 }
@@ -61,7 +61,7 @@ fn json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, String> {
     serde_json::from_slice(text).map_err(|error| format!("{AUTHORITIES} cannot be read: {error}"))
 }
 
-fn check(state: &State) -> Result<(), String> {
+fn check(state: &AuthoritySet) -> Result<(), String> {
     let count = state.authorities.len();
     if count == 0 || count > MOST_AUTHORITIES {
         return Err(format!("{AUTHORITIES} has {count} authorities; there are 1 to {MOST_AUTHORITIES}"));
@@ -83,28 +83,28 @@ fn check(state: &State) -> Result<(), String> {
     Ok(())
 }
 
-/// The data of a Secret with these authorities.
+/// Returns the data of a Secret with these authorities.
 ///
 /// # Errors
 /// They cannot be written as JSON: a time after the year 9999.
-pub fn data(state: &State) -> Result<BTreeMap<String, ByteString>, serde_json::Error> {
-    let document = Document { version: VERSION, authorities: state.authorities.as_slice().into() };
+pub fn data(state: &AuthoritySet) -> Result<BTreeMap<String, ByteString>, serde_json::Error> {
+    let document = AuthoritiesFile { version: VERSION, authorities: state.authorities.as_slice().into() };
     Ok(BTreeMap::from([
         (AUTHORITIES.to_owned(), ByteString(serde_json::to_vec_pretty(&document)?)),
         (BUNDLE.to_owned(), ByteString(state.bundle().into_bytes())),
     ]))
 }
 
-/// The labels of the Secret.
+/// Returns the labels of the Secret.
 pub fn labels() -> BTreeMap<String, String> {
     BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "toolweir-operator".to_owned())])
 }
 
-/// A new Secret with these authorities.
+/// Returns a new Secret with these authorities.
 ///
 /// # Errors
 /// Those of [`data`].
-pub fn secret(name: &str, state: &State) -> Result<Secret, serde_json::Error> {
+pub fn secret(name: &str, state: &AuthoritySet) -> Result<Secret, serde_json::Error> {
     Ok(Secret {
         metadata: ObjectMeta { name: Some(name.to_owned()), labels: Some(labels()), ..ObjectMeta::default() },
         type_: Some(TYPE.to_owned()),
@@ -120,12 +120,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::certs::plan::Span;
+    use crate::certs::plan::AuthoritySpan;
 
-    fn authorities(count: u64) -> State {
+    fn authorities(count: u64) -> AuthoritySet {
         let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds);
-        let new = |n: u64| issue::authority(&Span { made: at(n), signs_from: at(n + 10), expires: at(n + 60) }).unwrap();
-        State { authorities: (0..count).map(new).collect() }
+        let new = |n: u64| issue::authority(&AuthoritySpan { made: at(n), signs_from: at(n + 10), expires: at(n + 60) }).unwrap();
+        AuthoritySet { authorities: (0..count).map(new).collect() }
     }
 
     fn with(text: impl Into<Vec<u8>>) -> Secret {
@@ -182,7 +182,7 @@ mod tests {
             (changed("/authorities/1/id", ids[0].into()), of(0) + "there are two"),
             (
                 changed("/authorities/0/made", "yesterday".into()),
-                "authorities.json cannot be read: \"yesterday\" is no time".to_owned(),
+                "authorities.json cannot be read: \"yesterday\" is not a time".to_owned(),
             ),
             (
                 changed("/authorities/0/signsFrom", "2020-01-01T00:00:00Z".into()),

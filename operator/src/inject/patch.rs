@@ -1,9 +1,9 @@
-//! The way from one document to another as a JSON Patch (RFC 6902).
+//! The difference between two documents as a JSON Patch (RFC 6902).
 
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation, jsonptr::PointerBuf};
 use serde_json::{Map, Value};
 
-/// A patch that makes `to` of `from`.
+/// Returns a patch that turns `from` into `to`.
 ///
 /// Items of a list that have the same name stay where they are. By index alone, as `json_patch::diff` compares, a container
 /// that comes first would rewrite every other one.
@@ -38,7 +38,7 @@ fn objects(from: &Map<String, Value>, to: &Map<String, Value>, at: &mut PointerB
     }
 }
 
-/// What both lists begin and end with stays; what is between is removed from the one and taken from the other.
+/// Keeps the items at the beginning and at the end that both lists have, removes those between of `from`, and adds those of `to`.
 fn arrays(from: &[Value], to: &[Value], at: &mut PointerBuf, patch: &mut Vec<PatchOperation>) {
     let head = from.iter().zip(to).take_while(|(from, to)| same(from, to)).count();
     let (from_rest, to_rest) = (from.get(head..).unwrap_or_default(), to.get(head..).unwrap_or_default());
@@ -65,7 +65,7 @@ fn arrays(from: &[Value], to: &[Value], at: &mut PointerBuf, patch: &mut Vec<Pat
     each(from.get(from_tail..).unwrap_or_default(), to.get(to_tail..).unwrap_or_default(), to_tail, at, patch);
 }
 
-/// Whether two items are the same, though perhaps not alike: both have the same name or, of mounts, the same path.
+/// Returns whether two items stand for the same object: they are equal, or have the same name or, of mounts, the same path.
 fn same(from: &Value, to: &Value) -> bool {
     let key = |value: &Value| value.get("mountPath").or_else(|| value.get("name")).and_then(Value::as_str).map(str::to_owned);
     from == to || key(from).is_some_and(|name| Some(name) == key(to))

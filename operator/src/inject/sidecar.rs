@@ -1,11 +1,21 @@
-//! What is added to a pod, and what is told about a pod where that does not fit.
+//! The parts of a sidecar that are added to a pod, and the warnings where they do not fit.
 
 use serde_json::{Map, Value, json};
-
-use super::{Context, INJECT_LABEL, items, name, string, workload::workload};
-use crate::{
+use toolweir_crds::{
     SIDECAR_CONTAINER,
-    config::{Amounts, LogLevel, Resources},
+    sidecar::{ADMIN_PORT, AUDIENCE, METRICS_PORT, PROXY_PORT},
+};
+
+use super::{
+    context::InjectionContext,
+    credentials::{CredentialVolumes, has_token},
+    fields::{annotation, annotations, entry_object, items, name, path, shown},
+    opt_in::{INJECT_LABEL, OptIn},
+    workload::workload,
+};
+use crate::{
+    config::{ResourceAmounts, SidecarLogLevel, SidecarResources},
+    credentials::{AUDIENCE_TOKENS_VOLUME, CREDENTIALS_VOLUME},
 };
 
 /// The volume of the sidecar's token. The sidecar alone mounts it.
@@ -14,33 +24,31 @@ pub const TOKEN_VOLUME: &str = "toolweir-token";
 pub const STATE_VOLUME: &str = "toolweir-state";
 /// The volume through which the sidecar tells the other containers which servers there are.
 pub const CONFIG_VOLUME: &str = "toolweir-config";
-/// Where [`CONFIG_VOLUME`] is mounted.
+/// The path at which [`CONFIG_VOLUME`] is mounted.
 pub const CONFIG_PATH: &str = "/etc/toolweir";
 /// The file there, in the usual `mcpServers` form.
 pub const MCP_CONFIG: &str = "/etc/toolweir/mcp.json";
-/// Where agents reach the sidecar.
+/// The URL at which agents reach the sidecar.
 pub const URL: &str = "http://127.0.0.1:15001";
 /// The variable that holds [`URL`].
 pub const URL_ENV: &str = "TOOLWEIR_URL";
 /// The variable that holds [`MCP_CONFIG`].
 pub const MCP_CONFIG_ENV: &str = "TOOLWEIR_MCP_CONFIG";
-/// The port of metrics and probes.
-pub const METRICS_PORT: u16 = 15020;
-/// The audience of the sidecar's token.
-pub const TOKEN_AUDIENCE: &str = "toolweir";
 /// The annotation by which a pod says whether a plain Prometheus scrapes it.
 pub const SCRAPE: &str = "prometheus.io/scrape";
 /// The annotations by which a plain Prometheus finds the sidecar's metrics, at [`METRICS_PORT`].
 pub const SCRAPE_ANNOTATIONS: [(&str, &str); 3] =
-    [(SCRAPE, "true"), ("prometheus.io/port", "15020"), ("prometheus.io/path", "/metrics")];
+    [(SCRAPE, "true"), ("prometheus.io/port", METRICS_PORT_TEXT), ("prometheus.io/path", "/metrics")];
 
+/// [`METRICS_PORT`] as a text; a test of this file compares the two.
+const METRICS_PORT_TEXT: &str = "15020";
 const TOKEN_PATH: &str = "/var/run/secrets/toolweir.dev";
 const STATE_PATH: &str = "/var/lib/toolweir";
-/// Administration, proxy, metrics.
-const PORTS: [u64; 3] = [15000, 15001, 15020];
+/// The ports at which the sidecar listens.
+const PORTS: [u16; 3] = [ADMIN_PORT, PROXY_PORT, METRICS_PORT];
 /// The user and group of the sidecar.
 const USER: u32 = 65532;
-/// What a rule of a container can do since Kubernetes 1.35 (`ContainerRestartRule.action`).
+/// An action of a restart rule, since Kubernetes 1.35 (`ContainerRestartRule.action`).
 const RESTART_ALL: &str = "RestartAllContainers";
 /// Annotations by which a pod says more of its sidecar begin with this.
 const ANNOTATION: &str = "toolweir.dev/sidecar-";
@@ -49,17 +57,17 @@ const LOG_LEVEL: &str = "toolweir.dev/sidecar-log-level";
 const HELD: (u128, u128) = (4 * 1024 * 1024, 64 * 1024 * 1024);
 const AMOUNTS: [(&str, &str); 4] = [("cpu", "request"), ("cpu", "limit"), ("memory", "request"), ("memory", "limit")];
 
-pub(super) fn is_our_volume(name: &str) -> bool {
-    [TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME].contains(&name)
+pub(super) fn is_injected_volume(name: &str) -> bool {
+    [TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME, CREDENTIALS_VOLUME, AUDIENCE_TOKENS_VOLUME].contains(&name)
 }
 
-pub(super) fn is_our_env(name: &str) -> bool {
+pub(super) fn is_injected_env(name: &str) -> bool {
     [URL_ENV, MCP_CONFIG_ENV].contains(&name)
 }
 
-/// Whether a mount is where ours belongs or below it, however its path is written.
-fn is_at_our_path(mount: &Value) -> bool {
-    let Some(path) = mount.get("mountPath").and_then(string) else { return false };
+/// Returns whether a mount is at [`CONFIG_PATH`] or below it, however its path is written.
+fn is_at_injected_path(mount: &Value) -> bool {
+    let Some(path) = mount.get("mountPath").and_then(Value::as_str) else { return false };
     let mut parts = Vec::new();
     for part in path.split('/') {
         match part {
@@ -72,36 +80,40 @@ fn is_at_our_path(mount: &Value) -> bool {
     parts.starts_with(&ours)
 }
 
-/// Whether a mount of another container is ours, or of a volume of ours, or where ours belongs. Below it nothing can be
-/// mounted either: a runtime cannot make the place for it in what is read-only, and the container would not start.
-pub(super) fn is_in_place_of_ours(mount: &Value) -> bool {
-    name(mount).is_some_and(is_our_volume) || is_at_our_path(mount)
+/// Returns whether a mount of another container is of an injected volume, or at [`CONFIG_PATH`] or below it. Nothing can be
+/// mounted below it: a runtime cannot create the mount point in a read-only volume, and the container would not start.
+pub(super) fn is_in_place_of_injected(mount: &Value) -> bool {
+    name(mount).is_some_and(is_injected_volume) || is_at_injected_path(mount)
 }
 
-/// Whether annotations say that the sidecar is scraped, just as we write it.
+/// Returns whether annotations are [`SCRAPE_ANNOTATIONS`].
 pub(super) fn is_scraped(annotations: &Map<String, Value>) -> bool {
-    SCRAPE_ANNOTATIONS.iter().all(|(key, value)| annotations.get(*key).and_then(string) == Some(value))
+    SCRAPE_ANNOTATIONS.iter().all(|(key, value)| annotations.get(*key).and_then(Value::as_str) == Some(value))
 }
 
-/// What is added to one pod.
-pub(super) struct Ours {
+/// The parts that are added to one pod.
+pub(super) struct InjectedParts {
     pub container: Value,
-    pub volumes: [Value; 3],
+    pub volumes: Vec<Value>,
+    pub credentials: CredentialVolumes,
     /// For every other container.
     pub env: [Value; 2],
     /// For every other container.
     pub mount: Value,
     /// For the annotation.
     pub version: String,
-    /// Whether it has [`SCRAPE_ANNOTATIONS`], unless [`SCRAPE`] is its own.
+    /// True if the pod gets [`SCRAPE_ANNOTATIONS`], unless [`SCRAPE`] is its own.
     pub scrape: bool,
 }
 
-impl Ours {
+impl InjectedParts {
+    /// Makes the parts for a pod.
+    ///
     /// # Errors
-    /// An annotation of the pod is wrong: which, and what to write instead.
-    pub fn new(pod: &Value, context: &Context<'_>) -> Result<Self, String> {
-        let mut container = container(pod, context)?;
+    /// An annotation of the pod or its namespace is wrong: which, and what to write instead.
+    pub fn new(pod: &Value, context: &InjectionContext<'_>) -> Result<Self, String> {
+        let credentials = CredentialVolumes::new(pod, context)?;
+        let mut container = container(pod, context, &credentials)?;
         let before = pod.get("spec").map_or(&[][..], |spec| items(spec, "initContainers"));
         if let Some(before) = before.iter().find(|before| is_genuine(before, &container)) {
             keep(&mut container, before);
@@ -113,21 +125,22 @@ impl Ours {
         // not read it. Where all containers run as one user, or the pod has an fsGroup, the kubelet narrows it to 0600 or
         // 0640 by itself and lets that user or group have it.
         let life = context.config.sidecar.token_expiration_seconds;
-        let token = json!({"audience": TOKEN_AUDIENCE, "expirationSeconds": life, "path": "token"});
-        let volumes = [
+        let token = json!({"audience": AUDIENCE, "expirationSeconds": life, "path": "token"});
+        let mut volumes = vec![
             json!({"name": TOKEN_VOLUME, "projected": {"defaultMode": 0o644, "sources": [{"serviceAccountToken": token}]}}),
             json!({"name": STATE_VOLUME, "emptyDir": {}}),
             json!({"name": CONFIG_VOLUME, "emptyDir": {}}),
         ];
+        volumes.extend(credentials.volumes());
         let env = [json!({"name": URL_ENV, "value": URL}), json!({"name": MCP_CONFIG_ENV, "value": MCP_CONFIG})];
         let mount = json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": true});
         // Who wrote them before cannot be told, so they stay where they are: they may be the pod's own.
         let scrape = context.config.sidecar.scrape_annotations || annotations(pod).is_some_and(is_scraped);
-        Ok(Self { container, volumes, env, mount, version: context.version.to_owned(), scrape })
+        Ok(Self { container, volumes, credentials, env, mount, version: context.version.to_owned(), scrape })
     }
 }
 
-fn container(pod: &Value, context: &Context<'_>) -> Result<Value, String> {
+fn container(pod: &Value, context: &InjectionContext<'_>, credentials: &CredentialVolumes) -> Result<Value, String> {
     let annotations = Annotations(pod);
     let sidecar = &context.config.sidecar;
     let level = annotations.log_level()?.unwrap_or(sidecar.log_level);
@@ -135,22 +148,24 @@ fn container(pod: &Value, context: &Context<'_>) -> Result<Value, String> {
     let field = |path: &str| json!({"fieldRef": {"apiVersion": "v1", "fieldPath": path}});
     let token = format!("{TOKEN_PATH}/token");
     // A kubelet replaces `$(NAME)` in arguments by a variable.
-    let workload = workload(pod).replace('$', "$$");
+    let workload = format!("--pod-workload={}", workload(pod).replace('$', "$$"));
+    let held = held(&resources).to_string();
+    let mut args = vec!["run", "--control-plane", context.stream_url, "--token-file", &token, "--state-dir", STATE_PATH];
+    args.extend(["--mcp-config", MCP_CONFIG, &workload, "--max-held", &held]);
+    args.extend(credentials.args());
+    // The log level comes last: see `is_genuine`.
+    args.extend(["--log-format", "json", "--log-level", level.as_str()]);
+    let mut mounts = vec![
+        json!({"name": TOKEN_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true}),
+        json!({"name": STATE_VOLUME, "mountPath": STATE_PATH}),
+        json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH}),
+    ];
+    mounts.extend(credentials.mounts());
     Ok(json!({
         "name": SIDECAR_CONTAINER,
         "image": sidecar.image,
         "imagePullPolicy": sidecar.image_pull_policy.as_str(),
-        "args": [
-            "run",
-            "--control-plane", context.stream_url,
-            "--token-file", token,
-            "--state-dir", STATE_PATH,
-            "--mcp-config", MCP_CONFIG,
-            format!("--pod-workload={workload}"),
-            "--max-held", held(&resources).to_string(),
-            "--log-format", "json",
-            "--log-level", level.as_str(),
-        ],
+        "args": args,
         // A native sidecar: it starts before the others and is stopped after them, and a Job ends without it.
         "restartPolicy": "Always",
         "env": [
@@ -182,23 +197,19 @@ fn container(pod: &Value, context: &Context<'_>) -> Result<Value, String> {
         },
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": TOKEN_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true},
-            {"name": STATE_VOLUME, "mountPath": STATE_PATH},
-            {"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH},
-        ],
+        "volumeMounts": mounts,
     }))
 }
 
-/// How many bytes of bodies it may hold: a quarter of its memory. A sidecar that runs out of memory is started anew, and
-/// counts from nothing: an agent must not be able to bring that about.
-fn held(resources: &Resources) -> u128 {
+/// Returns how many bytes of bodies a sidecar may hold: a quarter of its memory. A sidecar that runs out of memory is restarted
+/// and counts from zero: an agent must not be able to cause that.
+fn held(resources: &SidecarResources) -> u128 {
     let (least, most) = HELD;
     resources.limits.memory.as_ref().map_or(most, |limit| (limit.nanos() / 1_000_000_000 / 4).clamp(least, most))
 }
 
-fn resources_value(resources: &Resources) -> Value {
-    let amounts = |amounts: &Amounts| {
+fn resources_value(resources: &SidecarResources) -> Value {
+    let amounts = |amounts: &ResourceAmounts| {
         let named = [("cpu", &amounts.cpu), ("memory", &amounts.memory)].into_iter();
         named.filter_map(|(name, amount)| Some((name.to_owned(), amount.as_ref()?.as_str().into()))).collect::<Map<_, _>>()
     };
@@ -211,7 +222,7 @@ fn resources_value(resources: &Resources) -> Value {
         .collect()
 }
 
-/// Whether a container of the sidecar's name is one that was injected before.
+/// Returns whether a container of the sidecar's name was injected before.
 fn is_genuine(before: &Value, ours: &Value) -> bool {
     // The log level of the command line is left to the end: an annotation may have changed since.
     let args = |container: &Value| items(container, "args").iter().rev().skip(1).cloned().collect::<Vec<_>>();
@@ -220,8 +231,8 @@ fn is_genuine(before: &Value, ours: &Value) -> bool {
         && args(before) == args(ours)
 }
 
-/// Keeps what the API server added to a sidecar for whoever runs the cluster or the namespace. A `LimitRange` gives limits
-/// to containers that have none, and refuses those that have none in the end; `AlwaysPullImages` does the same with the
+/// Keeps what the API server added to a sidecar for the administrators of the cluster or the namespace. A `LimitRange` gives
+/// limits to containers that have none, and refuses those that have none in the end; `AlwaysPullImages` does the same with the
 /// pull policy.
 fn keep(ours: &mut Value, before: &Value) {
     let Some(ours) = ours.as_object_mut() else { return };
@@ -230,13 +241,13 @@ fn keep(ours: &mut Value, before: &Value) {
         if amounts.is_empty() {
             continue;
         }
-        let resources = super::entry_object(ours, "resources").and_then(|resources| super::entry_object(resources, kind));
+        let resources = entry_object(ours, "resources").and_then(|resources| entry_object(resources, kind));
         let Some(resources) = resources else { continue };
         for (resource, amount) in amounts {
             resources.entry(resource.clone()).or_insert_with(|| amount.clone());
         }
     }
-    if before.get("imagePullPolicy").and_then(string) == Some("Always") {
+    if before.get("imagePullPolicy").and_then(Value::as_str) == Some("Always") {
         ours.insert("imagePullPolicy".to_owned(), "Always".into());
     }
     if let Some(policy) = before.get("resizePolicy") {
@@ -244,29 +255,21 @@ fn keep(ours: &mut Value, before: &Value) {
     }
 }
 
-fn annotations(pod: &Value) -> Option<&Map<String, Value>> {
-    pod.get("metadata")?.get("annotations")?.as_object()
-}
-
 struct Annotations<'a>(&'a Value);
 
 impl Annotations<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        string(annotations(self.0)?.get(key)?)
+    fn log_level(&self) -> Result<Option<SidecarLogLevel>, String> {
+        let Some(text) = annotation(self.0, LOG_LEVEL) else { return Ok(None) };
+        let level = SidecarLogLevel::ALL.into_iter().find(|level| level.as_str() == text);
+        let known = SidecarLogLevel::ALL.map(SidecarLogLevel::as_str).join(", ");
+        level.map(Some).ok_or_else(|| format!("{}: `{}` is not a log level; write one of {known}", path(LOG_LEVEL), shown(text)))
     }
 
-    fn log_level(&self) -> Result<Option<LogLevel>, String> {
-        let Some(text) = self.get(LOG_LEVEL) else { return Ok(None) };
-        let level = LogLevel::ALL.into_iter().find(|level| level.as_str() == text);
-        let known = LogLevel::ALL.map(LogLevel::as_str).join(", ");
-        level.map(Some).ok_or_else(|| format!("{}: `{}` is no log level; write one of {known}", path(LOG_LEVEL), shown(text)))
-    }
-
-    fn resources(&self, defaults: &Resources) -> Result<Resources, String> {
+    fn resources(&self, defaults: &SidecarResources) -> Result<SidecarResources, String> {
         let mut resources = defaults.clone();
         for (resource, kind) in AMOUNTS {
             let key = format!("{ANNOTATION}{resource}-{kind}");
-            let Some(text) = self.get(&key) else { continue };
+            let Some(text) = annotation(self.0, &key) else { continue };
             let quantity = text.parse().map_err(|error| format!("{}: {error}", path(&key)))?;
             let amounts = if kind == "limit" { &mut resources.limits } else { &mut resources.requests };
             *(if resource == "cpu" { &mut amounts.cpu } else { &mut amounts.memory }) = Some(quantity);
@@ -276,24 +279,15 @@ impl Annotations<'_> {
     }
 }
 
-fn path(annotation: &str) -> String {
-    format!("metadata.annotations[{annotation}]")
-}
-
-/// A text of the pod, which nobody has looked at yet.
-fn shown(text: &str) -> String {
-    text.chars().take(63).flat_map(char::escape_debug).collect()
-}
-
-/// What whoever makes the pod should know.
-pub(super) fn warnings(pod: &Value, ours: &Ours) -> Vec<String> {
+/// Returns the warnings for whoever creates the pod.
+pub(super) fn warnings(pod: &Value, ours: &InjectedParts) -> Vec<String> {
     let mut warnings = Vec::new();
     let metadata = pod.get("metadata");
-    if let Some(value) = metadata.and_then(|metadata| string(metadata.get("labels")?.get(INJECT_LABEL)?))
-        && !["enabled", "disabled"].contains(&value)
+    if let Some(value) = metadata.and_then(|metadata| metadata.get("labels")?.get(INJECT_LABEL)?.as_str())
+        && OptIn::from_value(value).is_none()
     {
         let value = shown(value);
-        warnings.push(format!("label {INJECT_LABEL}: `{value}` says nothing; write enabled or disabled. The pod is injected"));
+        warnings.push(format!("label {INJECT_LABEL}: `{value}` is not known; write enabled or disabled. The pod is injected"));
     }
     for (key, _) in annotations(pod).into_iter().flatten().filter(|(key, _)| key.starts_with(ANNOTATION)) {
         let is_amount = AMOUNTS.iter().any(|(resource, kind)| *key == format!("{ANNOTATION}{resource}-{kind}"));
@@ -304,24 +298,37 @@ pub(super) fn warnings(pod: &Value, ours: &Ours) -> Vec<String> {
     if let Some(annotations) = annotations(pod)
         && ours.scrape
     {
-        of_scraping(annotations, &mut warnings);
+        warn_of_scraping(annotations, &mut warnings);
     }
-    let Some(spec) = pod.get("spec") else { return warnings };
-    for volume in items(spec, "volumes").iter().filter(|volume| name(volume).is_some_and(is_our_volume)) {
+    if let Some(spec) = pod.get("spec") {
+        warn_of_volumes(spec, ours, &mut warnings);
+        warn_of_spec(spec, ours, &mut warnings);
+    }
+    warnings
+}
+
+/// Warns of volumes with an injected volume's name or with the sidecar's token.
+fn warn_of_volumes(spec: &Value, ours: &InjectedParts, warnings: &mut Vec<String>) {
+    for volume in items(spec, "volumes").iter().filter(|volume| name(volume).is_some_and(is_injected_volume)) {
         if !ours.volumes.contains(volume) {
-            let name = name(volume).unwrap_or_default();
-            warnings.push(format!("volume {name}: the name is Toolweir's; the pod's own volume was replaced"));
+            let own = name(volume).unwrap_or_default();
+            let is_replaced = ours.volumes.iter().any(|ours| name(ours) == Some(own));
+            let became = if is_replaced { "replaced" } else { "removed" };
+            warnings.push(format!("volume {own}: the name is Toolweir's; the pod's own volume was {became}"));
         }
     }
-    let has_token = |volume: &&Value| {
-        let sources = volume.get("projected").map_or(&[][..], |projected| items(projected, "sources"));
-        sources.iter().any(|s| s.pointer("/serviceAccountToken/audience").and_then(string) == Some(TOKEN_AUDIENCE))
-    };
-    for volume in items(spec, "volumes").iter().filter(|volume| !name(volume).is_some_and(is_our_volume)).filter(has_token) {
-        let name = shown(name(volume).unwrap_or_default());
-        warnings.push(format!("volume {name}: its token is the sidecar's; who reads it can answer the operator in its place"));
+    for volume in items(spec, "volumes").iter().filter(|volume| !name(volume).is_some_and(is_injected_volume)) {
+        let who = format!("volume {}", shown(name(volume).unwrap_or_default()));
+        if has_token(volume, AUDIENCE) {
+            warnings.push(format!("{who}: its token is the sidecar's; who reads it can answer the operator in its place"));
+        }
+        ours.credentials.warn_of_volume(volume, &who, warnings);
     }
-    if let Some(policy @ ("Default" | "None")) = spec.get("dnsPolicy").and_then(string) {
+}
+
+/// Warns of settings of the pod and of its containers.
+fn warn_of_spec(spec: &Value, ours: &InjectedParts, warnings: &mut Vec<String>) {
+    if let Some(policy @ ("Default" | "None")) = spec.get("dnsPolicy").and_then(Value::as_str) {
         warnings.push(format!(
             "spec.dnsPolicy: {policy}: where it does not find names of Services, the sidecar does not find the operator, and the \
              pod does not start"
@@ -337,20 +344,20 @@ pub(super) fn warnings(pod: &Value, ours: &Ours) -> Vec<String> {
             }
             continue;
         }
-        of_container(container, ours, &mut warnings);
+        warn_of_container(container, ours, warnings);
     }
+    let credentials = if ours.credentials.is_empty() { "" } else { " and the credentials of servers" };
     for field in ["shareProcessNamespace", "hostPID"] {
         if spec.get(field) == Some(&Value::Bool(true)) {
             warnings.push(format!(
-                "spec.{field}: a container that runs as root or as user {USER} can reach into the sidecar and read its token"
+                "spec.{field}: a container that runs as root or as user {USER} can reach into the sidecar and read its token{credentials}"
             ));
         }
     }
-    warnings
 }
 
-/// Of annotations that are the pod's own, where [`SCRAPE_ANNOTATIONS`] would be.
-fn of_scraping(annotations: &Map<String, Value>, warnings: &mut Vec<String>) {
+/// Warns of the pod's own annotations in place of [`SCRAPE_ANNOTATIONS`].
+fn warn_of_scraping(annotations: &Map<String, Value>, warnings: &mut Vec<String>) {
     if annotations.contains_key(SCRAPE) {
         if !is_scraped(annotations) {
             warnings.push(format!(
@@ -361,7 +368,7 @@ fn of_scraping(annotations: &Map<String, Value>, warnings: &mut Vec<String>) {
         return;
     }
     for (key, value) in SCRAPE_ANNOTATIONS {
-        if annotations.get(key).is_some_and(|own| string(own) != Some(value)) {
+        if annotations.get(key).is_some_and(|own| own.as_str() != Some(value)) {
             warnings.push(format!(
                 "annotation {key}: its own value was replaced by the sidecar's, {value}; to keep it, write {SCRAPE} too"
             ));
@@ -369,35 +376,50 @@ fn of_scraping(annotations: &Map<String, Value>, warnings: &mut Vec<String>) {
     }
 }
 
-fn of_container(container: &Value, ours: &Ours, warnings: &mut Vec<String>) {
+/// Warns of a container that conflicts with the sidecar.
+fn warn_of_container(container: &Value, ours: &InjectedParts, warnings: &mut Vec<String>) {
     let who = format!("container {}", shown(name(container).unwrap_or_default()));
-    for env in items(container, "env").iter().filter(|env| name(env).is_some_and(is_our_env)) {
+    for env in items(container, "env").iter().filter(|env| name(env).is_some_and(is_injected_env)) {
         if !ours.env.contains(env) {
             warnings.push(format!("{who}: its own {} was replaced by Toolweir's", name(env).unwrap_or_default()));
         }
     }
-    for mount in items(container, "volumeMounts").iter().filter(|mount| is_in_place_of_ours(mount) && **mount != ours.mount) {
+    for mount in items(container, "volumeMounts").iter().filter(|mount| is_in_place_of_injected(mount) && **mount != ours.mount) {
         match name(mount) {
-            Some(volume @ (TOKEN_VOLUME | STATE_VOLUME)) => {
+            Some(volume @ (TOKEN_VOLUME | STATE_VOLUME | CREDENTIALS_VOLUME | AUDIENCE_TOKENS_VOLUME)) => {
                 warnings.push(format!("{who}: its mount of {volume} was removed; that volume is the sidecar's alone"));
             }
             Some(CONFIG_VOLUME) => {
                 warnings.push(format!("{who}: its mount of {CONFIG_VOLUME} was replaced by one at {CONFIG_PATH}, read-only"));
             }
             _ => {
-                let path = mount.get("mountPath").and_then(string).map(shown).unwrap_or_default();
+                let path = mount.get("mountPath").and_then(Value::as_str).map(shown).unwrap_or_default();
                 warnings.push(format!("{who}: its own mount at {path} was removed; {CONFIG_PATH} is Toolweir's"));
             }
         }
     }
+    ours.credentials.warn_of_container(container, &who, warnings);
     let ports = items(container, "ports").iter().filter_map(|port| port.get("containerPort")?.as_u64());
-    for port in ports.filter(|port| PORTS.contains(port)) {
+    for port in ports.filter(|port| PORTS.iter().any(|own| u64::from(*own) == *port)) {
         warnings.push(format!("{who}: port {port} is the sidecar's; one of the two cannot listen there"));
     }
-    if items(container, "restartPolicyRules").iter().any(|rule| rule.get("action").and_then(string) == Some(RESTART_ALL)) {
+    if items(container, "restartPolicyRules").iter().any(|rule| rule.get("action").and_then(Value::as_str) == Some(RESTART_ALL)) {
         warnings.push(format!("{who}: {RESTART_ALL} starts the sidecar anew too, and its limits count from nothing then"));
     }
     if name(container) == Some("istio-proxy") {
-        warnings.push(format!("{who}: Istio's proxy and the sidecar both listen on ports 15000, 15001 and 15020"));
+        warnings.push(format!(
+            "{who}: Istio's proxy and the sidecar both listen on ports {ADMIN_PORT}, {PROXY_PORT} and {METRICS_PORT}"
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prometheus_is_given_the_port_of_metrics() {
+        assert_eq!(METRICS_PORT_TEXT, METRICS_PORT.to_string());
+        assert_eq!(URL, format!("http://127.0.0.1:{PROXY_PORT}"));
     }
 }

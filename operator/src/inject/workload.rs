@@ -1,20 +1,20 @@
-//! Which workload a pod belongs to, as limits with the scope `Workload` count it.
+//! The workload of a pod, as limits with the scope `Workload` count it.
 
 use serde_json::Value;
 
-use super::{items, string};
+use super::fields::items;
 
 /// Controllers that own a `ReplicaSet` whose name ends with a hash, each with the label of a pod that has that hash.
 const HASHES: [(&str, &str); 2] = [("pod-template-hash", "Deployment"), ("rollouts-pod-template-hash", "Rollout")];
 /// The least digits with which a `CronJob` ends the names of its jobs: minutes since 1970.
 const MINUTES: usize = 8;
 
-/// `Kind/name` of the workload: what controls the pod or, of a `ReplicaSet` and a `Job`, what made that.
+/// Returns `Kind/name` of the workload: the controller of the pod or, of a `ReplicaSet` and a `Job`, the owner of that.
 ///
-/// Owners of owners are told by their names, as Kubernetes makes them, so that nothing has to be asked. A pod without a
+/// Owners of owners are derived from the names that Kubernetes makes, so that the API server need not be asked. A pod without a
 /// controller is its own workload; those of one `generateName` are one, since they have no name yet.
 pub(super) fn workload(pod: &Value) -> String {
-    let text = |object: &Value, field: &str| object.get(field).and_then(string).unwrap_or_default().to_owned();
+    let text = |object: &Value, field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let nothing = Value::Null;
     let metadata = pod.get("metadata").unwrap_or(&nothing);
     let controls = |owner: &&Value| owner.get("controller") == Some(&Value::Bool(true));
@@ -25,7 +25,7 @@ pub(super) fn workload(pod: &Value) -> String {
     let (kind, name) = (text(owner, "kind"), text(owner, "name"));
     let above = match kind.as_str() {
         "ReplicaSet" => HASHES.iter().find_map(|(label, above)| {
-            let hash = string(metadata.get("labels")?.get(*label)?)?;
+            let hash = metadata.get("labels")?.get(*label)?.as_str()?;
             let stem = name.strip_suffix(hash)?.strip_suffix('-')?;
             Some((*above, stem))
         }),

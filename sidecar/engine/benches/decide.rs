@@ -1,4 +1,4 @@
-//! What a decision costs. The bars: below 1 µs with one policy of ten tools and a limit, below 2 µs with ten policies of
+//! The time of a decision. The bounds: below 1 µs with one policy of ten tools and a limit, below 2 µs with ten policies of
 //! a thousand entries.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
@@ -9,7 +9,9 @@ use std::{cell::Cell, hint::black_box, sync::Arc, time::Instant};
 
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use toolweir_crds::{Action, Limit, MCPPolicySpec, Server, Tool, Validation};
-use toolweir_engine::{Call, Engine, Memory, Options, Outcome, Policy, PolicyId, Reason, Severity, Timestamp, json::Reader};
+use toolweir_engine::{
+    Call, CompileOptions, Effect, Engine, Memory, Policy, PolicyId, Reason, Severity, Timestamp, json::Reader,
+};
 
 fn policy(name: &str, tools: Vec<Tool>) -> Policy {
     let url = Some("http://server/mcp".to_owned());
@@ -57,7 +59,7 @@ fn thousand_entries() -> Vec<Policy> {
 }
 
 fn compile(policies: &[Policy], counters: Arc<Memory>) -> Engine {
-    let (engine, problems) = Engine::compile(policies, counters, &Options::default());
+    let (engine, problems) = Engine::compile(policies, counters, &CompileOptions::default());
     assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{problems:#?}");
     engine
 }
@@ -128,7 +130,7 @@ fn sessions(criterion: &mut Criterion) {
         engine.decide(&Call { server: "server", tool: "get", arguments: None, session: &session }, Timestamp(1_000_000_000))
     };
     for session in 0..Memory::COUNTERS {
-        assert!(matches!(decide(session).outcome, Outcome::Allowed(_)));
+        assert!(matches!(decide(session).effect, Effect::Allowed(_)));
     }
     let next = Cell::new(0);
     group.bench_function("allowed: one of 10000", |bencher| {
@@ -177,7 +179,7 @@ fn compilation(criterion: &mut Criterion) {
         ("dearest: 500 globs that match 500 names", &globs),
     ] {
         group.bench_function(name, |bencher| {
-            bencher.iter(|| Engine::compile(black_box(policies), Memory::new(Memory::COUNTERS), &Options::default()));
+            bencher.iter(|| Engine::compile(black_box(policies), Memory::new(Memory::COUNTERS), &CompileOptions::default()));
         });
     }
     group.bench_function("1 condition", |bencher| {
@@ -186,7 +188,7 @@ fn compilation(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The dearest calls. The bar: about 10 ms, which the budget of a decision stands for.
+/// The most expensive calls. The budget of a decision stands for about 10 ms.
 fn dearest(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("dearest");
     group.sample_size(10);

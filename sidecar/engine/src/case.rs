@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-/// The character that stands for all that differ from this one in case alone.
+/// Returns the character that stands for all that differ from this one in case alone.
 pub fn fold(c: char) -> char {
     if c.is_ascii() {
         return c.to_ascii_lowercase();
@@ -22,19 +22,19 @@ pub fn fold(c: char) -> char {
     lower(upper(lower(c)))
 }
 
-/// The lower case, where it is one character.
+/// Returns the lower case, where it is one character.
 fn lower(c: char) -> char {
     let mut chars = c.to_lowercase();
     if chars.len() == 1 { chars.next().unwrap_or(c) } else { c }
 }
 
-/// The upper case, where it is one character.
+/// Returns the upper case, where it is one character.
 fn upper(c: char) -> char {
     let mut chars = c.to_uppercase();
     if chars.len() == 1 { chars.next().unwrap_or(c) } else { c }
 }
 
-/// The text that stands for all that differ from this one in case alone.
+/// Returns the text that stands for all that differ from this one in case alone.
 pub fn folded(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Cow::Borrowed(text);
@@ -42,7 +42,7 @@ pub fn folded(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(fold).collect())
 }
 
-/// Whether two texts are the same to some reader that ignores case.
+/// Returns true if two texts are the same to some reader that ignores case.
 pub fn same_but_for_case(a: &str, b: &str) -> bool {
     if a.is_ascii() && b.is_ascii() {
         return a.eq_ignore_ascii_case(b);

@@ -1,25 +1,31 @@
-//! From the policies that a user wrote to rules, with every error that a schema cannot find.
+//! The compiler: from policies to rules, with every error that a schema cannot find.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    net::IpAddr,
     sync::Arc,
 };
 
-use toolweir_crds::{Document, FieldError, MCPPolicySpec, Scope, Server, Tool};
+use toolweir_crds::{
+    Credential, CredentialSource, Document, FieldError, Limit, MCPPolicySpec, Scope, Server, Tool, check::server_url, tool_name,
+};
 
 use crate::{
-    cel::{self, Expression},
-    counters::{Hold, Identity, Memory},
+    cel::{self, CompileBudget, Expression, ExpressionUse},
+    counters::Memory,
+    engine::Engine,
+    entry::{CompiledEntry, CompiledLimit, CompiledValidation, EntryHold},
     glob::Glob,
-    rules::{self, Engine, Entry, EntryHold, Limit, Part, ServerRules, Validation},
+    rules::{self, Broken, PolicyRules, ServerAccess, ServerRules},
+    take::{Hold, Identity},
     window::Span,
 };
 
-/// A policy's name. Policies in a namespace come before those of the cluster, each by name.
+/// A policy's name. Sorts policies in a namespace before those of the cluster, each by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId {
-    /// Whether it is an `MCPClusterPolicy`.
+    /// True for an `MCPClusterPolicy`.
     pub cluster: bool,
     /// Its namespace; empty for an `MCPClusterPolicy`.
     pub namespace: String,
@@ -38,16 +44,16 @@ impl fmt::Display for PolicyId {
 pub struct Policy {
     /// Its name.
     pub id: PolicyId,
-    /// When it was created, in RFC 3339 and UTC as Kubernetes writes it.
+    /// The time of its creation, in RFC 3339 and UTC as Kubernetes writes it.
     pub created: Option<String>,
-    /// What it says.
+    /// Its rules.
     pub spec: MCPPolicySpec,
-    /// Why it cannot be read, if so: whatever `spec` holds, the policy denies everything on its servers.
+    /// The reason why it cannot be read, if so: regardless of `spec`, the policy denies everything on its servers.
     pub unreadable: Option<FieldError>,
 }
 
 impl Policy {
-    /// A policy that cannot be read, so that nobody knows which servers it names: it denies everything on every server.
+    /// Makes a policy that cannot be read, so that its servers are not known: it denies everything on every server.
     pub fn unreadable(id: PolicyId, error: FieldError) -> Self {
         let every = Server { name: "*".to_owned(), ..Server::default() };
         let spec = MCPPolicySpec { servers: vec![every], ..MCPPolicySpec::default() };
@@ -66,10 +72,10 @@ impl From<Document> for Policy {
     }
 }
 
-/// What is known of the pod and its surroundings.
+/// The pod for which policies are compiled.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// Whether counts can be shared with other pods.
+pub struct CompileOptions {
+    /// True if counts can be shared with other pods.
     pub shared_store: bool,
     /// The pod's name.
     pub pod: String,
@@ -79,38 +85,40 @@ pub struct Options {
     pub service_account: String,
     /// The pod's workload in its namespace, as `Kind/name`; empty where it is not known.
     pub workload: String,
-    /// Whether the policies are only checked, for whatever pod: whose counts they are is not asked then.
+    /// True if the policies are only checked, for no pod in particular: facts of the pod may then be missing.
     pub of_any_pod: bool,
 }
 
-/// How bad a [`Problem`] is.
+/// The severity of a [`Problem`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
     /// The policy does not compile and denies everything on its servers.
     Invalid,
-    /// Another policy's url holds; the rules apply all the same.
+    /// Another policy's URL is used; the rules apply all the same.
     Conflict,
-    /// No policy gives the server a url, so that it cannot be reached.
+    /// Policies disagree on a server's credential, which closes the server.
+    Closed,
+    /// No policy gives the server a URL, so that it cannot be reached.
     NoUrl,
-    /// It compiles, and likely means another thing than it should.
+    /// The policy compiles, and likely means something else than intended.
     Doubt,
 }
 
-/// Something that is wrong with a policy.
+/// A problem with a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The policy, by its place among those given.
+    /// The policy, by its index among those given.
     pub policy: usize,
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
     /// The field, and what to write instead.
     pub error: FieldError,
 }
 
 impl Engine {
-    /// Compiles the policies of a pod. It always gives an engine: a policy that does not compile denies everything on
-    /// its servers there. Counts live on in `counters` under limits that did not change but in `max`.
-    pub fn compile(policies: &[Policy], counters: Arc<Memory>, options: &Options) -> (Self, Vec<Problem>) {
+    /// Compiles the policies of a pod. Always returns an engine: in it, a policy that does not compile denies everything on its
+    /// servers. The counts in `counters` go on for limits that are unchanged, or changed in `max` alone.
+    pub fn compile(policies: &[Policy], counters: Arc<Memory>, options: &CompileOptions) -> (Self, Vec<Problem>) {
         let compile = || Ok(Self::compile_here(policies, Arc::clone(&counters), options));
         let has_expressions = policies.iter().any(|policy| {
             let mut tools = policy.spec.servers.iter().flat_map(|server| &server.tools);
@@ -124,8 +132,8 @@ impl Engine {
         cel::with_parser(compile).unwrap_or_else(|why| Self::broken(policies, &counters, options, &why))
     }
 
-    /// What holds where nothing could be compiled: every policy denies everything on its servers.
-    fn broken(policies: &[Policy], counters: &Arc<Memory>, options: &Options, why: &str) -> (Self, Vec<Problem>) {
+    /// Makes the engine where nothing could be compiled: every policy denies everything on its servers.
+    fn broken(policies: &[Policy], counters: &Arc<Memory>, options: &CompileOptions, why: &str) -> (Self, Vec<Problem>) {
         let error = || FieldError { path: "spec".to_owned(), message: why.to_owned() };
         let bare = |server: &Server| Server { tools: Vec::new(), ..server.clone() };
         let broken = |policy: &Policy| Policy {
@@ -138,54 +146,41 @@ impl Engine {
         Self::compile_here(&policies, Arc::clone(counters), options)
     }
 
-    fn compile_here(policies: &[Policy], counters: Arc<Memory>, options: &Options) -> (Self, Vec<Problem>) {
+    fn compile_here(policies: &[Policy], counters: Arc<Memory>, options: &CompileOptions) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut order: Vec<usize> = (0..policies.len()).collect();
         order.sort_by_key(|index| policies.get(*index).map(|policy| &policy.id));
-        let mut parts: Vec<Arc<Part>> = Vec::new();
-        let mut urls: BTreeMap<&str, Vec<(usize, usize, &str)>> = BTreeMap::new();
+        let mut all_rules: Vec<Arc<PolicyRules>> = Vec::new();
+        let mut given: BTreeMap<&str, Vec<GivenAccess<'_>>> = BTreeMap::new();
         let mut before: Option<&PolicyId> = None;
         for (index, policy) in order.iter().filter_map(|index| Some((*index, policies.get(*index)?))) {
-            let (id, room) = (policy.id.to_string(), cel::Room::default());
-            let mut compiler = Compiler { options, policy: &policy.id, id, errors: Vec::new(), doubts: Vec::new(), room };
-            if before.replace(&policy.id) == Some(&policy.id) {
-                compiler.at("metadata.name", format!("there is another policy `{}`; rename one", policy.id));
-            }
-            match &policy.unreadable {
-                Some(error) => compiler.errors.push(error.clone()),
-                None => compiler.errors.extend(toolweir_crds::bounds::check(&policy.spec, policy.id.cluster)),
-            }
-            let servers: Vec<Vec<Entry>> =
-                policy.spec.servers.iter().enumerate().map(|(at, server)| compiler.server(at, server)).collect();
-            let broken = compiler.errors.first().map(ToString::to_string);
-            let name: Arc<str> = compiler.id.as_str().into();
-            for (at, (server, entries)) in policy.spec.servers.iter().zip(servers).enumerate() {
-                parts.push(Arc::new(Part::new(
-                    Arc::clone(&name),
-                    &policy.spec,
-                    server,
-                    if broken.is_some() { Vec::new() } else { entries },
-                    broken.clone(),
-                )));
+            let is_twin = before.replace(&policy.id) == Some(&policy.id);
+            let rules = compile_policy(index, policy, is_twin, options, &mut problems);
+            // Of a policy that cannot be enforced nothing is shown to anybody; its servers are closed.
+            let is_broken = rules.iter().any(|rules| rules.broken.is_some());
+            all_rules.extend(rules);
+            for (at, server) in policy.spec.servers.iter().enumerate() {
                 if let Some(url) = &server.url {
-                    urls.entry(&server.name).or_default().push((index, at, url));
+                    let access =
+                        GivenAccess { policy: index, at, url, credential: server.credential.as_ref().filter(|_| !is_broken) };
+                    given.entry(&server.name).or_default().push(access);
                 }
             }
-            // Doubts are told of what compiles.
-            let doubts = if broken.is_some() { Vec::new() } else { compiler.doubts };
-            let found = |severity| move |error| Problem { policy: index, severity, error };
-            problems.extend(compiler.errors.into_iter().map(found(Severity::Invalid)));
-            problems.extend(doubts.into_iter().map(found(Severity::Doubt)));
         }
         let mut servers: BTreeMap<Arc<str>, ServerRules> = BTreeMap::new();
-        let mut room = rules::PREPARED;
-        for part in parts.iter().filter(|part| &*part.server != "*") {
-            if servers.contains_key(&part.server) {
+        let mut budget = rules::PLAN_BUDGET;
+        for rules in all_rules.iter().filter(|rules| &*rules.server != "*") {
+            if servers.contains_key(&rules.server) {
                 continue;
             }
-            let url = choose_url(policies, urls.get(&*part.server).map_or(&[], Vec::as_slice), &mut problems);
-            let own = parts.iter().filter(|other| other.server == part.server || &*other.server == "*").cloned().collect();
-            servers.insert(Arc::clone(&part.server), ServerRules::new(url, own, &mut room));
+            let given = given.get(&*rules.server).map_or(&[][..], Vec::as_slice);
+            let (access, conflicts) = choose_access(policies, given, &mut problems);
+            let own = all_rules.iter().filter(|other| other.server == rules.server || &*other.server == "*").cloned();
+            let own = own.map(|rules| match conflicts.iter().find(|(policy, _)| *policy == *rules.policy) {
+                Some((_, why)) if &*rules.server != "*" => Arc::new(rules.closed_by(why)),
+                _ => rules,
+            });
+            servers.insert(Arc::clone(&rules.server), ServerRules::new(access, own.collect(), &mut budget));
         }
         for (index, policy) in policies.iter().enumerate() {
             for (at, server) in policy.spec.servers.iter().enumerate() {
@@ -201,42 +196,148 @@ impl Engine {
     }
 }
 
-/// Of the urls that policies give a server: that of the oldest, by creation and then by name.
-fn choose_url(policies: &[Policy], given: &[(usize, usize, &str)], problems: &mut Vec<Problem>) -> Option<Arc<str>> {
-    let age = |index: usize| policies.get(index).map(|policy| (policy.created.is_none(), &policy.created, &policy.id));
-    let (oldest, _, url) = given.iter().min_by_key(|(index, at, _)| (age(*index), *at))?;
-    let holder = policies.get(*oldest).map(|policy| policy.id.to_string()).unwrap_or_default();
-    for (index, at, other) in given.iter().filter(|(_, _, other)| other != url) {
-        let path = format!("spec.servers[{at}].url");
-        let message =
-            format!("is {other}, but the older policy {holder} says {url}, which holds; write the same or leave it out");
-        problems.push(Problem { policy: *index, severity: Severity::Conflict, error: FieldError { path, message } });
+/// Compiles one policy: its rules for each of its servers. Adds its problems to `problems`. `is_twin` says that another policy has
+/// the same name.
+fn compile_policy(
+    index: usize,
+    policy: &Policy,
+    is_twin: bool,
+    options: &CompileOptions,
+    problems: &mut Vec<Problem>,
+) -> Vec<Arc<PolicyRules>> {
+    let (id, budget) = (policy.id.to_string(), CompileBudget::default());
+    let mut compiler = Compiler { options, policy: &policy.id, id, errors: Vec::new(), doubts: Vec::new(), budget };
+    if is_twin {
+        compiler.at("metadata.name", format!("there is another policy `{}`; rename one", policy.id));
     }
-    Some((*url).into())
+    match &policy.unreadable {
+        Some(error) => compiler.errors.push(error.clone()),
+        None => compiler.errors.extend(toolweir_crds::check::check(&policy.spec, policy.id.cluster)),
+    }
+    let servers: Vec<Vec<CompiledEntry>> =
+        policy.spec.servers.iter().enumerate().map(|(at, server)| compiler.server(at, server)).collect();
+    let broken = compiler.errors.first().map(|error| Broken::Compile(error.to_string()));
+    let name: Arc<str> = compiler.id.as_str().into();
+    let rules = policy.spec.servers.iter().zip(servers).map(|(server, entries)| {
+        let entries = if broken.is_some() { Vec::new() } else { entries };
+        Arc::new(PolicyRules::new(Arc::clone(&name), &policy.spec, server, entries, broken.clone()))
+    });
+    let rules = rules.collect();
+    // Doubts are reported for policies that compile.
+    let doubts = if broken.is_some() { Vec::new() } else { compiler.doubts };
+    let found = |severity| move |error| Problem { policy: index, severity, error };
+    problems.extend(compiler.errors.into_iter().map(found(Severity::Invalid)));
+    problems.extend(doubts.into_iter().map(found(Severity::Doubt)));
+    rules
 }
 
-/// What a count is known by: with the pods that share it, so that it is the same in all of them and in no other.
-fn named(whose: Option<&Arc<str>>, text: &str) -> Identity {
-    match whose {
-        Some(whose) => Identity::new(&format!("{whose}|{text}")),
+/// How a policy says that a server is reached.
+#[derive(Clone, Copy)]
+struct GivenAccess<'a> {
+    /// The policy, by its index.
+    policy: usize,
+    /// The server's index in it.
+    at: usize,
+    url: &'a str,
+    credential: Option<&'a Credential>,
+}
+
+/// Chooses among what policies say of how a server is reached: the URL of the oldest, by creation and then by name, and the credential
+/// for it. A credential goes only to a URL that the same policy gives, and policies that disagree on it close the server: returns
+/// those, by name, each with why.
+fn choose_access(
+    policies: &[Policy],
+    given: &[GivenAccess<'_>],
+    problems: &mut Vec<Problem>,
+) -> (ServerAccess, Vec<(String, String)>) {
+    let name = |index: usize| policies.get(index).map(|policy| policy.id.to_string()).unwrap_or_default();
+    let mut given = given.to_vec();
+    given.sort_by_cached_key(|given| {
+        (policies.get(given.policy).map(|policy| (policy.created.is_none(), &policy.created, &policy.id)), given.at)
+    });
+    let Some(oldest) = given.first() else { return (ServerAccess::default(), Vec::new()) };
+    let (url, holder) = (oldest.url, name(oldest.policy));
+    let mut conflict = |given: &GivenAccess<'_>, severity, message: String| {
+        let field = if severity == Severity::Closed { "credential" } else { "url" };
+        let error = FieldError { path: format!("spec.servers[{}].{field}", given.at), message };
+        let text = error.to_string();
+        problems.push(Problem { policy: given.policy, severity, error });
+        text
+    };
+    for other in given.iter().filter(|other| other.url != url) {
+        let said = other.url;
+        let message = format!("is {said}, but the older policy {holder} says {url}, which holds; write the same or leave it out");
+        conflict(other, Severity::Conflict, message);
+    }
+    let with_credential: Vec<&GivenAccess<'_>> = given.iter().filter(|given| given.credential.is_some()).collect();
+    let Some(first) = with_credential.first() else {
+        return (ServerAccess { url: Some(url.into()), credential: None }, Vec::new());
+    };
+    let mut conflicts = Vec::new();
+    for other in with_credential.iter().filter(|other| other.credential != first.credential) {
+        let message = format!(
+            "is another than that of the older policy {}; nothing reaches the server until both write the same or one leaves it out",
+            name(first.policy)
+        );
+        conflicts.push((name(other.policy), conflict(other, Severity::Closed, message)));
+    }
+    if with_credential.iter().all(|given| given.url != url) {
+        let message = format!(
+            "is for {}, but the older policy {holder} says that the server is at {url}; nothing reaches the server until they agree",
+            first.url
+        );
+        conflicts.push((name(first.policy), conflict(first, Severity::Closed, message)));
+    }
+    let credential = first.credential.filter(|_| conflicts.is_empty()).cloned();
+    (ServerAccess { url: Some(url.into()), credential }, conflicts)
+}
+
+/// Makes the identity of a count: with the pods that share it, so that it is the same in all of them and in no other.
+fn identity(pod_group: Option<&Arc<str>>, text: &str) -> Identity {
+    match pod_group {
+        Some(pod_group) => Identity::new(&format!("{pod_group}|{text}")),
         None => Identity::new(text),
     }
 }
 
-/// What is likely meant otherwise in an expression.
-fn doubts(path: &str, expression: &Expression, before: &[&Expression]) -> Vec<FieldError> {
-    let at = |message| FieldError { path: path.to_owned(), message };
-    expression.doubts(before).into_iter().map(at).collect()
+/// Returns the path of the expression of a validation of an entry.
+fn validation_path(entry: &str, at: usize) -> String {
+    format!("{entry}.validations[{at}].expression")
 }
 
+/// Returns the doubts about an expression.
+fn doubts(path: &str, expression: &Expression, used: ExpressionUse, before: &[&Expression]) -> Vec<FieldError> {
+    let at = |message| FieldError { path: path.to_owned(), message };
+    expression.doubts(used, before).into_iter().map(at).collect()
+}
+
+/// Returns doubts about a credential that goes over the network in clear text.
+fn clear_text(path: &str, credential: &Credential, url: Option<&str>) -> Vec<FieldError> {
+    let is_clear = |url: &str| {
+        let url = server_url(url).ok().filter(|url| url.scheme_str() == Some("http"));
+        let host = url.as_ref().and_then(|url| url.host()).map(|host| host.trim_matches(['[', ']']));
+        host.is_some_and(|host| host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()))
+    };
+    let token_url = match credential.source() {
+        Some(CredentialSource::OAuth2ClientCredentials(of)) => Some(("oauth2ClientCredentials.tokenUrl", of.token_url.as_str())),
+        Some(CredentialSource::TokenExchange(of)) => Some(("tokenExchange.tokenUrl", of.token_url.as_str())),
+        _ => None,
+    };
+    let server = url.filter(|url| is_clear(url)).map(|_| path.to_owned());
+    let token = token_url.filter(|(_, url)| is_clear(url)).map(|(field, _)| format!("{path}.{field}"));
+    let message = "goes over http://, where anybody on the way can read the credential; write an https:// URL";
+    server.into_iter().chain(token).map(|path| FieldError { path, message: message.to_owned() }).collect()
+}
+
+/// The compiler of one policy.
 struct Compiler<'a> {
-    options: &'a Options,
+    options: &'a CompileOptions,
     policy: &'a PolicyId,
     id: String,
     errors: Vec<FieldError>,
     doubts: Vec<FieldError>,
-    /// What its expressions may still take.
-    room: cel::Room,
+    /// The budget that is left for its expressions.
+    budget: CompileBudget,
 }
 
 impl Compiler<'_> {
@@ -244,33 +345,36 @@ impl Compiler<'_> {
         self.errors.push(FieldError { path: path.into(), message: message.into() });
     }
 
-    fn server(&mut self, at: usize, server: &Server) -> Vec<Entry> {
+    fn server(&mut self, at: usize, server: &Server) -> Vec<CompiledEntry> {
         let path = format!("spec.servers[{at}]");
-        let entries: Vec<Entry> = server
+        let entries: Vec<CompiledEntry> = server
             .tools
             .iter()
             .enumerate()
             .map(|(at, tool)| self.entry(&format!("{path}.tools[{at}]"), &server.name, tool))
             .collect();
         self.contradictions(&path, &entries);
+        if let Some(credential) = &server.credential {
+            self.doubts.extend(clear_text(&format!("{path}.credential"), credential, server.url.as_deref()));
+        }
         entries
     }
 
     /// Globs of equal weight that both match some tool must not say different things about it.
-    fn contradictions(&mut self, path: &str, entries: &[Entry]) {
-        let mut by_weight: HashMap<usize, Vec<(usize, Glob, &Entry)>> = HashMap::new();
+    fn contradictions(&mut self, path: &str, entries: &[CompiledEntry]) {
+        let mut by_weight: HashMap<usize, Vec<(usize, Glob, &CompiledEntry)>> = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
             let Some(glob) = Glob::parse(&entry.name) else { continue };
             let same = by_weight.entry(glob.weight()).or_default();
-            let contradicts = |other: &&(usize, Glob, &Entry)| {
+            let contradicts = |other: &&(usize, Glob, &CompiledEntry)| {
                 other.2.effective_action() != entry.effective_action() && other.1.overlaps(&glob)
             };
             if let Some((first, _, other)) = same.iter().find(contradicts) {
                 let message = format!(
                     "`{}` and `{}` (tools[{first}]) are equally specific, match the same tools and have different actions; \
                      give both the same action or make one longer",
-                    entry.name.escape_debug(),
-                    other.name.escape_debug()
+                    tool_name::shown(&entry.name),
+                    tool_name::shown(&other.name)
                 );
                 self.errors.push(FieldError { path: format!("{path}.tools[{index}].name"), message });
             }
@@ -278,10 +382,10 @@ impl Compiler<'_> {
         }
     }
 
-    /// The pods that a scope counts together; nothing where it is this one alone, or where they cannot be told, which is an
+    /// Returns the pods that a scope counts together. `None` where it is this one alone, or where they are not known, which is an
     /// error at this path. `else_write` are the scopes that need no store.
-    fn whose(&mut self, path: &str, scope: Scope, else_write: &str) -> Option<Arc<str>> {
-        let Options { shared_store, namespace, service_account, workload, of_any_pod, .. } = self.options;
+    fn pod_group(&mut self, path: &str, scope: Scope, else_write: &str) -> Option<Arc<str>> {
+        let CompileOptions { shared_store, namespace, service_account, workload, of_any_pod, .. } = self.options;
         if !scope.is_shared() {
             return None;
         }
@@ -294,7 +398,7 @@ impl Compiler<'_> {
         }
         // What is counted together, what has to be known of the pod for that, and the text that names it.
         let of_namespace = ("namespace", "--pod-namespace", namespace.as_str());
-        let (together, needs, whose) = match scope {
+        let (together, needs, pod_group) = match scope {
             Scope::Session | Scope::Pod => return None,
             Scope::Workload => (
                 "the pods of one workload",
@@ -322,86 +426,118 @@ impl Compiler<'_> {
             );
             return None;
         }
-        Some(whose.into())
+        Some(pod_group.into())
     }
 
-    fn entry(&mut self, path: &str, server: &str, tool: &Tool) -> Entry {
+    /// Compiles an entry of a server.
+    fn entry(&mut self, path: &str, server: &str, tool: &Tool) -> CompiledEntry {
+        for message in tool_name::doubts(&tool.name) {
+            self.doubts.push(FieldError { path: format!("{path}.name"), message });
+        }
         let place = format!("{}|{server}|{}", self.id, tool.name);
-        let mut seen: HashMap<String, usize> = HashMap::new();
-        let limits = tool.limits.iter().enumerate().filter_map(|(at, limit)| {
-            let path = format!("{path}.limits[{at}]");
-            let whose = self.whose(&format!("{path}.scope"), limit.scope, "Pod or Session");
-            let key = self.optional(&format!("{path}.key"), limit.key.as_deref());
-            let cost = self.optional(&format!("{path}.cost"), limit.cost.as_deref());
-            let nanos = limit.window.span().as_nanos();
-            let identity = if let Some(counter) = &limit.counter {
-                format!("{}|counter|{counter}|{nanos}|{:?}", self.id, limit.scope)
-            } else {
-                let text = format!(
-                    "{place}|{nanos}|{:?}|{}|{}",
-                    limit.scope,
-                    limit.key.as_deref().unwrap_or_default(),
-                    limit.cost.as_deref().unwrap_or_default()
-                );
-                // Two limits that differ in `max` alone: each is counted, and the stricter decides.
-                let twin = seen.entry(text.clone()).and_modify(|n| *n += 1).or_insert(0);
-                format!("{text}|{twin}")
-            };
-            let mut label = format!("{}/{}", limit.max, limit.window);
-            if limit.scope != Scope::Pod {
-                label.push_str(&format!("/{:?}", limit.scope));
-            }
-            if let Some(counter) = &limit.counter {
-                label.push_str(&format!("/{counter}"));
-            }
-            Some(Arc::new(Limit {
-                identity: named(whose.as_ref(), &identity),
-                span: Span::new(limit.window.span()),
-                max: limit.max,
-                window: limit.window.clone(),
-                window_text: limit.window.as_str().into(),
-                scope: limit.scope,
-                key: match &limit.key {
-                    Some(source) => Some((key?, source.clone())),
-                    None => None,
-                },
-                cost: match &limit.cost {
-                    Some(source) => Some((cost?, source.clone())),
-                    None => None,
-                },
-                label,
-                whose,
-            }))
-        });
-        let limits: Vec<Arc<Limit>> = limits.collect();
-        let validations = tool.validations.iter().enumerate().filter_map(|(at, validation)| {
-            let expression = self.optional(&format!("{path}.validations[{at}].expression"), Some(&validation.expression))?;
-            Some(Validation { expression, source: validation.expression.clone(), message: validation.message.clone() })
-        });
-        let validations: Vec<Validation> = validations.collect();
-        let conditions: Vec<&Expression> = validations.iter().map(|validation| &validation.expression).collect();
-        for (at, condition) in conditions.iter().enumerate() {
-            self.doubts.extend(doubts(&format!("{path}.validations[{at}].expression"), condition, &[]));
-        }
-        for (at, limit) in limits.iter().enumerate() {
-            for (field, expression) in [("key", &limit.key), ("cost", &limit.cost)] {
-                let of = expression
-                    .iter()
-                    .flat_map(|(expression, _)| doubts(&format!("{path}.limits[{at}].{field}"), expression, &conditions));
-                self.doubts.extend(of);
-            }
-        }
+        let mut twins: HashMap<String, usize> = HashMap::new();
+        let limits = tool.limits.iter().enumerate();
+        let limits: Vec<Arc<CompiledLimit>> =
+            limits.filter_map(|(at, limit)| self.limit(&format!("{path}.limits[{at}]"), &place, limit, &mut twins)).collect();
+        let validations: Vec<CompiledValidation> = tool
+            .validations
+            .iter()
+            .enumerate()
+            .filter_map(|(at, validation)| {
+                let expression = self.optional(&validation_path(path, at), Some(&validation.expression))?;
+                let (source, message) = (validation.expression.clone(), validation.message.clone());
+                Some(CompiledValidation { expression, source, message })
+            })
+            .collect();
+        self.expression_doubts(path, &limits, &validations);
         let hold = tool.max_concurrent.map(|max| {
             let scope = tool.max_concurrent_scope;
-            let whose = self.whose(&format!("{path}.maxConcurrentScope"), scope, "Pod");
-            let identity = named(whose.as_ref(), &format!("{place}|maxConcurrent"));
-            EntryHold { hold: Hold { identity, max: u64::try_from(max).unwrap_or(0) }, scope, whose }
+            let pod_group = self.pod_group(&format!("{path}.maxConcurrentScope"), scope, "Pod");
+            let identity = identity(pod_group.as_ref(), &format!("{place}|maxConcurrent"));
+            EntryHold { hold: Hold { identity, max: u64::try_from(max).unwrap_or(0) }, scope, pod_group }
         });
-        Entry { name: tool.name.as_str().into(), action: tool.action, reason: tool.reason.clone(), limits, validations, hold }
+        CompiledEntry {
+            name: tool.name.as_str().into(),
+            action: tool.action,
+            reason: tool.reason.clone(),
+            limits,
+            validations,
+            hold,
+        }
     }
 
+    /// Compiles a limit of the entry at `place`. `twins` counts the limits of the entry that differ in `max` alone.
+    fn limit(
+        &mut self,
+        path: &str,
+        place: &str,
+        limit: &Limit,
+        twins: &mut HashMap<String, usize>,
+    ) -> Option<Arc<CompiledLimit>> {
+        let pod_group = self.pod_group(&format!("{path}.scope"), limit.scope, "Pod or Session");
+        let key = self.optional(&format!("{path}.key"), limit.key.as_deref());
+        let cost = self.optional(&format!("{path}.cost"), limit.cost.as_deref());
+        let nanos = limit.window.span().as_nanos();
+        let text = if let Some(counter) = &limit.counter {
+            format!("{}|counter|{counter}|{nanos}|{:?}", self.id, limit.scope)
+        } else {
+            let text = format!(
+                "{place}|{nanos}|{:?}|{}|{}",
+                limit.scope,
+                limit.key.as_deref().unwrap_or_default(),
+                limit.cost.as_deref().unwrap_or_default()
+            );
+            // Two limits that differ in `max` alone: each is counted, and the stricter decides.
+            let twin = twins.entry(text.clone()).and_modify(|n| *n += 1).or_insert(0);
+            format!("{text}|{twin}")
+        };
+        let mut label = format!("{}/{}", limit.max, limit.window);
+        if limit.scope != Scope::Pod {
+            label.push_str(&format!("/{:?}", limit.scope));
+        }
+        if let Some(counter) = &limit.counter {
+            label.push_str(&format!("/{counter}"));
+        }
+        Some(Arc::new(CompiledLimit {
+            identity: identity(pod_group.as_ref(), &text),
+            span: Span::new(limit.window.span()),
+            max: limit.max,
+            window: limit.window.clone(),
+            window_text: limit.window.as_str().into(),
+            scope: limit.scope,
+            key: match &limit.key {
+                Some(source) => Some((key?, source.clone())),
+                None => None,
+            },
+            cost: match &limit.cost {
+                Some(source) => Some((cost?, source.clone())),
+                None => None,
+            },
+            label,
+            pod_group,
+        }))
+    }
+
+    /// Collects the doubts about the expressions of an entry.
+    fn expression_doubts(&mut self, path: &str, limits: &[Arc<CompiledLimit>], validations: &[CompiledValidation]) {
+        let conditions: Vec<&Expression> = validations.iter().map(|validation| &validation.expression).collect();
+        for (at, condition) in conditions.iter().enumerate() {
+            self.doubts.extend(doubts(&validation_path(path, at), condition, ExpressionUse::Condition, &[]));
+        }
+        for (at, limit) in limits.iter().enumerate() {
+            for (field, expression, used) in [("key", &limit.key, ExpressionUse::Key), ("cost", &limit.cost, ExpressionUse::Cost)]
+            {
+                let found = expression
+                    .iter()
+                    .flat_map(|(expression, _)| doubts(&format!("{path}.limits[{at}].{field}"), expression, used, &conditions));
+                self.doubts.extend(found);
+            }
+        }
+    }
+
+    /// Compiles an expression, if there is one. Its fault becomes an error at `path`.
     fn optional(&mut self, path: &str, source: Option<&str>) -> Option<Expression> {
-        match Expression::compile_in(source?, &mut self.room) {
+        match Expression::compile_in(source?, &mut self.budget) {
             Ok(expression) => Some(expression),
             Err(why) => {
                 self.at(path, why);

@@ -1,4 +1,4 @@
-//! What has been let through lately, and what is under way.
+//! The counts that this pod keeps itself: of windows, and of calls in flight.
 
 use std::{
     hash::{Hash, Hasher},
@@ -9,160 +9,69 @@ use hashbrown::{Equivalent, HashMap};
 use smallvec::SmallVec;
 
 use crate::{
-    shared::{Amounts, Places},
+    shared::{GrantedAmounts, GrantedPlaces},
+    take::{Hold, Identity, Instance, Take, TakeError},
     window::{Amount, Full, Slice, Span, Timestamp, Usage},
 };
 
-/// What a limit counts under: the same text is the same count, across reloads too.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    text: Arc<str>,
-    hash: u64,
-}
-
-impl Identity {
-    /// An identity of this text.
-    pub fn new(text: &str) -> Self {
-        Self { hash: hash_of(text, 0), text: text.into() }
-    }
-
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-}
-
-impl PartialEq for Identity {
-    fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && (Arc::ptr_eq(&self.text, &other.text) || self.text == other.text)
-    }
-}
-
-impl Eq for Identity {}
-
-#[expect(deprecated, reason = "std's only hasher with stable keys; identities are the policy's, not an attacker's")]
-fn hash_of(text: &str, seed: u64) -> u64 {
-    let mut hasher = std::hash::SipHasher::new_with_keys(seed, 0x746f_6f6c_7765_6972);
-    text.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// One of the counts of a limit: that of a session, of a key's value, or the only one (empty).
-pub type Instance = SmallVec<[u8; 24]>;
-
-/// Instances longer than this are kept as a hash, so that a client cannot fill memory with long ones.
-const LONGEST_INSTANCE: usize = 64;
-
-/// An instance of this text.
-pub fn instance(text: &str) -> Instance {
-    if text.len() <= LONGEST_INSTANCE {
-        return Instance::from_slice(text.as_bytes());
-    }
-    let mut hashed = Instance::from_slice(&[0]);
-    hashed.extend_from_slice(&hash_of(text, 1).to_le_bytes());
-    hashed.extend_from_slice(&hash_of(text, 2).to_le_bytes());
-    hashed
-}
-
-/// An amount to be counted against one maximum.
-#[derive(Clone, Debug)]
-pub struct Take {
-    /// The limit's identity.
-    pub identity: Identity,
-    /// Which of the limit's counts.
-    pub instance: Instance,
-    /// The window's length.
-    pub span: Span,
-    /// The most that may count at once.
-    pub max: Amount,
-    /// What the call adds.
-    pub amount: Amount,
-}
-
-impl Take {
-    /// Whether it fits now, on top of what was let through: nothing, where that is not kept.
-    fn fits(&self, usage: Option<&mut Usage>, now: Timestamp) -> Result<(), Full> {
-        match usage {
-            Some(usage) => usage.check(self.span, now, self.amount, self.max),
-            None if self.amount > self.max => Err(Full::Never),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A place among the calls under way.
-#[derive(Clone, Debug)]
-pub struct Hold {
-    /// The entry's identity.
-    pub identity: Identity,
-    /// How many may be under way at once.
-    pub max: u64,
-}
-
-/// Why a call's limits were not taken. Indices are those of the request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// These takes do not fit now.
-    Full(SmallVec<[(usize, Full); 2]>),
-    /// This hold has no place now.
-    Busy(usize),
-    /// More counts are live than are kept; nothing is let through that would need a new one.
-    OutOfCounters(usize),
-}
-
-/// What was counted, for giving it back. Dropping it frees the places among the calls under way; what was counted
-/// against windows stays counted.
+/// The record of what a call took, for giving it back. Dropping it frees the places among the calls in flight; what was
+/// counted against windows stays counted.
 #[derive(Debug, Default)]
 pub struct Permit {
     counters: Option<Arc<Memory>>,
-    taken: SmallVec<[(Key, Slice, Amount); 2]>,
+    taken: SmallVec<[(CounterKey, Slice, Amount); 2]>,
     held: SmallVec<[Identity; 1]>,
-    /// What was taken elsewhere.
-    amounts: Vec<Box<dyn Amounts>>,
-    places: Vec<Box<dyn Places>>,
+    /// The amounts and places of counts that pods share.
+    amounts: Vec<Box<dyn GrantedAmounts>>,
+    places: Vec<Box<dyn GrantedPlaces>>,
 }
 
 impl Permit {
-    /// What was taken elsewhere.
-    pub(crate) fn elsewhere(amounts: Option<Box<dyn Amounts>>, places: Option<Box<dyn Places>>) -> Self {
+    /// Makes a permit of what was taken of counts that pods share.
+    pub(crate) fn from_shared(amounts: Option<Box<dyn GrantedAmounts>>, places: Option<Box<dyn GrantedPlaces>>) -> Self {
         let mut permit = Self::default();
         permit.amounts.extend(amounts);
         permit.places.extend(places);
         permit
     }
 
+    /// Makes a permit of these places; they come free with it.
+    pub fn with_places(places: Box<dyn GrantedPlaces>) -> Self {
+        Self::from_shared(None, Some(places))
+    }
+
     /// Gives back everything: nothing of the call was sent to a server.
     pub fn give_back(mut self) {
-        self.amounts.drain(..).for_each(Amounts::give_back);
+        self.amounts.drain(..).for_each(GrantedAmounts::give_back);
         if let Some(counters) = &self.counters {
-            let mut inner = counters.lock();
+            let mut state = counters.lock();
             for (key, slice, amount) in self.taken.drain(..) {
-                if let Some(counter) = inner.counters.get_mut(&key) {
+                if let Some(counter) = state.counters.get_mut(&key) {
                     counter.usage.give_back(slice, amount);
-                    inner.first_end = Timestamp(0);
+                    state.first_end = Timestamp(0);
                 }
             }
         }
     }
 
-    /// Counts what this pod counts itself from now on, and no longer from when it was taken: the call goes on only now.
+    /// Counts what this pod counts itself from `now` on, no longer from when it was taken: the call goes on only now.
     pub(crate) fn restamp(&mut self, now: Timestamp) {
         let Some(counters) = &self.counters else { return };
-        let mut inner = counters.lock();
+        let mut state = counters.lock();
         for (key, slice, amount) in &mut self.taken {
-            if let Some(counter) = inner.counters.get_mut(key) {
+            if let Some(counter) = state.counters.get_mut(key) {
                 counter.usage.give_back(*slice, *amount);
                 *slice = counter.usage.take(counter.span, now, *amount);
             }
         }
     }
 
-    /// Whether it holds a place among the calls under way.
+    /// Returns true if it holds a place among the calls in flight.
     pub fn holds_places(&self) -> bool {
         !self.held.is_empty() || !self.places.is_empty()
     }
 
-    /// Takes the places among the calls under way out of it: they come free with the permit that this gives.
+    /// Moves the places among the calls in flight into a permit of their own: they come free with that.
     #[must_use]
     pub fn split_places(&mut self) -> Self {
         let mut places = Self::default();
@@ -172,7 +81,7 @@ impl Permit {
         places
     }
 
-    /// Puts the takes of another permit into this one.
+    /// Moves everything of another permit into this one.
     pub fn join(&mut self, mut other: Self) {
         self.taken.append(&mut other.taken);
         self.held.append(&mut other.held);
@@ -190,62 +99,43 @@ impl Drop for Permit {
             return;
         }
         if let Some(counters) = &self.counters {
-            let mut inner = counters.lock();
+            let mut state = counters.lock();
             for identity in &self.held {
-                inner.release(identity);
+                state.release(identity);
             }
         }
     }
 }
 
-/// Keeps counts. All takes and holds of a call succeed together or none does.
-pub trait Counters {
-    /// Takes every amount and place, or none.
-    fn take(&self, takes: &[Take], holds: &[Hold], now: Timestamp) -> Result<Permit, Refusal>;
-
-    /// What counts against a limit now: of the fullest of its counts.
-    fn used(&self, identity: &Identity, span: Span, now: Timestamp) -> Amount;
-
-    /// Whether [`Counters::take`] would succeed now, when `before` counts had been made newly; nothing is taken. Gives how
-    /// many counts it would make newly.
-    fn check(&self, takes: &[Take], holds: &[Hold], before: usize, now: Timestamp) -> Result<usize, Refusal>;
-
-    /// What counts now in the count that a take is for, and whether the take alone fits; nothing is taken.
-    fn look(&self, take: &Take, now: Timestamp) -> (Amount, Result<(), Full>);
-
-    /// How many places of an entry are taken.
-    fn under_way(&self, identity: &Identity) -> u64;
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Key {
+struct CounterKey {
     identity: Identity,
     instance: Instance,
 }
 
 #[derive(Clone, Copy)]
-struct KeyRef<'a> {
+struct CounterKeyRef<'a> {
     identity: &'a Identity,
     instance: &'a [u8],
 }
 
-impl Hash for Key {
+impl Hash for CounterKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        KeyRef { identity: &self.identity, instance: &self.instance }.hash(state);
+        CounterKeyRef { identity: &self.identity, instance: &self.instance }.hash(state);
     }
 }
 
-impl Hash for KeyRef<'_> {
+impl Hash for CounterKeyRef<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.identity.hash);
+        state.write_u64(self.identity.text_hash());
         if !self.instance.is_empty() {
             state.write(self.instance);
         }
     }
 }
 
-impl Equivalent<Key> for KeyRef<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
+impl Equivalent<CounterKey> for CounterKeyRef<'_> {
+    fn equivalent(&self, key: &CounterKey) -> bool {
         *self.identity == key.identity && *self.instance == *key.instance
     }
 }
@@ -257,33 +147,33 @@ struct Counter {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    counters: HashMap<Key, Counter>,
-    under_way: HashMap<Arc<str>, u64>,
-    /// At how many to look for counts that are over.
+struct MemoryState {
+    counters: HashMap<CounterKey, Counter>,
+    in_flight: HashMap<Arc<str>, u64>,
+    /// The number of counts at which to look for those that are over.
     sweep_at: usize,
-    /// None is over before this.
+    /// The earliest end: no count is over before this.
     first_end: Timestamp,
 }
 
-impl Inner {
+impl MemoryState {
     fn release(&mut self, identity: &Identity) {
-        if let Some(count) = self.under_way.get_mut(&*identity.text) {
+        if let Some(count) = self.in_flight.get_mut(&**identity.text()) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.under_way.remove(&*identity.text);
+                self.in_flight.remove(&**identity.text());
             }
         }
     }
 
-    /// Whether all of it can be taken, with room for what is new made; gives how many counts are new.
-    fn check(&mut self, takes: &[Take], holds: &[Hold], most: usize, now: Timestamp) -> Result<usize, Refusal> {
+    /// Checks that all of it can be taken, and makes room for the new counts. Returns the number of new counts.
+    fn check(&mut self, takes: &[Take], holds: &[Hold], most: usize, now: Timestamp) -> Result<usize, TakeError> {
         let mut full = SmallVec::new();
         let mut missing: SmallVec<[usize; 2]> = SmallVec::new();
         for (index, take) in takes.iter().enumerate() {
-            let key = KeyRef { identity: &take.identity, instance: &take.instance };
+            let key = CounterKeyRef { identity: &take.identity, instance: &take.instance };
             let mut counter = self.counters.get_mut(&key);
-            let check = take.fits(counter.as_deref_mut().map(|counter| &mut counter.usage), now);
+            let check = take.check(counter.as_deref_mut().map(|counter| &mut counter.usage), now);
             // One that is over is swept away with the others.
             if counter.is_none_or(|counter| counter.usage.end(take.span) <= now) {
                 missing.push(index);
@@ -293,28 +183,28 @@ impl Inner {
             }
         }
         if !full.is_empty() {
-            return Err(Refusal::Full(full));
+            return Err(TakeError::Full(full));
         }
         for (index, hold) in holds.iter().enumerate() {
-            if self.under_way(&hold.identity) >= hold.max {
-                return Err(Refusal::Busy(index));
+            if self.in_flight(&hold.identity) >= hold.max {
+                return Err(TakeError::Busy(index));
             }
         }
         // Room for all that are new, before the first is made.
         if let Some(first) = missing.first()
-            && !self.room(most.saturating_sub(missing.len() - 1), now)
+            && !self.make_room(most.saturating_sub(missing.len() - 1), now)
         {
-            return Err(Refusal::OutOfCounters(*first));
+            return Err(TakeError::OutOfCounters(*first));
         }
         Ok(missing.len())
     }
 
-    fn under_way(&self, identity: &Identity) -> u64 {
-        self.under_way.get(&*identity.text).copied().unwrap_or(0)
+    fn in_flight(&self, identity: &Identity) -> u64 {
+        self.in_flight.get(&**identity.text()).copied().unwrap_or(0)
     }
 
-    /// Makes room for a new count; false when all that are kept are live.
-    fn room(&mut self, most: usize, now: Timestamp) -> bool {
+    /// Makes room for a new count. Returns false if all that are kept are live.
+    fn make_room(&mut self, most: usize, now: Timestamp) -> bool {
         if self.counters.len() >= self.sweep_at.min(most) && self.first_end <= now {
             let mut first_end = Timestamp(u64::MAX);
             self.counters.retain(|_, counter| {
@@ -335,75 +225,78 @@ impl Inner {
     }
 }
 
-/// Counts in memory.
+/// Counts in memory. All takes and holds of a call succeed together, or none does.
 #[derive(Debug)]
 pub struct Memory {
-    inner: Mutex<Inner>,
+    state: Mutex<MemoryState>,
     most: usize,
     this: std::sync::Weak<Self>,
 }
 
 impl Memory {
-    /// How many live counts are kept unless said otherwise.
+    /// The number of live counts that are kept unless configured otherwise.
     pub const COUNTERS: usize = 10_000;
 
-    /// Counts of which at most `most` are live at once.
+    /// Makes counts of which at most `most` are live at once.
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self { inner: Mutex::default(), most, this: this.clone() })
+        Arc::new_cyclic(|this| Self { state: Mutex::default(), most, this: this.clone() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         // Nothing is left half done when a holder panics: every change is a single step of saturating arithmetic.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many counts are kept.
+    /// Returns the number of counts that are kept.
     pub fn len(&self) -> usize {
         self.lock().counters.len()
     }
 
-    /// Whether none is kept.
+    /// Returns true if none is kept.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
 
-impl Counters for Memory {
-    fn take(&self, takes: &[Take], holds: &[Hold], now: Timestamp) -> Result<Permit, Refusal> {
+    /// Takes every amount and place, or none.
+    ///
+    /// # Errors
+    /// The takes or the hold that do not fit now.
+    pub fn take(&self, takes: &[Take], holds: &[Hold], now: Timestamp) -> Result<Permit, TakeError> {
         if takes.is_empty() && holds.is_empty() {
             return Ok(Permit::default());
         }
-        let mut inner = self.lock();
-        inner.check(takes, holds, self.most, now)?;
+        let mut state = self.lock();
+        state.check(takes, holds, self.most, now)?;
         let mut permit = Permit::default();
         permit.counters = self.this.upgrade();
         for take in takes {
-            let key = KeyRef { identity: &take.identity, instance: &take.instance };
-            let owned = Key { identity: take.identity.clone(), instance: take.instance.clone() };
-            let slice = if let Some(counter) = inner.counters.get_mut(&key) {
+            let key = CounterKeyRef { identity: &take.identity, instance: &take.instance };
+            let owned = CounterKey { identity: take.identity.clone(), instance: take.instance.clone() };
+            let slice = if let Some(counter) = state.counters.get_mut(&key) {
                 counter.usage.take(take.span, now, take.amount)
             } else {
                 let mut usage = Usage::default();
                 let slice = usage.take(take.span, now, take.amount);
-                inner.first_end = inner.first_end.min(usage.end(take.span));
-                inner.counters.insert(owned.clone(), Counter { usage, span: take.span });
+                state.first_end = state.first_end.min(usage.end(take.span));
+                state.counters.insert(owned.clone(), Counter { usage, span: take.span });
                 slice
             };
             permit.taken.push((owned, slice, take.amount));
         }
         for hold in holds {
-            *inner.under_way.entry(Arc::clone(&hold.identity.text)).or_insert(0) += 1;
+            *state.in_flight.entry(Arc::clone(hold.identity.text())).or_insert(0) += 1;
             permit.held.push(hold.identity.clone());
         }
         Ok(permit)
     }
 
-    fn used(&self, identity: &Identity, span: Span, now: Timestamp) -> Amount {
-        let mut inner = self.lock();
-        if let Some(counter) = inner.counters.get_mut(&KeyRef { identity, instance: &[] }) {
+    /// Returns what counts against a limit now: of the fullest of its counts.
+    pub fn used(&self, identity: &Identity, span: Span, now: Timestamp) -> Amount {
+        let mut state = self.lock();
+        if let Some(counter) = state.counters.get_mut(&CounterKeyRef { identity, instance: &[] }) {
             return counter.usage.used(span, now);
         }
-        inner
+        state
             .counters
             .iter_mut()
             .filter(|(key, _)| key.identity == *identity)
@@ -412,19 +305,26 @@ impl Counters for Memory {
             .unwrap_or_default()
     }
 
-    fn check(&self, takes: &[Take], holds: &[Hold], before: usize, now: Timestamp) -> Result<usize, Refusal> {
+    /// Checks that [`Memory::take`] would succeed now, if `before` counts had been made newly. Takes nothing. Returns the number of
+    /// counts that it would make newly.
+    ///
+    /// # Errors
+    /// The takes or the hold that do not fit now.
+    pub fn check(&self, takes: &[Take], holds: &[Hold], before: usize, now: Timestamp) -> Result<usize, TakeError> {
         self.lock().check(takes, holds, self.most.saturating_sub(before), now)
     }
 
-    fn look(&self, take: &Take, now: Timestamp) -> (Amount, Result<(), Full>) {
-        let mut inner = self.lock();
-        let counter = inner.counters.get_mut(&KeyRef { identity: &take.identity, instance: &take.instance });
+    /// Returns what counts now in the count that a take is for, and whether the take alone fits. Takes nothing.
+    pub fn peek(&self, take: &Take, now: Timestamp) -> (Amount, Result<(), Full>) {
+        let mut state = self.lock();
+        let counter = state.counters.get_mut(&CounterKeyRef { identity: &take.identity, instance: &take.instance });
         let mut usage = counter.map(|counter| &mut counter.usage);
         let used = usage.as_deref_mut().map(|usage| usage.used(take.span, now)).unwrap_or_default();
-        (used, take.fits(usage, now))
+        (used, take.check(usage, now))
     }
 
-    fn under_way(&self, identity: &Identity) -> u64 {
-        self.lock().under_way(identity)
+    /// Returns the number of places of an entry that are taken.
+    pub fn in_flight(&self, identity: &Identity) -> u64 {
+        self.lock().in_flight(identity)
     }
 }

@@ -1,15 +1,15 @@
-//! Why a call is denied, in words that a model can act on and in a form that a program can.
+//! Denials: the reason in a form for programs, and in words that a model can act on.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, Serializer};
-use toolweir_crds::Scope;
+use toolweir_crds::{Scope, text};
 
-/// Why a call was decided as it was: the closed set of the metrics' label `reason`. In the order of severity: of
-/// several denials the first is told.
+/// The reason for a decision: the closed set of values of the metrics' label `reason`, in the order of severity. Of several
+/// denials, the most severe is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// It was not denied.
+    /// The call was not denied.
     None,
     /// No policy names the server.
     NoPolicy,
@@ -19,15 +19,15 @@ pub enum Reason {
     Denied,
     /// No entry allows the tool.
     NotListed,
-    /// What the call means could differ between two readers, or its tool has a name that is too long.
+    /// Two readers could understand the call differently, or the tool's name is too long.
     Malformed,
-    /// A condition does not hold, or it, a key or a cost could not be computed.
+    /// A validation does not hold, or a validation, key or cost could not be computed.
     Validation,
-    /// The conditions, keys and costs take more work on it than one call is given.
+    /// The validations, keys and costs take more work than one call is given.
     ExpressionBudget,
     /// A limit is used up.
     RateLimit,
-    /// Too many calls are under way.
+    /// Too many calls are in flight.
     Concurrency,
     /// More counts are live than are kept.
     CountersExhausted,
@@ -52,7 +52,7 @@ impl Reason {
         Self::StoreUnavailable,
     ];
 
-    /// As metrics, the audit log and denials name it.
+    /// Returns the name in metrics, the audit log and denials.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -90,15 +90,15 @@ pub struct LimitInfo {
     pub max: i64,
     /// Its window, as the policy writes it.
     pub window: Arc<str>,
-    /// What it counts together.
+    /// The scope whose calls it counts together.
     pub scope: Scope,
 }
 
-/// A denial: what `_meta["toolweir.dev/denial"]` holds, and the text for the model.
+/// A denial. Serialized, it is `_meta["toolweir.dev/denial"]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Denial {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
     /// The policy that denied; absent where none governs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,8 +108,8 @@ pub struct Denial {
     /// The limit, for `rate_limit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitInfo>,
-    /// Whole seconds after which it is worth trying again, rounded up; absent where waiting does not help or how long
-    /// is not known.
+    /// The time after which it is worth trying again, serialized as whole seconds, rounded up; absent where waiting does not help
+    /// or the time is not known.
     #[serde(rename = "retryAfterSeconds", skip_serializing_if = "Option::is_none", serialize_with = "seconds")]
     pub retry_after: Option<Duration>,
     /// The text for the model.
@@ -125,18 +125,18 @@ fn seconds<S: Serializer>(wait: &Option<Duration>, serializer: S) -> Result<S::O
     wait.map(whole_seconds).serialize(serializer)
 }
 
-/// Whole seconds, rounded up, so that who waits them has waited long enough.
+/// Returns whole seconds, rounded up, so that waiting that many is long enough.
 pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 impl Denial {
-    /// A denial by a policy. The message says `Denied by policy NAME: WHAT`.
-    pub(crate) fn by(policy: &Arc<str>, entry: Option<&Arc<str>>, reason: Reason, tool: &str, what: &str) -> Self {
+    /// Makes the denial of a policy. The message says `Denied by policy NAME: WHAT`.
+    pub(crate) fn of_policy(policy: &Arc<str>, entry: Option<&Arc<str>>, reason: Reason, tool: &str, what: &str) -> Self {
         Self {
             reason,
             policy: Some(Arc::clone(policy)),
-            tool: shown(tool).into_owned(),
+            tool: display_name(tool).into_owned(),
             limit: None,
             retry_after: None,
             message: one_line(format!("Denied by policy {policy}: {what}")),
@@ -144,33 +144,33 @@ impl Denial {
         }
     }
 
-    /// The denial of a server that no policy names.
+    /// Makes the denial for a server that no policy names.
     pub fn no_policy(server: &str, tool: &str) -> Self {
         Self {
             reason: Reason::NoPolicy,
             policy: None,
-            tool: shown(tool).into_owned(),
+            tool: display_name(tool).into_owned(),
             limit: None,
             retry_after: None,
-            message: format!("Denied: no policy in force names the server {}.", shown(server)),
+            message: format!("Denied: no policy in force names the server {}.", display_name(server)),
             entry: None,
         }
     }
 }
 
-/// One line of what a policy may say in several.
-fn one_line(text: String) -> String {
-    if !text.contains(char::is_control) {
-        return text;
+/// Returns a text as one line; a policy may write several.
+fn one_line(message: String) -> String {
+    if !message.contains(char::is_control) {
+        return message;
     }
-    text.trim_end().replace(char::is_control, " ")
+    text::one_line(message.trim_end(), usize::MAX)
 }
 
-/// A name that a caller chose, fit for a message: short and without control characters.
-pub(crate) fn shown(name: &str) -> Cow<'_, str> {
+/// Returns a name that a caller chose in a form for messages: short and without control characters.
+pub(crate) fn display_name(name: &str) -> Cow<'_, str> {
     const LONGEST: usize = 128;
     if name.len() <= LONGEST && !name.contains(char::is_control) {
         return Cow::Borrowed(name);
     }
-    Cow::Owned(name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(LONGEST).collect())
+    Cow::Owned(text::one_line(name, LONGEST))
 }

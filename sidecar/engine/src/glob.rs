@@ -1,45 +1,51 @@
 //! Tool names with `*` in them.
 
+use std::borrow::Cow;
+
+use toolweir_crds::tool_name;
+
 use crate::case::folded;
 
 /// A pattern in which `*` stands for any characters, none included. It matches without recursion, in time linear in pattern and
 /// name together: each part is looked for once, behind the one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Glob {
-    /// How it matches names as they are.
+    /// Matches the exact spelling.
     exact: Parts,
-    /// How it matches names without regard to case; nothing where that is the same text.
+    /// Matches without regard to case; `None` where that is the same text.
     folded: Option<Parts>,
-    /// How many literal characters there are.
+    /// The number of literal characters.
     weight: usize,
 }
 
-/// How a glob matches a name.
+/// The way in which a glob matches a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Match {
-    /// As it stands there.
+    /// In its exact spelling.
     Exact,
     /// Only without regard to case.
     Folded,
 }
 
+/// The parts of a glob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Parts {
     /// The literal parts between the stars; the first and last are anchored.
     literals: Vec<Box<str>>,
-    /// How many bytes a name has at least.
+    /// The least number of bytes of a name.
     least: usize,
     /// The bytes that a name must begin and end with: they tell most names apart at once.
     ends: [Option<u8>; 2],
 }
 
 impl Parts {
-    fn new(text: &str) -> Self {
-        let literal = |byte: &&u8| **byte != b'*';
-        let ends = [text.as_bytes().first(), text.as_bytes().last()].map(|byte| byte.filter(literal).copied());
-        let mut literals: Vec<Box<str>> = text.split('*').map(Into::into).collect();
+    fn new(mut literals: Vec<Box<str>>) -> Self {
+        let ends = [
+            literals.first().and_then(|part| part.as_bytes().first()).copied(),
+            literals.last().and_then(|part| part.as_bytes().last()).copied(),
+        ];
         // Several stars are one.
-        let end = literals.len() - 1;
+        let end = literals.len().saturating_sub(1);
         let mut at = 0..;
         literals.retain(|part| at.next().is_some_and(|at| at == 0 || at == end) || !part.is_empty());
         let least = literals.iter().map(|part| part.len()).sum();
@@ -65,29 +71,36 @@ impl Parts {
 }
 
 impl Glob {
-    /// The glob of a name, or nothing when the name has no `*` and so is exact.
-    pub fn parse(name: &str) -> Option<Self> {
-        if !name.contains('*') {
-            return None;
-        }
-        let exact = Parts::new(name);
-        let lower = folded(name);
-        let weight = exact.least;
-        Some(Self { folded: (lower != name).then(|| Parts::new(&lower)), exact, weight })
+    /// Parses the name of an entry. `None` for a name without `*`, which is exact.
+    pub fn parse(entry: &str) -> Option<Self> {
+        Self::new(&tool_name::literals(entry)?)
     }
 
-    /// How many literal characters it has: the more, the more specific.
+    /// Makes the glob of these texts with any characters between them. `None` for a single text.
+    pub(crate) fn new(literals: &[Cow<'_, str>]) -> Option<Self> {
+        if literals.len() < 2 {
+            return None;
+        }
+        let boxed = |text: &str| Box::<str>::from(text);
+        let weight = literals.iter().map(|literal| literal.chars().count()).sum();
+        let exact = Parts::new(literals.iter().map(|literal| boxed(literal)).collect());
+        let lower = literals.iter().any(|literal| folded(literal) != *literal);
+        let folded = lower.then(|| Parts::new(literals.iter().map(|literal| boxed(&folded(literal))).collect()));
+        Some(Self { exact, folded, weight })
+    }
+
+    /// Returns the number of literal characters: the more, the more specific.
     pub fn weight(&self) -> usize {
         self.weight
     }
 
-    /// Whether it matches a name as it stands there.
+    /// Returns true if it matches the exact spelling of a name.
     pub fn matches(&self, name: &str) -> bool {
         self.exact.matches(name)
     }
 
-    /// How it matches a name, given with its [`folded`] form.
-    pub fn match_of(&self, name: &str, lower: &str) -> Option<Match> {
+    /// Matches a name, given with its [`folded`] form.
+    pub fn match_name(&self, name: &str, lower: &str) -> Option<Match> {
         // What matches as it stands matches folded too, so most globs are looked at once.
         if !self.folded.as_ref().unwrap_or(&self.exact).matches(lower) {
             return None;
@@ -96,8 +109,8 @@ impl Glob {
         Some(if same || self.exact.matches(name) { Match::Exact } else { Match::Folded })
     }
 
-    /// Whether some name matches both: one that begins with the longer beginning, ends with the longer end, and has what lies
-    /// between the stars of either in between.
+    /// Returns true if some name matches both: one that begins with the longer beginning, ends with the longer end, and has the
+    /// parts between the stars of either in between.
     pub fn overlaps(&self, other: &Self) -> bool {
         let (Some(begin), Some(others_begin)) = (self.exact.literals.first(), other.exact.literals.first()) else { return false };
         let (Some(end), Some(others_end)) = (self.exact.literals.last(), other.exact.literals.last()) else { return false };
@@ -125,6 +138,9 @@ mod tests {
             ("a*a", vec!["aa", "aba"], vec!["a", "ab"]),
             ("a*b*c", vec!["abc", "axbxc", "abbc"], vec!["acb", "ac", "abcd"]),
             ("*ab*ab*", vec!["abab", "xabyabz"], vec!["ab", "aab"]),
+            ("検索 *", vec!["検索 ", "検索 é"], vec!["検索", "検"]),
+            (r"2\**", vec!["2*", "2*3"], vec!["2", "23", r"2\*"]),
+            (r"*\\", vec![r"\", r"C:\"], vec!["*", r"C:\*"]),
         ] {
             for name in yes {
                 assert!(glob(pattern).matches(name), "{pattern} {name}");
@@ -134,6 +150,8 @@ mod tests {
             }
         }
         assert_eq!(Glob::parse("exact"), None);
+        assert_eq!(Glob::parse(r"2\*3"), None);
+        assert_eq!(glob("日本*").weight(), 2);
         assert_eq!(glob("a*bc*").weight(), 3);
     }
 
@@ -157,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_match_without_case_is_told_from_one_as_it_stands() {
-        let of = |pattern: &str, name: &str| glob(pattern).match_of(name, &folded(name));
+        let of = |pattern: &str, name: &str| glob(pattern).match_name(name, &folded(name));
         assert_eq!(of("*delete*", "delete_page"), Some(Match::Exact));
         assert_eq!(of("*delete*", "DELETE_page"), Some(Match::Folded));
         assert_eq!(of("*Delete*", "delete_page"), Some(Match::Folded));
@@ -176,7 +194,7 @@ mod tests {
                 (false, true) => Some(Match::Folded),
                 (false, false) => None,
             };
-            prop_assert_eq!(glob.match_of(&name, &lower), expected);
+            prop_assert_eq!(glob.match_name(&name, &lower), expected);
         }
 
         #[test]

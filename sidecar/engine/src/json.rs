@@ -8,10 +8,10 @@ use std::borrow::Cow;
 
 pub use crate::case::same_but_for_case;
 
-/// How deep arrays and objects may nest.
+/// The depth to which arrays and objects may nest.
 pub const MAX_DEPTH: u32 = 128;
 
-/// Why a text is not accepted.
+/// The reason why a text is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
     /// Not UTF-8.
@@ -34,9 +34,9 @@ pub enum JsonError {
     LoneSurrogate(usize),
 }
 
-/// The kind of a value, told by its first byte.
+/// The kind of a value, which its first byte gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum JsonKind {
     /// `{`
     Object,
     /// `[`
@@ -55,34 +55,34 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raw<'a> {
     text: &'a str,
-    /// Where it starts in the text that was read.
+    /// The byte at which it starts in the text that was read.
     pub start: usize,
 }
 
 impl<'a> Raw<'a> {
-    /// The JSON text.
+    /// Returns the JSON text.
     pub fn as_str(self) -> &'a str {
         self.text
     }
 
-    /// Where it ends in the text that was read.
+    /// Returns the byte after its end in the text that was read.
     pub fn end(self) -> usize {
         self.start + self.text.len()
     }
 
-    /// Its kind.
-    pub fn kind(self) -> Kind {
+    /// Returns its kind.
+    pub fn kind(self) -> JsonKind {
         match self.text.as_bytes().first() {
-            Some(b'{') => Kind::Object,
-            Some(b'[') => Kind::Array,
-            Some(b'"') => Kind::String,
-            Some(b't' | b'f') => Kind::Bool,
-            Some(b'n') => Kind::Null,
-            _ => Kind::Number,
+            Some(b'{') => JsonKind::Object,
+            Some(b'[') => JsonKind::Array,
+            Some(b'"') => JsonKind::String,
+            Some(b't' | b'f') => JsonKind::Bool,
+            Some(b'n') => JsonKind::Null,
+            _ => JsonKind::Number,
         }
     }
 
-    /// The text of a string; nothing for other kinds.
+    /// Returns the text of a string; `None` for other kinds.
     ///
     /// # Errors
     /// A lone surrogate, which parsers read differently.
@@ -91,7 +91,7 @@ impl<'a> Raw<'a> {
         unescape(inner).map(Some).ok_or(JsonError::LoneSurrogate(self.start))
     }
 
-    /// A reader of this value alone. Its places count from the start of the value.
+    /// Returns a reader of this value alone. Its places count from the start of the value.
     pub fn reader(self) -> Reader<'a> {
         Reader { text: self.text, at: 0, depth: 0 }
     }
@@ -107,12 +107,20 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Starts at the beginning of a text.
+    ///
+    /// # Errors
+    /// The text is not UTF-8 or starts with a byte-order mark.
     pub fn new(bytes: &'a [u8]) -> Result<Self, JsonError> {
         let text = std::str::from_utf8(bytes).map_err(|error| JsonError::Utf8(error.valid_up_to()))?;
         if text.starts_with('\u{feff}') {
             return Err(JsonError::ByteOrderMark);
         }
         Ok(Self { text, at: 0, depth: 0 })
+    }
+
+    /// Returns its position in the text, in bytes.
+    pub fn place(&self) -> usize {
+        self.at
     }
 
     fn byte(&self) -> Option<u8> {
@@ -133,27 +141,36 @@ impl<'a> Reader<'a> {
         Err(JsonError::Syntax(self.at))
     }
 
-    /// The kind of the value that comes next.
-    pub fn peek(&mut self) -> Result<Kind, JsonError> {
+    /// Returns the kind of the next value.
+    ///
+    /// # Errors
+    /// No value can begin here.
+    pub fn peek(&mut self) -> Result<JsonKind, JsonError> {
         self.skip_space();
         match self.byte() {
-            Some(b'{') => Ok(Kind::Object),
-            Some(b'[') => Ok(Kind::Array),
-            Some(b'"') => Ok(Kind::String),
-            Some(b't' | b'f') => Ok(Kind::Bool),
-            Some(b'n') => Ok(Kind::Null),
-            Some(b'-' | b'0'..=b'9') => Ok(Kind::Number),
+            Some(b'{') => Ok(JsonKind::Object),
+            Some(b'[') => Ok(JsonKind::Array),
+            Some(b'"') => Ok(JsonKind::String),
+            Some(b't' | b'f') => Ok(JsonKind::Bool),
+            Some(b'n') => Ok(JsonKind::Null),
+            Some(b'-' | b'0'..=b'9') => Ok(JsonKind::Number),
             _ => Err(JsonError::Syntax(self.at)),
         }
     }
 
     /// Reads the end of the text.
+    ///
+    /// # Errors
+    /// Something else follows.
     pub fn finish(mut self) -> Result<(), JsonError> {
         self.skip_space();
         if self.at == self.text.len() { Ok(()) } else { Err(JsonError::Trailing(self.at)) }
     }
 
     /// Reads any value.
+    ///
+    /// # Errors
+    /// The text that follows is not a value, or nests too deep.
     pub fn value(&mut self) -> Result<Raw<'a>, JsonError> {
         self.skip_space();
         let start = self.at;
@@ -166,6 +183,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads an object: `member` gets each key and must read its value.
+    ///
+    /// # Errors
+    /// The text that follows is not an object, or `member` fails.
     pub fn object<E: From<JsonError>>(&mut self, mut member: impl FnMut(&mut Self, Raw<'a>) -> Result<(), E>) -> Result<(), E> {
         self.open(b'{')?;
         self.skip_space();
@@ -193,6 +213,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads an array: `item` must read each value.
+    ///
+    /// # Errors
+    /// The text that follows is not an array, or `item` fails.
     pub fn array<E: From<JsonError>>(&mut self, mut item: impl FnMut(&mut Self) -> Result<(), E>) -> Result<(), E> {
         self.open(b'[')?;
         self.skip_space();
@@ -356,7 +379,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// How many bytes come before the next quote, backslash or control character; eight at a time.
+/// Returns the number of bytes before the next quote, backslash or control character. Examines eight at a time.
 fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
@@ -377,7 +400,7 @@ fn plain(bytes: &[u8]) -> usize {
     done + tail.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f)).unwrap_or(tail.len())
 }
 
-/// The text that the inside of a checked string spells; nothing when it has half of a surrogate pair.
+/// Returns the text that the inside of a checked string spells; `None` if it has half of a surrogate pair.
 fn unescape(inner: &str) -> Option<Cow<'_, str>> {
     if !inner.contains('\\') {
         return Some(Cow::Borrowed(inner));

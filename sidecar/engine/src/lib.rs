@@ -1,28 +1,78 @@
-//! Decides MCP tool calls.
+//! The engine: it decides on MCP tool calls.
 //!
-//! Policies in, decisions out: [`Engine::compile`] turns the policies of one pod into an [`Engine`], and
-//! [`Engine::decide`] answers for one call at one point in time; where counts are shared with other pods, [`Engine::begin`] and
-//! [`Pending::finish`] do, with what the store of these counts says in between. [`Engine::explain`] says what would be answered,
-//! and why. Nothing here does I/O or has a clock of its own.
+//! [`Engine::compile`] turns the policies of one pod into an [`Engine`], and [`Engine::decide`] answers for one call at one point
+//! in time. Nothing here does I/O or has a clock of its own: the time is an argument, and so are the answers of a store of shared
+//! counts.
+//!
+//! ```text
+//! Policy ── compile ──> Engine: rules for each server, a plan for each tool
+//!                         │
+//! Call ───── begin ───────┤  denials that do not depend on the call
+//!                         │  cel        validations, keys and costs
+//!                         │  counters   this pod's own counts: all of them are taken, or none
+//!                         ├──> Decision
+//!                         └──> Pending: demands on counts that pods share ── finish(answers) ──> Decision
+//! ```
+//!
+//! - [`Engine::begin`] and [`Pending::finish`] decide where counts are shared with other pods. Between them, the caller asks the
+//!   store for [`Pending::demands`].
+//! - [`Decision`] has the [`Effect`], with a [`Permit`] or a [`Denial`], and the denials of policies in audit mode.
+//! - [`Engine::explain`] says what would be decided, and why, without taking anything.
+//! - [`json`] reads the messages and arguments, [`cel`] evaluates expressions, [`window`] counts.
+//!
+//! # Example
+//!
+//! ```
+//! use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Policy, PolicyId, Reason, Timestamp};
+//!
+//! // At most one payment in a minute.
+//! let spec = r#"{"servers": [{"name": "bank", "url": "http://bank/mcp", "tools": [
+//!     {"name": "pay", "limits": [{"max": 1, "window": "minute"}]}
+//! ]}]}"#;
+//! let id = PolicyId { cluster: false, namespace: "agents".to_owned(), name: "payments".to_owned() };
+//! let policy = Policy { id, created: None, spec: serde_json::from_str(spec)?, unreadable: None };
+//!
+//! let counters = Memory::new(Memory::COUNTERS);
+//! let (engine, problems) = Engine::compile(&[policy], counters, &CompileOptions::default());
+//! assert!(problems.is_empty());
+//!
+//! let call = Call { server: "bank", tool: "pay", arguments: None, session: "" };
+//! let first = engine.decide(&call, Timestamp(0));
+//! assert!(matches!(first.effect, Effect::Allowed(_)));
+//! let second = engine.decide(&call, Timestamp(1));
+//! assert_eq!(second.labels(), ("denied", Reason::RateLimit));
+//!
+//! let other = engine.decide(&Call { tool: "close_account", ..call }, Timestamp(2));
+//! assert_eq!(other.labels(), ("denied", Reason::NotListed));
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
+mod call;
 pub mod case;
 pub mod cel;
 mod compile;
 pub mod counters;
 mod decide;
 mod denial;
+mod engine;
+mod entry;
+mod evaluate;
 mod explain;
 pub mod glob;
 pub mod json;
 mod rules;
 pub mod shared;
+pub mod take;
+mod take_denial;
 mod verdicts;
+mod wants;
 pub mod window;
 
-pub use compile::{Options, Policy, PolicyId, Problem, Severity};
-pub use counters::{Counters, Memory, Permit};
-pub use decide::{Begun, Call, Decision, Outcome, Pending};
+pub use call::Call;
+pub use compile::{CompileOptions, Policy, PolicyId, Problem, Severity};
+pub use counters::{Memory, Permit};
+pub use decide::{Decision, DecisionStart, Effect, Pending};
 pub use denial::{Denial, LimitInfo, Reason};
-pub use rules::{Engine, LimitView, ServerView};
+pub use engine::{Engine, LimitView, ServerView};
 pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};

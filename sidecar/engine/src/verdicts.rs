@@ -1,4 +1,4 @@
-//! What policies can come to say of a server's tools: the counts that begin at 0 with them.
+//! The verdicts that policies can reach on a server's tools: metrics start at 0 for each of them.
 
 use std::sync::Arc;
 
@@ -6,25 +6,27 @@ use toolweir_crds::OnStoreFailure;
 
 use crate::{
     denial::Reason,
-    rules::{Engine, Entry, Group, Step},
+    engine::Engine,
+    entry::CompiledEntry,
+    rules::{Group, Step},
 };
 
-/// What can be decided on a tool, why, and under which policy it is counted.
+/// A decision that is possible on a tool, with its reason and the policy under which it is counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict<'a> {
-    /// The tool's name; nothing for tools that no entry names exactly.
+    /// The tool's name; `None` for all tools that no entry names exactly.
     pub tool: Option<&'a str>,
-    /// `allowed`, `denied` or `would_deny`, as metrics and the audit log say it.
+    /// `allowed`, `denied` or `would_deny`, as in metrics and the audit log.
     pub decision: &'static str,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
     /// The policy that decides.
     pub policy: Arc<str>,
 }
 
 impl Engine {
-    /// What can be decided on the tools of a server, for those that some entry names exactly and for all others together.
-    /// Of a call's faults (a body without meaning, too many counts) it says nothing: those every call can have.
+    /// Returns the verdicts that are possible on the tools of a server: on each that some entry names exactly, and on all others
+    /// together. Leaves out the faults that every call can have (a malformed body, too many counts).
     pub fn verdicts(&self, server: &str) -> Vec<Verdict<'_>> {
         let Some(rules) = self.servers.get(server) else { return Vec::new() };
         let mut verdicts: Vec<Verdict<'_>> = Vec::new();
@@ -33,17 +35,17 @@ impl Engine {
             let plan = rules.plan(tool.unwrap_or_default());
             let mut add = |decision, reason, policy| {
                 let verdict = Verdict { tool, decision, reason, policy };
-                // Of one policy, what it says of the server and of `*` is the same verdict.
+                // A policy can reach the same verdict by its rules for the server and by those for `*`.
                 if !verdicts.iter().rev().take_while(|known| known.tool == tool).any(|known| *known == verdict) {
                     verdicts.push(verdict);
                 }
             };
-            // What is denied whatever the call is, nobody else has a say in.
+            // Where every call is denied, no other verdict is possible.
             let open = plan.enforced.denial.is_none();
-            for (reason, policy) in says(&plan.enforced) {
+            for (reason, policy) in possible_denials(&plan.enforced) {
                 add("denied", reason, policy);
             }
-            for (reason, policy) in plan.audited.iter().filter(|_| open).flat_map(says) {
+            for (reason, policy) in plan.audited.iter().filter(|_| open).flat_map(possible_denials) {
                 add("would_deny", reason, policy);
             }
             if let Some(policy) = &plan.policy
@@ -57,21 +59,22 @@ impl Engine {
     }
 }
 
-/// The denials of policies that decide together.
-fn says(group: &Group) -> Vec<(Reason, Arc<str>)> {
+/// Returns the denials that policies which decide together can give.
+fn possible_denials(group: &Group) -> Vec<(Reason, Arc<str>)> {
     if let Some(denial) = &group.denial {
         return denial.policy.iter().map(|policy| (denial.reason, Arc::clone(policy))).collect();
     }
-    let of =
-        |step: &Step, reason, can: fn(&Entry) -> bool| step.matching().any(can).then(|| (reason, Arc::clone(&step.part.policy)));
-    let mut says = Vec::new();
+    let denial = |step: &Step, reason, can_deny: fn(&CompiledEntry) -> bool| {
+        step.matching().any(can_deny).then(|| (reason, Arc::clone(&step.rules.policy)))
+    };
+    let mut denials = Vec::new();
     for step in &group.steps {
-        says.extend(of(step, Reason::Validation, Entry::has_expressions));
-        says.extend(of(step, Reason::RateLimit, |entry| !entry.limits.is_empty()));
-        says.extend(of(step, Reason::Concurrency, |entry| entry.hold.is_some()));
-        if step.part.on_store_failure == OnStoreFailure::Deny {
-            says.extend(of(step, Reason::StoreUnavailable, Entry::shares));
+        denials.extend(denial(step, Reason::Validation, CompiledEntry::has_expressions));
+        denials.extend(denial(step, Reason::RateLimit, |entry| !entry.limits.is_empty()));
+        denials.extend(denial(step, Reason::Concurrency, |entry| entry.hold.is_some()));
+        if step.rules.on_store_failure == OnStoreFailure::Deny {
+            denials.extend(denial(step, Reason::StoreUnavailable, CompiledEntry::shares));
         }
     }
-    says
+    denials
 }

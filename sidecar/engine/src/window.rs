@@ -3,7 +3,7 @@
 //! Time is cut into slices of 1/128 of the window. What is let through in slice `e` counts until slice `e + 130`
 //! begins, so it is at least 129/128 and at most 130/128 of the window old when its place comes free: never early, and
 //! at most 1/64 of the window late. The 1/128 in hand covers that calls reach the server a little after they were
-//! decided on, one later than another. At most 131 slices are kept, whatever the maximum is.
+//! decided on, one later than another. At most 131 slices are kept, regardless of the maximum.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -12,19 +12,19 @@ use std::{collections::VecDeque, time::Duration};
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// The point that lies `span` later.
+    /// Returns the point that lies `span` later.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
     }
 
-    /// The time from `earlier` to this point; zero when `earlier` is later.
+    /// Returns the time from `earlier` to this point; zero when `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// What is counted: millionths of a call, or of a cost's unit, so that sums are exact.
+/// An amount that is counted, in millionths of a call or of a cost's unit, so that sums are exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Amount(u64);
 
@@ -35,12 +35,12 @@ impl Amount {
     /// One call.
     pub const ONE: Self = Self(Self::UNIT);
 
-    /// A whole number of calls or units.
+    /// Makes an amount of a whole number of calls or units.
     pub fn whole(number: u64) -> Self {
         Self(number.saturating_mul(Self::UNIT))
     }
 
-    /// A cost; rounded up to a millionth. Nothing for one that is negative or not a number.
+    /// Makes an amount of a cost, rounded up to a millionth. `None` for one that is negative or not a number.
     pub fn cost(number: f64) -> Option<Self> {
         if number.is_nan() || number < 0.0 {
             return None;
@@ -54,27 +54,28 @@ impl Amount {
         Some(Self(if exact { nearest } else { millionths.ceil() } as u64))
     }
 
-    /// In millionths of a call, or of a cost's unit.
+    /// Returns the number of millionths of a call, or of a cost's unit.
     pub fn millionths(self) -> u64 {
         self.0
     }
 
-    /// So many millionths.
-    pub fn of_millionths(number: u64) -> Self {
+    /// Makes an amount of so many millionths.
+    pub fn from_millionths(number: u64) -> Self {
         Self(number)
     }
 
-    /// As a fraction of another amount.
+    /// Returns it as a fraction of another amount.
     #[expect(clippy::cast_precision_loss, reason = "for display")]
     pub fn ratio(self, of: Self) -> f64 {
         self.0 as f64 / of.0.max(1) as f64
     }
 
-    /// As a number of calls or units.
+    /// Returns the number of calls or units.
     pub fn as_f64(self) -> f64 {
         self.ratio(Self::ONE)
     }
 
+    /// Returns the sum; it saturates.
     pub(crate) fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
@@ -94,30 +95,30 @@ pub struct Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slice(pub u64);
 
-/// Slices of one window.
+/// The number of slices of one window.
 pub const SLICES: u64 = 128;
-/// Slices after which a place is free.
+/// The number of slices after which a place is free.
 pub const LIFE: u64 = SLICES + 2;
 
 impl Span {
-    /// Cuts a length of time.
+    /// Makes the span of a window of this length.
     pub fn new(length: Duration) -> Self {
         Self { length: u64::try_from(length.as_nanos()).unwrap_or(u64::MAX).clamp(1, u64::MAX / SLICES) }
     }
 
-    /// The window's length in nanoseconds.
+    /// Returns the window's length in nanoseconds.
     pub fn nanos(self) -> u64 {
         self.length
     }
 
-    /// The slice that a moment lies in.
+    /// Returns the slice that a moment lies in.
     pub fn slice_of(self, now: Timestamp) -> Slice {
         // In two parts, so that nothing is rounded and nothing overflows.
         let (whole, rest) = (now.0 / self.length, now.0 % self.length);
         Slice(whole.saturating_mul(SLICES).saturating_add(rest * SLICES / self.length))
     }
 
-    /// When what was taken in a slice comes free.
+    /// Returns the moment at which the amount that was taken in a slice comes free.
     pub fn end_of(self, slice: Slice) -> Timestamp {
         let end = slice.0.saturating_add(LIFE);
         let (whole, rest) = (end / SLICES, end % SLICES);
@@ -125,7 +126,7 @@ impl Span {
     }
 }
 
-/// What one window has let through lately.
+/// The amounts that one window has let through lately.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
     /// Slices that hold something, oldest first.
@@ -133,17 +134,17 @@ pub struct Usage {
     total: Amount,
 }
 
-/// Why an amount does not fit now.
+/// The reason why an amount does not fit now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// It fits from then on, if nothing else is let through before.
+    /// The amount fits from then on, if nothing else is let through before.
     Until(Timestamp),
-    /// It is more than the maximum and never fits.
+    /// The amount is more than the maximum and never fits.
     Never,
 }
 
 impl Usage {
-    /// Forgets what has come free.
+    /// Drops the slices that have come free.
     fn advance(&mut self, span: Span, now: Timestamp) {
         while let Some((slice, amount)) = self.slices.front().copied() {
             if span.end_of(slice) > now {
@@ -154,7 +155,10 @@ impl Usage {
         }
     }
 
-    /// Whether an amount fits now.
+    /// Checks that an amount fits now.
+    ///
+    /// # Errors
+    /// The moment from which it fits.
     pub fn check(&mut self, span: Span, now: Timestamp, amount: Amount, max: Amount) -> Result<(), Full> {
         self.advance(span, now);
         if self.total.plus(amount) <= max {
@@ -173,7 +177,7 @@ impl Usage {
         Err(Full::Never)
     }
 
-    /// Counts an amount, and says in which slice, for [`Usage::give_back`].
+    /// Counts an amount. Returns the slice in which it counts, for [`Usage::give_back`].
     pub fn take(&mut self, span: Span, now: Timestamp, amount: Amount) -> Slice {
         self.advance(span, now);
         self.total = self.total.plus(amount);
@@ -191,7 +195,7 @@ impl Usage {
         }
     }
 
-    /// Takes back what [`Usage::take`] counted, if it still counts.
+    /// Removes an amount that [`Usage::take`] counted, if it still counts.
     pub fn give_back(&mut self, slice: Slice, amount: Amount) {
         if let Ok(at) = self.slices.binary_search_by_key(&slice, |(slice, _)| *slice)
             && let Some((_, held)) = self.slices.get_mut(at)
@@ -204,13 +208,13 @@ impl Usage {
         }
     }
 
-    /// What counts now.
+    /// Returns the amount that counts now.
     pub fn used(&mut self, span: Span, now: Timestamp) -> Amount {
         self.advance(span, now);
         self.total
     }
 
-    /// When nothing of it counts any more.
+    /// Returns the moment at which nothing of it counts any more.
     pub fn end(&self, span: Span) -> Timestamp {
         self.slices.back().map_or(Timestamp(0), |(slice, _)| span.end_of(*slice))
     }
@@ -246,7 +250,7 @@ mod tests {
         assert_eq!(usage.used(span, Timestamp(7)), Amount::ONE);
     }
 
-    /// What the naive model keeps: every admission with its exact time.
+    /// The naive model: every admission with its exact time.
     #[derive(Default)]
     struct Naive(Vec<(u64, u64)>);
 

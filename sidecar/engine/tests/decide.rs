@@ -1,91 +1,21 @@
-//! What policies mean, one behaviour at a time.
+//! The meaning of policies, one behaviour at a time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-mod common;
+#[path = "common/calls.rs"]
+mod calls;
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
+use calls::*;
 use serde_json::json;
-use toolweir_crds::{FieldError, Validation, read_documents};
+use toolweir_crds::{FieldError, Validation};
 use toolweir_engine::{
-    Call, Counters, Decision, Denial, Engine, Memory, Options, Outcome, Permit, Policy, PolicyId, Problem, Reason, Severity,
-    Timestamp,
-    json::Reader,
+    Call, CompileOptions, Effect, Engine, Memory, Policy, PolicyId, Problem, Reason, Severity, Timestamp,
     shared::{NothingKnown, Peeked},
 };
-
-/// A policy of the namespace `agents`.
-fn policy(name: &str, spec: &str) -> Policy {
-    manifest("MCPPolicy", &format!("name: {name}, namespace: agents"), spec)
-}
-
-fn cluster_policy(name: &str, spec: &str) -> Policy {
-    manifest("MCPClusterPolicy", &format!("name: {name}"), spec)
-}
-
-fn manifest(kind: &str, metadata: &str, spec: &str) -> Policy {
-    let text = format!("{{apiVersion: toolweir.dev/v1alpha1, kind: {kind}, metadata: {{{metadata}}}, spec: {{{spec}}}}}");
-    read_documents("test", &text).unwrap_or_else(|errors| panic!("{errors:#?}\n{text}")).remove(0).document.into()
-}
-
-/// A policy `agents/p` with these entries for the server `s`.
-fn tools(tools: &str) -> Policy {
-    policy("p", &format!("servers: [{{name: s, url: 'http://s/mcp', tools: [{tools}]}}]"))
-}
-
-fn compile(policies: &[Policy]) -> (Engine, Vec<Problem>) {
-    let options = Options {
-        shared_store: false,
-        pod: "pod-1".to_owned(),
-        namespace: "agents".to_owned(),
-        service_account: "default".to_owned(),
-        ..Options::default()
-    };
-    Engine::compile(policies, Memory::new(Memory::COUNTERS), &options)
-}
-
-/// An engine of policies without a problem.
-fn engine(policies: &[Policy]) -> Engine {
-    let (engine, problems) = compile(policies);
-    assert_eq!(problems, []);
-    engine
-}
-
-const SECOND: u64 = 1_000_000_000;
-
-/// Decides on a call of the server `s`.
-fn call(engine: &Engine, tool: &str, arguments: &str, seconds: u64) -> Decision {
-    call_in(engine, "s", tool, "session-1", arguments, seconds)
-}
-
-fn call_in(engine: &Engine, server: &str, tool: &str, session: &str, arguments: &str, seconds: u64) -> Decision {
-    let arguments = (!arguments.is_empty()).then(|| Reader::new(arguments.as_bytes()).unwrap().value().unwrap());
-    engine.decide(&Call { server, tool, arguments, session }, Timestamp(seconds * SECOND))
-}
-
-#[track_caller]
-fn allowed(decision: Decision) -> Permit {
-    match decision.outcome {
-        Outcome::Allowed(permit) => permit,
-        Outcome::Denied(denial) => panic!("{denial:?}"),
-    }
-}
-
-#[track_caller]
-fn denied(decision: Decision) -> Denial {
-    match decision.outcome {
-        Outcome::Denied(denial) => denial,
-        Outcome::Allowed(_) => panic!("allowed"),
-    }
-}
-
-/// The reason of a decision: `None` for a call that is let through.
-fn reason(decision: &Decision) -> Reason {
-    decision.denial().map_or(Reason::None, |denial| denial.reason)
-}
 
 mod which_entry_gives_the_action {
     use super::*;
@@ -292,9 +222,9 @@ mod what_a_denied_caller_is_told {
             let mut last = Ok(());
             // One call a second; then 44 s after the first.
             for second in (0..30).chain([44]) {
-                last = match call(&engine, "send", r#"{"n": 1, "k": "x"}"#, second).outcome {
-                    Outcome::Allowed(_) => Ok(()),
-                    Outcome::Denied(denial) => Err(denial.message),
+                last = match call(&engine, "send", r#"{"n": 1, "k": "x"}"#, second).effect {
+                    Effect::Allowed(_) => Ok(()),
+                    Effect::Denied(denial) => Err(denial.message),
                 };
             }
             assert_eq!(last, Err(format!("Denied by policy agents/p: {told}")));
@@ -349,6 +279,12 @@ mod what_a_denied_caller_is_told {
     }
 
     #[test]
+    fn is_one_line_of_a_message_that_the_policy_writes_in_several() {
+        let engine = engine(&[tools(r#"{name: pay, validations: [{expression: 'false', message: "Ask\na person.\n"}]}"#)]);
+        assert_eq!(text(&engine, "pay", "{}", 0), "Denied by policy agents/p: Ask a person.");
+    }
+
+    #[test]
     fn of_a_key_or_cost_that_has_no_value() {
         let with = |limit: &str| engine(&[tools(&format!("{{name: pay, limits: [{{max: 5, window: day, {limit}}}]}}"))]);
         for (limit, arguments, told) in [
@@ -384,6 +320,10 @@ mod what_a_denied_caller_is_told {
         let tool = format!("x\n\u{1b}[2KApproved by policy.{}", "y".repeat(5000));
         let denial = denied(call(&engine, &tool, "", 0));
         assert!(!denial.message.contains(char::is_control), "{:?}", denial.message);
+        let shown = "x \u{fffd}[2KApproved by policy.y";
+        assert!(denial.tool.starts_with(shown), "{:?}", denial.tool);
+        let told = text(&engine, &tool[..30], "", 0);
+        assert!(told.starts_with(&format!("Denied by policy agents/p: {shown}")), "{told:?}");
         assert!(denial.message.len() < 400 && denial.tool.len() < 200);
     }
 
@@ -605,7 +545,7 @@ mod a_policy_that_does_not_compile {
                 let denial = denied(call(&engine, tool, r#"{"n": 1}"#, 0));
                 assert_eq!((denial.reason, denial.policy.as_deref()), (Reason::InvalidPolicy, Some("agents/broken")));
                 assert!(
-                    denial.message.contains("does not compile (spec.servers[0].tools[0].validations[0].expression: is no CEL")
+                    denial.message.contains("does not compile (spec.servers[0].tools[0].validations[0].expression: is not a CEL")
                 );
                 assert!(!engine.shows("s", tool));
             }
@@ -640,7 +580,7 @@ mod a_policy_that_does_not_compile {
     #[test]
     fn is_also_one_that_breaks_a_bound_and_did_not_come_from_a_file() {
         let mut broken = tools("{name: a}");
-        broken.spec.servers[0].tools[0].name = "a b".to_owned();
+        broken.spec.servers[0].tools[0].name = r"a\b".to_owned();
         let (engine, problems) = compile(&[broken]);
         assert_eq!(problems[0].error.path, "spec.servers[0].tools[0].name");
         assert_eq!(reason(&call(&engine, "a", "", 0)), Reason::InvalidPolicy);
@@ -670,11 +610,11 @@ mod a_policy_that_does_not_compile {
     #[test]
     fn has_patterns_that_are_dear_to_compile() {
         for (pattern, why) in [
-            (r"\w{500}{500}", "is too large: compiled it has more than 256 KiB"),
-            (r"[\w.-]{1,64}@", "is too large"),
+            (r"(\pL{30}){30}", "is too large: compiled it has more than 256 KiB"),
+            (r"[\pL.-]{1,64}@", "is too large"),
             (r"(?i)[^a](?i)[^b](?i)[^c](?i)[^d](?i)[^e](?i)[^f](?i)[^g](?i)[^h](?i)[^i]", "is too large"),
             (&"(".repeat(1000), "does not compile"),
-            (r"(((a{100}){100}){100}){100}", "is too large"),
+            (r"(((a{100}){100}){100}){100}", "repeats something over 1000 times"),
         ] {
             let problem = first_problem(vec![format!("args.a.matches(r'{pattern}')")]);
             assert!(
@@ -684,11 +624,11 @@ mod a_policy_that_does_not_compile {
             assert!(problem.contains(why), "{pattern}: {problem}");
         }
         // Each is possible, and all together are too much.
-        let many = (0..100).map(|at| format!("args.a.matches(r'x\\w{{1,10}}{at}')"));
+        let many = (0..100).map(|at| format!("args.a.matches(r'x\\pL{{1,10}}{at}')"));
         let problem = first_problem(many);
         assert!(problem.contains("at most 8 MiB together; write fewer or smaller ones, or split the policy"), "{problem}");
         // What is refused counts too, or a policy of nothing else would never end.
-        let refused = (0..1000).map(|at| format!("args.a.matches(r'{at}\\w{{500}}')")).collect::<Vec<_>>();
+        let refused = (0..1000).map(|at| format!("args.a.matches(r'{at}\\pL{{500}}')")).collect::<Vec<_>>();
         let (_, problems) = compile(&[conditions(&refused)]);
         let tried = problems.iter().filter(|problem| problem.error.message.contains("is too large")).count();
         assert!(tried <= 32, "{tried} of {} were tried", problems.len());
@@ -747,6 +687,37 @@ mod a_policy_that_does_not_compile {
             }
         }
     }
+}
+
+#[test]
+fn any_name_that_a_server_gives_a_tool_can_be_an_exact_entry() {
+    let names =
+        ["send invoice", " pay", "Rückfrage", "予定を検索", "a/b:c (d)", "2*3", r"C:\dir", r"\*", "what?", "\"'#{}[]&!%@`", "🙂"];
+    for name in names {
+        let entry = serde_json::json!({"name": toolweir_crds::tool_name::exactly(name), "limits": [{"max": 1, "window": "day"}]});
+        let (engine, problems) = compile(&[tools(&entry.to_string())]);
+        assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{name}: {problems:?}");
+        let asked = |tool: &str| reason(&call(&engine, tool, "{}", 0));
+        assert_eq!(asked(name), Reason::None, "{name}");
+        assert_eq!(asked(name), Reason::RateLimit, "{name}");
+        for other in [format!("{name} "), format!("x{name}"), name.replace('*', "x") + "y", name.trim().to_owned() + "\\"] {
+            assert_eq!(asked(&other), Reason::NotListed, "{name} {other}");
+        }
+        assert_eq!(engine.tools("s").collect::<Vec<_>>(), [name]);
+    }
+}
+
+#[test]
+fn a_glob_takes_stars_and_backslashes_of_the_name_where_they_are_escaped() {
+    let engine =
+        engine(&[tools(r"{name: '2\**'}, {name: 'C:\\*', action: Deny}, {name: '*:*'}, {name: 'GRÖSSE *', action: Deny}")]);
+    let asked = |tool: &str| reason(&call(&engine, tool, "{}", 0));
+    assert_eq!(asked("2*3"), Reason::None);
+    assert_eq!(asked("213"), Reason::NotListed);
+    assert_eq!(asked(r"c:\dir"), Reason::Denied);
+    assert_eq!(asked("c:dir"), Reason::None);
+    assert_eq!(asked("größe 1"), Reason::NotListed);
+    assert_eq!(asked("grösse 1"), Reason::Denied);
 }
 
 #[test]
@@ -965,7 +936,7 @@ mod limits {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..1000 {
-                        if let Outcome::Allowed(permit) = call(&engine, "a", "", 0).outcome {
+                        if let Effect::Allowed(permit) = call(&engine, "a", "", 0).effect {
                             assert!(under_way.fetch_add(1, Relaxed) < 3);
                             passed.fetch_add(1, Relaxed);
                             std::thread::yield_now();
@@ -1013,7 +984,7 @@ mod counts_across_recompilation {
     use super::*;
 
     fn recompile(counters: &Arc<Memory>, policies: &[Policy]) -> Engine {
-        let (engine, problems) = Engine::compile(policies, Arc::clone(counters), &Options::default());
+        let (engine, problems) = Engine::compile(policies, Arc::clone(counters), &CompileOptions::default());
         assert_eq!(problems, []);
         engine
     }
@@ -1077,7 +1048,7 @@ mod memory {
     fn keyed(most: usize) -> (Engine, Arc<Memory>) {
         let counters = Memory::new(most);
         let policies = [tools("{name: a, limits: [{max: 2, window: minute, key: args.k}, {max: 100, window: hour}]}, {name: b}")];
-        (Engine::compile(&policies, Arc::clone(&counters), &Options::default()).0, counters)
+        (Engine::compile(&policies, Arc::clone(&counters), &CompileOptions::default()).0, counters)
     }
 
     fn key(engine: &Engine, key: u64, seconds: u64) -> Reason {
@@ -1131,7 +1102,7 @@ mod memory {
     fn never_holds_more_when_a_count_that_is_over_is_needed_again() {
         let counters = Memory::new(3);
         let policies = [tools("{name: a, limits: [{max: 2, window: day, key: args.k}, {max: 100, window: minute}]}")];
-        let engine = Engine::compile(&policies, Arc::clone(&counters), &Options::default()).0;
+        let engine = Engine::compile(&policies, Arc::clone(&counters), &CompileOptions::default()).0;
         assert_eq!(key(&engine, 1, 0), Reason::None);
         assert_eq!(key(&engine, 2, 0), Reason::None);
         // The minute is over and the days of the keys 1 and 2 are not: there is one place, and the call needs two.
@@ -1147,7 +1118,7 @@ mod memory {
             "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 9, window: day, key: args.k}]}]}]",
         );
         let other = policy("b", "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 9, window: day}]}]}]");
-        let engine = Engine::compile(&[other, keyed], Memory::new(2), &Options::default()).0;
+        let engine = Engine::compile(&[other, keyed], Memory::new(2), &CompileOptions::default()).0;
         assert_eq!(key(&engine, 1, 0), Reason::None);
         let denial = denied(call(&engine, "a", r#"{"k": 2}"#, 0));
         assert_eq!((denial.reason, denial.policy.as_deref()), (Reason::CountersExhausted, Some("agents/a")));
@@ -1179,7 +1150,7 @@ mod arguments {
 
     fn reads() -> Engine {
         engine(&[tools(
-            "{name: reads, validations: [{expression: '!has(args.amount) || args.amount < 5'}]}, \
+            "{name: reads, validations: [{expression: '!has(args.amount) || args.amount == null || args.amount < 5'}]}, \
              {name: counts, limits: [{max: 9, window: day, key: args.user}]}, {name: weighs, limits: [{max: 9, window: day, cost: args.n}]}, \
              {name: blind, limits: [{max: 99, window: day}]}, {name: pod_only, validations: [{expression: \"pod.name == 'pod-1'\"}]}",
         )])
@@ -1281,556 +1252,5 @@ mod what_a_call_is_counted_under {
         assert_eq!(engine.limits(Timestamp(0), &NothingKnown)[0].used.to_bits(), 2.0_f64.to_bits());
         assert_eq!(engine.counters().len(), 3);
         assert!(engine.counters().take(&[], &[], Timestamp(0)).is_ok());
-    }
-}
-
-mod counts_that_pods_share {
-    use std::{collections::BTreeSet, thread};
-
-    use toolweir_crds::{OnStoreFailure, Scope, explain::Explanation};
-    use toolweir_engine::{
-        Amount, Begun, Pending,
-        counters::{Identity, Refusal},
-        shared::{Amounts, Answer, Known, Peeked, Places, Taken, Wanted},
-        window::Full,
-    };
-
-    use super::*;
-
-    fn options(pod: &str, workload: &str) -> Options {
-        Options {
-            shared_store: true,
-            pod: pod.to_owned(),
-            namespace: "agents".to_owned(),
-            service_account: "default".to_owned(),
-            workload: workload.to_owned(),
-            of_any_pod: false,
-        }
-    }
-
-    fn compiled(policies: &[Policy], options: &Options) -> (Engine, Vec<Problem>) {
-        Engine::compile(policies, Memory::new(Memory::COUNTERS), options)
-    }
-
-    fn shared(policies: &[Policy]) -> Engine {
-        let (engine, problems) = compiled(policies, &options("pod-1", "Deployment/social"));
-        assert_eq!(problems, []);
-        engine
-    }
-
-    /// A call of the server `s` without arguments.
-    const fn of(tool: &str) -> Call<'_> {
-        Call { server: "s", tool, arguments: None, session: "session-1" }
-    }
-
-    #[track_caller]
-    fn pending<'a>(engine: &'a Engine, tool: &'a str) -> Pending<'a> {
-        match engine.begin(&of(tool), Timestamp(0)) {
-            Begun::Pending(pending) => pending,
-            Begun::Decided(decision) => panic!("{decision:?}"),
-        }
-    }
-
-    #[track_caller]
-    fn decided(engine: &Engine, tool: &str) -> Decision {
-        match engine.begin(&of(tool), Timestamp(0)) {
-            Begun::Decided(decision) => decision,
-            Begun::Pending(pending) => panic!("{pending:?}"),
-        }
-    }
-
-    /// What is used of each limit, by its label.
-    fn used(engine: &Engine) -> Vec<(String, f64)> {
-        let views = engine.limits(Timestamp(0), &NothingKnown);
-        views.into_iter().map(|view| (view.limit.to_owned(), view.used)).filter(|(_, used)| *used > 0.0).collect()
-    }
-
-    fn identities(engine: &Engine, tool: &str) -> Vec<String> {
-        let of_one = |wanted: &Wanted| {
-            let takes = wanted.takes.iter().map(|shared| shared.take.identity.as_str().to_owned());
-            takes.chain(wanted.holds.iter().map(|shared| shared.hold.identity.as_str().to_owned())).collect::<Vec<_>>()
-        };
-        pending(engine, tool).wanted().iter().flat_map(of_one).collect()
-    }
-
-    /// Counts what became of what was taken.
-    #[derive(Debug, Default)]
-    struct Watch {
-        given_back: AtomicUsize,
-        free: AtomicUsize,
-    }
-
-    #[derive(Debug)]
-    struct Watched(Arc<Watch>);
-
-    #[derive(Debug)]
-    struct WatchedPlace(Arc<Watch>);
-
-    impl Amounts for Watched {
-        fn give_back(self: Box<Self>) {
-            self.0.given_back.fetch_add(1, Relaxed);
-        }
-    }
-
-    impl Places for WatchedPlace {}
-
-    impl Drop for WatchedPlace {
-        fn drop(&mut self) {
-            self.0.free.fetch_add(1, Relaxed);
-        }
-    }
-
-    impl Watch {
-        fn taken(self: &Arc<Self>) -> Answer {
-            Answer::Taken(Taken {
-                amounts: Some(Box::new(Watched(Arc::clone(self)))),
-                places: Some(Box::new(WatchedPlace(Arc::clone(self)))),
-                without_store: None,
-            })
-        }
-
-        /// How often amounts were given back, and places came free.
-        fn seen(&self) -> (usize, usize) {
-            (self.given_back.load(Relaxed), self.free.load(Relaxed))
-        }
-    }
-
-    fn full_until(seconds: u64) -> Refusal {
-        Refusal::Full([(0, Full::Until(Timestamp(seconds * SECOND)))].into_iter().collect())
-    }
-
-    fn full(seconds: u64) -> Answer {
-        Answer::Refused(full_until(seconds))
-    }
-
-    /// One count and one place of this pod, and the same of its workload.
-    const BOTH: &str = "{name: a, limits: [{max: 5, window: minute}, {max: 9, window: hour, scope: Workload}], maxConcurrent: 3, \
-                        maxConcurrentScope: Workload}, {name: 'a*', maxConcurrent: 2}";
-
-    #[test]
-    fn what_they_are_asked_for() {
-        let engine = shared(&[tools(BOTH)]);
-        let pending = pending(&engine, "a");
-        let [Wanted { takes, holds }] = pending.wanted() else { panic!("{pending:?}") };
-        assert_eq!((takes.len(), holds.len()), (1, 1));
-        assert_eq!(takes[0].take.identity.as_str(), format!("{}|agents/p|s|a|3600000000000|Workload|||0", takes[0].whose));
-        assert_eq!(holds[0].hold.identity.as_str(), format!("{}|agents/p|s|a|maxConcurrent", holds[0].whose));
-        assert_eq!(
-            (&*takes[0].whose, &*holds[0].whose),
-            ("Workload agents/Deployment/social", "Workload agents/Deployment/social")
-        );
-        assert_eq!((takes[0].take.max, takes[0].take.amount, holds[0].hold.max), (Amount::whole(9), Amount::ONE, 3));
-        assert_eq!((takes[0].failure, holds[0].failure), (OnStoreFailure::Deny, OnStoreFailure::Deny));
-    }
-
-    #[test]
-    fn a_call_that_wants_none_is_decided_at_once() {
-        let engine =
-            shared(&[tools(&format!("{BOTH}, {{name: b, limits: [{{max: 1, window: minute}}]}}, {{name: c, action: Deny}}"))]);
-        drop(allowed(decided(&engine, "b")));
-        assert_eq!(reason(&decided(&engine, "b")), Reason::RateLimit);
-        assert_eq!(reason(&decided(&engine, "c")), Reason::Denied);
-        assert_eq!(reason(&decided(&engine, "d")), Reason::NotListed);
-        // What this pod's own counts deny is put to nobody.
-        let _held: Vec<Permit> = (0..2)
-            .map(|_| allowed(pending(&engine, "a").finish([Answer::Taken(Taken::default())], Timestamp::default())))
-            .collect();
-        assert_eq!(reason(&decided(&engine, "a")), Reason::Concurrency);
-    }
-
-    #[test]
-    fn taken_it_is_held_together_with_the_pods_own_counts() {
-        let (engine, watch) = (shared(&[tools(BOTH)]), Arc::new(Watch::default()));
-        let take = || allowed(pending(&engine, "a").finish([watch.taken()], Timestamp::default()));
-        let mut permit = take();
-        assert!(permit.holds_places());
-        assert_eq!((used(&engine), watch.seen()), (vec![("5/minute".to_owned(), 1.0)], (0, 0)));
-        let places = permit.split_places();
-        assert!(!permit.holds_places() && places.holds_places());
-        permit.give_back();
-        assert_eq!((used(&engine), watch.seen()), (vec![], (1, 0)));
-        drop(places);
-        assert_eq!(watch.seen(), (1, 1));
-        // Dropped, what is taken stays counted, and the places come free.
-        drop(take());
-        assert_eq!((used(&engine), watch.seen()), (vec![("5/minute".to_owned(), 1.0)], (1, 2)));
-        let mut joined = take();
-        joined.join(take());
-        joined.give_back();
-        assert_eq!((used(&engine), watch.seen()), (vec![("5/minute".to_owned(), 1.0)], (3, 4)));
-    }
-
-    #[test]
-    fn refused_or_unanswered_it_denies_and_nothing_stays_taken() {
-        let engine = shared(&[tools(BOTH)]);
-        let limit = "Denied by policy agents/p: a is limited to 9 calls an hour for its workload. Try again in 17 s.";
-        let busy = "Denied by policy agents/p: at most 3 calls of a may be under way at once for its workload. Try again when one \
-                    has ended.";
-        let silent = "Denied by policy agents/p: a is limited across pods, and the shared store of counts does not answer. Try \
-                      again in 1 s.";
-        for (answer, told, wait, message) in [
-            (Some(full(17)), Reason::RateLimit, Some(17), limit),
-            (Some(Answer::RefusedAlone(full_until(17))), Reason::RateLimit, Some(17), limit),
-            (Some(Answer::Refused(Refusal::Busy(0))), Reason::Concurrency, None, busy),
-            (Some(Answer::Unavailable), Reason::StoreUnavailable, Some(1), silent),
-            (Some(Answer::NotAsked), Reason::StoreUnavailable, Some(1), silent),
-            (None, Reason::StoreUnavailable, Some(1), silent),
-        ] {
-            let alone = matches!(answer, Some(Answer::RefusedAlone(_)));
-            let asked = !matches!(answer, Some(Answer::NotAsked));
-            let decision = pending(&engine, "a").finish(answer, Timestamp::default());
-            let without = match told {
-                Reason::StoreUnavailable if asked => Some(OnStoreFailure::Deny),
-                _ => alone.then_some(OnStoreFailure::PerPod),
-            };
-            assert_eq!(decision.without_store, without);
-            assert_eq!((decision.policy.as_deref(), decision.entry.as_deref()), (Some("agents/p"), Some("a")));
-            let denial = denied(decision);
-            assert_eq!((denial.reason, denial.message.as_str()), (told, message));
-            assert_eq!(denial.retry_after.map(|wait| wait.as_secs()), wait);
-            assert_eq!(denial.limit.map(|limit| limit.scope), (told == Reason::RateLimit).then_some(Scope::Workload));
-            assert_eq!(used(&engine), []);
-        }
-        // Its places are free, too: both are to be had.
-        let _held: Vec<Permit> = (0..2)
-            .map(|_| allowed(pending(&engine, "a").finish([Answer::Taken(Taken::default())], Timestamp::default())))
-            .collect();
-        // Who asks nobody is denied.
-        let engine = shared(&[tools(BOTH)]);
-        assert_eq!(reason(&call(&engine, "a", "", 0)), Reason::StoreUnavailable);
-        assert_eq!(used(&engine), []);
-    }
-
-    #[test]
-    fn what_the_pod_counts_itself_counts_from_when_the_call_goes_on() {
-        let engine = shared(&[tools("{name: a, limits: [{max: 1, window: second}, {max: 9, window: hour, scope: Workload}]}")]);
-        let at = |milliseconds: u64| {
-            let call = Call { server: "s", tool: "a", arguments: None, session: "" };
-            engine.begin(&call, Timestamp(milliseconds * SECOND / 1000))
-        };
-        let Begun::Pending(slow) = at(0) else { panic!("it is shared") };
-        drop(allowed(slow.finish([Answer::Taken(Taken::default())], Timestamp(SECOND * 9 / 10))));
-        assert!(matches!(at(1500), Begun::Decided(decision) if reason(&decision) == Reason::RateLimit));
-        assert!(matches!(at(1950), Begun::Pending(_)));
-    }
-
-    #[test]
-    fn a_decision_that_is_not_finished_leaves_nothing_behind() {
-        let engine = shared(&[tools(BOTH)]);
-        for _ in 0..9 {
-            drop(pending(&engine, "a"));
-        }
-        assert_eq!(used(&engine), []);
-        // Others wait for the store in another thread.
-        let decision = thread::scope(|scope| {
-            let pending = pending(&engine, "a");
-            scope.spawn(move || pending.finish([Answer::Taken(Taken::default())], Timestamp::default())).join().unwrap()
-        });
-        drop(allowed(decision));
-        assert_eq!(used(&engine), [("5/minute".to_owned(), 1.0)]);
-    }
-
-    #[test]
-    fn policies_in_audit_mode_ask_for_themselves() {
-        let limits = "{max: 1, window: minute}, {max: 9, window: hour, scope: Policy}";
-        let audit =
-            |name| policy(name, &format!("mode: Audit, servers: [{{name: s, tools: [{{name: a, limits: [{limits}]}}]}}]"));
-        let engine = shared(&[tools(BOTH), audit("q"), audit("r")]);
-        let by = |decision: &Decision| -> Vec<(Reason, String)> {
-            decision.would_deny.iter().map(|denial| (denial.reason, denial.policy.as_deref().unwrap().to_owned())).collect()
-        };
-        let watch = Arc::new(Watch::default());
-        // `q` is refused, and takes nothing of its own counts; `r` does not say anything.
-        let waiting = pending(&engine, "a");
-        assert_eq!(waiting.wanted().iter().map(|wanted| wanted.takes.len()).collect::<Vec<_>>(), [1, 1, 1]);
-        let decision = waiting.finish([watch.taken(), full(9), watch.taken()], Timestamp::default());
-        assert_eq!(by(&decision), [(Reason::RateLimit, "agents/q".to_owned())]);
-        assert_eq!((decision.without_store, decision.policy.as_deref()), (None, Some("agents/q")));
-        allowed(decision).give_back();
-        assert_eq!((used(&engine), watch.seen()), (vec![], (2, 2)));
-        // The store fails between two questions.
-        let decision = pending(&engine, "a").finish([watch.taken(), Answer::Unavailable], Timestamp::default());
-        assert_eq!(by(&decision), ["agents/q", "agents/r"].map(|name| (Reason::StoreUnavailable, name.to_owned())));
-        assert_eq!(decision.without_store, Some(OnStoreFailure::Deny));
-        allowed(decision).give_back();
-        // Denied by those that are enforced, the others count nothing.
-        let decision = pending(&engine, "a").finish([full(9), Answer::NotAsked, watch.taken()], Timestamp::default());
-        assert!(decision.would_deny.is_empty());
-        assert_eq!(reason(&decision), Reason::RateLimit);
-        assert_eq!((used(&engine), watch.seen()), (vec![], (4, 4)));
-        // What is denied by the pod's own counts of an audited policy is not asked for.
-        drop(allowed(pending(&engine, "a").finish([watch.taken(), watch.taken(), watch.taken()], Timestamp::default())));
-        let waiting = pending(&engine, "a");
-        assert_eq!(waiting.wanted().iter().map(|wanted| wanted.takes.len()).collect::<Vec<_>>(), [1, 0, 0]);
-        assert_eq!(by(&waiting.finish([watch.taken()], Timestamp::default())).len(), 2);
-        let alone = shared(&[audit("q"), tools("{name: a}")]);
-        let waiting = pending(&alone, "a");
-        assert_eq!(waiting.wanted().iter().map(Wanted::is_empty).collect::<Vec<_>>(), [true, false]);
-        assert_eq!(by(&waiting.finish([Answer::Taken(Taken::default()), full(9)], Timestamp::default())).len(), 1);
-    }
-
-    #[test]
-    fn what_was_done_without_the_store_is_told() {
-        let spec = |failure: &str| {
-            let tool = "{name: a, limits: [{max: 9, window: hour, scope: Policy}]}";
-            format!("onStoreFailure: {failure}, servers: [{{name: s, url: 'http://s/', tools: [{tool}]}}]")
-        };
-        let engine = shared(&[policy("o", &spec("Allow")), policy("p", &spec("PerPod"))]);
-        let failures = |pending: &Pending<'_>| pending.wanted()[0].takes.iter().map(|take| take.failure).collect::<Vec<_>>();
-        assert_eq!(failures(&pending(&engine, "a")), [OnStoreFailure::Allow, OnStoreFailure::PerPod]);
-        let taken = Taken { without_store: Some(OnStoreFailure::PerPod), ..Taken::default() };
-        let decision = pending(&engine, "a").finish([Answer::Taken(taken)], Timestamp::default());
-        assert_eq!(decision.without_store, Some(OnStoreFailure::PerPod));
-        // Where none says that it denies, the first is named; else the first that does.
-        let policy_of =
-            |engine: &Engine| denied(pending(engine, "a").finish([], Timestamp::default())).policy.unwrap().to_string();
-        assert_eq!(policy_of(&engine), "agents/o");
-        let engine = shared(&[policy("o", &spec("Allow")), policy("p", &spec("Deny"))]);
-        assert_eq!(policy_of(&engine), "agents/p");
-    }
-
-    #[test]
-    fn limits_that_count_together_are_asked_for_once() {
-        let limit = |max: i64, window: &str| format!("{{max: {max}, window: {window}, scope: Workload, counter: c}}");
-        let engine = shared(&[tools(&format!(
-            "{{name: a, limits: [{}]}}, {{name: 'a*', limits: [{}, {}]}}",
-            limit(5, "hour"),
-            limit(3, "hour"),
-            limit(4, "day")
-        ))]);
-        let waiting = pending(&engine, "a");
-        let takes: Vec<(u64, Amount)> =
-            waiting.wanted()[0].takes.iter().map(|s| (s.take.max.millionths(), s.take.amount)).collect();
-        assert_eq!(takes, [(3_000_000, Amount::ONE), (4_000_000, Amount::ONE)]);
-        let denial = denied(waiting.finish([full(5)], Timestamp::default()));
-        assert_eq!((denial.limit.unwrap().max, denial.entry.as_deref()), (3, Some("a*")));
-    }
-
-    #[test]
-    fn are_the_same_in_all_pods_of_the_scope_and_in_no_others() {
-        let limits: Vec<String> = ["Workload", "ServiceAccount", "Namespace", "Policy"]
-            .iter()
-            .map(|scope| format!("{{max: 9, window: hour, scope: {scope}}}"))
-            .collect();
-        let tool = format!("{{name: a, limits: [{}], maxConcurrent: 2, maxConcurrentScope: Workload}}", limits.join(", "));
-        let spec = format!("servers: [{{name: s, url: 'http://s/', tools: [{tool}]}}]");
-        let policy = manifest("MCPClusterPolicy", "name: p", &spec);
-        let of = |policy: &Policy, change: &dyn Fn(&mut Options)| {
-            let mut options = options("pod-1", "Deployment/social");
-            change(&mut options);
-            let (engine, problems) = compiled(std::slice::from_ref(policy), &options);
-            assert_eq!(problems, []);
-            (identities(&engine, "a"), engine.groups().iter().map(ToString::to_string).collect::<Vec<_>>())
-        };
-        let (here, groups) = of(&policy, &|_| {});
-        assert_eq!(
-            groups,
-            ["Namespace agents", "Policy cluster:p", "ServiceAccount agents/default", "Workload agents/Deployment/social"]
-        );
-        assert_eq!(here.iter().collect::<BTreeSet<_>>().len(), 5);
-        assert_eq!(here, of(&policy, &|options| options.pod = "pod-2".to_owned()).0);
-        // Which of them are the same as those here, in the order of the limits and then the places.
-        let same = |policy: &Policy, change: &dyn Fn(&mut Options)| {
-            of(policy, change).0.iter().zip(&here).map(|(there, here)| there == here).collect::<Vec<_>>()
-        };
-        assert_eq!(same(&policy, &|options| options.workload = "Deployment/other".to_owned()), [false, true, true, true, false]);
-        assert_eq!(same(&policy, &|options| options.service_account = "other".to_owned()), [true, false, true, true, true]);
-        assert_eq!(same(&policy, &|options| options.namespace = "other".to_owned()), [false, false, false, true, false]);
-        for metadata in ["name: p, namespace: agents", "name: p, namespace: other"] {
-            assert_eq!(same(&manifest("MCPPolicy", metadata, &spec), &|_| {}), [false; 5]);
-        }
-        let in_namespace =
-            |namespace: &str| of(&manifest("MCPPolicy", &format!("name: p, namespace: {namespace}"), &spec), &|_| {});
-        assert_eq!(in_namespace("a").1[1], "Policy a/p");
-        assert!(in_namespace("a").0.iter().zip(&in_namespace("b").0).all(|(a, b)| a != b));
-        // A policy with another maximum keeps its counts.
-        let changed = manifest(
-            "MCPClusterPolicy",
-            "name: p",
-            &spec.replace("max: 9", "max: 7").replace("maxConcurrent: 2", "maxConcurrent: 1"),
-        );
-        assert_eq!(same(&changed, &|_| {}), [true; 5]);
-        // Only what is in force is a group.
-        assert!(shared(&[policy]).shares());
-        let own = shared(&[tools("{name: a, limits: [{max: 1, window: minute, scope: Session}], maxConcurrent: 1}")]);
-        assert!(!own.shares() && own.groups().is_empty());
-        drop(allowed(decided(&own, "a")));
-    }
-
-    #[test]
-    fn need_a_store_and_to_know_whose_they_are() {
-        let both = |scope: &str| {
-            let limit = format!("{{max: 1, window: hour, scope: {scope}}}");
-            tools(&format!("{{name: a, limits: [{limit}], maxConcurrent: 1, maxConcurrentScope: {scope}}}"))
-        };
-        let errors = |scope: &str, options: &Options| -> Vec<(String, String)> {
-            let (_, problems) = compiled(&[both(scope)], options);
-            problems.into_iter().map(|problem| (problem.error.path, problem.error.message)).collect()
-        };
-        let at = ["spec.servers[0].tools[0].limits[0].scope", "spec.servers[0].tools[0].maxConcurrentScope"];
-        let says = |message: &str| at.map(|path| (path.to_owned(), message.to_owned())).to_vec();
-        let no_store = Options { shared_store: false, ..options("pod-1", "Deployment/social") };
-        let needs = "Namespace counts across pods, which needs a shared store, and none is configured; write Pod";
-        assert_eq!(
-            errors("Namespace", &no_store),
-            [(at[0].to_owned(), format!("{needs} or Session")), (at[1].to_owned(), needs.to_owned())]
-        );
-        assert_eq!(errors("Namespace", &Options { of_any_pod: true, ..no_store }).len(), 2);
-        let known = options("pod-1", "Deployment/social");
-        let nameless = Options { workload: String::new(), service_account: String::new(), ..known.clone() };
-        let nowhere = Options { namespace: String::new(), ..known.clone() };
-        for (scope, options, message) in [
-            (
-                "Workload",
-                &nameless,
-                "Workload counts the pods of one workload together, and this pod's is not known; write Pod, Namespace or Policy, \
-                 or give --pod-workload",
-            ),
-            (
-                "Workload",
-                &nowhere,
-                "Workload counts the pods of one workload together, and this pod's namespace is not known; write Pod or Policy, \
-                 or give --pod-namespace",
-            ),
-            (
-                "ServiceAccount",
-                &nameless,
-                "ServiceAccount counts the pods of one service account together, and this pod's is not known; write Pod, \
-                 Namespace or Policy, or give --pod-service-account",
-            ),
-            (
-                "Namespace",
-                &nowhere,
-                "Namespace counts the pods of one namespace together, and this pod's is not known; write Pod or Policy, or give \
-                 --pod-namespace",
-            ),
-        ] {
-            assert_eq!(errors(scope, options), says(message));
-        }
-        let unknown = Options { shared_store: true, ..Options::default() };
-        assert_eq!(errors("Policy", &unknown), []);
-        for scope in ["Workload", "ServiceAccount", "Namespace", "Policy"] {
-            assert_eq!(errors(scope, &known), []);
-            assert_eq!(errors(scope, &Options { of_any_pod: true, ..unknown.clone() }), []);
-        }
-    }
-
-    fn explain(engine: &Engine, peeked: &Peeked) -> Explanation {
-        engine.explain(&of("a"), Timestamp(0), peeked)
-    }
-
-    #[test]
-    fn are_explained_by_what_was_looked_up() {
-        let engine = shared(&[tools(BOTH)]);
-        let wanted = engine.shared_of(&of("a"), Timestamp(0));
-        let [Wanted { takes, holds }] = &wanted[..] else { panic!("{wanted:?}") };
-        let peek = |used: u64, fits, under_way| {
-            let mut peeked = Peeked::default();
-            peeked.take(&takes[0], Amount::whole(used), fits);
-            peeked.hold(&holds[0], under_way);
-            explain(&engine, &peeked)
-        };
-        let of_entry = |said: &Explanation| said.policies[0].servers[0].entries[0].clone();
-        let said = peek(7, Ok(()), 2);
-        assert_eq!((said.verdict.allowed, said.decision.as_str()), (true, "allowed"));
-        let entry = of_entry(&said);
-        let limit = &entry.limits[1];
-        assert_eq!((limit.used, limit.left, limit.fits, limit.store_unavailable), (7.0, 2.0, true, false));
-        let places = entry.max_concurrent.unwrap();
-        assert_eq!((places.max, places.under_way, places.scope, places.store_unavailable), (3, 2, Scope::Workload, false));
-        let said = peek(9, Err(Full::Until(Timestamp(5 * SECOND))), 0);
-        assert_eq!((said.verdict.reason.as_str(), said.verdict.retry_after_seconds), ("rate_limit", Some(5)));
-        let limit = &of_entry(&said).limits[1];
-        assert_eq!((limit.used, limit.left, limit.fits, limit.retry_after_seconds), (9.0, 0.0, false, Some(5)));
-        assert_eq!(peek(0, Ok(()), 3).verdict.reason, "concurrency");
-        // Nobody was asked.
-        let said = explain(&engine, &Peeked::default());
-        assert_eq!((said.decision.as_str(), said.verdict.reason.as_str()), ("denied", "store_unavailable"));
-        assert_eq!(said.verdict.message, Some(denied(pending(&engine, "a").finish([], Timestamp::default())).message));
-        let entry = of_entry(&said);
-        assert_eq!(
-            (entry.limits[1].fits, entry.limits[1].store_unavailable, entry.limits[0].store_unavailable),
-            (false, true, false)
-        );
-        assert!(entry.max_concurrent.unwrap().store_unavailable);
-        assert_eq!(used(&engine), []);
-        // A policy that lets calls through then.
-        let spec = format!("onStoreFailure: Allow, servers: [{{name: s, url: 'http://s/', tools: [{BOTH}]}}]");
-        let said = explain(&shared(&[policy("p", &spec)]), &Peeked::default());
-        assert!(said.verdict.allowed);
-        assert!(of_entry(&said).limits[1].fits && of_entry(&said).limits[1].store_unavailable);
-    }
-
-    #[test]
-    fn are_looked_up_also_where_something_else_denies() {
-        let limits = "{max: 3, window: hour, scope: Policy}, {max: 5, window: hour, scope: Policy, key: args.k}, \
-                      {max: 5, window: day, scope: Workload, counter: c}, {max: 4, window: day, scope: Workload, counter: c}";
-        let engine =
-            shared(&[tools(&format!("{{name: a, action: Deny, validations: [{{expression: 'false'}}], limits: [{limits}]}}"))]);
-        let wanted = engine.shared_of(&of("a"), Timestamp(0));
-        // Not that of the limit whose key has no value; what counts together once.
-        let maxima: Vec<u64> = wanted[0].takes.iter().map(|shared| shared.take.max.millionths() / 1_000_000).collect();
-        assert_eq!(maxima, [3, 4]);
-        let mut peeked = Peeked::default();
-        peeked.take(&wanted[0].takes[1], Amount::whole(4), Err(Full::Until(Timestamp(SECOND))));
-        let said = explain(&engine, &peeked);
-        assert_eq!(said.verdict.reason, "denied");
-        let limits = &said.policies[0].servers[0].entries[0].limits;
-        let seen: Vec<_> = limits.iter().map(|limit| (limit.fits, limit.store_unavailable, limit.used)).collect();
-        assert_eq!(seen, [(false, true, 0.0), (false, false, 0.0), (true, false, 4.0), (false, false, 4.0)]);
-        // Which of its counts is meant is not known.
-        assert!(limits[1].error.is_some());
-        assert!(engine.shared_of(&Call { server: "other", ..of("a") }, Timestamp(0)).is_empty());
-    }
-
-    /// Of what the policy counts, seven are used.
-    struct Seven;
-
-    impl Known for Seven {
-        fn used(&self, identity: &Identity) -> Option<Amount> {
-            identity.as_str().starts_with("Policy agents/p|").then(|| Amount::whole(7))
-        }
-    }
-
-    #[test]
-    fn are_among_the_verdicts_and_views() {
-        let reasons = |spec: &str| -> Vec<Reason> {
-            let engine = shared(&[policy("p", spec)]);
-            engine.verdicts("s").iter().filter(|verdict| verdict.tool == Some("a")).map(|verdict| verdict.reason).collect()
-        };
-        let hold = "servers: [{name: s, url: 'http://s/', tools: [{name: a, maxConcurrent: 1, maxConcurrentScope: Policy}]}]";
-        let limit = "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 1, window: hour, scope: Policy}]}]}]";
-        assert_eq!(reasons(hold), [Reason::Concurrency, Reason::StoreUnavailable, Reason::None]);
-        assert_eq!(reasons(limit), [Reason::RateLimit, Reason::StoreUnavailable, Reason::None]);
-        assert_eq!(reasons(&format!("onStoreFailure: Allow, {limit}")), [Reason::RateLimit, Reason::None]);
-        let engine = shared(&[tools("{name: a, limits: [{max: 9, window: hour, scope: Policy}, {max: 9, window: hour}]}")]);
-        assert_eq!(
-            serde_json::to_value(engine.limits(Timestamp(0), &Seven)).unwrap(),
-            json!([
-                {"server": "s", "tool": "a", "policy": "agents/p", "limit": "9/hour/Policy", "keyed": false, "used": 7.0, "max": 9,
-                 "scope": "Policy", "shared": true},
-                {"server": "s", "tool": "a", "policy": "agents/p", "limit": "9/hour", "keyed": false, "used": 0.0, "max": 9},
-            ])
-        );
-    }
-
-    #[test]
-    fn a_store_that_answers_holds_pods_to_one_maximum() {
-        let (store, policies) = (Memory::new(Memory::COUNTERS), [tools(BOTH)]);
-        let engines = ["Deployment/social", "Deployment/social", "Deployment/other"]
-            .map(|workload| compiled(&policies, &options("pod", workload)).0);
-        let decide = |pod: usize| common::decide(&engines[pod], &store, &of("a"), Timestamp(0));
-        // Three places of the workload over its two pods; those of the other are its own.
-        let held = [allowed(decide(0)), allowed(decide(1)), allowed(decide(0))];
-        assert_eq!(reason(&decide(1)), Reason::Concurrency);
-        drop(allowed(decide(2)));
-        drop(held);
-        for _ in 0..3 {
-            drop([allowed(decide(0)), allowed(decide(1))]);
-        }
-        let peeked = common::peek(&engines[1], &store, &of("a"), Timestamp(0));
-        assert_eq!(explain(&engines[1], &peeked).verdict.reason, "rate_limit");
-        // Nine calls an hour: each pod has one place left of its own five and less, and the workload none.
-        assert_eq!(denied(decide(1)).limit.unwrap().max, 9);
     }
 }

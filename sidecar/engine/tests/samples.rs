@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 use toolweir_crds::{FileError, read_documents};
-use toolweir_engine::{Call, Engine, Memory, Options, Outcome, Policy, Problem, Reason, Severity, Timestamp};
+use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Policy, Problem, Reason, Severity, Timestamp};
 
 /// The samples of a folder: file name and text.
 fn samples(folder: &str) -> Vec<(String, String)> {
@@ -26,7 +26,11 @@ fn policies(name: &str, text: &str) -> Vec<Policy> {
 }
 
 fn compile(policies: &[Policy], shared_store: bool) -> (Engine, Vec<Problem>) {
-    Engine::compile(policies, Memory::new(Memory::COUNTERS), &Options { shared_store, of_any_pod: true, ..Options::default() })
+    Engine::compile(
+        policies,
+        Memory::new(Memory::COUNTERS),
+        &CompileOptions { shared_store, of_any_pod: true, ..CompileOptions::default() },
+    )
 }
 
 /// The errors of reading and, where that has none, of compiling.
@@ -57,7 +61,25 @@ fn all_valid_samples_compile_together_without_a_problem() {
     let (engine, problems) = compile(&all, true);
     assert_eq!(problems, []);
     let servers: Vec<(&str, bool)> = engine.servers().map(|server| (server.name, server.url.is_some())).collect();
-    let names = ["browser", "crm", "facebook", "files", "github", "mail", "search", "weather", "wiki"];
+    let names = [
+        "archive",
+        "browser",
+        "calendar",
+        "crm",
+        "facebook",
+        "files",
+        "github",
+        "hr",
+        "mail",
+        "maps",
+        "office",
+        "payments",
+        "search",
+        "tickets",
+        "warehouse",
+        "weather",
+        "wiki",
+    ];
     assert_eq!(servers, names.map(|name| (name, true)));
 }
 
@@ -68,9 +90,9 @@ fn the_samples_together_decide_as_they_are_meant() {
     let decide = |server, tool, seconds: u64| {
         let call = Call { server, tool, arguments: None, session: "s" };
         let decision = engine.decide(&call, Timestamp(seconds * 1_000_000_000));
-        match decision.outcome {
-            Outcome::Allowed(_) => (Reason::None, decision.policy.unwrap().to_string()),
-            Outcome::Denied(denial) => (denial.reason, denial.policy.map(|policy| policy.to_string()).unwrap_or_default()),
+        match decision.effect {
+            Effect::Allowed(_) => (Reason::None, decision.policy.unwrap().to_string()),
+            Effect::Denied(denial) => (denial.reason, denial.policy.map(|policy| policy.to_string()).unwrap_or_default()),
         }
     };
     let is = |reason, policy: &str| (reason, policy.to_owned());
@@ -115,8 +137,8 @@ fn what_only_the_compiler_finds_has_its_place_too() {
     for (name, written) in [
         (
             "cel-unknown-variable.yaml",
-            "cel-unknown-variable.yaml:12:21: spec.servers[0].tools[0].validations[0].expression: `request` is no variable; \
-             there are args, tool, server, session, pod",
+            "cel-unknown-variable.yaml:12:21: spec.servers[0].tools[0].validations[0].expression: `request` is not a variable; \
+             the variables are args, tool, server, session, pod",
         ),
         (
             "contradictory-globs.yaml",

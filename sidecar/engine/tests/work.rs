@@ -1,15 +1,15 @@
-//! What a decision may cost: the dearest calls, whose work is charged before it is done.
+//! The budget of a decision: the most expensive calls, whose work is charged before it is done.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "common/worst.rs"]
 mod worst;
 
 use toolweir_crds::{Mode, Tool, Validation};
-use toolweir_engine::{Call, Engine, Memory, Options, Policy, Reason, Severity, Timestamp, json::Reader, shared::Peeked};
+use toolweir_engine::{Call, CompileOptions, Engine, Memory, Policy, Reason, Severity, Timestamp, json::Reader, shared::Peeked};
 use worst::{Case, Ends, cases, policy};
 
 fn engine(policies: &[Policy]) -> Engine {
-    let (engine, problems) = Engine::compile(policies, Memory::new(Memory::COUNTERS), &Options::default());
+    let (engine, problems) = Engine::compile(policies, Memory::new(Memory::COUNTERS), &CompileOptions::default());
     assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{problems:#?}");
     engine
 }
@@ -23,7 +23,7 @@ fn reason(engine: &Engine, call: &Call<'_>) -> Reason {
     engine.decide(call, Timestamp(0)).denial().map_or(Reason::None, |denial| denial.reason)
 }
 
-/// Whether the budget denies a call is the same each time, in a decision and in an explanation of it.
+/// The budget denies the same calls each time, in a decision and in an explanation of it.
 #[test]
 fn the_dearest_calls_end_with_the_budget() {
     let mut wrong = Vec::new();
@@ -65,7 +65,7 @@ fn the_budget_is_one_for_all_policies_and_an_audited_one_blocks_nothing() {
     // What is audited comes after what is enforced, whatever the names are.
     let audited = engine(&[dear(Mode::Audit, "a", 2), dear(Mode::Enforce, "b", 1), dear(Mode::Audit, "c", 1)]);
     let decision = audited.decide(&call, Timestamp(0));
-    assert_eq!(decision.told(), ("would_deny", Reason::ExpressionBudget));
+    assert_eq!(decision.labels(), ("would_deny", Reason::ExpressionBudget));
     assert!(decision.would_deny.iter().all(|denial| denial.reason == Reason::ExpressionBudget));
     assert!(decision.denial().is_none());
 }

@@ -1,36 +1,42 @@
-//! What a server says, as one message and as a stream of events: which requests it ends.
+//! Messages of a server, as one message and as a stream of events: which requests they end.
 
 use serde_json::Value;
 use toolweir_engine::json::Reader;
-use toolweir_sidecar::under_way::{Answers, EventAnswers, LONGEST_ID, UnderWay};
+use toolweir_sidecar::{
+    mcp::{
+        answer_finder::{AnswerFinder, SseAnswerFinder},
+        id::LONGEST_ID,
+    },
+    pending::PendingRequests,
+};
 
 use super::events::events;
 
 const IDS: [&str; 3] = ["1", "2.5", "\"x\""];
 
 /// Requests without an answer.
-fn requests() -> UnderWay {
-    let under_way = UnderWay::default();
+fn requests() -> PendingRequests {
+    let pending = PendingRequests::default();
     for id in IDS {
         let id = Reader::new(id.as_bytes()).and_then(|mut text| text.value()).expect("an id");
-        under_way.keep(id).expect("there is room").sent();
+        pending.register(id).expect("there is room").mark_sent();
     }
-    under_way
+    pending
 }
 
-/// How many a message leaves, in pieces of a size.
+/// The number of requests that a message leaves, in pieces of a size.
 fn message(data: &[u8], size: usize) -> usize {
-    let (under_way, mut answers) = (requests(), Answers::default());
-    data.chunks(size).for_each(|piece| answers.push(piece, &under_way));
-    answers.finish(&under_way);
-    under_way.len()
+    let (pending, mut answers) = (requests(), AnswerFinder::default());
+    data.chunks(size).for_each(|piece| answers.push(piece, &mut |id| pending.answered(id)));
+    answers.finish(&mut |id| pending.answered(id));
+    pending.len()
 }
 
 /// The same for a stream of events.
 fn stream(data: &[u8], size: usize) -> usize {
-    let (under_way, mut answers) = (requests(), EventAnswers::default());
-    data.chunks(size).for_each(|piece| answers.push(piece, &under_way));
-    under_way.len()
+    let (pending, mut answers) = (requests(), SseAnswerFinder::default());
+    data.chunks(size).for_each(|piece| answers.push(piece, &mut |id| pending.answered(id)));
+    pending.len()
 }
 
 /// Which of the ids a message answers, in JSON.
@@ -68,6 +74,6 @@ pub fn check(data: &[u8]) {
     }
     // What a client dispatches counts; an event that has not ended may count before.
     let dispatched = requests();
-    events(data).iter().for_each(|event| dispatched.answered(&event.data));
+    events(data).iter().for_each(|event| dispatched.read_message(&event.data));
     assert!(left <= dispatched.len(), "an answer on a stream was not seen");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 use toolweir_crds::read_documents;
-use toolweir_engine::{Call, Engine, Memory, Options, Policy, Severity, Timestamp, json::Reader};
+use toolweir_engine::{Call, CompileOptions, Engine, Memory, Policy, Severity, Timestamp, json::Reader};
 use toolweir_sidecar::import::{ImportOptions, import, to_yaml};
 
 use super::assert_one_line;
@@ -36,7 +36,7 @@ pub fn check(data: &[u8]) {
     let read = read_documents("policy.yaml", &yaml).unwrap_or_else(|errors| panic!("{errors:?} in\n{yaml}"));
     assert_eq!(read.len(), 1);
     let policies: Vec<Policy> = read.into_iter().map(|located| located.document.into()).collect();
-    let (engine, problems) = Engine::compile(&policies, Memory::new(64), &Options::default());
+    let (engine, problems) = Engine::compile(&policies, Memory::new(64), &CompileOptions::default());
     assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{problems:?} in\n{yaml}");
     // Numbers past a double, which this reader does not take.
     let Ok(original) = serde_json::from_str::<Value>(text) else { return };
@@ -88,7 +88,7 @@ fn never_looser(original: &Value, engine: &Engine, yaml: &str) {
     }
 }
 
-/// Whether the conditions of a tool hold, in the plain reading of the original's pages.
+/// Returns true if the conditions of a tool hold, in the plain reading of the original's pages.
 fn conditions_hold(rules: &Value, arguments: &Value) -> bool {
     let list = |value: &Value, key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let required = list(rules, "require").iter().all(|condition| holds(condition, arguments, true));
@@ -99,7 +99,7 @@ fn conditions_hold(rules: &Value, arguments: &Value) -> bool {
     required && !denied
 }
 
-/// Whether one condition holds; `unknown` where that is not for this reader to say.
+/// Returns true if one condition holds; `unknown` where that is not for this reader to say.
 fn holds(condition: &Value, arguments: &Value, unknown: bool) -> bool {
     let path = condition["path"].as_str().unwrap_or_default();
     let mut steps = path.strip_prefix("args.").unwrap_or_default().split('.');

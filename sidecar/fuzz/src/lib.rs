@@ -1,4 +1,4 @@
-//! What each fuzz target does with its input, as plain functions, so that `sidecar/tests/corpus.rs` can replay the corpora.
+//! The fuzz targets as plain functions of their input, so that `sidecar/tests/corpus.rs` can replay the corpora.
 //!
 //! Every target holds what the sidecar does against a second, simpler way to do the same: never a crash alone.
 
@@ -11,6 +11,7 @@ use std::{
 
 pub mod answers;
 pub mod challenge;
+pub mod credential;
 pub mod events;
 pub mod import;
 pub mod list;

@@ -1,7 +1,10 @@
 //! An answer with a list of tools: hidden ones are cut out, and nothing else changes.
 
 use toolweir_engine::json::{JsonError, same_but_for_case};
-use toolweir_sidecar::mcp::list::{Filtered, filter};
+use toolweir_sidecar::mcp::{
+    edits::Filtered,
+    list::{Rules, filter},
+};
 
 use super::tree::Tree;
 
@@ -10,14 +13,18 @@ pub fn shows(name: &str) -> bool {
     !name.starts_with('d')
 }
 
+/// The rules by which lists are shown.
+pub const RULES: Rules<'_> = Rules { shows: &shows, ttl: 5000, own: None };
+
 /// The same on a tree.
 fn hide(answer: &mut Tree) {
     let Tree::Object(members) = answer else { return };
     for (_, result) in members.iter_mut().filter(|(key, _)| same_but_for_case(key, "result")) {
         let Tree::Object(members) = result else { continue };
-        let mut hidden = false;
+        let (mut hidden, mut list) = (false, false);
         for (_, tools) in members.iter_mut().filter(|(key, _)| same_but_for_case(key, "tools")) {
             let Tree::List(tools) = tools else { continue };
+            list = true;
             let before = tools.len();
             tools.retain(|tool| match tool {
                 Tree::Object(members) => {
@@ -32,16 +39,24 @@ fn hide(answer: &mut Tree) {
         for (_, scope) in members.iter_mut().filter(|(key, _)| hidden && same_but_for_case(key, "cacheScope")) {
             *scope = Tree::String("private".to_owned());
         }
+        for (_, ttl) in members.iter_mut().filter(|(key, _)| list && same_but_for_case(key, "ttlMs")) {
+            match ttl {
+                // Minus zero is none that all clients take.
+                Tree::Number(number) if number.as_f64().is_some_and(|ttl| ttl.is_sign_positive() && ttl <= 5000.0) => {}
+                _ => *ttl = Tree::Number(5000.into()),
+            }
+        }
     }
 }
 
 /// The check.
 pub fn check(body: &[u8]) {
     let mut told = 0;
-    let filtered = filter(body, &shows, &mut |name, shown| {
+    let filtered = filter(body, &RULES, &mut |name, shown| {
         assert_eq!(shown, shows(name));
         told += 1;
-    });
+    })
+    .map(|read| read.filtered);
     assert!(told <= body.len(), "each name is told once");
     let tree = Tree::read(body);
     let after = match filtered {
@@ -57,7 +72,7 @@ pub fn check(body: &[u8]) {
         }
     };
     // What it does is done once.
-    assert_eq!(filter(&after, &shows, &mut |_, _| {}), Ok(Filtered::Same));
+    assert_eq!(filter(&after, &RULES, &mut |_, _| {}).map(|read| read.filtered), Ok(Filtered::Same));
     let Some(mut expected) = tree.expect("what is accepted is JSON") else { return };
     match &mut expected {
         Tree::List(answers) => answers.iter_mut().for_each(hide),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use toolweir_crds::read_documents;
 use toolweir_engine::{
-    Call, Decision, Engine, Memory, Options, Policy, Reason, Severity, Timestamp,
+    Call, CompileOptions, Decision, Engine, Memory, Policy, Reason, Severity, Timestamp,
     json::{Raw, Reader},
     shared::NothingKnown,
 };
@@ -23,14 +23,14 @@ const ARGUMENTS: [&str; 8] = [
     "null",
 ];
 
-/// The most that is asked about one policy, so that one with a thousand entries is no slow input.
+/// The number of calls that are decided by one policy, so that one with a thousand entries is no slow input.
 const CALLS: usize = 200;
 
 fn raw(text: &'static str) -> Raw<'static> {
     Reader::new(text.as_bytes()).and_then(|mut reader| reader.value()).expect("arguments are JSON")
 }
 
-/// What is told of a decision: nothing where it lets the call through.
+/// Returns the reason of a denial; `None` for a call that is let through.
 fn reason(decision: &Decision) -> Option<Reason> {
     decision.denial().map(|denial| denial.reason)
 }
@@ -51,7 +51,7 @@ pub fn check(data: &[u8]) {
         }
     };
     let policies: Vec<Policy> = documents.iter().map(|located| located.document.clone().into()).collect();
-    let options = Options {
+    let options = CompileOptions {
         shared_store: true,
         pod: "pod".to_owned(),
         namespace: "ns".to_owned(),

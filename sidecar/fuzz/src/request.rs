@@ -5,10 +5,19 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use toolweir_engine::{Denial, json::JsonError};
-use toolweir_sidecar::mcp::{
-    answer, headers, method_label,
-    request::{Message, Refusal, Request, parse},
+use toolweir_engine::{
+    Denial,
+    json::{JsonError, Raw},
+};
+use toolweir_sidecar::{
+    mcp::{
+        answer, headers,
+        id::LONGEST_ID,
+        method_label,
+        request::{Message, Refusal, Request, parse},
+        scan::{ReplyTo, Scan},
+    },
+    proxy::failure::RequestFailure,
 };
 
 use super::{
@@ -17,7 +26,7 @@ use super::{
     tree::{Reader, Tree},
 };
 
-/// What one reader takes a message for.
+/// A message as one reader takes it.
 #[derive(Debug, Default, PartialEq)]
 struct Meaning<'t> {
     method: Option<&'t str>,
@@ -26,6 +35,7 @@ struct Meaning<'t> {
     name: Option<&'t str>,
     uri: Option<&'t str>,
     task_id: Option<&'t str>,
+    request_id: Option<&'t Tree>,
     arguments: Option<&'t Tree>,
     task: bool,
     version: Option<&'t str>,
@@ -43,6 +53,7 @@ impl<'t> Meaning<'t> {
             name: get(params, "name").and_then(Tree::string),
             uri: get(params, "uri").and_then(Tree::string),
             task_id: get(params, "taskId").and_then(Tree::string),
+            request_id: get(params, "requestId"),
             arguments: get(params, "arguments"),
             task: get(params, "task").is_some_and(|task| *task != Tree::Null),
             version: get(meta, "io.modelcontextprotocol/protocolVersion").and_then(Tree::string),
@@ -72,14 +83,15 @@ fn split(mut data: &[u8]) -> (HeaderMap, &[u8]) {
 pub fn check(data: &[u8]) {
     let (headers, body) = split(data);
     if let Err(refusal) = &headers::check(&headers) {
-        refused(refusal, None);
+        refused(refusal, &Scan::of(body));
     }
     declared(&headers);
+    let scanned = scanned(body);
     let tree = Tree::read(body);
     let message = match parse(body) {
         Ok(message) => message,
         Err(refusal) => {
-            refused(&refusal, None);
+            refused(&refusal, &scanned);
             if let Refusal::Json(why) = refusal {
                 let another = matches!(why, JsonError::TooDeep | JsonError::LoneSurrogate(_));
                 assert!(another || !matches!(tree, Ok(Some(_))), "refused as no JSON, which it is: {why}");
@@ -91,14 +103,21 @@ pub fn check(data: &[u8]) {
     let request = match &message {
         Message::Request(request) => {
             answered(request);
+            let strict = ReplyTo::from(&**request);
+            let long = strict.id.as_ref().is_some_and(|id| id.len() > 6 * LONGEST_ID);
+            assert!(scanned == strict || long, "{scanned:?} {strict:?}");
             agree(&headers, request);
             Some(&**request)
         }
-        Message::Answer => None,
+        Message::Answer => {
+            assert_eq!(scanned.id, None, "an answer has no answer");
+            None
+        }
     };
     let Some(tree) = tree else { return };
-    let arguments = request.and_then(|request| request.params.arguments);
-    let arguments = arguments.map(|raw| Tree::read(raw.as_str().as_bytes()).expect("it was JSON").expect("it was read"));
+    let read = |raw: Raw<'_>| Tree::read(raw.as_str().as_bytes()).expect("it was JSON").expect("it was read");
+    let arguments = request.and_then(|request| request.params.arguments).map(read);
+    let request_id = request.and_then(|request| request.params.request_id).map(read);
     let ours = match request {
         None => Meaning { is_answer: true, ..Meaning::default() },
         Some(request) => Meaning {
@@ -108,6 +127,7 @@ pub fn check(data: &[u8]) {
             name: request.params.name.as_deref(),
             uri: request.params.uri.as_deref(),
             task_id: request.params.task_id.as_deref(),
+            request_id: request_id.as_ref(),
             arguments: arguments.as_ref(),
             task: request.params.task,
             version: request.params.protocol_version.as_deref(),
@@ -159,22 +179,34 @@ fn answered(request: &Request<'_>) {
         assert!(request.is_tool_call());
         assert_eq!((&result["isError"], &result["content"][0]["text"]), (&true.into(), &denial.message.into()));
     }
-    refused(&Refusal::ContentType, request.id.map(|id| id.as_str()));
+    refused(&Refusal::ContentType, &ReplyTo::from(request));
 }
 
-fn refused(refusal: &Refusal, id: Option<&str>) {
+/// The scan of a message that is not read strictly, in pieces of any size.
+fn scanned(body: &[u8]) -> ReplyTo<'static> {
+    let whole = Scan::of(body);
+    for size in [1, 7] {
+        let mut scan = Scan::default();
+        body.chunks(size).for_each(|piece| scan.push(piece));
+        assert_eq!(scan.finish(), whole);
+    }
+    whole
+}
+
+fn refused(refusal: &Refusal, to: &ReplyTo<'_>) {
     assert_one_line(&refusal.to_string());
-    let body = answer::refusal(id, refusal);
+    let body = RequestFailure::from(refusal.clone()).answer(to);
     let answer = read(&body);
-    assert_eq!(answer.id.get(), id.unwrap_or("null"));
-    assert!(answer.error.is_some() && refusal.status().is_client_error());
+    assert_eq!(answer.id.get(), to.id.as_deref().unwrap_or("null"));
+    assert_eq!(answer.result.is_some(), to.takes_tool_result && to.id.is_some());
+    assert!(refusal.status().is_client_error());
 }
 
 /// A body is taken for JSON in UTF-8 only where all that is declared is that.
 fn declared(headers: &HeaderMap) {
     let post = headers::check_post(headers);
     if let Err(refusal) = &post {
-        refused(refusal, None);
+        refused(refusal, &ReplyTo::default());
     }
     let kind = headers.get("content-type").map(|value| value.as_bytes().to_ascii_lowercase()).unwrap_or_default();
     let parts: Vec<&[u8]> = kind.splitn(2, |byte| *byte == b';').map(<[u8]>::trim_ascii).collect();
@@ -184,7 +216,7 @@ fn declared(headers: &HeaderMap) {
     assert_eq!(post.is_ok(), expected, "{:?}", String::from_utf8_lossy(&kind));
 }
 
-/// Whether the headers say what the request says, written down as it stands in the specification.
+/// Returns true if the headers say what the request says, written down as it stands in the specification.
 fn agree(headers: &HeaderMap, request: &Request<'_>) {
     let params = &request.params;
     let says = |name: &str, text: Option<&str>| {
@@ -210,7 +242,7 @@ fn agree(headers: &HeaderMap, request: &Request<'_>) {
         && (version.is_none() || says("mcp-protocol-version", version));
     let found = headers::check_agreement(headers, request);
     if let Err(refusal) = &found {
-        refused(refusal, request.id.map(|id| id.as_str()));
+        refused(refusal, &ReplyTo::from(request));
     }
     assert_eq!(found.is_ok(), expected, "{found:?}");
 }

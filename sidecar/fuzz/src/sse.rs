@@ -1,13 +1,14 @@
 //! A stream of events through the rewriter, in pieces of every kind.
 
 use toolweir_sidecar::mcp::{
-    list::{self, Filtered},
-    sse::{self, Endpoint, Rewriter, SseError, Verdict, Watch, spells_tools},
+    edits::Filtered,
+    list,
+    sse::{self, EndpointMatch, EventVerdict, RewriteMode, Rewriter, SseError, spells_tools},
 };
 
 use super::{
     events::{Event, events},
-    list::shows,
+    list::RULES,
 };
 
 /// Longer than any input of the fuzzer.
@@ -15,21 +16,21 @@ const ALL: usize = 1 << 20;
 
 /// Name, data, and whether some client takes it for an endpoint.
 type Seen = Vec<(Vec<u8>, Vec<u8>, bool)>;
-type Decide<'d> = &'d dyn Fn(&[u8]) -> Verdict;
+type Decide<'d> = &'d dyn Fn(&[u8]) -> EventVerdict;
 
-/// What comes out of a rewriter, what it was asked about, and how it ended. Events that some client takes for an endpoint are
+/// The output of a rewriter, what it was asked about, and how it ended. Events that some client takes for an endpoint are
 /// told, and pass.
 fn rewrite(
     stream: &[u8],
     pieces: &[usize],
     most: usize,
-    watch: Watch,
+    watch: RewriteMode,
     decide: Decide<'_>,
 ) -> (Vec<u8>, Seen, Result<(), SseError>) {
     let (mut rewriter, mut out, mut seen) = (Rewriter::new(most, watch), Vec::new(), Seen::new());
-    let mut decide = |event: sse::Event<'_>| {
-        seen.push((event.name.to_vec(), event.data.to_vec(), event.endpoint != Endpoint::No));
-        Ok(if event.endpoint == Endpoint::No { decide(event.data) } else { Verdict::Pass })
+    let mut decide = |event: sse::SseEvent<'_>| {
+        seen.push((event.name.to_vec(), event.data.to_vec(), event.endpoint != EndpointMatch::No));
+        Ok(if event.endpoint == EndpointMatch::No { decide(event.data) } else { EventVerdict::Pass })
     };
     let (mut rest, mut sizes, mut end) = (stream, pieces.iter().cycle(), Ok(()));
     while !rest.is_empty() && end.is_ok() {
@@ -63,7 +64,7 @@ fn lines(stream: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (comments, others)
 }
 
-/// Whether some line names an endpoint to a client that ends lines where Python's `splitlines` does and trims what it reads.
+/// Returns true if some line names an endpoint to a client that ends lines where Python's `splitlines` does and trims what it reads.
 fn names_endpoint(stream: &[u8]) -> bool {
     let text = String::from_utf8_lossy(stream);
     let ends = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
@@ -84,14 +85,14 @@ fn uneven(stream: &[u8]) -> Vec<usize> {
     (0..17).map(|_| next()).collect()
 }
 
-fn pass(_: &[u8]) -> Verdict {
-    Verdict::Pass
+fn pass(_: &[u8]) -> EventVerdict {
+    EventVerdict::Pass
 }
 
-fn filter(data: &[u8]) -> Verdict {
-    match list::filter(data, &shows, &mut |_, _| {}) {
-        Ok(Filtered::Edited(new)) => Verdict::Replace(new),
-        Ok(Filtered::Same) | Err(_) => Verdict::Pass,
+fn filter(data: &[u8]) -> EventVerdict {
+    match list::filter(data, &RULES, &mut |_, _| {}).map(|read| read.filtered) {
+        Ok(Filtered::Edited(new)) => EventVerdict::Replace(new),
+        Ok(Filtered::Same) | Err(_) => EventVerdict::Pass,
     }
 }
 
@@ -104,7 +105,7 @@ pub fn check(stream: &[u8]) {
     let seen_of = |seen: &Seen| seen.iter().filter(|(.., endpoint)| !endpoint).count();
     let endpoint = names_endpoint(stream);
     for pieces in [vec![stream.len().max(1)], vec![1], uneven(stream)] {
-        let (out, seen, end) = rewrite(stream, &pieces, ALL, Watch::All, &pass);
+        let (out, seen, end) = rewrite(stream, &pieces, ALL, RewriteMode::All, &pass);
         match end {
             Ok(()) => {
                 assert!(lines(&out) == lines(stream), "pieces {pieces:?}: not what came: {:?}", String::from_utf8_lossy(&out));
@@ -121,22 +122,25 @@ pub fn check(stream: &[u8]) {
             ),
         }
         if !endpoint {
-            let (out, seen, end) = rewrite(stream, &pieces, ALL, Watch::All, &filter);
+            let (out, seen, end) = rewrite(stream, &pieces, ALL, RewriteMode::All, &filter);
             // More may be taken for an endpoint than names one: that is as strict as can be.
             if end.is_err() || seen.iter().any(|(.., endpoint)| *endpoint) {
                 continue;
             }
             assert_eq!(seen_of(&seen), told.len());
             let changed = |decide: Decide<'_>| -> Vec<Event> {
-                let changed = dispatched.iter().map(|event| match decide(&event.data) {
-                    Verdict::Pass => event.clone(),
-                    Verdict::Replace(data) => Event { data, ..event.clone() },
+                let changed = dispatched.iter().filter_map(|event| match decide(&event.data) {
+                    EventVerdict::Pass => Some(event.clone()),
+                    EventVerdict::Replace(data) => Some(Event { data, ..event.clone() }),
+                    EventVerdict::Take => None,
                 });
                 changed.collect()
             };
             assert_eq!(events(&out), changed(&filter), "pieces {pieces:?}: other events than those filtered");
-            let replace: Decide<'_> = &|_| Verdict::Replace(b"a\nb".to_vec());
-            let (out, _, _) = rewrite(stream, &pieces, ALL, Watch::All, replace);
+            let (out, _, _) = rewrite(stream, &pieces, ALL, RewriteMode::All, &|_| EventVerdict::Take);
+            assert_eq!(events(&out), [], "pieces {pieces:?}: an event that was taken");
+            let replace: Decide<'_> = &|_| EventVerdict::Replace(b"a\nb".to_vec());
+            let (out, _, _) = rewrite(stream, &pieces, ALL, RewriteMode::All, replace);
             if !seen.iter().any(|(.., endpoint)| *endpoint) {
                 assert_eq!(events(&out), changed(replace), "pieces {pieces:?}: other events than those replaced");
             }
@@ -144,7 +148,7 @@ pub fn check(stream: &[u8]) {
 
         // Held for so little, most events pass unseen; those that are seen are whole, and in order.
         for most in [0, 5, 24] {
-            let (out, seen, end) = rewrite(stream, &pieces, most, Watch::All, &pass);
+            let (out, seen, end) = rewrite(stream, &pieces, most, RewriteMode::All, &pass);
             if end.is_ok() {
                 assert!(lines(&out) == lines(stream), "pieces {pieces:?}, {most} held: what passes is not what came");
                 let unseen = |told: &(&[u8], &[u8])| !seen.iter().any(|(name, data, _)| (&**name, &**data) == *told);
@@ -163,7 +167,7 @@ pub fn check(stream: &[u8]) {
         }
 
         // What is no event stream passes as it is, or ends.
-        let (out, _, end) = rewrite(stream, &pieces, ALL, Watch::Foreign, &pass);
+        let (out, _, end) = rewrite(stream, &pieces, ALL, RewriteMode::Foreign, &pass);
         match end {
             Ok(()) => assert!(out == stream && !endpoint, "pieces {pieces:?}: passed as no event stream"),
             Err(_) => assert!(stream.starts_with(&out) && (endpoint_letters(stream) || spells_tools(stream))),
@@ -171,7 +175,7 @@ pub fn check(stream: &[u8]) {
     }
 }
 
-/// Whether no event has data, so that none can name a place.
+/// Returns true if no event has data, so that none can name a place.
 fn without_data(stream: &[u8]) -> bool {
     !String::from_utf8_lossy(stream).to_ascii_lowercase().contains("data")
 }

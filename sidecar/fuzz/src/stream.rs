@@ -1,19 +1,19 @@
-//! What an operator sends: cut into lines, read, brought into force, and asked about a few calls.
+//! The lines of an operator: cut into lines, read, brought into force, and asked about a few calls.
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use toolweir_crds::{
     Document,
-    stream::{Ack, LONGEST_ACK, Message, Snapshot},
+    stream::{Ack, LONGEST_ACK, Snapshot, StreamMessage},
 };
-use toolweir_engine::{Call, Memory, Options, Timestamp};
+use toolweir_engine::{Call, CompileOptions, Memory, Timestamp};
 use toolweir_sidecar::{
     control::{
         snapshot, trust,
-        wire::{self, BadLine, Line, Lines, Policy},
+        wire::{self, BadLine, LineSplitter, RawPolicy, StreamLine},
     },
-    metrics::Metrics,
+    metrics::SidecarMetrics,
 };
 
 use super::assert_one_line;
@@ -23,7 +23,7 @@ const LONGEST: usize = 4096;
 
 /// The lines of what comes in pieces of a size, and whether one is too long.
 fn lines(data: &[u8], size: usize) -> (Vec<Bytes>, bool) {
-    let (mut lines, mut seen) = (Lines::new(LONGEST), Vec::new());
+    let (mut lines, mut seen) = (LineSplitter::new(LONGEST), Vec::new());
     for piece in data.chunks(size) {
         let mut piece = Bytes::copy_from_slice(piece);
         loop {
@@ -48,35 +48,35 @@ pub fn check(data: &[u8]) {
         assert_eq!(lines(data, size), whole, "pieces of {size}");
     }
     for line in whole.0 {
-        match wire::read(&line) {
+        match wire::read_line(&line) {
             Err(error) => assert_one_line(&error.to_string()),
-            Ok(Line::Unknown(kind)) => {
+            Ok(StreamLine::Unknown(kind)) => {
                 assert!(serde_json::from_slice::<IgnoredAny>(&line).is_ok(), "no JSON is passed over");
                 assert!(!["snapshot", "trust", "keepAlive", "sharedStore"].contains(&kind.as_str()), "{kind} is known");
             }
-            Ok(Line::Message(Message::KeepAlive | Message::SharedStore(_))) => {}
-            Ok(Line::Message(Message::Trust(trust))) => {
+            Ok(StreamLine::Message(StreamMessage::KeepAlive | StreamMessage::SharedStore(_))) => {}
+            Ok(StreamLine::Message(StreamMessage::Trust(trust))) => {
                 if let Err(error) = trust::authorities(&trust.certificates) {
                     assert_one_line(&error.to_string());
                 }
             }
-            Ok(Line::Message(Message::Snapshot(snapshot))) => enforce(&snapshot),
+            Ok(StreamLine::Message(StreamMessage::Snapshot(snapshot))) => enforce(&snapshot),
         }
     }
 }
 
-fn enforce(snapshot: &Snapshot<Policy>) {
-    let metrics = Metrics::new().expect("metrics have names of their own");
-    let in_force = snapshot::in_force(snapshot, &Memory::new(64), &Options::default(), &metrics);
+fn enforce(snapshot: &Snapshot<RawPolicy>) {
+    let metrics = SidecarMetrics::new().expect("metrics have names of their own");
+    let in_force = snapshot::in_force(snapshot, &Memory::new(64), &CompileOptions::default(), &metrics.servers);
     for problem in &in_force.problems {
         assert_one_line(&problem.message);
     }
-    let line = wire::line(&wire::ack(&snapshot.version, &in_force.problems));
+    let line = wire::ack_line(&wire::ack(&snapshot.version, &in_force.problems));
     assert!(line.len() <= LONGEST_ACK && line.ends_with(b"\n"));
     let ack: Ack = serde_json::from_slice(&line).expect("an acknowledgement is JSON");
     assert_eq!(ack.version, snapshot.version);
     // The simple way to read a policy: strict where this knows a field, and nothing beside the three.
-    let readable = |raw: &Policy| {
+    let readable = |raw: &RawPolicy| {
         let fields = serde_json::from_str::<Value>(raw.get()).is_ok_and(|value| {
             value
                 .as_object()

@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt: exponential, with full jitter, so that a thousand sidecars that lost their
+//! The wait before the next attempt: exponential, with full jitter, so that a thousand sidecars that lost their
 //! operator at once do not come back at once.
 
 use std::time::Duration;
@@ -24,7 +24,8 @@ impl Backoff {
         self.first.saturating_mul(2_u32.saturating_pow(attempt)).min(self.most)
     }
 
-    /// How long to wait before an attempt: for random numbers that are spread evenly, spread evenly from 0 to the ceiling.
+    /// Returns the wait before an attempt, counted from 0. For random numbers that are spread evenly over all of `u64`, it is
+    /// spread evenly from 0 to the ceiling.
     pub fn pause(self, attempt: u32, random: u64) -> Duration {
         let ceiling = u64::try_from(self.ceiling(attempt).as_nanos()).unwrap_or(u64::MAX);
         let scaled = (u128::from(ceiling) * u128::from(random)) >> 64;

@@ -33,55 +33,58 @@ use tokio::{
     sync::mpsc,
     time::{Instant, timeout, timeout_at},
 };
-use toolweir_crds::stream::{Ack, Denials, KEEP_ALIVE_SECONDS, LONGEST_LINE, PATH};
+use toolweir_crds::{
+    stream::{Ack, CredentialReport, Denials, KEEP_ALIVE_SECONDS, LONGEST_LINE, PATH},
+    text::one_line,
+};
 use tower_service::Service;
 
-use super::wire::{self, BadLine, Line, Lines, one_line};
-use crate::proxy::upstream::{Bounded, Resolver};
+use super::wire::{self, BadLine, LineSplitter, StreamLine};
+use crate::net::{BoundedConnector, Resolver};
 
-/// How long connecting may take: name, TCP and TLS.
+/// The time that connecting may take: name, TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the operator may take to let the sidecar in: it has the token reviewed, and may wait for word of the pod.
+/// The time that the operator may take to let the sidecar in: it has the token reviewed, and may wait for word of the pod.
 const HEAD: Duration = Duration::from_secs(15);
-/// How long to hear nothing before the stream is given up.
+/// The time without a line after which the stream is given up.
 pub const SILENCE: Duration = Duration::from_secs(3 * KEEP_ALIVE_SECONDS);
 /// Pings on the connection, and how long their answer may take.
 const PING: Duration = Duration::from_secs(10);
-/// What may be on its way to the sidecar before it is read, in bytes.
+/// The most bytes on their way to the sidecar that it has not read.
 const WINDOW: u32 = 64 * 1024;
 /// Bytes of a line that has not ended buy a second each: a long line on a slow network is no silence, a drip is.
 const LEAST_RATE: usize = 64 * 1024;
 /// The longest Retry-After that is heeded.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
-/// Where the control plane is.
+/// The address of the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct OperatorEndpoint {
     uri: Uri,
     name: Option<ServerName<'static>>,
 }
 
-/// What is wrong with the url of a control plane.
+/// A url that is none of a control plane.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// It is no URL.
-    #[error("is no URL: {0}; write https://HOST[:PORT]")]
+    /// The text is not a URL.
+    #[error("is not a URL: {0}; write https://HOST[:PORT]")]
     NoUrl(String),
-    /// It is not https.
-    #[error("is no https URL; write https://HOST[:PORT]")]
+    /// The scheme is not https.
+    #[error("is not an https URL; write https://HOST[:PORT]")]
     Scheme,
-    /// It would send the token and take policies in the clear.
-    #[error("http is for tests on loopback alone: anybody on the way could change policies; write https://HOST[:PORT]")]
+    /// The token and the policies would travel in the clear.
+    #[error("plain http is allowed on loopback only: anybody on the network could change policies; write https://HOST[:PORT]")]
     Clear,
-    /// It names a path, a query or a user.
-    #[error("is more than a scheme, a host and a port; write https://HOST[:PORT]")]
+    /// The url names a path, a query or a user.
+    #[error("has more than a scheme, a host and a port; write https://HOST[:PORT]")]
     More,
     /// No certificate can be for its host.
-    #[error("`{0}` is no name that a certificate can be for")]
+    #[error("`{0}` is not a name for which there can be a certificate")]
     Name(String),
 }
 
-impl FromStr for Endpoint {
+impl FromStr for OperatorEndpoint {
     type Err = EndpointError;
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
@@ -107,17 +110,17 @@ impl FromStr for Endpoint {
     }
 }
 
-impl Endpoint {
+impl OperatorEndpoint {
     /// The same place, whose certificate must be for another name than the host: where it is reached by an address.
     ///
     /// # Errors
     /// No certificate can be for that name.
-    pub fn named(mut self, name: &str) -> Result<Self, EndpointError> {
+    pub fn with_server_name(mut self, name: &str) -> Result<Self, EndpointError> {
         self.name = Some(ServerName::try_from(name.to_owned()).map_err(|_| EndpointError::Name(name.to_owned()))?);
         Ok(self)
     }
 
-    /// Whether it is reached over TLS; else it is on loopback.
+    /// Returns true if it is reached over TLS; else it is on loopback.
     pub fn is_secure(&self) -> bool {
         self.uri.scheme() == Some(&Scheme::HTTPS)
     }
@@ -131,9 +134,9 @@ impl Endpoint {
         if let Some(name) = &self.name {
             https = https.with_server_name_resolver(FixedServerNameResolver::new(name.clone()));
         }
-        let mut connector = Bounded { inner: https.enable_http2().wrap_connector(http), limit: CONNECT };
+        let mut connector = BoundedConnector { inner: https.enable_http2().wrap_connector(http), limit: CONNECT };
         connector.call(self.uri.clone()).await.map_err(|error| {
-            let fault = if is_tls(&*error) { Fault::Tls } else { Fault::Unreachable };
+            let fault = if is_tls(&*error) { ConnectFault::Tls } else { ConnectFault::Unreachable };
             ConnectError::new(fault, with_sources(&*error))
         })
     }
@@ -141,7 +144,7 @@ impl Endpoint {
 
 /// Who or what is at fault when no stream opens: with `ok`, the closed set of the label `result`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum ConnectFault {
     /// The token: there is none, it has expired, or it is for another audience.
     Unauthorized,
     /// The pod: the operator does not know it, or the token is bound to none.
@@ -152,14 +155,14 @@ pub enum Fault {
     Unreachable,
     /// The certificate, of an authority that is not trusted or for another name.
     Tls,
-    /// What answers is no control plane.
+    /// The other side, which is no control plane.
     Protocol,
 }
 
-/// How an attempt can end: the label `result`.
+/// The ends of an attempt: the label `result`.
 pub const RESULTS: [&str; 7] = ["ok", "unauthorized", "forbidden", "not_ready", "unreachable", "tls", "protocol"];
 
-impl Fault {
+impl ConnectFault {
     /// Every fault.
     pub const ALL: [Self; 6] =
         [Self::Unauthorized, Self::Forbidden, Self::NotReady, Self::Unreachable, Self::Tls, Self::Protocol];
@@ -176,8 +179,8 @@ impl Fault {
         }
     }
 
-    /// Whether the next attempt may well succeed though nobody changes anything.
-    pub fn passes(self) -> bool {
+    /// Returns true if the next attempt may succeed though nobody changes anything.
+    pub fn is_transient(self) -> bool {
         matches!(self, Self::Forbidden | Self::NotReady | Self::Unreachable)
     }
 }
@@ -186,17 +189,17 @@ impl Fault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ConnectError {
-    /// Whose fault it is.
-    pub fault: Fault,
-    /// What is wrong, in one line.
+    /// The one at fault.
+    pub fault: ConnectFault,
+    /// The cause, in one line.
     pub message: String,
-    /// How long to wait at least, as the operator says.
+    /// The least time to wait, as the operator says.
     pub retry_after: Option<Duration>,
 }
 
 impl ConnectError {
     /// An error of one line.
-    pub fn new(fault: Fault, message: impl AsRef<str>) -> Self {
+    pub fn new(fault: ConnectFault, message: impl AsRef<str>) -> Self {
         Self { fault, message: one_line(message.as_ref(), 400), retry_after: None }
     }
 }
@@ -213,12 +216,12 @@ pub enum Lost {
     /// Nothing came for too long.
     #[error("nothing came for {} s", .0.as_secs_f64())]
     Silent(Duration),
-    /// What came is no message.
+    /// A line is no message.
     #[error(transparent)]
     Protocol(#[from] BadLine),
 }
 
-/// How a stream can end: the label `end`.
+/// The ends of a stream: the label `end`.
 pub const ENDS: [&str; 4] = ["ended", "broken", "silent", "protocol"];
 
 impl Lost {
@@ -237,9 +240,13 @@ impl Lost {
 ///
 /// # Errors
 /// No stream opens.
-pub async fn connect(endpoint: &Endpoint, tls: &ClientConfig, token: &str) -> Result<(Acks, Messages), ConnectError> {
+pub async fn connect(
+    endpoint: &OperatorEndpoint,
+    tls: &ClientConfig,
+    token: &str,
+) -> Result<(StreamSender, Messages), ConnectError> {
     let mut bearer = HeaderValue::try_from(format!("Bearer {token}"))
-        .map_err(|_| ConnectError::new(Fault::Unauthorized, "the token has characters that no token has"))?;
+        .map_err(|_| ConnectError::new(ConnectFault::Unauthorized, "the token has characters that no token has"))?;
     bearer.set_sensitive(true);
     let stream = endpoint.dial(tls).await?;
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -252,7 +259,7 @@ pub async fn connect(endpoint: &Endpoint, tls: &ClientConfig, token: &str) -> Re
         .max_header_list_size(16 * 1024)
         .max_send_buf_size(WINDOW as usize);
     let handshake = timeout(CONNECT, builder.handshake(stream)).await;
-    let late = |_| ConnectError::new(Fault::Unreachable, "it did not answer in time");
+    let late = |_| ConnectError::new(ConnectFault::Unreachable, "it did not answer in time");
     let (mut connection, driver) = handshake.map_err(late)?.map_err(|error| failed(&error))?;
     tokio::spawn(async move {
         if let Err(error) = driver.await {
@@ -260,7 +267,7 @@ pub async fn connect(endpoint: &Endpoint, tls: &ClientConfig, token: &str) -> Re
         }
     });
     let (lines, body) = mpsc::channel(1);
-    let mut request = Request::new(Outgoing(body));
+    let mut request = Request::new(SentLines(body));
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = endpoint.uri.clone();
     request.headers_mut().insert(AUTHORIZATION, bearer);
@@ -271,25 +278,25 @@ pub async fn connect(endpoint: &Endpoint, tls: &ClientConfig, token: &str) -> Re
     }
     let messages = Messages {
         body: response.into_body(),
-        lines: Lines::new(LONGEST_LINE),
+        lines: LineSplitter::new(LONGEST_LINE),
         piece: Bytes::new(),
         since: Instant::now(),
         _connection: connection,
     };
-    Ok((Acks(lines), messages))
+    Ok((StreamSender(lines), messages))
 }
 
-/// What an answer that opens no stream says.
+/// Reads an answer that opens no stream.
 async fn refused(response: Response<Incoming>) -> ConnectError {
     let status = response.status();
     let fault = match status {
-        StatusCode::UNAUTHORIZED => Fault::Unauthorized,
-        StatusCode::FORBIDDEN => Fault::Forbidden,
+        StatusCode::UNAUTHORIZED => ConnectFault::Unauthorized,
+        StatusCode::FORBIDDEN => ConnectFault::Forbidden,
         StatusCode::TOO_MANY_REQUESTS
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => Fault::NotReady,
-        _ => Fault::Protocol,
+        | StatusCode::GATEWAY_TIMEOUT => ConnectFault::NotReady,
+        _ => ConnectFault::Protocol,
     };
     let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_RETRY));
@@ -304,7 +311,7 @@ async fn refused(response: Response<Incoming>) -> ConnectError {
 fn failed(error: &hyper::Error) -> ConnectError {
     let io = sources(error).any(<dyn Error>::is::<io::Error>);
     let gone = io || error.is_closed() || error.is_canceled() || error.is_incomplete_message();
-    ConnectError::new(if gone { Fault::Unreachable } else { Fault::Protocol }, with_sources(error))
+    ConnectError::new(if gone { ConnectFault::Unreachable } else { ConnectFault::Protocol }, with_sources(error))
 }
 
 fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -323,7 +330,7 @@ fn with_sources(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// Whether the certificate, or something else of TLS, is the cause.
+/// Returns true if the certificate, or something else of TLS, is the cause.
 fn is_tls(error: &(dyn Error + 'static)) -> bool {
     // An io::Error hides what it wraps from `source`.
     let inner = |error: &(dyn Error + 'static)| {
@@ -332,35 +339,47 @@ fn is_tls(error: &(dyn Error + 'static)) -> bool {
     sources(error).any(|source| source.is::<rustls::Error>() || inner(source))
 }
 
-/// Where acknowledgements go.
+/// The way up the stream: acknowledgements, and reports of denials.
 #[derive(Debug)]
-pub struct Acks(mpsc::Sender<Bytes>);
+pub struct StreamSender(mpsc::Sender<Bytes>);
 
-impl Acks {
-    /// Sends one. Waits while the operator does not read.
+impl StreamSender {
+    /// Sends an acknowledgement. Waits while the operator does not read.
     ///
     /// # Errors
     /// The stream has ended.
-    pub async fn send(&self, ack: &Ack) -> Result<(), Lost> {
-        self.0.send(wire::line(ack)).await.map_err(|_| Lost::Broken("nobody takes acknowledgements".to_owned()))
+    pub async fn send_ack(&self, ack: &Ack) -> Result<(), Lost> {
+        self.0.send(wire::ack_line(ack)).await.map_err(|_| Lost::Broken("nobody takes acknowledgements".to_owned()))
     }
 
-    /// Tells of calls that were turned away. Waits while the operator does not read.
+    /// Reports calls that were denied. Waits while the operator does not read.
     ///
     /// # Errors
     /// The stream has ended.
-    pub async fn tell(&self, denials: &Denials) -> Result<(), Lost> {
-        let mut line = serde_json::to_vec(denials).unwrap_or_default();
+    pub async fn send_denials(&self, denials: &Denials) -> Result<(), Lost> {
+        self.send(denials, "nobody takes what was turned away").await
+    }
+
+    /// Reports the states of credentials. Waits while the operator does not read.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub async fn send_credentials(&self, report: &CredentialReport) -> Result<(), Lost> {
+        self.send(report, "nobody takes the states of credentials").await
+    }
+
+    async fn send(&self, report: &impl serde::Serialize, lost: &str) -> Result<(), Lost> {
+        let mut line = serde_json::to_vec(report).unwrap_or_default();
         line.push(b'\n');
-        self.0.send(line.into()).await.map_err(|_| Lost::Broken("nobody takes what was turned away".to_owned()))
+        self.0.send(line.into()).await.map_err(|_| Lost::Broken(lost.to_owned()))
     }
 }
 
 /// Acknowledgements as the body of the request.
 #[derive(Debug)]
-struct Outgoing(mpsc::Receiver<Bytes>);
+struct SentLines(mpsc::Receiver<Bytes>);
 
-impl Body for Outgoing {
+impl Body for SentLines {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
@@ -369,16 +388,16 @@ impl Body for Outgoing {
     }
 }
 
-/// What comes.
+/// The way down the stream: the operator's lines.
 #[derive(Debug)]
 pub struct Messages {
     body: Incoming,
-    lines: Lines,
+    lines: LineSplitter,
     piece: Bytes,
     /// When the last line ended.
     since: Instant,
     /// The connection ends with it.
-    _connection: SendRequest<Outgoing>,
+    _connection: SendRequest<SentLines>,
 }
 
 impl Messages {
@@ -386,11 +405,11 @@ impl Messages {
     ///
     /// # Errors
     /// The stream has ended, or nothing came for as long as `silence`.
-    pub async fn next(&mut self, silence: Duration) -> Result<Line, Lost> {
+    pub async fn next(&mut self, silence: Duration) -> Result<StreamLine, Lost> {
         loop {
             if let Some(line) = self.lines.take(&mut self.piece)? {
                 self.since = Instant::now();
-                return Ok(wire::read(&line)?);
+                return Ok(wire::read_line(&line)?);
             }
             let patience = silence + Duration::from_secs((self.lines.held() / LEAST_RATE) as u64);
             match timeout_at(self.since + patience, self.body.frame()).await {
@@ -420,7 +439,7 @@ mod tests {
             ("http://[::1]:8444", "http://[::1]:8444/v1/policies"),
             ("http://localhost", "http://localhost/v1/policies"),
         ] {
-            let endpoint: Endpoint = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+            let endpoint: OperatorEndpoint = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(endpoint.uri, uri);
             assert_eq!(endpoint.is_secure(), text.starts_with("https"));
         }
@@ -436,15 +455,15 @@ mod tests {
             ("https://user@operator", EndpointError::More),
             ("https://a..b", EndpointError::Name("a..b".to_owned())),
         ] {
-            assert_eq!(text.parse::<Endpoint>(), Err(error), "{text}");
+            assert_eq!(text.parse::<OperatorEndpoint>(), Err(error), "{text}");
         }
-        assert!(matches!("https://a b".parse::<Endpoint>(), Err(EndpointError::NoUrl(_))));
-        assert!("https://10.0.0.1".parse::<Endpoint>().unwrap().named("").is_err());
+        assert!(matches!("https://a b".parse::<OperatorEndpoint>(), Err(EndpointError::NoUrl(_))));
+        assert!("https://10.0.0.1".parse::<OperatorEndpoint>().unwrap().with_server_name("").is_err());
     }
 
     #[test]
     fn the_label_has_every_fault_and_ok() {
-        let mut faults: Vec<&str> = Fault::ALL.iter().map(|fault| fault.as_str()).collect();
+        let mut faults: Vec<&str> = ConnectFault::ALL.iter().map(|fault| fault.as_str()).collect();
         faults.insert(0, "ok");
         assert_eq!(faults, RESULTS);
     }

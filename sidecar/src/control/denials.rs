@@ -1,12 +1,12 @@
-//! What is told to the operator of calls that were turned away: how much the sidecar's own counters have risen. The way of a
-//! call knows nothing of it, and nothing is told that a scrape would not tell.
+//! Reports of denied calls to the operator: by how much the sidecar's own counters have risen. Deciding a call knows nothing of
+//! it, and a report holds nothing that a scrape would not.
 
 use std::collections::HashMap;
 
 use prometheus::core::Collector;
 use toolweir_crds::stream::{Denials, Denied};
 
-use crate::metrics::Metrics;
+use crate::server_metrics::ServerMetrics;
 
 /// The most kinds of denials in one line; the others come with a later one.
 const MOST: usize = 64;
@@ -14,13 +14,13 @@ const MOST: usize = 64;
 /// Server, tool, reason, policy.
 type Kind = [String; 4];
 
-/// What was told so far.
+/// The counts that were reported so far.
 #[derive(Debug, Default)]
-pub struct Told(HashMap<Kind, u64>);
+pub struct ReportedDenials(HashMap<Kind, u64>);
 
-impl Told {
-    /// What is new since the last time; nothing where nothing is. It counts as told.
-    pub fn take(&mut self, metrics: &Metrics) -> Option<Denials> {
+impl ReportedDenials {
+    /// Returns the denials since the last report, if there are some. They count as reported.
+    pub fn take_new(&mut self, metrics: &ServerMetrics) -> Option<Denials> {
         let mut new: Vec<(Kind, u64, u64)> = counts(metrics)
             .filter_map(|(kind, count)| {
                 let more = count.checked_sub(self.0.get(&kind).copied().unwrap_or_default())?;
@@ -30,18 +30,18 @@ impl Told {
         // The most frequent first; then by name, so that the order is the same each time.
         new.sort_by(|(a, more, _), (b, other, _)| other.cmp(more).then_with(|| a.cmp(b)));
         new.truncate(MOST);
-        let told = new.into_iter().map(|(kind, more, count)| {
+        let reported = new.into_iter().map(|(kind, more, count)| {
             self.0.insert(kind.clone(), count);
             let [server, tool, reason, policy] = kind;
             Denied { policy, reason, server, tool, count: more }
         });
-        let denials: Vec<Denied> = told.collect();
+        let denials: Vec<Denied> = reported.collect();
         (!denials.is_empty()).then_some(Denials { denials })
     }
 }
 
 /// The series of denied calls.
-fn counts(metrics: &Metrics) -> impl Iterator<Item = (Kind, u64)> {
+fn counts(metrics: &ServerMetrics) -> impl Iterator<Item = (Kind, u64)> {
     metrics.tool_calls.collect().into_iter().flat_map(|family| family.get_metric().to_vec()).filter_map(|metric| {
         let label = |name: &str| {
             let found = metric.get_label().iter().find(|label| label.name() == name);
@@ -56,6 +56,7 @@ fn counts(metrics: &Metrics) -> impl Iterator<Item = (Kind, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::SidecarMetrics;
 
     fn denied(tool: &str, reason: &str, count: u64) -> Denied {
         let text = str::to_owned;
@@ -64,33 +65,33 @@ mod tests {
 
     #[test]
     fn what_was_told_is_not_told_again() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = SidecarMetrics::new().unwrap().servers;
         let deny = |tool: &str, reason: &str, count| {
             metrics.tool_calls.with_label_values(&["s", tool, "denied", reason, "agents/p"]).inc_by(count);
         };
-        let mut told = Told::default();
-        assert_eq!(told.take(&metrics), None);
+        let mut reported = ReportedDenials::default();
+        assert_eq!(reported.take_new(&metrics), None);
         metrics.tool_calls.with_label_values(&["s", "a", "allowed", "none", "agents/p"]).inc();
         metrics.tool_calls.with_label_values(&["s", "a", "would_deny", "rate_limit", "agents/p"]).inc();
-        assert_eq!(told.take(&metrics), None);
+        assert_eq!(reported.take_new(&metrics), None);
         deny("a", "rate_limit", 2);
         deny("_other", "not_listed", 5);
         let first = vec![denied("_other", "not_listed", 5), denied("a", "rate_limit", 2)];
-        assert_eq!(told.take(&metrics), Some(Denials { denials: first }));
-        assert_eq!(told.take(&metrics), None);
+        assert_eq!(reported.take_new(&metrics), Some(Denials { denials: first }));
+        assert_eq!(reported.take_new(&metrics), None);
         deny("a", "rate_limit", 1);
-        assert_eq!(told.take(&metrics), Some(Denials { denials: vec![denied("a", "rate_limit", 1)] }));
+        assert_eq!(reported.take_new(&metrics), Some(Denials { denials: vec![denied("a", "rate_limit", 1)] }));
     }
 
     #[test]
     fn what_does_not_fit_comes_later() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = SidecarMetrics::new().unwrap().servers;
         for tool in 0..MOST + 3 {
             metrics.tool_calls.with_label_values(&["s", &format!("t{tool}"), "denied", "denied", "agents/p"]).inc();
         }
-        let mut told = Told::default();
-        assert_eq!(told.take(&metrics).unwrap().denials.len(), MOST);
-        assert_eq!(told.take(&metrics).unwrap().denials.len(), 3);
-        assert_eq!(told.take(&metrics), None);
+        let mut reported = ReportedDenials::default();
+        assert_eq!(reported.take_new(&metrics).unwrap().denials.len(), MOST);
+        assert_eq!(reported.take_new(&metrics).unwrap().denials.len(), 3);
+        assert_eq!(reported.take_new(&metrics), None);
     }
 }

@@ -6,14 +6,15 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use toolweir_crds::{
     API_VERSION, FieldError, MCPClusterPolicySpec, MCPPolicySpec, Metadata,
-    stream::{Refused, Snapshot},
+    stream::{PolicyProblem, Snapshot},
+    text::one_line,
 };
-use toolweir_engine::{Engine, Memory, Options, Policy, PolicyId, Severity};
+use toolweir_engine::{CompileOptions, Engine, Memory, Policy, PolicyId, Severity};
 
-use super::wire::{self, one_line};
+use super::wire;
 use crate::{
-    governor::{InForce, PolicyView},
-    metrics::Metrics,
+    in_force::{InForce, PolicyView},
+    server_metrics::ServerMetrics,
 };
 
 /// The name of a policy whose own cannot be read.
@@ -30,25 +31,32 @@ struct Sent<'a> {
     spec: &'a RawValue,
 }
 
-/// What names a policy, whatever else it holds.
+/// The parts that name a policy, whatever else it holds.
 #[derive(Deserialize)]
-struct Named {
+struct PolicyHead {
     kind: Option<String>,
     metadata: Metadata,
 }
 
 /// The policies of a snapshot, compiled, with what is wrong with them: one problem for each policy that denies.
-pub fn in_force(snapshot: &Snapshot<wire::Policy>, counters: &Arc<Memory>, options: &Options, metrics: &Metrics) -> InForce {
+pub fn in_force(
+    snapshot: &Snapshot<wire::RawPolicy>,
+    counters: &Arc<Memory>,
+    options: &CompileOptions,
+    metrics: &ServerMetrics,
+) -> InForce {
     let policies: Vec<Policy> = snapshot.policies.iter().map(|raw| read(raw)).collect();
     let (engine, found) = Engine::compile(&policies, Arc::clone(counters), options);
     let mut problems: BTreeMap<String, String> = BTreeMap::new();
     for problem in found {
         let policy = policies.get(problem.policy).map(|policy| policy.id.to_string()).unwrap_or_default();
         match problem.severity {
-            Severity::Invalid => {
+            Severity::Invalid | Severity::Closed => {
                 problems.entry(policy).or_insert_with(|| problem.error.to_string());
             }
-            Severity::Conflict | Severity::NoUrl | Severity::Doubt => tracing::warn!(policy, error = %problem.error, "policy"),
+            Severity::Conflict | Severity::NoUrl | Severity::Doubt => {
+                tracing::warn!(policy, error = %problem.error, "policy");
+            }
         }
     }
     let views = policies.iter().cloned().map(PolicyView::from).collect();
@@ -63,15 +71,15 @@ pub fn in_force(snapshot: &Snapshot<wire::Policy>, counters: &Arc<Memory>, optio
     }
     in_force.shared_store = options.shared_store;
     in_force.problems =
-        problems.into_iter().map(|(policy, message)| Refused { policy, message: one_line(&message, usize::MAX) }).collect();
+        problems.into_iter().map(|(policy, message)| PolicyProblem { policy, message: one_line(&message, usize::MAX) }).collect();
     in_force
 }
 
 /// Reads a policy. One that cannot be read denies everything on every server.
 fn read(raw: &RawValue) -> Policy {
     policy(raw).unwrap_or_else(|error| {
-        let id = match serde_json::from_str::<Named>(raw.get()) {
-            Ok(Named { kind, metadata }) => {
+        let id = match serde_json::from_str::<PolicyHead>(raw.get()) {
+            Ok(PolicyHead { kind, metadata }) => {
                 let cluster = kind.as_deref() == Some("MCPClusterPolicy");
                 PolicyId { cluster, namespace: metadata.namespace.unwrap_or_default(), name: metadata.name }
             }
@@ -115,6 +123,7 @@ mod tests {
     use toolweir_engine::{Call, Reason, Timestamp};
 
     use super::*;
+    use crate::metrics::SidecarMetrics;
 
     fn open(name: &str, server: &str, url: &str) -> Value {
         let server = json!({"name": server, "url": url, "defaultAction": "Allow"});
@@ -124,7 +133,7 @@ mod tests {
     fn enforce(policies: &[Value]) -> InForce {
         let snapshot = json!({"version": "v", "policies": policies}).to_string();
         let snapshot = serde_json::from_str(&snapshot).unwrap();
-        in_force(&snapshot, &Memory::new(10), &Options::default(), &Metrics::new().unwrap())
+        in_force(&snapshot, &Memory::new(10), &CompileOptions::default(), &SidecarMetrics::new().unwrap().servers)
     }
 
     fn reason(in_force: &InForce, server: &str) -> Option<Reason> {
@@ -176,7 +185,7 @@ mod tests {
     fn a_policy_that_does_not_compile_denies_its_servers_alone() {
         let bad = json!({"kind": "MCPPolicy", "metadata": {"name": "bad", "namespace": "agents"}, "spec": {"servers": [
             {"name": "shop", "url": "http://shop/mcp", "tools": [
-                {"name": "a b"}, {"name": "pay", "validations": [{"expression": "args."}]}]}]}});
+                {"name": "a\\b"}, {"name": "pay", "validations": [{"expression": "args."}]}]}]}});
         let in_force = enforce(&[open("good", "bank", "http://bank/mcp"), bad]);
         assert_eq!((reason(&in_force, "bank"), reason(&in_force, "shop")), (None, Some(Reason::InvalidPolicy)));
         // Told once, by what denials name.

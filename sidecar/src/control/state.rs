@@ -1,4 +1,4 @@
-//! What a sidecar keeps on disk, so that it can do without the operator when it starts again: the last policies, whom it
+//! The files in which a sidecar keeps what it needs to start without the operator: the last policies, whom it
 //! trusts, and where counts are shared. Nobody else may write these files, and only their owner reads them.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toolweir_crds::stream::{LONGEST_LINE, SharedStore, Snapshot};
 
-use super::{trust, wire::Policy};
+use super::{trust, wire::RawPolicy};
 use crate::{
     audit::sha256,
     files::{self, Durable},
@@ -41,15 +41,15 @@ pub struct StateError {
 enum Why {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("others may write to it (mode {0:o}); it must be writable for its owner alone")]
+    #[error("is writable by others (mode {0:o}); make it writable by its owner only")]
     Mode(u32),
-    #[error("is no file")]
+    #[error("is not a regular file")]
     NoFile,
     #[error("is larger than {0} bytes")]
     TooLarge(usize),
     #[error("is damaged: {0}")]
     Damaged(String),
-    #[error("has the form {0}, and this version reads the form {FORMAT}")]
+    #[error("has format {0}, but this version reads format {FORMAT}")]
     Format(u32),
 }
 
@@ -63,21 +63,21 @@ struct Head {
     sha256: String,
 }
 
-/// The folder, if there is one.
+/// The folder of these files, if there is one.
 #[derive(Clone, Debug)]
-pub struct State(Option<PathBuf>);
+pub struct StateDir(Option<PathBuf>);
 
-impl State {
+impl StateDir {
     /// A folder, or nowhere: then nothing is kept.
     pub fn new(folder: Option<PathBuf>) -> Self {
         Self(folder)
     }
 
-    /// The policies that were kept, and how long ago.
+    /// Reads the policies that were kept, and how long ago.
     ///
     /// # Errors
     /// There is a file that cannot be used.
-    pub fn policies(&self, now: SystemTime) -> Result<Option<(Snapshot<Policy>, Duration)>, StateError> {
+    pub fn policies(&self, now: SystemTime) -> Result<Option<(Snapshot<RawPolicy>, Duration)>, StateError> {
         self.read(POLICIES, HEAD + LONGEST_LINE, |bytes| {
             let damaged = |why: &str| Why::Damaged(why.to_owned());
             let end = memchr::memchr(b'\n', bytes).ok_or_else(|| damaged("it has no second line"))?;
@@ -101,7 +101,7 @@ impl State {
     ///
     /// # Errors
     /// They cannot be written; what was kept is as it was.
-    pub fn keep_policies(&self, snapshot: &Snapshot<Policy>, now: SystemTime) -> Result<(), StateError> {
+    pub fn keep_policies(&self, snapshot: &Snapshot<RawPolicy>, now: SystemTime) -> Result<(), StateError> {
         self.write(POLICIES, || {
             let body = serde_json::to_vec(snapshot)?;
             let written = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -113,7 +113,7 @@ impl State {
         })
     }
 
-    /// The bundle that was kept.
+    /// Reads the bundle that was kept.
     ///
     /// # Errors
     /// There is a file that cannot be used.
@@ -126,12 +126,12 @@ impl State {
     /// Keeps a bundle.
     ///
     /// # Errors
-    /// It cannot be written; what was kept is as it was.
+    /// The file cannot be written; the old one is as it was.
     pub fn keep_trust(&self, bundle: &str) -> Result<(), StateError> {
         self.write(TRUST, || Ok(bundle.as_bytes().to_vec()))
     }
 
-    /// Where counts are shared, as it was kept.
+    /// Reads the shared store that was kept.
     ///
     /// # Errors
     /// There is a file that cannot be used.
@@ -146,7 +146,7 @@ impl State {
     /// Keeps where counts are shared, or that they are not.
     ///
     /// # Errors
-    /// It cannot be written; what was kept is as it was.
+    /// The file cannot be written; the old one is as it was.
     pub fn keep_shared_store(&self, store: Option<&SharedStore>) -> Result<(), StateError> {
         if matches!(self.shared_store(), Ok(kept) if kept.as_ref() == store) {
             return Ok(());
@@ -192,11 +192,11 @@ fn bytes(path: &Path, most: usize) -> Result<Vec<u8>, Why> {
     Ok(bytes)
 }
 
-/// Makes the folder, for its owner alone, if it is not there.
+/// Creates the folder, for its owner alone, if it is not there.
 ///
 /// # Errors
-/// It cannot be made.
-pub fn make(folder: &Path) -> io::Result<()> {
+/// The folder cannot be created.
+pub fn create(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if folder.is_dir() {
         return Ok(());
@@ -217,7 +217,7 @@ mod tests {
         fn new(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("toolweir-state-{}-{name}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
-            make(&path).unwrap();
+            create(&path).unwrap();
             Self(path)
         }
     }
@@ -228,7 +228,7 @@ mod tests {
         }
     }
 
-    fn snapshot(version: &str) -> Snapshot<Policy> {
+    fn snapshot(version: &str) -> Snapshot<RawPolicy> {
         let text = format!(r#"{{"version":"{version}","policies":[{{"kind":"MCPPolicy",  "spec":{{"max":30}}}},5]}}"#);
         serde_json::from_str(&text).unwrap()
     }
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn what_is_kept_comes_back_with_its_age_and_only_its_owner_reads_it() {
         let folder = Folder::new("kept");
-        let state = State::new(Some(folder.0.clone()));
+        let state = StateDir::new(Some(folder.0.clone()));
         let then = SystemTime::UNIX_EPOCH + THEN;
         assert!(state.policies(then).unwrap().is_none() && state.trust().unwrap().is_none());
         for version in ["1", "2"] {
@@ -257,7 +257,7 @@ mod tests {
             .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().permissions().mode() & 0o777))
             .collect();
         assert_eq!(modes, [(POLICIES.to_owned(), 0o600), (TRUST.to_owned(), 0o600)]);
-        let nowhere = State::new(None);
+        let nowhere = StateDir::new(None);
         nowhere.keep_policies(&snapshot("1"), then).unwrap();
         assert!(nowhere.policies(then).unwrap().is_none());
     }
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn a_file_that_is_damaged_or_that_others_may_write_is_not_used() {
         let folder = Folder::new("damaged");
-        let state = State::new(Some(folder.0.clone()));
+        let state = StateDir::new(Some(folder.0.clone()));
         let (path, now) = (folder.0.join(POLICIES), SystemTime::UNIX_EPOCH + THEN);
         state.keep_policies(&snapshot("1"), now).unwrap();
         let good = fs::read(&path).unwrap();
@@ -288,7 +288,7 @@ mod tests {
             );
         }
         fs::write(&path, String::from_utf8(good.clone()).unwrap().replace("\"format\":1", "\"format\":2")).unwrap();
-        assert!(state.policies(now).unwrap_err().to_string().ends_with("has the form 2, and this version reads the form 1"));
+        assert!(state.policies(now).unwrap_err().to_string().ends_with("has format 2, but this version reads format 1"));
         fs::write(&path, &good).unwrap();
         for (mode, used) in [(0o600, true), (0o644, true), (0o660, false), (0o602, false), (0o666, false)] {
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
@@ -302,13 +302,13 @@ mod tests {
     #[test]
     fn what_cannot_be_written_leaves_the_old_file_and_no_other() {
         let folder = Folder::new("failing");
-        let state = State::new(Some(folder.0.clone()));
+        let state = StateDir::new(Some(folder.0.clone()));
         let now = SystemTime::UNIX_EPOCH + THEN;
         state.keep_policies(&snapshot("1"), now).unwrap();
         // The place of the new file is taken by a folder.
         fs::create_dir(folder.0.join(format!(".{POLICIES}.new"))).unwrap();
         assert!(state.keep_policies(&snapshot("2"), now).is_err());
         assert_eq!(state.policies(now).unwrap().unwrap().0.version, "1");
-        assert!(State::new(Some(folder.0.join("missing"))).keep_trust("x").is_err());
+        assert!(StateDir::new(Some(folder.0.join("missing"))).keep_trust("x").is_err());
     }
 }

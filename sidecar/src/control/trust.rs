@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use rustls::{ClientConfig, RootCertStore, client::Resumption};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-use crate::proxy::upstream;
+use crate::net;
 
 /// The largest bundle, in bytes.
 pub const LARGEST: usize = 1024 * 1024;
@@ -13,10 +13,10 @@ pub const LARGEST: usize = 1024 * 1024;
 /// A bundle that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// It is too large.
-    #[error("has {0} bytes; at most {LARGEST} are possible")]
+    /// The bundle is too large.
+    #[error("has {0} bytes, more than the maximum of {LARGEST}")]
     TooLarge(usize),
-    /// It has no certificate that can be trusted.
+    /// The bundle has no certificate that can be trusted.
     #[error("holds no valid PEM certificate")]
     NoCertificate,
     /// TLS cannot be set up.
@@ -39,7 +39,7 @@ impl Trust {
     pub fn new(authorities: Vec<CertificateDer<'static>>) -> Result<Self, TrustError> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(authorities.iter().cloned());
-        let mut tls = upstream::trusting(roots)?;
+        let mut tls = net::tls_trusting(roots)?;
         // Every connection is verified anew, and none leaves anything in memory.
         tls.resumption = Resumption::disabled();
         Ok(Self { authorities, tls: Arc::new(tls) })
@@ -53,17 +53,17 @@ impl Trust {
         Self::new(authorities(bundle)?)
     }
 
-    /// Whether it is trust in nobody.
+    /// Returns true if nobody is trusted.
     pub fn is_empty(&self) -> bool {
         self.authorities.is_empty()
     }
 
-    /// Whether it is trust in the same authorities.
-    pub fn is(&self, authorities: &[CertificateDer<'static>]) -> bool {
+    /// Returns true if these authorities are trusted, and no other.
+    pub fn equals(&self, authorities: &[CertificateDer<'static>]) -> bool {
         self.authorities == authorities
     }
 
-    /// What a connection is made with.
+    /// Returns the TLS configuration of a connection.
     pub fn tls(&self) -> &Arc<ClientConfig> {
         &self.tls
     }
@@ -85,7 +85,7 @@ pub fn authorities(bundle: &str) -> Result<Vec<CertificateDer<'static>>, TrustEr
         }) {
             Ok(der) if found.contains(&der) => {}
             Ok(der) => found.push(der),
-            Err(error) => tracing::warn!(error, "a certificate of the control plane's bundle is not valid and left out"),
+            Err(error) => tracing::warn!(error, "ignored an invalid certificate in the control plane's bundle"),
         }
     }
     if found.is_empty() { Err(TrustError::NoCertificate) } else { Ok(found) }

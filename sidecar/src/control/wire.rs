@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use bytes::{Buf, Bytes};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-use toolweir_crds::stream::{Ack, LONGEST_ACK, Message, Refused};
+use toolweir_crds::{
+    stream::{Ack, CredentialReport, LONGEST_ACK, PolicyProblem, StreamMessage},
+    text::one_line,
+};
 
 /// A policy as it came, not looked at yet.
-pub type Policy = Box<RawValue>;
+pub type RawPolicy = Box<RawValue>;
 
-/// What can come: the label `kind`.
+/// The kinds of lines: the label `kind`.
 pub const KINDS: [&str; 5] = ["snapshot", "trust", "keep_alive", "shared_store", "unknown"];
 /// The kinds as they stand in a line.
 const KNOWN: [&str; 4] = ["snapshot", "trust", "keepAlive", "sharedStore"];
@@ -21,21 +24,21 @@ const LONGEST_PROBLEM: usize = 512;
 
 /// A line of the operator.
 #[derive(Debug)]
-pub enum Line {
+pub enum StreamLine {
     /// A message.
-    Message(Message<Policy>),
+    Message(StreamMessage<RawPolicy>),
     /// One of a kind that a newer operator knows.
     Unknown(String),
 }
 
-impl Line {
+impl StreamLine {
     /// The label `kind`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Message(Message::Snapshot(_)) => "snapshot",
-            Self::Message(Message::Trust(_)) => "trust",
-            Self::Message(Message::KeepAlive) => "keep_alive",
-            Self::Message(Message::SharedStore(_)) => "shared_store",
+            Self::Message(StreamMessage::Snapshot(_)) => "snapshot",
+            Self::Message(StreamMessage::Trust(_)) => "trust",
+            Self::Message(StreamMessage::KeepAlive) => "keep_alive",
+            Self::Message(StreamMessage::SharedStore(_)) => "shared_store",
             Self::Unknown(_) => "unknown",
         }
     }
@@ -44,11 +47,11 @@ impl Line {
 /// A line that is no message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadLine {
-    /// It is longer than may be.
+    /// The line is longer than may be.
     #[error("a line has more than {0} bytes")]
     TooLong(usize),
-    /// It cannot be read.
-    #[error("a line is no message: {0}")]
+    /// The line cannot be read.
+    #[error("a line is not a message: {0}")]
     Unreadable(String),
     /// The version of a snapshot is empty, too long or not printable.
     #[error("the version of a snapshot is not 1 to {LONGEST_VERSION} printable characters")]
@@ -58,13 +61,13 @@ pub enum BadLine {
 /// Reads a line, without its end.
 ///
 /// # Errors
-/// It is neither a message nor JSON of a kind that is not known.
-pub fn read(line: &[u8]) -> Result<Line, BadLine> {
+/// The line is neither a message nor JSON of a kind that is not known.
+pub fn read_line(line: &[u8]) -> Result<StreamLine, BadLine> {
     match serde_json::from_slice(line) {
-        Ok(Message::Snapshot(snapshot)) if !is_version(&snapshot.version) => Err(BadLine::Version),
-        Ok(message) => Ok(Line::Message(message)),
+        Ok(StreamMessage::Snapshot(snapshot)) if !is_version(&snapshot.version) => Err(BadLine::Version),
+        Ok(message) => Ok(StreamLine::Message(message)),
         Err(error) => match kind(line).filter(|kind| !KNOWN.contains(&kind.as_str())) {
-            Some(kind) => Ok(Line::Unknown(kind.chars().take(64).collect())),
+            Some(kind) => Ok(StreamLine::Unknown(kind.chars().take(64).collect())),
             None => Err(BadLine::Unreadable(one_line(&error.to_string(), LONGEST_PROBLEM))),
         },
     }
@@ -84,20 +87,29 @@ fn kind(line: &[u8]) -> Option<String> {
     keys.next().filter(|_| keys.next().is_none())
 }
 
-/// A text fit for a log and a status: one line, not longer than this many characters.
-pub fn one_line(text: &str, most: usize) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect()
-}
-
 /// The acknowledgement of a version, with what is wrong there.
-pub fn ack(version: &str, problems: &[Refused]) -> Ack {
-    let short =
-        |problem: &Refused| Refused { policy: problem.policy.clone(), message: one_line(&problem.message, LONGEST_PROBLEM) };
+pub fn ack(version: &str, problems: &[PolicyProblem]) -> Ack {
+    let short = |problem: &PolicyProblem| PolicyProblem {
+        policy: problem.policy.clone(),
+        message: one_line(&problem.message, LONGEST_PROBLEM),
+    };
     Ack { version: version.to_owned(), problems: problems.iter().map(short).collect() }
 }
 
+/// A report of credentials as it is sent: short texts, and no more than fit into a line. Those that do not work come first.
+pub fn short_report(mut report: CredentialReport) -> CredentialReport {
+    for state in &mut report.credentials {
+        state.problem = state.problem.as_deref().map(|problem| one_line(problem, LONGEST_PROBLEM));
+    }
+    report.credentials.sort_by_key(|state| state.problem.is_none());
+    while serde_json::to_vec(&report).is_ok_and(|line| line.len() >= LONGEST_ACK) {
+        report.credentials.truncate(report.credentials.len() / 2);
+    }
+    report
+}
+
 /// An acknowledgement as a line. Where there are more problems than a line may hold, it names the first.
-pub fn line(ack: &Ack) -> Bytes {
+pub fn ack_line(ack: &Ack) -> Bytes {
     let mut ack = std::borrow::Cow::Borrowed(ack);
     loop {
         let mut line = serde_json::to_vec(&*ack).unwrap_or_default();
@@ -110,20 +122,20 @@ pub fn line(ack: &Ack) -> Bytes {
     }
 }
 
-/// Cuts what comes into lines. Holds at most one, and that up to a bound.
+/// Cuts pieces of bytes into lines. It holds at most one line, and that up to a bound.
 #[derive(Debug)]
-pub struct Lines {
+pub struct LineSplitter {
     held: Vec<u8>,
     longest: usize,
 }
 
-impl Lines {
+impl LineSplitter {
     /// Lines of at most this many bytes.
     pub fn new(longest: usize) -> Self {
         Self { held: Vec::new(), longest }
     }
 
-    /// How many bytes of a line that has not ended are held.
+    /// Returns how many bytes of a line that has not ended are held.
     pub fn held(&self) -> usize {
         self.held.len()
     }
@@ -168,7 +180,7 @@ mod tests {
             (r#"{"later":{"snapshot":[]}}"#, "unknown"),
             ("\"later\"", "unknown"),
         ] {
-            assert_eq!(read(text.as_bytes()).unwrap().kind(), kind, "{text}");
+            assert_eq!(read_line(text.as_bytes()).unwrap().kind(), kind, "{text}");
         }
         for text in [
             "",
@@ -190,20 +202,20 @@ mod tests {
             r#"{"trust":{}}"#,
             r#"{"Snapshot":{"version":"1","policies":[]}"#,
         ] {
-            assert!(matches!(read(text.as_bytes()), Err(BadLine::Unreadable(_))), "{text}");
+            assert!(matches!(read_line(text.as_bytes()), Err(BadLine::Unreadable(_))), "{text}");
         }
         for version in ["", "a b", "\u{e9}", &"v".repeat(129)] {
             let text = format!(r#"{{"snapshot":{{"version":"{version}","policies":[]}}}}"#);
-            assert_eq!(read(text.as_bytes()).unwrap_err(), BadLine::Version);
+            assert_eq!(read_line(text.as_bytes()).unwrap_err(), BadLine::Version);
         }
-        assert!(matches!(read(b"\"\xff\""), Err(BadLine::Unreadable(_))));
+        assert!(matches!(read_line(b"\"\xff\""), Err(BadLine::Unreadable(_))));
     }
 
     #[test]
     fn an_acknowledgement_fits_into_its_line() {
-        let problem = |number: usize| Refused { policy: format!("agents/{number}"), message: "\"x\n".repeat(400) };
-        let many: Vec<Refused> = (0..1000).map(problem).collect();
-        let line = line(&ack("v", &many));
+        let problem = |number: usize| PolicyProblem { policy: format!("agents/{number}"), message: "\"x\n".repeat(400) };
+        let many: Vec<PolicyProblem> = (0..1000).map(problem).collect();
+        let line = ack_line(&ack("v", &many));
         assert!(line.len() <= LONGEST_ACK && line.ends_with(b"}\n"));
         let read: Ack = serde_json::from_slice(&line).unwrap();
         assert!(read.version == "v" && read.problems.len() > 100, "{}", read.problems.len());
@@ -223,7 +235,7 @@ mod tests {
             let bad = expected.iter().position(|line| line.len() > LONGEST);
             let fits = bad.is_none() && rest.len() <= LONGEST;
             expected.truncate(bad.unwrap_or(expected.len()));
-            let (mut lines, mut seen, mut failed) = (Lines::new(LONGEST), Vec::new(), false);
+            let (mut lines, mut seen, mut failed) = (LineSplitter::new(LONGEST), Vec::new(), false);
             let (mut left, mut sizes) = (&*text, sizes.iter().cycle());
             while !left.is_empty() && !failed {
                 let (piece, later) = left.split_at((*sizes.next().unwrap()).min(left.len()));

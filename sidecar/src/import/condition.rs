@@ -6,67 +6,64 @@ use toolweir_crds::bounds;
 use toolweir_engine::cel::Expression;
 
 use super::{
-    pattern,
-    read::{Errors, Json, Object, shown},
+    errors::Errors,
+    read::{EXACT, Json, Object, shown},
 };
-
-/// From here on numbers of JSON are rounded, each parser in its way.
-pub(super) const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// The fields of a condition.
 pub(super) const FIELDS: [&str; 3] = ["path", "op", "value"];
 
 const OPERATORS: &str = "eq, neq, in, not_in, lt, lte, gt, gte, regex, contains, exists";
 
-/// What it takes for a condition to count.
+/// The readings in which a condition must hold to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sense {
-    /// It holds in every reading: the conditions of `require`.
+    /// All of them: the conditions of `require`.
     Surely,
-    /// It holds in some reading: those of `deny_if`.
+    /// Any of them: those of `deny_if`.
     Perhaps,
 }
 
 /// One of the parts of a condition, all of which must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum ConditionPart {
     /// A call or a term in parentheses, which `!` can stand before.
     Closed(String),
     /// Anything that `&&` can join.
     Open(String),
     /// The opposite of a closed part, or of an open one in parentheses.
-    Not(Box<Part>),
+    Not(Box<ConditionPart>),
 }
 
-impl Part {
+impl ConditionPart {
     fn text(&self) -> String {
         match self {
-            Part::Closed(text) | Part::Open(text) => text.clone(),
-            Part::Not(inner) => match &**inner {
-                Part::Closed(text) => format!("!{text}"),
+            ConditionPart::Closed(text) | ConditionPart::Open(text) => text.clone(),
+            ConditionPart::Not(inner) => match &**inner {
+                ConditionPart::Closed(text) => format!("!{text}"),
                 other => format!("!({})", other.text()),
             },
         }
     }
 }
 
-/// That all parts hold.
-pub(super) fn all(parts: &[Part]) -> String {
+/// The expression that all parts hold.
+pub(super) fn all(parts: &[ConditionPart]) -> String {
     let mut seen = HashSet::new();
-    let texts: Vec<String> = parts.iter().map(Part::text).filter(|text| seen.insert(text.clone())).collect();
+    let texts: Vec<String> = parts.iter().map(ConditionPart::text).filter(|text| seen.insert(text.clone())).collect();
     texts.join(" && ")
 }
 
-/// That not all parts hold.
-pub(super) fn not_all(parts: &[Part]) -> String {
+/// The expression that not all parts hold.
+pub(super) fn not_all(parts: &[ConditionPart]) -> String {
     match parts {
-        [Part::Not(inner)] => inner.text(),
-        [only] => Part::Not(Box::new(only.clone())).text(),
+        [ConditionPart::Not(inner)] => inner.text(),
+        [only] => ConditionPart::Not(Box::new(only.clone())).text(),
         _ => format!("!({})", all(parts)),
     }
 }
 
-/// Whether an expression is one that a policy can hold.
+/// Checks that a policy can hold an expression, and that it compiles.
 pub(super) fn check(expression: &str, path: &str, errors: &mut Errors) -> bool {
     let fits = fits(expression, path, errors);
     match fits.then(|| Expression::compile(expression)) {
@@ -79,12 +76,12 @@ pub(super) fn check(expression: &str, path: &str, errors: &mut Errors) -> bool {
     }
 }
 
-/// Whether a policy can hold an expression.
+/// Returns true if a policy can hold an expression.
 pub(super) fn is_fit(expression: &str) -> bool {
     expression.len() <= bounds::EXPRESSION && Expression::compile(expression).is_ok()
 }
 
-/// Whether an expression is short enough for a policy, and so for what compiles it.
+/// Checks that an expression is short enough for a policy, and so for what compiles it.
 fn fits(expression: &str, path: &str, errors: &mut Errors) -> bool {
     let (len, most) = (expression.len(), bounds::EXPRESSION);
     if len > most {
@@ -93,16 +90,16 @@ fn fits(expression: &str, path: &str, errors: &mut Errors) -> bool {
     len <= most
 }
 
-/// Where the arguments hold what a condition is about.
+/// The place in the arguments that a condition is about.
 struct Place {
     /// The parts that say that it is there.
-    there: Vec<Part>,
+    there: Vec<ConditionPart>,
     /// The value.
     value: String,
 }
 
 /// The parts of a condition.
-pub(super) fn parts(condition: &Object<'_, '_>, sense: Sense, errors: &mut Errors) -> Option<Vec<Part>> {
+pub(super) fn parts(condition: &Object<'_, '_>, sense: Sense, errors: &mut Errors) -> Option<Vec<ConditionPart>> {
     let place = condition.need("path", errors).and_then(|value| {
         let path = condition.path("path");
         place(value.string(&path, errors)?, &path, errors)
@@ -142,13 +139,13 @@ fn place(path: &str, at: &str, errors: &mut Errors) -> Option<Place> {
                     && !["in", "true", "false", "null"].contains(&step);
                 if name {
                     value = format!("{value}.{step}");
-                    there.push(Part::Closed(format!("has({value})")));
+                    there.push(ConditionPart::Closed(format!("has({value})")));
                 } else {
                     // `in` also looks into lists, where the step does not lead anywhere.
                     if depth > 0 {
-                        there.push(Part::Open(format!("type({value}) == map")));
+                        there.push(ConditionPart::Open(format!("type({value}) == map")));
                     }
-                    there.push(Part::Open(format!("{} in {value}", string(step))));
+                    there.push(ConditionPart::Open(format!("{} in {value}", string(step))));
                     value = format!("{value}[{}]", string(step));
                 }
                 continue;
@@ -163,7 +160,7 @@ fn place(path: &str, at: &str, errors: &mut Errors) -> Option<Place> {
 struct Builder<'c, 'a> {
     sense: Sense,
     compared: &'c Json<'a>,
-    /// Where what is compared with stands.
+    /// The place in the original of what is compared with.
     at: &'c str,
     place: Option<&'c Place>,
 }
@@ -173,7 +170,7 @@ impl Builder<'_, '_> {
         self.place.map_or("args", |place| &place.value)
     }
 
-    fn build(&self, operator: &str, operator_at: &str, errors: &mut Errors) -> Option<Vec<Part>> {
+    fn build(&self, operator: &str, operator_at: &str, errors: &mut Errors) -> Option<Vec<ConditionPart>> {
         let value = self.value();
         let holds = match operator {
             "exists" => return self.exists(errors),
@@ -192,7 +189,8 @@ impl Builder<'_, '_> {
                     "gt" => ">",
                     _ => ">=",
                 };
-                vec![Part::Open(format!("{value} {sign} {}", literal(self.compared, self.at, errors)?))]
+                let compared = ConditionPart::Open(format!("{value} {sign} {}", literal(self.compared, self.at, errors)?));
+                self.not_null().into_iter().chain([compared]).collect()
             }
             "regex" => self.matches(errors)?,
             "contains" => self.contains(errors)?,
@@ -204,17 +202,17 @@ impl Builder<'_, '_> {
         Some(self.there().chain(holds).collect())
     }
 
-    fn there(&self) -> impl Iterator<Item = Part> {
+    fn there(&self) -> impl Iterator<Item = ConditionPart> {
         self.place.into_iter().flat_map(|place| place.there.iter().cloned())
     }
 
-    fn exists(&self, errors: &mut Errors) -> Option<Vec<Part>> {
-        let there: Vec<Part> = self.there().collect();
+    fn exists(&self, errors: &mut Errors) -> Option<Vec<ConditionPart>> {
+        let there: Vec<ConditionPart> = self.there().collect();
         match self.compared {
             Json::Bool(true) => Some(there),
             Json::Bool(false) => match there.as_slice() {
-                [only] => Some(vec![Part::Not(Box::new(only.clone()))]),
-                _ => Some(vec![Part::Not(Box::new(Part::Open(all(&there))))]),
+                [only] => Some(vec![ConditionPart::Not(Box::new(only.clone()))]),
+                _ => Some(vec![ConditionPart::Not(Box::new(ConditionPart::Open(all(&there))))]),
             },
             other => {
                 errors.at(self.at, format!("is {}; `exists` takes true or false", other.kind()));
@@ -224,17 +222,17 @@ impl Builder<'_, '_> {
     }
 
     /// That the value equals one of these.
-    fn equal(&self, these: &[Json<'_>], errors: &mut Errors) -> Option<Vec<Part>> {
+    fn equal(&self, these: &[Json<'_>], errors: &mut Errors) -> Option<Vec<ConditionPart>> {
         let alike = Alike::new(these, self.at, errors)?;
         Some(match self.sense {
-            Sense::Surely => vec![Part::Open(alike.surely(self.value()))],
-            Sense::Perhaps if alike.types.is_empty() => vec![Part::Open(alike.perhaps(self.value()))],
-            Sense::Perhaps => vec![Part::Closed(format!("({})", alike.perhaps(self.value())))],
+            Sense::Surely => vec![ConditionPart::Open(alike.surely(self.value()))],
+            Sense::Perhaps if alike.types.is_empty() => vec![ConditionPart::Open(alike.perhaps(self.value()))],
+            Sense::Perhaps => vec![ConditionPart::Closed(format!("({})", alike.perhaps(self.value())))],
         })
     }
 
     /// That the value equals none of these.
-    fn unequal(&self, these: &[Json<'_>], errors: &mut Errors) -> Option<Vec<Part>> {
+    fn unequal(&self, these: &[Json<'_>], errors: &mut Errors) -> Option<Vec<ConditionPart>> {
         let alike = Alike::new(these, self.at, errors)?;
         Some(match self.sense {
             Sense::Surely => alike.surely_not(self.value()),
@@ -242,18 +240,13 @@ impl Builder<'_, '_> {
         })
     }
 
-    fn matches(&self, errors: &mut Errors) -> Option<Vec<Part>> {
+    fn matches(&self, errors: &mut Errors) -> Option<Vec<ConditionPart>> {
         let Json::String(pattern) = self.compared else {
             errors.at(self.at, format!("is {}; `regex` takes a pattern in quotes", self.compared.kind()));
             return None;
         };
-        let matches = match pattern::translate(pattern) {
-            Ok(translated) => format!("{}.matches({})", self.value(), raw_string(&translated)),
-            Err(why) => {
-                errors.at(self.at, format!("is a pattern that {why}"));
-                return None;
-            }
-        };
+        // Both are Go's.
+        let matches = format!("{}.matches({})", self.value(), raw_string(pattern));
         if !fits(&matches, self.at, errors) {
             return None;
         }
@@ -262,11 +255,17 @@ impl Builder<'_, '_> {
             errors.at(self.at, format!("is a pattern that {why}"));
             return None;
         }
-        Some(vec![Part::Closed(matches)])
+        Some(self.not_null().into_iter().chain([ConditionPart::Closed(matches)]).collect())
+    }
+
+    /// The part that keeps a null from being an error, which denies: it is no number, text or list in any reading, so it never sets off a
+    /// condition on these. Some clients send it for what was left out.
+    fn not_null(&self) -> Option<ConditionPart> {
+        (self.sense == Sense::Perhaps).then(|| ConditionPart::Open(format!("{} != null", self.value())))
     }
 
     /// That a string holds the text, or a list the element.
-    fn contains(&self, errors: &mut Errors) -> Option<Vec<Part>> {
+    fn contains(&self, errors: &mut Errors) -> Option<Vec<ConditionPart>> {
         let (value, one) = (self.value(), std::slice::from_ref(self.compared));
         let alike = Alike::new(one, self.at, errors)?;
         let element = literal(self.compared, self.at, errors)?;
@@ -275,13 +274,14 @@ impl Builder<'_, '_> {
             // Anything but a list is an error here, which denies.
             Sense::Perhaps => format!("{value}.exists(x, {})", alike.perhaps("x")),
         };
-        Some(match (self.compared, self.sense) {
+        let contains = match (self.compared, self.sense) {
             (Json::String(_), _) => {
-                vec![Part::Closed(format!("(type({value}) == string ? {value}.contains({element}) : {in_list})"))]
+                ConditionPart::Closed(format!("(type({value}) == string ? {value}.contains({element}) : {in_list})"))
             }
-            (_, Sense::Surely) => vec![Part::Open(in_list)],
-            (_, Sense::Perhaps) => vec![Part::Closed(in_list)],
-        })
+            (_, Sense::Surely) => ConditionPart::Open(in_list),
+            (_, Sense::Perhaps) => ConditionPart::Closed(in_list),
+        };
+        Some(self.not_null().into_iter().chain([contains]).collect())
     }
 }
 
@@ -289,7 +289,7 @@ impl Builder<'_, '_> {
 struct Alike {
     /// The values in CEL.
     exact: Vec<String>,
-    /// What another reading takes for one of them, where values of several types stand side by side.
+    /// The values that another reading takes for one of them, where values of several types stand side by side.
     twins: Vec<String>,
     /// The types of values whose equality is beyond doubt.
     types: Vec<&'static str>,
@@ -352,15 +352,15 @@ impl Alike {
         format!("{equal} || !(type({value}) in [{}])", self.types.join(", "))
     }
 
-    fn surely_not(&self, value: &str) -> Vec<Part> {
+    fn surely_not(&self, value: &str) -> Vec<ConditionPart> {
         let mut parts = vec![none_of(value, self.exact.iter().chain(&self.twins))];
         if !self.types.is_empty() {
-            parts.push(Part::Open(format!("type({value}) in [{}]", self.types.join(", "))));
+            parts.push(ConditionPart::Open(format!("type({value}) in [{}]", self.types.join(", "))));
         }
         parts
     }
 
-    fn perhaps_not(&self, value: &str) -> Part {
+    fn perhaps_not(&self, value: &str) -> ConditionPart {
         none_of(value, self.exact.iter())
     }
 }
@@ -372,10 +372,10 @@ fn one_of<'a>(value: &str, these: impl Iterator<Item = &'a String>) -> String {
     }
 }
 
-fn none_of<'a>(value: &str, these: impl Iterator<Item = &'a String>) -> Part {
+fn none_of<'a>(value: &str, these: impl Iterator<Item = &'a String>) -> ConditionPart {
     match these.map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [only] => Part::Open(format!("{value} != {only}")),
-        many => Part::Not(Box::new(Part::Open(format!("{value} in [{}]", many.join(", "))))),
+        [only] => ConditionPart::Open(format!("{value} != {only}")),
+        many => ConditionPart::Not(Box::new(ConditionPart::Open(format!("{value} in [{}]", many.join(", "))))),
     }
 }
 
@@ -434,7 +434,7 @@ fn string(text: &str) -> String {
     literal
 }
 
-/// Whether a character can be seen, and is what it seems.
+/// Returns true if a character can be seen, and is what it seems.
 fn is_plain(c: char) -> bool {
     let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     !c.is_control() && !turns

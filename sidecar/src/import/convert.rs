@@ -2,15 +2,30 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use toolweir_crds::{Action, Limit, Scope, Server, Tool, Validation, bounds};
+use toolweir_crds::{Action, Limit, Scope, Server, Tool, Validation, bounds, tool_name};
 
 use super::{
-    ImportOptions,
     condition::{self, Sense},
-    read::{Errors, Json, Object, member, shown},
+    errors::Errors,
+    read::{Json, Object, member, shown},
 };
 
-/// Which place of the original each place of the document comes from.
+/// The parts of an imported policy that the original does not have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// The server's name, under which agents reach it.
+    pub server: String,
+    /// The server's url.
+    pub url: String,
+    /// The policy's name; that of the server where left out.
+    pub name: Option<String>,
+    /// The policy's namespace.
+    pub namespace: Option<String>,
+    /// True if there is a shared store, so that all pods of a workload count together.
+    pub shared_store: bool,
+}
+
+/// The place of the original from which each place of the document comes.
 #[derive(Debug, Default)]
 pub(super) struct Sources(BTreeMap<String, String>);
 
@@ -39,9 +54,9 @@ impl Sources {
 }
 
 /// An entry in the making.
-struct Entry {
+struct ConvertedEntry {
     name: String,
-    /// Where it stands.
+    /// The place in the original.
     path: String,
     action: Option<Action>,
     reason: Option<String>,
@@ -49,7 +64,7 @@ struct Entry {
     checks: Vec<Check>,
 }
 
-impl Entry {
+impl ConvertedEntry {
     fn new(name: &str, path: &str) -> Self {
         let (limits, checks) = (Vec::new(), Vec::new());
         Self { name: name.to_owned(), path: path.to_owned(), action: None, reason: None, limits, checks }
@@ -66,8 +81,7 @@ struct Check {
 
 /// Converts a policy. What is wrong goes to `errors`, and what it gives is then incomplete.
 pub(super) fn policy(root: &Json<'_>, options: &ImportOptions, errors: &mut Errors) -> (Server, Sources) {
-    let mut server =
-        Server { name: options.server.clone(), url: Some(options.url.clone()), default_action: Action::Deny, tools: Vec::new() };
+    let mut server = Server { name: options.server.clone(), url: Some(options.url.clone()), ..Server::default() };
     let mut sources = Sources::default();
     sources.0.insert("spec.servers[0].tools".to_owned(), "tools".to_owned());
     let Some(root) = root.object("", &["version", "default", "hide", "all_tools", "tools"], errors) else {
@@ -76,7 +90,7 @@ pub(super) fn policy(root: &Json<'_>, options: &ImportOptions, errors: &mut Erro
     version(&root, errors);
     let default = root.need("default", errors).and_then(|value| action(value, "default", errors));
     let hidden = Hidden::read(&root, errors);
-    let mut every = Entry::new("*", "all_tools");
+    let mut every = ConvertedEntry::new("*", "all_tools");
     // A limit of the original is one count for an agent, in however many pods it runs.
     let scope = if options.shared_store { Scope::Workload } else { Scope::Pod };
     if let Some(all_tools) = root.get("all_tools").and_then(|value| value.object("all_tools", &["limits"], errors)) {
@@ -95,14 +109,14 @@ pub(super) fn policy(root: &Json<'_>, options: &ImportOptions, errors: &mut Erro
         shared_counters(&every, entry, errors);
     }
     if entries.is_empty() {
-        shared_counters(&every, &Entry::new("", ""), errors);
+        shared_counters(&every, &ConvertedEntry::new("", ""), errors);
     }
-    let hide = |entry: &mut Entry| entry.action = Some(Action::Deny);
+    let hide = |entry: &mut ConvertedEntry| entry.action = Some(Action::Deny);
     let names: HashSet<&str> = hidden.names.iter().map(|(name, _)| name.as_str()).collect();
     entries.iter_mut().filter(|entry| hidden.all || names.contains(entry.name.as_str())).for_each(hide);
     let listed: HashSet<String> = entries.iter().map(|entry| entry.name.clone()).collect();
     for (name, path) in hidden.names.iter().filter(|(name, _)| !listed.contains(name)) {
-        let mut entry = Entry::new(name, path);
+        let mut entry = ConvertedEntry::new(name, path);
         hide(&mut entry);
         entries.push(entry);
     }
@@ -176,24 +190,28 @@ impl Hidden {
     }
 }
 
-/// Whether a name is one that our language takes for that of one tool.
+/// Returns true if our language takes a name for that of one tool.
 fn is_tool_name(name: &str, path: &str, errors: &mut Errors) -> bool {
-    if name == "*" {
-        errors.at(path, "stands for every tool; write `all_tools`");
-        return false;
-    }
-    let fits =
-        (1..=bounds::TOOL_NAME).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:".contains(&b));
-    if !fits {
-        let most = bounds::TOOL_NAME;
-        errors.at(path, format!("is no name of a tool; a name has 1 to {most} ASCII letters, digits and `_ - . / :`"));
-    }
-    fits
+    let problem = if name == "*" {
+        "stands for every tool; write `all_tools`".to_owned()
+    } else if name.contains('*') {
+        "has a `*`, and whether that stands for any characters is not known of the original; leave it out here, and add an entry \
+         to the imported policy, with `*` for any characters or `\\*` for a `*` of the name"
+            .to_owned()
+    } else if name.is_empty() || tool_name::exactly(name).len() > bounds::TOOL_NAME {
+        format!("is no name of a tool: it has {} bytes; from 1 to {} are possible", name.len(), bounds::TOOL_NAME)
+    } else if name.contains(char::is_control) {
+        "is no name of a tool: it contains a control character; remove it".to_owned()
+    } else {
+        return true;
+    };
+    errors.at(path, problem);
+    false
 }
 
-fn entry(name: &str, tool: &Json<'_>, path: &str, scope: Scope, errors: &mut Errors) -> Option<Entry> {
+fn entry(name: &str, tool: &Json<'_>, path: &str, scope: Scope, errors: &mut Errors) -> Option<ConvertedEntry> {
     let tool = tool.object(path, &["action", "reason", "require", "deny_if", "limits", "rate_limit"], errors)?;
-    let mut entry = Entry::new(name, path);
+    let mut entry = ConvertedEntry::new(name, path);
     // An entry that names its tool allows it.
     let said = tool.get("action").and_then(|value| action(value, &tool.path("action"), errors));
     entry.action = said.filter(|action| *action == Action::Deny);
@@ -312,7 +330,7 @@ fn rate_limit(tool: &Object<'_, '_>, scope: Scope, errors: &mut Errors) -> Optio
 }
 
 /// Two limits of one call on one counter: whether it then counts once or twice is not said anywhere.
-fn shared_counters(every: &Entry, entry: &Entry, errors: &mut Errors) {
+fn shared_counters(every: &ConvertedEntry, entry: &ConvertedEntry, errors: &mut Errors) {
     let mut seen: HashMap<(&str, &str), &str> = HashMap::new();
     for (limit, path) in every.limits.iter().chain(&entry.limits) {
         let Some(counter) = limit.counter.as_deref() else { continue };
@@ -357,8 +375,10 @@ fn join_by(checks: &[Check], size: usize) -> Vec<Check> {
     joined
 }
 
-fn finish(entry: Entry, target: &str, sources: &mut Sources, errors: &mut Errors) -> Tool {
-    let mut tool = Tool { name: entry.name, action: entry.action, reason: entry.reason, ..Tool::default() };
+fn finish(entry: ConvertedEntry, target: &str, sources: &mut Sources, errors: &mut Errors) -> Tool {
+    let every = entry.name == "*";
+    let name = if every { entry.name } else { tool_name::exactly(&entry.name) };
+    let mut tool = Tool { name, action: entry.action, reason: entry.reason, ..Tool::default() };
     sources.0.insert(target.to_owned(), entry.path.clone());
     for (index, (limit, path)) in entry.limits.into_iter().enumerate() {
         sources.0.insert(format!("{target}.limits[{index}]"), path);

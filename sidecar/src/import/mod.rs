@@ -6,49 +6,24 @@
 //!
 //! - A condition of `require` must hold whatever the reading, a condition of `deny_if` counts if it holds in any. So
 //!   a value of another type than the one that the condition names fails a `require` and sets off a `deny_if`: `"5"`
-//!   is not surely 5, nor surely another number. `null` is equal to `null` alone.
+//!   is not surely 5, nor surely another number. `null` is equal to `null` alone, and is no number, text or list.
 //! - A path with a missing step is missing, and fails every operator but `exists`.
-//! - Patterns are those of Go, where `\d`, `\w`, `\s` and `\b` know ASCII alone.
+//! - Patterns are those of Go, as in our conditions.
 //! - A limit of the original holds for an agent, in however many pods it runs. Only a shared store can say that; without
 //!   one, each pod counts for itself, and the manifest and [`counted_by_each_pod`] say so.
 //! - The original's windows are fixed to the clock; ours slide, and so admit no more.
 
 mod condition;
 mod convert;
-mod pattern;
+mod errors;
 mod read;
 
 use serde_yaml::{Mapping, Value};
-use toolweir_crds::{API_VERSION, Document, MCPPolicySpec, Metadata, Scope, read_documents};
-use toolweir_engine::{Engine, Memory, Options, Severity};
+use toolweir_crds::{API_VERSION, Document, MCPPolicySpec, Metadata, Scope, document::Located, read_documents};
+use toolweir_engine::{CompileOptions, Engine, Memory, Severity};
 
-use self::read::Errors;
-
-/// What an import needs to know beside the policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImportOptions {
-    /// The server's name, under which agents reach it.
-    pub server: String,
-    /// Where the server is.
-    pub url: String,
-    /// The policy's name; that of the server where left out.
-    pub name: Option<String>,
-    /// The policy's namespace.
-    pub namespace: Option<String>,
-    /// Whether there is a shared store, so that all pods of a workload count together.
-    pub shared_store: bool,
-}
-
-/// What stands in the way of an import.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {message}")]
-pub struct ImportError {
-    /// The place in the original, such as `tools.send_dm_to_user.limits[0].window`; an option such as `--server`; a
-    /// line and column where the text is not JSON; or `policy` for the whole of it.
-    pub path: String,
-    /// What is wrong, and what to write instead where that is possible.
-    pub message: String,
-}
+use self::errors::Errors;
+pub use self::{convert::ImportOptions, errors::ImportError};
 
 /// Turns a `PolicyLayer` policy into an `MCPPolicy`. What it returns, printed by [`to_yaml`], is a policy file that
 /// compiles.
@@ -74,7 +49,7 @@ pub fn import(text: &str, options: &ImportOptions) -> Result<Document, Vec<Impor
     if errors.is_empty() { Ok(document) } else { Err(errors) }
 }
 
-/// What is wrong with a document once it is printed, read back and compiled: paths of the document, with messages.
+/// Prints a document, reads it back and compiles it. Returns the problems: paths of the document, with messages.
 fn problems(document: &Document) -> Vec<(String, String)> {
     let yaml = to_yaml(document);
     let read = match read_documents("policy", &yaml) {
@@ -92,7 +67,7 @@ fn problems(document: &Document) -> Vec<(String, String)> {
         return vec![(String::new(), "does not survive being written as YAML".to_owned())];
     }
     let policies: Vec<_> = read.into_iter().map(Into::into).collect();
-    let options = Options { shared_store: true, of_any_pod: true, ..Options::default() };
+    let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
     let (_, problems) = Engine::compile(&policies, Memory::new(0), &options);
     // What is imported asks for types where the original does.
     let problems = problems.into_iter().filter(|problem| problem.severity != Severity::Doubt);
@@ -106,13 +81,13 @@ fn spec_of(document: &Document) -> Option<&MCPPolicySpec> {
     }
 }
 
-/// How many limits of an imported policy each pod counts for itself, where the original has one count for the agent.
+/// Returns how many limits of an imported policy each pod counts for itself, where the original has one count for the agent.
 pub fn counted_by_each_pod(document: &Document) -> usize {
     let limits = spec_of(document).into_iter().flat_map(|spec| &spec.servers).flat_map(|server| &server.tools);
     limits.flat_map(|tool| &tool.limits).filter(|limit| limit.scope == Scope::Pod).count()
 }
 
-/// What a manifest with such limits begins with.
+/// The comment with which a manifest with such limits begins.
 const COUNTED_BY_EACH_POD: &str = "\
 # Each pod counts for itself here (scope: Pod), where the original has one count for an agent: N replicas have N times each
 # limit. With a shared store, import with --shared-store, or write scope: Workload.
@@ -139,5 +114,22 @@ pub fn to_yaml(document: &Document) -> String {
         }
     }
     let comment = if counted_by_each_pod(document) > 0 { COUNTED_BY_EACH_POD } else { "" };
-    format!("{comment}{}", serde_yaml::to_string(&manifest).unwrap_or_default())
+    quoted(format!("{comment}{}", serde_yaml::to_string(&manifest).unwrap_or_default()))
+}
+
+/// The manifest with quotes around what kubectl would read as something else than a text: its YAML is an older one than ours.
+fn quoted(yaml: String) -> String {
+    let Ok(documents) = read_documents("policy", &yaml) else { return yaml };
+    let places: Vec<(usize, usize)> = documents.iter().flat_map(Located::unquoted).filter_map(|place| place.position).collect();
+    if places.is_empty() {
+        return yaml;
+    }
+    let mut lines: Vec<String> = yaml.lines().map(str::to_owned).collect();
+    for (line, column) in places {
+        let Some(line) = line.checked_sub(1).and_then(|line| lines.get_mut(line)) else { continue };
+        let at = column.saturating_sub(1);
+        let (before, text) = (line.chars().take(at).collect::<String>(), line.chars().skip(at).collect::<String>());
+        *line = format!("{before}\"{text}\"");
+    }
+    lines.join("\n") + "\n"
 }

@@ -2,38 +2,12 @@
 
 use std::collections::HashSet;
 
-use toolweir_engine::json::{JsonError, Kind, Reader};
+use toolweir_engine::json::{JsonError, JsonKind, Reader};
 
-use super::ImportError;
+use super::errors::{Errors, ImportError};
 
-/// The errors found so far.
-#[derive(Debug, Default)]
-pub(super) struct Errors {
-    found: Vec<ImportError>,
-    paths: HashSet<String>,
-}
-
-impl Errors {
-    pub(super) fn at(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        let (path, message) = (path.into(), message.into());
-        self.paths.insert(path.clone());
-        self.found.push(ImportError { path, message });
-    }
-
-    /// Adds an error unless its place already has one, which then is the better one.
-    pub(super) fn also(&mut self, path: String, message: String) {
-        if !self.paths.contains(&path) {
-            self.at(path, message);
-        }
-    }
-
-    /// In the order found, each once.
-    pub(super) fn into_distinct(self) -> Vec<ImportError> {
-        let mut seen = HashSet::new();
-        let new = |error: &ImportError| seen.insert((error.path.clone(), error.message.clone()));
-        self.found.into_iter().filter(new).collect()
-    }
-}
+/// From here on numbers of JSON are rounded, each parser in its way.
+pub(super) const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +54,7 @@ fn line_and_column(text: &str, at: usize) -> String {
 /// Reads a value. The reader bounds how deep this goes.
 fn value<'a>(reader: &mut Reader<'a>) -> Result<Json<'a>, JsonError> {
     Ok(match reader.peek()? {
-        Kind::Object => {
+        JsonKind::Object => {
             let mut members = Vec::new();
             reader.object::<JsonError>(|reader, key| {
                 let key = key.string()?.unwrap_or_default().into_owned();
@@ -89,7 +63,7 @@ fn value<'a>(reader: &mut Reader<'a>) -> Result<Json<'a>, JsonError> {
             })?;
             Json::Object(members)
         }
-        Kind::Array => {
+        JsonKind::Array => {
             let mut items = Vec::new();
             reader.array::<JsonError>(|reader| {
                 items.push(value(reader)?);
@@ -97,10 +71,10 @@ fn value<'a>(reader: &mut Reader<'a>) -> Result<Json<'a>, JsonError> {
             })?;
             Json::List(items)
         }
-        Kind::String => Json::String(reader.value()?.string()?.unwrap_or_default().into_owned()),
-        Kind::Number => Json::Number(reader.value()?.as_str()),
-        Kind::Bool => Json::Bool(reader.value()?.as_str() == "true"),
-        Kind::Null => reader.value().map(|_| Json::Null)?,
+        JsonKind::String => Json::String(reader.value()?.string()?.unwrap_or_default().into_owned()),
+        JsonKind::Number => Json::Number(reader.value()?.as_str()),
+        JsonKind::Bool => Json::Bool(reader.value()?.as_str() == "true"),
+        JsonKind::Null => reader.value().map(|_| Json::Null)?,
     })
 }
 
@@ -124,7 +98,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 impl<'a> Json<'a> {
-    /// What it is, for messages.
+    /// Returns the value's kind, for messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Json::Null => "null",
@@ -214,7 +188,7 @@ impl<'a> Json<'a> {
         };
         let whole = text.parse().ok().or_else(|| {
             let number: f64 = text.parse().ok()?;
-            let exact = number.fract() == 0.0 && number.abs() < super::condition::EXACT;
+            let exact = number.fract() == 0.0 && number.abs() < EXACT;
             exact.then(|| format!("{number:.0}").parse().ok()).flatten()
         });
         if whole.is_none() {
@@ -232,7 +206,7 @@ pub(super) struct Object<'v, 'a> {
 }
 
 impl<'v, 'a> Object<'v, 'a> {
-    /// Where a member stands.
+    /// Returns the path of a member.
     pub(super) fn path(&self, key: &str) -> String {
         member(&self.path, key)
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
 use toolweir_engine::Denial;
 
-use super::request::{Refusal, Request};
+use super::{request::Request, scan::ReplyTo};
 
 /// The key under which a denial is found in `_meta`.
 pub const DENIAL: &str = "toolweir.dev/denial";
@@ -31,33 +31,46 @@ fn envelope(id: Option<&str>, result: Option<Value>, error: Option<Value>) -> By
 
 /// The answer to a request that a policy denies: for a tool call a tool result, since only that reaches the model.
 pub fn denial(request: &Request<'_>, denial: &Denial) -> Bytes {
-    let id = request.id.as_ref().map(|id| id.as_str());
-    // A server without tasks answers `task` with an error, so clients know one there.
-    if request.is_tool_call() && (request.is_modern() || !request.params.task) {
-        let mut result = json!({
-            "content": [{"type": "text", "text": denial.message}],
-            "isError": true,
-            "_meta": {DENIAL: denial},
-        });
-        if let (true, Value::Object(result)) = (request.is_modern(), &mut result) {
-            result.insert("resultType".to_owned(), "complete".into());
-        }
-        return envelope(id, Some(result), None);
-    }
     // `server/discover` is how a client finds out about the server's era: unknown, it falls back to `initialize`,
     // which then tells why.
     let code = if request.method == "server/discover" { -32601 } else { DENIED };
-    envelope(id, None, Some(json!({"code": code, "message": denial.message, "data": {DENIAL: denial}})))
+    said(&ReplyTo::from(request), code, &denial.message, denial)
 }
 
-/// The answer to a message that is refused.
-pub fn refusal(id: Option<&str>, refusal: &Refusal) -> Bytes {
-    error(id, refusal.code(), &format!("Refused: {refusal}."))
+/// Why a request was not carried out, for programs: under the key of a denial, whose form it has.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotCarriedOut {
+    /// The outcome, as the metrics' label `outcome` names it.
+    pub reason: &'static str,
+    /// True where the same request may do better later.
+    pub retry: bool,
+    /// When, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u32>,
 }
 
-/// A JSON-RPC error.
-pub fn error(id: Option<&str>, code: i32, message: &str) -> Bytes {
-    envelope(id, None, Some(json!({"code": code, "message": message})))
+/// The answer to a request that was not carried out: for a tool call a tool result, else a JSON-RPC error of this code.
+pub fn not_carried_out(to: &ReplyTo<'_>, code: i32, message: &str, why: &NotCarriedOut) -> Bytes {
+    said(to, code, message, why)
+}
+
+/// An answer in words: a tool result for a tool call, else a JSON-RPC error of this code. `details` stand in `_meta`, or
+/// in the error's `data`.
+fn said(to: &ReplyTo<'_>, code: i32, message: &str, details: &impl Serialize) -> Bytes {
+    let id = to.id.as_deref();
+    if !to.takes_tool_result || id.is_none() {
+        return envelope(id, None, Some(json!({"code": code, "message": message, "data": {DENIAL: details}})));
+    }
+    let mut result = json!({
+        "content": [{"type": "text", "text": message}],
+        "isError": true,
+        "_meta": {DENIAL: details},
+    });
+    if let (true, Value::Object(result)) = (to.modern, &mut result) {
+        result.insert("resultType".to_owned(), "complete".into());
+    }
+    envelope(id, Some(result), None)
 }
 
 /// An answer as one event of a stream.
@@ -89,6 +102,28 @@ mod tests {
         assert_eq!(answer["result"]["content"][0]["text"], "Denied: no policy in force names the server bank.");
         assert_eq!(answer["result"]["_meta"][DENIAL]["reason"], "no_policy");
         assert_eq!(answer["result"].get("resultType"), None);
+    }
+
+    #[test]
+    fn a_failure_is_told_in_the_form_that_the_request_takes() {
+        let failed = |body: &str| -> Value {
+            let Ok(Message::Request(request)) = parse(body.as_bytes()) else { panic!("{body}") };
+            let why = NotCarriedOut { reason: "upstream_failed", retry: false, retry_after_seconds: None };
+            let to = ReplyTo::later(&request).unwrap();
+            serde_json::from_slice(&not_carried_out(&to, -32603, "It ended.", &why)).unwrap()
+        };
+        let call = failed(r#"{"id":7.0,"method":"tools/call","params":{"name":"pay"}}"#);
+        assert_eq!((call["id"].to_string(), &call["result"]["isError"]), ("7.0".to_owned(), &true.into()));
+        assert_eq!((&call["result"]["content"][0]["text"], call["result"].get("resultType")), (&"It ended.".into(), None));
+        let modern = failed(
+            r#"{"id":1,"method":"tools/call","params":{"name":"pay","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#,
+        );
+        assert_eq!(modern["result"]["resultType"], "complete");
+        for other in [r#"{"id":"a","method":"ping"}"#, r#"{"id":"a","method":"tools/call","params":{"name":"pay","task":{}}}"#] {
+            let data = json!({DENIAL: {"reason": "upstream_failed", "retry": false}});
+            let error = json!({"code": -32603, "message": "It ended.", "data": data});
+            assert_eq!(failed(other), json!({"jsonrpc": "2.0", "id": "a", "error": error}));
+        }
     }
 
     #[test]

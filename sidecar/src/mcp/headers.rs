@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, header};
+use toolweir_crds::text::one_line;
 
 use super::request::{Refusal, Request};
 
@@ -80,7 +81,7 @@ pub fn check_post(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-/// Whether a Content-Type (RFC 9110, sections 8.3.1 and 5.6.6) is that of JSON in UTF-8, to whoever reads it. Servers
+/// Returns true where a Content-Type (RFC 9110, sections 8.3.1 and 5.6.6) is that of JSON in UTF-8, to whoever reads it. Servers
 /// decode a body by parameters that others pass over, such as `charset*` or a second `charset`. So nothing passes but
 /// no parameter at all, or the one that says what holds anyway.
 fn is_plain_json(value: &[u8]) -> bool {
@@ -100,18 +101,18 @@ fn is_plain_json(value: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"charset=") && plain.is_some_and(|charset| charset.eq_ignore_ascii_case(b"utf-8"))
 }
 
-/// Whether a value is the same to all: without control characters, and without blanks around it, which are lost on the
+/// Returns true where a value is the same to all: without control characters, and without blanks around it, which are lost on the
 /// way from HTTP/2 to HTTP/1.1.
 fn is_text(value: &[u8]) -> bool {
     value.first() != Some(&b' ') && value.last() != Some(&b' ') && !value.iter().any(u8::is_ascii_control)
 }
 
-/// Whether a value is what the id of a session must be (MCP 2025-11-25, Transports, "Session Management").
+/// Returns true where a value can be the id of a session (MCP 2025-11-25, Transports, "Session Management").
 fn is_visible(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(u8::is_ascii_graphic)
 }
 
-/// Whether a value has the form of a version. Which there are is for client and server to agree on.
+/// Returns true where a value has the form of a version. Which there are is for client and server to agree on.
 fn is_version(value: &[u8]) -> bool {
     (1..=64).contains(&value.len()) && value.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
 }
@@ -150,12 +151,16 @@ fn differs(
     }
 }
 
+/// The members of a header that is a list (RFC 9110, section 5.6.1), with the blanks around them. A value that is not visible
+/// ASCII is passed over.
+pub fn listed<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','))
+}
+
 /// Refuses a request whose `Connection` names a header that decides: it would not reach the server (RFC 9110, section
 /// 7.6.1).
 pub fn check_connection(headers: &HeaderMap) -> Result<(), Refusal> {
-    let named =
-        headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    for name in named.map(|name| name.trim().to_ascii_lowercase()) {
+    for name in listed(headers, &header::CONNECTION).map(|name| name.trim().to_ascii_lowercase()) {
         if name.starts_with("mcp-")
             || name.starts_with("content-")
             || name == "accept"
@@ -183,8 +188,7 @@ fn plain(value: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 fn quote(text: &str) -> String {
-    let short: String = text.chars().take(60).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    format!("`{short}`")
+    format!("`{}`", one_line(text, 60))
 }
 
 /// A header's value; `=?base64?…?=` holds what a header cannot. Nothing where two could read it in two ways: what is not
@@ -205,21 +209,33 @@ fn decode(value: &[u8]) -> Option<Cow<'_, str>> {
     String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
-/// Whether who accepts this may be answered with a single event but not with plain JSON. What says nothing that can be
+/// Returns true where a client takes a single event but not plain JSON. One whose `Accept` says nothing that can be
 /// read is answered with JSON.
 pub fn takes_events_alone(headers: &HeaderMap) -> bool {
     let takes = |kind: &str| accepted(headers, kind) == Some(true);
     !takes("application/json") && takes("text/event-stream")
 }
 
-/// Whether `Accept` (RFC 9110, section 12.5.1) takes a type: its most specific range says so. Nothing where none fits. A
+/// Returns true where a client waits for leave to send its body (RFC 9110, section 10.1.1).
+pub fn waits_for_leave(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Returns true where a client names a type of MCP's answers in `Accept`, as MCP has every client do (MCP 2025-11-25, Transports,
+/// "Sending Messages to the Server").
+pub fn asks_for_mcp(headers: &HeaderMap) -> bool {
+    let ranges = listed(headers, &header::ACCEPT);
+    ranges
+        .map(|range| range.split(';').next().unwrap_or_default().trim())
+        .any(|named| named.eq_ignore_ascii_case("application/json") || named.eq_ignore_ascii_case("text/event-stream"))
+}
+
+/// Returns whether `Accept` (RFC 9110, section 12.5.1) takes a type: its most specific range says so. None where none fits. A
 /// range that cannot be read is none.
 fn accepted(headers: &HeaderMap, kind: &str) -> Option<bool> {
-    let ranges =
-        headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     let group = kind.split_once('/').map_or(kind, |(group, _)| group);
     let mut found: Option<(u8, bool)> = None;
-    for range in ranges {
+    for range in listed(headers, &header::ACCEPT) {
         let mut parts = range.split(';').map(|part| part.trim_matches([' ', '\t']));
         let named = parts.next().unwrap_or_default();
         let specific = if named.eq_ignore_ascii_case(kind) {
@@ -246,7 +262,7 @@ fn accepted(headers: &HeaderMap, kind: &str) -> Option<bool> {
     found.map(|(_, takes)| takes)
 }
 
-/// Whether a weight (RFC 9110, section 12.4.2) is more than none; nothing where it cannot be read.
+/// Returns whether a weight (RFC 9110, section 12.4.2) is more than 0. None where it cannot be read.
 fn weighs(weight: &str) -> Option<bool> {
     let (whole, rest) = weight.split_once('.').unwrap_or((weight, ""));
     let digits = matches!(whole, "0" | "1") && rest.bytes().all(|byte| byte.is_ascii_digit());
@@ -315,6 +331,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases")]
     fn bodies_are_declared_as_plain_json() {
         let check = |value: &[u8]| check_post(&headers(&[("content-type", value)]));
         for plain in [

@@ -1,120 +1,251 @@
 //! `tools/list` shows an agent only what it may call.
 //!
-//! The result is edited where it stands: entries that are not shown are cut out, and every other byte stays. Nothing is kept
-//! of an entry once the next one is read, so a list of very many takes no more memory than its text and what stays of it.
+//! The result is edited where it stands: entries that are not shown are cut out, how long it may be kept is bounded, and every
+//! other byte stays. Little is kept of an entry once the next one is read, so a list of very many takes no more memory than its
+//! text and what stays of it.
 
-use toolweir_engine::json::{JsonError, Kind, Raw, Reader, same_but_for_case};
+use smallvec::SmallVec;
+use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader};
 
-/// What became of an answer.
+use super::{
+    edits::{Edits, Filtered},
+    members::{Member, is_key},
+};
+
+/// The rules by which lists are shown.
+pub struct Rules<'a> {
+    /// Returns true for the name of a tool that is shown.
+    pub shows: &'a dyn Fn(&str) -> bool,
+    /// The longest time for which a client may keep a list, in milliseconds: a `ttlMs` that says more, or that is no such number, becomes this
+    /// (MCP 2026-07-28, "Caching").
+    pub ttl: u32,
+    /// The request of the sidecar's own whose answer this is.
+    pub own: Option<OwnRequest<'a>>,
+}
+
+/// A request that the sidecar sends for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnRequest<'a> {
+    /// Its id, a string.
+    pub id: &'a str,
+    /// The id, as it is written, of the client's request for which it is sent. The client gets its answer under this id.
+    pub client_id: &'a str,
+}
+
+/// An answer that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Filtered {
-    /// It holds no tools/list result, or one of which everything is shown.
-    Same,
-    /// It is to be replaced by this.
-    Edited(Vec<u8>),
+pub struct ListAnswer<'a> {
+    /// The message for the client.
+    pub filtered: Filtered,
+    /// The list that it holds, where all clients read the same one in it.
+    pub page: Option<ListPage<'a>>,
 }
 
-/// What stays of a text of which parts are replaced, one after the other.
-struct Edits<'a> {
-    body: &'a [u8],
-    edited: Option<Vec<u8>>,
-    /// Up to where the body was taken over.
-    done: usize,
+/// A page of a list of tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListPage<'a> {
+    /// The id of the answer.
+    pub id: Raw<'a>,
+    /// The number of its entries.
+    pub entries: usize,
+    /// The number of entries that stay.
+    pub shown: usize,
+    /// The cursor of the next page, a string as it is written, where there is one.
+    pub next: Option<Raw<'a>>,
 }
 
-impl Edits<'_> {
-    fn replace(&mut self, start: usize, end: usize, with: &str) {
-        let edited = self.edited.get_or_insert_with(|| Vec::with_capacity(self.body.len()));
-        edited.extend_from_slice(self.body.get(self.done..start).unwrap_or_default());
-        edited.extend_from_slice(with.as_bytes());
-        self.done = end;
-    }
-
-    fn finish(mut self) -> Filtered {
-        let rest = self.body.get(self.done..).unwrap_or_default();
-        match &mut self.edited {
-            None => return Filtered::Same,
-            Some(edited) => edited.extend_from_slice(rest),
-        }
-        self.edited.map_or(Filtered::Same, Filtered::Edited)
-    }
-}
-
-/// Cuts the tools out of an answer that `shows` does not show, and tells `seen` each name and whether it is shown. An answer
-/// is known as a tools/list result by its shape, since one can be replayed on any stream; keys are known in any case, since
-/// some clients read them so.
+/// Cuts the tools out of an answer that are not shown, and tells `seen` each name and whether it is shown. An answer is known
+/// as a tools/list result by its shape, since one can be replayed on any stream; keys are known in any case, since some
+/// clients read them so.
 ///
 /// # Errors
-/// It is not strict JSON: what it shows cannot be told.
-pub fn filter(body: &[u8], shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str, bool)) -> Result<Filtered, JsonError> {
-    let mut edits = Edits { body, edited: None, done: 0 };
+/// The answer is not strict JSON.
+pub fn filter<'a>(body: &'a [u8], rules: &Rules<'_>, seen: &mut dyn FnMut(&str, bool)) -> Result<ListAnswer<'a>, JsonError> {
+    let mut edits = Edits::of(body);
     let mut reader = Reader::new(body)?;
-    if reader.peek()? == Kind::Array {
+    let mut page = None;
+    if reader.peek()? == JsonKind::Array {
         // A legacy server may answer with a batch.
-        reader.array::<JsonError>(|reader| answer(reader, shows, seen, &mut edits))?;
+        reader.array::<JsonError>(|reader| answer(reader, rules, seen, &mut edits).map(drop))?;
     } else {
-        answer(&mut reader, shows, seen, &mut edits)?;
+        page = answer(&mut reader, rules, seen, &mut edits)?;
     }
     reader.finish()?;
-    Ok(edits.finish())
+    Ok(ListAnswer { filtered: edits.finish(), page })
 }
 
-fn is(key: Raw<'_>, name: &str) -> Result<bool, JsonError> {
-    Ok(key.string()?.is_some_and(|key| same_but_for_case(&key, name)))
-}
-
-fn answer(
-    reader: &mut Reader<'_>,
-    shows: &dyn Fn(&str) -> bool,
+/// Reads one message, and gives the page in it.
+fn answer<'a>(
+    reader: &mut Reader<'a>,
+    rules: &Rules<'_>,
     seen: &mut dyn FnMut(&str, bool),
     edits: &mut Edits<'_>,
-) -> Result<(), JsonError> {
-    if reader.peek()? != Kind::Object {
-        return reader.value().map(drop);
+) -> Result<Option<ListPage<'a>>, JsonError> {
+    if reader.peek()? != JsonKind::Object {
+        return reader.value().map(|_| None);
     }
+    let (mut id, mut results) = (Member::None, Member::None);
     reader.object::<JsonError>(|reader, key| {
-        if !is(key, "result")? || reader.peek()? != Kind::Object {
-            return reader.value().map(drop);
-        }
-        // Once to see whether something goes, and once more to cut it out: what the result says of itself can stand before.
-        let mut ahead = reader.clone();
-        let mut goes = false;
-        ahead.object::<JsonError>(|reader, key| {
-            if is(key, "tools")? && reader.peek()? == Kind::Array {
-                return reader.array::<JsonError>(|reader| {
-                    goes |= !stays(reader.value()?, shows, seen)?;
-                    Ok(())
-                });
-            }
-            reader.value().map(drop)
-        })?;
-        if !goes {
-            *reader = ahead;
+        if is_key(key, "result")? && reader.peek()? == JsonKind::Object {
+            results.add(result(reader, rules, seen, edits)?);
             return Ok(());
         }
-        reader.object::<JsonError>(|reader, key| {
-            if is(key, "tools")? && reader.peek()? == Kind::Array {
-                return tools(reader, shows, edits);
+        let value = reader.value()?;
+        if is_key(key, "id")? {
+            id.add(value);
+            if let Some(own) = rules.own
+                && value.string()?.is_some_and(|id| id == own.id)
+            {
+                edits.replace(value.start, value.end(), own.client_id);
             }
-            let value = reader.value()?;
-            // What was made for one agent must not be shown to another from a shared cache.
-            if is(key, "cacheScope")? {
-                edits.replace(value.start, value.end(), "\"private\"");
-            }
-            Ok(())
-        })
-    })
+        }
+        Ok(())
+    })?;
+    let page = |id, found: Members<'a>| {
+        found.tools.one().map(|(entries, shown)| ListPage { id, entries, shown, next: found.next.one().flatten() })
+    };
+    Ok(id.one().zip(results.one()).and_then(|(id, found)| page(id, found)))
 }
 
-/// Whether an entry of a list stays.
-fn stays(tool: Raw<'_>, shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str, bool)) -> Result<bool, JsonError> {
-    if tool.kind() != Kind::Object {
-        return Ok(true);
+/// The members of a result that matter.
+#[derive(Default)]
+struct Members<'a> {
+    /// Of its list: how many entries it has, and how many of them stay.
+    tools: Member<(usize, usize)>,
+    /// True where an entry goes.
+    goes: bool,
+    next: Member<Option<Raw<'a>>>,
+}
+
+/// A part of a result that may have to be replaced.
+#[derive(Clone, Copy)]
+struct Edit {
+    start: usize,
+    end: usize,
+    part: EditKind,
+}
+
+#[derive(Clone, Copy)]
+enum EditKind {
+    /// Entries that go.
+    Entries,
+    /// Who may keep the list. What was made for one agent must not be shown to another from a shared cache.
+    Scope,
+    /// The time for which it may be kept.
+    Ttl,
+}
+
+/// The most parts of a result that are remembered while it is read: more than it says of itself, so that by then something goes.
+const REMEMBERED: usize = 256;
+
+/// Reads a result. What it says of itself can stand before its list, so what changes there is known once something goes, or at
+/// its end.
+fn result<'a>(
+    reader: &mut Reader<'a>,
+    rules: &Rules<'_>,
+    seen: &mut dyn FnMut(&str, bool),
+    edits: &mut Edits<'_>,
+) -> Result<Members<'a>, JsonError> {
+    let ttl = rules.ttl.to_string();
+    let mut apply = |Edit { start, end, part }, goes| match part {
+        EditKind::Entries => edits.replace(start, end, ""),
+        EditKind::Scope if goes => edits.replace(start, end, "\"private\""),
+        EditKind::Scope => {}
+        EditKind::Ttl => edits.replace(start, end, &ttl),
+    };
+    let (mut parts, mut many): (SmallVec<[Edit; 8]>, bool) = (SmallVec::new(), false);
+    let found = members(reader, rules, seen, &mut |part| {
+        if !many && parts.len() == REMEMBERED {
+            many = true;
+            parts.drain(..).for_each(|part| apply(part, true));
+        }
+        if many { apply(part, true) } else { parts.push(part) }
+    })?;
+    if !matches!(found.tools, Member::None) {
+        let goes = found.goes || rules.own.is_some();
+        parts.into_iter().for_each(|part| apply(part, goes));
     }
-    let (mut stays, mut named) = (true, false);
-    tool.reader().object::<JsonError>(|reader, key| {
+    Ok(found)
+}
+
+/// Reads the members of a result, and tells `part` what may have to be replaced, in its order.
+fn members<'a>(
+    reader: &mut Reader<'a>,
+    rules: &Rules<'_>,
+    seen: &mut dyn FnMut(&str, bool),
+    part: &mut dyn FnMut(Edit),
+) -> Result<Members<'a>, JsonError> {
+    let mut found = Members::default();
+    reader.object::<JsonError>(|reader, key| {
+        if is_key(key, "tools")? && reader.peek()? == JsonKind::Array {
+            let (entries, shown) = tools(reader, rules, seen, part)?;
+            found.goes |= shown < entries;
+            found.tools.add((entries, shown));
+            return Ok(());
+        }
         let value = reader.value()?;
-        if is(key, "name")? {
+        let (start, end) = (value.start, value.end());
+        if is_key(key, "cacheScope")? {
+            part(Edit { start, end, part: EditKind::Scope });
+        } else if is_key(key, "ttlMs")? {
+            if !is_at_most(value, rules.ttl) {
+                part(Edit { start, end, part: EditKind::Ttl });
+            }
+        } else if is_key(key, "nextCursor")? {
+            found.next.add(Some(value).filter(|value| value.kind() == JsonKind::String && key.as_str() == "\"nextCursor\""));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Returns true where a value is a number from 0 to `most`.
+fn is_at_most(value: Raw<'_>, most: u32) -> bool {
+    value.kind() == JsonKind::Number
+        && !value.as_str().starts_with('-')
+        && value.as_str().parse::<f64>().is_ok_and(|number| number <= f64::from(most))
+}
+
+/// Reads a list, tells `part` what goes of it, and gives how many entries it has and how many stay. A run that goes takes the
+/// comma after it, or before it at the end of the list.
+fn tools(
+    reader: &mut Reader<'_>,
+    rules: &Rules<'_>,
+    seen: &mut dyn FnMut(&str, bool),
+    part: &mut dyn FnMut(Edit),
+) -> Result<(usize, usize), JsonError> {
+    let mut cut = |start, end| part(Edit { start, end, part: EditKind::Entries });
+    let (mut entries, mut shown) = (0, 0);
+    // Where the last entry ends that stays, and where the run begins and ends that goes.
+    let (mut before, mut run): (Option<usize>, Option<(usize, usize)>) = (None, None);
+    reader.array::<JsonError>(|reader| {
+        let kind = reader.peek()?;
+        let start = reader.place();
+        let stays = if kind == JsonKind::Object { stays(reader, rules.shows, seen)? } else { reader.value().map(|_| true)? };
+        entries += 1;
+        if !stays {
+            run = Some((run.map_or(start, |(start, _)| start), reader.place()));
+            return Ok(());
+        }
+        shown += 1;
+        if let Some((first, _)) = run.take() {
+            cut(first, start);
+        }
+        before = Some(reader.place());
+        Ok(())
+    })?;
+    if let Some((start, end)) = run {
+        cut(before.unwrap_or(start), end);
+    }
+    Ok((entries, shown))
+}
+
+/// Reads an entry of a list, and gives whether it stays.
+fn stays(reader: &mut Reader<'_>, shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str, bool)) -> Result<bool, JsonError> {
+    let (mut stays, mut named) = (true, false);
+    reader.object::<JsonError>(|reader, key| {
+        let value = reader.value()?;
+        if is_key(key, "name")? {
             named = true;
             // Of two names a client takes one or the other: all must be shown.
             match value.string()? {
@@ -131,37 +262,20 @@ fn stays(tool: Raw<'_>, shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str,
     Ok(stays && named)
 }
 
-/// Cuts entries out of a list. A run that goes takes the comma after it, or before it at the end of the list.
-fn tools(reader: &mut Reader<'_>, shows: &dyn Fn(&str) -> bool, edits: &mut Edits<'_>) -> Result<(), JsonError> {
-    // Where the last entry ends that stays, and where the run begins and ends that goes.
-    let (mut before, mut run): (Option<usize>, Option<(usize, usize)>) = (None, None);
-    reader.array::<JsonError>(|reader| {
-        let tool = reader.value()?;
-        if !stays(tool, shows, &mut |_, _| {})? {
-            run = Some((run.map_or(tool.start, |(start, _)| start), tool.end()));
-            return Ok(());
-        }
-        if let Some((start, _)) = run.take() {
-            edits.replace(start, tool.start, "");
-        }
-        before = Some(tool.end());
-        Ok(())
-    })?;
-    if let Some((start, end)) = run {
-        edits.replace(before.unwrap_or(start), end, "");
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn show_a(body: &str) -> String {
-        match filter(body.as_bytes(), &|name| name.starts_with('a'), &mut |_, _| {}).unwrap() {
+        let rules = Rules { shows: &|name| name.starts_with('a'), ttl: 5000, own: None };
+        match filter(body.as_bytes(), &rules, &mut |_, _| {}).unwrap().filtered {
             Filtered::Same => body.to_owned(),
             Filtered::Edited(edited) => String::from_utf8(edited).unwrap(),
         }
+    }
+
+    fn nothing() -> Rules<'static> {
+        Rules { shows: &|_| false, ttl: 5000, own: None }
     }
 
     #[test]
@@ -198,11 +312,89 @@ mod tests {
             r#"{"id":1,"result":{"content":[{"name":"b"}]}}"#,
             r#"{"id":1,"error":{"code":1,"message":"x"}}"#,
             r#"{"method":"x","params":{"tools":[{"name":"b"}]}}"#,
-            r#"{"result":{"tools":"b"}}"#,
+            r#"{"result":{"tools":"b","ttlMs":60000}}"#,
+            r#"{"result":{"ttlMs":60000,"resources":[]}}"#,
             "7",
         ] {
-            assert_eq!(filter(body.as_bytes(), &|_| false, &mut |_, _| {}), Ok(Filtered::Same), "{body}");
+            let read = filter(body.as_bytes(), &nothing(), &mut |_, _| {});
+            assert_eq!(read, Ok(ListAnswer { filtered: Filtered::Same, page: None }), "{body}");
         }
-        assert!(filter(b"{\"result\":{\"tools\":[", &|_| false, &mut |_, _| {}).is_err());
+        assert!(filter(b"{\"result\":{\"tools\":[", &nothing(), &mut |_, _| {}).is_err());
+    }
+
+    #[test]
+    fn a_list_is_kept_no_longer_than_it_may_be() {
+        for (before, after) in [
+            ("60000", "5000"),
+            ("5000.5", "5000"),
+            ("1e400", "5000"),
+            ("-1", "5000"),
+            ("null", "5000"),
+            ("\"60000\"", "5000"),
+            ("{\"x\":1}", "5000"),
+            ("5000", "5000"),
+            ("5e3", "5e3"),
+            ("0", "0"),
+            ("0.5", "0.5"),
+        ] {
+            let list = |ttl: &str| {
+                [
+                    format!(r#"{{"result":{{"ttlMs" : {ttl} ,"tools":[{{"name":"a"}}]}}}}"#),
+                    format!(r#"{{"result":{{"tools":[],"\u0074tlMS":{ttl}}}}}"#),
+                ]
+            };
+            assert_eq!(list(before).map(|list| show_a(&list)), list(after), "{before}");
+        }
+        let both = r#"{"result":{"ttlMs":9999,"cacheScope":"public","tools":[{"name":"b"},{"name":"a"}],"ttlMs":null}}"#;
+        let cut = r#"{"result":{"ttlMs":5000,"cacheScope":"private","tools":[{"name":"a"}],"ttlMs":5000}}"#;
+        assert_eq!(show_a(both), cut);
+    }
+
+    #[test]
+    fn what_is_cut_is_the_same_however_much_of_a_result_it_is() {
+        for pairs in [1, REMEMBERED - 1, REMEMBERED, REMEMBERED + 1, 3 * REMEMBERED] {
+            let list = |pair: &str, scope: &str, ttl: u32| {
+                let tools = vec![pair; pairs].join(",");
+                format!(r#"{{"result":{{"ttlMs":{ttl},"cacheScope":"{scope}","tools":[{tools}],"cacheScope":"{scope}"}}}}"#)
+            };
+            let before = list(r#"{"name":"b"},{"name":"a"}"#, "public", 9000);
+            assert_eq!(show_a(&before), list(r#"{"name":"a"}"#, "private", 5000), "{pairs}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_what_every_client_reads() {
+        let page = |body: &'static str| filter(body.as_bytes(), &nothing(), &mut |_, _| {}).unwrap().page;
+        let found = page(r#"{"result":{"nextCursor":"\u0032","tools":[{"name":"a"},7]},"id":1}"#).unwrap();
+        assert_eq!((found.entries, found.shown, found.id.as_str()), (2, 1, "1"));
+        assert_eq!(found.next.map(Raw::as_str), Some(r#""\u0032""#));
+        for body in [
+            r#"{"id":1,"result":{"tools":[],"nextCursor":"a","nextCursor":"b"}}"#,
+            r#"{"id":1,"result":{"tools":[],"nextCursor":"a","NextCursor":"b"}}"#,
+            r#"{"id":1,"result":{"tools":[],"NextCursor":"b"}}"#,
+            r#"{"id":1,"result":{"tools":[],"nextCursor":2}}"#,
+        ] {
+            assert_eq!(page(body).unwrap().next, None, "{body}");
+        }
+        for body in [
+            r#"{"id":1,"ID":2,"result":{"tools":[]}}"#,
+            r#"{"id":1,"result":{"tools":[],"tools":[]}}"#,
+            r#"{"id":1,"result":{"tools":[]},"result":{"tools":[]}}"#,
+            r#"{"result":{"tools":[]}}"#,
+            r#"[{"id":1,"result":{"tools":[]}}]"#,
+        ] {
+            assert_eq!(page(body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_answer_to_a_request_of_the_sidecar_gets_the_id_of_the_client_and_is_private() {
+        let rules = Rules { shows: &|_| true, ttl: 5000, own: Some(OwnRequest { id: "t-1", client_id: "7.0" }) };
+        let body = br#"{"id":"t-1","result":{"cacheScope":"public","tools":[{"name":"a"}]},"x":"t-1"}"#;
+        let Filtered::Edited(edited) = filter(body, &rules, &mut |_, _| {}).unwrap().filtered else {
+            panic!("it was not edited")
+        };
+        let edited = String::from_utf8(edited).unwrap();
+        assert_eq!(edited, r#"{"id":7.0,"result":{"cacheScope":"private","tools":[{"name":"a"}]},"x":"t-1"}"#);
     }
 }

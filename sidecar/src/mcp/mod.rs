@@ -2,10 +2,17 @@
 //! Everything here works on bytes and knows nothing of sockets.
 
 pub mod answer;
-pub mod coding;
+pub mod answer_finder;
+pub mod changes;
+pub mod edits;
 pub mod headers;
+pub mod id;
+pub mod json_pieces;
 pub mod list;
+pub mod members;
+pub mod page_request;
 pub mod request;
+pub mod scan;
 pub mod sse;
 
 /// The methods of the protocol: for the metrics' label `method`, where others are `_other`, and so that none passes that
@@ -43,12 +50,12 @@ const METHODS: &[&str] = &[
     "tools/list",
 ];
 
-/// A method as the metrics name it.
+/// The value of the metrics' label `method` for a method.
 pub fn method_label(method: &str) -> &'static str {
     METHODS.binary_search(&method).ok().and_then(|at| METHODS.get(at)).copied().unwrap_or("_other")
 }
 
-/// What a method's name begins with where all that begin so are of one kind.
+/// The prefixes of methods that are all of one kind.
 const FAMILIES: &[&str] = &["tasks/"];
 
 /// The known method, or family of methods, that a method is but for case. A server that ignores case carries that out.

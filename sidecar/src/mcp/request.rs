@@ -1,4 +1,4 @@
-//! What a client's message means, or why it is refused.
+//! Parses a client's message, or refuses it.
 //!
 //! A message whose meaning could differ between two parsers is refused. What passes is forwarded byte for byte, so
 //! what was decided on is what the server receives.
@@ -6,22 +6,28 @@
 use std::{borrow::Cow, collections::HashSet};
 
 use smallvec::SmallVec;
-use toolweir_engine::json::{JsonError, Kind, Raw, Reader, same_but_for_case};
+use toolweir_crds::text::one_line;
+use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader, same_but_for_case};
 
-use super::differs_in_case;
-use crate::under_way::LONGEST_ID;
+use super::{differs_in_case, id::LONGEST_ID};
 
 /// The `_meta` key that carries the protocol version of a modern request (MCP 2026-07-28, "Per-request fields").
-const PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+pub const PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
 const ENVELOPE: &[&str] = &["jsonrpc", "id", "method", "params", "result", "error"];
-const PARAMS: &[&str] = &["name", "arguments", "_meta", "task", "uri", "taskId"];
+const PARAMS: &[&str] = &["name", "arguments", "_meta", "task", "uri", "taskId", "requestId"];
 const META: &[&str] = &[PROTOCOL_VERSION];
 
-/// How many keys an object that decides may have: each is remembered until the object ends, to find one that is repeated.
+/// The most keys of an object that decides: each is remembered until the object ends, to find one that is repeated.
 pub const MOST_KEYS: usize = 1024;
-/// How long such a key may be, in bytes, as it is written.
+/// The longest key of such an object as it is written, in bytes.
 pub const LONGEST_KEY: usize = 1024;
+
+/// The most characters of a key or a method that an error shows.
+const MOST_SHOWN: usize = 40;
+
+/// The JSON-RPC error code of headers that disagree with the body (MCP 2026-07-28, "Request Metadata Headers").
+pub const HEADER_MISMATCH: i32 = -32020;
 
 /// A client's message.
 #[derive(Clone, Debug)]
@@ -39,7 +45,7 @@ pub struct Request<'a> {
     pub method: Cow<'a, str>,
     /// The id as it stands in the message; nothing for a notification.
     pub id: Option<Raw<'a>>,
-    /// What of the parameters decides.
+    /// The parameters that decide.
     pub params: Params<'a>,
 }
 
@@ -52,26 +58,33 @@ pub struct Params<'a> {
     pub uri: Option<Cow<'a, str>>,
     /// `taskId` of tasks/*.
     pub task_id: Option<Cow<'a, str>>,
+    /// `requestId` of notifications/cancelled, as it stands in the message.
+    pub request_id: Option<Raw<'a>>,
     /// `arguments` as they stand in the message.
     pub arguments: Option<Raw<'a>>,
-    /// Whether the call asks for a task (legacy).
+    /// True where the call asks for a task (legacy).
     pub task: bool,
     /// The protocol version in `_meta` (modern).
     pub protocol_version: Option<Cow<'a, str>>,
 }
 
 impl Request<'_> {
-    /// Whether it calls a tool.
+    /// Returns true where the request calls a tool.
     pub fn is_tool_call(&self) -> bool {
         self.method == "tools/call"
     }
 
-    /// Whether its answers carry `resultType` (MCP 2026-07-28 and later).
+    /// The id of the request that it cancels (MCP 2025-11-25, Cancellation), if it does that.
+    pub fn cancels(&self) -> Option<Raw<'_>> {
+        self.params.request_id.filter(|_| self.id.is_none() && self.method == "notifications/cancelled")
+    }
+
+    /// Returns true where answers to it carry `resultType` (MCP 2026-07-28 and later).
     pub fn is_modern(&self) -> bool {
         self.params.protocol_version.is_some()
     }
 
-    /// What the header `Mcp-Name` of this request repeats (MCP 2026-07-28, "Request Metadata Headers").
+    /// The value that the header `Mcp-Name` of this request repeats (MCP 2026-07-28, "Request Metadata Headers").
     pub fn header_name(&self) -> Option<&str> {
         match &*self.method {
             "tools/call" | "prompts/get" => self.params.name.as_deref(),
@@ -148,11 +161,14 @@ pub enum Refusal {
     /// The id is that of a request without an answer, where answers are known by their id alone.
     #[error("the id is in use by a request that has no answer yet")]
     IdInUse,
+    /// The id is that of a request that was cancelled and may be answered all the same, where answers are known by their id alone.
+    #[error("the id is in use by a request that was cancelled and may still be answered")]
+    IdCancelled,
     /// The id is longer than is kept.
     #[error("the id is longer than {LONGEST_ID} bytes")]
     LongId,
     /// The body is larger than is accepted.
-    #[error("the body is larger than {0} bytes")]
+    #[error("the body is larger than {0} bytes; send less at once, or raise --max-body")]
     TooLarge(usize),
     /// stdio: a carriage return, at which some servers end the line.
     #[error("the message has a carriage return inside")]
@@ -160,11 +176,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The JSON-RPC error code (JSON-RPC 2.0, section 5.1; MCP 2026-07-28 for -32020).
+    /// The JSON-RPC error code (JSON-RPC 2.0, section 5.1).
     pub fn code(&self) -> i32 {
         match self {
             Self::Json(_) => -32700,
-            Self::HeaderMismatch(..) | Self::HeaderValue("Mcp-*" | "MCP-Protocol-Version", _) => -32020,
+            Self::HeaderMismatch(..) | Self::HeaderValue("Mcp-*" | "MCP-Protocol-Version", _) => HEADER_MISMATCH,
             _ => -32600,
         }
     }
@@ -195,8 +211,8 @@ impl Refusal {
 pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     let mut reader = Reader::new(body)?;
     match reader.peek()? {
-        Kind::Object => {}
-        Kind::Array => {
+        JsonKind::Object => {}
+        JsonKind::Array => {
             reader.value()?;
             return Err(Refusal::Batch);
         }
@@ -206,7 +222,7 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
         }
     }
     let (mut id, mut method, mut params, mut answer) = (None, None, Params::default(), false);
-    let mut keys = Keys::new("the message", ENVELOPE);
+    let mut keys = DecidingKeys::new("the message", ENVELOPE);
     reader.object::<Refusal>(|reader, key| {
         match keys.add(key)?.as_ref() {
             "id" => id = Some(reader.value()?),
@@ -220,7 +236,7 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
         Ok(())
     })?;
     reader.finish()?;
-    if id.is_some_and(|id: Raw<'_>| !matches!(id.kind(), Kind::String | Kind::Number)) {
+    if id.is_some_and(|id: Raw<'_>| !matches!(id.kind(), JsonKind::String | JsonKind::Number)) {
         return Err(Refusal::Kind("`id`", "a string or a number"));
     }
     let Some(method) = method else {
@@ -241,26 +257,27 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
             return Err(Refusal::ControlInName);
         }
     } else if let Some(known) = differs_in_case(&request.method) {
-        return Err(Refusal::MethodCase(short(&request.method), known));
+        return Err(Refusal::MethodCase(one_line(&request.method, MOST_SHOWN), known));
     }
     Ok(Message::Request(Box::new(request)))
 }
 
 fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
     let mut params = Params::default();
-    if reader.peek()? != Kind::Object {
+    if reader.peek()? != JsonKind::Object {
         // JSON-RPC allows an array here, and null stands for none; MCP knows only objects.
         reader.value()?;
         return Ok(params);
     }
-    let mut keys = Keys::new("`params`", PARAMS);
+    let mut keys = DecidingKeys::new("`params`", PARAMS);
     reader.object::<Refusal>(|reader, key| {
         match keys.add(key)?.as_ref() {
             "name" => params.name = Some(text(reader, "`params.name`")?),
             "uri" => params.uri = optional_text(reader)?,
+            "requestId" => params.request_id = Some(reader.value()?),
             "taskId" => params.task_id = optional_text(reader)?,
             "arguments" => params.arguments = Some(reader.value()?),
-            "task" => params.task = reader.value()?.kind() != Kind::Null,
+            "task" => params.task = reader.value()?.kind() != JsonKind::Null,
             "_meta" => params.protocol_version = read_meta(reader)?,
             _ => drop(reader.value()?),
         }
@@ -270,18 +287,18 @@ fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
 }
 
 fn read_meta<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
-    if reader.peek()? != Kind::Object {
+    if reader.peek()? != JsonKind::Object {
         reader.value()?;
         return Ok(None);
     }
     let mut version = None;
-    let mut keys = Keys::new("`params._meta`", META);
+    let mut keys = DecidingKeys::new("`params._meta`", META);
     reader.object::<Refusal>(|reader, key| {
         if keys.add(key)? == PROTOCOL_VERSION {
             let value = reader.value()?;
             version = value.string()?;
             // What is no version to one is another era to the next.
-            if version.is_none() && value.kind() != Kind::Null {
+            if version.is_none() && value.kind() != JsonKind::Null {
                 return Err(Refusal::Kind("the protocol version in `_meta`", "a string"));
             }
         } else {
@@ -300,12 +317,8 @@ fn optional_text<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Re
     Ok(reader.value()?.string()?)
 }
 
-fn short(text: &str) -> String {
-    text.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
 /// The keys of an object that decides.
-struct Keys<'a> {
+struct DecidingKeys<'a> {
     object: &'static str,
     known: &'static [&'static str],
     few: SmallVec<[Cow<'a, str>; 8]>,
@@ -313,7 +326,7 @@ struct Keys<'a> {
     many: HashSet<Cow<'a, str>>,
 }
 
-impl<'a> Keys<'a> {
+impl<'a> DecidingKeys<'a> {
     fn new(object: &'static str, known: &'static [&'static str]) -> Self {
         Self { object, known, few: SmallVec::new(), many: HashSet::new() }
     }
@@ -329,10 +342,10 @@ impl<'a> Keys<'a> {
         if !self.known.contains(&&*key)
             && let Some(known) = self.known.iter().find(|known| same_but_for_case(known, &key))
         {
-            return Err(Refusal::Case(self.object, short(&key), known));
+            return Err(Refusal::Case(self.object, one_line(&key, MOST_SHOWN), known));
         }
         if self.few.contains(&key) || self.many.contains(&key) {
-            return Err(Refusal::Repeated(self.object, short(&key)));
+            return Err(Refusal::Repeated(self.object, one_line(&key, MOST_SHOWN)));
         }
         if self.few.len() < 8 {
             self.few.push(key.clone());

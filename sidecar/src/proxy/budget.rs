@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
 use tokio::{
@@ -18,9 +18,14 @@ use tokio::{
     time::timeout,
 };
 
+/// The bytes that a piece of an answer is counted as: as many are read from a server at once, and a shorter piece keeps the
+/// memory that it was read into.
+pub const PIECE: usize = 16 * 1024;
 /// The largest body that is small: it finds room where large ones fill theirs.
 const SMALL: usize = 16 * 1024;
-/// How many may wait for room at once. What they have sent is not read, but the connection has taken it in.
+/// By how much room is taken where a body's length is not known.
+const STEP: usize = 64 * 1024;
+/// The most requests that wait for room at once. Their bodies are not read, but their connections have taken in a part.
 const WAITING: usize = 64;
 
 /// The room that is left.
@@ -43,19 +48,19 @@ struct Rooms {
 
 /// Bytes that are accounted for until this is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct HeldBytes {
     permit: OwnedSemaphorePermit,
     rooms: Arc<Rooms>,
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.rooms.gauge.sub(i64::try_from(self.permit.num_permits()).unwrap_or(i64::MAX));
     }
 }
 
-impl Held {
-    /// How many bytes.
+impl HeldBytes {
+    /// The number of bytes.
     pub fn bytes(&self) -> usize {
         self.permit.num_permits()
     }
@@ -77,12 +82,27 @@ impl Held {
 /// Why a body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadError {
-    /// It is larger than is accepted.
+    /// The body is larger than is accepted.
     TooLarge,
     /// No room came free in time.
     NoRoom,
     /// Its sender hung up.
     Sender,
+}
+
+/// A body that was not read to its end.
+#[derive(Debug)]
+pub struct NotRead {
+    /// Why.
+    pub why: ReadError,
+    /// The pieces that were read of it, in order.
+    pub read: Vec<Bytes>,
+}
+
+impl From<ReadError> for NotRead {
+    fn from(why: ReadError) -> Self {
+        Self { why, read: Vec::new() }
+    }
 }
 
 impl Budget {
@@ -107,13 +127,13 @@ impl Budget {
         self.0.largest
     }
 
-    fn held(&self, permit: OwnedSemaphorePermit) -> Held {
+    fn held(&self, permit: OwnedSemaphorePermit) -> HeldBytes {
         self.0.gauge.add(i64::try_from(permit.num_permits()).unwrap_or(i64::MAX));
-        Held { permit, rooms: Arc::clone(&self.0) }
+        HeldBytes { permit, rooms: Arc::clone(&self.0) }
     }
 
     /// Takes room for what is read whole.
-    pub async fn hold(&self, bytes: usize) -> Result<Held, ReadError> {
+    pub async fn hold(&self, bytes: usize) -> Result<HeldBytes, ReadError> {
         match self.try_hold(bytes) {
             Some(held) => Ok(held),
             None => self.wait_to_hold(bytes).await,
@@ -121,7 +141,7 @@ impl Budget {
     }
 
     /// Takes room among that of large bodies.
-    async fn wait_to_hold(&self, bytes: usize) -> Result<Held, ReadError> {
+    async fn wait_to_hold(&self, bytes: usize) -> Result<HeldBytes, ReadError> {
         let count = u32::try_from(bytes).map_err(|_| ReadError::TooLarge)?;
         let _waits = Waits::begin(&self.0).ok_or(ReadError::NoRoom)?;
         let permit = timeout(self.0.wait, Arc::clone(&self.0.bodies).acquire_many_owned(count)).await;
@@ -129,7 +149,7 @@ impl Budget {
     }
 
     /// Takes room for what is read whole, at once or not at all.
-    pub fn try_hold(&self, bytes: usize) -> Option<Held> {
+    pub fn try_hold(&self, bytes: usize) -> Option<HeldBytes> {
         let count = u32::try_from(bytes).ok()?;
         let of = |room: &Arc<Semaphore>| Arc::clone(room).try_acquire_many_owned(count).ok();
         let permit = of(&self.0.bodies).or_else(|| (bytes <= SMALL).then(|| of(&self.0.small)).flatten())?;
@@ -137,29 +157,31 @@ impl Budget {
     }
 
     /// Takes room for a part of an answer that waits for its client, at once or not at all.
-    pub fn try_hold_for_client(&self, bytes: usize) -> Option<Held> {
+    pub fn try_hold_for_client(&self, bytes: usize) -> Option<HeldBytes> {
         let count = u32::try_from(bytes).ok()?;
         Arc::clone(&self.0.clients).try_acquire_many_owned(count).ok().map(|permit| self.held(permit))
     }
 
     /// The same, waiting for as long as it takes; nothing for what never fits.
-    pub async fn hold_for_client(&self, bytes: usize) -> Option<Held> {
+    pub async fn hold_for_client(&self, bytes: usize) -> Option<HeldBytes> {
         let count = u32::try_from(bytes).ok()?;
         let permit = Arc::clone(&self.0.clients).acquire_many_owned(count).await.ok()?;
         Some(self.held(permit))
     }
 
     /// Reads a body of at most `most` bytes, with room taken before a byte is read where its length is known.
-    pub async fn read<B>(&self, mut body: B, most: usize) -> Result<(Bytes, Held), ReadError>
+    ///
+    /// # Errors
+    /// The body is larger, finds no room, or breaks off. The pieces that were read of it come back.
+    pub async fn read<B>(&self, mut body: B, most: usize) -> Result<(Bytes, HeldBytes), NotRead>
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        const STEP: usize = 64 * 1024;
         let most = most.min(self.0.largest);
         let hint = body.size_hint();
         let known = hint.exact().map(|exact| usize::try_from(exact).unwrap_or(usize::MAX));
         if known.unwrap_or(0) > most {
-            return Err(ReadError::TooLarge);
+            return Err(ReadError::TooLarge.into());
         }
         let mut held = match known {
             Some(known) => self.hold(known).await?,
@@ -167,36 +189,55 @@ impl Budget {
         };
         let mut first = Bytes::new();
         let mut rest = Vec::new();
-        let mut length = 0;
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| ReadError::Sender)?.into_data() else { continue };
-            length += data.len();
-            if length > most {
-                return Err(ReadError::TooLarge);
-            }
+            let data = match frame.map(Frame::into_data) {
+                Ok(Ok(data)) => data,
+                // Trailers.
+                Ok(Err(_)) => continue,
+                Err(_) => return Err(ReadError::Sender.into()),
+            };
+            let length = first.len() + rest.len() + data.len();
+            let fits = length <= most;
             // Most bodies come in one piece, which needs no copy.
-            if first.is_empty() && rest.is_empty() && length <= held.bytes() {
+            if fits && first.is_empty() && rest.is_empty() && length <= held.bytes() {
                 first = data;
                 continue;
             }
-            if length > rest.capacity() {
-                // What grows does so by half as much again: room is held for all of it, used or not.
-                let grown = length.max(rest.capacity() + rest.capacity() / 2).max(STEP).min(most);
-                let capacity = known.map_or(grown, |known| known.max(length));
-                if capacity > held.bytes() {
-                    // Of the room that is held already, which only is that of large bodies.
-                    let mut more = self.wait_to_hold(capacity - held.bytes()).await?;
-                    if let Some(permit) = more.permit.split(more.bytes()) {
-                        held.permit.merge(permit);
-                    }
-                }
-                rest.reserve_exact(capacity - rest.len());
+            let grown = if fits { self.grow(&mut rest, &mut held, length, known, most).await } else { Err(ReadError::TooLarge) };
+            if let Err(why) = grown {
+                return Err(NotRead { why, read: vec![first, rest.into(), data] });
             }
             rest.extend_from_slice(&std::mem::take(&mut first));
             rest.extend_from_slice(&data);
         }
-        held.shrink(length.max(rest.capacity()));
+        held.shrink(first.len() + rest.capacity());
         Ok((if rest.is_empty() { first } else { rest.into() }, held))
+    }
+
+    /// Makes a body that was read in part able to take `length` bytes in all, and takes the room for them.
+    async fn grow(
+        &self,
+        body: &mut Vec<u8>,
+        held: &mut HeldBytes,
+        length: usize,
+        known: Option<usize>,
+        most: usize,
+    ) -> Result<(), ReadError> {
+        if length <= body.capacity() {
+            return Ok(());
+        }
+        // What grows does so by half as much again: room is held for all of it, used or not.
+        let grown = length.max(body.capacity() + body.capacity() / 2).max(STEP).min(most);
+        let capacity = known.map_or(grown, |known| known.max(length));
+        if capacity > held.bytes() {
+            // Of the room that is held already, which only is that of large bodies.
+            let mut more = self.wait_to_hold(capacity - held.bytes()).await?;
+            if let Some(permit) = more.permit.split(more.bytes()) {
+                held.permit.merge(permit);
+            }
+        }
+        body.reserve_exact(capacity - body.len());
+        Ok(())
     }
 }
 
@@ -218,10 +259,8 @@ impl Drop for Waits<'_> {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::Full;
-    use hyper::body::Frame;
-
     use super::*;
+    use http_body_util::Full;
 
     fn budget(bytes: usize) -> (Budget, IntGauge) {
         let gauge = IntGauge::new("held", "held").unwrap();
@@ -233,11 +272,11 @@ mod tests {
         let (budget, gauge) = budget(132);
         let (body, held) = budget.read(Full::new(Bytes::from(vec![1; 60])), 80).await.unwrap();
         assert_eq!((body.len(), gauge.get()), (60, 60));
-        assert_eq!(budget.read(Full::new(Bytes::from(vec![1; 60])), 80).await.unwrap_err(), ReadError::NoRoom);
+        assert_eq!(budget.read(Full::new(Bytes::from(vec![1; 60])), 80).await.unwrap_err().why, ReadError::NoRoom);
         drop(held);
         assert_eq!(gauge.get(), 0);
         assert!(budget.read(Full::new(Bytes::from(vec![1; 60])), 80).await.is_ok());
-        assert_eq!(budget.read(Full::new(Bytes::from(vec![1; 81])), 80).await.unwrap_err(), ReadError::TooLarge);
+        assert_eq!(budget.read(Full::new(Bytes::from(vec![1; 81])), 80).await.unwrap_err().why, ReadError::TooLarge);
         assert_eq!(gauge.get(), 0);
     }
 
@@ -264,6 +303,6 @@ mod tests {
         assert!(gauge.get() >= 100_000);
         drop(held);
         assert_eq!(gauge.get(), 0);
-        assert_eq!(budget.read(Pieces(151), 150_000).await.unwrap_err(), ReadError::TooLarge);
+        assert_eq!(budget.read(Pieces(151), 150_000).await.unwrap_err().why, ReadError::TooLarge);
     }
 }

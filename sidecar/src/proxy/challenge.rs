@@ -8,7 +8,7 @@ use std::{borrow::Cow, ops::Range};
 
 use http::{Uri, uri::PathAndQuery};
 
-use super::legacy::{port, resolve};
+use super::origin::{origin, resolve};
 
 const PARAMETER: &[u8] = b"resource_metadata";
 
@@ -17,9 +17,9 @@ const PARAMETER: &[u8] = b"resource_metadata";
 pub struct Rewritten {
     /// The new value; nothing when the old one stays.
     pub value: Option<Vec<u8>>,
-    /// What the server named first at its own origin.
+    /// The first description at the server's own origin that it named.
     pub named: Option<PathAndQuery>,
-    /// Whether a part was left out that cannot be read and may name the server.
+    /// True where a part was left out that cannot be read and may name the server.
     pub cut: bool,
 }
 
@@ -30,13 +30,13 @@ pub struct Parameter<'a> {
     pub name: &'a [u8],
     /// Its value, without quotes.
     pub value: Cow<'a, [u8]>,
-    /// Where it stands, from its name to the end of its value.
+    /// The bytes from its name to the end of its value.
     pub place: Range<usize>,
 }
 
 /// The parameters of all challenges of a value, in order, and up to where it could be read.
 pub fn parameters(value: &[u8]) -> (Vec<Parameter<'_>>, usize) {
-    let mut reader = Reader { value, at: 0 };
+    let mut reader = ChallengeReader { value, at: 0 };
     let mut parameters = Vec::new();
     loop {
         reader.skip(|byte| matches!(byte, b' ' | b'\t' | b','));
@@ -84,22 +84,19 @@ pub fn rewrite(value: &[u8], url: &Uri, local: &str) -> Rewritten {
     Rewritten { value: Some(edited), named, cut }
 }
 
-/// Whether this is the URL of another origin. What is none is taken for the server's, as is what is relative.
+/// Returns true for the URL of another origin. A text that is not a URL, or relative, is taken for one of the server's.
 fn is_elsewhere(named: &[u8], url: &Uri) -> bool {
     let named = std::str::from_utf8(named).ok().and_then(|named| named.trim().parse::<Uri>().ok());
-    named.is_some_and(|named| {
-        let origin = |uri: &Uri| Some((uri.scheme()?.clone(), uri.host()?.to_ascii_lowercase(), port(uri)?));
-        origin(&named).is_some_and(|named| Some(named) != origin(url))
-    })
+    named.is_some_and(|named| origin(&named).is_some_and(|named| Some(named) != origin(url)))
 }
 
 #[derive(Clone, Copy)]
-struct Reader<'a> {
+struct ChallengeReader<'a> {
     value: &'a [u8],
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ChallengeReader<'a> {
     fn peek(&self) -> Option<u8> {
         self.value.get(self.at).copied()
     }
@@ -116,7 +113,7 @@ impl<'a> Reader<'a> {
         self.skip(|byte| matches!(byte, b' ' | b'\t'));
     }
 
-    /// Whether an element of the list can end here.
+    /// Returns true where an element of the list can end here.
     fn is_end(&self) -> bool {
         matches!(self.peek(), None | Some(b',' | b' ' | b'\t'))
     }

@@ -5,7 +5,7 @@
 
 use http::Uri;
 
-/// What stands before a cookie's name at the client: `toolweir~<server>~`. No server's name has a `~`.
+/// The prefix of a cookie's name at the client: `toolweir~<server>~`. No server's name has a `~`.
 const MARK: &str = "toolweir~";
 
 /// A server's `Set-Cookie` as a client gets it. Nothing when the server must not set this cookie.
@@ -43,8 +43,8 @@ pub fn to_client(value: &[u8], server: &str, url: &Uri) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// What of a client's cookies goes to a server: those that it set, under their own names, and those that no server set
-/// here. Nothing when none is left.
+/// The cookies of a client that go to a server: those that it set, under their own names, and those that no server set
+/// here. None when none is left.
 pub fn to_server<'a>(values: impl Iterator<Item = &'a [u8]>, server: &str) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let cookies = values.flat_map(|value| value.split(|byte| *byte == b';')).map(trim);

@@ -1,25 +1,27 @@
 //! Pages in a browser (Fetch, "CORS protocol"): what a page of an accepted origin may send and read.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 
-/// How many names of headers a page may ask for.
+use crate::mcp::headers::listed;
+
+/// The most names of headers that a page may ask for.
 const NAMES: usize = 64;
-/// How many bytes they may have.
+/// The most bytes that they may have.
 const BYTES: usize = 4 * 1024;
-/// How long a browser may keep the answer to a preflight.
+/// The seconds for which a browser may keep the answer to a preflight.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
-/// What a client of MCP sends.
+/// The methods that a client of MCP uses.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE");
-/// What a client of MCP reads besides what any page may.
+/// The headers that a client of MCP reads besides those that any page may.
 const EXPOSED: &str = "Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate, Retry-After";
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
-/// Whether a browser asks for what a page may send.
-pub fn is_preflight<B>(request: &Request<B>) -> bool {
-    request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ORIGIN)
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+/// Returns true where a browser asks what a page may send.
+pub fn is_preflight(request: &Parts) -> bool {
+    request.method == Method::OPTIONS
+        && request.headers.contains_key(header::ORIGIN)
+        && request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 /// The answer to a preflight of an accepted origin, whatever it is for: what is not there is said to the request itself,
@@ -60,11 +62,7 @@ pub fn expose(headers: &mut HeaderMap, origin: HeaderValue) {
 /// The names in a list of headers that can be some, within the bounds.
 fn names(headers: &HeaderMap, list: &HeaderName) -> Vec<String> {
     let mut left = BYTES;
-    headers
-        .get_all(list)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
+    listed(headers, list)
         .map(str::trim)
         .filter(|name| *name == "*" || name.parse::<HeaderName>().is_ok())
         .take(NAMES)

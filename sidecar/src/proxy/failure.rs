@@ -1,13 +1,26 @@
-//! What can go wrong with a request: whose fault it was, whether to try again, and what the client is told.
+//! Failures of requests: whose fault each is, whether to try again, and the words for the client.
 
+use bytes::Bytes;
 use http::StatusCode;
 
-use super::reason::Reason;
-use crate::{governor::Outcome, mcp::request::Refusal, under_way::NotKept};
+use super::reason::ConnectReason;
+use crate::{
+    credentials::CredentialProblem,
+    mcp::{
+        answer::{NotCarriedOut, not_carried_out},
+        request::{HEADER_MISMATCH, Refusal},
+        scan::ReplyTo,
+    },
+    outcome::Outcome,
+    pending::RegisterError,
+};
+
+/// When a request that may do better later is to be sent again, in seconds.
+pub const RETRY_AFTER: u32 = 1;
 
 /// Whose fault a failure was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum FailureOrigin {
     /// The client's: the same request fails again.
     Client,
     /// The server's.
@@ -18,15 +31,15 @@ pub enum Fault {
 
 /// A request that is not answered by its server.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum RequestFailure {
     /// Its meaning is not clear.
     #[error("Refused: {0}.")]
     Refused(#[from] Refusal),
-    /// It comes from a page of another origin.
+    /// The request comes from a page of another origin.
     #[error("Refused: the {0} header names an origin that is not local. Use http://127.0.0.1, or --allow-host.")]
     ForbiddenOrigin(&'static str),
     /// There is nothing at its path.
-    #[error("Nothing is here. An MCP server is reached at /<name>, with the name that a policy gives it.")]
+    #[error("Nothing is here. An MCP server is reached at /<name>, with the name that a policy gives it and nothing after it.")]
     NotFound,
     /// No policy names the server.
     #[error("No policy in force names this server, so it cannot be reached.")]
@@ -48,24 +61,66 @@ pub enum Failure {
     NoUrl(String),
     /// The server cannot be connected to.
     #[error("The MCP server {0} cannot be connected to: {why}.", why = .1.why)]
-    Connect(String, Reason),
+    Connect(String, ConnectReason),
     /// The proxy on the way to the server seems not to have passed the request on. The server may have said so itself, so
     /// it is not certain that nothing was sent.
     #[error("The MCP server {0} cannot be connected to: {why}.", why = .1.why)]
-    Proxy(String, Reason),
+    Proxy(String, ConnectReason),
+    /// The sidecar has nothing to show the server, so nothing was sent.
+    #[error("The MCP server {0} cannot be called, since the sidecar's credential for it cannot be used: {1}.")]
+    Credential(String, CredentialProblem),
+    /// The server refuses what the sidecar shows it, also after a renewal: how.
+    #[error(
+        "The MCP server {0} refuses the sidecar's credential ({1}), so nothing was carried out. Whoever runs the server or wrote the \
+         policy can fix that; a credential of your own does not help."
+    )]
+    CredentialRefused(String, &'static str),
     /// The server did not begin to answer in time.
     #[error("The MCP server {0} did not begin to answer in time.")]
     Timeout(String),
     /// The server hung up, or its answer is no HTTP.
     #[error("The MCP server {0} hung up or sent what is no HTTP answer.")]
     Upstream(String),
+    /// The server hung up after the sidecar had shown its certificate. Some refuse one so.
+    #[error("The MCP server {0} hung up after it was shown the sidecar's certificate; it may refuse that.")]
+    UpstreamOfCertificate(String),
+    /// stdio: the server's process ended.
+    #[error("The MCP server {0} ended before it answered.")]
+    Ended(String),
     /// The answer cannot be passed on.
     #[error("The answer of the MCP server {0} cannot be passed on: {1}.")]
     Invalid(String, String),
 }
 
-impl Failure {
-    /// The HTTP status of the answer.
+impl RequestFailure {
+    /// The answer in words: for a tool call a tool result, else a JSON-RPC error, with the id where it is known.
+    pub fn answer(&self, to: &ReplyTo<'_>) -> Bytes {
+        let mut message = self.to_string();
+        if to.takes_tool_result
+            && matches!(self, Self::Timeout(_) | Self::Upstream(_) | Self::UpstreamOfCertificate(_) | Self::Ended(_))
+        {
+            message.push_str(" The call may have been carried out.");
+        }
+        let retry = self.retry();
+        let why = NotCarriedOut { reason: self.outcome().as_str(), retry, retry_after_seconds: retry.then_some(RETRY_AFTER) };
+        not_carried_out(to, self.code(), &message, &why)
+    }
+
+    /// The HTTP status of the answer to a client of MCP. Clients end their whole session at an HTTP error, and hand over
+    /// the words of an answer that has the request's id; so there is an error only where MCP asks for one.
+    pub fn status_of_answer(&self, to: &ReplyTo<'_>) -> StatusCode {
+        let is_error = match self {
+            // MCP 2025-11-25, Transports, "Security Warning".
+            Self::ForbiddenOrigin(_) => true,
+            // MCP 2026-07-28, "Request Metadata Headers": only at an error does a client send the call again with others.
+            _ if to.modern && self.code() == HEADER_MISMATCH => true,
+            // There every answer has a status of its own: it is no session that ends.
+            _ => to.id.is_none() || (to.modern && !to.takes_tool_result),
+        };
+        if is_error { self.status() } else { StatusCode::OK }
+    }
+
+    /// The HTTP status that says what became of the request.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
@@ -75,9 +130,15 @@ impl Failure {
             Self::Body => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded | Self::Unanswered => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::NoUrl(_) | Self::Connect(..) | Self::Proxy(..) | Self::Upstream(_) | Self::Invalid(..) => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::NoUrl(_)
+            | Self::Connect(..)
+            | Self::Proxy(..)
+            | Self::Credential(..)
+            | Self::CredentialRefused(..)
+            | Self::Upstream(_)
+            | Self::UpstreamOfCertificate(_)
+            | Self::Ended(_)
+            | Self::Invalid(..) => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -85,7 +146,7 @@ impl Failure {
     pub fn code(&self) -> i32 {
         match self {
             Self::Refused(refusal) => refusal.code(),
-            _ if self.fault() == Fault::Client => -32600,
+            _ if self.origin() == FailureOrigin::Client => -32600,
             // JSON-RPC's internal error: the client did nothing wrong.
             _ => -32603,
         }
@@ -101,24 +162,33 @@ impl Failure {
             Self::Body => Outcome::ClientFailed,
             Self::Overloaded | Self::Unanswered => Outcome::Overloaded,
             Self::NoUrl(_) | Self::Connect(..) | Self::Proxy(..) => Outcome::ConnectFailed,
+            Self::Credential(..) => Outcome::CredentialUnavailable,
+            Self::CredentialRefused(..) => Outcome::CredentialRefused,
             Self::Timeout(_) => Outcome::UpstreamTimeout,
-            Self::Upstream(_) => Outcome::UpstreamFailed,
+            Self::Upstream(_) | Self::UpstreamOfCertificate(_) | Self::Ended(_) => Outcome::UpstreamFailed,
             Self::Invalid(..) => Outcome::UpstreamInvalid,
         }
     }
 
     /// Whose fault it was.
-    pub fn fault(&self) -> Fault {
+    pub fn origin(&self) -> FailureOrigin {
         match self {
             Self::Refused(_) | Self::ForbiddenOrigin(_) | Self::NotFound | Self::UnknownServer | Self::Method | Self::Body => {
-                Fault::Client
+                FailureOrigin::Client
             }
-            Self::NoUrl(_) | Self::Overloaded | Self::Unanswered => Fault::Own,
-            Self::Connect(..) | Self::Proxy(..) | Self::Timeout(_) | Self::Upstream(_) | Self::Invalid(..) => Fault::Upstream,
+            Self::NoUrl(_) | Self::Overloaded | Self::Unanswered | Self::Credential(..) => FailureOrigin::Own,
+            Self::Connect(..)
+            | Self::Proxy(..)
+            | Self::CredentialRefused(..)
+            | Self::Timeout(_)
+            | Self::Upstream(_)
+            | Self::UpstreamOfCertificate(_)
+            | Self::Ended(_)
+            | Self::Invalid(..) => FailureOrigin::Upstream,
         }
     }
 
-    /// What it is, without a word of the request: for the log.
+    /// The failure without a word of the request, for the log.
     pub fn in_general(&self) -> String {
         match self {
             Self::Refused(refusal) => refusal.in_general(),
@@ -126,28 +196,35 @@ impl Failure {
         }
     }
 
-    /// Whether the same request may do better later. A request that timed out may have been carried out.
+    /// Returns true where the same request may do better later. A request that timed out may have been carried out.
     pub fn retry(&self) -> bool {
         match self {
             Self::Overloaded | Self::Unanswered => true,
             Self::Connect(_, reason) | Self::Proxy(_, reason) => reason.passes,
+            Self::Credential(_, problem) => problem.passes,
             _ => false,
         }
     }
 
-    /// Whether it is certain that nothing was sent to the server. An answer never says so, whatever its status: a gateway
+    /// Returns true where it is certain that nothing was sent to the server. An answer never says so, whatever its status: a gateway
     /// may give it when the call has long begun.
     pub fn nothing_sent(&self) -> bool {
-        matches!(self, Self::Connect(..) | Self::NoUrl(_))
+        matches!(self, Self::Connect(..) | Self::NoUrl(_) | Self::Credential(..))
+    }
+
+    /// Returns true where it is certain that the server did not take the request, so that no answer to it can come.
+    pub fn not_taken(&self) -> bool {
+        self.nothing_sent() || matches!(self, Self::CredentialRefused(..))
     }
 }
 
-impl From<NotKept> for Failure {
-    fn from(why: NotKept) -> Self {
+impl From<RegisterError> for RequestFailure {
+    fn from(why: RegisterError) -> Self {
         match why {
-            NotKept::InUse => Refusal::IdInUse.into(),
-            NotKept::LongId => Refusal::LongId.into(),
-            NotKept::NoRoom => Self::Unanswered,
+            RegisterError::InUse => Refusal::IdInUse.into(),
+            RegisterError::Cancelled => Refusal::IdCancelled.into(),
+            RegisterError::LongId => Refusal::LongId.into(),
+            RegisterError::NoRoom => Self::Unanswered,
         }
     }
 }

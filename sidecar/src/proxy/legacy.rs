@@ -10,114 +10,132 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Uri, uri::PathAndQuery};
+use http::Uri;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::under_way::{EventAnswers, MOST_OF_ALL, UnderWay};
+use super::{origin::resolve, stream_lists::StreamLists};
+use crate::{
+    mcp::answer_finder::SseAnswerFinder,
+    pending::{MOST_OF_ALL, PendingRequests},
+};
 
 /// The open streams.
 #[derive(Clone, Debug)]
-pub struct Streams {
-    open: Arc<Mutex<HashMap<String, Stream>>>,
+pub struct LegacyStreams {
+    open: Arc<Mutex<HashMap<String, LegacyStream>>>,
     random: SystemRandom,
     /// Room for requests without an answer.
     room: Arc<Semaphore>,
 }
 
-impl Default for Streams {
+impl Default for LegacyStreams {
     fn default() -> Self {
         Self { open: Arc::default(), random: SystemRandom::new(), room: Arc::new(Semaphore::new(MOST_OF_ALL)) }
     }
 }
 
-/// Where the messages of a stream go, and how answers get into it.
+/// An open stream, as the messages find it that are posted for it.
 #[derive(Clone, Debug)]
-pub struct Stream {
+pub struct LegacyStream {
     /// Its random id.
     pub id: String,
     /// The server's name.
     pub server: String,
-    /// Where the server wants messages.
+    /// The URL at which it was opened.
+    pub url: Uri,
+    /// The URL at the server to which messages are posted.
     pub endpoint: Uri,
     /// Events to put into the stream.
     pub events: mpsc::Sender<Bytes>,
     /// Requests whose answer comes on the stream.
-    pub under_way: Arc<UnderWay>,
+    pub pending: Arc<PendingRequests>,
+    /// Its lists of tools.
+    pub lists: Arc<StreamLists>,
 }
 
-/// An open stream; dropped, it is forgotten.
+/// An open stream, as long as it passes. Dropped, it is forgotten.
 #[derive(Debug)]
-pub struct Open {
-    streams: Streams,
+pub struct OpenLegacyStream {
+    streams: LegacyStreams,
     id: Option<String>,
     server: String,
     url: Uri,
     events: mpsc::Sender<Bytes>,
-    under_way: Arc<UnderWay>,
-    answers: EventAnswers,
+    pending: Arc<PendingRequests>,
+    answers: SseAnswerFinder,
+    lists: Arc<StreamLists>,
 }
 
-/// How many answers of the sidecar wait for a client that does not read its stream.
+/// The most answers of the sidecar that wait for a client that does not read its stream.
 const WAITING: usize = 16;
 
-impl Streams {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Stream>> {
+impl LegacyStreams {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, LegacyStream>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A stream that a client opened to a server, which may turn out to be of this transport.
-    pub fn open(&self, server: &str, url: &Uri) -> (Open, mpsc::Receiver<Bytes>) {
+    pub fn open(&self, server: &str, url: &Uri) -> (OpenLegacyStream, mpsc::Receiver<Bytes>) {
         let (events, receiver) = mpsc::channel(WAITING);
         (
-            Open {
+            OpenLegacyStream {
                 streams: self.clone(),
                 id: None,
                 server: server.to_owned(),
                 url: url.clone(),
                 events,
-                under_way: Arc::new(UnderWay::within(Arc::clone(&self.room))),
-                answers: EventAnswers::default(),
+                pending: Arc::new(PendingRequests::within(Arc::clone(&self.room))),
+                answers: SseAnswerFinder::default(),
+                lists: Arc::default(),
             },
             receiver,
         )
     }
 
     /// The stream with this id.
-    pub fn find(&self, server: &str, id: &str) -> Option<Stream> {
+    pub fn find(&self, server: &str, id: &str) -> Option<LegacyStream> {
         self.lock().get(id).filter(|stream| stream.server == server).cloned()
     }
 
-    /// How many are open.
+    /// The number of open streams.
     pub fn len(&self) -> usize {
         self.lock().len()
     }
 
-    /// Whether none is open.
+    /// Returns true where none is open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-impl Open {
-    /// Takes a piece of the stream: requests that it answers are no longer under way.
-    pub fn seen(&mut self, piece: &[u8]) {
-        self.answers.push(piece, &self.under_way);
+impl OpenLegacyStream {
+    /// Its lists of tools.
+    pub fn lists(&self) -> &Arc<StreamLists> {
+        &self.lists
     }
 
-    /// Takes the endpoint that the server named, and gives the path that the client is told. Nothing when the endpoint
-    /// is of another origin, where the client's credentials must not go.
-    pub fn endpoint(&mut self, named: &str) -> Option<String> {
+    /// Takes a piece of the stream, and ends the requests that it answers.
+    pub fn read(&mut self, piece: &[u8]) {
+        let pending = &self.pending;
+        self.answers.push(piece, &mut |id| pending.answered(id));
+    }
+
+    /// Takes the endpoint that the server named, and returns the path that the client is told. None when the endpoint is of
+    /// another origin, where the client's credentials must not go.
+    pub fn set_endpoint(&mut self, named: &str) -> Option<String> {
         let endpoint = resolve(&self.url, named)?;
         let mut random = [0_u8; 16];
         self.streams.random.fill(&mut random).ok()?;
         let id = data_encoding::HEXLOWER.encode(&random);
-        let stream = Stream {
+        let stream = LegacyStream {
             id: id.clone(),
             server: self.server.clone(),
+            url: self.url.clone(),
             endpoint,
             events: self.events.clone(),
-            under_way: Arc::clone(&self.under_way),
+            pending: Arc::clone(&self.pending),
+            lists: Arc::clone(&self.lists),
         };
         let mut open = self.streams.lock();
         if let Some(before) = self.id.replace(id.clone()) {
@@ -128,7 +146,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenLegacyStream {
     fn drop(&mut self) {
         if let Some(id) = &self.id {
             self.streams.lock().remove(id);
@@ -136,75 +154,22 @@ impl Drop for Open {
     }
 }
 
-/// A reference (RFC 3986, section 4.1) against a base, if both have one origin.
-pub fn resolve(base: &Uri, reference: &str) -> Option<Uri> {
-    let reference = reference.trim();
-    let target = if reference.contains("://") || reference.starts_with("//") {
-        let absolute: Uri = match reference.strip_prefix("//") {
-            Some(rest) => format!("{}://{rest}", base.scheme_str()?).parse().ok()?,
-            None => reference.parse().ok()?,
-        };
-        let origin = |uri: &Uri| Some((uri.scheme()?.clone(), uri.host()?.to_ascii_lowercase(), port(uri)?));
-        if origin(&absolute)? != origin(base)? {
-            return None;
-        }
-        absolute.path_and_query()?.clone()
-    } else if reference.starts_with('/') {
-        reference.parse::<PathAndQuery>().ok()?
-    } else if reference.starts_with('?') {
-        format!("{}{reference}", base.path()).parse().ok()?
-    } else {
-        let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-        format!("{folder}/{reference}").parse().ok()?
-    };
-    let mut parts = base.clone().into_parts();
-    parts.path_and_query = Some(target);
-    Uri::from_parts(parts).ok()
-}
-
-/// The port of a URI, by its scheme where it names none.
-pub fn port(uri: &Uri) -> Option<u16> {
-    uri.port_u16().or_else(|| match uri.scheme_str() {
-        Some("http") => Some(80),
-        Some("https") => Some(443),
-        _ => None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_resolved_within_their_origin() {
-        let base: Uri = "http://tools.svc:8000/v1/sse".parse().unwrap();
-        for (reference, target) in [
-            ("/messages/?session_id=7", Some("http://tools.svc:8000/messages/?session_id=7")),
-            ("messages?s=1", Some("http://tools.svc:8000/v1/messages?s=1")),
-            ("?s=1", Some("http://tools.svc:8000/v1/sse?s=1")),
-            ("http://Tools.svc:8000/m", Some("http://tools.svc:8000/m")),
-            ("//tools.svc:8000/m", Some("http://tools.svc:8000/m")),
-            ("http://tools.svc/m", None),
-            ("https://tools.svc:8000/m", None),
-            ("http://evil.example/m", None),
-            ("//evil.example/m", None),
-        ] {
-            assert_eq!(resolve(&base, reference).map(|uri| uri.to_string()).as_deref(), target, "{reference}");
-        }
-    }
-
-    #[test]
     fn a_stream_is_known_while_it_is_open() {
-        let streams = Streams::default();
+        let streams = LegacyStreams::default();
         let (mut open, _events) = streams.open("bank", &"http://h/sse".parse().unwrap());
         assert!(streams.is_empty());
-        let path = open.endpoint("/m?s=1").unwrap();
+        let path = open.set_endpoint("/m?s=1").unwrap();
         let id = path.strip_prefix("/bank/-/messages/").unwrap();
         assert_eq!(streams.find("bank", id).unwrap().endpoint, "http://h/m?s=1");
         assert!(streams.find("shop", id).is_none());
-        open.endpoint("/m?s=2").unwrap();
+        open.set_endpoint("/m?s=2").unwrap();
         assert_eq!(streams.len(), 1);
-        assert!(open.endpoint("http://other/m").is_none());
+        assert!(open.set_endpoint("http://other/m").is_none());
         drop(open);
         assert!(streams.is_empty());
     }

@@ -1,62 +1,62 @@
-//! The way of a request: parse once, decide, forward.
+//! The way of a request over HTTP: parse once, decide, forward.
 //!
-//! [`service`] has the way itself; what it stands on: [`upstream`] connects to servers, by [`names`], [`through`] a proxy if need be,
-//! and [`reason`] says why it could not; [`body`] streams answers, [`budget`] bounds what is held, [`waiting`] what
-//! waits for clients, [`unread`] discards what is not read, [`legacy`] knows the open streams of the HTTP+SSE transport, [`oauth`] finds where a server's
-//! authorization is described, [`challenge`] and [`cookies`] rewrite what names the server to the client, [`cors`] is for
-//! pages in a browser, and [`server`] accepts connections.
+//! ```text
+//! server ─> service ─> route                     accept; find what a request is for
+//!              │ ├──> authorization               GET of a description (RFC 9728)
+//!              │ └──> post ─> call                a message; a call of a tool is decided on
+//!              │        │       │
+//!              │        └──> exchange ─> upstream ─> through, crate::net      (with a credential: credentialed)
+//!              │                │
+//!              └──────────> pass ─> list_answer   the answer, streamed or read
+//!                               └─> body ─> outgoing ─> the client
+//! ```
+//!
+//! [`state`] has what all of them share. [`request_guard`] counts a request at its end, and [`refusals`] answers one that fails,
+//! with [`failure`] and [`replies`]. Rewritten for the client are [`cookies`], the [`challenge`]s and the [`representation`] of
+//! answers, by [`localize`]; [`forwarding`] has the headers that go on. [`legacy`] knows the open streams of the HTTP+SSE
+//! transport, [`cancel`] the calls that a client may cancel, [`sessions`] and [`list_changes`] tell clients that the list of
+//! tools has changed, and [`pages`] fills pages of lists that come empty. [`budget`] and [`clients`] bound what is held,
+//! [`unread`] discards what is not read, and [`cors`] is for pages in a browser.
 
+pub mod authorization;
 pub mod body;
 pub mod budget;
+pub mod call;
+pub mod cancel;
 pub mod challenge;
+pub mod clients;
 pub mod cookies;
 pub mod cors;
+pub mod credentialed;
+pub mod credentialed_clients;
+pub mod exchange;
 pub mod failure;
+pub mod forwarding;
 pub mod legacy;
-pub mod names;
+pub mod limits;
+pub mod list_answer;
+pub mod list_changes;
+pub mod localize;
 pub mod oauth;
+pub mod origin;
+pub mod outgoing;
+pub mod pages;
+pub mod pass;
+pub mod post;
 pub mod reason;
+pub mod refusals;
+pub mod replies;
+pub mod representation;
+pub mod request_guard;
+pub mod response_kind;
+pub mod route;
 pub mod server;
 pub mod service;
+pub mod sessions;
+pub mod state;
+pub mod stream_lists;
 pub mod through;
 pub mod unread;
 pub mod upstream;
-pub mod waiting;
 
-use std::time::Duration;
-
-/// What bounds the proxy.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// The largest body of a request, and the largest answer that has to be read, in bytes.
-    pub body: usize,
-    /// The bytes of all bodies that are held at once.
-    pub held: usize,
-    /// How long a call waits for room among the bytes that are held.
-    pub held_wait: Duration,
-    /// How long a client may take to send a request's body.
-    pub body_time: Duration,
-    /// How long connecting to a server may take, TLS included.
-    pub connect: Duration,
-    /// How long a server may take to begin its answer.
-    pub first_byte: Duration,
-    /// How many connections of clients may be open.
-    pub connections: usize,
-    /// How many requests may be under way, their answers included.
-    pub requests: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            body: 4 * 1024 * 1024,
-            held: 16 * 1024 * 1024,
-            held_wait: Duration::from_secs(1),
-            body_time: Duration::from_secs(30),
-            connect: Duration::from_secs(5),
-            first_byte: Duration::from_secs(300),
-            connections: 512,
-            requests: 256,
-        }
-    }
-}
+pub use self::limits::Limits;

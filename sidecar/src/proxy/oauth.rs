@@ -1,4 +1,4 @@
-//! Where a server's authorization is described (RFC 9728): the client reached the server by the sidecar's URL, and
+//! The description of a server's authorization (RFC 9728): the client reached the server by the sidecar's URL, and
 //! refuses a description of another.
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
 };
 
 use http::{Uri, uri::PathAndQuery};
-use toolweir_engine::json::{Kind, Reader};
+use toolweir_engine::json::{JsonKind, Reader};
 
 /// The largest description of a server's authorization that is read, in bytes.
 pub const LARGEST: usize = 256 * 1024;
@@ -15,12 +15,12 @@ pub const LARGEST: usize = 256 * 1024;
 /// The path of a server's description at its own origin (RFC 9728, section 3.1).
 pub const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
 
-/// How many servers are remembered.
+/// The most servers that are remembered.
 const SERVERS: usize = 1024;
-/// How long a path may be that is remembered, in bytes.
+/// The longest path that is remembered, in bytes.
 const LONGEST: usize = 2048;
 
-/// Where servers said that their descriptions are. A server has one entry, and none but servers of policies have any.
+/// The places at which servers said that their descriptions are. A server has one entry, and none but servers of policies have any.
 #[derive(Debug, Default)]
 pub struct Described(Mutex<HashMap<String, (Uri, PathAndQuery)>>);
 
@@ -38,7 +38,7 @@ impl Described {
         known.insert(server.to_owned(), (url.clone(), path));
     }
 
-    /// Where a server's description can be, in the order in which clients look (MCP 2025-11-25, Authorization, "Protected
+    /// The places at which a server's description can be, in the order in which clients look (MCP 2025-11-25, Authorization, "Protected
     /// Resource Metadata Discovery Requirements"): what its challenge named, then by its path, then for its origin.
     pub fn places(&self, server: &str, url: &Uri) -> Vec<Uri> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,7 +58,7 @@ impl Described {
     }
 }
 
-/// Where the server itself has its description.
+/// The path of the description at the server itself.
 fn upstream_path(url: &Uri) -> String {
     format!("{WELL_KNOWN}{}", url.path().trim_end_matches('/'))
 }
@@ -67,7 +67,7 @@ fn upstream_path(url: &Uri) -> String {
 pub fn rewrite_resource(body: &[u8], resource: &str) -> Option<Vec<u8>> {
     let mut reader = Reader::new(body).ok()?;
     let mut places = Vec::new();
-    if reader.peek().ok()? != Kind::Object {
+    if reader.peek().ok()? != JsonKind::Object {
         return None;
     }
     reader

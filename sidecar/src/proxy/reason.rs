@@ -1,28 +1,29 @@
-//! Why a server could not be connected to, in words for who can change it. Nothing in them is secret: they name what the
+//! Reasons why a server could not be connected to, in words for whoever can change it. Nothing in them is secret: they name what the
 //! policy and the server's certificate say to everybody.
 
 use std::{error::Error, io};
 
 use rustls::{AlertDescription, CertificateError};
 
-use super::{names::NameError, through::ProxyError};
+use super::through::ProxyError;
+use crate::net::names::NameError;
 
-/// Why there is no connection.
+/// The reason why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reason {
+pub struct ConnectReason {
     /// In words.
     pub why: String,
-    /// Whether it may do better in a moment, without anybody's help.
+    /// True where the connection may come about in a moment, without anybody's help.
     pub passes: bool,
 }
 
-impl Reason {
-    /// What nobody has to change.
+impl ConnectReason {
+    /// A reason that passes by itself.
     fn passing(why: impl Into<String>) -> Self {
         Self { why: why.into(), passes: true }
     }
 
-    /// What somebody has to change.
+    /// A reason that stays until somebody changes something.
     fn lasting(why: impl Into<String>) -> Self {
         Self { why: why.into(), passes: false }
     }
@@ -51,7 +52,10 @@ impl Reason {
             at = match error.downcast_ref::<io::Error>() {
                 // Its source would be that of the error in it.
                 Some(error) => {
-                    io.get_or_insert(error.kind());
+                    // Others only wrap what is in them.
+                    if error.kind() != io::ErrorKind::Other {
+                        io.get_or_insert(error.kind());
+                    }
                     error.get_ref().map(|inner| inner as &(dyn Error + 'static))
                 }
                 None => error.source(),
@@ -72,17 +76,51 @@ impl Reason {
     }
 }
 
-fn tls(error: &rustls::Error) -> Reason {
+/// Alerts with which a server refuses the certificate that it was shown, or wants another.
+const REFUSALS: [AlertDescription; 9] = [
+    AlertDescription::BadCertificate,
+    AlertDescription::UnsupportedCertificate,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::CertificateRequired,
+    AlertDescription::UnknownCA,
+    AlertDescription::AccessDenied,
+    AlertDescription::DecryptError,
+];
+
+/// Returns true if a server refuses the certificate that it was shown, or wants another. With TLS 1.3 it says so after the handshake.
+pub fn refuses_certificate(error: &(dyn Error + 'static)) -> bool {
+    let mut at = Some(error);
+    while let Some(error) = at {
+        if let Some(rustls::Error::AlertReceived(alert)) = error.downcast_ref::<rustls::Error>() {
+            return REFUSALS.contains(alert);
+        }
+        at = match error.downcast_ref::<io::Error>() {
+            // Its source would be that of the error in it.
+            Some(error) => error.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+            // Over HTTP/2, the text of an error of TLS is all that is left of it.
+            None if error.source().is_none() => {
+                let text = error.to_string();
+                return REFUSALS.iter().any(|alert| text.ends_with(&rustls::Error::AlertReceived(*alert).to_string()));
+            }
+            None => error.source(),
+        };
+    }
+    false
+}
+
+fn tls(error: &rustls::Error) -> ConnectReason {
     match error {
-        rustls::Error::InvalidCertificate(error) => Reason::lasting(certificate(error)),
+        rustls::Error::InvalidCertificate(error) => ConnectReason::lasting(certificate(error)),
         rustls::Error::InvalidMessage(_) => {
-            Reason::lasting("it does not speak TLS at this port; if that is meant, write http:// in the policy's url")
+            ConnectReason::lasting("it does not speak TLS at this port; if that is meant, write http:// in the policy's url")
         }
         rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
-            Reason::lasting("it speaks no version or cipher of TLS 1.2 or 1.3 that is safe")
+            ConnectReason::lasting("it speaks no version or cipher of TLS 1.2 or 1.3 that is safe")
         }
-        rustls::Error::AlertReceived(alert) => Reason::lasting(format!("it refused the TLS handshake ({alert:?})")),
-        other => Reason::lasting(format!("TLS failed: {other}")),
+        rustls::Error::AlertReceived(alert) => ConnectReason::lasting(format!("it refused the TLS handshake ({alert:?})")),
+        other => ConnectReason::lasting(format!("TLS failed: {other}")),
     }
 }
 
@@ -140,13 +178,16 @@ mod tests {
     #[test]
     fn a_reason_is_found_in_whatever_it_is_wrapped() {
         let wrapped = io::Error::other(io::Error::other(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)));
-        let reason = Reason::of(&wrapped);
+        let reason = ConnectReason::of(&wrapped);
         assert!(!reason.passes && reason.why.contains("--upstream-ca"), "{reason:?}");
         let name = io::Error::other(NameError::Silence("tools.test".to_owned()));
-        assert_eq!(Reason::of(&name), Reason::passing("no nameserver answers for the name tools.test"));
-        assert_eq!(Reason::of(&io::Error::from(io::ErrorKind::ConnectionRefused)).why, "nobody listens at its address");
+        assert_eq!(ConnectReason::of(&name), ConnectReason::passing("no nameserver answers for the name tools.test"));
+        assert_eq!(ConnectReason::of(&io::Error::from(io::ErrorKind::ConnectionRefused)).why, "nobody listens at its address");
         let proxy = ProxyError::Unreachable(Box::new(io::Error::from(io::ErrorKind::ConnectionRefused)));
-        assert_eq!(Reason::of(&proxy).why, "the proxy of --upstream-proxy cannot be reached: nobody listens at its address");
-        assert!(!Reason::of(&ProxyError::Refused(407)).passes);
+        assert_eq!(
+            ConnectReason::of(&proxy).why,
+            "the proxy of --upstream-proxy cannot be reached: nobody listens at its address"
+        );
+        assert!(!ConnectReason::of(&ProxyError::Refused(407)).passes);
     }
 }

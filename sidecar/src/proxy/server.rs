@@ -18,7 +18,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use rustls::ClientConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -27,22 +26,24 @@ use tokio::{
 };
 
 use super::{
-    service::{Proxy, Shared},
-    upstream::Client,
-    waiting,
+    budget::PIECE,
+    credentialed_clients::CredentialedClients,
+    state::{Proxy, ProxyState},
+    upstream::{UpstreamClient, UpstreamOptions},
 };
+use crate::outcome::Outcome;
 
-/// How long a client may take to send the head of a request.
+/// The time that a client has for sending the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
 
-/// What one connection of a client may have sent that is not read yet, and the largest head of a request.
+/// The bytes of one connection of a client that may wait to be read, and of the largest head of a request.
 const UNREAD: u32 = 64 * 1024;
 const LARGEST_HEAD: usize = 16 * 1024;
 
 /// The running proxy.
 #[derive(Debug)]
 pub struct Running {
-    /// Where it listens.
+    /// The address at which it listens.
     pub address: SocketAddr,
     open: Arc<AtomicUsize>,
 }
@@ -59,28 +60,37 @@ impl Running {
     }
 }
 
-/// Starts `workers` threads that serve `listener`. They stop to accept when `shared.stopping` turns true, and finish
+/// How the workers connect to servers.
+#[derive(Clone, Debug)]
+pub struct WorkerUpstreams {
+    /// To servers without a credential.
+    pub plain: UpstreamOptions,
+    /// To servers with one.
+    pub credentialed: UpstreamOptions,
+}
+
+/// Starts `workers` threads that serve `listener`. They stop to accept when `state.stopping` turns true, and finish
 /// what they have begun.
 ///
 /// # Errors
 /// A thread cannot be started.
-pub fn start(listener: TcpListener, workers: usize, shared: &Arc<Shared>, tls: &Arc<ClientConfig>) -> io::Result<Running> {
+pub fn start(listener: TcpListener, workers: usize, state: &Arc<ProxyState>, upstream: &WorkerUpstreams) -> io::Result<Running> {
     let address = listener.local_addr()?;
     let open = Arc::new(AtomicUsize::new(0));
     let mut inboxes = Vec::new();
     for number in 0..workers.max(1) {
         let (sender, inbox) = mpsc::unbounded_channel::<TcpStream>();
-        let (shared, tls, open) = (Arc::clone(shared), Arc::clone(tls), Arc::clone(&open));
+        let (state, upstream, open) = (Arc::clone(state), upstream.clone(), Arc::clone(&open));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new()
             .name(format!("worker-{number}"))
-            .spawn(move || runtime.block_on(worker(inbox, shared, &tls, &open)))?;
+            .spawn(move || runtime.block_on(worker(inbox, state, upstream, &open)))?;
         inboxes.push(sender);
     }
-    tokio::spawn(accept(listener, inboxes, Arc::clone(shared), Arc::clone(&open)));
-    let watched = Arc::clone(shared);
+    tokio::spawn(accept(listener, inboxes, Arc::clone(state), Arc::clone(&open)));
+    let watched = Arc::clone(state);
     tokio::spawn(async move {
-        let closed = watched.governor.metrics.connections_closed.with_label_values(&["proxy", "not_read"]);
+        let closed = watched.governor.metrics.connections.closed.with_label_values(&["proxy", "not_read"]);
         let cut = |count: usize| {
             closed.inc_by(count as u64);
             tracing::warn!(count, "connections were closed: their clients did not read what waited for them");
@@ -94,11 +104,11 @@ pub fn start(listener: TcpListener, workers: usize, shared: &Arc<Shared>, tls: &
 async fn accept(
     listener: TcpListener,
     inboxes: Vec<mpsc::UnboundedSender<TcpStream>>,
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     open: Arc<AtomicUsize>,
 ) {
-    let mut stopping = shared.stopping.clone();
-    let metrics = &shared.governor.metrics;
+    let mut stopping = state.stopping.clone();
+    let metrics = &state.governor.metrics;
     for inbox in inboxes.iter().cycle() {
         let stream = loop {
             let accepted = tokio::select! {
@@ -107,11 +117,11 @@ async fn accept(
             };
             match accepted {
                 // Beyond the bound a connection is closed at once: it costs nothing then.
-                Ok(_) if open.load(Ordering::Acquire) >= shared.limits.connections => {
-                    metrics.requests.with_label_values(&[crate::metrics::UNKNOWN_SERVER, "_none", "overloaded"]).inc();
-                    metrics.connections_closed.with_label_values(&["proxy", "too_many"]).inc();
-                    shared.clients.press();
-                    tracing::warn!(limit = shared.limits.connections, "too many connections; one was closed");
+                Ok(_) if open.load(Ordering::Acquire) >= state.limits.connections => {
+                    state.governor.count(None, "_none", Outcome::Overloaded);
+                    metrics.connections.closed.with_label_values(&["proxy", "too_many"]).inc();
+                    state.clients.turned_away();
+                    tracing::warn!(limit = state.limits.connections, "too many connections; one was closed");
                 }
                 Ok((stream, _)) => break stream,
                 Err(error) => {
@@ -122,22 +132,23 @@ async fn accept(
             }
         };
         open.fetch_add(1, Ordering::AcqRel);
-        metrics.connections.inc();
+        metrics.connections.open.inc();
         // Handed over without its registration at this thread's reactor.
         if inbox.send(stream).is_err() {
             open.fetch_sub(1, Ordering::AcqRel);
-            metrics.connections.dec();
+            metrics.connections.open.dec();
         }
     }
 }
 
 async fn worker(
     mut inbox: mpsc::UnboundedReceiver<TcpStream>,
-    shared: Arc<Shared>,
-    tls: &Arc<ClientConfig>,
+    state: Arc<ProxyState>,
+    upstream: WorkerUpstreams,
     open: &Arc<AtomicUsize>,
 ) {
-    let proxy = Proxy { client: Client::new(tls, shared.limits.connect, shared.upstream_proxy.clone()), shared };
+    let (client, credentialed) = (UpstreamClient::new(&upstream.plain), CredentialedClients::new(upstream.credentialed));
+    let proxy = Proxy { state, client, credentialed };
     let (alive, mut all_closed) = mpsc::channel::<()>(1);
     while let Some(stream) = inbox.recv().await {
         let closing = Closing { open: Arc::clone(open), proxy: proxy.clone(), _alive: alive.clone() };
@@ -165,15 +176,15 @@ struct Closing {
 impl Drop for Closing {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::AcqRel);
-        self.proxy.shared.governor.metrics.connections.dec();
+        self.proxy.state.governor.metrics.connections.open.dec();
     }
 }
 
-/// What every connection over HTTP/2 begins with (RFC 9113, section 3.4).
+/// The preface of a connection over HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Waits for the first bytes of a request: until they tell the protocol, no other timeout runs.
-async fn begins(mut stream: TcpStream) -> Option<Begun> {
+async fn begins(mut stream: TcpStream) -> Option<PeekedConnection> {
     let begun = async {
         let mut begun = [0; PREFACE.len()];
         let mut come = 0;
@@ -188,24 +199,24 @@ async fn begins(mut stream: TcpStream) -> Option<Begun> {
         }
     };
     let (begun, come) = timeout(HEAD, begun).await.ok()??;
-    Some(Begun { first: begun, read: 0, come, stream })
+    Some(PeekedConnection { first: begun, read: 0, come, stream })
 }
 
 /// A connection of which the first bytes were read.
-struct Begun {
+struct PeekedConnection {
     first: [u8; PREFACE.len()],
     read: usize,
     come: usize,
     stream: TcpStream,
 }
 
-impl Begun {
+impl PeekedConnection {
     fn is_http2(&self) -> bool {
         self.come == PREFACE.len() && self.first == *PREFACE
     }
 }
 
-impl AsyncRead for Begun {
+impl AsyncRead for PeekedConnection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if let Some(rest) = this.first.get(this.read..this.come).filter(|rest| !rest.is_empty()) {
@@ -218,7 +229,7 @@ impl AsyncRead for Begun {
     }
 }
 
-impl AsyncWrite for Begun {
+impl AsyncWrite for PeekedConnection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
@@ -245,17 +256,17 @@ impl AsyncWrite for Begun {
 }
 
 async fn connection(stream: TcpStream, proxy: Proxy) {
-    let mut stopping = proxy.shared.stopping.clone();
+    let mut stopping = proxy.state.stopping.clone();
     let begun = tokio::select! {
         begun = begins(stream) => begun,
         _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
     };
     let Some(stream) = begun else { return };
     let place = if stream.is_http2() {
-        let Some(place) = proxy.shared.clients.http2() else {
-            let metrics = &proxy.shared.governor.metrics;
-            metrics.requests.with_label_values(&[crate::metrics::UNKNOWN_SERVER, "_none", "overloaded"]).inc();
-            metrics.connections_closed.with_label_values(&["proxy", "too_many"]).inc();
+        let Some(place) = proxy.state.clients.http2_place() else {
+            let metrics = &proxy.state.governor.metrics;
+            proxy.state.governor.count(None, "_none", Outcome::Overloaded);
+            metrics.connections.closed.with_label_values(&["proxy", "too_many"]).inc();
             tracing::warn!("too many connections over HTTP/2; one was closed");
             return;
         };
@@ -263,8 +274,8 @@ async fn connection(stream: TcpStream, proxy: Proxy) {
     } else {
         None
     };
-    let opened = proxy.shared.clients.open();
-    let mut stopping: watch::Receiver<bool> = proxy.shared.stopping.clone();
+    let opened = proxy.state.clients.open();
+    let mut stopping: watch::Receiver<bool> = proxy.state.stopping.clone();
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LARGEST_HEAD);
     builder
@@ -275,7 +286,7 @@ async fn connection(stream: TcpStream, proxy: Proxy) {
         .max_header_list_size(16 * 1024)
         .initial_stream_window_size(UNREAD)
         .initial_connection_window_size(UNREAD)
-        .max_send_buf_size(waiting::PIECE);
+        .max_send_buf_size(PIECE);
     let of = Arc::clone(&opened.connection);
     let service = service_fn(move |request| proxy.clone().serve(Arc::clone(&of), request));
     let connection = builder.serve_connection(TokioIo::new(stream), service);

@@ -23,9 +23,9 @@ use tokio::{
 };
 use tower_service::Service;
 
-use super::legacy::port;
+use super::origin::port;
 
-/// How long the head of a proxy's answer may be, in bytes.
+/// The longest head of a proxy's answer, in bytes.
 const HEAD: usize = 8 * 1024;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -33,13 +33,13 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Why a proxy gave no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// It cannot be connected to.
+    /// The proxy cannot be connected to.
     #[error("the proxy of --upstream-proxy cannot be reached")]
     Unreachable(#[source] BoxError),
-    /// It wants a name and a password, or others.
+    /// The proxy refuses with this status.
     #[error("the proxy of --upstream-proxy answers with status {0}{remedy}", remedy = remedy(*.0))]
     Refused(u16),
-    /// It hung up, or speaks something else.
+    /// The proxy hung up, or speaks something else than HTTP.
     #[error("the proxy of --upstream-proxy hung up or sent what is no HTTP answer")]
     NoAnswer,
 }
@@ -120,7 +120,7 @@ impl UpstreamProxy {
         self
     }
 
-    /// Whether a server is reached through it. Loopback is another machine's to the proxy, so it never is.
+    /// Returns true where a server is reached through the proxy. Loopback is another machine to the proxy, so never for that.
     pub fn is_for(&self, url: &Uri) -> bool {
         let Some(host) = url.host() else { return false };
         let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
@@ -173,7 +173,7 @@ impl Except {
     }
 }
 
-/// Whether two addresses have their first bits in common.
+/// Returns true where two addresses have this many first bits in common.
 fn shares(one: IpAddr, other: IpAddr, bits: u8) -> bool {
     let differ = match (one.to_canonical(), other.to_canonical()) {
         (IpAddr::V4(one), IpAddr::V4(other)) => (u32::from(one) ^ u32::from(other)).leading_zeros(),
@@ -212,9 +212,9 @@ where
     C::Error: Into<BoxError>,
     C::Future: Send + 'static,
 {
-    type Response = Stream;
+    type Response = UpstreamStream;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<UpstreamStream, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(context).map_err(Into::into)
@@ -225,18 +225,18 @@ where
             let connecting = self.inner.call(url);
             return Box::pin(async move {
                 let inner = connecting.await.map_err(Into::into)?;
-                Ok(Stream { inner, proxied: false })
+                Ok(UpstreamStream { inner, proxied: false })
             });
         };
         let connecting = self.inner.call(proxy.uri.clone());
         Box::pin(async move {
             let inner = connecting.await.map_err(|error| ProxyError::Unreachable(error.into()))?;
             if url.scheme_str() != Some("https") {
-                return Ok(Stream { inner, proxied: true });
+                return Ok(UpstreamStream { inner, proxied: true });
             }
             let mut stream = inner.into_inner();
             tunnel(&mut stream, &url, proxy.authorization.as_ref()).await?;
-            Ok(Stream { inner: TokioIo::new(stream), proxied: false })
+            Ok(UpstreamStream { inner: TokioIo::new(stream), proxied: false })
         })
     }
 }
@@ -273,25 +273,25 @@ async fn tunnel(stream: &mut TcpStream, url: &Uri, authorization: Option<&Header
 
 /// A connection to a server, or to the proxy.
 #[derive(Debug)]
-pub struct Stream {
+pub struct UpstreamStream {
     inner: TokioIo<TcpStream>,
-    /// Whether the proxy reads the requests.
+    /// True where the proxy reads the requests.
     proxied: bool,
 }
 
-impl Connection for Stream {
+impl Connection for UpstreamStream {
     fn connected(&self) -> Connected {
         self.inner.connected().proxy(self.proxied)
     }
 }
 
-impl Read for Stream {
+impl Read for UpstreamStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(context, buffer)
     }
 }
 
-impl Write for Stream {
+impl Write for UpstreamStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(context, bytes)
     }

@@ -11,17 +11,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Version, header};
+use http::{Request, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
-use super::{service::Shared, waiting::Connection};
+use super::{clients::ClientConnection, state::ProxyState};
+use crate::mcp::{headers::waits_for_leave, scan::Scan};
 
-/// How many times the largest body may come after the answer.
-pub const TIMES: usize = 16;
-/// How long it may take.
-pub const TIME: Duration = Duration::from_secs(10);
+/// The factor of the largest body up to which a body that is not taken is read.
+const TIMES: usize = 16;
+/// For how long.
+const TIME: Duration = Duration::from_secs(10);
+/// For how long nothing may come of one that is scanned: who waits for its answer may have no place among those under way.
+const STALL: Duration = Duration::from_secs(2);
 
 /// A request's body, of which what was not read is discarded when this is dropped.
 pub struct Unread {
@@ -32,18 +35,33 @@ pub struct Unread {
 }
 
 struct Rest {
-    shared: Arc<Shared>,
-    connection: Arc<Connection>,
-    /// Whether the request has a place among those under way, which it keeps until the rest is discarded.
+    state: Arc<ProxyState>,
+    connection: Arc<ClientConnection>,
+    /// True where the request has a place among those under way, which it keeps until the rest is discarded.
     placed: bool,
 }
 
 impl Unread {
     /// The same request with such a body.
-    pub fn of(request: Request<Incoming>, shared: &Arc<Shared>, connection: &Arc<Connection>, placed: bool) -> Request<Self> {
-        let sends = request.version() < Version::HTTP_2 && !request.headers().contains_key(header::EXPECT);
-        let rest = || Rest { shared: Arc::clone(shared), connection: Arc::clone(connection), placed };
+    pub fn of(
+        request: Request<Incoming>,
+        state: &Arc<ProxyState>,
+        connection: &Arc<ClientConnection>,
+        placed: bool,
+    ) -> Request<Self> {
+        let sends = request.version() < Version::HTTP_2 && !waits_for_leave(request.headers());
+        let rest = || Rest { state: Arc::clone(state), connection: Arc::clone(connection), placed };
         request.map(|body| Self { inner: Some(body), rest: sends.then(rest) })
+    }
+
+    /// Scans what is left of the body, within the bounds and until the sidecar stops; tells whether it was read to its end.
+    /// Nothing is read again later of one that was not.
+    pub async fn scan(&mut self, scan: &mut Scan, largest: usize, stopping: watch::Receiver<bool>) -> bool {
+        let whole = read_on(self, largest.saturating_mul(TIMES), STALL, stopping, |piece| scan.push(piece)).await;
+        if !whole {
+            self.rest = None;
+        }
+        whole
     }
 }
 
@@ -71,27 +89,41 @@ impl Body for Unread {
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        let Some(inner) = self.inner.take().filter(|inner| !inner.is_end_stream()) else { return };
-        let Some(Rest { shared, connection, placed }) = self.rest.take() else { return };
-        let place = placed.then(|| shared.clients.stay(&connection));
-        let most = shared.limits.body.saturating_mul(TIMES);
-        let mut stopping = shared.stopping.clone();
+        let Some(mut inner) = self.inner.take().filter(|inner| !inner.is_end_stream()) else { return };
+        let Some(Rest { state, connection, placed }) = self.rest.take() else { return };
+        let place = placed.then(|| state.clients.keep_request(&connection));
+        let most = state.limits.body.saturating_mul(TIMES);
+        let stopping = state.stopping.clone();
         tokio::spawn(async move {
-            tokio::select! {
-                _ = timeout(TIME, discard(inner, most)) => {}
-                _ = stopping.wait_for(|stopping| *stopping) => {}
-            }
+            read_on(&mut inner, most, TIME, stopping, |_| ()).await;
             drop(place);
         });
     }
 }
 
-/// Reads a body to its end, or until it is longer than `most` bytes.
-async fn discard(mut body: Incoming, most: usize) {
+/// Reads a body on for at most [`TIME`], until it is longer than `most` bytes, nothing has come of it for as long as `stall`, or
+/// the sidecar stops. Tells whether it was read to its end.
+async fn read_on<B: Body<Data = Bytes> + Unpin>(
+    body: &mut B,
+    most: usize,
+    stall: Duration,
+    mut stopping: watch::Receiver<bool>,
+    mut each: impl FnMut(&[u8]),
+) -> bool {
     let mut left = most;
-    while let Some(Ok(frame)) = body.frame().await {
-        let length = frame.data_ref().map_or(0, Bytes::len);
-        let Some(rest) = left.checked_sub(length) else { return };
-        left = rest;
+    let reads = async {
+        while let Ok(next) = timeout(stall, body.frame()).await {
+            let Some(frame) = next else { return true };
+            let Ok(frame) = frame else { return false };
+            let piece = frame.data_ref().map_or(&[][..], |data| data);
+            let Some(rest) = left.checked_sub(piece.len()) else { return false };
+            left = rest;
+            each(piece);
+        }
+        false
+    };
+    tokio::select! {
+        whole = timeout(TIME, reads) => whole.unwrap_or(false),
+        _ = stopping.wait_for(|stopping| *stopping) => false,
     }
 }

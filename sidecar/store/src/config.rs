@@ -1,4 +1,4 @@
-//! Where the store is and how to use it.
+//! The configuration of the store: its URL, its user, and how it is used.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 
 use toolweir_crds::stream::SharedStore;
 
-use crate::connect::{Fault, StoreError};
+use crate::error::{StoreError, StoreFault};
 
 /// The port of a server, unless the URL has one.
 pub const PORT: u16 = 6379;
@@ -27,10 +27,10 @@ const LONGEST_HOST: usize = 253;
 const FORMS: &str = "redis://HOST[:PORT][/DB], redis+sentinel://HOST[:PORT],.../MASTER[/DB] or redis+cluster://HOST[:PORT],...; \
                      with TLS, rediss in place of redis";
 
-/// Where the store is and how to use it.
+/// The configuration of the store.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Config {
-    /// Where it is.
+pub struct StoreConfig {
+    /// The server, the Sentinels or the cluster.
     pub url: StoreUrl,
     /// The ACL user; the default user if there is none.
     pub username: Option<String>,
@@ -38,33 +38,49 @@ pub struct Config {
     pub password: Option<String>,
     /// Certificates in PEM to trust besides the system's.
     pub ca: Option<String>,
-    /// What keys begin with.
+    /// The beginning of every key.
     pub prefix: String,
-    /// Whether places are taken ahead of use where a limit is large against the traffic.
+    /// Amounts are leased ahead of use where a limit is large against the traffic.
     pub leases: bool,
-    /// How long a call may wait for the store.
+    /// The longest time that a call waits for the store.
     pub budget: Duration,
 }
 
-/// Whether keys can begin so.
+/// The host and the port of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// Its name or address; IPv6 without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// Returns whether a text is a valid prefix of keys.
 pub fn is_prefix(text: &str) -> bool {
     let usual = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
     (1..=LONGEST_PREFIX).contains(&text.len()) && text.chars().all(usual)
 }
 
-/// Whether an ACL user can be called so.
+/// Returns whether a text is a valid name of an ACL user.
 pub fn is_username(text: &str) -> bool {
     !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
-impl Config {
-    /// What stands in braces at the beginning of every key, so that all are in one slot of a cluster.
-    pub fn tag(&self) -> &str {
+impl StoreConfig {
+    /// The hash tag, in braces at the beginning of every key: all keys are in one slot of a cluster.
+    pub fn hash_tag(&self) -> &str {
         &self.prefix
     }
 }
 
-impl fmt::Debug for Config {
+impl fmt::Debug for StoreConfig {
     /// Without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { url, username, password, ca, prefix, leases, budget } = self;
@@ -80,7 +96,7 @@ impl fmt::Debug for Config {
     }
 }
 
-impl TryFrom<&SharedStore> for Config {
+impl TryFrom<&SharedStore> for StoreConfig {
     type Error = StoreError;
 
     fn try_from(store: &SharedStore) -> Result<Self, StoreError> {
@@ -125,22 +141,22 @@ impl TryFrom<&SharedStore> for Config {
     }
 }
 
-/// Where the store is.
+/// The URL of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUrl {
-    /// What answers there.
-    pub kind: Kind,
-    /// Whether it is spoken to over TLS.
+    /// The kind of store that answers there.
+    pub kind: StoreKind,
+    /// The connection is over TLS.
     pub tls: bool,
-    /// Names or addresses (IPv6 without brackets) and ports; at least one, and for [`Kind::Single`] no more.
+    /// Names or addresses (IPv6 without brackets) and ports; at least one, and for [`StoreKind::Single`] no more.
     pub hosts: Vec<(String, u16)>,
     /// The number of the database; 0 in a cluster.
     pub database: u32,
 }
 
-/// What answers at a URL.
+/// The kind of store at a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum StoreKind {
     /// One server.
     Single,
     /// Sentinels, which know which server is the master.
@@ -152,12 +168,12 @@ pub enum Kind {
     Cluster,
 }
 
-/// What is to be known of a store for which [`StoreUrl::is_in_clear`] holds.
+/// The warning about a store for which [`StoreUrl::is_in_clear`] holds.
 pub const IN_CLEAR: &str = "it is reached without TLS, so its password and all counts pass the network in clear, and whoever can say \
                             where its name leads gets both; have it serve TLS and write rediss in place of redis";
 
 impl StoreUrl {
-    /// Whether what is said there passes a network, and without TLS.
+    /// Returns whether the connection passes a network without TLS.
     pub fn is_in_clear(&self) -> bool {
         let is_here = |host: &str| {
             host == "localhost"
@@ -195,8 +211,8 @@ impl FromStr for StoreUrl {
         };
         let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (kind, database) = match way {
-            None => (Kind::Single, path),
-            Some("cluster") if path.is_empty() => (Kind::Cluster, ""),
+            None => (StoreKind::Single, path),
+            Some("cluster") if path.is_empty() => (StoreKind::Cluster, ""),
             Some("cluster") => return Err(wrong("has a path, and a cluster has one database only; end it with the last host")),
             Some("sentinel") => {
                 let (master, database) = path.split_once('/').unwrap_or((path, ""));
@@ -208,7 +224,7 @@ impl FromStr for StoreUrl {
                 if !master.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
                     return Err(wrong("names a master that no Sentinel can have; write letters, digits and `.`, `_`, `-`"));
                 }
-                (Kind::Sentinel { master: master.to_owned() }, database)
+                (StoreKind::Sentinel { master: master.to_owned() }, database)
             }
             Some(_) => return Err(wrong(&format!("has an unknown scheme; write {FORMS}"))),
         };
@@ -218,9 +234,9 @@ impl FromStr for StoreUrl {
             number if digits => number.parse().map_err(|_| wrong("has a database whose number is too large; write 0 to 15"))?,
             _ => return Err(wrong("has a database that is no number; write /0 to /15, or nothing")),
         };
-        let port = if matches!(kind, Kind::Sentinel { .. }) { SENTINEL_PORT } else { PORT };
+        let port = if matches!(kind, StoreKind::Sentinel { .. }) { SENTINEL_PORT } else { PORT };
         let hosts = hosts.split(',').map(|one| host(one, port)).collect::<Result<Vec<_>, _>>().map_err(|what| wrong(&what))?;
-        if hosts.len() > 1 && kind == Kind::Single {
+        if hosts.len() > 1 && kind == StoreKind::Single {
             return Err(wrong("has several hosts; write redis+sentinel:// or redis+cluster:// for those, or one host"));
         }
         if hosts.len() > MOST_HOSTS {
@@ -269,15 +285,15 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.tls { "rediss" } else { "redis" })?;
         f.write_str(match self.kind {
-            Kind::Single => "://",
-            Kind::Sentinel { .. } => "+sentinel://",
-            Kind::Cluster => "+cluster://",
+            StoreKind::Single => "://",
+            StoreKind::Sentinel { .. } => "+sentinel://",
+            StoreKind::Cluster => "+cluster://",
         })?;
         for (n, (host, port)) in self.hosts.iter().enumerate() {
             let comma = if n == 0 { "" } else { "," };
             if host.contains(':') { write!(f, "{comma}[{host}]:{port}")? } else { write!(f, "{comma}{host}:{port}")? }
         }
-        if let Kind::Sentinel { master } = &self.kind {
+        if let StoreKind::Sentinel { master } = &self.kind {
             write!(f, "/{master}")?;
         }
         if self.database == 0 { Ok(()) } else { write!(f, "/{}", self.database) }
@@ -285,7 +301,7 @@ impl fmt::Display for StoreUrl {
 }
 
 fn bad(message: impl Into<String>) -> StoreError {
-    StoreError::new(Fault::BadConfig, message)
+    StoreError::new(StoreFault::BadConfig, message)
 }
 
 #[cfg(test)]
@@ -378,7 +394,7 @@ mod tests {
         ];
         for (text, part) in rows {
             let error = text.parse::<StoreUrl>().expect_err(text);
-            assert_eq!(error.fault, Fault::BadConfig, "{text}");
+            assert_eq!(error.fault, StoreFault::BadConfig, "{text}");
             assert!(error.message.contains(part), "{text}: {error}");
             assert!(error.message.contains(&format!("`{text}`")), "{text}: {error}");
         }
@@ -386,12 +402,12 @@ mod tests {
 
     #[test]
     fn a_password_in_the_url_is_refused_and_not_shown() {
-        for text in ["redis://user:geheim@h", "redis://:geheim@h", "geheim@h", "redis://h?password=geheim", "redis://h#geheim"] {
+        for text in ["redis://user:sesame@h", "redis://:sesame@h", "sesame@h", "redis://h?password=sesame", "redis://h#sesame"] {
             let error = text.parse::<StoreUrl>().expect_err(text);
-            assert!(!error.message.contains("geheim"), "{error}");
+            assert!(!error.message.contains("sesame"), "{error}");
             assert!(error.message.contains("write"), "{error}");
         }
-        let error = "redis://user:geheim@h".parse::<StoreUrl>().expect_err("a user");
+        let error = "redis://user:sesame@h".parse::<StoreUrl>().expect_err("a user");
         assert!(error.message.contains("password file"), "{error}");
     }
 
@@ -399,7 +415,7 @@ mod tests {
         SharedStore {
             url: "rediss://h".to_owned(),
             username: Some("toolweir".to_owned()),
-            password: Some("geheim".to_owned()),
+            password: Some("sesame".to_owned()),
             ca: Some("PEM".to_owned()),
             prefix: "a.b_c:d-9".to_owned(),
             leases: true,
@@ -411,9 +427,9 @@ mod tests {
 
     #[test]
     fn a_store_of_the_stream_is_checked() {
-        let config = Config::try_from(&store()).unwrap();
-        assert_eq!((config.budget, config.leases, config.tag()), (Duration::from_millis(50), true, "a.b_c:d-9"));
-        assert!(!format!("{config:?}").contains("geheim"), "{config:?}");
+        let config = StoreConfig::try_from(&store()).unwrap();
+        assert_eq!((config.budget, config.leases, config.hash_tag()), (Duration::from_millis(50), true, "a.b_c:d-9"));
+        assert!(!format!("{config:?}").contains("sesame"), "{config:?}");
         let rows: [Row; 12] = [
             (|store| store.url = "h".to_owned(), "has no scheme"),
             (|store| store.url = "redis://h".to_owned(), "is without TLS"),
@@ -431,14 +447,20 @@ mod tests {
         for (change, part) in rows {
             let mut store = store();
             change(&mut store);
-            let error = Config::try_from(&store).expect_err(part);
-            assert_eq!(error.fault, Fault::BadConfig, "{error}");
+            let error = StoreConfig::try_from(&store).expect_err(part);
+            assert_eq!(error.fault, StoreFault::BadConfig, "{error}");
             assert!(error.message.contains(part), "{error}");
         }
         for milliseconds in [1, 10_000] {
             let store = SharedStore { budget_milliseconds: milliseconds, prefix: "p".repeat(64), ..store() };
-            assert!(Config::try_from(&store).is_ok(), "{milliseconds}");
+            assert!(StoreConfig::try_from(&store).is_ok(), "{milliseconds}");
         }
+    }
+
+    #[test]
+    fn addresses_are_shown_with_brackets_where_they_need_them() {
+        assert_eq!(Address { host: "::1".to_owned(), port: 7 }.to_string(), "[::1]:7");
+        assert_eq!(Address { host: "h".to_owned(), port: 7 }.to_string(), "h:7");
     }
 
     proptest::proptest! {

@@ -13,13 +13,13 @@ use hickory_resolver::{
     system_conf::read_system_conf,
 };
 
-/// What `/etc/resolv.conf` said when it was read.
+/// The content of `/etc/resolv.conf` when it was read.
 static SYSTEM: OnceLock<(ResolverConfig, ResolverOpts)> = OnceLock::new();
 
 /// Reads `/etc/resolv.conf`, if this process has not yet. What is written to it later has no effect on [`resolver`].
 ///
 /// # Errors
-/// It cannot be read, or names no server. It is read again the next time.
+/// The file cannot be read, or names no server. It is read again the next time.
 pub fn read() -> Result<(), String> {
     system().map(|_| ())
 }

@@ -1,31 +1,35 @@
-//! What is carried out in the store, and the questions as its commands.
+//! The scripts that the store carries out, the names of their keys, and the commands that call them.
 
-use std::fmt::Write;
+pub mod take;
+
+use std::{fmt::Write, sync::Arc};
 
 use redis::{Cmd, Value};
+use toolweir_engine::{Amount, window::Slice};
 
-use crate::local::{Add, AskedCount, AskedGroup, Question};
+use crate::slices::Micros;
+use take::{CountRequest, DemandRequest, TakeRequest, write_lease};
 
 const PRELUDE: &str = include_str!("scripts/prelude.lua");
 
-/// The scripts, by their SHA1, as the store that they were loaded into names them.
+/// The SHA1 of each script, by which the store that they were loaded into knows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scripts {
     /// Takes what a call wants.
     pub take: String,
-    /// Counts what was taken without the store, or gives it back.
+    /// Adds amounts to a count, or takes them back.
     pub add: String,
-    /// Says that a pod lives.
+    /// A pod's sign of life.
     pub beat: String,
-    /// Looks without taking.
+    /// Reads counts and places without taking.
     pub look: String,
-    /// The epoch.
+    /// Reads or begins the epoch.
     pub epoch: String,
 }
 
 impl Scripts {
-    /// Their texts, in the order of the fields.
-    pub fn texts() -> [String; 5] {
+    /// The sources, in the order of the fields.
+    pub fn sources() -> [String; 5] {
         [
             include_str!("scripts/take.lua"),
             include_str!("scripts/add.lua"),
@@ -36,22 +40,57 @@ impl Scripts {
         .map(|text| format!("{PRELUDE}{text}"))
     }
 
-    /// From the SHA1s, in the same order.
-    pub fn of([take, add, beat, look, epoch]: [String; 5]) -> Self {
+    /// The scripts of these SHA1s, in the same order.
+    pub fn from_shas([take, add, beat, look, epoch]: [String; 5]) -> Self {
         Self { take, add, beat, look, epoch }
     }
+}
+
+/// An update of a count; negative amounts are taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CountUpdate {
+    /// The digest in the count's key.
+    pub digest: Arc<str>,
+    /// The length of its window.
+    pub window: Micros,
+    /// Slices and millionths.
+    pub slices: Vec<(Slice, i64)>,
+}
+
+/// The places of one kind that a pod holds, for a sign of life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlaceReport {
+    /// The digest in the key of the places.
+    pub digest: Arc<str>,
+    /// The number of the message: the greatest number is the newest.
+    pub number: u64,
+    /// The number of places that the pod holds.
+    pub held: u64,
+}
+
+/// A count that is read without taking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CountPeek {
+    /// The digest in the count's key.
+    pub digest: Arc<str>,
+    /// The length of its window.
+    pub window: Micros,
+    /// The most that may count in the window.
+    pub max: Amount,
+    /// The amount of which it is asked when it fits.
+    pub amount: Amount,
 }
 
 /// The names of keys. All have one hash tag, so that in a cluster all are in one slot: a call's limits can be of any scopes, and are
 /// taken together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keys {
+pub struct KeySpace {
     tag: String,
     epoch: String,
     id: String,
 }
 
-impl Keys {
+impl KeySpace {
     /// Keys that begin with `{prefix}`, in no epoch yet.
     pub fn new(prefix: &str) -> Self {
         Self { tag: prefix.to_owned(), epoch: String::new(), id: String::new() }
@@ -64,7 +103,7 @@ impl Keys {
 
     /// The keys in an epoch, as the store tells it.
     #[must_use]
-    pub fn within(&self, epoch: &str) -> Self {
+    pub fn in_epoch(&self, epoch: &str) -> Self {
         let id = epoch.split(' ').next().unwrap_or_default().to_owned();
         Self { tag: self.tag.clone(), epoch: epoch.to_owned(), id }
     }
@@ -79,9 +118,9 @@ impl Keys {
         format!("{{{}}}:stamp", self.tag)
     }
 
-    /// What is to be brought to this epoch by a pod that was in that one: what it took since this moment of the store's clock, since
-    /// the store has lost no more. Everything, where it was in none, or has missed one between.
-    pub fn since(&self, before: Option<&str>) -> u64 {
+    /// Returns the moment of the store's clock since which a pod that was in the epoch `before` has to bring what it took: the store
+    /// has lost nothing older. 0, and so everything, where the pod was in none, or has missed one between.
+    pub fn lost_since(&self, before: Option<&str>) -> u64 {
         match (before.and_then(Epoch::read), Epoch::read(&self.epoch)) {
             (Some(before), Some(now)) if now.follows(&before) => now.since,
             _ => 0,
@@ -100,11 +139,11 @@ impl Keys {
         cmd
     }
 
-    /// A call's question.
-    pub fn take(&self, scripts: &Scripts, pod: &str, question: &Question) -> Cmd {
-        let keys = question.groups.iter().map(|group| group.counts.len() + group.places.len()).sum();
+    /// The command that takes what a call wants.
+    pub fn take(&self, scripts: &Scripts, pod: &str, request: &TakeRequest) -> Cmd {
+        let keys = request.demands.iter().map(|demand| demand.counts.len() + demand.places.len()).sum();
         let mut cmd = self.evalsha(&scripts.take, keys);
-        for AskedGroup { counts, places } in &question.groups {
+        for DemandRequest { counts, places } in &request.demands {
             for count in counts {
                 cmd.arg(self.key('c', &count.digest));
             }
@@ -112,84 +151,73 @@ impl Keys {
                 cmd.arg(self.key('h', &place.digest));
             }
         }
-        cmd.arg(&self.epoch).arg(pod).arg(question.groups.len());
-        for AskedGroup { counts, places } in &question.groups {
-            cmd.arg(counts.len()).arg(places.len());
-            for count in counts {
-                asked(&mut cmd, count);
-            }
-            for place in places {
-                for number in place.numbers {
-                    cmd.arg(number);
-                }
-            }
-        }
+        cmd.arg(&self.epoch).arg(pod);
+        request.write(&mut cmd);
         cmd
     }
 
-    /// Closes a lease.
-    pub fn close(&self, scripts: &Scripts, pod: &str, count: &AskedCount) -> Cmd {
+    /// The command that closes a lease.
+    pub fn close(&self, scripts: &Scripts, pod: &str, count: &CountRequest) -> Cmd {
         let mut cmd = self.evalsha(&scripts.take, 1);
-        cmd.arg(self.key('c', &count.digest)).arg(&self.epoch).arg(pod).arg(1).arg(1).arg(0);
-        asked(&mut cmd, count);
+        cmd.arg(self.key('c', &count.digest)).arg(&self.epoch).arg(pod);
+        write_lease(&mut cmd, count);
         cmd
     }
 
-    /// Tells of what was taken without the store, or given back.
-    pub fn add(&self, scripts: &Scripts, add: &Add) -> Cmd {
+    /// The command that updates a count.
+    pub fn add(&self, scripts: &Scripts, update: &CountUpdate) -> Cmd {
         let mut cmd = self.evalsha(&scripts.add, 1);
-        cmd.arg(self.key('c', &add.digest)).arg(&self.epoch).arg(add.window);
-        for (slice, amount) in &add.slices {
-            cmd.arg(*slice).arg(*amount);
+        cmd.arg(self.key('c', &update.digest)).arg(&self.epoch).arg(update.window.0);
+        for (slice, amount) in &update.slices {
+            cmd.arg(slice.0).arg(*amount);
         }
         cmd
     }
 
-    /// A sign of life, with the groups that the pod counts with and the places that it holds (key, number, how many).
-    pub fn beat(
+    /// The command of a sign of life, with the groups that the pod counts with and the places that it holds. The reply has the number of
+    /// pods of each group.
+    pub fn heartbeat(
         &self,
         scripts: &Scripts,
         pod: &str,
         groups: &[&str],
         pod_life: u64,
-        places: &[(std::sync::Arc<str>, u64, u64)],
-        life: u64,
+        places: &[PlaceReport],
+        places_life: u64,
     ) -> Cmd {
         let mut cmd = self.evalsha(&scripts.beat, 1 + groups.len() + places.len());
         cmd.arg(self.stamp_key());
         for group in groups {
             cmd.arg(self.key('p', group));
         }
-        for (digest, ..) in places {
-            cmd.arg(self.key('h', digest));
+        for place in places {
+            cmd.arg(self.key('h', &place.digest));
         }
         cmd.arg(&self.epoch).arg(pod).arg(groups.len()).arg(pod_life);
-        for (_, number, held) in places {
-            cmd.arg(*number).arg(*held).arg(life);
+        for place in places {
+            cmd.arg(place.number).arg(place.held).arg(places_life);
         }
         cmd
     }
 
-    /// A look at counts (key, window, max, amount) and places.
-    pub fn look(&self, scripts: &Scripts, counts: &[(std::sync::Arc<str>, [u64; 3])], places: &[std::sync::Arc<str>]) -> Cmd {
+    /// The command that reads counts, and the places with these digests.
+    pub fn peek(&self, scripts: &Scripts, counts: &[CountPeek], places: &[Arc<str>]) -> Cmd {
         let mut cmd = self.evalsha(&scripts.look, counts.len() + places.len());
-        for (digest, _) in counts {
-            cmd.arg(self.key('c', digest));
+        for count in counts {
+            cmd.arg(self.key('c', &count.digest));
         }
         for digest in places {
             cmd.arg(self.key('h', digest));
         }
         cmd.arg(&self.epoch).arg(counts.len());
-        for (_, numbers) in counts {
-            for number in numbers {
-                cmd.arg(*number);
-            }
+        for CountPeek { window, max, amount, .. } in counts {
+            cmd.arg(window.0).arg(max.millionths()).arg(amount.millionths());
         }
         cmd
     }
 
-    /// Asks for the epoch, or begins one. `before` is the one that the pod was in.
-    pub fn begin(&self, scripts: &Scripts, run: &str, new: &str, closed: u64, before: Option<&str>) -> Cmd {
+    /// The command that reads the epoch, or begins one that is closed for `closed` microseconds. `before` is the one that the pod was in.
+    pub fn begin_epoch(&self, scripts: &Scripts, run: &str, new: &str, closed: u64, before: Option<&str>) -> Cmd {
         let mut cmd = self.evalsha(&scripts.epoch, 1);
         let (name, number) = before.and_then(Epoch::read).map_or(("-", 0), |before| (before.name, before.number));
         cmd.arg(self.stamp_key()).arg(run).arg(new).arg(closed).arg(name).arg(number);
@@ -197,7 +225,7 @@ impl Keys {
     }
 }
 
-/// What the text of an epoch says.
+/// The text of an epoch, read.
 struct Epoch<'a> {
     name: &'a str,
     run: &'a str,
@@ -214,31 +242,35 @@ impl<'a> Epoch<'a> {
         Some(Self { name, run, since: parts.next()?.parse().ok()?, number: parts.next()?.parse().ok()?, parent: parts.next()? })
     }
 
-    /// Whether it is the next one after another.
+    /// Returns whether it is the next one after another.
     fn follows(&self, before: &Self) -> bool {
         self.name == before.name && self.parent == before.run && before.number.checked_add(1) == Some(self.number)
     }
 }
 
-fn asked(cmd: &mut Cmd, count: &AskedCount) {
-    for number in count.numbers {
-        cmd.arg(number);
-    }
-    cmd.arg(count.uses.len());
-    for (slice, amount) in &count.uses {
-        cmd.arg(*slice).arg(*amount);
-    }
-}
-
-/// The integers of an answer.
-pub fn integers(value: &Value) -> Option<Vec<i64>> {
+/// Returns the numbers of a reply; nothing where it has something else.
+pub fn read_integers(value: &Value) -> Option<Vec<i64>> {
     let Value::Array(values) = value else { return None };
     values.iter().map(|value| if let Value::Int(number) = value { Some(*number) } else { None }).collect()
 }
 
-/// The answer of the script `epoch`: the time, the epoch and when it opens.
-pub fn epoch(value: &Value) -> Option<(u64, String, u64)> {
-    let Value::Array(values) = value else { return None };
-    let [Value::Int(now), Value::BulkString(text), Value::Int(opens)] = values.as_slice() else { return None };
-    Some((u64::try_from(*now).ok()?, String::from_utf8(text.clone()).ok()?, u64::try_from(*opens).ok()?))
+/// The reply of the script `epoch`. Times are microseconds of the store's clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochReply {
+    /// The time.
+    pub now: u64,
+    /// The epoch.
+    pub text: String,
+    /// When it opens.
+    pub opens: u64,
+}
+
+impl EpochReply {
+    /// Reads the reply; nothing where it is of another form.
+    pub fn read(value: &Value) -> Option<Self> {
+        let Value::Array(values) = value else { return None };
+        let [Value::Int(now), Value::BulkString(text), Value::Int(opens)] = values.as_slice() else { return None };
+        let (now, opens) = (u64::try_from(*now).ok()?, u64::try_from(*opens).ok()?);
+        Some(Self { now, text: String::from_utf8(text.clone()).ok()?, opens })
+    }
 }

@@ -16,14 +16,17 @@ use common::{Redis, free_port};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use toolweir_crds::stream::SharedStore;
 use toolweir_store::{
-    config::Config,
-    connect::{Address, Connection, Connector, Fault, StoreError, fault_of, slot},
+    config::{Address, StoreConfig},
+    connect::Connector,
+    connection::StoreConnection,
+    error::{StoreError, StoreFault, fault_of},
+    topology::hash_slot,
 };
 
 /// Long enough for a busy machine.
 const LONG: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(300);
-const SECRET: &str = "geheim-8f2a";
+const SECRET: &str = "secret-8f2a";
 
 fn store(url: &str) -> SharedStore {
     SharedStore {
@@ -38,10 +41,10 @@ fn store(url: &str) -> SharedStore {
 }
 
 fn connector(store: &SharedStore) -> Connector {
-    Connector::new(&Config::try_from(store).unwrap()).unwrap()
+    Connector::new(&StoreConfig::try_from(store).unwrap()).unwrap()
 }
 
-async fn reach(store: &SharedStore, limit: Duration) -> Result<Connection, StoreError> {
+async fn reach(store: &SharedStore, limit: Duration) -> Result<StoreConnection, StoreError> {
     let connector = connector(store);
     let master = connector.master(limit).await?;
     connector.open(&master, limit).await
@@ -61,7 +64,7 @@ async fn fails(store: &SharedStore, limit: Duration) -> StoreError {
     error
 }
 
-fn assert_says(error: &StoreError, fault: Fault, parts: &[&str]) {
+fn assert_says(error: &StoreError, fault: StoreFault, parts: &[&str]) {
     assert_eq!(error.fault, fault, "{error}");
     for part in parts {
         assert!(error.message.contains(part), "{part}: {error}");
@@ -152,13 +155,13 @@ async fn one_server_is_connected_to() {
     // No answer for longer than the default of the library is no error.
     let slow = redis::cmd("BLPOP").arg("nothing").arg(1.5).query_async::<Option<(String, String)>>(&mut commands).await;
     assert_eq!(slow.unwrap(), None);
-    assert!(fault_of(&redis::cmd("NONSENSE").query_async::<String>(&mut commands).await.unwrap_err()) == Fault::Answer);
+    assert!(fault_of(&redis::cmd("NONSENSE").query_async::<String>(&mut commands).await.unwrap_err()) == StoreFault::Answer);
     assert!(format!("{first:?} {connector:?}").contains(&url));
 
     // A server that is gone is lost, and the connection does not come back on its own.
     drop(redis);
     let error = redis::cmd("PING").query_async::<String>(&mut commands).await.unwrap_err();
-    assert_eq!(fault_of(&error), Fault::Lost, "{error}");
+    assert_eq!(fault_of(&error), StoreFault::Lost, "{error}");
 }
 
 #[tokio::test]
@@ -211,25 +214,29 @@ async fn passwords_and_users() {
         reach(&row(user, password), LONG).await.unwrap_or_else(|error| panic!("{user:?}: {error}"));
     }
     let error = fails(&row(None, None), LONG).await;
-    assert_says(&error, Fault::AuthRequired, &[&place, "asks for a password and none is given", "password file"]);
+    assert_says(&error, StoreFault::AuthRequired, &[&place, "asks for a password and none is given", "password file"]);
     let error = fails(&row(None, Some("other")), LONG).await;
-    assert_says(&error, Fault::WrongPassword, &[&place, "ACL user default", "write the right user and password"]);
+    assert_says(&error, StoreFault::WrongPassword, &[&place, "ACL user default", "write the right user and password"]);
     for (user, password) in [("agent", SECRET), ("nobody", SECRET)] {
         let error = fails(&row(Some(user), Some(password)), LONG).await;
-        assert_says(&error, Fault::WrongPassword, &[&place, user, "write the right user and password"]);
+        assert_says(&error, StoreFault::WrongPassword, &[&place, user, "write the right user and password"]);
     }
     let error = fails(&row(Some("agent"), None), LONG).await;
-    assert_says(&error, Fault::AuthRequired, &[&place, "ACL user agent", "none is given"]);
+    assert_says(&error, StoreFault::AuthRequired, &[&place, "ACL user agent", "none is given"]);
     let error = fails(&row(Some("blind"), Some(three)), LONG).await;
-    assert_says(&error, Fault::NoPermission, &[&place, "does not allow INFO to the ACL user blind", "ACL SETUSER blind +info"]);
+    assert_says(
+        &error,
+        StoreFault::NoPermission,
+        &[&place, "does not allow INFO to the ACL user blind", "ACL SETUSER blind +info"],
+    );
     let narrow = SharedStore { url: format!("redis://{place}/1"), ..row(Some("narrow"), Some(four)) };
-    assert_says(&fails(&narrow, LONG).await, Fault::NoPermission, &[&place, "ACL SETUSER narrow +select"]);
+    assert_says(&fails(&narrow, LONG).await, StoreFault::NoPermission, &[&place, "ACL SETUSER narrow +select"]);
     let far = SharedStore { url: format!("redis://{place}/16"), ..row(None, Some(SECRET)) };
-    assert_says(&fails(&far, LONG).await, Fault::BadConfig, &[&place, "no database 16", "write another number"]);
+    assert_says(&fails(&far, LONG).await, StoreFault::BadConfig, &[&place, "no database 16", "write another number"]);
 
     let open = Redis::start(&[]);
     let given = SharedStore { password: Some(SECRET.to_owned()), ..store(&format!("redis://127.0.0.1:{}", open.port)) };
-    assert_says(&fails(&given, LONG).await, Fault::WrongPassword, &["no password for its default user", "requirepass"]);
+    assert_says(&fails(&given, LONG).await, StoreFault::WrongPassword, &["no password for its default user", "requirepass"]);
 }
 
 /// Says something as the default user with the secret.
@@ -258,65 +265,65 @@ async fn tls() {
         assert_eq!(redis::cmd("PING").query_async::<String>(&mut connection.commands).await.unwrap(), "PONG");
     }
     let unknown = SharedStore { ca: None, ..trusting(&format!("rediss://{place}")) };
-    assert_says(&fails(&unknown, LONG).await, Fault::Tls, &[&place, "authority that is not trusted", "as the store's CA"]);
+    assert_says(&fails(&unknown, LONG).await, StoreFault::Tls, &[&place, "authority that is not trusted", "as the store's CA"]);
     let error = fails(&trusting(&format!("redis://{place}")), LONG).await;
-    assert!(matches!(error.fault, Fault::Tls | Fault::Lost), "{error}");
+    assert!(matches!(error.fault, StoreFault::Tls | StoreFault::Lost), "{error}");
     assert_says(&error, error.fault, &[&place, "write rediss in place of redis"]);
 
     let plain = Redis::start(&[]);
     let error = fails(&trusting(&format!("rediss://127.0.0.1:{}", plain.port)), Duration::from_secs(1)).await;
-    assert!(matches!(error.fault, Fault::Tls | Fault::Timeout), "{error}");
+    assert!(matches!(error.fault, StoreFault::Tls | StoreFault::Timeout), "{error}");
     assert_says(&error, error.fault, &[&plain.address().to_string(), "write redis in place of rediss"]);
 
     let other = Certificates::new(&["valkey.store.svc"]);
     let named = other.redis(&["--tls-auth-clients", "no"]);
     let given = SharedStore { ca: Some(other.ca.clone()), ..store(&format!("rediss://127.0.0.1:{}", named.port)) };
-    assert_says(&fails(&given, LONG).await, Fault::Tls, &["is for other names than `127.0.0.1`", "write one of those"]);
+    assert_says(&fails(&given, LONG).await, StoreFault::Tls, &["is for other names than `127.0.0.1`", "write one of those"]);
 
     // Redis asks for a certificate of the client unless it is told not to.
     let mutual = certificates.redis(&[]);
     let error = fails(&trusting(&format!("rediss://127.0.0.1:{}", mutual.port)), LONG).await;
-    assert_says(&error, Fault::Tls, &["asks for a certificate of the client", "tls-auth-clients no"]);
+    assert_says(&error, StoreFault::Tls, &["asks for a certificate of the client", "tls-auth-clients no"]);
 }
 
 #[test]
 fn an_authority_that_is_none_is_refused() {
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     for (ca, part) in [("", "holds no certificate"), ("nonsense", "holds no certificate"), (broken, "not valid")] {
-        let config = Config::try_from(&SharedStore { ca: Some(ca.to_owned()), ..store("rediss://h") }).unwrap();
+        let config = StoreConfig::try_from(&SharedStore { ca: Some(ca.to_owned()), ..store("rediss://h") }).unwrap();
         let error = Connector::new(&config).unwrap_err();
-        assert_says(&error, Fault::BadConfig, &["CA", part, "in PEM"]);
+        assert_says(&error, StoreFault::BadConfig, &["CA", part, "in PEM"]);
     }
 }
 
 #[tokio::test]
 async fn what_is_no_redis_is_told_apart() {
-    type Row = (&'static [&'static [u8]], bool, Fault, &'static str);
+    type Row = (&'static [&'static [u8]], bool, StoreFault, &'static str);
     let rows: [Row; 16] = [
         (
             &[b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"],
             false,
-            Fault::NotRedis,
+            StoreFault::NotRedis,
             "not in the Redis protocol (it is HTTP)",
         ),
-        (&[b"<html>"], false, Fault::NotRedis, "not in the Redis protocol; write the address of a Redis or Valkey server"),
-        (&[b"SSH-2.0-OpenSSH_9.2\r\n"], true, Fault::NotRedis, "(it is SSH)"),
-        (&[b"220 mail ESMTP\r\n"], true, Fault::NotRedis, "not in the Redis protocol"),
-        (&[b"+OK POP3 ready\r\n"], true, Fault::NotRedis, "not in the Redis protocol"),
-        (&[b"\x15\x03\x01\x00\x02\x02\x46"], false, Fault::Tls, "write rediss in place of redis"),
-        (&[], true, Fault::Timeout, "says nothing within 300 ms"),
-        (&[b"+PO"], false, Fault::Timeout, "says nothing within 300 ms"),
-        (&[b"+PONG\r\n"], false, Fault::Timeout, "did not answer within 300 ms"),
-        (&[b"+PONG\r\n", b"nonsense\r\n"], false, Fault::WrongPassword, ""),
-        (&[b"-LOADING Redis is loading the dataset in memory\r\n"], false, Fault::Loading, "is not ready yet"),
-        (&[b"-MASTERDOWN Link with MASTER is down\r\n"], false, Fault::NotMaster, "a replica without its master"),
-        (&[b"-DENIED Redis is running in protected mode\r\n"], false, Fault::AuthRequired, "protected mode"),
-        (&[b"-ERR max number of clients reached\r\n"], true, Fault::Refused, "maxclients"),
-        (&[b"-MISCONF Errors writing to disk\r\n"], false, Fault::Answer, "MISCONF Errors writing"),
+        (&[b"<html>"], false, StoreFault::NotRedis, "not in the Redis protocol; write the address of a Redis or Valkey server"),
+        (&[b"SSH-2.0-OpenSSH_9.2\r\n"], true, StoreFault::NotRedis, "(it is SSH)"),
+        (&[b"220 mail ESMTP\r\n"], true, StoreFault::NotRedis, "not in the Redis protocol"),
+        (&[b"+OK POP3 ready\r\n"], true, StoreFault::NotRedis, "not in the Redis protocol"),
+        (&[b"\x15\x03\x01\x00\x02\x02\x46"], false, StoreFault::Tls, "write rediss in place of redis"),
+        (&[], true, StoreFault::Timeout, "says nothing within 300 ms"),
+        (&[b"+PO"], false, StoreFault::Timeout, "says nothing within 300 ms"),
+        (&[b"+PONG\r\n"], false, StoreFault::Timeout, "did not answer within 300 ms"),
+        (&[b"+PONG\r\n", b"nonsense\r\n"], false, StoreFault::WrongPassword, ""),
+        (&[b"-LOADING Redis is loading the dataset in memory\r\n"], false, StoreFault::Loading, "is not ready yet"),
+        (&[b"-MASTERDOWN Link with MASTER is down\r\n"], false, StoreFault::NotMaster, "a replica without its master"),
+        (&[b"-DENIED Redis is running in protected mode\r\n"], false, StoreFault::AuthRequired, "protected mode"),
+        (&[b"-ERR max number of clients reached\r\n"], true, StoreFault::Refused, "maxclients"),
+        (&[b"-MISCONF Errors writing to disk\r\n"], false, StoreFault::Answer, "MISCONF Errors writing"),
         (
-            &[b"-NOAUTH x\r\n", b"-ERR unknown command 'AUTH' with args beginning with: 'geheim-8f2a'\r\n"],
+            &[b"-NOAUTH x\r\n", b"-ERR unknown command 'AUTH' with args beginning with: 'secret-8f2a'\r\n"],
             false,
-            Fault::Answer,
+            StoreFault::Answer,
             "ERR",
         ),
     ];
@@ -326,28 +333,32 @@ async fn what_is_no_redis_is_told_apart() {
         let error = fails(&given, SHORT).await;
         let first = String::from_utf8_lossy(answers.first().unwrap_or(&&b""[..])).into_owned();
         if part.is_empty() {
-            assert_eq!(error.fault, Fault::NotRedis, "{first}: {error}");
+            assert_eq!(error.fault, StoreFault::NotRedis, "{first}: {error}");
         } else {
             assert_says(&error, fault, &[&format!("127.0.0.1:{port}"), part]);
         }
     }
     let silent = server(&[], true);
     let given = SharedStore { ca: None, ..store(&format!("rediss://127.0.0.1:{silent}")) };
-    assert_says(&fails(&given, SHORT).await, Fault::Timeout, &["did not answer in TLS", "redis in place of rediss"]);
+    assert_says(&fails(&given, SHORT).await, StoreFault::Timeout, &["did not answer in TLS", "redis in place of rediss"]);
     let http = server(&[b"HTTP/1.1 400 Bad Request\r\n\r\n"], false);
     let given = store(&format!("rediss://127.0.0.1:{http}"));
-    assert_says(&fails(&given, SHORT).await, Fault::Tls, &["does not speak TLS"]);
+    assert_says(&fails(&given, SHORT).await, StoreFault::Tls, &["does not speak TLS"]);
 }
 
 #[tokio::test]
 async fn what_is_not_there_is_told_apart() {
     let port = free_port();
     let error = fails(&store(&format!("redis://127.0.0.1:{port}")), LONG).await;
-    assert_says(&error, Fault::Refused, &[&format!("127.0.0.1:{port} refuses the connection")]);
+    assert_says(&error, StoreFault::Refused, &[&format!("127.0.0.1:{port} refuses the connection")]);
     let error = fails(&store("redis://nowhere.invalid"), LONG).await;
-    assert_says(&error, Fault::Unresolvable, &["the name nowhere.invalid cannot be resolved", "write the name of a Service"]);
+    assert_says(
+        &error,
+        StoreFault::Unresolvable,
+        &["the name nowhere.invalid cannot be resolved", "write the name of a Service"],
+    );
     let error = fails(&store("redis://127.0.0.1"), Duration::ZERO).await;
-    assert!(matches!(error.fault, Fault::Timeout | Fault::Refused), "{error}");
+    assert!(matches!(error.fault, StoreFault::Timeout | StoreFault::Refused), "{error}");
 }
 
 #[tokio::test]
@@ -357,12 +368,12 @@ async fn a_replica_is_no_master() {
     replica.until(&["INFO", "replication"], "role:slave");
     let error = fails(&store(&format!("redis://127.0.0.1:{}", replica.port)), LONG).await;
     let of = format!("is a replica of 127.0.0.1:{}", master.port);
-    assert_says(&error, Fault::NotMaster, &[&replica.address().to_string(), &of, "write the master's address"]);
+    assert_says(&error, StoreFault::NotMaster, &[&replica.address().to_string(), &of, "write the master's address"]);
 
     let connection = reach(&store(&format!("redis://127.0.0.1:{}", master.port)), LONG).await.unwrap();
     master.say(&["REPLICAOF", "127.0.0.1", "1"]);
     let set = redis::cmd("SET").arg("key").arg("value").query_async::<()>(&mut connection.commands.clone()).await;
-    assert_eq!(fault_of(&set.unwrap_err()), Fault::NotMaster);
+    assert_eq!(fault_of(&set.unwrap_err()), StoreFault::NotMaster);
 }
 
 #[tokio::test]
@@ -390,17 +401,17 @@ async fn sentinels_are_asked_for_the_master() {
     assert!(before.elapsed() < Duration::from_secs(2));
 
     let error = fails(&given(&[open.port], "other"), LONG).await;
-    assert_says(&error, Fault::NoMaster, &[&open.address().to_string(), "knows no master `other`", "sentinel monitor"]);
+    assert_says(&error, StoreFault::NoMaster, &[&open.address().to_string(), "knows no master `other`", "sentinel monitor"]);
     let error = fails(&given(&[dead, open.port], "other"), LONG).await;
-    assert_says(&error, Fault::NoMaster, &["no Sentinel of 2 knows the master", "knows no master `other`"]);
+    assert_says(&error, StoreFault::NoMaster, &["no Sentinel of 2 knows the master", "knows no master `other`"]);
     let error = fails(&given(&[dead], "mymaster"), LONG).await;
-    assert_says(&error, Fault::Refused, &[&format!("127.0.0.1:{dead}")]);
+    assert_says(&error, StoreFault::Refused, &[&format!("127.0.0.1:{dead}")]);
     let error = fails(&given(&[master.port], "mymaster"), LONG).await;
-    assert_says(&error, Fault::BadConfig, &["is no Sentinel", "redis://"]);
+    assert_says(&error, StoreFault::BadConfig, &["is no Sentinel", "redis://"]);
     let bare = SharedStore { password: None, ..given(&[locked.port], "mymaster") };
-    assert_says(&fails(&bare, LONG).await, Fault::AuthRequired, &[&locked.address().to_string()]);
+    assert_says(&fails(&bare, LONG).await, StoreFault::AuthRequired, &[&locked.address().to_string()]);
     let error = fails(&store(&format!("redis://127.0.0.1:{}", open.port)), LONG).await;
-    assert_says(&error, Fault::BadConfig, &["is a Sentinel", "redis+sentinel://"]);
+    assert_says(&error, StoreFault::BadConfig, &["is a Sentinel", "redis+sentinel://"]);
 }
 
 /// Three masters, each with a third of the slots.
@@ -429,10 +440,10 @@ async fn nodes_of_a_cluster_are_asked_for_the_owner_of_the_slot() {
     let mut nodes = cluster();
     for tag in ["toolweir", "a", "a.b_c:d-9"] {
         let expected = nodes[0].say(&["CLUSTER", "KEYSLOT", &format!("{{{tag}}}key")]);
-        assert_eq!(expected, format!(":{}\r\n", slot(tag)), "{tag}");
+        assert_eq!(expected, format!(":{}\r\n", hash_slot(tag)), "{tag}");
     }
     let at = |port: u16| store(&format!("redis+cluster://127.0.0.1:{port}"));
-    let owners = ["a", "b", "c", "d", "toolweir"].map(|tag| (tag, usize::from(slot(tag)) / 5461));
+    let owners = ["a", "b", "c", "d", "toolweir"].map(|tag| (tag, usize::from(hash_slot(tag)) / 5461));
     assert!((0..3).all(|node| owners.iter().any(|(_, owner)| *owner == node)), "each is asked for: {owners:?}");
     for (prefix, owner) in &owners {
         for node in &nodes {
@@ -446,16 +457,16 @@ async fn nodes_of_a_cluster_are_asked_for_the_owner_of_the_slot() {
         }
     }
     // A node that is not the owner says so.
-    let owner = usize::from(slot("toolweir")) / 5461;
+    let owner = usize::from(hash_slot("toolweir")) / 5461;
     let other = (owner + 1) % 3;
     let mut connection = connector(&at(nodes[other].port)).open(&nodes[other].address(), LONG).await.unwrap();
     let set = redis::cmd("SET").arg("{toolweir}key").arg("value").query_async::<()>(&mut connection.commands).await;
-    assert_eq!(fault_of(&set.unwrap_err()), Fault::NotMaster);
+    assert_eq!(fault_of(&set.unwrap_err()), StoreFault::NotMaster);
 
     let error = fails(&store(&format!("redis://127.0.0.1:{}", nodes[0].port)), LONG).await;
-    assert_says(&error, Fault::BadConfig, &["is a node of a cluster", "redis+cluster://"]);
+    assert_says(&error, StoreFault::BadConfig, &["is a node of a cluster", "redis+cluster://"]);
     let single = Redis::start(&[]);
-    assert_says(&fails(&at(single.port), LONG).await, Fault::BadConfig, &["is no node of a cluster", "redis://"]);
+    assert_says(&fails(&at(single.port), LONG).await, StoreFault::BadConfig, &["is no node of a cluster", "redis://"]);
 
     // The other nodes are remembered: the one that was configured may go.
     let connector = connector(&at(nodes[other].port));
@@ -469,8 +480,8 @@ async fn nodes_of_a_cluster_are_asked_for_the_owner_of_the_slot() {
     // Nobody has the slot.
     let empty = Redis::start(&["--cluster-enabled", "yes", "--cluster-port", &free_port().to_string()]);
     let error = fails(&at(empty.port), LONG).await;
-    let parts = [empty.address().to_string(), format!("no owner of slot {}", slot("toolweir"))];
-    assert_says(&error, Fault::NoMaster, &[&parts[0], &parts[1], "redis-cli --cluster check"]);
+    let parts = [empty.address().to_string(), format!("no owner of slot {}", hash_slot("toolweir"))];
+    assert_says(&error, StoreFault::NoMaster, &[&parts[0], &parts[1], "redis-cli --cluster check"]);
 }
 
 #[tokio::test]

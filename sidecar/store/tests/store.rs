@@ -16,14 +16,14 @@ use tokio::{task::JoinHandle, time::sleep};
 use toolweir_crds::{OnStoreFailure, stream::SharedStore};
 use toolweir_engine::{
     Amount, Timestamp,
-    counters::{Hold, Identity, Take, instance},
-    shared::{Answer, Known, SharedHold, SharedTake, Wanted},
+    shared::{SharedAnswer, SharedDemand, SharedHold, SharedTake, SharedUsage},
+    take::{Hold, Identity, Take, instance},
     window::Span,
 };
 use toolweir_store::{
     Meters, Store,
-    config::Config,
-    connect::{Fault, StoreError},
+    config::StoreConfig,
+    error::{StoreError, StoreFault},
     probe,
 };
 
@@ -45,7 +45,7 @@ fn meters() -> Meters {
     }
 }
 
-fn config(port: u16, password: Option<&str>) -> Result<Config, StoreError> {
+fn config(port: u16, password: Option<&str>) -> Result<StoreConfig, StoreError> {
     let store = SharedStore {
         url: format!("redis://127.0.0.1:{port}"),
         username: None,
@@ -55,7 +55,7 @@ fn config(port: u16, password: Option<&str>) -> Result<Config, StoreError> {
         leases: true,
         budget_milliseconds: 5000,
     };
-    Config::try_from(&store)
+    StoreConfig::try_from(&store)
 }
 
 fn group() -> BTreeSet<Arc<str>> {
@@ -71,7 +71,7 @@ struct Pod {
 }
 
 impl Pod {
-    async fn start(config: Result<Config, StoreError>) -> Self {
+    async fn start(config: Result<StoreConfig, StoreError>) -> Self {
         let meters = meters();
         let store = Store::new(meters.clone(), 1000);
         store.set_config(Some(config));
@@ -95,20 +95,20 @@ impl Pod {
         Timestamp::default().after(self.began.elapsed())
     }
 
-    async fn take(&self, wanted: &Wanted) -> &'static str {
+    async fn take(&self, wanted: &SharedDemand) -> &'static str {
         match &self.store.take(std::slice::from_ref(wanted), self.now()).await[0] {
-            Answer::Taken(taken) if taken.without_store.is_none() => "taken",
-            Answer::Taken(_) => "without the store",
-            Answer::Refused(_) | Answer::RefusedAlone(_) => "refused",
-            Answer::Unavailable => "unavailable",
-            Answer::NotAsked => "not asked",
+            SharedAnswer::Taken(taken) if taken.store_fallback.is_none() => "taken",
+            SharedAnswer::Taken(_) => "without the store",
+            SharedAnswer::Refused(_) | SharedAnswer::RefusedAlone(_) => "refused",
+            SharedAnswer::Unavailable => "unavailable",
+            SharedAnswer::NotAsked => "not asked",
         }
     }
 
-    async fn used(&self, wanted: &Wanted) -> f64 {
+    async fn used(&self, wanted: &SharedDemand) -> f64 {
         // What was seen lately is shown again.
         sleep(Duration::from_millis(1100)).await;
-        let seen = self.store.seen(wanted.takes.iter().cloned(), self.now()).await;
+        let seen = self.store.usage(wanted.takes.iter().cloned(), self.now()).await;
         seen.used(&wanted.takes[0].take.identity).unwrap_or_default().as_f64()
     }
 }
@@ -119,7 +119,7 @@ impl Drop for Pod {
     }
 }
 
-fn limit(max: u64, window: Duration) -> Wanted {
+fn limit(max: u64, window: Duration) -> SharedDemand {
     let take = Take {
         identity: Identity::new("agents/bank#0"),
         instance: instance(""),
@@ -127,8 +127,8 @@ fn limit(max: u64, window: Duration) -> Wanted {
         max: Amount::whole(max),
         amount: Amount::ONE,
     };
-    let shared = SharedTake { take, whose: GROUP.into(), failure: OnStoreFailure::Deny };
-    Wanted { takes: [shared].into_iter().collect(), ..Wanted::default() }
+    let shared = SharedTake { take, pod_group: GROUP.into(), failure: OnStoreFailure::Deny };
+    SharedDemand { takes: [shared].into_iter().collect(), ..SharedDemand::default() }
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -198,7 +198,7 @@ async fn a_pod_that_ends_returns_what_it_leased_and_has_not_used() {
 async fn a_store_that_may_forget_counts_is_refused_until_it_may_not() {
     let redis = Redis::start(&["--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru"]);
     let error = probe(&config(redis.port, None).unwrap(), Duration::from_secs(5)).await.unwrap_err();
-    assert_eq!(error.fault, Fault::Evicts);
+    assert_eq!(error.fault, StoreFault::Evicts);
     assert!(error.message.contains("set maxmemory-policy noeviction"), "{error}");
     redis.say(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     probe(&config(redis.port, None).unwrap(), Duration::from_secs(5)).await.unwrap();
@@ -209,13 +209,13 @@ async fn what_a_script_may_not_do_is_a_missing_permission_and_a_full_memory_is_t
     let redis = Redis::start(&[]);
     redis.say(&["ACL", "SETUSER", "default", "-time"]);
     let error = probe(&config(redis.port, None).unwrap(), Duration::from_secs(5)).await.unwrap_err();
-    assert_eq!(error.fault, Fault::NoPermission, "{error}");
+    assert_eq!(error.fault, StoreFault::NoPermission, "{error}");
     redis.say(&["ACL", "SETUSER", "default", "+time"]);
     let pod = Pod::start(config(redis.port, None)).await;
     redis.say(&["CONFIG", "SET", "maxmemory", "1"]);
     pod.take(&limit(5, HOUR)).await;
     pod.until("unavailable").await;
-    assert_eq!(pod.store.failure().unwrap().fault, Fault::OutOfMemory);
+    assert_eq!(pod.store.failure().unwrap().fault, StoreFault::OutOfMemory);
 }
 
 #[tokio::test]
@@ -242,9 +242,12 @@ async fn a_store_that_keeps_its_data_keeps_what_pods_took_that_have_ended() {
 #[tokio::test]
 async fn a_call_that_is_over_before_its_answer_comes_takes_nothing() {
     let redis = Redis::start(&[]);
-    let pod =
-        Pod::start(config(redis.port, None).map(|config| Config { budget: Duration::from_millis(20), leases: false, ..config }))
-            .await;
+    let pod = Pod::start(config(redis.port, None).map(|config| StoreConfig {
+        budget: Duration::from_millis(20),
+        leases: false,
+        ..config
+    }))
+    .await;
     let wanted = limit(10, HOUR);
     assert_eq!(pod.take(&wanted).await, "taken");
     for _ in 0..3 {
@@ -290,12 +293,12 @@ async fn the_user_of_the_docs_may_do_what_is_needed_and_no_more() {
     assert_eq!(redis.say(&rule), "+OK\r\n");
     let config = |prefix: &str| {
         let known = config(redis.port, Some(PASSWORD)).unwrap();
-        Config { username: Some("toolweir".to_owned()), prefix: prefix.to_owned(), ..known }
+        StoreConfig { username: Some("toolweir".to_owned()), prefix: prefix.to_owned(), ..known }
     };
     let pod = Pod::start(Ok(config("t"))).await;
     let mut wanted = limit(2, HOUR);
     let place = Hold { identity: Identity::new("places"), max: 1 };
-    wanted.holds.push(SharedHold { hold: place, whose: GROUP.into(), failure: OnStoreFailure::Deny });
+    wanted.holds.push(SharedHold { hold: place, pod_group: GROUP.into(), failure: OnStoreFailure::Deny });
     for _ in 0..2 {
         // Its place comes free and is told.
         assert_eq!(pod.take(&wanted).await, "taken");
@@ -305,5 +308,5 @@ async fn the_user_of_the_docs_may_do_what_is_needed_and_no_more() {
     assert_eq!(pod.used(&wanted).await.to_bits(), 2_f64.to_bits());
     assert_eq!((pod.meters.up.get(), pod.store.failure()), (1, None));
     let error = probe(&config("other"), Duration::from_secs(5)).await.unwrap_err();
-    assert_eq!(error.fault, Fault::NoPermission, "{error}");
+    assert_eq!(error.fault, StoreFault::NoPermission, "{error}");
 }

@@ -100,6 +100,16 @@ impl Ask {
         self
     }
 
+    /// The same from somebody who is no client of MCP and goes by the HTTP status, such as curl.
+    pub fn plain(self) -> Self {
+        self.without("accept")
+    }
+
+    /// Returns true if its body gives a protocol version, as requests of the modern era do.
+    pub fn is_modern(&self) -> bool {
+        String::from_utf8_lossy(&self.body).contains("io.modelcontextprotocol/protocolVersion\":\"")
+    }
+
     pub fn is_post(&self) -> bool {
         self.method == "POST"
     }
@@ -189,7 +199,7 @@ impl Http2 {
     }
 }
 
-/// How the end of a body is told.
+/// The way in which the end of a body is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length(usize),

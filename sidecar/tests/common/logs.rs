@@ -1,4 +1,4 @@
-//! What was written: the program's log, and the audit log of a sidecar.
+//! The logs of a test: the program's log, and the audit log of a sidecar.
 
 use std::{
     io::{self, Write},

@@ -1,4 +1,4 @@
-//! What the tests share: a scripted MCP server, clients that send exactly what they are told, a sidecar in this
+//! Shared by the tests: a scripted MCP server, clients that send exactly what they are told, a sidecar in this
 //! process, and the real program.
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod operator;
 pub mod program;
 pub mod sidecar;
+pub mod stdio;
 pub mod tls;
 pub mod upstream;
 
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long a test waits for what must happen.
+/// The time for which a test waits for what must happen.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Waits for a future, but not for ever.

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use toolweir_crds::{
     read_documents,
-    stream::{Ack, PATH},
+    stream::{Ack, CredentialReport, PATH, Report},
 };
 
 use super::within;
@@ -100,7 +100,7 @@ impl Operator {
         within("a stream", self.opened.recv()).await.unwrap()
     }
 
-    /// Whether a stream is open that nobody has taken.
+    /// Returns true if a stream is open that nobody has taken.
     pub fn has_opened(&mut self) -> bool {
         !self.opened.is_empty()
     }
@@ -159,17 +159,22 @@ fn answer(request: Request<Incoming>, shared: &Shared) -> Response<UnsyncBoxBody
     }
     let (lines, fed) = mpsc::channel(1);
     let (sender, acks) = mpsc::unbounded_channel();
+    let (reporter, reports) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let (mut body, mut held) = (request.into_body(), Vec::new());
         while let Some(Ok(frame)) = body.frame().await {
             held.extend_from_slice(&frame.into_data().unwrap());
             while let Some(end) = held.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = held.drain(..=end).collect();
-                let _ = sender.send(serde_json::from_slice(&line).unwrap());
+                match serde_json::from_slice(&line).unwrap() {
+                    Report::Ack(ack) => drop(sender.send(ack)),
+                    Report::Credentials(report) => drop(reporter.send(report)),
+                    Report::Denials(_) => {}
+                }
             }
         }
     });
-    let _ = shared.opened.send(Stream { token, lines, acks });
+    let _ = shared.opened.send(Stream { token, lines, acks, reports });
     Response::new(Fed(fed).boxed_unsync())
 }
 
@@ -190,6 +195,7 @@ pub struct Stream {
     pub token: String,
     lines: mpsc::Sender<Bytes>,
     acks: mpsc::UnboundedReceiver<Ack>,
+    reports: mpsc::UnboundedReceiver<CredentialReport>,
 }
 
 impl Stream {
@@ -213,6 +219,11 @@ impl Stream {
     /// The next acknowledgement.
     pub async fn ack(&mut self) -> Ack {
         within("an acknowledgement", self.acks.recv()).await.expect("the stream has ended")
+    }
+
+    /// The next report of credentials.
+    pub async fn report(&mut self) -> CredentialReport {
+        within("a report of credentials", self.reports.recv()).await.expect("the stream has ended")
     }
 
     /// Sends a snapshot and waits until it is in force.

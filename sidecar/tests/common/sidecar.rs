@@ -8,11 +8,12 @@ use std::{
 };
 
 use serde_json::Value;
-use toolweir_engine::{Memory, Options};
+use toolweir_engine::{CompileOptions, Memory};
 use toolweir_sidecar::{
+    credentials::keys::KeyFolders,
     governor::Governor,
     proxy::Limits,
-    run::{self, Config, Source},
+    run::{self, PolicySource, RunConfig},
 };
 
 use super::{
@@ -33,15 +34,15 @@ pub struct Sidecar {
     audit: Log,
 }
 
-/// What a sidecar is told for a test.
-pub fn config(policy: &Path) -> Config {
-    from(Source::Local(policy.to_owned()))
+/// The configuration of a sidecar for a test.
+pub fn config(policy: &Path) -> RunConfig {
+    from(PolicySource::Local(policy.to_owned()))
 }
 
 /// The same, with policies from somewhere else.
-pub fn from(source: Source) -> Config {
+pub fn from(source: PolicySource) -> RunConfig {
     let free = || "127.0.0.1:0".to_owned();
-    Config {
+    RunConfig {
         source,
         mcp_config: None,
         listen: free(),
@@ -49,13 +50,14 @@ pub fn from(source: Source) -> Config {
         admin_listen: free(),
         upstream_ca: None,
         upstream_proxy: None,
+        credentials: KeyFolders::default(),
         limits: Limits::default(),
         counters: Memory::COUNTERS,
         workers: 2,
         allowed_hosts: Vec::new(),
         drain: Duration::from_secs(5),
         shared_store: None,
-        options: Options::default(),
+        options: CompileOptions::default(),
     }
 }
 
@@ -66,21 +68,21 @@ impl Sidecar {
     }
 
     /// Starts one that is told something else, too.
-    pub async fn with(policy: &str, change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn with(policy: &str, change: impl FnOnce(&mut RunConfig)) -> Self {
         let folder = Folder::new();
         let path = folder.write("policy.yaml", policy);
         Self::at(folder, path, change).await
     }
 
     /// Starts one with policies that are somewhere in a folder.
-    pub async fn at(folder: Folder, policy: PathBuf, change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn at(folder: Folder, policy: PathBuf, change: impl FnOnce(&mut RunConfig)) -> Self {
         let mut config = config(&policy);
         change(&mut config);
         Self::run(folder, &config).await
     }
 
     /// Starts one that is told all this. The folder lives as long as it does.
-    pub async fn run(folder: Folder, config: &Config) -> Self {
+    pub async fn run(folder: Folder, config: &RunConfig) -> Self {
         logs::log();
         let audit = Log::default();
         let running = run::start(config, Arc::new(|_| Ok("info".to_owned())), Box::new(audit.clone())).await;

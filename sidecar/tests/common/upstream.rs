@@ -62,7 +62,7 @@ impl Seen {
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// What a request gets.
+/// The answer to a request.
 pub enum Reply {
     Now(Response<Body>),
     Later(Pin<Box<dyn Future<Output = Response<Body>> + Send>>),
@@ -226,7 +226,7 @@ impl Upstream {
         upstream
     }
 
-    /// Where a policy says that it is.
+    /// The url for a policy.
     pub fn url(&self) -> String {
         format!("http://{}/mcp", self.address)
     }
@@ -259,7 +259,7 @@ impl Upstream {
         until("the server's requests", async || self.seen().len() >= count).await;
     }
 
-    /// How many connections were opened.
+    /// The number of connections that were opened.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
@@ -291,7 +291,7 @@ pub struct Raw {
     received: Arc<Mutex<Vec<u8>>>,
 }
 
-/// What a [`Raw`] server does with a request.
+/// The behaviour of a [`Raw`] server.
 #[derive(Clone)]
 pub enum Deed {
     /// Sends these bytes and closes the connection.
@@ -342,7 +342,7 @@ async fn answer(mut stream: TcpStream, deed: Deed, received: Arc<Mutex<Vec<u8>>>
     }
 }
 
-/// Whether a request, head and body, has come whole.
+/// Returns true if a request, head and body, has come whole.
 fn whole(request: &[u8]) -> bool {
     let Some(end) = request.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
     let head = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();

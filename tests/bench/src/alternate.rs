@@ -1,7 +1,7 @@
 //! Two targets in turn, in short blocks on one connection each: what the second adds to a call, with little of what the
 //! machine does meanwhile.
 
-use crate::load::{Call, Connection, Endpoint, Expected, Outcome};
+use crate::load::{ExpectedAnswer, LoadCall, LoadConnection, LoadOutcome, LoadTarget};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::Instant;
@@ -56,17 +56,17 @@ pub async fn run(args: Args) -> Result<()> {
 }
 
 struct Side {
-    connection: Connection,
-    call: Call,
-    expected: Expected,
+    connection: LoadConnection,
+    call: LoadCall,
+    expected: ExpectedAnswer,
     number: u64,
 }
 
 impl Side {
     async fn open(url: &str) -> Result<Self> {
-        let endpoint = Endpoint::open(url).await?;
-        let connection = Connection::to(&endpoint).await?;
-        Ok(Self { connection, call: Call::new(&endpoint, "send_message")?, expected: Expected::default(), number: 0 })
+        let endpoint = LoadTarget::open(url).await?;
+        let connection = LoadConnection::to(&endpoint).await?;
+        Ok(Self { connection, call: LoadCall::new(&endpoint, "send_message")?, expected: ExpectedAnswer::default(), number: 0 })
     }
 
     /// The median of so many calls in microseconds.
@@ -79,7 +79,7 @@ impl Side {
             let answer = self.connection.exchange(&self.call.bytes).await?;
             took.push(sent.elapsed().as_nanos() as f64 / 1000.0);
             let outcome = self.expected.check(answer, self.call.id())?;
-            ensure!(outcome == Outcome::Allowed, "a call was denied: {outcome:?}");
+            ensure!(outcome == LoadOutcome::Allowed, "a call was denied: {outcome:?}");
         }
         took.sort_by(f64::total_cmp);
         Ok(middle(&took))

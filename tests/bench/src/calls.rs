@@ -1,6 +1,6 @@
 //! A fixed number of requests of one kind on one connection, each answer checked.
 
-use crate::load::{Call, Connection, Endpoint, Expected, Outcome};
+use crate::load::{ExpectedAnswer, LoadCall, LoadConnection, LoadOutcome, LoadTarget};
 use anyhow::{Result, ensure};
 
 #[derive(clap::Args)]
@@ -24,13 +24,15 @@ enum Kind {
 }
 
 pub async fn run(args: Args) -> Result<()> {
-    let endpoint = Endpoint::open(&args.url).await?;
-    let mut connection = Connection::to(&endpoint).await?;
+    let endpoint = LoadTarget::open(&args.url).await?;
+    let mut connection = LoadConnection::to(&endpoint).await?;
     match args.kind {
-        Kind::Allowed => calls(&mut connection, Call::new(&endpoint, "send_message")?, args.count, &Outcome::Allowed).await,
+        Kind::Allowed => {
+            calls(&mut connection, LoadCall::new(&endpoint, "send_message")?, args.count, &LoadOutcome::Allowed).await
+        }
         Kind::Denied => {
-            let denied = Outcome::Denied("not_listed".to_owned());
-            calls(&mut connection, Call::new(&endpoint, "none_of_these")?, args.count, &denied).await
+            let denied = LoadOutcome::Denied("not_listed".to_owned());
+            calls(&mut connection, LoadCall::new(&endpoint, "none_of_these")?, args.count, &denied).await
         }
         Kind::List => {
             let request = endpoint.post(br#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#);
@@ -46,8 +48,8 @@ pub async fn run(args: Args) -> Result<()> {
     }
 }
 
-async fn calls(connection: &mut Connection, mut call: Call, count: u64, expected: &Outcome) -> Result<()> {
-    let mut answers = Expected::default();
+async fn calls(connection: &mut LoadConnection, mut call: LoadCall, count: u64, expected: &LoadOutcome) -> Result<()> {
+    let mut answers = ExpectedAnswer::default();
     for number in 0..count {
         call.set(number, 0);
         let outcome = answers.check(connection.exchange(&call.bytes).await?, call.id())?;

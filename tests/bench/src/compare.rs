@@ -1,8 +1,8 @@
 //! Rounds against each target in turn, so that what the machine does meanwhile meets all of them alike; medians over
-//! the rounds; the bars that the sidecar is held to.
+//! the rounds; the targets for the sidecar.
 
 use crate::bar;
-use crate::load::{self, Endpoint, Run, Until};
+use crate::load::{self, LoadEnd, LoadTarget, Run};
 use crate::process::{Tree, machine_cpu};
 use anyhow::{Context, Result, bail};
 use std::os::unix::process::parent_id;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// NAME=URL[,PID]; with the proxy's PID, its CPU time and memory are measured too
+    /// NAME=URL or NAME=URL,PID; with the PID of the proxy, its CPU time and memory are measured too
     #[arg(long = "target", required = true)]
     targets: Vec<Target>,
     #[arg(long, default_value_t = 5)]
@@ -60,15 +60,30 @@ struct Figures {
     process: Option<(f64, f64)>,
 }
 
+/// The rounds of each target on a number of connections.
+type Rounds = Vec<Vec<Figures>>;
+
 pub async fn run(args: Args) -> Result<bool> {
     let mut endpoints = Vec::new();
     for target in &args.targets {
-        endpoints.push(Endpoint::open(&target.url).await.with_context(|| target.name.clone())?);
+        endpoints.push(LoadTarget::open(&target.url).await.with_context(|| target.name.clone())?);
     }
     // All that the script runs, to tell it from what else the machine does meanwhile
     let (own, started) = (Tree::of(parent_id())?, Instant::now());
     let (own_before, all_before) = (own.cpu()?, machine_cpu()?);
-    // rounds[c][t]: what target t did on connections[c], round by round
+    let rounds = measure_all(&args, &endpoints).await?;
+    let others = (machine_cpu()?.saturating_sub(all_before)).saturating_sub(own.cpu()?.saturating_sub(own_before));
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    let share = others.as_secs_f64() / (started.elapsed().as_secs_f64() * cores);
+    let note = if share > 0.1 { ": too much for the figures and bars below to prove anything" } else { "" };
+    println!("Other processes took {:.0} % of the machine's CPU time meanwhile{note}.\n", share * 100.0);
+    print_table(&args, &rounds);
+    Ok(judge(&args, &rounds) || !args.strict)
+}
+
+/// Measures each target on each number of connections, round by round. The result has the order of `args.connections`, and
+/// in each the order of `args.targets`.
+async fn measure_all(args: &Args, endpoints: &[LoadTarget]) -> Result<Vec<Rounds>> {
     let mut rounds = vec![vec![Vec::new(); args.targets.len()]; args.connections.len()];
     for round in 0..args.rounds.max(1) {
         for (c, &connections) in args.connections.iter().enumerate() {
@@ -76,7 +91,7 @@ pub async fn run(args: Args) -> Result<bool> {
                 // Each round begins with another target, so that none is always first after a pause.
                 let t = (place + round) % args.targets.len();
                 let target = &args.targets[t];
-                let figures = measure(&args, target, &endpoints[t], connections)
+                let figures = measure(args, target, &endpoints[t], connections)
                     .await
                     .with_context(|| format!("{} on {connections} connections", target.name))?;
                 eprintln!(
@@ -91,13 +106,10 @@ pub async fn run(args: Args) -> Result<bool> {
             }
         }
     }
+    Ok(rounds)
+}
 
-    let others = (machine_cpu()?.saturating_sub(all_before)).saturating_sub(own.cpu()?.saturating_sub(own_before));
-    let cores = std::thread::available_parallelism()?.get() as f64;
-    let share = others.as_secs_f64() / (started.elapsed().as_secs_f64() * cores);
-    let note = if share > 0.1 { ": too much for the figures and bars below to prove anything" } else { "" };
-    println!("Other processes took {:.0} % of the machine's CPU time meanwhile{note}.\n", share * 100.0);
-
+fn print_table(args: &Args, rounds: &[Rounds]) {
     println!("| connections | target | calls/s | (range) | p50 µs | p99 µs | CPU µs/call | memory MiB |");
     println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |");
     for (c, connections) in args.connections.iter().enumerate() {
@@ -120,11 +132,14 @@ pub async fn run(args: Args) -> Result<bool> {
         }
     }
     println!();
+}
 
+/// Prints the targets for the sidecar, and returns true if it meets all of them.
+fn judge(args: &Args, rounds: &[Rounds]) -> bool {
     let place = |name: &str| args.targets.iter().position(|target| target.name == name);
     let (Some(direct), Some(plain), Some(sidecar)) = (place("direct"), place("pass-through"), place("sidecar")) else {
         println!("No verdict: it takes the targets direct, pass-through and sidecar.");
-        return Ok(true);
+        return true;
     };
     let mut all_hold = true;
     let mut say = |holds: bool, text: String| {
@@ -153,17 +168,17 @@ pub async fn run(args: Args) -> Result<bool> {
             );
         }
     }
-    Ok(all_hold || !args.strict)
+    all_hold
 }
 
-async fn measure(args: &Args, target: &Target, endpoint: &Endpoint, connections: usize) -> Result<Figures> {
+async fn measure(args: &Args, target: &Target, endpoint: &LoadTarget, connections: usize) -> Result<Figures> {
     let tree = target.pid.map(Tree::of).transpose()?;
     let from = Instant::now() + Duration::from_secs_f64(args.warm_up);
     let run = Run {
         endpoint: endpoint.clone(),
         connections,
         accounts: 1,
-        until: Until::Time(from, from + Duration::from_secs_f64(args.seconds)),
+        until: LoadEnd::Time(from, from + Duration::from_secs_f64(args.seconds)),
         denials: false,
         calls: AtomicU64::new(0),
     };

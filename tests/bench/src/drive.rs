@@ -1,7 +1,7 @@
 //! Calls to several targets at once, each at its own rate or as fast as it answers. Denials are counted by their reason;
 //! an answer that is neither a success nor a denial ends the run.
 
-use crate::load::{Call, Connection, Endpoint, Expected, Outcome};
+use crate::load::{ExpectedAnswer, LoadCall, LoadConnection, LoadOutcome, LoadTarget};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 struct Target {
-    endpoint: Endpoint,
+    endpoint: LoadTarget,
     tool: String,
     account: u64,
     connections: u64,
@@ -48,7 +48,7 @@ pub async fn run(args: Args) -> Result<()> {
     let mut targets = Vec::new();
     for (index, target) in wanted.iter().enumerate() {
         targets.push(Arc::new(Target {
-            endpoint: Endpoint::open(target["url"].as_str().context("target: no url")?).await?,
+            endpoint: LoadTarget::open(target["url"].as_str().context("target: no url")?).await?,
             tool: target["tool"].as_str().context("target: no tool")?.to_owned(),
             account: target["account"].as_u64().context("target: no account")?,
             connections: target["connections"].as_u64().context("target: no connections")?,
@@ -90,9 +90,9 @@ pub async fn run(args: Args) -> Result<()> {
 }
 
 async fn drive(target: &Target, start: Instant, end: Instant) -> Result<Vec<Made>> {
-    let mut connection = Connection::to(&target.endpoint).await?;
-    let mut call = Call::new(&target.endpoint, &target.tool)?;
-    let mut expected = Expected::default();
+    let mut connection = LoadConnection::to(&target.endpoint).await?;
+    let mut call = LoadCall::new(&target.endpoint, &target.tool)?;
+    let mut expected = ExpectedAnswer::default();
     let mut made = Vec::new();
     loop {
         let number = target.begun.fetch_add(1, Ordering::Relaxed);
@@ -111,8 +111,8 @@ async fn drive(target: &Target, start: Instant, end: Instant) -> Result<Vec<Made
         let answer = tokio::time::timeout(PATIENCE, connection.exchange(&call.bytes)).await.context("no answer in time")??;
         let took = sent.elapsed();
         let denied = match expected.check(answer, call.id())? {
-            Outcome::Allowed => None,
-            Outcome::Denied(reason) => Some(reason),
+            LoadOutcome::Allowed => None,
+            LoadOutcome::Denied(reason) => Some(reason),
         };
         made.push((sent - start, took, denied));
     }

@@ -1,7 +1,7 @@
 //! One limit under all the calls that fit, judged by the server's own log of what arrived.
 
 use crate::bar;
-use crate::load::{self, Endpoint, Run, Until};
+use crate::load::{self, LoadEnd, LoadTarget, Run};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,13 +31,13 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Result<bool> {
-    let endpoint = Endpoint::open(&args.url).await?;
+    let endpoint = LoadTarget::open(&args.url).await?;
     let start = Instant::now();
     let run = Arc::new(Run {
         endpoint,
         connections: args.connections,
         accounts: 1,
-        until: Until::Time(start, start + Duration::from_secs_f64(args.seconds)),
+        until: LoadEnd::Time(start, start + Duration::from_secs_f64(args.seconds)),
         denials: true,
         calls: AtomicU64::new(0),
     });
@@ -76,14 +76,14 @@ pub async fn run(args: Args) -> Result<bool> {
 }
 
 #[derive(Debug, PartialEq)]
-struct Found {
+struct Arrivals {
     /// The most arrivals in a span of `window`, both ends included
     busiest: usize,
     /// The shortest time from an arrival to the one `max` places later; over `window` where the limit was kept
     shortest: Option<u64>,
 }
 
-fn check(mut arrivals: Vec<u64>, max: usize, window: u64) -> Found {
+fn check(mut arrivals: Vec<u64>, max: usize, window: u64) -> Arrivals {
     // The log is in the order of writing, not always that of arriving.
     arrivals.sort_unstable();
     let mut busiest = 0;
@@ -95,7 +95,7 @@ fn check(mut arrivals: Vec<u64>, max: usize, window: u64) -> Found {
         busiest = busiest.max(last + 1 - first);
     }
     let shortest = arrivals.windows(max + 1).map(|span| span[max] - span[0]).min();
-    Found { busiest, shortest }
+    Arrivals { busiest, shortest }
 }
 
 #[cfg(test)]
@@ -104,9 +104,9 @@ mod tests {
 
     #[test]
     fn a_window_includes_both_ends() {
-        assert_eq!(check(vec![0, 5, 10], 2, 10), Found { busiest: 3, shortest: Some(10) });
-        assert_eq!(check(vec![11, 0, 5], 2, 10), Found { busiest: 2, shortest: Some(11) });
-        assert_eq!(check(vec![3], 2, 10), Found { busiest: 1, shortest: None });
-        assert_eq!(check(vec![], 2, 10), Found { busiest: 0, shortest: None });
+        assert_eq!(check(vec![0, 5, 10], 2, 10), Arrivals { busiest: 3, shortest: Some(10) });
+        assert_eq!(check(vec![11, 0, 5], 2, 10), Arrivals { busiest: 2, shortest: Some(11) });
+        assert_eq!(check(vec![3], 2, 10), Arrivals { busiest: 1, shortest: None });
+        assert_eq!(check(vec![], 2, 10), Arrivals { busiest: 0, shortest: None });
     }
 }

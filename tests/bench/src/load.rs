@@ -14,48 +14,48 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 const BODY_SIZE: usize = 1024;
-/// What a run may take beyond its end: an answer that is later than this is lost.
+/// The time that a run may take beyond its end: an answer that is later than this is lost.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// An MCP endpoint, with the session that it gave, if it did.
 #[derive(Clone)]
-pub struct Endpoint {
+pub struct LoadTarget {
     address: String,
     path: String,
     session: Option<String>,
 }
 
 #[derive(Clone, Copy)]
-pub enum Until {
+pub enum LoadEnd {
     /// Measured from the first instant (before it: warm-up) to the second
     Time(Instant, Instant),
     Calls(u64),
 }
 
-/// What the connections of one run share.
+/// State that the connections of one run share.
 pub struct Run {
-    pub endpoint: Endpoint,
+    pub endpoint: LoadTarget,
     pub connections: usize,
-    /// How many values `arguments.account` goes through
+    /// The number of values that `arguments.account` goes through
     pub accounts: u64,
-    pub until: Until,
-    /// Whether a denial by the rate limit is an answer or an error
+    pub until: LoadEnd,
+    /// True if a denial by the rate limit is an answer; else it is an error
     pub denials: bool,
     /// Calls begun
     pub calls: AtomicU64,
 }
 
-/// What was measured; after the warm-up, if there was one.
+/// The measurements; after the warm-up, if there was one.
 #[derive(Default)]
-pub struct Tally {
+pub struct LoadTally {
     /// Nanoseconds of every call that was let through
     pub latencies: Vec<u32>,
     pub denied: u64,
-    /// What the watched processes spent on a CPU meanwhile
+    /// The CPU time of the watched processes meanwhile
     pub cpu: Option<Duration>,
 }
 
-impl Endpoint {
+impl LoadTarget {
     /// Opens an MCP session, as a client would.
     pub async fn open(url: &str) -> Result<Self> {
         let uri: Uri = url.parse().with_context(|| format!("{url}: not a URL"))?;
@@ -68,7 +68,7 @@ impl Endpoint {
     }
 
     async fn initialize(&mut self) -> Result<()> {
-        let mut connection = Connection::to(self).await?;
+        let mut connection = LoadConnection::to(self).await?;
         let initialize = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
             "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}});
         let answer = connection.exchange(&self.post(initialize.to_string().as_bytes())).await?;
@@ -95,15 +95,15 @@ impl Endpoint {
 }
 
 /// Runs all connections to the end; any error of one ends all. `watched` is whose CPU time is measured.
-pub async fn run(run: Arc<Run>, watched: Option<&Tree>) -> Result<Tally> {
+pub async fn run(run: Arc<Run>, watched: Option<&Tree>) -> Result<LoadTally> {
     let mut connections = JoinSet::new();
     for _ in 0..run.connections {
         let run = run.clone();
         connections.spawn(async move { drive(&run).await });
     }
-    let mut all = Tally::default();
+    let mut all = LoadTally::default();
     let work = async {
-        if let (Until::Time(from, to), Some(tree)) = (run.until, watched) {
+        if let (LoadEnd::Time(from, to), Some(tree)) = (run.until, watched) {
             tokio::time::sleep_until(from.into()).await;
             let before = tree.cpu()?;
             tokio::time::sleep_until(to.into()).await;
@@ -117,37 +117,37 @@ pub async fn run(run: Arc<Run>, watched: Option<&Tree>) -> Result<Tally> {
         anyhow::Ok(())
     };
     let end = match run.until {
-        Until::Time(_, to) => to + GRACE,
-        Until::Calls(calls) => Instant::now() + GRACE + Duration::from_millis(calls),
+        LoadEnd::Time(_, to) => to + GRACE,
+        LoadEnd::Calls(calls) => Instant::now() + GRACE + Duration::from_millis(calls),
     };
     tokio::time::timeout_at(end.into(), work).await.context("no answer in time")??;
     Ok(all)
 }
 
-async fn drive(run: &Run) -> Result<Tally> {
-    let mut connection = Connection::to(&run.endpoint).await?;
-    let mut call = Call::new(&run.endpoint, "send_message")?;
-    let mut expected = Expected::default();
-    let mut tally = Tally::default();
+async fn drive(run: &Run) -> Result<LoadTally> {
+    let mut connection = LoadConnection::to(&run.endpoint).await?;
+    let mut call = LoadCall::new(&run.endpoint, "send_message")?;
+    let mut expected = ExpectedAnswer::default();
+    let mut tally = LoadTally::default();
     loop {
         let started = Instant::now();
         let number = run.calls.fetch_add(1, Ordering::Relaxed);
         match run.until {
-            Until::Time(_, to) if started >= to => return Ok(tally),
-            Until::Calls(calls) if number >= calls => return Ok(tally),
+            LoadEnd::Time(_, to) if started >= to => return Ok(tally),
+            LoadEnd::Calls(calls) if number >= calls => return Ok(tally),
             _ => call.set(number, number % run.accounts),
         }
         let answer = connection.exchange(&call.bytes).await?;
         let ended = Instant::now();
         let outcome = expected.check(answer, call.id())?;
         let allowed = match &outcome {
-            Outcome::Allowed => true,
-            Outcome::Denied(reason) if reason == "rate_limit" => false,
-            Outcome::Denied(reason) => bail!("an error other than a denial by the rate limit: {reason}"),
+            LoadOutcome::Allowed => true,
+            LoadOutcome::Denied(reason) if reason == "rate_limit" => false,
+            LoadOutcome::Denied(reason) => bail!("an error other than a denial by the rate limit: {reason}"),
         };
         ensure!(allowed || run.denials, "a call was denied");
         match run.until {
-            Until::Time(from, to) if ended < from || ended > to => {}
+            LoadEnd::Time(from, to) if ended < from || ended > to => {}
             _ if allowed => tally.latencies.push(u32::try_from((ended - started).as_nanos()).unwrap_or(u32::MAX)),
             _ => tally.denied += 1,
         }
@@ -155,7 +155,7 @@ async fn drive(run: &Run) -> Result<Tally> {
 }
 
 /// A serialised tools/call of exactly `BODY_SIZE`, in which only digits change from call to call.
-pub struct Call {
+pub struct LoadCall {
     pub bytes: Vec<u8>,
     id: usize,
     account: usize,
@@ -164,8 +164,8 @@ pub struct Call {
 const DIGITS: usize = 7;
 const FIRST_ID: u64 = 1_000_000;
 
-impl Call {
-    pub fn new(endpoint: &Endpoint, tool: &str) -> Result<Self> {
+impl LoadCall {
+    pub fn new(endpoint: &LoadTarget, tool: &str) -> Result<Self> {
         let body = |padding: usize| {
             let text = "x".repeat(padding);
             let arguments = format!(r#"{{"account":"account-0000000","text":"{text}"}}"#);
@@ -195,9 +195,9 @@ fn write_digits(into: &mut [u8], mut value: u64) {
     }
 }
 
-/// What a right answer says.
+/// The decision in a right answer.
 #[derive(Debug, PartialEq)]
-pub enum Outcome {
+pub enum LoadOutcome {
     Allowed,
     /// For this reason
     Denied(String),
@@ -206,23 +206,23 @@ pub enum Outcome {
 /// Checks answers. Reading each as JSON would cost more than the call, so one that was read and found good is kept: the
 /// next must be the same bytes but for the id, or is read again.
 #[derive(Default)]
-pub struct Expected {
+pub struct ExpectedAnswer {
     body: Vec<u8>,
     id: usize,
 }
 
-impl Expected {
+impl ExpectedAnswer {
     /// A success or a denial; anything else is an error.
-    pub fn check(&mut self, answer: Answer, id: &[u8]) -> Result<Outcome> {
+    pub fn check(&mut self, answer: LoadAnswer, id: &[u8]) -> Result<LoadOutcome> {
         ensure!(answer.status == 200, "HTTP {}: {}", answer.status, lossy(&answer.body));
         if !self.body.is_empty() {
             self.body[self.id..][..DIGITS].copy_from_slice(id);
             if self.body == answer.body {
-                return Ok(Outcome::Allowed);
+                return Ok(LoadOutcome::Allowed);
             }
         }
         let outcome = read(&answer.body, id).with_context(|| format!("wrong answer: {}", lossy(&answer.body)))?;
-        if outcome == Outcome::Allowed
+        if outcome == LoadOutcome::Allowed
             && let Some(at) = position(&answer.body, id)
         {
             *self = Self { body: answer.body, id: at };
@@ -231,7 +231,7 @@ impl Expected {
     }
 }
 
-fn read(body: &[u8], id: &[u8]) -> Result<Outcome> {
+fn read(body: &[u8], id: &[u8]) -> Result<LoadOutcome> {
     let text = std::str::from_utf8(body)?;
     // A proxy may make one SSE event of a JSON answer.
     let message = if text.starts_with('{') {
@@ -245,25 +245,25 @@ fn read(body: &[u8], id: &[u8]) -> Result<Outcome> {
     let result = &message["result"];
     ensure!(result["content"].is_array(), "no tool result");
     if result["isError"] != true {
-        return Ok(Outcome::Allowed);
+        return Ok(LoadOutcome::Allowed);
     }
     let reason = result["_meta"]["toolweir.dev/denial"]["reason"].as_str().context("an error other than a denial")?;
-    Ok(Outcome::Denied(reason.to_owned()))
+    Ok(LoadOutcome::Denied(reason.to_owned()))
 }
 
-pub struct Connection {
+pub struct LoadConnection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 #[derive(Debug, PartialEq)]
-pub struct Answer {
+pub struct LoadAnswer {
     status: u16,
     session: Option<String>,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl LoadAnswer {
     /// The names in an answer to tools/list.
     pub fn tools(&self) -> Result<Vec<String>> {
         ensure!(self.status == 200, "HTTP {}: {}", self.status, lossy(&self.body));
@@ -273,14 +273,14 @@ impl Answer {
     }
 }
 
-impl Connection {
-    pub async fn to(endpoint: &Endpoint) -> Result<Self> {
+impl LoadConnection {
+    pub async fn to(endpoint: &LoadTarget) -> Result<Self> {
         let stream = TcpStream::connect(&endpoint.address).await.with_context(|| endpoint.address.clone())?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: Vec::with_capacity(16 * 1024) })
     }
 
-    pub async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
+    pub async fn exchange(&mut self, request: &[u8]) -> Result<LoadAnswer> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
         loop {
@@ -294,7 +294,7 @@ impl Connection {
 }
 
 /// A whole HTTP/1.1 answer, or nothing yet.
-fn parse(buffer: &[u8]) -> Result<Option<Answer>> {
+fn parse(buffer: &[u8]) -> Result<Option<LoadAnswer>> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(head_size) = head.parse(buffer)? else { return Ok(None) };
@@ -315,7 +315,7 @@ fn parse(buffer: &[u8]) -> Result<Option<Answer>> {
         ensure!(status == 204, "HTTP {status} without a length");
         Some(Vec::new())
     };
-    Ok(body.map(|body| Answer { status, session: header("mcp-session-id").map(str::to_owned), body }))
+    Ok(body.map(|body| LoadAnswer { status, session: header("mcp-session-id").map(str::to_owned), body }))
 }
 
 fn unchunk(mut rest: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -360,7 +360,7 @@ mod tests {
             for cut in 0..whole.len() {
                 assert_eq!(parse(&whole.as_bytes()[..cut]).unwrap(), None, "{cut}");
             }
-            let answer = Answer { status: 200, session: Some("s".into()), body: b"hello".into() };
+            let answer = LoadAnswer { status: 200, session: Some("s".into()), body: b"hello".into() };
             assert_eq!(parse(whole.as_bytes()).unwrap(), Some(answer));
             assert!(parse(format!("{whole}x").as_bytes()).is_err());
         }
@@ -368,17 +368,17 @@ mod tests {
 
     #[test]
     fn only_the_right_success_passes() {
-        let mut expected = Expected::default();
+        let mut expected = ExpectedAnswer::default();
         let mut check = |body: &str| {
-            expected.check(Answer { status: 200, session: None, body: body.into() }, b"1000007").map_err(|e| e.to_string())
+            expected.check(LoadAnswer { status: 200, session: None, body: body.into() }, b"1000007").map_err(|e| e.to_string())
         };
         let good = r#"{"jsonrpc":"2.0","id":1000007,"result":{"content":[]}}"#;
         let denied =
             r#"{"id":1000007,"result":{"content":[],"isError":true,"_meta":{"toolweir.dev/denial":{"reason":"rate_limit"}}}}"#;
-        assert_eq!(check(good), Ok(Outcome::Allowed));
-        assert_eq!(check(good), Ok(Outcome::Allowed));
-        assert_eq!(check(&format!("event: message\ndata: {good}\n\n")), Ok(Outcome::Allowed));
-        assert_eq!(check(denied), Ok(Outcome::Denied("rate_limit".into())));
+        assert_eq!(check(good), Ok(LoadOutcome::Allowed));
+        assert_eq!(check(good), Ok(LoadOutcome::Allowed));
+        assert_eq!(check(&format!("event: message\ndata: {good}\n\n")), Ok(LoadOutcome::Allowed));
+        assert_eq!(check(denied), Ok(LoadOutcome::Denied("rate_limit".into())));
         assert!(check(&good.replace("1000007", "1000008")).is_err());
         assert!(check(&denied.replace("reason", "other")).is_err());
         assert!(check(r#"{"id":1000007,"error":{}}"#).is_err());
@@ -386,8 +386,8 @@ mod tests {
 
     #[test]
     fn every_call_has_the_same_size() {
-        let endpoint = Endpoint { address: "h:1".into(), path: "/mcp".into(), session: None };
-        let mut call = Call::new(&endpoint, "send_message").unwrap();
+        let endpoint = LoadTarget { address: "h:1".into(), path: "/mcp".into(), session: None };
+        let mut call = LoadCall::new(&endpoint, "send_message").unwrap();
         call.set(41, 999);
         let text = String::from_utf8(call.bytes.clone()).unwrap();
         let (_, body) = text.split_once("\r\n\r\n").unwrap();

@@ -1,4 +1,4 @@
-//! What the scripts in this folder run: the MCP server behind the proxies, the plain proxy that the sidecar is held
+//! The programs of the scripts in this folder: the MCP server behind the proxies, the plain proxy that the sidecar is held
 //! against, the load generator, and the measuring. One binary, so that a script builds one thing.
 
 // A wrong index ends the run with its place, which is what a benchmark should do; the figures fit into an f64 and more.
@@ -35,7 +35,7 @@ enum Command {
     Upstream(upstream::Args),
     /// A plain proxy without a policy: what a proxy of this shape costs at least
     PassThrough(passthrough::Args),
-    /// Interleaved rounds against several targets: a table and the bars that the sidecar is held to
+    /// Interleaved rounds against several targets: a table, and whether the sidecar meets its targets
     Compare(compare::Args),
     /// A fixed number of calls while a process's memory is watched
     Memory(memory::Args),

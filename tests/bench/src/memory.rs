@@ -1,7 +1,7 @@
-//! Whether a proxy's memory is small, and stays what it is while calls go through.
+//! Checks that a proxy's memory is small, and stays so while calls go through.
 
 use crate::bar;
-use crate::load::{self, Endpoint, Run, Until};
+use crate::load::{self, LoadEnd, LoadTarget, Run};
 use crate::process::memory;
 use anyhow::Result;
 use std::sync::Arc;
@@ -36,10 +36,10 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<bool> {
     println!("before:  VmRSS {:>6} KiB", memory(args.pid, "VmRSS")?);
     let run = Arc::new(Run {
-        endpoint: Endpoint::open(&args.url).await?,
+        endpoint: LoadTarget::open(&args.url).await?,
         connections: args.connections,
         accounts: args.accounts,
-        until: Until::Calls(args.calls),
+        until: LoadEnd::Calls(args.calls),
         denials: false,
         calls: AtomicU64::new(0),
     });

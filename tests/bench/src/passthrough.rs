@@ -25,20 +25,20 @@ pub struct Args {
 }
 
 #[derive(Clone)]
-struct Proxy {
+struct Passthrough {
     client: Client<HttpConnector, Incoming>,
     upstream: Authority,
     host: HeaderValue,
 }
 
-type Answer = Response<Either<Incoming, Empty<Bytes>>>;
+type PassedAnswer = Response<Either<Incoming, Empty<Bytes>>>;
 
 pub async fn run(args: Args) -> Result<()> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
     let host = HeaderValue::from_str(args.upstream.as_str()).context("--upstream")?;
-    let proxy = Proxy { client, upstream: args.upstream, host };
+    let proxy = Passthrough { client, upstream: args.upstream, host };
     serve(args.listen, move |request| {
         let proxy = proxy.clone();
         async move {
@@ -51,8 +51,8 @@ pub async fn run(args: Args) -> Result<()> {
     .await
 }
 
-impl Proxy {
-    async fn forward(&self, mut request: Request<Incoming>) -> Result<Answer> {
+impl Passthrough {
+    async fn forward(&self, mut request: Request<Incoming>) -> Result<PassedAnswer> {
         let mut uri = std::mem::take(request.uri_mut()).into_parts();
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = Some(self.upstream.clone());
@@ -96,7 +96,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn bad_gateway() -> Answer {
+fn bad_gateway() -> PassedAnswer {
     let mut response = Response::new(Either::Right(Empty::new()));
     *response.status_mut() = StatusCode::BAD_GATEWAY;
     response

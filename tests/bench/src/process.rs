@@ -1,4 +1,4 @@
-//! What /proc says about a process and its descendants.
+//! A process and its descendants, as /proc shows them.
 
 use anyhow::{Context, Result, bail};
 use std::fs::read_to_string;

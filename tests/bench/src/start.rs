@@ -1,4 +1,4 @@
-//! How long a command takes from its start until it says that it is ready.
+//! Measures the time from a command's start until it says that it is ready.
 
 use crate::bar;
 use anyhow::{Context, Result, bail};

@@ -29,7 +29,7 @@ pub struct Args {
     tools: usize,
 }
 
-struct Server {
+struct BenchServer {
     started: Instant,
     arrivals: Option<File>,
     call_result: String,
@@ -42,7 +42,7 @@ const INITIALIZED: &str =
 pub async fn run(args: Args) -> Result<()> {
     let arrivals = args.arrivals.map(|path| File::create(&path).with_context(|| path.display().to_string()));
     let text = "All is well. ".repeat(70);
-    let server = Arc::new(Server {
+    let server = Arc::new(BenchServer {
         started: Instant::now(),
         arrivals: arrivals.transpose()?,
         call_result: format!(r#"{{"content":[{{"type":"text","text":"{text}"}}],"isError":false}}"#),
@@ -55,7 +55,7 @@ pub async fn run(args: Args) -> Result<()> {
     .await
 }
 
-impl Server {
+impl BenchServer {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let arrived = self.started.elapsed();
         if request.method() != Method::POST {

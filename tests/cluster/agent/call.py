@@ -1,4 +1,4 @@
-"""Calls tools through the sidecar with nothing but sockets and JSON, and says in one line of JSON what came of each call.
+"""Calls tools through the sidecar with nothing but sockets and JSON, and prints the result of each call as one line of JSON.
 
     call.py SERVER TOOL [--times N] [--arguments JSON]      N calls, one after the other; with --at SECONDS (since 1970), not
                                                             before then
@@ -52,7 +52,7 @@ class Agent:
     def ask(self, method, params):
         try:
             if not self.ready:
-                # Before the first call: one that a server turned away for want of a session would have counted.
+                # Before the first call, since a call that the server rejects for lack of a session would count.
                 self.initialize()
             return said(*self.send(method, params))
         except (OSError, http.client.HTTPException) as error:

@@ -1,4 +1,4 @@
-"""Runs a script as a pod's process, and waits when it is done, so that the pod and its sidecar can be looked at.
+"""Runs a script as a pod's process, and waits afterwards, so that the pod and its sidecar can be inspected.
 
     stay.py SCRIPT [ARGUMENT]...
 """

@@ -1,4 +1,4 @@
-"""An agent that is told what to do by `kubectl exec`: it waits until it is stopped."""
+"""An agent for use with `kubectl exec`: it waits until it is stopped."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""One HTTP/2 request that goes on while its answer comes, which curl cannot do and Python's own client does not speak."""
+"""One HTTP/2 request that continues while its response comes. curl and Python's own client cannot do that."""
 
 import socket
 import ssl

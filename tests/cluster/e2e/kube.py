@@ -1,4 +1,4 @@
-"""A cluster, as the tests use it: kubectl where a user would use it, and the API itself where milliseconds are measured."""
+"""The cluster of the tests: kubectl for what users do, and the API itself for measurements in milliseconds."""
 
 import base64
 import http.client
@@ -21,7 +21,7 @@ POLICIES = "/apis/toolweir.dev/v1alpha1"
 
 
 class Failure(Exception):
-    """Something is not as it must be."""
+    """A check of a test failed."""
 
 
 def expect(what, want, got):
@@ -35,7 +35,7 @@ def expect_in(what, words, text):
 
 
 def run(*command, input=None, timeout=120, check=True):
-    """A program's stdout; its stderr is in the error when it fails. With check=False: code, stdout, stderr."""
+    """Runs a program and returns its stdout; an error contains its stderr. With check=False: code, stdout, stderr."""
     done = subprocess.run(list(map(str, command)), input=input, capture_output=True, text=True, timeout=timeout)
     if not check:
         return done.returncode, done.stdout, done.stderr
@@ -53,7 +53,7 @@ def helm(*words, **options):
 
 
 def until(seconds, what, probe, every=0.1):
-    """What `probe` gives once it gives something. Until then it may give nothing, or fail."""
+    """Returns the first result of `probe`. Until then it may return nothing, or fail."""
     end, last = time.monotonic() + seconds, None
     while True:
         try:
@@ -68,7 +68,7 @@ def until(seconds, what, probe, every=0.1):
 
 
 class Background:
-    """A program that runs beside the test and whose lines are read as they come."""
+    """A program in the background, whose output is read line by line."""
 
     def __init__(self, *command):
         # What reads commands from stdin must not take its end for one.
@@ -85,7 +85,7 @@ class Background:
             self.more.notify_all()
 
     def line(self, seconds, what, matches, start=0):
-        """The first line from `start` on that `matches` gives something for: its number, and that."""
+        """Returns the number of the first line from `start` on for which `matches` returns something, and that result."""
         end = time.monotonic() + seconds
         with self.more:
             while True:
@@ -139,7 +139,7 @@ class Api:
         self.folder.cleanup()
 
     def raw(self, method, path, body=None, content="application/json", timeout=60):
-        """Status and text of the answer."""
+        """Returns status and text of the response."""
         for fresh in (False, True):
             connection = getattr(self.local, "connection", None)
             if connection is None or fresh:
@@ -169,7 +169,7 @@ class Api:
         return self("GET", path + (f"?{urlencode(query)}" if query else ""))
 
     def patch(self, path, body):
-        """What `kubectl apply --server-side` sends."""
+        """Applies an object as `kubectl apply --server-side` does."""
         return self("PATCH", f"{path}?fieldManager=e2e&force=true", body, content="application/apply-patch+yaml")
 
 
@@ -221,8 +221,34 @@ def agent(name, *args, labels=None, user=1000, restart="Always", **spec):
 
 
 def never_scheduled(name, labels=None):
-    """A pod that no node takes: it costs the API server and the operator what any pod does, and the node nothing."""
+    """A pod that is never scheduled: it costs API server and operator as much as any pod, but the node nothing."""
     return agent(name, labels=labels, nodeSelector={"toolweir.dev/no-such-node": "true"})
+
+
+# Looks for texts, one a line of stdin, in the environment of every process and in every file of the container that it may read.
+LOOK = """
+import json, os, stat, sys
+needles = sys.stdin.buffer.read().split()
+places = [f"/proc/{pid}/environ" for pid in os.listdir("/proc") if pid.isdigit()]
+for folder, folders, files in os.walk("/"):
+    if folder == "/":
+        folders[:] = [name for name in folders if name not in ("proc", "sys")]
+    places += [os.path.join(folder, name) for name in files]
+found, read = [set() for _ in needles], 0
+for place in places:
+    try:
+        if not stat.S_ISREG(os.stat(place).st_mode):
+            continue
+        with open(place, "rb") as file:
+            text = file.read()
+    except OSError:
+        continue
+    read += 1
+    for needle, where in zip(needles, found):
+        if needle in text:
+            where.add("environment" if place.startswith("/proc/") else place)
+print(json.dumps({"read": read, "found": [sorted(where) for where in found]}))
+"""
 
 
 class Cluster:
@@ -243,7 +269,7 @@ class Cluster:
         return name
 
     def remove_namespaces(self, wait=False):
-        """Those that the tests made."""
+        """Removes the namespaces that the tests created."""
         if self.namespaces:
             kubectl("delete", "namespace", *self.namespaces, "--ignore-not-found", f"--wait={str(wait).lower()}", "--timeout=180s", timeout=200, check=False)
         self.namespaces = []
@@ -274,7 +300,7 @@ class Cluster:
         return {"apiVersion": "toolweir.dev/v1alpha1", "kind": "MCPPolicy", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
 
     def path(self, policy):
-        """Where a policy is in the API."""
+        """Returns the API path of a policy."""
         namespace, name = policy["metadata"].get("namespace"), policy["metadata"]["name"]
         return f"{POLICIES}/namespaces/{namespace}/mcppolicies/{name}" if namespace else f"{POLICIES}/mcpclusterpolicies/{name}"
 
@@ -291,6 +317,19 @@ class Cluster:
             raise Failure(f"the status is {json.dumps(status):.700}")
 
         return until(seconds, f"policy {policy['metadata']['name']} programmed in {pods} pods", probe)
+
+    def condition(self, policy, kind, seconds, status, *reasons):
+        """Waits until a condition of a policy has this status and one of these reasons; gives it."""
+
+        def probe():
+            found = self.api.get(self.path(policy))
+            conditions = {c["type"]: c for c in found.get("status", {}).get("conditions", [])}
+            said = conditions.get(kind, {})
+            if said.get("status") == status and said["reason"] in reasons:
+                return said
+            raise Failure(f"it is {json.dumps(said):.500}")
+
+        return until(seconds, f"{kind} {status} ({' or '.join(reasons)})", probe)
 
     def ready(self, namespace, *names, seconds=60):
         """Waits until pods are ready."""
@@ -353,7 +392,7 @@ class Cluster:
         return "http://just-facebook.toolweir-e2e-tools.svc:8000/mcp"
 
     def server(self):
-        """An MCP server with a log of its own, in a namespace that Toolweir has nothing to do with; made once."""
+        """Creates an MCP server with its own log, once, in a namespace without Toolweir."""
         if self.server_ready:
             return
         namespaces, self.namespaces = self.namespaces, []
@@ -408,7 +447,7 @@ class Cluster:
         return helm(command, RELEASE, chart, "-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s", *values, *more)
 
     def install(self):
-        """The chart in the cluster, unless it is there."""
+        """Installs the chart if it is not installed."""
         if helm("list", "-n", SYSTEM, "--filter", f"^{RELEASE}$", "--deployed", "-q").strip():
             return
         began = time.monotonic()
@@ -436,9 +475,9 @@ class Cluster:
 
     # ---- when something went wrong
 
-    def collect(self, row):
-        """What the cluster says of a row that failed, in a folder."""
-        folder = OUT / "failed" / row
+    def collect(self, scenario):
+        """Writes the logs and objects of the cluster after a failed scenario, and returns the folder."""
+        folder = OUT / "failed" / scenario
         folder.mkdir(parents=True, exist_ok=True)
 
         def save(name, *words):

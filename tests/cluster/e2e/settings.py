@@ -1,4 +1,4 @@
-"""What the environment says of a run: how much is measured, and where things are."""
+"""Settings from the environment: how much is measured, and where things are."""
 
 import os
 from pathlib import Path

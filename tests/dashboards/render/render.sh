@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Draws both dashboards with the data of a Prometheus: `render.sh PROMETHEUS FOLDER RANGE_SECONDS [RATE_SECONDS [END]]` writes
-# dashboard-denials.png and dashboard-fleet.png there, and the top of the first.
-# Grafana is in no package registry; the panels are those of Perses.
+# Draws both dashboards with the data of a Prometheus.
+#
+#   render.sh PROMETHEUS FOLDER RANGE_SECONDS [RATE_SECONDS [END]]
+#
+# writes dashboard-denials.png, dashboard-denials-top.png and dashboard-fleet.png to FOLDER. The panels are those of Perses, since no
+# package registry has Grafana.
 . "$(dirname "$0")/../../lib.sh"
 . "$ROOT/tests/dashboards/lib.sh"
 
@@ -10,7 +13,7 @@ url=$1 to=$2 range=$3 rate=${4:-20} end=${5:-$(date +%s)}
 here=$DASHBOARDS/render
 need chromium "apt-get install chromium fonts-dejavu-core"
 python=$(dashboards_python)
-# Perses names versions of its peers that cannot all be met at once.
+# The peer dependencies of Perses contradict each other.
 dir=$(node_env perses --legacy-peer-deps \
 	@perses-dev/{core,components,dashboards,plugin-system,explore}@0.52.0 @perses-dev/prometheus-plugin@0.53.4 \
 	@perses-dev/timeseries-chart-plugin@0.10.2 @perses-dev/stat-chart-plugin@0.10.0 @perses-dev/table-plugin@0.8.1 \
@@ -18,7 +21,7 @@ dir=$(node_env perses --legacy-peer-deps \
 	date-fns@4 date-fns-tz@3 echarts@5.5.0 lodash@4 use-resize-observer@9 react-hook-form@7.51.3 immer@10 react-router-dom@6 \
 	use-query-params@2 esbuild@0.25 playwright-core@1)
 cp "$here/app.jsx" "$dir/app.jsx"
-# One copy of each, or their contexts do not find each other.
+# A single copy of each package, or React contexts do not work.
 (cd "$dir" && node_modules/.bin/esbuild app.jsx --bundle --format=esm --target=es2022 --outfile=app.js --log-level=error --minify \
 	--loader:.woff=dataurl --loader:.woff2=dataurl --loader:.svg=dataurl --define:process.env.NODE_ENV='"production"' --define:global=globalThis \
 	--alias:@tanstack/react-query=./node_modules/@tanstack/react-query)

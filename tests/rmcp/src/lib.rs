@@ -30,18 +30,18 @@ use rmcp::{
 };
 use serde::Deserialize;
 use tokio::{net::TcpListener, task::JoinHandle};
-use toolweir_engine::Options;
+use toolweir_engine::CompileOptions;
 use toolweir_sidecar::{
     proxy::Limits,
-    run::{self, Config, Sidecar, Source},
+    run::{self, PolicySource, RunConfig, Sidecar},
 };
 
-/// What a tool was called with, in the order in which the server saw it.
-pub type Log = Arc<Mutex<Vec<String>>>;
+/// The calls of tools, in the order in which the server saw them.
+pub type CallLog = Arc<Mutex<Vec<String>>>;
 
 /// The tools of the server.
 #[derive(Clone, Debug)]
-pub struct Tools(Log);
+pub struct Tools(CallLog);
 
 /// The argument of `echo`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -96,21 +96,21 @@ impl ServerHandler for Tools {
 
 /// A server that listens on a port of its own.
 #[derive(Debug)]
-pub struct Server {
-    /// Where it listens.
+pub struct RmcpServer {
+    /// The address on which it listens.
     pub address: SocketAddr,
-    log: Log,
+    log: CallLog,
     sessions: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
-impl Server {
+impl RmcpServer {
     /// Starts a server.
     ///
     /// # Errors
     /// No port can be bound.
     pub async fn start(config: StreamableHttpServerConfig) -> io::Result<Self> {
-        let log = Log::default();
+        let log = CallLog::default();
         let tools = Tools(Arc::clone(&log));
         let sessions = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&sessions);
@@ -132,7 +132,7 @@ impl Server {
         Ok(Self { address, log, sessions, task })
     }
 
-    /// How many sessions it opened; without sessions, how many requests it saw.
+    /// Returns how many sessions it opened; without sessions, how many requests it saw.
     pub fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Relaxed)
     }
@@ -143,7 +143,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for RmcpServer {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -157,21 +157,22 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("policy.yaml");
     fs::write(&file, policy)?;
-    let config = Config {
-        source: Source::Local(file),
+    let config = RunConfig {
+        source: PolicySource::Local(file),
         mcp_config: None,
         listen: "127.0.0.1:0".to_owned(),
         metrics_listen: "127.0.0.1:0".to_owned(),
         admin_listen: "127.0.0.1:0".to_owned(),
         upstream_ca: None,
         upstream_proxy: None,
+        credentials: toolweir_sidecar::credentials::keys::KeyFolders::default(),
         limits: Limits::default(),
         counters: 1000,
         workers: 2,
         allowed_hosts: Vec::new(),
         drain: Duration::from_secs(5),
         shared_store: None,
-        options: Options::default(),
+        options: CompileOptions::default(),
     };
     let sidecar = run::start(&config, Arc::new(|_| Ok("info".to_owned())), Box::new(io::sink())).await?;
     Ok((sidecar, folder))
@@ -179,13 +180,13 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
 
 /// A client with a connection.
 #[derive(Debug)]
-pub struct Client(RunningService<RoleClient, ClientConfig>);
+pub struct RmcpClient(RunningService<RoleClient, ClientConfig>);
 
-impl Client {
+impl RmcpClient {
     /// Connects to a server in the way that `lifecycle` says.
     ///
     /// # Errors
-    /// It cannot be reached, or no version can be agreed on.
+    /// The server cannot be reached, or no version can be agreed on.
     pub async fn connect(url: &str, lifecycle: ClientLifecycleMode) -> anyhow::Result<Self> {
         let transport = StreamableHttpClientTransport::from_uri(url);
         Ok(Self(ClientConfig::default().serve_with_lifecycle(transport, lifecycle).await?))
@@ -208,7 +209,7 @@ impl Client {
     ///
     /// # Errors
     /// There is no result: a model would not learn why.
-    pub async fn call(&self, tool: &str, arguments: serde_json::Value) -> anyhow::Result<Answer> {
+    pub async fn call(&self, tool: &str, arguments: serde_json::Value) -> anyhow::Result<ModelAnswer> {
         let arguments: JsonObject = serde_json::from_value(arguments)?;
         Ok(self.0.call_tool(CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments)).await?.into())
     }
@@ -216,17 +217,17 @@ impl Client {
     /// Ends the session.
     ///
     /// # Errors
-    /// It cannot be ended in good order.
+    /// The session cannot be ended in good order.
     pub async fn close(self) -> anyhow::Result<()> {
         self.0.cancel().await?;
         Ok(())
     }
 }
 
-/// What of a result reaches a model.
+/// The parts of a result that reach a model.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    /// Whether it is an error.
+pub struct ModelAnswer {
+    /// True if it is an error.
     pub is_error: bool,
     /// The text.
     pub text: String,
@@ -234,7 +235,7 @@ pub struct Answer {
     pub denial: Option<serde_json::Value>,
 }
 
-impl From<CallToolResult> for Answer {
+impl From<CallToolResult> for ModelAnswer {
     fn from(result: CallToolResult) -> Self {
         let text = result.content.iter().filter_map(|part| part.as_text()).map(|part| part.text.as_str()).collect();
         let denial = result.meta.as_ref().and_then(|meta| meta.0.get("toolweir.dev/denial")).cloned();

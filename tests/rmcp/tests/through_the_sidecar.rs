@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rmcp::{ClientLifecycleMode, model::ProtocolVersion, transport::streamable_http_server::StreamableHttpServerConfig};
 use serde_json::json;
-use toolweir_test_rmcp::{Client, Server, sidecar};
+use toolweir_test_rmcp::{RmcpClient, RmcpServer, sidecar};
 
 const MODERN: &str = "2026-07-28";
 
@@ -40,7 +40,7 @@ fn auto() -> ClientLifecycleMode {
 async fn steps(server: StreamableHttpServerConfig, lifecycle: ClientLifecycleMode) -> anyhow::Result<()> {
     let modern = lifecycle != ClientLifecycleMode::Initialize;
     let with_sessions = server.legacy_session_mode && !modern;
-    let server = Server::start(server).await?;
+    let server = RmcpServer::start(server).await?;
     let policy = format!(
         "apiVersion: toolweir.dev/v1alpha1
 kind: MCPPolicy
@@ -61,7 +61,7 @@ spec:
         server.address
     );
     let (sidecar, _folder) = sidecar(&policy).await?;
-    let client = Client::connect(&format!("http://{}/tools", sidecar.proxy.address), lifecycle).await?;
+    let client = RmcpClient::connect(&format!("http://{}/tools", sidecar.proxy.address), lifecycle).await?;
     assert_eq!(client.version() == MODERN, modern, "{}", client.version());
 
     assert_eq!(client.tools().await?, ["add", "echo"].map(str::to_owned).into());

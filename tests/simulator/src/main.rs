@@ -9,7 +9,7 @@
 //!   sidecars are expected to have the same policies: those have the same version.
 //! - `report`, for each line `report` on stdin: what is open, what was lost and refused so far, and who holds what.
 //!
-//! It ends with stdin.
+//! The simulator ends when stdin does.
 
 mod sidecar;
 mod tally;
@@ -32,12 +32,12 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     sync::mpsc,
 };
-use toolweir_sidecar::control::{client::Endpoint, trust::Trust};
+use toolweir_sidecar::control::{client::OperatorEndpoint, trust::Trust};
 use tracing_subscriber::{filter::LevelFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
-    sidecar::{Shared, Word},
-    tally::{Tally, Whole},
+    sidecar::{SharedSettings, SidecarEvent},
+    tally::{FleetEvent, VersionTally},
 };
 
 /// Simulates many sidecars on the policy stream of one operator.
@@ -66,7 +66,7 @@ struct Cli {
 
 /// The pod that a sidecar is in, as far as an operator can tell.
 #[derive(Debug, Deserialize)]
-struct Pod {
+struct SimulatedPod {
     pod: String,
     token: String,
 }
@@ -82,11 +82,11 @@ fn main() -> anyhow::Result<()> {
 async fn run(cli: &Cli) -> anyhow::Result<()> {
     let authorities = fs::read_to_string(&cli.ca).with_context(|| format!("{}", cli.ca.display()))?;
     let pods = read_pods(&cli.tokens)?;
-    let (sender, mut words) = mpsc::channel(1024);
-    let shared = Arc::new(Shared {
-        endpoint: format!("https://{}", cli.connect).parse::<Endpoint>()?.named(&cli.server_name)?,
+    let (sender, mut events) = mpsc::channel(1024);
+    let shared = Arc::new(SharedSettings {
+        endpoint: format!("https://{}", cli.connect).parse::<OperatorEndpoint>()?.with_server_name(&cli.server_name)?,
         trust: Mutex::new((Arc::new(Trust::from_pem(&authorities)?), authorities)),
-        words: sender,
+        events: sender,
     });
     let mut seen = Seen::new(pods.len());
     let count = u32::try_from(pods.len())?;
@@ -98,9 +98,9 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             // This function holds a sender of its own, so that the channel never ends.
-            Some(word) = words.recv() => {
-                if let Some(event) = seen.take(word) {
-                    say(&event)?;
+            Some(event) = events.recv() => {
+                if let Some(line) = seen.take(event) {
+                    say(&line)?;
                 }
             }
             command = commands.next_line() => match command?.as_deref() {
@@ -112,12 +112,12 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
     }
 }
 
-fn read_pods(path: &Path) -> anyhow::Result<Vec<Pod>> {
+fn read_pods(path: &Path) -> anyhow::Result<Vec<SimulatedPod>> {
     let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let pods =
         lines.map(|(number, line)| serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), number + 1)));
-    let pods: Vec<Pod> = pods.collect::<Result<_, _>>()?;
+    let pods: Vec<SimulatedPod> = pods.collect::<Result<_, _>>()?;
     if pods.is_empty() {
         bail!("{}: there is no token", path.display());
     }
@@ -131,10 +131,10 @@ fn say(event: &Value) -> io::Result<()> {
     stdout.flush()
 }
 
-/// What was seen of all sidecars.
+/// The events of all sidecars, added up.
 struct Seen {
     began: Instant,
-    tally: Tally,
+    tally: VersionTally,
     open: usize,
     opened: u64,
     acknowledgements: u64,
@@ -147,7 +147,7 @@ impl Seen {
     fn new(sidecars: usize) -> Self {
         Self {
             began: Instant::now(),
-            tally: Tally::new(sidecars),
+            tally: VersionTally::new(sidecars),
             open: 0,
             opened: 0,
             acknowledgements: 0,
@@ -157,23 +157,23 @@ impl Seen {
         }
     }
 
-    /// Takes in what a sidecar says. Gives the event that it makes.
-    fn take(&mut self, word: Word) -> Option<Value> {
-        match word {
-            Word::Opened => {
+    /// Adds an event of a sidecar. Returns the line that it makes.
+    fn take(&mut self, event: SidecarEvent) -> Option<Value> {
+        match event {
+            SidecarEvent::Opened => {
                 self.open += 1;
                 self.opened += 1;
             }
-            Word::Lost(how, error) => {
+            SidecarEvent::Lost(how, error) => {
                 self.open = self.open.saturating_sub(1);
                 *self.lost.entry(how).or_default() += 1;
                 self.last_error = Some(error);
             }
-            Word::Refused(fault, error) => {
+            SidecarEvent::Refused(fault, error) => {
                 *self.refused.entry(fault).or_default() += 1;
                 self.last_error = Some(error);
             }
-            Word::Acknowledged { sidecar, version, at } => {
+            SidecarEvent::Acknowledged { sidecar, version, at } => {
                 self.acknowledgements += 1;
                 return self.tally.acknowledged(sidecar, &version, milliseconds(at)).map(|whole| self.event(&whole));
             }
@@ -181,13 +181,13 @@ impl Seen {
         None
     }
 
-    fn event(&self, whole: &Whole) -> Value {
+    fn event(&self, whole: &FleetEvent) -> Value {
         let count = self.tally.sidecars();
         match whole {
-            Whole::Connected { version } => {
+            FleetEvent::Connected { version } => {
                 json!({"event": "connected", "count": count, "seconds": self.seconds(), "version": version})
             }
-            Whole::Acknowledged { version, first, middle, last } => {
+            FleetEvent::Acknowledged { version, first, middle, last } => {
                 let at = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(*last)).to_string();
                 json!({
                     "event": "acknowledged", "count": count, "version": version,

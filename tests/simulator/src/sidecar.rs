@@ -10,34 +10,34 @@ use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
-use toolweir_crds::stream::Message;
+use toolweir_crds::stream::StreamMessage;
 use toolweir_sidecar::control::{
     backoff::Backoff,
-    client::{self, Acks, Endpoint, Lost, Messages, SILENCE},
+    client::{self, Lost, Messages, OperatorEndpoint, SILENCE, StreamSender},
     trust::Trust,
-    wire::{self, Line},
+    wire::{self, StreamLine},
 };
 
 /// The attempt with which to go on where somebody has to change something first, as the real sidecar does.
 const SLOWER: u32 = 4;
 
-/// What the sidecars share: a bundle of authorities for each would cost more memory than the rest of it.
+/// The settings that all sidecars share: a bundle of authorities for each would take more memory than the rest of it.
 #[derive(Debug)]
-pub struct Shared {
-    /// Where the operator is.
-    pub endpoint: Endpoint,
-    /// Whom to trust as the operator, and the bundle that says so.
+pub struct SharedSettings {
+    /// The operator's endpoint.
+    pub endpoint: OperatorEndpoint,
+    /// The authorities to trust, and the bundle that they were read from.
     pub trust: Mutex<(Arc<Trust>, String)>,
-    /// Where each says what happens.
-    pub words: mpsc::Sender<Word>,
+    /// The channel of events.
+    pub events: mpsc::Sender<SidecarEvent>,
 }
 
-/// What happens to a sidecar.
+/// An event of a sidecar.
 #[derive(Debug)]
-pub enum Word {
+pub enum SidecarEvent {
     /// Its stream is open.
     Opened,
-    /// It has acknowledged a version.
+    /// The sidecar has acknowledged a version.
     Acknowledged {
         /// Its number.
         sidecar: usize,
@@ -46,14 +46,14 @@ pub enum Word {
         /// When.
         at: SystemTime,
     },
-    /// Its stream has ended: the label of how, and the error.
+    /// Its stream has ended: the label of the cause, and the error.
     Lost(&'static str, String),
-    /// No stream opened: the label of whose fault it is, and the error.
+    /// No stream opened: the label of the fault, and the error.
     Refused(&'static str, String),
 }
 
 /// Lives as long as the process. `delay`: how long before the first attempt.
-pub async fn run(shared: Arc<Shared>, number: usize, pod: String, token: String, delay: Duration) {
+pub async fn run(shared: Arc<SharedSettings>, number: usize, pod: String, token: String, delay: Duration) {
     sleep(delay).await;
     let (backoff, random) = (Backoff::default(), RandomState::new());
     let mut attempt = 0;
@@ -61,20 +61,20 @@ pub async fn run(shared: Arc<Shared>, number: usize, pod: String, token: String,
         let mut least = Duration::ZERO;
         match client::connect(&shared.endpoint, shared.trust().tls(), &token).await {
             Ok((acks, mut messages)) => {
-                shared.tell(Word::Opened).await;
+                shared.send(SidecarEvent::Opened).await;
                 let began = Instant::now();
                 let lost = listen(&shared, number, &acks, &mut messages).await;
                 tracing::info!(pod, error = %lost, "stream lost");
-                shared.tell(Word::Lost(lost.as_str(), lost.to_string())).await;
+                shared.send(SidecarEvent::Lost(lost.as_str(), lost.to_string())).await;
                 if began.elapsed() >= backoff.most {
                     attempt = 0;
                 }
             }
             Err(error) => {
                 tracing::info!(pod, %error, "no stream");
-                shared.tell(Word::Refused(error.fault.as_str(), error.to_string())).await;
+                shared.send(SidecarEvent::Refused(error.fault.as_str(), error.to_string())).await;
                 least = error.retry_after.unwrap_or_default();
-                if !error.fault.passes() {
+                if !error.fault.is_transient() {
                     attempt = attempt.max(SLOWER);
                 }
             }
@@ -86,32 +86,32 @@ pub async fn run(shared: Arc<Shared>, number: usize, pod: String, token: String,
 }
 
 /// Acknowledges every snapshot at once, until the stream ends.
-async fn listen(shared: &Shared, sidecar: usize, acks: &Acks, messages: &mut Messages) -> Lost {
+async fn listen(shared: &SharedSettings, sidecar: usize, acks: &StreamSender, messages: &mut Messages) -> Lost {
     loop {
         let line = match messages.next(SILENCE).await {
             Ok(line) => line,
             Err(lost) => return lost,
         };
         match line {
-            Line::Message(Message::Snapshot(snapshot)) => {
-                match timeout(SILENCE, acks.send(&wire::ack(&snapshot.version, &[]))).await {
+            StreamLine::Message(StreamMessage::Snapshot(snapshot)) => {
+                match timeout(SILENCE, acks.send_ack(&wire::ack(&snapshot.version, &[]))).await {
                     Ok(Ok(())) => {}
                     Ok(Err(lost)) => return lost,
                     Err(_) => return Lost::Broken("the operator takes no acknowledgement".to_owned()),
                 }
-                shared.tell(Word::Acknowledged { sidecar, version: snapshot.version, at: SystemTime::now() }).await;
+                shared.send(SidecarEvent::Acknowledged { sidecar, version: snapshot.version, at: SystemTime::now() }).await;
             }
-            Line::Message(Message::Trust(told)) => shared.believe(told.certificates),
-            Line::Message(Message::KeepAlive | Message::SharedStore(_)) => {}
-            Line::Unknown(kind) => tracing::warn!(kind, "a message of a kind that is not known"),
+            StreamLine::Message(StreamMessage::Trust(told)) => shared.trust_bundle(told.certificates),
+            StreamLine::Message(StreamMessage::KeepAlive | StreamMessage::SharedStore(_)) => {}
+            StreamLine::Unknown(kind) => tracing::warn!(kind, "a message of a kind that is not known"),
         }
     }
 }
 
-impl Shared {
-    async fn tell(&self, word: Word) {
+impl SharedSettings {
+    async fn send(&self, event: SidecarEvent) {
         // Nobody listens any more only when the process ends.
-        let _ = self.words.send(word).await;
+        let _ = self.events.send(event).await;
     }
 
     fn trust(&self) -> Arc<Trust> {
@@ -119,7 +119,7 @@ impl Shared {
     }
 
     /// Trusts other authorities from the next connection on. A bundle that cannot be used changes nothing.
-    fn believe(&self, bundle: String) {
+    fn trust_bundle(&self, bundle: String) {
         let mut held = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
         // All are told the same, one after the other.
         if held.1 == bundle {

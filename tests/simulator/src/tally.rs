@@ -1,10 +1,10 @@
-//! Which sidecar holds which version, and when all hold the same. Times are arguments.
+//! Tracks the version that each sidecar holds, and reports when all hold the same. Times are arguments.
 
 use std::collections::BTreeMap;
 
-/// What holds of all sidecars at once.
+/// An event of all sidecars together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Whole {
+pub enum FleetEvent {
     /// The last one has acknowledged its first snapshot.
     Connected {
         /// The version that all hold, if it is one.
@@ -25,48 +25,48 @@ pub enum Whole {
 
 /// The version that each sidecar acknowledged last.
 #[derive(Debug)]
-pub struct Tally {
-    held: Vec<Option<Held>>,
-    /// How many hold each version. Few at a time: a version that nobody holds any more is taken out.
+pub struct VersionTally {
+    held: Vec<Option<HeldVersion>>,
+    /// The number of sidecars that hold each version. A version that none holds is removed.
     versions: BTreeMap<String, usize>,
     connected: usize,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldVersion {
     version: String,
     since: u64,
 }
 
-impl Tally {
-    /// Nobody has acknowledged anything.
+impl VersionTally {
+    /// Creates a tally without acknowledgements.
     pub fn new(sidecars: usize) -> Self {
         Self { held: (0..sidecars).map(|_| None).collect(), versions: BTreeMap::new(), connected: 0 }
     }
 
-    /// How many sidecars there are.
+    /// Returns the number of sidecars.
     pub fn sidecars(&self) -> usize {
         self.held.len()
     }
 
-    /// How many have acknowledged something.
+    /// Returns the number of sidecars that have acknowledged something.
     pub fn connected(&self) -> usize {
         self.connected
     }
 
-    /// How many hold each version.
+    /// Returns the number of sidecars that hold each version.
     pub fn versions(&self) -> &BTreeMap<String, usize> {
         &self.versions
     }
 
-    /// A sidecar acknowledges a version. Gives what holds of all through that. The version that it holds already, which a stream
-    /// that is opened again begins with, changes nothing.
-    pub fn acknowledged(&mut self, sidecar: usize, version: &str, at: u64) -> Option<Whole> {
+    /// Takes an acknowledgement. Returns the event of all sidecars that it makes. The version that it holds already, which a
+    /// stream that is opened again begins with, changes nothing.
+    pub fn acknowledged(&mut self, sidecar: usize, version: &str, at: u64) -> Option<FleetEvent> {
         let held = self.held.get_mut(sidecar)?;
         if held.as_ref().is_some_and(|held| held.version == version) {
             return None;
         }
-        let before = held.replace(Held { version: version.to_owned(), since: at });
+        let before = held.replace(HeldVersion { version: version.to_owned(), since: at });
         let first = before.is_none();
         match before {
             None => self.connected += 1,
@@ -76,7 +76,7 @@ impl Tally {
         *holders += 1;
         let all = *holders == self.held.len();
         if first && self.connected == self.held.len() {
-            return Some(Whole::Connected { version: all.then(|| version.to_owned()) });
+            return Some(FleetEvent::Connected { version: all.then(|| version.to_owned()) });
         }
         if all { self.times(version) } else { None }
     }
@@ -90,11 +90,11 @@ impl Tally {
         }
     }
 
-    fn times(&self, version: &str) -> Option<Whole> {
+    fn times(&self, version: &str) -> Option<FleetEvent> {
         let mut times: Vec<u64> = self.held.iter().flatten().map(|held| held.since).collect();
         times.sort_unstable();
         let (first, middle, last) = (*times.first()?, *times.get((times.len() - 1) / 2)?, *times.last()?);
-        Some(Whole::Acknowledged { version: version.to_owned(), first, middle, last })
+        Some(FleetEvent::Acknowledged { version: version.to_owned(), first, middle, last })
     }
 }
 
@@ -102,15 +102,15 @@ impl Tally {
 mod tests {
     use super::*;
 
-    fn whole(version: &str, first: u64, middle: u64, last: u64) -> Whole {
-        Whole::Acknowledged { version: version.to_owned(), first, middle, last }
+    fn whole(version: &str, first: u64, middle: u64, last: u64) -> FleetEvent {
+        FleetEvent::Acknowledged { version: version.to_owned(), first, middle, last }
     }
 
     #[test]
     fn a_change_is_whole_when_the_last_one_has_it() {
-        let mut tally = Tally::new(3);
+        let mut tally = VersionTally::new(3);
         assert_eq!((tally.acknowledged(0, "1", 1), tally.acknowledged(1, "1", 2)), (None, None));
-        assert_eq!(tally.acknowledged(2, "1", 3), Some(Whole::Connected { version: Some("1".to_owned()) }));
+        assert_eq!(tally.acknowledged(2, "1", 3), Some(FleetEvent::Connected { version: Some("1".to_owned()) }));
         assert_eq!((tally.acknowledged(2, "2", 10), tally.acknowledged(0, "2", 15)), (None, None));
         assert_eq!(tally.versions(), &BTreeMap::from([("1".to_owned(), 1), ("2".to_owned(), 2)]));
         assert_eq!(tally.acknowledged(1, "2", 40), Some(whole("2", 10, 15, 40)));
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_is_opened_again_changes_nothing() {
-        let mut tally = Tally::new(1);
+        let mut tally = VersionTally::new(1);
         assert!(tally.acknowledged(0, "1", 1).is_some());
         assert_eq!(tally.acknowledged(0, "1", 2), None);
         assert_eq!(tally.acknowledged(0, "2", 3), Some(whole("2", 3, 3, 3)));
@@ -131,10 +131,10 @@ mod tests {
 
     #[test]
     fn a_change_that_another_overtakes_never_is_whole() {
-        let mut tally = Tally::new(2);
+        let mut tally = VersionTally::new(2);
         tally.acknowledged(0, "1", 1);
         // Changed while the others connect.
-        assert_eq!(tally.acknowledged(1, "2", 2), Some(Whole::Connected { version: None }));
+        assert_eq!(tally.acknowledged(1, "2", 2), Some(FleetEvent::Connected { version: None }));
         assert_eq!(tally.acknowledged(1, "3", 3), None);
         assert_eq!(tally.acknowledged(0, "3", 4), Some(whole("3", 3, 3, 4)));
         assert_eq!(tally.acknowledged(7, "3", 5), None);

@@ -33,13 +33,15 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use toolweir_crds::{read_documents, resource::PolicyStatus};
-use toolweir_engine::{Options, PolicyId};
+use toolweir_engine::{CompileOptions, PolicyId};
 use toolweir_operator::{
-    auth::Reviewer,
-    index::{Entry, Event, Pod, PodKey},
-    metrics::Metrics,
-    stream::Streams,
-    world::World,
+    auth::TokenReviewer,
+    cluster_state::ClusterState,
+    index::{ClusterEvent, Pod, PodKey, PolicyEntry},
+    inject::NamespaceInfo,
+    operator_metrics::OperatorMetrics,
+    shared_store::health::SidecarStore,
+    stream::{StreamBounds, StreamServer},
 };
 
 const SIDECARS: usize = 50;
@@ -107,13 +109,13 @@ fn acceptor(authority: &CertifiedIssuer<'static, KeyPair>) -> TlsAcceptor {
 
 /// The operator's side of the streams.
 struct Operator {
-    world: Arc<World>,
+    world: Arc<ClusterState>,
     address: SocketAddr,
-    streams: Streams,
+    streams: StreamServer,
     task: JoinHandle<()>,
     _stop: watch::Sender<bool>,
     trust: watch::Sender<Arc<str>>,
-    _store: watch::Sender<toolweir_operator::shared::Told>,
+    _store: watch::Sender<SidecarStore>,
 }
 
 fn pod_name(number: usize) -> String {
@@ -122,28 +124,33 @@ fn pod_name(number: usize) -> String {
 
 impl Operator {
     async fn start(authority: &CertifiedIssuer<'static, KeyPair>) -> Self {
-        let world = Arc::new(World::new(Metrics::new().unwrap(), Options::default()));
-        world.apply(Event::Namespaces(BTreeMap::from([("agents".to_owned(), BTreeMap::new())])));
+        let metrics = OperatorMetrics::new().unwrap();
+        let world = Arc::new(ClusterState::new(metrics.state.clone(), CompileOptions::default()));
+        world.apply(ClusterEvent::Namespaces(BTreeMap::from([("agents".to_owned(), NamespaceInfo::default())])));
         let pods = (0..SIDECARS).map(|number| {
-            let pod = Pod {
-                uid: format!("uid-{}", pod_name(number)),
-                labels: BTreeMap::new(),
-                injected: true,
-                unfit: None,
-                ends: false,
-            };
+            let pod = Pod { uid: format!("uid-{}", pod_name(number)), injected: true, ..Pod::default() };
             (PodKey { namespace: "agents".to_owned(), name: pod_name(number) }, pod)
         });
-        world.apply(Event::Pods(pods.collect()));
-        world.apply(Event::Policies { cluster: false, all: BTreeMap::new() });
-        world.apply(Event::Policies { cluster: true, all: BTreeMap::new() });
+        world.apply(ClusterEvent::Pods(pods.collect()));
+        world.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
+        world.apply(ClusterEvent::Policies { cluster: true, all: BTreeMap::new() });
         let (trust, trusted) = watch::channel(Arc::from(pem(authority)));
         let (stop, stopping) = watch::channel(false);
-        let reviewer = Reviewer::new(kube::Client::new(ApiServer, "default"));
+        let reviewer = TokenReviewer::new(kube::Client::new(ApiServer, "default"));
         // Nobody denies anything here.
-        let (no_store, store) = watch::channel(toolweir_operator::shared::Told::Nowhere);
+        let (no_store, store) = watch::channel(SidecarStore::Nowhere);
         let (denials, _) = tokio::sync::mpsc::channel(1);
-        let streams = Streams { world: Arc::clone(&world), reviewer, trust: trusted, store, denials, stopping };
+        let streams = StreamServer {
+            state: Arc::clone(&world),
+            reviewer,
+            trust: trusted,
+            store,
+            denials,
+            stopping,
+            bounds: Arc::new(StreamBounds::default()),
+            metrics: metrics.stream.clone(),
+            events: metrics.events.clone(),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(serve(listener, acceptor(authority), streams.clone()));
@@ -164,12 +171,17 @@ impl Operator {
              spec: {{servers: [{{name: s, url: 'http://s/{generation}'}}]}}}}"
         );
         let document = read_documents("test", &text).unwrap().remove(0).document;
-        let entry = Entry::new("policy-uid".to_owned(), generation, document, PolicyStatus::default(), &Options::default());
-        self.world.apply(Event::Policy(entry.policy.id.clone(), Box::new(entry)));
+        let entry =
+            PolicyEntry::new("policy-uid".to_owned(), generation, document, PolicyStatus::default(), &CompileOptions::default());
+        self.world.apply(ClusterEvent::Policy(entry.policy.id.clone(), Box::new(entry)));
     }
 
     fn delete(&self) {
-        self.world.apply(Event::PolicyGone(PolicyId { cluster: false, namespace: "agents".to_owned(), name: "p".to_owned() }));
+        self.world.apply(ClusterEvent::PolicyGone(PolicyId {
+            cluster: false,
+            namespace: "agents".to_owned(),
+            name: "p".to_owned(),
+        }));
     }
 
     /// How many pods enforce the policy, as a status would say it.
@@ -186,7 +198,7 @@ impl Operator {
     }
 }
 
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, streams: Streams) {
+async fn serve(listener: TcpListener, acceptor: TlsAcceptor, streams: StreamServer) {
     // Dropped with this task, and every connection with it.
     let mut connections = JoinSet::new();
     loop {

@@ -1,14 +1,25 @@
-//! What an expression is likely not meant to say.
+//! Doubts: parts of an expression that likely mean something else than intended.
 //!
 //! A client chooses what type an argument has. `all` and the like, `in` and `size` take several: of a map they read the keys, of a
 //! text `size` counts the characters. A condition that was meant for a list then holds for what no one looked at.
+//!
+//! Some clients send values that are no mistake and make an expression fail all the same: a null for an argument that is left out
+//! ([`nulls`]), and 5 as 5.0 ([`arithmetic`]).
 
-use cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue, operators};
+mod arithmetic;
+mod nulls;
+mod tree;
+mod usage;
 
-/// What an expression reads of arguments of any type, and of which it asks the type.
-pub fn of(tree: &Expr) -> Found {
-    let mut found = Found::default();
-    found.look(tree);
+use cel::common::ast::{CallExpr, Expr, operators};
+
+use self::tree::{for_each_part, path};
+pub use self::usage::ExpressionUse;
+
+/// Finds what an expression reads of arguments of any type, and the arguments whose type it checks.
+pub fn findings(tree: &Expr) -> Findings {
+    let mut found = Findings { traps: nulls::traps(tree), calculations: arithmetic::calculations(tree), ..Findings::default() };
+    found.visit(tree);
     found
 }
 
@@ -20,24 +31,37 @@ fn many(types: &[&str]) -> &'static str {
     }
 }
 
-/// What was found in an expression.
+/// The facts about an expression that doubts depend on.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct Findings {
     /// Arguments whose type is compared with one.
     typed: Vec<String>,
-    /// Arguments of which it hangs on their type what is read, how they are read, and what they can be.
+    /// Arguments that are read differently by their type: the path, the way in which it is read, and the types that it can have.
     untyped: Vec<(String, &'static str, &'static [&'static str])>,
+    /// Arguments that may be missing and must not be null.
+    traps: Vec<nulls::Trap>,
+    /// Calculations that depend on how a client writes a number.
+    calculations: Vec<arithmetic::Calculation>,
 }
 
-impl Found {
-    /// The doubts, each in one line and once; `before` are expressions that hold where this one counts.
-    pub fn doubts(&self, before: &[&Self]) -> Vec<String> {
+impl Findings {
+    /// Returns the doubts, each in one line and once. `before` are the findings of conditions that hold where this expression
+    /// matters.
+    pub fn doubts(&self, used: ExpressionUse, before: &[&Self]) -> Vec<String> {
         let asked = |path: &String| before.iter().chain([&self]).any(|found| found.typed.contains(path));
         let mut doubts: Vec<String> = Vec::new();
+        let nulls = self.traps.iter().filter(|trap| !before.iter().any(|found| found.typed.contains(&trap.path)));
+        doubts.extend(nulls.filter_map(|trap| trap.doubt(used)));
+        for doubt in self.calculations.iter().filter(|of| !asked(&of.path)).map(ToString::to_string) {
+            if !doubts.contains(&doubt) {
+                doubts.push(doubt);
+            }
+        }
         for (path, how, types) in self.untyped.iter().filter(|(path, ..)| !asked(path)) {
             let first = types.first().copied().unwrap_or_default();
+            let text = if types.contains(&"string") { ", or `== string` where a text is meant," } else { "" };
             let doubt = format!(
-                "{how} `{path}`, which is whatever the call says: {}; write `type({path}) == {first} && ...` before it",
+                "{how} `{path}`, which is whatever the call says: {}; write `type({path}) == {first} && ...`{text} before it",
                 many(types)
             );
             if !doubts.contains(&doubt) {
@@ -54,27 +78,13 @@ impl Found {
         }
     }
 
-    fn look(&mut self, at: &Expr) {
+    fn visit(&mut self, at: &Expr) {
         match at {
-            Expr::Select(select) => self.look(&select.operand.expr),
-            Expr::List(list) => list.elements.iter().for_each(|item| self.look(&item.expr)),
-            Expr::Map(map) => {
-                for entry in &map.entries {
-                    if let EntryExpr::MapEntry(entry) = &entry.expr {
-                        self.look(&entry.key.expr);
-                        self.look(&entry.value.expr);
-                    }
-                }
-            }
             Expr::Call(call) => self.call(call),
-            Expr::Comprehension(of) => {
-                self.reads(&of.iter_range.expr, "goes over", &["list", "map"]);
-                for part in [&of.iter_range, &of.loop_cond, &of.loop_step, &of.result] {
-                    self.look(&part.expr);
-                }
-            }
-            Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) | Expr::Struct(_) => {}
+            Expr::Comprehension(of) => self.reads(&of.iter_range.expr, "goes over", &["list", "map"]),
+            _ => {}
         }
+        for_each_part(at, |part| self.visit(part));
     }
 
     fn call(&mut self, call: &CallExpr) {
@@ -93,41 +103,16 @@ impl Found {
             ("size", [], Some(of)) => self.reads(&of.expr, "takes the size of", &["list", "string", "map"]),
             _ => {}
         }
-        call.target.iter().for_each(|target| self.look(&target.expr));
-        call.args.iter().for_each(|arg| self.look(&arg.expr));
     }
-}
-
-/// How a value of the arguments is named, if it is one.
-fn path(at: &Expr) -> Option<String> {
-    match at {
-        Expr::Ident(name) => Some(name.clone()),
-        Expr::Select(select) if !select.test => Some(format!("{}.{}", path(&select.operand.expr)?, select.field)),
-        Expr::Call(call) if call.func_name == operators::INDEX => {
-            let [of, index] = &*call.args else { return None };
-            let of = path(&of.expr)?;
-            match &index.expr {
-                Expr::Literal(LiteralValue::String(key)) if is_name(key.inner()) => Some(format!("{of}.{}", key.inner())),
-                Expr::Literal(LiteralValue::String(key)) => Some(format!("{of}['{}']", key.inner().escape_debug())),
-                Expr::Literal(LiteralValue::Int(index)) => Some(format!("{of}[{}]", index.inner())),
-                _ => None,
-            }
-        }
-        _ => None,
-    }
-}
-
-fn is_name(key: &str) -> bool {
-    key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') && !key.starts_with(|c: char| c.is_ascii_digit())
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::cel::Expression;
+    use crate::cel::{Expression, ExpressionUse};
 
     #[test]
     fn what_hangs_on_an_arguments_type_is_doubted_until_the_type_is_asked_for() {
-        let doubts = |source: &str| Expression::compile(source).unwrap().doubts(&[]);
+        let doubts = |source: &str| Expression::compile(source).unwrap().doubts(ExpressionUse::Condition, &[]);
         for (source, what) in [
             ("args.to.all(t, t.endsWith('@corp'))", "goes over `args.to`"),
             ("args['to'].exists(t, t == 'a')", "goes over `args.to`"),
@@ -140,6 +125,7 @@ mod tests {
         ] {
             let doubts = doubts(source);
             assert!(doubts.len() == 1 && doubts[0].starts_with(what), "{source}: {doubts:?}");
+            assert_eq!(doubts[0].contains("`== string` where a text is meant"), what.starts_with("takes the size"), "{doubts:?}");
         }
         for source in [
             "type(args.to) == list && args.to.all(t, t.endsWith('@corp'))",

@@ -7,25 +7,25 @@ use ::cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr,
 
 use super::operators::{INDEX, OPERATORS, OWNED, RANGE};
 
-/// What a node costs beside what it does.
+/// The units of work for a node, in addition to what it does.
 const NODE: u64 = 40;
-/// What an element of a comprehension costs beside its nodes.
+/// The units of work for an element of a comprehension, in addition to its nodes.
 const ELEMENT: u64 = 160;
-/// What an evaluation costs beside its nodes.
+/// The units of work for an evaluation, in addition to its nodes.
 const EVALUATION: u64 = 500;
 
 /// The name of a comprehension's result, which no source can write.
 const RESULT: &str = "@result";
 
-/// Rewrites a tree; gives what it costs to evaluate it, but for what is charged meanwhile.
+/// Rewrites a tree. Returns the units of work for evaluating it, apart from those that are charged during the evaluation.
 ///
 /// # Errors
-/// There is something in it whose cost nobody knows.
+/// Some part has no known cost.
 pub fn metered(tree: &mut IdedExpr) -> Result<u64, String> {
     Ok(EVALUATION + NODE * nodes(tree)?)
 }
 
-/// The charge that an identifier stands for.
+/// Returns the charge that an identifier stands for.
 pub fn charge_of(name: &str) -> Option<u64> {
     name.strip_prefix('@')?.parse().ok()
 }
@@ -88,8 +88,8 @@ fn call(call: &mut CallExpr) -> Result<u64, String> {
     Ok(sum + 1)
 }
 
-/// Whether the library's own operator is bounded by the expression alone: equality with something small, a place in a list of
-/// small things, a name of the arguments, and the step by which a comprehension builds its result up.
+/// Returns true if the library's own operator is bounded by the expression alone: equality with something small, a place in a
+/// list of small things, a name of the arguments, and the step by which a comprehension builds its result up.
 fn keeps_operator(call: &CallExpr) -> bool {
     let [a, b] = &*call.args else { return true };
     match call.func_name.as_str() {
@@ -108,7 +108,7 @@ fn keeps_operator(call: &CallExpr) -> bool {
     }
 }
 
-/// Whether a value is as small as the expression that gives it.
+/// Returns true if a value is as small as the expression that gives it.
 fn is_small(expr: &Expr) -> bool {
     match expr {
         Expr::Literal(_) => true,
@@ -161,7 +161,7 @@ fn comprehension(of: &mut ComprehensionExpr) -> Result<u64, String> {
     Ok(sum)
 }
 
-/// What is evaluated first in a step that appends to a list: the condition of the item, else the item.
+/// Returns the part that is evaluated first in a step that appends to a list: the condition of the item, else the item.
 fn first_of_step(step: &mut IdedExpr) -> Option<&mut IdedExpr> {
     let Expr::Call(call) = &mut step.expr else { return None };
     match call.func_name.as_str() {

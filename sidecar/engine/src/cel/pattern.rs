@@ -1,6 +1,6 @@
-//! Patterns of `matches`, bounded in what it takes to compile them and to search with them.
+//! Patterns of `matches`, with bounds on the cost of compiling them and of searching with them. [`re2`] gives their meaning.
 //!
-//! A pattern whose automaton is small is compiled to it, and searching costs the same for every byte whatever the text is. Any
+//! A pattern whose automaton is small is compiled to it, and a search costs the same for every byte of any text. Any
 //! other is searched for with the states of its program, and each byte is charged with all of them.
 
 use std::{
@@ -16,20 +16,24 @@ use regex_automata::{
 };
 use regex_syntax::{
     ast::{self, Ast, ClassSetItem},
-    hir::translate::Translator,
+    hir::{self, translate::Translator},
 };
 
-use super::{one_line, work::units};
+use super::{
+    error::one_line,
+    re2::{self, REPEATS},
+    work::units,
+};
 
 /// Bytes of one pattern's program.
 const PROGRAM: usize = 256 << 10;
-/// What it may take to read one pattern's classes, in bytes of a program that take as long.
+/// The work for reading one pattern's classes, in bytes of a program that take as long.
 const READ: usize = 2 << 20;
 /// Bytes of one pattern's automaton.
 const AUTOMATON: usize = 256 << 10;
-/// How deep a pattern may nest.
+/// The depth to which a pattern may nest.
 const NEST: u32 = 50;
-/// What becomes ready while searching, for each thread.
+/// The bytes of the cache that a search fills, for each thread.
 const CACHE: usize = 64 << 10;
 
 /// Bytes of the programs and automata that all patterns of a policy may take together to compile.
@@ -42,7 +46,7 @@ static PATTERNS: LazyLock<RwLock<HashMap<String, Weak<Pattern>>>> = LazyLock::ne
 #[derive(Debug)]
 pub struct Pattern {
     search: Search,
-    /// Units for each byte of a text.
+    /// The units of work for each byte of a text.
     rate: u64,
     /// The bytes that it took to compile it.
     work: usize,
@@ -55,45 +59,55 @@ enum Search {
 }
 
 impl Pattern {
-    /// Compiles a pattern, or finds it among those that are kept; `room` is what a policy's patterns may still take.
+    /// Finds a pattern among those that are kept, or compiles it. It takes its work from `budget`, the bytes that are left for a
+    /// policy's patterns.
     ///
     /// # Errors
-    /// What is wrong with it, in one line.
-    pub fn of(text: &str, room: &mut usize) -> Result<Arc<Self>, String> {
-        let pattern = if let Some(pattern) = Self::known(text) {
+    /// A description of the fault, in one line.
+    pub fn get_or_compile(text: &str, budget: &mut usize) -> Result<Arc<Self>, String> {
+        let pattern = if let Some(pattern) = Self::find(text) {
             pattern
         } else {
             // What is refused took its work as well: a policy of nothing else ends as soon.
-            let compiled = Self::compile(text, *room).inspect_err(|_| *room = room.saturating_sub(PROGRAM));
+            let compiled = Self::compile(text, *budget).inspect_err(|_| *budget = budget.saturating_sub(PROGRAM));
             let pattern = Arc::new(compiled?);
             let mut patterns = PATTERNS.write().unwrap_or_else(PoisonError::into_inner);
             patterns.retain(|_, pattern| pattern.strong_count() > 0);
             patterns.insert(text.to_owned(), Arc::downgrade(&pattern));
             pattern
         };
-        *room = room.checked_sub(pattern.work).ok_or_else(no_room)?;
+        *budget = budget.checked_sub(pattern.work).ok_or_else(over_budget)?;
         Ok(pattern)
     }
 
-    /// A pattern that some expression keeps.
-    pub fn known(text: &str) -> Option<Arc<Self>> {
+    /// Returns a pattern that some expression keeps.
+    pub fn find(text: &str) -> Option<Arc<Self>> {
         PATTERNS.read().unwrap_or_else(PoisonError::into_inner).get(text).and_then(Weak::upgrade)
     }
 
-    fn compile(text: &str, room: usize) -> Result<Self, String> {
+    fn compile(text: &str, budget: usize) -> Result<Self, String> {
         let wrong = |error: &dyn std::error::Error| format!("does not compile: {}", one_line(&error.to_string()));
+        let text = &*re2::translated(text).map_err(|why| format!("does not compile: {}", one_line(&why)))?;
         let tree = ast::parse::ParserBuilder::new().nest_limit(NEST).build().parse(text).map_err(|error| wrong(&error))?;
+        if !re2::repeats_at_most(&tree, REPEATS) {
+            return Err(format!(
+                "repeats something over {REPEATS} times, with one repetition inside another; write `+` for one of them"
+            ));
+        }
         // To read its classes is work that no limit of the library bounds.
         let Ok(read) = ast::visit(&tree, Weight::default());
         if read > READ {
             return Err(too_large());
         }
-        let left = room.checked_sub(read).ok_or_else(no_room)?;
-        let tree = Translator::new().translate(text, &tree).map_err(|error| wrong(&error))?;
+        let left = budget.checked_sub(read).ok_or_else(over_budget)?;
+        let tree = Translator::new().translate(text, &tree).map_err(|error| match error.kind() {
+            hir::ErrorKind::UnicodePropertyValueNotFound => format!("does not compile: {}", re2::NO_PROPERTY),
+            _ => wrong(&error),
+        })?;
         let limits = thompson::Config::new().nfa_size_limit(Some(PROGRAM.min(left))).which_captures(WhichCaptures::None);
         let program =
             thompson::Compiler::new().configure(limits).build_from_hir(&tree).map_err(|error| match error.size_limit() {
-                Some(limit) if limit < PROGRAM => no_room(),
+                Some(limit) if limit < PROGRAM => over_budget(),
                 Some(_) => too_large(),
                 None => wrong(&error),
             })?;
@@ -123,12 +137,12 @@ impl Pattern {
         dense::Builder::new().configure(limits).build_from_nfa(program).ok()
     }
 
-    /// What it costs to search a text of so many bytes.
+    /// Returns the units of work for searching a text of so many bytes.
     pub fn cost(&self, bytes: usize) -> u64 {
         self.rate.saturating_mul(units(bytes)).saturating_add(50)
     }
 
-    /// Whether a text holds it.
+    /// Returns true if a text contains a match.
     pub fn is_match(&self, text: &str) -> bool {
         match &self.search {
             // It gives up on nothing: one that could was not built.
@@ -142,12 +156,12 @@ impl Pattern {
 
 fn too_large() -> String {
     format!(
-        "is too large: compiled it has more than {} KiB; write [A-Za-z0-9_] for \\w, or `+` for a repetition that `size` bounds",
+        "is too large: compiled it has more than {} KiB; write a smaller class than \\p{{...}}, or `+` for a repetition that `size` bounds",
         PROGRAM >> 10
     )
 }
 
-fn no_room() -> String {
+fn over_budget() -> String {
     format!(
         "is too much: compiled, the patterns of a policy have at most {} MiB together; write fewer or smaller ones, or split the policy",
         POLICY >> 20
@@ -158,7 +172,7 @@ fn no_room() -> String {
 #[derive(Default)]
 struct Weight {
     bytes: usize,
-    /// Whether something ignores case: classes are then gone through character by character, once at each level.
+    /// True if some part ignores case: classes are then gone through character by character, once at each level.
     folds: bool,
     level: usize,
 }
@@ -201,7 +215,6 @@ impl ast::Visitor for Weight {
                 }
             }
             Ast::ClassUnicode(class) => self.named(class.is_negated()),
-            Ast::ClassPerl(class) => self.named(class.negated),
             Ast::ClassBracketed(class) if class.negated => self.class(EVERY),
             _ => {}
         }
@@ -212,7 +225,6 @@ impl ast::Visitor for Weight {
         self.bytes += 64;
         match item {
             ClassSetItem::Unicode(class) => self.named(class.is_negated()),
-            ClassSetItem::Perl(class) => self.named(class.negated),
             ClassSetItem::Range(range) if !range.end.c.is_ascii() => {
                 self.class((u32::from(range.end.c) - u32::from(range.start.c)) as usize);
             }
@@ -231,11 +243,6 @@ impl ast::Visitor for Weight {
         if matches!(item, ClassSetItem::Bracketed(_)) {
             self.level -= 1;
         }
-        Ok(())
-    }
-
-    fn visit_class_set_binary_op_pre(&mut self, _: &ast::ClassSetBinaryOp) -> Result<(), Self::Err> {
-        self.class(EVERY);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What a decision may cost, in units of work that are the same on every machine.
+//! The budget of a decision, in units of work that are the same on every machine.
 //!
 //! Neither the library that evaluates expressions nor a search for a pattern can be interrupted, so work is charged before it is
 //! done: for each node of an expression's tree, each element of a comprehension, and each byte that is compared, copied, searched
@@ -10,7 +10,7 @@ use std::cell::Cell;
 pub const BUDGET: u64 = 10_000_000;
 
 thread_local! {
-    /// What is left for the expression that this thread evaluates: functions of the library are given their arguments alone.
+    /// The units that are left for the expression that this thread evaluates: functions of the library are given their arguments alone.
     static LEFT: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -18,7 +18,7 @@ thread_local! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spent;
 
-/// What is left of a budget. Nothing is left once more was wanted than there was.
+/// A budget, with the units that are left of it. Once more was charged than there was, nothing is left.
 #[derive(Debug)]
 pub struct Meter(Cell<u64>);
 
@@ -29,25 +29,25 @@ impl Default for Meter {
 }
 
 impl Meter {
-    /// A budget of so many units.
+    /// Makes a budget of so many units.
     pub fn new(units: u64) -> Self {
         Self(Cell::new(units))
     }
 
-    /// What is left.
+    /// Returns the units that are left.
     pub fn left(&self) -> u64 {
         self.0.get()
     }
 
-    /// Takes units.
+    /// Charges units.
     ///
     /// # Errors
-    /// There were not so many.
+    /// There are not so many left.
     pub fn charge(&self, units: u64) -> Result<(), Spent> {
         take(&self.0, units)
     }
 
-    /// Does something whose work is charged with [`charge`].
+    /// Runs a closure whose work is charged with [`charge`].
     pub(super) fn during<T>(&self, work: impl FnOnce() -> T) -> T {
         LEFT.set(self.0.get());
         let done = work();
@@ -67,7 +67,7 @@ pub(super) fn charge(units: u64) -> Result<(), Spent> {
     LEFT.with(|left| take(left, units))
 }
 
-/// A number of bytes or items as units.
+/// Returns a number of bytes or items as units.
 pub fn units(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }

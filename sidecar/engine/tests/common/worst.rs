@@ -6,12 +6,12 @@ use toolweir_engine::{Policy, PolicyId};
 /// The largest message.
 const MESSAGE: usize = 4 << 20;
 
-/// What a case ends with.
+/// The end of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ends {
     /// The budget denies it.
     Spent,
-    /// It is within the budget, which it nearly takes.
+    /// The call is within the budget and nearly spends it.
     Within,
 }
 
@@ -100,7 +100,7 @@ pub fn cases() -> Vec<Case> {
             Spent,
         ),
         case(
-            "a pattern of Unicode words",
+            "a pattern of words",
             &["!args.t.matches('x\\\\b.{0,40}y')"],
             format!("{{\"t\":\"{}\"}}", "x é".repeat(2000)),
             Within,

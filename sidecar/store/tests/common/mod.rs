@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use toolweir_store::connect::Address;
+use toolweir_store::config::Address;
 
 /// How long a server may take to answer.
 const START: Duration = Duration::from_secs(20);

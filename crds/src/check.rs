@@ -1,0 +1,334 @@
+//! Checks a policy against its bounds.
+
+use std::collections::HashMap;
+
+use http::Uri;
+
+use crate::{
+    bounds::{
+        CONCURRENT, COUNTER_NAME, EXPRESSION, HEADER_NAME, LIMITS, MAX, OAUTH_VALUE, SCOPES, SELECTOR_REQUIREMENTS, SERVER_NAME,
+        SERVERS, SHARED_MAX, TEXT, TOOLS, URL, VALIDATIONS,
+    },
+    credential::{Credential, CredentialKind, CredentialSource, audience_problem, secret_key_problem},
+    error::FieldError,
+    policy::{LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, Tool},
+    text::escaped,
+    tool_name,
+};
+
+/// Checks a spec against the bounds and returns every field that is wrong. `cluster`: the spec is that of an `MCPClusterPolicy`.
+/// Paths start at `spec`.
+pub fn check(spec: &MCPPolicySpec, cluster: bool) -> Vec<FieldError> {
+    let mut found = FieldErrors(Vec::new());
+    found.selector("spec.podSelector", &spec.pod_selector);
+    found.count("spec.servers", spec.servers.len(), 1, SERVERS);
+    let mut names = HashMap::new();
+    for (index, server) in spec.servers.iter().take(SERVERS).enumerate() {
+        let path = format!("spec.servers[{index}]");
+        if let Some(first) = names.insert(server.name.as_str(), index) {
+            found.report(
+                format!("{path}.name"),
+                format!("`{}` is also the name of spec.servers[{first}]; merge the two", server.name.escape_debug()),
+            );
+        }
+        found.server(&path, server, cluster);
+    }
+    found.0
+}
+
+struct FieldErrors(Vec<FieldError>);
+
+impl FieldErrors {
+    fn report(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.0.push(FieldError { path: path.into(), message: message.into() });
+    }
+
+    fn count(&mut self, path: &str, len: usize, least: usize, most: usize) {
+        if !(least..=most).contains(&len) {
+            self.report(path, format!("has {len} items; from {least} to {most} are possible"));
+        }
+    }
+
+    fn text(&mut self, path: String, text: &str, most: usize) {
+        if text.is_empty() || text.len() > most {
+            self.report(path, format!("has {} bytes; from 1 to {most} are possible", text.len()));
+        } else if text.contains(|c: char| c.is_control() && c != '\n' && c != '\t') {
+            self.report(path, "contains a control character; remove it");
+        }
+    }
+
+    fn optional_text(&mut self, path: String, text: Option<&str>, most: usize) {
+        if let Some(text) = text {
+            self.text(path, text, most);
+        }
+    }
+
+    fn selector(&mut self, path: &str, selector: &LabelSelector) {
+        self.count(&format!("{path}.matchExpressions"), selector.match_expressions.len(), 0, SELECTOR_REQUIREMENTS);
+        for (index, requirement) in selector.match_expressions.iter().enumerate() {
+            let wants_values = matches!(requirement.operator, SelectorOperator::In | SelectorOperator::NotIn);
+            if wants_values == requirement.values.is_empty() {
+                let advice = if wants_values { "at least one value" } else { "no values" };
+                self.report(
+                    format!("{path}.matchExpressions[{index}].values"),
+                    format!("operator {:?} takes {advice}", requirement.operator),
+                );
+            }
+        }
+    }
+
+    fn server(&mut self, path: &str, server: &Server, cluster: bool) {
+        if server.name == "*" {
+            if !cluster {
+                self.report(format!("{path}.name"), "`*` is for an MCPClusterPolicy; name the server");
+            }
+            if server.url.is_some() {
+                self.report(format!("{path}.url"), "the server `*` is every server and has no url; remove it");
+            }
+        } else if !is_dns_label(&server.name) {
+            self.report(
+                format!("{path}.name"),
+                format!(
+                    "`{}` is not a server name; write 1 to {SERVER_NAME} lower case letters, digits and `-`, with a letter or digit first and last",
+                    server.name.escape_debug()
+                ),
+            );
+        }
+        if let Some(url) = &server.url
+            && let Err(problem) = server_url(url)
+        {
+            self.report(format!("{path}.url"), problem);
+        }
+        if let Some(credential) = &server.credential {
+            self.credential(&format!("{path}.credential"), credential, server.url.as_deref());
+        }
+        self.count(&format!("{path}.tools"), server.tools.len(), 0, TOOLS);
+        let mut names = HashMap::new();
+        for (index, tool) in server.tools.iter().take(TOOLS).enumerate() {
+            let path = format!("{path}.tools[{index}]");
+            if let Some(first) = names.insert(tool.name.as_str(), index) {
+                let name = tool_name::shown(&tool.name);
+                self.report(format!("{path}.name"), format!("`{name}` is also the name of tools[{first}]; merge the two"));
+            }
+            self.tool(&path, tool);
+        }
+    }
+
+    fn credential(&mut self, path: &str, credential: &Credential, url: Option<&str>) {
+        if url.is_none() {
+            self.report(
+                path,
+                "stands without `url`; a credential goes only to a url that the same policy gives: write it beside it",
+            );
+        }
+        let Some(source) = credential.source() else {
+            let kinds = CredentialKind::ALL.map(CredentialKind::as_str).join(", ");
+            self.report(path, format!("is not of exactly one kind; write one of {kinds}"));
+            return;
+        };
+        for (field, key) in credential.keys() {
+            if let Some(problem) = secret_key_problem(key) {
+                self.report(format!("{path}.{field}"), problem);
+            }
+        }
+        if let Some((field, audience)) = credential.audience()
+            && let Some(problem) = audience_problem(audience)
+        {
+            self.report(format!("{path}.{field}"), problem);
+        }
+        let path = format!("{path}.{}", source.kind());
+        match source {
+            CredentialSource::Header(of) => {
+                if let Some(problem) = header_name_problem(&of.name) {
+                    self.report(format!("{path}.name"), problem);
+                }
+            }
+            CredentialSource::ClientCertificate(_) if url.is_some_and(|url| !url.starts_with("https://")) => {
+                self.report(path, "is shown with TLS alone; write an https:// url, or another kind");
+            }
+            CredentialSource::OAuth2ClientCredentials(of) => {
+                self.token_request(&path, &of.token_url, &of.scopes);
+                if let Some(resource) = &of.resource
+                    && let Err(problem) = http_url(resource, "the URL of a resource; write https://HOST/PATH")
+                {
+                    self.report(format!("{path}.resource"), problem);
+                }
+            }
+            CredentialSource::TokenExchange(of) => {
+                self.token_request(&path, &of.token_url, &of.scopes);
+                if let Some(audience) = &of.audience {
+                    self.text(format!("{path}.audience"), audience, OAUTH_VALUE);
+                }
+                if of.client_id_key.is_some() != of.client_secret_key.is_some() {
+                    self.report(path, "has one of clientIdKey and clientSecretKey; write both or neither");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn token_request(&mut self, path: &str, token_url: &str, scopes: &[String]) {
+        if let Err(problem) = http_url(token_url, "the URL of a token endpoint; write https://HOST/PATH") {
+            self.report(format!("{path}.tokenUrl"), problem);
+        }
+        self.count(&format!("{path}.scopes"), scopes.len(), 0, SCOPES);
+        for (index, scope) in scopes.iter().take(SCOPES).enumerate() {
+            // RFC 6749, section 3.3: a scope-token.
+            let fits = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+            if scope.is_empty() || scope.len() > OAUTH_VALUE || !scope.bytes().all(fits) {
+                let shown = escaped(scope, 80);
+                self.report(
+                    format!("{path}.scopes[{index}]"),
+                    format!("`{shown}` is not a scope; write 1 to {OAUTH_VALUE} ASCII characters without blanks, `\"` and `\\`, each scope an item of its own"),
+                );
+            }
+        }
+    }
+
+    fn tool(&mut self, path: &str, tool: &Tool) {
+        if let Some(problem) = tool_name::problem(&tool.name) {
+            self.report(format!("{path}.name"), problem);
+        }
+        self.optional_text(format!("{path}.reason"), tool.reason.as_deref(), TEXT);
+        self.count(&format!("{path}.limits"), tool.limits.len(), 0, LIMITS);
+        for (index, limit) in tool.limits.iter().take(LIMITS).enumerate() {
+            self.limit(&format!("{path}.limits[{index}]"), limit);
+        }
+        self.count(&format!("{path}.validations"), tool.validations.len(), 0, VALIDATIONS);
+        for (index, validation) in tool.validations.iter().take(VALIDATIONS).enumerate() {
+            let path = format!("{path}.validations[{index}]");
+            self.text(format!("{path}.expression"), &validation.expression, EXPRESSION);
+            self.optional_text(format!("{path}.message"), validation.message.as_deref(), TEXT);
+        }
+        if let Some(most) = tool.max_concurrent
+            && !(1..=CONCURRENT).contains(&most)
+        {
+            self.report(
+                format!("{path}.maxConcurrent"),
+                format!("is {most}; write 1 to {CONCURRENT}, or `action: Deny` to forbid the tool"),
+            );
+        }
+        if tool.max_concurrent_scope == Scope::Session {
+            self.report(
+                format!("{path}.maxConcurrentScope"),
+                "is Session; write Pod, Workload, ServiceAccount, Namespace or Policy".to_owned(),
+            );
+        } else if tool.max_concurrent.is_none() && !tool.max_concurrent_scope.is_default() {
+            self.report(
+                format!("{path}.maxConcurrentScope"),
+                "stands without `maxConcurrent`; write how many, or remove it".to_owned(),
+            );
+        }
+    }
+
+    fn limit(&mut self, path: &str, limit: &Limit) {
+        if !(1..=MAX).contains(&limit.max) {
+            self.report(
+                format!("{path}.max"),
+                format!("is {}; write 1 to {MAX}, or `action: Deny` on the entry to forbid the tool", limit.max),
+            );
+        }
+        if limit.scope.is_shared() && (SHARED_MAX + 1..=MAX).contains(&limit.max) {
+            self.report(
+                format!("{path}.max"),
+                format!("is {}; a limit that is counted across pods has at most {SHARED_MAX}", limit.max),
+            );
+        }
+        self.optional_text(format!("{path}.key"), limit.key.as_deref(), EXPRESSION);
+        self.optional_text(format!("{path}.cost"), limit.cost.as_deref(), EXPRESSION);
+        self.optional_text(format!("{path}.counter"), limit.counter.as_deref(), COUNTER_NAME);
+    }
+}
+
+/// Checks a selector and returns every field that is wrong. Paths start at `path`.
+pub fn check_selector(path: &str, selector: &LabelSelector) -> Vec<FieldError> {
+    let mut found = FieldErrors(Vec::new());
+    found.selector(path, selector);
+    found.0
+}
+
+/// Returns whether a name is a DNS label (RFC 1123), as names of servers must be: they are path segments and labels of metrics.
+fn is_dns_label(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=SERVER_NAME).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// Headers that mean something to HTTP, to MCP or to the sidecar, and so can hold no credential.
+const NO_CREDENTIAL: [&str; 16] = [
+    "accept",
+    "accept-encoding",
+    "connection",
+    "cookie",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "last-event-id",
+    "origin",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+
+/// Returns what is wrong with the name of a header that holds a credential, if something is.
+fn header_name_problem(name: &str) -> Option<String> {
+    let shown = escaped(name, 80);
+    let Ok(known) = http::HeaderName::from_bytes(name.as_bytes()) else {
+        return Some(format!("`{shown}` is not the name of a header; write letters, digits and `-`"));
+    };
+    if name.len() > HEADER_NAME {
+        return Some(format!("has {} bytes; at most {HEADER_NAME} are possible", name.len()));
+    }
+    // Some servers take `_` for `-`, and so the sidecar removes both.
+    let name = known.as_str().replace('_', "-");
+    let has_meaning = NO_CREDENTIAL.contains(&name.as_str())
+        || ["access-control-", "content-", "mcp-", "proxy-", "sec-"].iter().any(|prefix| name.starts_with(prefix));
+    has_meaning.then(|| {
+        format!("`{shown}` has another meaning and can hold no credential; write the header that the server reads its key from")
+    })
+}
+
+/// Reads the URL of a server. Files, `kubectl apply` and the proxy all read it with this function.
+///
+/// # Errors
+/// The error and what to write instead, in one line without the field's path.
+pub fn server_url(url: &str) -> Result<Uri, String> {
+    http_url(url, "a URL of an MCP server; write http://HOST[:PORT]/PATH or https://...")
+}
+
+/// Reads a URL. `what` says what it should be.
+fn http_url(url: &str, what: &str) -> Result<Uri, String> {
+    let shown = escaped(url, 80);
+    let Some(rest) = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) else {
+        return Err(format!("`{shown}` is not {what}"));
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if url.len() > URL {
+        return Err(format!("has {} bytes; at most {URL} are possible", url.len()));
+    }
+    if authority.is_empty() || authority.starts_with(':') {
+        return Err(format!("`{shown}` names no host"));
+    }
+    if authority.contains('@') {
+        return Err("holds a password; write it as `credential`, or leave it to the agent's Authorization header".to_owned());
+    }
+    if url.contains('#') {
+        return Err("has a fragment (#...), which no server sees; remove it".to_owned());
+    }
+    if url.bytes().any(|b| b <= b' ' || b >= 0x7f || b"\"<>\\^`{|}".contains(&b)) {
+        return Err(format!("`{shown}` has a character that a URL cannot hold; percent-encode it"));
+    }
+    let uri: Uri = url.parse().map_err(|error| format!("`{shown}` is not a URL: {error}"))?;
+    let Some(authority) = uri.authority().filter(|authority| !authority.host().is_empty()) else {
+        return Err(format!("`{shown}` names no host"));
+    };
+    // The parser takes any text for a port, and whoever connects takes what is no number for none.
+    let (_, port) = authority.as_str().rsplit_once(authority.host()).unwrap_or_default();
+    if port.len() > 1 && authority.port_u16().is_none_or(|port| port == 0) {
+        return Err(format!("`{shown}` has a port that cannot be connected to; write a number from 1 to 65535, or none"));
+    }
+    Ok(uri)
+}

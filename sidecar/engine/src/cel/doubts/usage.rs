@@ -1,0 +1,12 @@
+//! The uses of an expression in a policy.
+
+/// The use of an expression in a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpressionUse {
+    /// A condition, which must be true.
+    Condition,
+    /// A key, which may be null too.
+    Key,
+    /// A cost, which must be a number.
+    Cost,
+}

@@ -1,0 +1,173 @@
+//! The engine, and what can be asked of the policies in it apart from decisions.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use toolweir_crds::{Credential, Scope};
+
+use crate::{
+    cel::CelObject,
+    counters::Memory,
+    denial::Denial,
+    entry::CompiledEntry,
+    rules::{PolicyRules, ServerRules},
+    shared::{SharedTake, SharedUsage},
+    take::instance,
+    window::{Amount, Timestamp},
+};
+
+/// The policies of one pod, compiled, with the counts that they are held to.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) servers: BTreeMap<Arc<str>, ServerRules>,
+    pub(crate) counters: Arc<Memory>,
+    pub(crate) pod: CelObject<'static>,
+}
+
+/// A server that some policy names.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerView<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its URL, if a policy gives it.
+    pub url: Option<&'a str>,
+    /// What the sidecar shows it at that URL, if a policy says so.
+    pub credential: Option<&'a Credential>,
+}
+
+impl<'a> ServerView<'a> {
+    fn new(name: &'a str, rules: &'a ServerRules) -> Self {
+        Self { name, url: rules.url.as_deref(), credential: rules.credential.as_ref() }
+    }
+}
+
+/// A limit and its usage.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct LimitView<'a> {
+    /// The server's name in the policy; `*` for every server.
+    pub server: &'a str,
+    /// The entry's name.
+    pub tool: &'a str,
+    /// The policy.
+    pub policy: &'a str,
+    /// The limit in short, such as `30/minute`.
+    pub limit: &'a str,
+    /// True if each value of an expression has a count of its own; `used` is then that of the fullest.
+    pub keyed: bool,
+    /// The amount that counts now.
+    pub used: f64,
+    /// The maximum.
+    pub max: i64,
+    /// The scope whose calls are counted together.
+    #[serde(skip_serializing_if = "Scope::is_default")]
+    pub scope: Scope,
+    /// True if pods share the count; `used` is then what this pod knows of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
+}
+
+impl Engine {
+    /// Returns the servers that policies name, by name.
+    pub fn servers(&self) -> impl Iterator<Item = ServerView<'_>> {
+        self.servers.iter().map(|(name, rules)| ServerView::new(name, rules))
+    }
+
+    /// Returns a server, if some policy names it.
+    pub fn server(&self, name: &str) -> Option<ServerView<'_>> {
+        self.servers.get_key_value(name).map(|(name, rules)| ServerView::new(name, rules))
+    }
+
+    /// Returns true if `tools/list` shows a tool: no enforced policy denies it regardless of the arguments.
+    pub fn shows(&self, server: &str, tool: &str) -> bool {
+        self.servers.get(server).is_some_and(|rules| rules.plan(tool).enforced.denial.is_none())
+    }
+
+    /// Returns the denial of everything on a server, if one of its policies cannot be enforced.
+    pub fn closed(&self, server: &str) -> Option<Denial> {
+        let rules = self.servers.get(server)?.policies.iter().find(|rules| rules.broken.is_some())?;
+        rules.step("").denial("")
+    }
+
+    /// Returns the first policy that governs a server: where all allow, calls are counted under it.
+    pub fn first_policy(&self, server: &str) -> Option<&Arc<str>> {
+        self.servers.get(server)?.policies.first().map(|rules| &rules.policy)
+    }
+
+    /// Returns the tools that some policy names exactly.
+    pub fn tools(&self, server: &str) -> impl Iterator<Item = &str> {
+        self.servers.get(server).into_iter().flat_map(ServerRules::tools)
+    }
+
+    /// Returns true if some limit or `maxConcurrent` counts calls of several pods together.
+    pub fn shares(&self) -> bool {
+        self.pod_groups().next().is_some()
+    }
+
+    /// Returns the groups of pods that share some count in force, such as `Workload agents/Deployment/social`.
+    pub fn groups(&self) -> BTreeSet<Arc<str>> {
+        self.pod_groups().cloned().collect()
+    }
+
+    fn pod_groups(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.policy_rules().into_iter().flat_map(|rules| rules.entries.iter().flat_map(CompiledEntry::pod_groups))
+    }
+
+    /// Returns what a call would take of each limit that pods share and that has a single count. Each count comes once.
+    pub fn shared_counts(&self) -> Vec<SharedTake> {
+        let mut takes: Vec<SharedTake> = Vec::new();
+        for rules in self.policy_rules() {
+            for limit in rules.entries.iter().flat_map(|entry| &entry.limits).filter(|limit| limit.key.is_none()) {
+                let Some(pod_group) = &limit.pod_group else { continue };
+                if !takes.iter().any(|known| known.take.identity == limit.identity) {
+                    let take = limit.take(instance(""), Amount::ONE);
+                    takes.push(SharedTake { take, pod_group: Arc::clone(pod_group), failure: rules.on_store_failure });
+                }
+            }
+        }
+        takes
+    }
+
+    /// Returns the rules in force, each once: those of the server `*` stand under every server.
+    fn policy_rules(&self) -> Vec<&Arc<PolicyRules>> {
+        let mut policies: Vec<&Arc<PolicyRules>> = self.servers.values().flat_map(|server| &server.policies).collect();
+        policies.sort_by_key(|rules| Arc::as_ptr(rules));
+        policies.dedup_by_key(|rules| Arc::as_ptr(rules));
+        policies
+    }
+
+    /// Returns every limit with its usage; `known` gives that of the limits that pods share.
+    pub fn limits(&self, now: Timestamp, known: &dyn SharedUsage) -> Vec<LimitView<'_>> {
+        let mut policies = self.policy_rules();
+        policies.sort_by(|a, b| (&a.policy, &a.server).cmp(&(&b.policy, &b.server)));
+        let mut views = Vec::new();
+        for rules in policies {
+            for entry in &rules.entries {
+                for limit in &entry.limits {
+                    let used = match &limit.pod_group {
+                        None => self.counters.used(&limit.identity, limit.span, now),
+                        Some(_) => known.used(&limit.identity).unwrap_or_default(),
+                    };
+                    views.push(LimitView {
+                        server: &rules.server,
+                        tool: &entry.name,
+                        policy: &rules.policy,
+                        limit: &limit.label,
+                        keyed: limit.key.is_some(),
+                        used: used.as_f64(),
+                        max: limit.max,
+                        scope: limit.scope,
+                        shared: limit.pod_group.is_some(),
+                    });
+                }
+            }
+        }
+        views
+    }
+
+    /// Returns the counts that calls are held to.
+    pub fn counters(&self) -> &Arc<Memory> {
+        &self.counters
+    }
+}

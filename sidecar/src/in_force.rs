@@ -1,0 +1,171 @@
+//! The policies in force, and the servers that they name.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+
+use http::Uri;
+use prometheus::{Histogram, IntCounter};
+use toolweir_crds::{Credential, check::server_url, stream::PolicyProblem};
+use toolweir_engine::{Engine, Policy};
+
+use crate::{
+    credentials::{server_credential::ServerCredential, set::CredentialSet},
+    outcome::Outcome,
+    server_metrics::{OTHER_TOOL, ServerMetrics},
+};
+
+/// The policies in force.
+#[derive(Debug)]
+pub struct InForce {
+    /// The compiled policies.
+    pub engine: Engine,
+    /// The policies, for display.
+    pub policies: Vec<PolicyView>,
+    /// The version of their content: the first 12 hex digits of the SHA-256 of the files' text, or what the operator says.
+    pub version: String,
+    /// Policies that cannot be enforced as they are written and deny instead. Of those from files, only such as close a server.
+    pub problems: Vec<PolicyProblem>,
+    /// True if the policies were compiled with a shared store. Without one, limits across pods deny.
+    pub shared_store: bool,
+    servers: HashMap<String, Arc<ServerInForce>>,
+}
+
+/// A policy in force, for display.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct PolicyView {
+    /// Namespace and name.
+    pub name: String,
+    /// `Enforce` or `Audit`.
+    pub mode: &'static str,
+    /// The policy itself.
+    pub spec: toolweir_crds::MCPPolicySpec,
+}
+
+impl From<Policy> for PolicyView {
+    fn from(policy: Policy) -> Self {
+        let mode = policy.spec.mode.as_str();
+        Self { name: policy.id.to_string(), mode, spec: policy.spec }
+    }
+}
+
+/// A url that cannot be connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadUrl {
+    /// The server's name.
+    pub server: String,
+    /// The url, as a policy has it.
+    pub url: String,
+    /// The fault, with the url in it.
+    pub why: String,
+}
+
+/// The credential of a server, and what looks after it.
+#[derive(Debug)]
+pub struct CredentialSlot {
+    credential: Credential,
+    looked_after: OnceLock<Arc<ServerCredential>>,
+}
+
+impl CredentialSlot {
+    fn new(credential: &Credential) -> Self {
+        Self { credential: credential.clone(), looked_after: OnceLock::new() }
+    }
+
+    /// The credential; none where nothing looks after it, so that the server is not reached.
+    pub fn get(&self) -> Option<&Arc<ServerCredential>> {
+        self.looked_after.get()
+    }
+}
+
+/// A server that policies name, with the handles of its metrics.
+#[derive(Debug)]
+pub struct ServerInForce {
+    /// The server's name.
+    pub name: String,
+    /// The server's url, if a policy gives one that can be connected to.
+    pub url: Option<Uri>,
+    /// What the sidecar shows the server at that url, if a policy says so.
+    pub credential: Option<CredentialSlot>,
+    /// `toolweir_upstream_duration_seconds`
+    pub upstream_duration: Histogram,
+    /// `toolweir_overhead_seconds`
+    pub overhead: Histogram,
+    /// `toolweir_requests_total` of tool calls that went well.
+    pub calls_ok: IntCounter,
+    /// `toolweir_tool_calls_total` of allowed calls, for tools that a policy names.
+    pub allowed: HashMap<Box<str>, IntCounter>,
+}
+
+impl InForce {
+    /// Resolves the handles of the policies' metrics. Returns the urls that cannot be connected to as well: such a server is as
+    /// one without a url, so that nothing reaches it.
+    pub fn new(engine: Engine, policies: Vec<PolicyView>, version: String, metrics: &ServerMetrics) -> (Self, Vec<BadUrl>) {
+        let (mut servers, mut bad) = (HashMap::new(), Vec::new());
+        for view in engine.servers() {
+            let url = view.url.and_then(|url| {
+                let found = server_url(url);
+                if let Err(why) = &found {
+                    bad.push(BadUrl { server: view.name.to_owned(), url: url.to_owned(), why: why.clone() });
+                }
+                found.ok()
+            });
+            let policy = engine.first_policy(view.name).map_or("", |policy| policy);
+            let allowed = engine
+                .tools(view.name)
+                .map(|tool| (tool.into(), metrics.tool_calls.with_label_values(&[view.name, tool, "allowed", "none", policy])))
+                .collect();
+            // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
+            metrics.tools_hidden.with_label_values(&[view.name]);
+            for verdict in engine.verdicts(view.name) {
+                let tool = verdict.tool.unwrap_or(OTHER_TOOL);
+                metrics.tool_calls.with_label_values(&[
+                    view.name,
+                    tool,
+                    verdict.decision,
+                    verdict.reason.as_str(),
+                    &verdict.policy,
+                ]);
+            }
+            let server = ServerInForce {
+                name: view.name.to_owned(),
+                url,
+                credential: view.credential.map(CredentialSlot::new),
+                upstream_duration: metrics.upstream_duration.with_label_values(&[view.name]),
+                overhead: metrics.overhead.with_label_values(&[view.name]),
+                calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),
+                allowed,
+            };
+            servers.insert(server.name.clone(), Arc::new(server));
+        }
+        (Self { engine, policies, version, problems: Vec::new(), shared_store: false, servers }, bad)
+    }
+
+    /// Has the credentials looked after by `set`. Until then, servers that have one are not reached.
+    pub fn attach_credentials(&self, set: &CredentialSet) {
+        let slots = || self.servers().filter_map(|server| Some((server.name.as_str(), server.credential.as_ref()?)));
+        let mut looked_after = set.look_after(slots().map(|(server, slot)| (server, &slot.credential)));
+        for (server, slot) in slots() {
+            if let Some(of) = looked_after.remove(server) {
+                slot.looked_after.get_or_init(|| of);
+            }
+        }
+    }
+
+    /// The servers that some policy names, in no order.
+    pub fn servers(&self) -> impl Iterator<Item = &ServerInForce> {
+        self.servers.values().map(|server| &**server)
+    }
+
+    /// Returns true if the same policies govern a server here and there.
+    pub fn governs_alike(&self, other: &Self, server: &str) -> bool {
+        let names = |policy: &&PolicyView| policy.spec.servers.iter().any(|named| named.name == server || named.name == "*");
+        self.policies.iter().filter(names).eq(other.policies.iter().filter(names))
+    }
+
+    /// A server, if some policy names it.
+    pub fn server(&self, name: &str) -> Option<&Arc<ServerInForce>> {
+        self.servers.get(name)
+    }
+}

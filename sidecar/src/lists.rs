@@ -1,0 +1,268 @@
+//! Lists of tools on their way to a client, whatever carries them.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use prometheus::IntCounter;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+use toolweir_engine::json::{JsonError, Raw};
+
+use crate::{
+    governor::Governor,
+    mcp::{
+        edits::Filtered,
+        id::{is_same_id, message_id},
+        list::{self, ListAnswer, ListPage, OwnRequest, Rules},
+        page_request,
+    },
+    proxy::budget::HeldBytes,
+};
+
+/// The time for which a client may keep a list, unless said otherwise. So long an agent may see the tools of a policy that is no longer
+/// in force.
+pub const TTL: Duration = Duration::from_secs(5);
+
+/// Shows of the lists of one server what may be called.
+#[derive(Clone, Debug)]
+pub struct Lists {
+    governor: Arc<Governor>,
+    server: String,
+    /// Counts the tools that were cut out.
+    hidden: IntCounter,
+    /// Milliseconds.
+    ttl: u32,
+}
+
+impl Lists {
+    /// Lists of a server, which a client may keep for `ttl`.
+    pub fn of(governor: &Arc<Governor>, server: &str, ttl: Duration) -> Self {
+        Self {
+            governor: Arc::clone(governor),
+            server: server.to_owned(),
+            hidden: governor.metrics.servers.tools_hidden.with_label_values(&[server]),
+            ttl: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// The server's name.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Shows of an answer what may be called now. `own` is the request of the sidecar's own whose answer it is.
+    ///
+    /// # Errors
+    /// The answer is not strict JSON.
+    pub fn read<'a>(&self, answer: &'a [u8], own: Option<OwnRequest<'_>>) -> Result<ListAnswer<'a>, JsonError> {
+        let in_force = self.governor.in_force();
+        let shows = |tool: &str| in_force.engine.shows(&self.server, tool);
+        let rules = Rules { shows: &shows, ttl: self.ttl, own };
+        list::filter(answer, &rules, &mut |tool, shown| {
+            self.governor.learn_tool(&self.server, tool);
+            if !shown {
+                self.hidden.inc();
+            }
+        })
+    }
+}
+
+/// The most pages of a list that are read for one request of a client, the one that it asked for included.
+const MOST_PAGES: usize = 20;
+/// The longest cursor with which a page is asked for, as it is written.
+const LONGEST_CURSOR: usize = 4096;
+/// The largest request that is kept to ask for further pages with.
+pub const LARGEST_REQUEST: usize = 16 * 1024;
+/// The most lists for which a client may wait on one stream and have all their pages filled.
+const MOST_ASKED: usize = 4;
+/// The most requests of the sidecar's own that may be without an answer on one stream.
+const MOST_EXPECTED: usize = 64;
+
+/// A client's tools/list.
+#[derive(Clone, Debug)]
+pub struct ListRequest {
+    /// Its id, as it is written.
+    pub id: String,
+    /// The whole message.
+    pub request: Bytes,
+}
+
+impl ListRequest {
+    /// A request. None where it is too large to be kept.
+    pub fn new(id: Raw<'_>, request: &Bytes) -> Option<Self> {
+        (request.len() <= LARGEST_REQUEST).then(|| Self { id: id.as_str().to_owned(), request: request.clone() })
+    }
+}
+
+/// A page of a list, as the client gets it.
+#[derive(Debug)]
+pub struct Page {
+    /// The answer with it, under the client's id.
+    pub message: Bytes,
+    /// The room that it takes, where it is of a size to speak of.
+    pub held: Option<HeldBytes>,
+    /// True where it has a tool.
+    shown: bool,
+    next: Option<String>,
+}
+
+impl Page {
+    /// The page that an answer holds, if every tool of it was cut out and another page follows; else what the client gets.
+    pub fn emptied(read: ListAnswer<'_>) -> Result<Self, Filtered> {
+        match (read.filtered, read.page) {
+            (Filtered::Edited(message), Some(ListPage { entries: 1.., shown: 0, next: Some(next), .. })) => {
+                Ok(Self::new(message, false, Some(next)))
+            }
+            (filtered, _) => Err(filtered),
+        }
+    }
+
+    fn new(mut message: Vec<u8>, shown: bool, next: Option<Raw<'_>>) -> Self {
+        // It was made with room for all that was cut out.
+        message.shrink_to_fit();
+        Self { message: message.into(), held: None, shown, next: next.map(|next| next.as_str().to_owned()) }
+    }
+}
+
+impl Lists {
+    /// The page in the answer to a request of the sidecar's own. None if the answer holds none.
+    pub fn page(&self, answer: &[u8], own: OwnRequest<'_>) -> Option<Page> {
+        let read = self.read(answer, Some(own)).ok()?;
+        let page = read.page.filter(|page| page.id.string().is_ok_and(|id| id.as_deref() == Some(own.id)))?;
+        match read.filtered {
+            Filtered::Edited(message) => Some(Page::new(message, page.shown > 0, page.next)),
+            Filtered::Same => None,
+        }
+    }
+}
+
+/// A source of further pages.
+pub trait PageSource {
+    /// Sends this request of the sidecar's own, whose ids are `own`, and waits for the page. None where no page comes.
+    fn page(&mut self, request: Vec<u8>, own: OwnRequest<'_>) -> impl Future<Output = Option<Page>> + Send;
+}
+
+/// Goes on from an empty page until one has a tool, or none follows: some clients never ask for a second page. What cannot be
+/// had within the bounds ends it with the page so far, whose cursor the client can go on from.
+pub async fn fill(asked: &ListRequest, mut page: Page, pages: &mut impl PageSource, until: Instant) -> Page {
+    let mut before: Vec<String> = Vec::new();
+    while !page.shown && before.len() + 1 < MOST_PAGES {
+        let Some(cursor) = page.next.take().filter(|cursor| cursor.len() <= LONGEST_CURSOR && !before.contains(cursor)) else {
+            break;
+        };
+        let Some(id) = own_id() else { break };
+        let Some(request) = page_request::for_page(&asked.request, &id, &cursor) else { break };
+        before.push(cursor);
+        match timeout_at(until, pages.page(request, OwnRequest { id: &id, client_id: &asked.id })).await {
+            Ok(Some(next)) => page = next,
+            _ => break,
+        }
+    }
+    page
+}
+
+/// The prefix of the ids of the sidecar's own requests.
+const OWN: &str = "toolweir-";
+
+/// An id that is no client's: it has 128 random bits.
+fn own_id() -> Option<String> {
+    let mut random = [0_u8; 16];
+    SystemRandom::new().fill(&mut random).ok()?;
+    Some(format!("{OWN}{}", data_encoding::HEXLOWER.encode(&random)))
+}
+
+/// Lists that a client has asked for where answers are known by their id alone, with what is needed to ask for more: the oldest
+/// are forgotten first.
+#[derive(Debug)]
+pub struct ListRequests<T>(Mutex<VecDeque<(ListRequest, T)>>);
+
+impl<T> Default for ListRequests<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> ListRequests<T> {
+    /// Keeps a request. Call it before it is sent: its answer can be quick.
+    pub fn keep(&self, asked: ListRequest, with: T) {
+        let mut kept = lock(&self.0);
+        if kept.len() >= MOST_ASKED {
+            kept.pop_front();
+        }
+        kept.push_back((asked, with));
+    }
+
+    /// The request with this id, which is forgotten.
+    pub fn take(&self, id: Raw<'_>) -> Option<(ListRequest, T)> {
+        let mut kept = lock(&self.0);
+        let at = kept.iter().position(|(asked, _)| is_same_id(id, &asked.id))?;
+        kept.remove(at)
+    }
+}
+
+/// Requests of the sidecar's own where answers are known by their id alone. One that nobody waits for any more stays until its
+/// answer comes, which no client gets.
+#[derive(Debug, Default)]
+pub struct ExpectedPages(Mutex<HashMap<String, PageWaiter>>);
+
+#[derive(Debug)]
+struct PageWaiter {
+    /// The id that the page gets, as it is written.
+    client_id: String,
+    page: oneshot::Sender<Option<Page>>,
+}
+
+impl ExpectedPages {
+    /// Expects the answer to a request. Call it before that is sent. Nothing where there are too many.
+    pub fn expect(&self, own: OwnRequest<'_>) -> Option<oneshot::Receiver<Option<Page>>> {
+        let (page, receiver) = oneshot::channel();
+        let mut expected = lock(&self.0);
+        if expected.len() >= MOST_EXPECTED {
+            return None;
+        }
+        expected.insert(own.id.to_owned(), PageWaiter { client_id: own.client_id.to_owned(), page });
+        Some(receiver)
+    }
+
+    /// Takes a message of the server, and hands it to who waits for it; false where it answers no request of the sidecar's.
+    /// `room` gives what a page of so many bytes takes, or nothing where there is no room.
+    pub fn answered(&self, message: &[u8], lists: &Lists, room: impl FnOnce(usize) -> Option<Option<HeldBytes>>) -> bool {
+        let Some((id, waiter)) = self.find(message) else { return false };
+        let page = lists.page(message, OwnRequest { id: &id, client_id: &waiter.client_id }).and_then(|mut page| {
+            page.held = room(page.message.len())?;
+            Some(page)
+        });
+        // Who waited may have given up.
+        let _ = waiter.page.send(page);
+        true
+    }
+
+    fn find(&self, message: &[u8]) -> Option<(String, PageWaiter)> {
+        let mut expected = lock(&self.0);
+        if expected.is_empty() || memchr::memmem::find(message, OWN.as_bytes()).is_none() {
+            return None;
+        }
+        let id = match message_id(message) {
+            Ok(id) => id?.string().ok()??.into_owned(),
+            // It cannot be read, but it is the answer.
+            Err(_) => expected.keys().find(|id| memchr::memmem::find(message, id.as_bytes()).is_some())?.clone(),
+        };
+        expected.remove_entry(&id)
+    }
+
+    /// No answer comes any more.
+    pub fn close(&self) {
+        lock(&self.0).clear();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,161 @@
+//! Notifications of clients that a server's list of tools has changed (MCP 2025-11-25, "List Changed Notification"; MCP
+//! 2026-07-28, "Subscriptions").
+
+use serde_json::Value;
+
+/// The most subscriptions of one stream that are known.
+const MOST: usize = 16;
+/// The largest message that is looked at, in bytes.
+const LARGEST: usize = 64 * 1024;
+
+/// Who on a stream is told that the list has changed, as the server has agreed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listeners {
+    /// The session that the stream is of: the answer to `initialize` declares that it is told.
+    session: bool,
+    /// Subscriptions that were acknowledged, by their ids as JSON.
+    subscriptions: Vec<String>,
+}
+
+impl Listeners {
+    /// Those of a stream whose session is told, or not as far as is known.
+    pub fn of(session: bool) -> Self {
+        Self { session, ..Self::default() }
+    }
+
+    /// Takes note of a message of the server: an answer to `initialize`, the acknowledgement of a subscription, or its end.
+    pub fn server_said(&mut self, message: &[u8]) {
+        if message.len() > LARGEST {
+            return;
+        }
+        // Each of the two spells it.
+        if memchr::memmem::find(message, b"istChanged").is_none() {
+            if !self.subscriptions.is_empty()
+                && let Ok(Value::Object(answer)) = serde_json::from_slice(message)
+                && !answer.contains_key("method")
+                && let Some(id) = answer.get("id")
+            {
+                self.end(id);
+            }
+            return;
+        }
+        let Ok(message) = serde_json::from_slice::<Value>(message) else { return };
+        let is_true = |path: &str| message.pointer(path) == Some(&Value::Bool(true));
+        if message.pointer("/result/capabilities").is_some() {
+            self.session = is_true("/result/capabilities/tools/listChanged");
+        } else if message.get("method").is_some_and(|method| method == "notifications/subscriptions/acknowledged")
+            && let Some(id) = message.pointer("/params/_meta/io.modelcontextprotocol~1subscriptionId")
+        {
+            self.end(id);
+            if is_true("/params/notifications/toolsListChanged") && self.subscriptions.len() < MOST {
+                self.subscriptions.push(id.to_string());
+            }
+        }
+    }
+
+    /// Takes note that a client cancels a request.
+    pub fn client_said(&mut self, message: &[u8]) {
+        if !self.subscriptions.is_empty()
+            && message.len() <= LARGEST
+            && let Ok(message) = serde_json::from_slice::<Value>(message)
+            && let Some(id) = message.pointer("/params/requestId")
+        {
+            self.end(id);
+        }
+    }
+
+    fn end(&mut self, id: &Value) {
+        let id = id.to_string();
+        self.subscriptions.retain(|known| *known != id);
+    }
+
+    /// The messages that tell them.
+    pub fn messages(&self) -> impl Iterator<Item = String> {
+        let session = self.session.then(|| r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#.to_owned());
+        let of_subscription = |id: &String| {
+            format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{id}}}}}}}"#
+            )
+        };
+        session.into_iter().chain(self.subscriptions.iter().map(of_subscription))
+    }
+}
+
+/// Looks for the answer to `initialize` in a body that passes, JSON or events, without holding it back.
+#[derive(Debug, Default)]
+pub struct Declaration {
+    seen: Vec<u8>,
+}
+
+impl Declaration {
+    /// Takes a piece. True once the answer has come and declares that clients are told.
+    pub fn push(&mut self, piece: &[u8]) -> bool {
+        if self.seen.len() + piece.len() > LARGEST {
+            return false;
+        }
+        self.seen.extend_from_slice(piece);
+        let mut listeners = Listeners::default();
+        listeners.server_said(&self.seen);
+        for line in self.seen.split(|byte| matches!(byte, b'\n' | b'\r')) {
+            if let Some(data) = line.strip_prefix(b"data:") {
+                listeners.server_said(data);
+            }
+        }
+        listeners.session
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_was_promised_it_is_told() {
+        let told = |messages: &[&str]| {
+            let mut listeners = Listeners::default();
+            for message in messages {
+                listeners.server_said(message.as_bytes());
+            }
+            listeners.messages().collect::<Vec<_>>()
+        };
+        let declares = r#"{"id":1,"result":{"capabilities":{"tools":{"listChanged":true}}}}"#;
+        let plain = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
+        assert_eq!(told(&[declares]), [plain]);
+        assert_eq!(told(&[declares, &declares.replace("true", "false")]), [""; 0]);
+        for other in [
+            r#"{"id":1,"result":{"capabilities":{"prompts":{"listChanged":true},"tools":{}}}}"#,
+            r#"{"id":1,"result":{"content":[{"text":"\"listChanged\":true"}]}}"#,
+        ] {
+            assert_eq!(told(&[other]), [""; 0], "{other}");
+        }
+        let acknowledged = |id: &str, notifications: &str| {
+            format!(
+                r#"{{"method":"notifications/subscriptions/acknowledged","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{id}}},"notifications":{notifications}}}}}"#
+            )
+        };
+        let (one, two) =
+            (acknowledged("7", r#"{"toolsListChanged":true}"#), acknowledged("\"b\"", r#"{"toolsListChanged":true}"#));
+        let with_id = |id: &str| {
+            plain.replace('}', &format!(r#","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{id}}}}}}}"#))
+        };
+        assert_eq!(told(&[&one, &two, &one]), [with_id("\"b\""), with_id("7")]);
+        // Its answer ends a subscription.
+        assert_eq!(told(&[&one, r#"{"id":7,"result":{}}"#, &two]), [with_id("\"b\"")]);
+        assert_eq!(told(&[&acknowledged("7", r#"{"promptsListChanged":true}"#)]), [""; 0]);
+        let mut listeners = Listeners::default();
+        listeners.server_said(one.as_bytes());
+        listeners.client_said(br#"{"method":"notifications/cancelled","params":{"requestId":7}}"#);
+        assert_eq!(listeners, Listeners::default());
+    }
+
+    #[test]
+    fn a_declaration_is_found_in_json_and_in_events_in_pieces_of_any_size() {
+        let answer = r#"{"id":1,"result":{"capabilities":{"tools":{"listChanged":true}}}}"#;
+        for body in [answer.to_owned(), format!(": c\n\nid: 1\r\ndata: {answer}\r\n\r\n")] {
+            for piece in 1..=body.len() {
+                let mut declaration = Declaration::default();
+                assert!(body.as_bytes().chunks(piece).any(|piece| declaration.push(piece)), "{piece}");
+            }
+        }
+    }
+}

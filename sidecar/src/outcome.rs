@@ -1,0 +1,94 @@
+//! The outcome of a request.
+
+/// The outcome of a request: the closed set of the metrics' label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server answered.
+    Ok,
+    /// The server answered with an HTTP error of the client's making (4xx).
+    UpstreamRejected,
+    /// The server answered with an HTTP error of its own (5xx).
+    UpstreamError,
+    /// The server could not be connected to.
+    ConnectFailed,
+    /// The sidecar has nothing to show a server that has a credential, so nothing was sent.
+    CredentialUnavailable,
+    /// The server refuses the sidecar's credential, also after a renewal.
+    CredentialRefused,
+    /// The server did not begin to answer in time.
+    UpstreamTimeout,
+    /// The server hung up, or its answer is no HTTP.
+    UpstreamFailed,
+    /// The server's answer cannot be passed on: a redirect, a list that cannot be read.
+    UpstreamInvalid,
+    /// A policy denied it.
+    Denied,
+    /// The message needs no answer and was not forwarded.
+    Dropped,
+    /// The message has no clear meaning.
+    Refused,
+    /// The request comes from a page of another origin.
+    ForbiddenOrigin,
+    /// No policy names the server.
+    UnknownServer,
+    /// There is nothing at its path, or not for its HTTP method.
+    NotFound,
+    /// The body did not come in time, or the client hung up while sending it.
+    ClientFailed,
+    /// Too many bytes or connections are held.
+    Overloaded,
+    /// The client cancelled it before it was answered.
+    Cancelled,
+    /// The client hung up before the answer.
+    ClientGone,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 19] = [
+        Self::Ok,
+        Self::UpstreamRejected,
+        Self::UpstreamError,
+        Self::ConnectFailed,
+        Self::CredentialUnavailable,
+        Self::CredentialRefused,
+        Self::UpstreamTimeout,
+        Self::UpstreamFailed,
+        Self::UpstreamInvalid,
+        Self::Denied,
+        Self::Dropped,
+        Self::Refused,
+        Self::ForbiddenOrigin,
+        Self::UnknownServer,
+        Self::NotFound,
+        Self::ClientFailed,
+        Self::Overloaded,
+        Self::Cancelled,
+        Self::ClientGone,
+    ];
+
+    /// As metrics and the audit log name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::UpstreamRejected => "upstream_rejected",
+            Self::UpstreamError => "upstream_error",
+            Self::ConnectFailed => "connect_failed",
+            Self::CredentialUnavailable => "credential_unavailable",
+            Self::CredentialRefused => "credential_refused",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamFailed => "upstream_failed",
+            Self::UpstreamInvalid => "upstream_invalid",
+            Self::Denied => "denied",
+            Self::Dropped => "dropped",
+            Self::Refused => "refused",
+            Self::ForbiddenOrigin => "forbidden_origin",
+            Self::UnknownServer => "unknown_server",
+            Self::NotFound => "not_found",
+            Self::ClientFailed => "client_failed",
+            Self::Overloaded => "overloaded",
+            Self::Cancelled => "cancelled",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}

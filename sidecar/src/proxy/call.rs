@@ -1,0 +1,171 @@
+//! A call of a tool: decided on, sent if it is allowed, and recorded.
+
+use bytes::Bytes;
+use http::{Method, Response};
+use hyper::body::Incoming;
+use toolweir_engine::{Call, Permit};
+
+use super::{
+    body::ResponseBody,
+    budget::HeldBytes,
+    cancel::CallName,
+    failure::RequestFailure,
+    pass::outcome_of,
+    post::{Requester, settle},
+    replies::accepted,
+    request_guard::{RequestGuard, ServerGuard},
+    response_kind::ResponseKind,
+    state::Proxy,
+};
+use crate::{
+    account::Account,
+    governor::{self, Decided},
+    in_force::CredentialSlot,
+    mcp::{headers::SESSION_ID, request::Request},
+    outcome::Outcome,
+    pending::PendingRequest,
+    record::Record,
+};
+
+/// The outcome of a call whose answer would come on a stream, where the server did not accept it.
+fn not_accepted(sent: &Result<Response<Incoming>, RequestFailure>) -> Option<Outcome> {
+    match sent {
+        Ok(response) if response.status().is_success() => None,
+        Ok(response) => {
+            Some(outcome_of(response.status())).filter(|outcome| *outcome != Outcome::Ok).or(Some(Outcome::UpstreamInvalid))
+        }
+        Err(failure) => Some(failure.outcome()),
+    }
+}
+
+/// What a call has taken of which nothing was sent yet. Dropped, it gives that back.
+struct Unsent(Option<Permit>);
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if let Some(permit) = self.0.take() {
+            permit.give_back();
+        }
+    }
+}
+
+impl Proxy {
+    /// The way of a tools/call.
+    pub(super) async fn tool_call(
+        &self,
+        message: &Request<'_>,
+        name: &str,
+        client: &Requester<'_>,
+        pending: Option<PendingRequest<'_>>,
+        body: (Bytes, HeldBytes),
+        request: &mut RequestGuard<'_>,
+    ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
+        let governor = &self.state.governor;
+        // In the HTTP+SSE transport a session is a stream.
+        let header = || client.headers.get(SESSION_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let session = client.legacy.map_or_else(header, |stream| &stream.id);
+        let call = Call {
+            server: name,
+            tool: message.params.name.as_deref().unwrap_or_default(),
+            arguments: message.params.arguments,
+            session,
+        };
+        if message.id.is_none() {
+            // A notification of a method that is none: a server may carry it out and nobody would know.
+            let decision = governor::decision_without_id(&call);
+            let (_, record) = governor.record(&request.in_force, &call, decision, request.arrived);
+            record.finish(Outcome::Dropped);
+            return Ok((accepted(), Outcome::Dropped));
+        }
+        let (decided, record) = governor.decide_shared(&request.in_force, &call, request.arrived).await;
+        match decided {
+            Decided::Denied(denial) => {
+                record.finish(Outcome::Denied);
+                client.deny(message, &denial)
+            }
+            Decided::Allowed(permit) => match request.at_server() {
+                Ok(mut at) => self.allowed_call(message, client, (permit, record), pending, body, &mut at).await,
+                Err(failure) => {
+                    permit.give_back();
+                    Err(failure)
+                }
+            },
+        }
+    }
+
+    /// Sends a call that is allowed.
+    async fn allowed_call(
+        &self,
+        message: &Request<'_>,
+        client: &Requester<'_>,
+        (mut permit, mut record): (Permit, Record),
+        mut pending: Option<PendingRequest<'_>>,
+        (bytes, held): (Bytes, HeldBytes),
+        at: &mut ServerGuard<'_, '_>,
+    ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
+        permit = self.wait_for_credential(permit, at).await;
+        // What is written of a call whose answer comes on a stream waits for that.
+        let record = match &mut pending {
+            Some(pending) => {
+                pending.hold_places(permit.split_places());
+                pending.attach(Account::of_call(record), None);
+                pending.mark_sent();
+                None
+            }
+            None => {
+                self.make_cancellable(message, client, &at.server.name, &mut permit, &mut record);
+                Some(record)
+            }
+        };
+        let sent = match client.endpoint(at) {
+            Ok(url) => self.send(&Method::POST, client.headers, url, bytes, at).await,
+            Err(failure) => Err(failure),
+        };
+        drop(held);
+        if let (Some(pending), Some(outcome)) = (&pending, not_accepted(&sent)) {
+            pending.finish(outcome);
+        }
+        settle(pending, &sent);
+        let passed = match sent {
+            Ok(response) => self.pass(response, client.headers, at, permit, ResponseKind::Message).await,
+            Err(failure) => {
+                if failure.nothing_sent() {
+                    permit.give_back();
+                }
+                Err(failure)
+            }
+        };
+        let Some(record) = record else { return passed };
+        let outcome =
+            record.outcome_unless_cancelled(passed.as_ref().map_or_else(RequestFailure::outcome, |(_, outcome)| *outcome));
+        record.finish(outcome);
+        passed.map(|(response, _)| (response, outcome))
+    }
+
+    /// Waits where the server's credential has to be asked for first. A client that hangs up meanwhile gets back what it has taken:
+    /// nothing was sent. Where none is to be had, sending says why.
+    async fn wait_for_credential(&self, permit: Permit, at: &ServerGuard<'_, '_>) -> Permit {
+        let credential = at.server.credential.as_ref().and_then(CredentialSlot::get);
+        let Some(credential) = credential.filter(|credential| credential.current().is_none()) else { return permit };
+        let mut unsent = Unsent(Some(permit));
+        let _ = Box::pin(credential.wait()).await;
+        unsent.0.take().unwrap_or_default()
+    }
+
+    /// Lets the client cancel a call that holds places.
+    fn make_cancellable(
+        &self,
+        message: &Request<'_>,
+        client: &Requester<'_>,
+        server: &str,
+        permit: &mut Permit,
+        record: &mut Record,
+    ) {
+        let named = message.id.filter(|_| permit.holds_places());
+        if let Some(name) = named.and_then(|id| CallName::of(server, client.headers, id)) {
+            let (places, cancelled) = self.state.calls.add(name, permit.split_places());
+            permit.join(places);
+            record.cancelled_by(cancelled);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The route of a request: the target in its path, and the check of the host and the origin that it names.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderValue, header};
+
+use super::{failure::RequestFailure, oauth};
+use crate::mcp::request::Refusal;
+
+/// The target of a request.
+pub enum RouteTarget<'a> {
+    /// A server's endpoint.
+    Server(&'a str),
+    /// The endpoint for messages of an open HTTP+SSE stream.
+    Messages {
+        /// The server's name.
+        server: &'a str,
+        /// The id of the stream.
+        stream: &'a str,
+    },
+    /// The description of a server's authorization.
+    Authorization(&'a str),
+}
+
+/// Reads the target in a path. None where there is nothing at it.
+pub fn target(path: &str) -> Option<RouteTarget<'_>> {
+    if let Some(server) = path.strip_prefix(oauth::WELL_KNOWN).and_then(|rest| rest.strip_prefix('/')) {
+        let server = server.strip_suffix('/').unwrap_or(server);
+        return (!server.contains('/')).then_some(RouteTarget::Authorization(server));
+    }
+    let rest = path.strip_prefix('/')?;
+    match rest.split_once('/') {
+        None | Some((_, "")) => Some(RouteTarget::Server(rest.trim_end_matches('/'))).filter(|_| !rest.is_empty()),
+        Some((server, rest)) => rest.strip_prefix("-/messages/").map(|stream| RouteTarget::Messages { server, stream }),
+    }
+}
+
+/// Refuses what a page of another origin sends (MCP 2025-11-25, Transports, "Security Warning"): browsers send
+/// `Origin`, and with a rebound name a `Host` that is not local. `allowed_hosts` are the names of the sidecar besides local ones.
+///
+/// # Errors
+/// `Host` or `Origin` is not local, or there are two of `Host`.
+pub fn check_origin(headers: &HeaderMap, allowed_hosts: &[String]) -> Result<(), RequestFailure> {
+    if headers.get_all(header::HOST).iter().nth(1).is_some() {
+        return Err(Refusal::RepeatedHeader("Host").into());
+    }
+    let named = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    // An address cannot be rebound, so any is accepted as the host.
+    if !named.is_some_and(|authority| is_local(authority, allowed_hosts, |_| true)) {
+        return Err(RequestFailure::ForbiddenOrigin("Host"));
+    }
+    for origin in headers.get_all(header::ORIGIN) {
+        let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+        // A page can be at an address too: only a local one, or that of the sidecar itself, is not foreign.
+        if !authority.is_some_and(|authority| {
+            Some(authority) == named || is_local(authority, allowed_hosts, |address| address.is_loopback())
+        }) {
+            return Err(RequestFailure::ForbiddenOrigin("Origin"));
+        }
+    }
+    Ok(())
+}
+
+/// The origin of the page that asks, if it is accepted.
+pub fn accepted_origin(headers: &HeaderMap, allowed_hosts: &[String]) -> Option<HeaderValue> {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let origin = origins.next()?;
+    (origins.next().is_none() && check_origin(headers, allowed_hosts).is_ok()).then(|| origin.clone())
+}
+
+/// Returns true where an authority names this machine, by a name of it or by an address that `fits`.
+fn is_local(authority: &str, allowed_hosts: &[String], fits: impl Fn(IpAddr) -> bool) -> bool {
+    let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
+    // What stands before an `@` is a name to some, and the host to others.
+    if authority.as_str().contains('@') {
+        return false;
+    }
+    let host = authority.host();
+    host.trim_start_matches('[').trim_end_matches(']').parse().is_ok_and(fits)
+        || host.eq_ignore_ascii_case("localhost")
+        || allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+}

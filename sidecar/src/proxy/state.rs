@@ -1,0 +1,49 @@
+//! The state of the proxy.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{
+    budget::Budget, cancel::CancellableCalls, clients::Clients, credentialed_clients::CredentialedClients, legacy::LegacyStreams,
+    limits::Limits, oauth::Described, sessions::Sessions, through::UpstreamProxy, upstream::UpstreamClient,
+};
+use crate::governor::Governor;
+
+/// The state that all workers share.
+#[derive(Debug)]
+pub struct ProxyState {
+    /// The policies in force and the record of decisions.
+    pub governor: Arc<Governor>,
+    /// The bounds.
+    pub limits: Limits,
+    /// Room for bodies.
+    pub budget: Budget,
+    /// The open connections of clients.
+    pub clients: Arc<Clients>,
+    /// Open streams of the HTTP+SSE transport.
+    pub streams: LegacyStreams,
+    /// Sessions in which clients are told that the list of tools has changed.
+    pub sessions: Sessions,
+    /// Calls of Streamable HTTP that hold places.
+    pub calls: CancellableCalls,
+    /// Names under which the sidecar may be reached besides local ones.
+    pub allowed_hosts: Vec<String>,
+    /// The places at which servers said that their authorization is described.
+    pub described: Described,
+    /// The proxy through which servers are reached, if there is one.
+    pub upstream_proxy: Option<UpstreamProxy>,
+    /// Turns true when the sidecar stops.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// The proxy of one worker. Its functions stand with the steps of a request, in the files beside this one.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// The state that all workers share.
+    pub state: Arc<ProxyState>,
+    /// This worker's connections to servers.
+    pub client: UpstreamClient,
+    /// This worker's connections to servers that have a credential.
+    pub credentialed: CredentialedClients,
+}

@@ -1,0 +1,119 @@
+//! The audit record of one call.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+
+use toolweir_crds::{
+    OnStoreFailure,
+    bounds::{SERVER_NAME, TOOL_NAME},
+};
+use toolweir_engine::{Call, Reason, json::Raw};
+
+use crate::{
+    audit::{self, Audit},
+    outcome::Outcome,
+};
+
+/// When a request came.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// For durations.
+    pub instant: Instant,
+    /// For the log.
+    pub time: SystemTime,
+}
+
+impl Arrival {
+    /// The present moment.
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), time: SystemTime::now() }
+    }
+}
+
+/// The parts of a decision that stand in the audit line.
+#[derive(Debug)]
+pub struct RecordedDecision {
+    /// `allowed`, `denied` or `would_deny`.
+    pub decision: &'static str,
+    /// Why.
+    pub reason: Reason,
+    /// The policy that decided.
+    pub policy: Option<Arc<str>>,
+    /// The entry of that policy.
+    pub entry: Option<Arc<str>>,
+    /// The fallback, where the shared store did not answer.
+    pub store_fallback: Option<OnStoreFailure>,
+}
+
+/// The record of one call. Dropped, it writes the audit line, so that none is missing when the client hangs up.
+#[derive(Debug)]
+pub struct Record {
+    audit: Audit,
+    arrived: Arrival,
+    server: String,
+    tool: String,
+    decision: RecordedDecision,
+    session: Option<String>,
+    arguments: Option<String>,
+    outcome: Outcome,
+    cancelled: Option<Arc<AtomicBool>>,
+}
+
+impl Record {
+    /// The record of a call on which this was decided.
+    pub fn new(audit: &Audit, call: &Call<'_>, arrived: Arrival, decision: RecordedDecision) -> Self {
+        Self {
+            audit: audit.clone(),
+            arrived,
+            server: call.server.chars().take(SERVER_NAME).collect(),
+            tool: call.tool.chars().take(TOOL_NAME).collect(),
+            decision,
+            session: audit::session_hash(call.session),
+            arguments: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),
+            outcome: Outcome::ClientGone,
+            cancelled: None,
+        }
+    }
+
+    /// Records the call as `cancelled`, whatever else became of it, if the flag is up by then.
+    pub fn cancelled_by(&mut self, flag: Arc<AtomicBool>) {
+        self.cancelled = Some(flag);
+    }
+
+    /// Returns `outcome`, or `Cancelled` if the call was cancelled.
+    pub fn outcome_unless_cancelled(&self, outcome: Outcome) -> Outcome {
+        let cancelled = self.cancelled.as_ref().is_some_and(|cancelled| cancelled.load(Ordering::Relaxed));
+        if cancelled { Outcome::Cancelled } else { outcome }
+    }
+
+    /// Sets what became of the call, and writes the line.
+    pub fn finish(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.outcome = self.outcome_unless_cancelled(self.outcome);
+        let RecordedDecision { decision, reason, policy, entry, store_fallback } = &self.decision;
+        self.audit.write(&audit::AuditLine {
+            time: audit::timestamp(self.arrived.time),
+            server: &self.server,
+            tool: &self.tool,
+            decision,
+            reason: reason.as_str(),
+            policy: policy.as_deref(),
+            entry: entry.as_deref(),
+            shared_store: store_fallback.map(OnStoreFailure::as_str),
+            outcome: self.outcome.as_str(),
+            latency_ms: (self.arrived.instant.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+            session: self.session.take(),
+            arguments_sha256: self.arguments.take(),
+        });
+    }
+}

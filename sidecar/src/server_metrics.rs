@@ -1,0 +1,70 @@
+//! Metrics with the label `server`: requests and calls.
+
+use prometheus::{HistogramVec, IntCounterVec};
+
+use crate::registry::MetricsRegistry;
+
+/// The label `server` where no policy names it.
+pub const UNKNOWN_SERVER: &str = "_unknown";
+/// The label `tool` where neither a policy nor a tools/list gave the name.
+pub const OTHER_TOOL: &str = "_other";
+
+/// Buckets from 100 µs, which a fast server on loopback takes, to 60 s.
+const UPSTREAM_BUCKETS: [f64; 17] =
+    [0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Buckets from 5 µs to 100 ms.
+const OVERHEAD_BUCKETS: [f64; 12] =
+    [0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.1];
+
+/// Requests and calls, by server. [`InForce`](crate::in_force::InForce) resolves the handles that a call needs.
+#[derive(Debug)]
+pub struct ServerMetrics {
+    /// `toolweir_tool_calls_total`: tool calls by decision.
+    pub tool_calls: IntCounterVec,
+    /// `toolweir_requests_total`: requests by what became of them.
+    pub requests: IntCounterVec,
+    /// `toolweir_upstream_duration_seconds`: from sending a request to the head of the server's answer.
+    pub upstream_duration: HistogramVec,
+    /// `toolweir_overhead_seconds`: the time that a request spends in the sidecar itself.
+    pub overhead: HistogramVec,
+    /// `toolweir_tools_hidden_total`: tools that were cut out of tools/list answers.
+    pub tools_hidden: IntCounterVec,
+}
+
+impl ServerMetrics {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// They are registered already.
+    pub fn new(registry: &MetricsRegistry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            tool_calls: registry.counters(
+                "toolweir_tool_calls_total",
+                "Tool calls by what was decided, why and by which policy.",
+                &["server", "tool", "decision", "reason", "policy"],
+            )?,
+            requests: registry.counters(
+                "toolweir_requests_total",
+                "MCP requests by method and by what became of them.",
+                &["server", "method", "outcome"],
+            )?,
+            upstream_duration: registry.histograms(
+                "toolweir_upstream_duration_seconds",
+                "Time from sending a request to the head of the server's answer.",
+                &UPSTREAM_BUCKETS,
+                &["server"],
+            )?,
+            overhead: registry.histograms(
+                "toolweir_overhead_seconds",
+                "Time that a request spends in the sidecar itself.",
+                &OVERHEAD_BUCKETS,
+                &["server"],
+            )?,
+            tools_hidden: registry.counters(
+                "toolweir_tools_hidden_total",
+                "Tools that were cut out of tools/list answers.",
+                &["server"],
+            )?,
+        })
+    }
+}

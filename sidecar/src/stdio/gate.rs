@@ -1,0 +1,278 @@
+//! Decides on the messages between one client and one server.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use toolweir_engine::{Call, Denial};
+
+use crate::{
+    account::Account,
+    governor::{Decided, Governor, decision_without_id},
+    in_force::InForce,
+    lists::{ExpectedPages, LARGEST_REQUEST, ListRequest, ListRequests, Lists, Page},
+    mcp::{
+        answer,
+        changes::Listeners,
+        edits::Filtered,
+        method_label,
+        request::{Message, Refusal, Request, parse},
+        scan::{ReplyTo, Scan},
+        sse::spells_tools,
+    },
+    outcome::Outcome,
+    pending::{CancelTarget, PendingRequest, PendingRequests},
+    proxy::failure::RequestFailure,
+    record::Arrival,
+};
+
+/// Decides on the messages of one client and one server.
+#[derive(Debug)]
+pub struct Gate {
+    /// The policies in force and the record of decisions.
+    pub governor: Arc<Governor>,
+    /// The server's name in the policy.
+    pub server: String,
+    /// The time for which the client may keep a list of tools.
+    pub list_ttl: Duration,
+    /// Requests without an answer yet.
+    pub under_way: PendingRequests,
+    /// The lists of tools that are asked for.
+    pub lists: ToolListState,
+}
+
+/// The lists of tools that are asked for between a client and a server.
+#[derive(Debug, Default)]
+pub struct ToolListState {
+    /// Those that the client has asked for.
+    asked: ListRequests<()>,
+    /// Those that the sidecar has asked for.
+    pub(super) expected: ExpectedPages,
+    /// The ways in which the client is told of changes.
+    listeners: Mutex<Listeners>,
+}
+
+/// The handling of a client's message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ClientMessageAction {
+    /// Pass it on to the server.
+    Forward,
+    /// Pass it on to the server; then this request is no longer under way.
+    Cancel(CancelTarget),
+    /// Give the client this answer.
+    Answer(Bytes),
+    /// Discard it.
+    Drop,
+}
+
+/// The handling of a server's message.
+#[derive(Debug)]
+pub enum ServerMessageAction {
+    /// Pass it on to the client.
+    Forward,
+    /// Give the client this instead.
+    Replace(Vec<u8>),
+    /// Fill this page of a list, which comes empty, and give the client that.
+    Fill(ListRequest, Page),
+    /// Discard it.
+    Drop,
+}
+
+impl Gate {
+    /// Decides on a message of the client: a line without its end.
+    pub fn from_client(&self, line: &[u8]) -> ClientMessageAction {
+        let in_force = self.governor.in_force();
+        let arrived = Arrival::now();
+        match read(line) {
+            Err(refusal) => {
+                self.count(&in_force, "_none", Outcome::Refused);
+                tracing::info!(server = self.server, failure = refusal.in_general(), "request refused");
+                ClientMessageAction::Answer(RequestFailure::from(refusal).answer(&Scan::of(line)))
+            }
+            Ok(Message::Answer) => {
+                let (action, outcome) = if self.closed(&in_force).is_some() {
+                    (ClientMessageAction::Drop, Outcome::Dropped)
+                } else {
+                    (ClientMessageAction::Forward, Outcome::Ok)
+                };
+                self.count(&in_force, "_answer", outcome);
+                action
+            }
+            Ok(Message::Request(request)) => self.request(&in_force, &request, line, arrived),
+        }
+    }
+
+    /// Counts a message of the client.
+    fn count(&self, in_force: &InForce, method: &str, outcome: Outcome) {
+        self.governor.count(in_force.server(&self.server).map(|server| &**server), method, outcome);
+    }
+
+    /// Refuses a line that is longer than a message of the client may be.
+    pub fn refuse_too_long(&self, longest: usize, asked: &ReplyTo<'_>) -> ClientMessageAction {
+        self.count(&self.governor.in_force(), "_none", Outcome::Refused);
+        let failure = RequestFailure::from(Refusal::TooLarge(longest));
+        tracing::info!(server = self.server, failure = failure.in_general(), "request refused");
+        ClientMessageAction::Answer(failure.answer(asked))
+    }
+
+    /// Decides on a request or a notification of the client, and counts it, now or with its answer.
+    fn request(&self, in_force: &InForce, request: &Request<'_>, line: &[u8], arrived: Arrival) -> ClientMessageAction {
+        if request.method == "notifications/cancelled" {
+            self.listeners().client_said(line);
+        }
+        let method = method_label(&request.method);
+        // An answer is known by its id alone.
+        let kept = match request.id.map(|id| self.under_way.register(id)).transpose() {
+            Ok(kept) => kept,
+            Err(why) => {
+                let failure = RequestFailure::from(why);
+                self.count(in_force, method, failure.outcome());
+                tracing::info!(server = self.server, method, failure = failure.in_general(), "request refused");
+                return ClientMessageAction::Answer(failure.answer(&ReplyTo::from(request)));
+            }
+        };
+        let (action, outcome) = if request.is_tool_call() {
+            self.tool_call(in_force, request, kept, arrived)
+        } else {
+            self.other_request(in_force, request, line, kept)
+        };
+        if let Some(outcome) = outcome {
+            self.count(in_force, method, outcome);
+        }
+        action
+    }
+
+    /// Decides on a request that is no call. Returns what became of it as well, if that is known already.
+    fn other_request(
+        &self,
+        in_force: &InForce,
+        request: &Request<'_>,
+        line: &[u8],
+        mut kept: Option<PendingRequest<'_>>,
+    ) -> (ClientMessageAction, Option<Outcome>) {
+        match self.closed(in_force) {
+            None => {
+                self.keep_list_request(request, line);
+                let outcome = match (&mut kept, ReplyTo::later(request)) {
+                    (Some(kept), Some(asked)) => {
+                        let server = in_force.server(&self.server);
+                        kept.attach(Account::new(&self.governor, server, method_label(&request.method), None), Some(asked));
+                        kept.mark_sent();
+                        None
+                    }
+                    _ => Some(Outcome::Ok),
+                };
+                let cancelled = request.cancels().and_then(|id| self.under_way.find(id));
+                (cancelled.map_or(ClientMessageAction::Forward, ClientMessageAction::Cancel), outcome)
+            }
+            Some(denial) if request.id.is_some() => {
+                (ClientMessageAction::Answer(answer::denial(request, &denial)), Some(Outcome::Denied))
+            }
+            Some(_) => (ClientMessageAction::Drop, Some(Outcome::Dropped)),
+        }
+    }
+
+    /// Keeps a request for a list that is about to be sent.
+    fn keep_list_request(&self, request: &Request<'_>, line: &[u8]) {
+        let Some(id) = request.id else { return };
+        drop(self.lists.asked.take(id));
+        if request.method == "tools/list"
+            && line.len() <= LARGEST_REQUEST
+            && let Some(asked) = ListRequest::new(id, &Bytes::copy_from_slice(line))
+        {
+            self.lists.asked.keep(asked, ());
+        }
+    }
+
+    /// Locks the ways in which the client is told of changes.
+    pub(super) fn listeners(&self) -> MutexGuard<'_, Listeners> {
+        self.lists.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The denial of everything, if there is one.
+    fn closed(&self, in_force: &InForce) -> Option<Denial> {
+        match in_force.server(&self.server) {
+            None => Some(Denial::no_policy(&self.server, "")),
+            Some(_) => in_force.engine.closed(&self.server),
+        }
+    }
+
+    /// Decides on a call. Returns what became of it as well, if that is known already.
+    fn tool_call(
+        &self,
+        in_force: &InForce,
+        request: &Request<'_>,
+        kept: Option<PendingRequest<'_>>,
+        arrived: Arrival,
+    ) -> (ClientMessageAction, Option<Outcome>) {
+        let tool = request.params.name.as_deref().unwrap_or_default();
+        let call = Call { server: &self.server, tool, arguments: request.params.arguments, session: "" };
+        let Some((mut kept, asked)) = kept.zip(ReplyTo::later(request)) else {
+            let decision = decision_without_id(&call);
+            self.governor.record(in_force, &call, decision, arrived).1.finish(Outcome::Dropped);
+            return (ClientMessageAction::Drop, Some(Outcome::Dropped));
+        };
+        match self.governor.decide(in_force, &call, arrived) {
+            (Decided::Allowed(permit), record) => {
+                kept.hold_places(permit);
+                let server = in_force.server(&self.server);
+                kept.attach(Account::new(&self.governor, server, method_label(&request.method), Some(record)), Some(asked));
+                kept.mark_sent();
+                (ClientMessageAction::Forward, None)
+            }
+            (Decided::Denied(denial), record) => {
+                record.finish(Outcome::Denied);
+                (ClientMessageAction::Answer(answer::denial(request, &denial)), Some(Outcome::Denied))
+            }
+        }
+    }
+
+    /// Takes a message of the server. One that holds a list that cannot be read goes nowhere.
+    pub fn from_server(&self, line: &[u8]) -> ServerMessageAction {
+        self.under_way.read_message(line);
+        let lists = Lists::of(&self.governor, &self.server, self.list_ttl);
+        if self.lists.expected.answered(line, &lists, |_| Some(None)) {
+            return ServerMessageAction::Drop;
+        }
+        self.listeners().server_said(line);
+        if !spells_tools(line) {
+            return ServerMessageAction::Forward;
+        }
+        let read = match lists.read(line, None) {
+            Ok(read) => read,
+            // A client that is less strict may read what this cannot.
+            Err(error) => {
+                tracing::warn!(server = self.server, %error, "a message of the server was dropped: a list of tools that cannot be read");
+                return ServerMessageAction::Drop;
+            }
+        };
+        let asked = read.page.and_then(|page| self.lists.asked.take(page.id));
+        match (asked, Page::emptied(read)) {
+            (Some((asked, ())), Ok(page)) => ServerMessageAction::Fill(asked, page),
+            (None, Ok(page)) => ServerMessageAction::Replace(page.message.into()),
+            (_, Err(Filtered::Edited(edited))) => ServerMessageAction::Replace(edited),
+            (_, Err(Filtered::Same)) => ServerMessageAction::Forward,
+        }
+    }
+
+    /// Ends the requests under way, since the server has ended, and returns their answers.
+    pub fn server_ended(&self) -> Vec<Bytes> {
+        let unanswered = self.under_way.fail_all();
+        let failure = RequestFailure::Ended(self.server.clone());
+        if !unanswered.is_empty() {
+            let (count, outcome) = (unanswered.len(), failure.outcome().as_str());
+            tracing::warn!(server = self.server, requests = count, outcome, "the server ended before it answered");
+        }
+        unanswered.iter().map(|asked| failure.answer(asked)).collect()
+    }
+}
+
+fn read(line: &[u8]) -> Result<Message<'_>, Refusal> {
+    // Python's servers end a line at CR too, so that what stands after one would be a message of its own there.
+    if memchr::memchr(b'\r', line).is_some() {
+        return Err(Refusal::CarriageReturn);
+    }
+    parse(line)
+}

@@ -1,0 +1,58 @@
+//! `toolweir-sidecar stdio`, the real program.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout},
+};
+
+use super::{folder::Folder, policy, program, within};
+
+/// The real program with a server in Python.
+pub struct Governed {
+    pub child: Child,
+    pub stdin: Option<ChildStdin>,
+    stdout: tokio::io::Lines<BufReader<ChildStdout>>,
+    pub folder: Folder,
+}
+
+impl Governed {
+    /// Starts it with more flags.
+    pub fn start(more: &[&str], server: &str) -> Self {
+        let folder = Folder::new();
+        let tools = "[{name: pay, limits: [{max: 1, window: hour}]}, {name: hang}]";
+        let path = folder.write("policy.yaml", policy("X", tools).replace("    url: X\n", ""));
+        let audit = folder.path().join("audit.jsonl");
+        let mut arguments = vec!["stdio", "--policy", path.to_str().unwrap(), "--server", "bank"];
+        arguments.extend(["--audit-log", audit.to_str().unwrap()]);
+        arguments.extend(more);
+        arguments.extend(["--", "python3", "-c", server]);
+        let mut child = program::command(&arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { stdin: child.stdin.take(), stdout, child, folder }
+    }
+
+    /// Sends a message.
+    pub async fn send(&mut self, message: &str) {
+        self.stdin.as_mut().unwrap().write_all(format!("{message}\n").as_bytes()).await.unwrap();
+    }
+
+    /// Sends a message, and gives what comes next.
+    pub async fn ask(&mut self, message: &str) -> Value {
+        self.send(message).await;
+        self.next().await.unwrap()
+    }
+
+    /// The next message; nothing at the end.
+    pub async fn next(&mut self) -> Option<Value> {
+        let line = within("an answer", self.stdout.next_line()).await.unwrap();
+        line.map(|line| serde_json::from_str(&line).unwrap())
+    }
+
+    /// The exit code.
+    pub async fn code(&mut self) -> Option<i32> {
+        within("the end", self.child.wait()).await.unwrap().code()
+    }
+}
