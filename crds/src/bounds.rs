@@ -42,3 +42,15 @@ pub const OAUTH_VALUE: usize = 256;
 pub const SCOPES: usize = 32;
 /// Bytes of a file's name.
 pub const FILE_NAME: usize = 255;
+/// Rules of an `egress`. The engine keeps a bit for each.
+pub const EGRESS_RULES: usize = 64;
+/// Domain names of one rule.
+pub const DOMAIN_NAMES: usize = 64;
+/// Bytes of a domain name, with its `*.` (RFC 1035, section 2.3.4).
+pub const DOMAIN_NAME: usize = 253;
+/// Address ranges of one rule.
+pub const CIDRS: usize = 16;
+/// Bytes of an address range.
+pub const CIDR: usize = 43;
+/// Ports of one rule.
+pub const PORTS: usize = 16;

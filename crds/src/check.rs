@@ -6,10 +6,11 @@ use http::Uri;
 
 use crate::{
     bounds::{
-        CONCURRENT, COUNTER_NAME, EXPRESSION, HEADER_NAME, LIMITS, MAX, OAUTH_VALUE, SCOPES, SELECTOR_REQUIREMENTS, SERVER_NAME,
-        SERVERS, SHARED_MAX, TEXT, TOOLS, URL, VALIDATIONS,
+        CIDRS, CONCURRENT, COUNTER_NAME, DOMAIN_NAMES, EGRESS_RULES, EXPRESSION, HEADER_NAME, LIMITS, MAX, OAUTH_VALUE, PORTS,
+        SCOPES, SELECTOR_REQUIREMENTS, SERVER_NAME, SERVERS, SHARED_MAX, TEXT, TOOLS, URL, VALIDATIONS,
     },
     credential::{Credential, CredentialKind, CredentialSource, audience_problem, secret_key_problem},
+    egress::{Egress, EgressRule, domain_name_problem, read_cidr},
     error::FieldError,
     policy::{LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, Tool},
     text::escaped,
@@ -21,7 +22,12 @@ use crate::{
 pub fn check(spec: &MCPPolicySpec, cluster: bool) -> Vec<FieldError> {
     let mut found = FieldErrors(Vec::new());
     found.selector("spec.podSelector", &spec.pod_selector);
-    found.count("spec.servers", spec.servers.len(), 1, SERVERS);
+    let least = usize::from(spec.egress.is_none());
+    if spec.servers.len() < least {
+        found.report("spec.servers", format!("has no items; write from 1 to {SERVERS} servers, or `egress`"));
+    } else {
+        found.count("spec.servers", spec.servers.len(), least, SERVERS);
+    }
     let mut names = HashMap::new();
     for (index, server) in spec.servers.iter().take(SERVERS).enumerate() {
         let path = format!("spec.servers[{index}]");
@@ -32,6 +38,9 @@ pub fn check(spec: &MCPPolicySpec, cluster: bool) -> Vec<FieldError> {
             );
         }
         found.server(&path, server, cluster);
+    }
+    if let Some(egress) = &spec.egress {
+        found.egress(egress);
     }
     found.0
 }
@@ -181,6 +190,48 @@ impl FieldErrors {
                     format!("{path}.scopes[{index}]"),
                     format!("`{shown}` is not a scope; write 1 to {OAUTH_VALUE} ASCII characters without blanks, `\"` and `\\`, each scope an item of its own"),
                 );
+            }
+        }
+    }
+
+    fn egress(&mut self, egress: &Egress) {
+        self.count("spec.egress.allow", egress.allow.len(), 0, EGRESS_RULES);
+        for (index, rule) in egress.allow.iter().take(EGRESS_RULES).enumerate() {
+            self.egress_rule(&format!("spec.egress.allow[{index}]"), rule);
+        }
+    }
+
+    fn egress_rule(&mut self, path: &str, rule: &EgressRule) {
+        if rule.domain_names.is_empty() && rule.cidrs.is_empty() {
+            self.report(path, "names no destination; write `domainNames`, `cidrs` or both");
+        }
+        self.count(&format!("{path}.domainNames"), rule.domain_names.len(), 0, DOMAIN_NAMES);
+        for (index, name) in rule.domain_names.iter().take(DOMAIN_NAMES).enumerate() {
+            if let Some(problem) = domain_name_problem(name) {
+                self.report(format!("{path}.domainNames[{index}]"), problem);
+            }
+        }
+        self.count(&format!("{path}.cidrs"), rule.cidrs.len(), 0, CIDRS);
+        for (index, range) in rule.cidrs.iter().take(CIDRS).enumerate() {
+            if let Err(problem) = read_cidr(range) {
+                self.report(format!("{path}.cidrs[{index}]"), problem);
+            }
+        }
+        self.count(&format!("{path}.ports"), rule.ports.len(), 1, PORTS);
+        for (index, _) in rule.ports.iter().take(PORTS).enumerate().filter(|(_, port)| **port == 0) {
+            self.report(format!("{path}.ports[{index}]"), "is 0; write a port from 1 to 65535");
+        }
+        self.distinct(&format!("{path}.domainNames"), &rule.domain_names, DOMAIN_NAMES);
+        self.distinct(&format!("{path}.cidrs"), &rule.cidrs, CIDRS);
+        self.distinct(&format!("{path}.ports"), &rule.ports, PORTS);
+    }
+
+    /// Reports items that stand twice among the first `most`.
+    fn distinct<T: Eq + std::hash::Hash>(&mut self, path: &str, items: &[T], most: usize) {
+        let mut seen = HashMap::new();
+        for (index, item) in items.iter().take(most).enumerate() {
+            if let Some(first) = seen.insert(item, index) {
+                self.report(format!("{path}[{index}]"), format!("is the same as [{first}]; remove one"));
             }
         }
     }

@@ -183,6 +183,30 @@ pub struct ConcurrencyExplanation {
     pub store_unavailable: bool,
 }
 
+/// The answer of `POST /explain` for a URL: what would become of a connection that a captured container of the pod opens for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConnectionExplanation {
+    /// The URL as it was asked for.
+    pub url: String,
+    /// The name of its host, in lower case and without a final dot; an address as it is written.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+    /// The declared server that it leads to, which governs the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// `governed`, `allowed`, `denied` or `would_deny`.
+    pub decision: String,
+    /// Why, as in the label `reason` of `toolweir_egress_connections_total`.
+    pub reason: String,
+    /// The policy that decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// The decision in words, with what to write where it is a denial.
+    pub message: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,13 +11,15 @@
 //!    +------- stream, explain    the operator and the plugin talk to a sidecar
 //! ```
 //!
-//! [`credential`] says what a sidecar shows a server, [`error`] has the errors, [`window`] and [`tool_name`] read single values, [`quoting`] finds texts that kubectl reads as another type,
+//! [`credential`] says what a sidecar shows a server, [`egress`] where else a pod may connect to,
+//! [`error`] has the errors, [`window`] and [`tool_name`] read single values, [`quoting`] finds texts that kubectl reads as another type,
 //! [`sidecar`] has the names and ports of an injected sidecar, [`text`] makes texts of others one line.
 
 pub mod bounds;
 pub mod check;
 pub mod credential;
 pub mod document;
+pub mod egress;
 pub mod error;
 pub mod explain;
 pub mod policy;
@@ -35,6 +37,7 @@ pub mod window;
 
 pub use credential::{Credential, CredentialKind, CredentialSource};
 pub use document::{Document, Metadata, read_documents};
+pub use egress::{Egress, EgressDefault, EgressRule};
 pub use error::{FieldError, FileError};
 pub use policy::{
     Action, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode, OnStoreFailure, Scope,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{bounds, credential::Credential, window::Window};
+use crate::{bounds, credential::Credential, egress::Egress, window::Window};
 
 /// What the agents that `podSelector` names may call, and how often. It governs pods of its own namespace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -31,6 +31,10 @@ use crate::{bounds, credential::Credential, window::Window};
     )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.egress) || (has(self.servers) && self.servers.size() > 0)",
+    "message": "has neither servers nor egress; write `servers`, `egress` or both",
+}]))]
 pub struct MCPPolicySpec {
     /// The agents it governs; empty selects every pod of the namespace.
     #[serde(default, skip_serializing_if = "LabelSelector::is_empty")]
@@ -41,9 +45,10 @@ pub struct MCPPolicySpec {
     /// What becomes of a call with a limit that is counted across pods while the shared store does not answer.
     #[serde(default, skip_serializing_if = "OnStoreFailure::is_default")]
     pub on_store_failure: OnStoreFailure,
-    /// The MCP servers that this policy has a say in. No other policy can loosen what one says.
+    /// The MCP servers that this policy has a say in. No other policy can loosen what one says. May be left out beside `egress`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
-        length(min = 1, max = bounds::SERVERS),
+        length(max = bounds::SERVERS),
         extend(
             "x-kubernetes-list-type" = "map",
             "x-kubernetes-list-map-keys" = ["name"],
@@ -54,6 +59,10 @@ pub struct MCPPolicySpec {
         )
     )]
     pub servers: Vec<Server>,
+    /// Where else pods with captured connections may connect to. A policy without it has no say in that; where no policy of a pod has
+    /// it, nothing but declared servers can be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
 }
 
 /// The platform team's guardrail: the same as [`MCPPolicySpec`] for pods of many namespaces. A server name of `*`
@@ -80,6 +89,10 @@ pub struct MCPPolicySpec {
     )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.egress) || (has(self.servers) && self.servers.size() > 0)",
+    "message": "has neither servers nor egress; write `servers`, `egress` or both",
+}]))]
 pub struct MCPClusterPolicySpec {
     /// The namespaces whose pods it governs; empty selects every namespace.
     #[serde(default, skip_serializing_if = "LabelSelector::is_empty")]
@@ -93,12 +106,17 @@ pub struct MCPClusterPolicySpec {
     /// What becomes of a call with a limit that is counted across pods while the shared store does not answer.
     #[serde(default, skip_serializing_if = "OnStoreFailure::is_default")]
     pub on_store_failure: OnStoreFailure,
-    /// The MCP servers that this policy has a say in; the name `*` means every server.
+    /// The MCP servers that this policy has a say in; the name `*` means every server. May be left out beside `egress`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
-        length(min = 1, max = bounds::SERVERS),
+        length(max = bounds::SERVERS),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub servers: Vec<Server>,
+    /// Where else pods with captured connections may connect to. A policy without it has no say in that; where no policy of a pod has
+    /// it, nothing but declared servers can be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
 }
 
 impl MCPPolicySpec {
@@ -114,7 +132,13 @@ impl MCPPolicySpec {
 impl From<MCPClusterPolicySpec> for MCPPolicySpec {
     /// Drops the namespace selector.
     fn from(spec: MCPClusterPolicySpec) -> Self {
-        Self { pod_selector: spec.pod_selector, mode: spec.mode, on_store_failure: spec.on_store_failure, servers: spec.servers }
+        Self {
+            pod_selector: spec.pod_selector,
+            mode: spec.mode,
+            on_store_failure: spec.on_store_failure,
+            servers: spec.servers,
+            egress: spec.egress,
+        }
     }
 }
 

@@ -100,7 +100,7 @@ pub const STORE_BUDGET_MILLISECONDS: u64 = 50;
 pub enum Report {
     /// A version is in force.
     Ack(Ack),
-    /// Calls were turned away.
+    /// Calls or connections were turned away.
     Denials(Denials),
     /// Whether the credentials of servers can be used; sent after the first acknowledgement, and at every change.
     Credentials(CredentialReport),
@@ -125,7 +125,7 @@ pub struct CredentialState {
     pub problem: Option<String>,
 }
 
-/// Calls that were denied since the last such line. Nothing in it comes from an argument, a session or a header: the sidecar's
+/// Calls and connections that were denied since the last such line. Nothing in it comes from an argument, a session or a header: the sidecar's
 /// metrics say the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denials {
@@ -133,18 +133,21 @@ pub struct Denials {
     pub denials: Vec<Denied>,
 }
 
-/// Calls that were turned away for one reason.
+/// Calls, or connections to somewhere else than a declared server, that were turned away for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denied {
-    /// The policy as the audit log names it.
+    /// The policy as the audit log names it; empty where none denied.
     pub policy: String,
     /// The reason, as the metric has it: `rate_limit`, `not_listed`, ...
     pub reason: String,
-    /// The server.
+    /// The server; empty for connections.
     pub server: String,
-    /// The tool, or `_other`.
+    /// The tool, or `_other`; empty for connections.
     pub tool: String,
-    /// The number of calls.
+    /// For connections: the policy's domain name that the destination has, `_address` or `_other`. Absent for calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    /// The number of calls or connections.
     pub count: u64,
 }
 

@@ -161,9 +161,9 @@ fn errors_are_written_as_file_line_column_field_and_advice() {
         ),
         (
             "unknown-field.yaml",
-            "unknown-field.yaml:7:3: spec: unknown field `server`, expected one of `podSelector`, `mode`, `onStoreFailure`, `servers`",
+            "unknown-field.yaml:7:3: spec: unknown field `server`, expected one of `podSelector`, `mode`, `onStoreFailure`, `servers`, `egress`",
         ),
-        ("missing-servers.yaml", "missing-servers.yaml:7:3: spec: missing field `servers`"),
+        ("missing-servers.yaml", "missing-servers.yaml:7:3: spec.servers: has no items; write from 1 to 64 servers, or `egress`"),
         (
             "too-many-limits.yaml",
             "too-many-limits.yaml:13:7: spec.servers[0].tools[0].limits: has 17 items; from 0 to 16 are possible",

@@ -324,6 +324,7 @@ mod tests {
             reason: (*reason).to_owned(),
             server: "facebook".to_owned(),
             tool: (*tool).to_owned(),
+            destination: None,
             count: *count,
         };
         let pod = PodKey { namespace: "agents".to_owned(), name: pod.to_owned() };

@@ -14,6 +14,7 @@ use toolweir_crds::{
 use crate::{
     cel::{self, CompileBudget, Expression, ExpressionUse},
     counters::Memory,
+    egress::EgressRules,
     engine::Engine,
     entry::{CompiledEntry, CompiledLimit, CompiledValidation, EntryHold},
     glob::Glob,
@@ -151,14 +152,16 @@ impl Engine {
         let mut order: Vec<usize> = (0..policies.len()).collect();
         order.sort_by_key(|index| policies.get(*index).map(|policy| &policy.id));
         let mut all_rules: Vec<Arc<PolicyRules>> = Vec::new();
+        let mut all_egress = Vec::new();
         let mut given: BTreeMap<&str, Vec<GivenAccess<'_>>> = BTreeMap::new();
         let mut before: Option<&PolicyId> = None;
         for (index, policy) in order.iter().filter_map(|index| Some((*index, policies.get(*index)?))) {
             let is_twin = before.replace(&policy.id) == Some(&policy.id);
-            let rules = compile_policy(index, policy, is_twin, options, &mut problems);
+            let (rules, egress) = compile_policy(index, policy, is_twin, options, &mut problems);
             // Of a policy that cannot be enforced nothing is shown to anybody; its servers are closed.
             let is_broken = rules.iter().any(|rules| rules.broken.is_some());
             all_rules.extend(rules);
+            all_egress.extend(egress);
             for (at, server) in policy.spec.servers.iter().enumerate() {
                 if let Some(url) = &server.url {
                     let access =
@@ -192,11 +195,11 @@ impl Engine {
             }
         }
         let pod = cel::pod(&options.pod, &options.namespace, &options.service_account);
-        (Self { servers, counters, pod }, problems)
+        (Self { servers, egress: all_egress, counters, pod }, problems)
     }
 }
 
-/// Compiles one policy: its rules for each of its servers. Adds its problems to `problems`. `is_twin` says that another policy has
+/// Compiles one policy: its rules for each of its servers, and for other connections if it has a say in them. Adds its problems to `problems`. `is_twin` says that another policy has
 /// the same name.
 fn compile_policy(
     index: usize,
@@ -204,7 +207,7 @@ fn compile_policy(
     is_twin: bool,
     options: &CompileOptions,
     problems: &mut Vec<Problem>,
-) -> Vec<Arc<PolicyRules>> {
+) -> (Vec<Arc<PolicyRules>>, Option<EgressRules>) {
     let (id, budget) = (policy.id.to_string(), CompileBudget::default());
     let mut compiler = Compiler { options, policy: &policy.id, id, errors: Vec::new(), doubts: Vec::new(), budget };
     if is_twin {
@@ -218,6 +221,11 @@ fn compile_policy(
         policy.spec.servers.iter().enumerate().map(|(at, server)| compiler.server(at, server)).collect();
     let broken = compiler.errors.first().map(|error| Broken::Compile(error.to_string()));
     let name: Arc<str> = compiler.id.as_str().into();
+    let egress = match &policy.spec.egress {
+        Some(egress) if broken.is_none() => Some(EgressRules::new(Arc::clone(&name), policy.spec.mode, egress)),
+        // What a policy that cannot be read says is not known.
+        egress => (egress.is_some() || policy.unreadable.is_some()).then(|| EgressRules::broken(Arc::clone(&name))),
+    };
     let rules = policy.spec.servers.iter().zip(servers).map(|(server, entries)| {
         let entries = if broken.is_some() { Vec::new() } else { entries };
         Arc::new(PolicyRules::new(Arc::clone(&name), &policy.spec, server, entries, broken.clone()))
@@ -228,7 +236,7 @@ fn compile_policy(
     let found = |severity| move |error| Problem { policy: index, severity, error };
     problems.extend(compiler.errors.into_iter().map(found(Severity::Invalid)));
     problems.extend(doubts.into_iter().map(found(Severity::Doubt)));
-    rules
+    (rules, egress)
 }
 
 /// How a policy says that a server is reached.

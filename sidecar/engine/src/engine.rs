@@ -11,6 +11,7 @@ use crate::{
     cel::CelObject,
     counters::Memory,
     denial::Denial,
+    egress::EgressRules,
     entry::CompiledEntry,
     rules::{PolicyRules, ServerRules},
     shared::{SharedTake, SharedUsage},
@@ -22,6 +23,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Engine {
     pub(crate) servers: BTreeMap<Arc<str>, ServerRules>,
+    /// What policies say about other connections, in the order of the policies' names; only those that have a say.
+    pub(crate) egress: Vec<EgressRules>,
     pub(crate) counters: Arc<Memory>,
     pub(crate) pod: CelObject<'static>,
 }

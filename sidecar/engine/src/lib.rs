@@ -1,4 +1,4 @@
-//! The engine: it decides on MCP tool calls.
+//! The engine: it decides on MCP tool calls, and on connections to somewhere else.
 //!
 //! [`Engine::compile`] turns the policies of one pod into an [`Engine`], and [`Engine::decide`] answers for one call at one point
 //! in time. Nothing here does I/O or has a clock of its own: the time is an argument, and so are the answers of a store of shared
@@ -18,6 +18,7 @@
 //!   store for [`Pending::demands`].
 //! - [`Decision`] has the [`Effect`], with a [`Permit`] or a [`Denial`], and the denials of policies in audit mode.
 //! - [`Engine::explain`] says what would be decided, and why, without taking anything.
+//! - [`Engine::decide_connection`] decides on a connection to somewhere else than a server that a policy names.
 //! - [`json`] reads the messages and arguments, [`cel`] evaluates expressions, [`window`] counts.
 //!
 //! # Example
@@ -47,6 +48,7 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+mod address;
 mod call;
 pub mod case;
 pub mod cel;
@@ -54,6 +56,7 @@ mod compile;
 pub mod counters;
 mod decide;
 mod denial;
+pub mod egress;
 mod engine;
 mod entry;
 mod evaluate;
@@ -73,6 +76,7 @@ pub use compile::{CompileOptions, Policy, PolicyId, Problem, Severity};
 pub use counters::{Memory, Permit};
 pub use decide::{Decision, DecisionStart, Effect, Pending};
 pub use denial::{Denial, LimitInfo, Reason};
+pub use egress::{AddressRanges, Destination, EgressDecision, EgressEffect, EgressReason};
 pub use engine::{Engine, LimitView, ServerView};
 pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};

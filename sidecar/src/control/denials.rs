@@ -33,7 +33,7 @@ impl ReportedDenials {
         let reported = new.into_iter().map(|(kind, more, count)| {
             self.0.insert(kind.clone(), count);
             let [server, tool, reason, policy] = kind;
-            Denied { policy, reason, server, tool, count: more }
+            Denied { policy, reason, server, tool, destination: None, count: more }
         });
         let denials: Vec<Denied> = reported.collect();
         (!denials.is_empty()).then_some(Denials { denials })
@@ -60,7 +60,7 @@ mod tests {
 
     fn denied(tool: &str, reason: &str, count: u64) -> Denied {
         let text = str::to_owned;
-        Denied { policy: text("agents/p"), reason: text(reason), server: text("s"), tool: text(tool), count }
+        Denied { policy: text("agents/p"), reason: text(reason), server: text("s"), tool: text(tool), destination: None, count }
     }
 
     #[test]
