@@ -1,4 +1,4 @@
-//! The audit log: one JSON line for each tool call.
+//! The audit log: one JSON line for each tool call, and for each captured connection to another destination than a declared server.
 //!
 //! Lines are gathered in memory and written by a thread of their own, so that no call waits for who reads them. When
 //! nobody reads, lines are lost once `MOST` bytes wait, and a metric says so.
@@ -133,7 +133,7 @@ impl Audit {
     }
 
     /// Adds a line.
-    pub fn write(&self, line: &AuditLine<'_>) {
+    pub fn write(&self, line: &impl Serialize) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let first = state.waiting.is_empty();
         let before = state.waiting.len();

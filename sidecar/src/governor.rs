@@ -145,7 +145,7 @@ impl Governor {
     /// The states of the credentials in force, as far as they are known.
     pub fn credential_report(&self) -> CredentialReport {
         let in_force = self.in_force();
-        let of = |server: &ServerInForce| server.credential.as_ref()?.get()?.state();
+        let of = |server: &Arc<ServerInForce>| server.credential.as_ref()?.get()?.state();
         let mut credentials: Vec<CredentialState> = in_force.servers().filter_map(of).collect();
         credentials.sort_by(|a, b| a.server.cmp(&b.server));
         CredentialReport { credentials }

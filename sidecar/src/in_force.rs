@@ -154,8 +154,8 @@ impl InForce {
     }
 
     /// The servers that some policy names, in no order.
-    pub fn servers(&self) -> impl Iterator<Item = &ServerInForce> {
-        self.servers.values().map(|server| &**server)
+    pub fn servers(&self) -> impl Iterator<Item = &Arc<ServerInForce>> {
+        self.servers.values()
     }
 
     /// Returns true if the same policies govern a server here and there.

@@ -9,6 +9,7 @@
 //!                        ├─ freshness  whether they are what their source says
 //!                        ├─ counts     of this pod, and of the store that pods share
 //!                        ├─ credentials  what servers are shown
+//!                        ├─ capture    where connections lead that the kernel redirects
 //!                        └─ record     of one call ──> audit (the log)
 //! ```
 //!
@@ -18,6 +19,7 @@
 pub mod account;
 pub mod admin;
 pub mod audit;
+pub mod capture;
 pub mod connections;
 pub mod control;
 pub mod counts;

@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    net::IpAddr,
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
@@ -11,11 +12,12 @@ use std::{
 
 use anyhow::Context;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use toolweir_crds::{
     sidecar::{ADMIN_PORT, METRICS_PORT, PROXY_PORT},
     stream::{STORE_PREFIX, SharedStore},
 };
-use toolweir_engine::{CompileOptions, Memory};
+use toolweir_engine::{CompileOptions, Memory, egress::AddressRanges};
 use toolweir_sidecar::{
     admin::LogLevelControl,
     control::{
@@ -26,7 +28,7 @@ use toolweir_sidecar::{
     credentials::keys::KeyFolders,
     import::{self, ImportOptions},
     proxy::{Limits, through::UpstreamProxy},
-    run::{self, PolicyErrors, PolicySource, RunConfig},
+    run::{self, CaptureConfig, PolicyErrors, PolicySource, RunConfig},
     source::{self, Urls},
     stdio::{self, StdioConfig, keeper},
 };
@@ -187,6 +189,8 @@ struct RunArgs {
     /// Folder with a service account token for each audience that credentials of servers name.
     #[arg(long, value_name = "DIR")]
     audience_tokens_dir: Option<PathBuf>,
+    #[command(flatten)]
+    capture: CaptureArgs,
     /// Host name under which the proxy may be reached, in addition to localhost and IP addresses.
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
@@ -218,6 +222,30 @@ struct RunArgs {
     workers: Option<usize>,
     #[command(flatten)]
     pod: PodArgs,
+}
+
+#[derive(Debug, Args)]
+struct CaptureArgs {
+    /// Port on both loopback addresses to which the kernel redirects connections of the pod's other containers.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    capture_port: Option<u16>,
+    /// Range of addresses that are internal here, such as those of pods and nodes, besides the private ones of every network.
+    #[arg(long, value_name = "CIDR", requires = "capture_port")]
+    private_cidr: Vec<IpNet>,
+    /// The pod's own addresses.
+    #[arg(long, env = "POD_IPS", value_name = "IP,IP", value_delimiter = ',')]
+    pod_ips: Vec<IpAddr>,
+    /// The addresses of the pod's node.
+    #[arg(long, env = "NODE_IPS", value_name = "IP,IP", value_delimiter = ',')]
+    node_ips: Vec<IpAddr>,
+}
+
+impl CaptureArgs {
+    /// What is captured, if anything.
+    fn config(self) -> Option<CaptureConfig> {
+        let ranges = AddressRanges { pod: self.pod_ips, node: self.node_ips, private: self.private_cidr };
+        Some(CaptureConfig { port: self.capture_port?, ranges: Arc::new(ranges) })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -412,6 +440,7 @@ impl RunArgs {
             admin_listen: self.admin_listen,
             upstream_ca: self.upstream_ca,
             upstream_proxy: upstream_proxy(self.upstream_proxy),
+            capture: self.capture.config(),
             credentials: KeyFolders { keys: self.credentials_dir, tokens: self.audience_tokens_dir, in_pod },
             limits: Limits {
                 body: self.max_body,

@@ -7,8 +7,8 @@
 use std::time::SystemTime;
 
 use crate::{
-    connections::ConnectionMetrics, files::FileMetrics, freshness::FreshnessMetrics, registry::MetricsRegistry,
-    server_metrics::ServerMetrics,
+    capture::metrics::EgressMetrics, connections::ConnectionMetrics, files::FileMetrics, freshness::FreshnessMetrics,
+    registry::MetricsRegistry, server_metrics::ServerMetrics,
 };
 
 /// The metrics that every sidecar has, and the registry for others.
@@ -24,6 +24,8 @@ pub struct SidecarMetrics {
     pub files: FileMetrics,
     /// Connections of clients, and what is held for them.
     pub connections: ConnectionMetrics,
+    /// Captured connections to other destinations than declared servers.
+    pub egress: EgressMetrics,
 }
 
 impl SidecarMetrics {
@@ -42,6 +44,7 @@ impl SidecarMetrics {
             freshness: FreshnessMetrics::new(&registry)?,
             files: FileMetrics::new(&registry)?,
             connections: ConnectionMetrics::new(&registry)?,
+            egress: EgressMetrics::new(&registry)?,
             registry,
         })
     }

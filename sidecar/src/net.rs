@@ -21,6 +21,7 @@ use http::Uri;
 use hyper_util::client::legacy::connect::dns::Name;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
+use toolweir_engine::egress::AddressRanges;
 use toolweir_store::tls::{PemTrustError, add_pem_roots, client_config, system_roots};
 use tower_service::Service;
 
@@ -61,7 +62,12 @@ pub enum Resolver {
     /// As the machine does, with the pod's hosts file, as the agent does: it is an MCP server of the agent's that is reached.
     Machine(HostNames),
     /// By DNS alone. Made at the first name, and made again where that failed.
-    DnsAlone(Arc<OnceLock<TokioResolver>>),
+    DnsAlone {
+        /// The resolver.
+        made: Arc<OnceLock<TokioResolver>>,
+        /// What names must not resolve to: an address of the pod, its node or its surroundings, if these are known.
+        ranges: Option<Arc<AddressRanges>>,
+    },
 }
 
 impl Default for Resolver {
@@ -72,15 +78,34 @@ impl Default for Resolver {
 
 impl Resolver {
     /// One that asks DNS alone: the containers of a pod share its hosts file, and where the operator is must not be theirs to say.
-    pub fn of_dns_alone() -> Self {
-        Self::DnsAlone(Arc::default())
+    /// Where `ranges` are given, a name leads to no address that [`AddressRanges::is_off_limits`] names.
+    pub fn of_dns_alone(ranges: Option<Arc<AddressRanges>>) -> Self {
+        Self::DnsAlone { made: Arc::default(), ranges }
     }
 
     async fn lookup(&self, name: &str) -> io::Result<Vec<IpAddr>> {
         match self {
             Self::Machine(names) => names.lookup(name).await.map_err(io::Error::other),
-            Self::DnsAlone(made) => toolweir_store::dns::addresses(dns_resolver(made)?, name).await.map_err(io::Error::other),
+            Self::DnsAlone { made, ranges } => {
+                let found = toolweir_store::dns::addresses(dns_resolver(made)?, name).await.map_err(io::Error::other)?;
+                match ranges {
+                    Some(ranges) => within(&found, ranges, name),
+                    None => Ok(found),
+                }
+            }
         }
+    }
+}
+
+/// Returns the addresses that a server may have.
+fn within(found: &[IpAddr], ranges: &AddressRanges, name: &str) -> io::Result<Vec<IpAddr>> {
+    let allowed: Vec<IpAddr> = found.iter().copied().filter(|address| !ranges.is_off_limits(*address)).collect();
+    match found.iter().find(|address| ranges.is_off_limits(**address)) {
+        Some(address) if allowed.is_empty() => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{name} resolves to {address}, which is no server's; a URL with the address itself would lead there"),
+        )),
+        _ => Ok(allowed),
     }
 }
 
@@ -157,7 +182,7 @@ mod tests {
     fn the_hosts_file_has_a_say_in_where_mcp_servers_are_and_none_in_where_the_operator_is() {
         let Resolver::Machine(names) = Resolver::default() else { panic!("MCP servers are where the agent finds them") };
         assert_eq!(names.source().hosts.as_deref(), Some(Path::new("/etc/hosts")));
-        let Resolver::DnsAlone(made) = Resolver::of_dns_alone() else { panic!("the operator is where DNS says") };
+        let Resolver::DnsAlone { made, .. } = Resolver::of_dns_alone(None) else { panic!("the operator is where DNS says") };
         assert_eq!(dns_resolver(&made).unwrap().options().use_hosts_file, ResolveHosts::Never);
     }
 }

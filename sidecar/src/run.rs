@@ -1,6 +1,7 @@
 //! `toolweir-sidecar run`: the proxy with policies of files or of the operator.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -10,15 +11,17 @@ use std::{
 use anyhow::Context;
 use rustls::ClientConfig;
 use tokio::{
+    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 use toolweir_crds::FileError;
-use toolweir_engine::CompileOptions;
+use toolweir_engine::{CompileOptions, egress::AddressRanges};
 
 use crate::{
     admin::{self, AdminState, Listener, LogLevelControl},
     audit::Audit,
+    capture::Capture,
     control,
     counts::Counts,
     credentials::{
@@ -81,6 +84,8 @@ pub struct RunConfig {
     pub upstream_proxy: Option<UpstreamProxy>,
     /// Where keys and tokens are that servers are shown.
     pub credentials: KeyFolders,
+    /// What is captured, if anything.
+    pub capture: Option<CaptureConfig>,
     /// The bounds.
     pub limits: Limits,
     /// The most live counts that are kept.
@@ -95,6 +100,28 @@ pub struct RunConfig {
     pub shared_store: Option<toolweir_store::StoreConfig>,
     /// The pod, for expressions and scopes.
     pub options: CompileOptions,
+}
+
+/// Connections that the kernel redirects to the sidecar.
+#[derive(Clone, Debug)]
+pub struct CaptureConfig {
+    /// The port at which they arrive, on 127.0.0.1 and `[::1]`.
+    pub port: u16,
+    /// The addresses that are known of the pod and its surroundings.
+    pub ranges: Arc<AddressRanges>,
+}
+
+impl CaptureConfig {
+    /// Binds the port on both loopback addresses. A machine without IPv6 has one.
+    async fn listen(&self) -> anyhow::Result<Vec<TcpListener>> {
+        let v4 = admin::bind_with(&format!("127.0.0.1:{}", self.port), "--capture-port", None).await?;
+        let v6 = match admin::bind_with(&format!("[::1]:{}", self.port), "--capture-port", None).await {
+            Ok(listener) => Some(listener),
+            Err(error) if matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok([Some(v4), v6].into_iter().flatten().collect())
+    }
 }
 
 /// Policies that are not in order: every error, a line each.
@@ -112,7 +139,7 @@ pub fn govern(
     metrics: Arc<SidecarMetrics>,
     counts: Counts,
     options: CompileOptions,
-    audit: Box<dyn std::io::Write + Send>,
+    audit: Box<dyn io::Write + Send>,
 ) -> anyhow::Result<(Arc<Governor>, FileWatch)> {
     let watch = FileWatch::new(policy, urls);
     let first = source::files(policy)
@@ -157,7 +184,7 @@ type Upkeep = Pin<Box<dyn Future<Output = ()> + Send>>;
 impl RunConfig {
     fn govern(
         &self,
-        audit: Box<dyn std::io::Write + Send>,
+        audit: Box<dyn io::Write + Send>,
         stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<(Arc<Governor>, Upkeep)> {
         let metrics = Arc::new(SidecarMetrics::new()?);
@@ -183,10 +210,12 @@ impl RunConfig {
             tls: Arc::clone(tls),
             connect: self.limits.connect,
             proxy: self.upstream_proxy.clone(),
-            dns_alone: false,
+            // A captured agent has no say in where its servers are.
+            dns_alone: self.capture.is_some(),
+            ranges: self.capture.as_ref().map(|capture| Arc::clone(&capture.ranges)),
         };
         // In a pod, the agent must not be able to say where a credential goes.
-        let dns_alone = matches!(self.source, PolicySource::ControlPlane(_));
+        let dns_alone = plain.dns_alone || matches!(self.source, PolicySource::ControlPlane(_));
         WorkerUpstreams { credentialed: UpstreamOptions { dns_alone, ..plain.clone() }, plain }
     }
 
@@ -203,7 +232,9 @@ impl RunConfig {
     }
 
     /// Returns what the proxy's workers share. A body larger than the memory for bodies is not allowed, whatever the limits say.
-    fn proxy_state(&self, governor: &Arc<Governor>, stopping: &watch::Receiver<bool>) -> Arc<ProxyState> {
+    fn proxy_state(&self, governor: &Arc<Governor>, stopping: &watch::Receiver<bool>) -> anyhow::Result<Arc<ProxyState>> {
+        let capture = self.capture.as_ref().map(|capture| Capture::new(Arc::clone(&capture.ranges), self.limits.connect));
+        let capture = capture.transpose().map_err(|error| anyhow::anyhow!("--capture-port: {error}"))?.map(Arc::new);
         let budget = Budget::new(self.limits.held, self.limits.held_wait, governor.metrics.connections.held_bytes.clone());
         let mut limits = self.limits.clone();
         if limits.body > budget.largest() {
@@ -213,7 +244,7 @@ impl RunConfig {
                 "--max-body is lowered to three quarters of --max-held; to allow larger bodies, raise --max-held"
             );
         }
-        Arc::new(ProxyState {
+        Ok(Arc::new(ProxyState {
             budget,
             clients: Clients::new(limits.requests, limits.connections),
             governor: Arc::clone(governor),
@@ -224,8 +255,9 @@ impl RunConfig {
             allowed_hosts: self.allowed_hosts.clone(),
             described: oauth::Described::default(),
             upstream_proxy: self.upstream_proxy.clone(),
+            capture,
             stopping: stopping.clone(),
-        })
+        }))
     }
 }
 
@@ -234,12 +266,8 @@ impl RunConfig {
 /// # Errors
 /// The policy is not in order, an address cannot be bound, a certificate cannot be read, or the agents' file cannot be
 /// written.
-pub async fn start(
-    config: &RunConfig,
-    log_level: LogLevelControl,
-    audit: Box<dyn std::io::Write + Send>,
-) -> anyhow::Result<Sidecar> {
-    if (config.shared_store.is_some() || matches!(config.source, PolicySource::ControlPlane(_)))
+pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dyn io::Write + Send>) -> anyhow::Result<Sidecar> {
+    if (config.shared_store.is_some() || config.capture.is_some() || matches!(config.source, PolicySource::ControlPlane(_)))
         // Now, while no container of the pod can have written to it.
         && let Err(error) = toolweir_store::dns::read()
     {
@@ -250,16 +278,20 @@ pub async fn start(
     let tls = net::client_tls(config.upstream_ca.as_deref())
         .with_context(|| format!("--upstream-ca {}", config.upstream_ca.as_deref().unwrap_or(Path::new("")).display()))?;
     let listener = admin::bind_with(&config.listen, "--listen", Some(KERNEL)).await?;
+    let captured = match &config.capture {
+        Some(capture) => capture.listen().await?,
+        None => Vec::new(),
+    };
     let metrics = admin::bind(&config.metrics_listen, "--metrics-listen").await?;
     let admin = admin::bind(&config.admin_listen, "--admin-listen").await?;
     if let Some(path) = &config.mcp_config {
         governor.write_mcp_config(McpConfig::new(path.clone(), listener.local_addr()?)).context("--mcp-config")?;
     }
     let (metrics_address, admin_address) = (metrics.local_addr()?, admin.local_addr()?);
-    let shared = config.proxy_state(&governor, &stopping);
+    let shared = config.proxy_state(&governor, &stopping)?;
     let upstreams = config.upstreams(&tls);
     config.look_after_credentials(&governor, &upstreams.credentialed)?;
-    let proxy = server::start(listener, config.workers, &shared, &upstreams).context("a worker cannot be started")?;
+    let proxy = server::start(listener, captured, config.workers, &shared, &upstreams).context("a worker cannot be started")?;
     let scraper = Arc::new(Scraper::new(Arc::clone(&governor))?);
     let state = AdminState { governor: Arc::clone(&governor), scraper, stopping, log_level };
     admin::start(metrics, Listener::Metrics, state.clone()).context("a thread cannot be started")?;
@@ -289,7 +321,7 @@ pub async fn start(
 /// Those of [`start`].
 pub async fn run(config: RunConfig, log_level: LogLevelControl) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let sidecar = start(&config, log_level, Box::new(std::io::stdout())).await?;
+    let sidecar = start(&config, log_level, Box::new(io::stdout())).await?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

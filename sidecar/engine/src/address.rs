@@ -15,6 +15,14 @@ pub struct AddressRanges {
     pub private: Vec<IpNet>,
 }
 
+impl AddressRanges {
+    /// Returns whether no name of a server may lead to an address: it is the pod's own, its node's, link-local, of metadata, or of no one
+    /// host.
+    pub fn is_off_limits(&self, address: IpAddr) -> bool {
+        matches!(class(address, self), AddressClass::Own | AddressClass::Restricted)
+    }
+}
+
 /// What an address is, as far as egress is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AddressClass {

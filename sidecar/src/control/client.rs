@@ -127,7 +127,7 @@ impl OperatorEndpoint {
 
     async fn dial(&self, tls: &ClientConfig) -> Result<MaybeHttpsStream<TokioIo<TcpStream>>, ConnectError> {
         // Made for one attempt, so that nothing of it stays in memory.
-        let mut http = HttpConnector::new_with_resolver(Resolver::of_dns_alone());
+        let mut http = HttpConnector::new_with_resolver(Resolver::of_dns_alone(None));
         http.enforce_http(false);
         http.set_nodelay(true);
         let mut https = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();

@@ -3,16 +3,16 @@
 
 use std::collections::HashMap;
 
-use prometheus::core::Collector;
+use prometheus::{IntCounterVec, core::Collector};
 use toolweir_crds::stream::{Denials, Denied};
 
-use crate::server_metrics::ServerMetrics;
+use crate::metrics::SidecarMetrics;
 
 /// The most kinds of denials in one line; the others come with a later one.
 const MOST: usize = 64;
 
-/// Server, tool, reason, policy.
-type Kind = [String; 4];
+/// What was denied: server, tool, reason, policy and, of a connection, its destination alone.
+type Kind = ([String; 4], Option<String>);
 
 /// The counts that were reported so far.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub struct ReportedDenials(HashMap<Kind, u64>);
 
 impl ReportedDenials {
     /// Returns the denials since the last report, if there are some. They count as reported.
-    pub fn take_new(&mut self, metrics: &ServerMetrics) -> Option<Denials> {
+    pub fn take_new(&mut self, metrics: &SidecarMetrics) -> Option<Denials> {
         let mut new: Vec<(Kind, u64, u64)> = counts(metrics)
             .filter_map(|(kind, count)| {
                 let more = count.checked_sub(self.0.get(&kind).copied().unwrap_or_default())?;
@@ -32,47 +32,59 @@ impl ReportedDenials {
         new.truncate(MOST);
         let reported = new.into_iter().map(|(kind, more, count)| {
             self.0.insert(kind.clone(), count);
-            let [server, tool, reason, policy] = kind;
-            Denied { policy, reason, server, tool, destination: None, count: more }
+            let ([server, tool, reason, policy], destination) = kind;
+            Denied { policy, reason, server, tool, destination, count: more }
         });
         let denials: Vec<Denied> = reported.collect();
         (!denials.is_empty()).then_some(Denials { denials })
     }
 }
 
-/// The series of denied calls.
-fn counts(metrics: &ServerMetrics) -> impl Iterator<Item = (Kind, u64)> {
-    metrics.tool_calls.collect().into_iter().flat_map(|family| family.get_metric().to_vec()).filter_map(|metric| {
+/// The series of denied calls and connections.
+fn counts(metrics: &SidecarMetrics) -> impl Iterator<Item = (Kind, u64)> {
+    let calls =
+        denied(&metrics.servers.tool_calls, |label| ([label("server"), label("tool"), label("reason"), label("policy")], None));
+    let connections = denied(&metrics.egress.connections, |label| {
+        ([String::new(), String::new(), label("reason"), String::new()], Some(label("name")))
+    });
+    calls.into_iter().chain(connections)
+}
+
+/// The series of a counter whose decision is a denial.
+fn denied(counter: &IntCounterVec, kind: impl Fn(&dyn Fn(&str) -> String) -> Kind) -> Vec<(Kind, u64)> {
+    let metrics = counter.collect().into_iter().flat_map(|family| family.get_metric().to_vec());
+    let denied = metrics.filter_map(|metric| {
         let label = |name: &str| {
             let found = metric.get_label().iter().find(|label| label.name() == name);
             found.map(|label| label.value().to_owned()).unwrap_or_default()
         };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter of calls")]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter")]
         let count = metric.get_counter().get_value() as u64;
-        (label("decision") == "denied").then(|| ([label("server"), label("tool"), label("reason"), label("policy")], count))
-    })
+        (label("decision") == "denied").then(|| (kind(&label), count))
+    });
+    denied.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::SidecarMetrics;
 
     fn denied(tool: &str, reason: &str, count: u64) -> Denied {
         let text = str::to_owned;
-        Denied { policy: text("agents/p"), reason: text(reason), server: text("s"), tool: text(tool), destination: None, count }
+        let (policy, reason) = (text("agents/p"), text(reason));
+        Denied { policy, reason, server: text("s"), tool: text(tool), destination: None, count }
     }
 
     #[test]
     fn what_was_told_is_not_told_again() {
-        let metrics = SidecarMetrics::new().unwrap().servers;
+        let metrics = SidecarMetrics::new().unwrap();
         let deny = |tool: &str, reason: &str, count| {
-            metrics.tool_calls.with_label_values(&["s", tool, "denied", reason, "agents/p"]).inc_by(count);
+            metrics.servers.tool_calls.with_label_values(&["s", tool, "denied", reason, "agents/p"]).inc_by(count);
         };
         let mut reported = ReportedDenials::default();
         assert_eq!(reported.take_new(&metrics), None);
-        metrics.tool_calls.with_label_values(&["s", "a", "allowed", "none", "agents/p"]).inc();
-        metrics.tool_calls.with_label_values(&["s", "a", "would_deny", "rate_limit", "agents/p"]).inc();
+        metrics.servers.tool_calls.with_label_values(&["s", "a", "allowed", "none", "agents/p"]).inc();
+        metrics.servers.tool_calls.with_label_values(&["s", "a", "would_deny", "rate_limit", "agents/p"]).inc();
         assert_eq!(reported.take_new(&metrics), None);
         deny("a", "rate_limit", 2);
         deny("_other", "not_listed", 5);
@@ -85,9 +97,9 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_comes_later() {
-        let metrics = SidecarMetrics::new().unwrap().servers;
+        let metrics = SidecarMetrics::new().unwrap();
         for tool in 0..MOST + 3 {
-            metrics.tool_calls.with_label_values(&["s", &format!("t{tool}"), "denied", "denied", "agents/p"]).inc();
+            metrics.servers.tool_calls.with_label_values(&["s", &format!("t{tool}"), "denied", "denied", "agents/p"]).inc();
         }
         let mut reported = ReportedDenials::default();
         assert_eq!(reported.take_new(&metrics).unwrap().denials.len(), MOST);

@@ -143,7 +143,7 @@ fn log_problems(problems: &[stream::PolicyProblem]) {
 async fn report_denials(governor: &Governor, sender: &StreamSender, reported: &mut ReportedDenials) -> Lost {
     loop {
         sleep(TELL).await;
-        if let Some(denials) = reported.take_new(&governor.metrics.servers)
+        if let Some(denials) = reported.take_new(&governor.metrics)
             && let Err(lost) = sender.send_denials(&denials).await
         {
             return lost;

@@ -55,6 +55,11 @@ pub fn method_label(method: &str) -> &'static str {
     METHODS.binary_search(&method).ok().and_then(|at| METHODS.get(at)).copied().unwrap_or("_other")
 }
 
+/// Returns whether the protocol has such a method.
+pub fn is_method(method: &str) -> bool {
+    METHODS.binary_search(&method).is_ok()
+}
+
 /// The prefixes of methods that are all of one kind.
 const FAMILIES: &[&str] = &["tasks/"];
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, Method, Response, StatusCode, Uri, header, request::Parts};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 use toolweir_engine::Permit;
@@ -22,6 +22,22 @@ use super::{
 use crate::outcome::Outcome;
 
 impl Proxy {
+    /// Passes on the description of a server's authorization, or of what issues its tokens at the same origin, as the server gives it.
+    pub(super) async fn description_of_server(
+        &self,
+        request: &Parts,
+        url: Uri,
+        at: &mut ServerGuard<'_, '_>,
+    ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
+        at.request.method = "_authorization";
+        // What authorizes is the sidecar's: the agent is not told of another way.
+        if at.server.credential.is_some() || at.request.in_force.engine.closed(&at.server.name).is_some() {
+            return Err(RequestFailure::NotFound);
+        }
+        let response = self.send(&Method::GET, &request.headers, url, Bytes::new(), at).await?;
+        self.pass(response, &request.headers, at, Permit::default(), ResponseKind::Message).await
+    }
+
     /// Answers a request for the description of a server's authorization.
     pub(super) async fn authorization(
         &self,
@@ -68,7 +84,7 @@ impl Proxy {
     ) -> Result<Result<Response<ResponseBody>, &'static str>, RequestFailure> {
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
-        self.localize(&mut parts.headers, asked, &at.server);
+        self.localize(&mut parts.headers, asked, at);
         if is_coded(&parts.headers) {
             return Ok(Err(COMPRESSED));
         }

@@ -2,14 +2,15 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::{challenge, cookies, forwarding::sidecar_origin, oauth, state::Proxy};
-use crate::in_force::ServerInForce;
+use super::{challenge, cookies, forwarding::sidecar_origin, oauth, request_guard::ServerGuard, state::Proxy};
 
 impl Proxy {
-    /// Makes what names the server in the head of an answer name the sidecar.
-    pub(super) fn localize(&self, headers: &mut HeaderMap, asked: &HeaderMap, server: &ServerInForce) {
+    /// Makes what names the server in the head of an answer name the sidecar. A client that uses the server's own URL gets what names
+    /// the server as it is.
+    pub(super) fn localize(&self, headers: &mut HeaderMap, asked: &HeaderMap, at: &ServerGuard<'_, '_>) {
+        let server = &at.server;
         let Some(url) = &server.url else { return };
-        if headers.contains_key(header::SET_COOKIE) {
+        if headers.contains_key(header::SET_COOKIE) && !at.request.captured {
             let set: Vec<_> = headers.get_all(header::SET_COOKIE).iter().cloned().collect();
             headers.remove(header::SET_COOKIE);
             for value in set.iter().filter_map(|value| cookies::to_client(value.as_bytes(), &server.name, url)) {
@@ -24,7 +25,7 @@ impl Proxy {
                 headers.remove(name);
             }
         }
-        if headers.contains_key(header::WWW_AUTHENTICATE) {
+        if headers.contains_key(header::WWW_AUTHENTICATE) && !at.request.captured {
             let local = format!("{}{}/{}", sidecar_origin(asked), oauth::WELL_KNOWN, server.name);
             let set: Vec<_> = headers.get_all(header::WWW_AUTHENTICATE).iter().cloned().collect();
             headers.remove(header::WWW_AUTHENTICATE);

@@ -1,7 +1,7 @@
 //! The way of a request over HTTP: parse once, decide, forward.
 //!
 //! ```text
-//! server ─> service ─> route                     accept; find what a request is for
+//! server ─> http_connection ─> service ─> route  accept; find what a request is for
 //!              │ ├──> authorization               GET of a description (RFC 9728)
 //!              │ └──> post ─> call                a message; a call of a tool is decided on
 //!              │        │       │
@@ -17,21 +17,28 @@
 //! transport, [`cancel`] the calls that a client may cancel, [`sessions`] and [`list_changes`] tell clients that the list of
 //! tools has changed, and [`pages`] fills pages of lists that come empty. [`budget`] and [`clients`] bound what is held,
 //! [`unread`] discards what is not read, and [`cors`] is for pages in a browser.
+//!
+//! [`captured`] takes connections that the kernel redirected here: [`captured_http`] has their requests to declared servers answered as
+//! above, [`egress_http`] passes those on that lead elsewhere, and what is no HTTP is joined to where it may go.
 
 pub mod authorization;
 pub mod body;
 pub mod budget;
 pub mod call;
 pub mod cancel;
+pub mod captured;
+pub mod captured_http;
 pub mod challenge;
 pub mod clients;
 pub mod cookies;
 pub mod cors;
 pub mod credentialed;
 pub mod credentialed_clients;
+pub mod egress_http;
 pub mod exchange;
 pub mod failure;
 pub mod forwarding;
+pub mod http_connection;
 pub mod legacy;
 pub mod limits;
 pub mod list_answer;
@@ -42,6 +49,7 @@ pub mod origin;
 pub mod outgoing;
 pub mod pages;
 pub mod pass;
+pub mod peeked;
 pub mod post;
 pub mod reason;
 pub mod refusals;

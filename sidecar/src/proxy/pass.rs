@@ -90,7 +90,7 @@ impl Proxy {
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
         check_status(&parts, at)?;
-        self.localize(&mut parts.headers, asked, &at.server);
+        self.localize(&mut parts.headers, asked, at);
         let outcome = outcome_of(parts.status);
         if parts.status == StatusCode::NOT_FOUND {
             self.end_session(asked, &at.server.name);

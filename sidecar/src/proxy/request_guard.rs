@@ -23,6 +23,8 @@ pub struct RequestGuard<'a> {
     pub in_force: Arc<InForce>,
     /// The server that the path names, if a policy does too.
     server: Option<Arc<ServerInForce>>,
+    /// True if the client uses the server's own URL, not the sidecar's.
+    pub captured: bool,
     /// The metrics' label `method`.
     pub method: &'static str,
     /// The time at which the request came.
@@ -40,6 +42,7 @@ impl<'a> RequestGuard<'a> {
             governor,
             in_force: arc_swap::Guard::into_inner(governor.in_force()),
             server: None,
+            captured: false,
             method: "_none",
             arrived: Arrival::now(),
             waited: Duration::ZERO,

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, Uri, header};
 
 use super::{failure::RequestFailure, oauth};
-use crate::mcp::request::Refusal;
+use crate::{capture::place::ServerTarget, mcp::request::Refusal};
 
 /// The target of a request.
 pub enum RouteTarget<'a> {
@@ -20,6 +20,18 @@ pub enum RouteTarget<'a> {
     },
     /// The description of a server's authorization.
     Authorization(&'a str),
+    /// The same as the server gives it, at this URL: for a client that uses the server's own.
+    Description(&'a str, Uri),
+}
+
+impl<'a> From<&'a ServerTarget> for RouteTarget<'a> {
+    fn from(captured: &'a ServerTarget) -> Self {
+        match captured {
+            ServerTarget::Endpoint(server) => Self::Server(&server.name),
+            ServerTarget::Messages { server, stream } => Self::Messages { server: &server.name, stream },
+            ServerTarget::Description(server, url) => Self::Description(&server.name, url.clone()),
+        }
+    }
 }
 
 /// Reads the target in a path. None where there is nothing at it.
@@ -59,6 +71,19 @@ pub fn check_origin(headers: &HeaderMap, allowed_hosts: &[String]) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Refuses what a page of another origin than the server's sends to a server by its own URL.
+///
+/// # Errors
+/// `Origin` is not that of the request.
+pub fn check_captured_origin(headers: &HeaderMap) -> Result<(), RequestFailure> {
+    let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    let is_own = |origin: &HeaderValue| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
+        origin.is_some() && origin == host
+    };
+    if headers.get_all(header::ORIGIN).iter().all(is_own) { Ok(()) } else { Err(RequestFailure::ForbiddenOrigin("Origin")) }
 }
 
 /// The origin of the page that asks, if it is accepted.

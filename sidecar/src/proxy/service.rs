@@ -16,11 +16,12 @@ use super::{
     replies::text,
     request_guard::{RequestGuard, ServerGuard},
     response_kind::ResponseKind,
-    route::{RouteTarget, accepted_origin, check_origin, target},
+    route::{RouteTarget, accepted_origin, check_captured_origin, check_origin, target},
     state::Proxy,
     unread::Unread,
 };
 use crate::{
+    capture::place::ServerTarget,
     mcp::{headers, scan::Scan},
     outcome::Outcome,
 };
@@ -33,10 +34,24 @@ impl Proxy {
     pub async fn serve(
         self,
         connection: Arc<ClientConnection>,
+        request: Request<Incoming>,
+    ) -> Result<Response<OutgoingBody>, Infallible> {
+        self.answer_request(connection, request, None).await
+    }
+
+    /// Answers a request to the sidecar's URL, or to a declared server by the server's own: `captured` says to which and what for.
+    ///
+    /// # Errors
+    /// Never: every failure is an answer.
+    pub(super) async fn answer_request(
+        self,
+        connection: Arc<ClientConnection>,
         mut request: Request<Incoming>,
+        captured: Option<&ServerTarget>,
     ) -> Result<Response<OutgoingBody>, Infallible> {
         let slot = self.state.clients.begin_request(&connection).await;
         let mut guard = RequestGuard::new(&self.state.governor);
+        guard.captured = captured.is_some();
         // Over HTTP/2, and where a client takes this for its proxy, the host is in the target (RFC 9113, section 8.3.1).
         if let Some(host) = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
             request.headers_mut().insert(header::HOST, host);
@@ -45,7 +60,7 @@ impl Proxy {
         let page = accepted_origin(request.headers(), &self.state.allowed_hosts);
         let (parts, mut body) = Unread::of(request, &self.state, &connection, slot.is_some()).into_parts();
         let answer = match slot {
-            Some(_) => self.route(&parts, &mut body, &mut guard).await,
+            Some(_) => self.route(&parts, &mut body, captured, &mut guard).await,
             None => Err(RequestFailure::Overloaded),
         };
         let (mut response, outcome) = match answer {
@@ -68,20 +83,30 @@ impl Proxy {
         &self,
         parts: &Parts,
         body: &mut Unread,
+        captured: Option<&ServerTarget>,
         request: &mut RequestGuard<'_>,
     ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
-        check_origin(&parts.headers, &self.state.allowed_hosts)?;
+        match captured {
+            None => check_origin(&parts.headers, &self.state.allowed_hosts)?,
+            Some(_) => check_captured_origin(&parts.headers)?,
+        }
         headers::check_connection(&parts.headers)?;
         headers::check(&parts.headers)?;
         if cors::is_preflight(parts) {
             request.method = "_preflight";
             return Ok((cors::preflight(&parts.headers, ResponseBody::whole(Bytes::new())), Outcome::Ok));
         }
-        // A query could mean something to the server that no policy saw.
-        if parts.uri.query().is_some() {
-            return Err(RequestFailure::NotFound);
-        }
-        match target(parts.uri.path()).ok_or(RequestFailure::NotFound)? {
+        let target = match captured {
+            Some(captured) => RouteTarget::from(captured),
+            // A query could mean something to the server that no policy saw.
+            None if parts.uri.query().is_some() => return Err(RequestFailure::NotFound),
+            None => target(parts.uri.path()).ok_or(RequestFailure::NotFound)?,
+        };
+        match target {
+            RouteTarget::Description(name, url) => {
+                request.find_server(name);
+                self.description_of_server(parts, url, &mut request.at_server()?).await
+            }
             RouteTarget::Authorization(name) => {
                 request.find_server(name);
                 let mut at = request.at_server()?;

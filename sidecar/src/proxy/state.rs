@@ -8,7 +8,7 @@ use super::{
     budget::Budget, cancel::CancellableCalls, clients::Clients, credentialed_clients::CredentialedClients, legacy::LegacyStreams,
     limits::Limits, oauth::Described, sessions::Sessions, through::UpstreamProxy, upstream::UpstreamClient,
 };
-use crate::governor::Governor;
+use crate::{capture::Capture, governor::Governor};
 
 /// The state that all workers share.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub struct ProxyState {
     pub described: Described,
     /// The proxy through which servers are reached, if there is one.
     pub upstream_proxy: Option<UpstreamProxy>,
+    /// What captured connections need, where there are any.
+    pub capture: Option<Arc<Capture>>,
     /// Turns true when the sidecar stops.
     pub stopping: watch::Receiver<bool>,
 }

@@ -12,6 +12,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::ClientConfig;
+use toolweir_engine::egress::AddressRanges;
 
 use super::{
     budget::PIECE,
@@ -53,13 +54,15 @@ pub struct UpstreamOptions {
     pub proxy: Option<UpstreamProxy>,
     /// True if names are DNS's alone to resolve, not the pod's hosts file's, which any of its containers may be able to write.
     pub dns_alone: bool,
+    /// What names must not resolve to, where that is known.
+    pub ranges: Option<Arc<AddressRanges>>,
 }
 
 impl UpstreamClient {
     /// A client without a connection yet.
     pub fn new(options: &UpstreamOptions) -> Self {
-        let UpstreamOptions { tls, connect, proxy, dns_alone } = options;
-        let resolver = if *dns_alone { Resolver::of_dns_alone() } else { Resolver::default() };
+        let UpstreamOptions { tls, connect, proxy, dns_alone, ranges } = options;
+        let resolver = if *dns_alone { Resolver::of_dns_alone(ranges.clone()) } else { Resolver::default() };
         let mut http = HttpConnector::new_with_resolver(resolver);
         http.enforce_http(false);
         http.set_nodelay(true);

@@ -4,14 +4,18 @@
 //! So the first is not read at all, and the second once: a sidecar starts before the agent does. What an agent can do all the same is
 //! in docs/security.md, under "Names"; TLS is what it cannot get around.
 
-use std::{net::IpAddr, sync::OnceLock};
+use std::{net::IpAddr, sync::OnceLock, time::Duration};
 
 use hickory_resolver::{
     TokioResolver,
     config::{ResolveHosts, ResolverConfig, ResolverOpts},
+    lookup_ip::LookupIp,
     net::{NetError, runtime::TokioRuntimeProvider},
     system_conf::read_system_conf,
 };
+
+/// The most answers that [`caching_resolver`] remembers.
+const CACHED: u64 = 512;
 
 /// The content of `/etc/resolv.conf` when it was read.
 static SYSTEM: OnceLock<(ResolverConfig, ResolverOpts)> = OnceLock::new();
@@ -39,7 +43,28 @@ fn system() -> Result<&'static (ResolverConfig, ResolverOpts), String> {
 /// Those of [`read`], or it cannot be set up.
 pub fn resolver() -> Result<TokioResolver, String> {
     let (config, options) = system()?;
-    alone(config.clone(), options.clone())
+    alone(config.clone(), options.clone(), 0)
+}
+
+/// A resolver like [`resolver`] that remembers what it is told, for as long as the answer says. That there is no such name it
+/// remembers for a second at most.
+///
+/// # Errors
+/// Those of [`resolver`].
+pub fn caching_resolver() -> Result<TokioResolver, String> {
+    let (config, options) = system()?;
+    let mut options = options.clone();
+    options.negative_max_ttl = Some(Duration::from_secs(1));
+    alone(config.clone(), options, CACHED)
+}
+
+/// The search domains of `/etc/resolv.conf`.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn search_domains() -> Result<Vec<String>, String> {
+    let (config, _) = system()?;
+    Ok(config.search().iter().map(ToString::to_string).collect())
 }
 
 /// The addresses of a name.
@@ -47,18 +72,25 @@ pub fn resolver() -> Result<TokioResolver, String> {
 /// # Errors
 /// Those of DNS.
 pub async fn addresses(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, NetError> {
-    // The machine itself is no matter of DNS, and of no search domain either (RFC 6761, section 6.3).
-    let found = if name == "localhost" || name.ends_with(".localhost") {
-        resolver.lookup_ip(format!("{name}.")).await?
-    } else {
-        resolver.lookup_ip(name).await?
-    };
-    Ok(found.iter().collect())
+    Ok(lookup(resolver, name).await?.iter().collect())
 }
 
-fn alone(config: ResolverConfig, mut options: ResolverOpts) -> Result<TokioResolver, String> {
+/// What DNS says about a name: its addresses, and the whole name, with the search domain, that has them.
+///
+/// # Errors
+/// Those of DNS.
+pub async fn lookup(resolver: &TokioResolver, name: &str) -> Result<LookupIp, NetError> {
+    // The machine itself is no matter of DNS, and of no search domain either (RFC 6761, section 6.3).
+    if name == "localhost" || name.ends_with(".localhost") {
+        resolver.lookup_ip(format!("{name}.")).await
+    } else {
+        resolver.lookup_ip(name).await
+    }
+}
+
+fn alone(config: ResolverConfig, mut options: ResolverOpts, cached: u64) -> Result<TokioResolver, String> {
     options.use_hosts_file = ResolveHosts::Never;
-    options.cache_size = 0;
+    options.cache_size = cached;
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options;
     builder.build().map_err(|error| error.to_string())
@@ -117,7 +149,7 @@ mod tests {
         let search = search.iter().map(|name| Name::from_ascii(name).unwrap()).collect();
         let mut options = ResolverOpts::default();
         options.ndots = 5;
-        alone(ResolverConfig::from_parts(None, search, vec![server]), options).unwrap()
+        alone(ResolverConfig::from_parts(None, search, vec![server]), options, 0).unwrap()
     }
 
     #[tokio::test]

@@ -50,6 +50,7 @@ pub fn from(source: PolicySource) -> RunConfig {
         admin_listen: free(),
         upstream_ca: None,
         upstream_proxy: None,
+        capture: None,
         credentials: KeyFolders::default(),
         limits: Limits::default(),
         counters: Memory::COUNTERS,

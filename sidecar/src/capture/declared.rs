@@ -1,0 +1,86 @@
+//! The hosts of declared servers, found by how a client names them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use http::Uri;
+
+use super::names::{Host, SearchDomains};
+use crate::in_force::{InForce, ServerInForce};
+
+/// A declared server at a host and port.
+#[derive(Clone, Debug)]
+pub struct DeclaredServer {
+    /// The server.
+    pub server: Arc<ServerInForce>,
+    /// Its URL.
+    pub url: Uri,
+    /// The host of its URL.
+    pub host: Host,
+    /// True if its URL is `https`.
+    pub tls: bool,
+}
+
+/// The declared servers of the policies in force, by port and by every name that their hosts may mean.
+#[derive(Debug, Default)]
+pub struct DeclaredServers {
+    by_host: HashMap<(Host, u16), Vec<Arc<DeclaredServer>>>,
+    by_port: HashMap<u16, Vec<Arc<DeclaredServer>>>,
+}
+
+impl DeclaredServers {
+    fn new(in_force: &InForce, domains: &SearchDomains) -> Self {
+        let mut declared = Self::default();
+        for server in in_force.servers() {
+            let Some(url) = server.url.clone() else { continue };
+            let tls = url.scheme() == Some(&http::uri::Scheme::HTTPS);
+            let Some(host) = url.host().and_then(Host::read) else { continue };
+            let port = url.port_u16().unwrap_or(if tls { 443 } else { 80 });
+            let found = Arc::new(DeclaredServer { server: Arc::clone(server), url, host: host.clone(), tls });
+            for meaning in domains.meanings(&host) {
+                declared.by_host.entry((meaning, port)).or_default().push(Arc::clone(&found));
+            }
+            declared.by_port.entry(port).or_default().push(found);
+        }
+        declared
+    }
+
+    /// The declared servers that a host and port may mean.
+    pub fn at(&self, host: &Host, port: u16, domains: &SearchDomains) -> Vec<Arc<DeclaredServer>> {
+        let mut found: Vec<Arc<DeclaredServer>> = Vec::new();
+        for meaning in domains.meanings(host) {
+            for server in self.by_host.get(&(meaning, port)).into_iter().flatten() {
+                if !found.iter().any(|known| Arc::ptr_eq(known, server)) {
+                    found.push(Arc::clone(server));
+                }
+            }
+        }
+        found
+    }
+
+    /// The declared servers at a port, whatever their host.
+    pub fn at_port(&self, port: u16) -> &[Arc<DeclaredServer>] {
+        self.by_port.get(&port).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The declared servers of the policies that were asked about last.
+#[derive(Debug, Default)]
+pub struct DeclaredCache(Mutex<Option<(Weak<InForce>, Arc<DeclaredServers>)>>);
+
+impl DeclaredCache {
+    /// The declared servers of policies.
+    pub fn of(&self, in_force: &Arc<InForce>, domains: &SearchDomains) -> Arc<DeclaredServers> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, declared)) = &*last
+            && std::ptr::eq(of.as_ptr(), Arc::as_ptr(in_force))
+        {
+            return Arc::clone(declared);
+        }
+        let declared = Arc::new(DeclaredServers::new(in_force, domains));
+        *last = Some((Arc::downgrade(in_force), Arc::clone(&declared)));
+        declared
+    }
+}

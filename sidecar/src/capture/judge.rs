@@ -1,0 +1,159 @@
+//! What becomes of a connection that leads to no declared server: the engine's decision on its name, then on each address that the
+//! name has.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use tokio::time::timeout;
+use toolweir_engine::egress::{Destination, EgressDecision, EgressEffect, EgressReason, reached};
+
+use super::{Capture, names::Host};
+use crate::in_force::InForce;
+
+/// The judgement on a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// It may lead to these addresses, in this order.
+    Open {
+        /// At least one.
+        addresses: Vec<SocketAddr>,
+        /// The decision, which lets it pass.
+        decision: EgressDecision,
+    },
+    /// It passes not.
+    Refused(EgressDecision),
+}
+
+/// A denial that no policy gives.
+pub fn refused(reason: EgressReason) -> EgressDecision {
+    EgressDecision { effect: EgressEffect::Denied, reason, policy: None, name: None }
+}
+
+/// What became of a connection that may pass and cannot.
+pub fn failed(reason: EgressReason) -> EgressDecision {
+    EgressDecision { effect: EgressEffect::Allowed, ..refused(reason) }
+}
+
+/// What DNS says about a name.
+struct Resolved {
+    /// The whole name that has the addresses.
+    whole: String,
+    addresses: Vec<IpAddr>,
+}
+
+impl Capture {
+    /// Judges a connection to a host and port.
+    pub async fn judge(&self, in_force: &Arc<InForce>, host: &Host, port: u16) -> Judgement {
+        match host {
+            Host::Name(name) => self.judge_name(in_force, name, port).await,
+            Host::Address(address) => self.judge_address(in_force, *address, port).await,
+        }
+    }
+
+    /// The decision on a name is made before it is resolved, so that nobody is asked for a name that is not allowed. Only where a
+    /// search domain may make another of it, DNS has to say first which.
+    async fn judge_name(&self, in_force: &Arc<InForce>, name: &str, port: u16) -> Judgement {
+        let decide = |name: &str, in_cluster, address| {
+            let to = Destination { name: Some(name), in_cluster, address, port };
+            in_force.engine.decide_connection(&to, &self.ranges)
+        };
+        let (mut name, mut decision, mut resolved) = (name.to_owned(), decide(name, false, None), None);
+        if decision.reason == EgressReason::NotAllowed && !self.domains.is_empty() {
+            let found = self.resolve(&name).await;
+            let whole = found.as_ref().map(|found| found.whole.clone()).unwrap_or_default();
+            for form in self.domains.in_cluster(&whole).into_iter().chain([whole.as_str()]).filter(|form| !form.is_empty()) {
+                let other = decide(form, false, None);
+                if other.effect.passes() {
+                    (name, decision) = (form.to_owned(), other);
+                    break;
+                }
+            }
+            resolved = found;
+        }
+        if !decision.effect.passes() {
+            return Judgement::Refused(decision);
+        }
+        let resolved = match resolved {
+            Some(resolved) => resolved,
+            None => match self.resolve(&name).await {
+                Some(resolved) => resolved,
+                None => return Judgement::Refused(EgressDecision { reason: EgressReason::NotResolved, ..decision }),
+            },
+        };
+        let in_cluster = self.domains.in_cluster(&resolved.whole).is_some();
+        let (mut addresses, mut last) = (Vec::new(), decision);
+        for address in resolved.addresses {
+            let decision = decide(&name, in_cluster, Some(address));
+            if !decision.effect.passes() {
+                last = if addresses.is_empty() { decision } else { last };
+            } else if in_cluster && self.is_declared(in_force, address, port).await {
+                last = EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) };
+            } else {
+                addresses.push(SocketAddr::new(address, port));
+                last = decision;
+            }
+        }
+        if addresses.is_empty() { Judgement::Refused(last) } else { Judgement::Open { addresses, decision: last } }
+    }
+
+    /// An address is allowed by itself, or where it is one of a name that is.
+    async fn judge_address(&self, in_force: &Arc<InForce>, address: IpAddr, port: u16) -> Judgement {
+        let address = reached(address);
+        let decide = |name, in_cluster| {
+            let to = Destination { name, in_cluster, address: Some(address), port };
+            in_force.engine.decide_connection(&to, &self.ranges)
+        };
+        let mut decision = decide(None, false);
+        if matches!(decision.reason, EgressReason::NotAllowed | EgressReason::Address) && !decision.effect.passes() {
+            for name in in_force.engine.exact_names(port) {
+                let Some(resolved) = self.resolve(name).await else { continue };
+                if resolved.addresses.iter().any(|of| reached(*of) == address) {
+                    let of_name = decide(Some(name), self.domains.in_cluster(&resolved.whole).is_some());
+                    if of_name.effect.passes() {
+                        decision = of_name;
+                        break;
+                    }
+                }
+            }
+        }
+        if !decision.effect.passes() {
+            return Judgement::Refused(decision);
+        }
+        if self.is_declared(in_force, address, port).await {
+            return Judgement::Refused(EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) });
+        }
+        Judgement::Open { addresses: vec![SocketAddr::new(address, port)], decision }
+    }
+
+    /// Returns whether a declared server is at an address: what it is called by another name, or none, is not held to its policies.
+    async fn is_declared(&self, in_force: &Arc<InForce>, address: IpAddr, port: u16) -> bool {
+        let declared = self.declared(in_force);
+        for server in declared.at_port(port) {
+            let here = match &server.host {
+                Host::Address(of) => *of == reached(address),
+                Host::Name(name) => {
+                    let resolved = self.resolve(name).await;
+                    resolved.is_some_and(|resolved| resolved.addresses.iter().any(|of| reached(*of) == reached(address)))
+                }
+            };
+            if here {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn resolve(&self, name: &str) -> Option<Resolved> {
+        let resolver = self.resolver().inspect_err(|error| tracing::warn!(error, "cannot resolve names")).ok()?;
+        let found = timeout(self.connect, toolweir_store::dns::lookup(resolver, name)).await.ok()?.ok()?;
+        let whole = found.query().name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
+        Some(Resolved { whole, addresses: found.iter().collect() })
+    }
+}
+
+/// The same decision as a denial that no policy gives.
+fn refused_as(decision: &EgressDecision) -> EgressDecision {
+    EgressDecision { effect: EgressEffect::Denied, policy: None, ..decision.clone() }
+}

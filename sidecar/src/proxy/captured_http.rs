@@ -1,0 +1,167 @@
+//! Requests on captured connections: to declared servers, by the servers' own URLs, or elsewhere.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery};
+use hyper::body::Incoming;
+use toolweir_engine::egress::{EgressDecision, EgressReason};
+
+use super::{
+    body::ResponseBody, captured::ConnectionTarget, clients::ClientConnection, egress_http::OpenedHttp, outgoing::OutgoingBody,
+    replies::text, state::Proxy,
+};
+use crate::{
+    capture::{
+        Capture,
+        judge::refused,
+        metrics::SERVER_NAME,
+        names::{Host, read_authority},
+        place::{Place, place},
+        words::words,
+    },
+    record::Arrival,
+};
+
+/// A captured connection that speaks HTTP.
+#[derive(Debug)]
+pub struct CapturedHttp {
+    /// Where it leads.
+    pub to: ConnectionTarget,
+    /// What captured connections need.
+    pub capture: Arc<Capture>,
+    /// The connection to another host than a declared server's, for the next request to it.
+    opened: Mutex<Option<OpenedHttp>>,
+}
+
+/// The host and port that a request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestHost {
+    /// The host.
+    pub host: Host,
+    /// The port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for RequestHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+impl CapturedHttp {
+    /// A connection on which nothing was asked yet.
+    pub fn new(to: ConnectionTarget, capture: Arc<Capture>) -> Self {
+        Self { to, capture, opened: Mutex::default() }
+    }
+
+    /// Takes the connection that the last request to another host left.
+    pub fn take_opened(&self) -> Option<OpenedHttp> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Keeps a connection for the next request.
+    pub fn keep_opened(&self, opened: OpenedHttp) {
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+    }
+
+    /// Finds the host that a request is for. A client that takes what it connects to for its proxy writes the whole URL, which holds
+    /// then (RFC 9112, section 3.2.2); else `Host` must agree with where the connection leads.
+    ///
+    /// # Errors
+    /// It is not clear, or another than that of the connection.
+    pub fn host_of<B>(&self, request: &Request<B>) -> Result<RequestHost, EgressReason> {
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let (named, repeated) = (hosts.next(), hosts.next().is_some());
+        let by_proxy = request.version() < Version::HTTP_2 && request.uri().scheme().is_some();
+        let is_http = request.uri().scheme_str().is_none_or(|scheme| scheme.eq_ignore_ascii_case("http"));
+        if repeated || !is_http || request.method() == Method::CONNECT {
+            return Err(EgressReason::Malformed);
+        }
+        let authority = match request.uri().authority() {
+            Some(authority) => Some(authority.as_str()),
+            None => named.map(HeaderValue::to_str).transpose().map_err(|_| EgressReason::Malformed)?,
+        };
+        let Some(authority) = authority else {
+            return Ok(RequestHost { host: self.to.host.clone(), port: self.to.port });
+        };
+        let (host, port) = read_authority(authority).ok_or(EgressReason::Malformed)?;
+        let found = RequestHost { host, port: port.unwrap_or(80) };
+        let is_other = found.port != self.to.port
+            // An address that is written leads there; a name is resolved anew, whatever address its client found.
+            || (found.host.address().is_some() || self.to.by_connect) && found.host != self.to.host;
+        if is_other && (self.to.by_connect || !by_proxy) { Err(EgressReason::OtherName) } else { Ok(found) }
+    }
+}
+
+impl Proxy {
+    /// Answers a request on a captured connection.
+    ///
+    /// # Errors
+    /// Never: every failure is an answer.
+    pub(super) async fn serve_captured(
+        self,
+        http: Arc<CapturedHttp>,
+        connection: Arc<ClientConnection>,
+        request: Request<Incoming>,
+    ) -> Result<Response<OutgoingBody>, Infallible> {
+        let arrived = Arrival::now();
+        let in_force = arc_swap::Guard::into_inner(self.state.governor.in_force());
+        let to = match http.host_of(&request) {
+            Ok(to) => to,
+            Err(reason) => {
+                let to = RequestHost { host: http.to.host.clone(), port: http.to.port };
+                return Ok(self.refuse_captured(&refused(reason), &to, connection, arrived));
+            }
+        };
+        let declared = http.capture.declared(&in_force);
+        let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        match place(&declared, &http.capture.domains, (&to.host, to.port), request.method(), &target) {
+            Place::Server(target) => self.answer_request(connection, without_authority(request), Some(&target)).await,
+            Place::OtherPath => {
+                let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::OtherPath) };
+                Ok(self.refuse_captured(&decision, &to, connection, arrived))
+            }
+            Place::Elsewhere => self.pass_elsewhere(http, &in_force, to, connection, request, arrived).await,
+        }
+    }
+
+    /// Answers a request that is not taken in words, and records it.
+    pub(super) fn refuse_captured(
+        &self,
+        decision: &EgressDecision,
+        to: &RequestHost,
+        connection: Arc<ClientConnection>,
+        arrived: Arrival,
+    ) -> Response<OutgoingBody> {
+        let destination = to.to_string();
+        self.record_egress(decision, (&destination, "http"), to.host.name().is_some(), arrived);
+        let status = match decision.reason {
+            EgressReason::Malformed => StatusCode::BAD_REQUEST,
+            // RFC 9110, section 15.5.20.
+            EgressReason::OtherName => StatusCode::MISDIRECTED_REQUEST,
+            EgressReason::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            EgressReason::Unreachable | EgressReason::NotResolved => StatusCode::BAD_GATEWAY,
+            _ => StatusCode::FORBIDDEN,
+        };
+        self.outgoing(text(status, words(decision, &destination)), connection)
+    }
+
+    /// An answer on its way that has no place among the requests under way.
+    pub(super) fn outgoing(&self, answer: Response<ResponseBody>, connection: Arc<ClientConnection>) -> Response<OutgoingBody> {
+        let (clients, budget) = (Arc::clone(&self.state.clients), self.state.budget.clone());
+        answer.map(|answer| OutgoingBody::new(answer, connection, clients, budget, None))
+    }
+}
+
+/// The request as if it had come without the whole URL: `Host` says the same.
+fn without_authority(mut request: Request<Incoming>) -> Request<Incoming> {
+    if let Some(host) = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
+        request.headers_mut().insert(header::HOST, host);
+        let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from(target);
+    }
+    request
+}

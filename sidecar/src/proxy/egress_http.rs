@@ -1,0 +1,238 @@
+//! Plain HTTP to other hosts than declared servers. Each request is judged: a connection that passed once may ask for another host,
+//! or begin to speak MCP.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, Response, Uri, Version, header};
+use http_body_util::BodyExt;
+use hyper::{
+    body::{Body, Frame, Incoming, SizeHint},
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, time::timeout};
+use toolweir_engine::{
+    Permit,
+    egress::{EgressDecision, EgressReason},
+};
+
+use super::{
+    body::ResponseBody,
+    captured_http::{CapturedHttp, RequestHost},
+    clients::ClientConnection,
+    forwarding::remove_hop_by_hop,
+    outgoing::OutgoingBody,
+    state::Proxy,
+};
+use crate::{
+    capture::{
+        connect::connect,
+        judge::{Judgement, failed, refused},
+        mcp_signs,
+        metrics::OpenEgress,
+    },
+    in_force::InForce,
+    record::Arrival,
+};
+
+/// The time for the part of a body that is looked at to come.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// A connection to another host, and what it was judged by.
+#[derive(Debug)]
+pub struct OpenedHttp {
+    to: RequestHost,
+    judged_by: Weak<InForce>,
+    sender: Sender,
+    _open: OpenEgress,
+}
+
+#[derive(Debug)]
+enum Sender {
+    Http1(http1::SendRequest<LookedAt>),
+    Http2(http2::SendRequest<LookedAt>),
+}
+
+impl Sender {
+    async fn new(stream: TcpStream, version: Version) -> Result<Self, hyper::Error> {
+        let stream = TokioIo::new(stream);
+        if version == Version::HTTP_2 {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+            tokio::spawn(connection);
+            return Ok(Self::Http2(sender));
+        }
+        let (sender, connection) = http1::Builder::new().max_buf_size(super::budget::PIECE).handshake(stream).await?;
+        tokio::spawn(connection);
+        Ok(Self::Http1(sender))
+    }
+
+    fn is_of(&self, version: Version) -> bool {
+        match self {
+            Self::Http1(sender) => version != Version::HTTP_2 && sender.is_ready(),
+            Self::Http2(sender) => version == Version::HTTP_2 && sender.is_ready(),
+        }
+    }
+
+    async fn send(&mut self, request: Request<LookedAt>) -> Result<Response<Incoming>, hyper::Error> {
+        match self {
+            Self::Http1(sender) => sender.send_request(request).await,
+            Self::Http2(sender) => sender.send_request(request).await,
+        }
+    }
+}
+
+/// A request's body of which the beginning was looked at.
+#[derive(Debug)]
+pub struct LookedAt {
+    first: Option<Bytes>,
+    rest: Incoming,
+}
+
+impl Body for LookedAt {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        Pin::new(&mut self.rest).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(first));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(first));
+        }
+        hint
+    }
+}
+
+/// Reads the beginning of a body: the whole of one that is small.
+async fn look_at(mut body: Incoming) -> Option<LookedAt> {
+    let mut first = BytesMut::new();
+    while first.len() < mcp_signs::LOOKED_AT && !body.is_end_stream() {
+        match timeout(LOOK, body.frame()).await {
+            // What comes slowly may never end.
+            Err(_) | Ok(None) => break,
+            Ok(Some(Err(_))) => return None,
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => first.extend_from_slice(&data),
+                // Trailers end it.
+                Err(_) => break,
+            },
+        }
+    }
+    Some(LookedAt { first: Some(first.freeze()).filter(|first| !first.is_empty()), rest: body })
+}
+
+impl Proxy {
+    /// Passes a request on to another host, or refuses it.
+    ///
+    /// # Errors
+    /// Never: every failure is an answer.
+    pub(super) async fn pass_elsewhere(
+        &self,
+        http: Arc<CapturedHttp>,
+        in_force: &Arc<InForce>,
+        to: RequestHost,
+        connection: Arc<ClientConnection>,
+        request: Request<Incoming>,
+        arrived: Arrival,
+    ) -> Result<Response<OutgoingBody>, Infallible> {
+        let Some(slot) = self.state.clients.begin_request(&connection).await else {
+            return Ok(self.refuse_captured(&refused(EgressReason::Overloaded), &to, connection, arrived));
+        };
+        let passed = self.try_pass(&http, in_force, &to, request, arrived).await;
+        match passed {
+            Ok(answer) => {
+                let (clients, budget) = (Arc::clone(&self.state.clients), self.state.budget.clone());
+                Ok(answer.map(|answer| OutgoingBody::new(answer, connection, clients, budget, Some(slot))))
+            }
+            Err(decision) => Ok(self.refuse_captured(&decision, &to, connection, arrived)),
+        }
+    }
+
+    async fn try_pass(
+        &self,
+        http: &CapturedHttp,
+        in_force: &Arc<InForce>,
+        to: &RequestHost,
+        request: Request<Incoming>,
+        arrived: Arrival,
+    ) -> Result<Response<ResponseBody>, EgressDecision> {
+        let (mut parts, body) = request.into_parts();
+        let version = parts.version;
+        let kept = http.take_opened().filter(|kept| {
+            kept.to == *to && kept.sender.is_of(version) && std::ptr::eq(kept.judged_by.as_ptr(), Arc::as_ptr(in_force))
+        });
+        let mut opened = match kept {
+            Some(kept) => kept,
+            None => self.open(http, in_force, to, version, arrived).await?,
+        };
+        let signs = mcp_signs::in_head(&parts.method, &parts.headers);
+        let body = if !signs && mcp_signs::may_be_in_body(&parts.method, &parts.headers) {
+            look_at(body).await.ok_or_else(|| refused(EgressReason::Malformed))?
+        } else {
+            LookedAt { first: None, rest: body }
+        };
+        if signs || body.first.as_ref().is_some_and(|first| mcp_signs::in_body(first)) {
+            return Err(refused(EgressReason::UndeclaredServer));
+        }
+        remove_hop_by_hop(&mut parts.headers);
+        parts.headers.remove(header::EXPECT);
+        if let Some(authority) = parts.uri.authority() {
+            if version == Version::HTTP_2 {
+                parts.headers.remove(header::HOST);
+            } else {
+                // The whole URL was for a proxy; `Host` says the same to the server.
+                let host = HeaderValue::from_str(authority.as_str()).map_err(|_| refused(EgressReason::Malformed))?;
+                parts.headers.insert(header::HOST, host);
+                parts.uri = parts.uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
+            }
+        }
+        let sent = timeout(self.state.limits.first_byte, opened.sender.send(Request::from_parts(parts, body))).await;
+        let response = sent.ok().and_then(Result::ok).ok_or_else(|| failed(EgressReason::Unreachable))?;
+        http.keep_opened(opened);
+        let (mut parts, body) = response.into_parts();
+        remove_hop_by_hop(&mut parts.headers);
+        let body = ResponseBody::Stream { inner: body, permit: Permit::default(), stop: None, declares: None };
+        Ok(Response::from_parts(parts, body))
+    }
+
+    /// Connects to another host, if it may.
+    async fn open(
+        &self,
+        http: &CapturedHttp,
+        in_force: &Arc<InForce>,
+        to: &RequestHost,
+        version: Version,
+        arrived: Arrival,
+    ) -> Result<OpenedHttp, EgressDecision> {
+        let (addresses, decision) = match http.capture.judge(in_force, &to.host, to.port).await {
+            Judgement::Open { addresses, decision } => (addresses, decision),
+            Judgement::Refused(decision) => return Err(decision),
+        };
+        let unreachable = || EgressDecision { reason: EgressReason::Unreachable, ..decision.clone() };
+        let stream = connect(&addresses, http.capture.connect).await.map_err(|_: io::Error| unreachable())?;
+        let sender = Sender::new(stream, version).await.map_err(|_| unreachable())?;
+        self.record_egress(&decision, (&to.to_string(), "http"), to.host.name().is_some(), arrived);
+        let open = self.state.governor.metrics.egress.begin();
+        Ok(OpenedHttp { to: to.clone(), judged_by: Arc::downgrade(in_force), sender, _open: open })
+    }
+}

@@ -1,0 +1,117 @@
+//! HTTP on a connection of a client.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, time::timeout};
+
+use super::{
+    budget::PIECE,
+    clients::ClientConnection,
+    outgoing::OutgoingBody,
+    peeked::{PREFACE, PeekedConnection},
+    state::Proxy,
+};
+use crate::outcome::Outcome;
+
+/// The time that a client has for sending the head of a request.
+pub(super) const HEAD: Duration = Duration::from_secs(30);
+
+/// The bytes of one connection of a client that may wait to be read, and of the largest head of a request.
+const UNREAD: u32 = 64 * 1024;
+const LARGEST_HEAD: usize = 16 * 1024;
+
+/// Waits for the first bytes of a request: until they tell the protocol, no other timeout runs.
+async fn begins(mut stream: TcpStream) -> Option<PeekedConnection> {
+    let begun = async {
+        let mut begun = [0; PREFACE.len()];
+        let mut come = 0;
+        loop {
+            match stream.read(begun.get_mut(come..)?).await {
+                Ok(0) | Err(_) => return None,
+                Ok(more) => come += more,
+            }
+            if come == PREFACE.len() || begun.get(..come) != PREFACE.get(..come) {
+                return begun.get(..come).map(Bytes::copy_from_slice);
+            }
+        }
+    };
+    let begun = timeout(HEAD, begun).await.ok()??;
+    Some(PeekedConnection::new(begun, stream))
+}
+
+/// Serves a connection of a client that calls the sidecar.
+pub(super) async fn connection(stream: TcpStream, proxy: Proxy) {
+    let mut stopping = proxy.state.stopping.clone();
+    let begun = tokio::select! {
+        begun = begins(stream) => begun,
+        _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
+    };
+    let Some(stream) = begun else { return };
+    serve(stream, proxy.clone(), move |connection, request| proxy.clone().serve(connection, request)).await;
+}
+
+/// Serves HTTP on a connection: `answer` answers a request.
+pub(super) async fn serve<A, F>(stream: PeekedConnection, proxy: Proxy, answer: A)
+where
+    A: Fn(Arc<ClientConnection>, Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Result<Response<OutgoingBody>, Infallible>> + Send + 'static,
+{
+    let place = if stream.is_http2() {
+        let Some(place) = proxy.state.clients.http2_place() else {
+            let metrics = &proxy.state.governor.metrics;
+            proxy.state.governor.count(None, "_none", Outcome::Overloaded);
+            metrics.connections.closed.with_label_values(&["proxy", "too_many"]).inc();
+            tracing::warn!("too many connections over HTTP/2; one was closed");
+            return;
+        };
+        Some(place)
+    } else {
+        None
+    };
+    let opened = proxy.state.clients.open();
+    let mut stopping: watch::Receiver<bool> = proxy.state.stopping.clone();
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LARGEST_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .max_concurrent_streams(64)
+        .max_header_list_size(16 * 1024)
+        .initial_stream_window_size(UNREAD)
+        .initial_connection_window_size(UNREAD)
+        .max_send_buf_size(PIECE);
+    let of = Arc::clone(&opened.connection);
+    let service = service_fn(move |request| answer(Arc::clone(&of), request));
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let stopped = async move { stopping.wait_for(|stopping| *stopping).await.is_ok() };
+    let serving = async move {
+        let early = tokio::select! {
+            result = connection.as_mut() => Some(result),
+            _ = stopped => None,
+        };
+        match early {
+            Some(result) => result,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    let result = tokio::select! {
+        result = serving => result,
+        () = opened.connection.cut() => Ok(()),
+    };
+    drop(place);
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection");
+    }
+}
