@@ -1,8 +1,8 @@
 //! Where else than to declared servers a pod with captured connections may connect to.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,8 @@ pub struct EgressRule {
     #[schemars(
         length(min = 1, max = bounds::PORTS),
         inner(range(min = 1, max = 65535)),
-        extend("x-kubernetes-list-type" = "set")
+        extend("x-kubernetes-list-type" = "set"),
+        with = "Vec<i32>"
     )]
     pub ports: Vec<u16>,
 }
@@ -157,12 +158,37 @@ pub fn read_cidr(text: &str) -> Result<IpNet, String> {
         ));
     }
     if let IpNet::V6(v6) = range
-        && v6.prefix_len() >= 96
-        && let Some(v4) = v6.network().to_ipv4_mapped()
+        && let Some(remedy) = ipv4_within(v6)
     {
-        return Err(format!("`{shown}` is a range of IPv4 addresses; write `{v4}/{}`", v6.prefix_len() - 96));
+        return Err(format!("`{shown}` is judged as the IPv4 addresses in it; write {remedy}"));
+    }
+    if is_pod_itself(range) {
+        return Err(format!("`{shown}` is the pod itself, which no rule opens; remove it"));
     }
     Ok(range)
+}
+
+/// Of IPv6 addresses that all hold an IPv4 address, returns what to write instead.
+fn ipv4_within(range: Ipv6Net) -> Option<String> {
+    let bits = range.prefix_len();
+    match range.network().segments() {
+        // `::` and `::1` hold none.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+            if bits >= 96 =>
+        {
+            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+            Some(format!("`{}/{}`", Ipv4Addr::new(a, b, c, d), bits - 96))
+        }
+        [0x2002, ..] if bits >= 16 => Some("the range of those".to_owned()),
+        [0x2001, 0, ..] if bits >= 32 => Some("the range of those".to_owned()),
+        _ => None,
+    }
+}
+
+fn is_pod_itself(range: IpNet) -> bool {
+    let (first, last) = (range.network(), range.broadcast());
+    first.is_loopback() && last.is_loopback() || first.is_unspecified() && last.is_unspecified()
 }
 
 #[cfg(test)]
@@ -204,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_range_is_written_in_one_way() {
-        for good in ["10.20.0.0/16", "10.20.0.5/32", "fd00::/8", "0.0.0.0/0", "::/0", "fd00::1/128"] {
+        for good in ["10.20.0.0/16", "10.20.0.5/32", "fd00::/8", "0.0.0.0/0", "::/0", "fd00::1/128", "2000::/3", "126.0.0.0/7"] {
             assert_eq!(read_cidr(good).map(|range| range.to_string()).as_deref(), Ok(good));
         }
         for (bad, remedy) in [
@@ -213,6 +239,15 @@ mod tests {
             ("10.20.0.5/16", "write `10.20.0.0/16`, or `10.20.0.5/32`"),
             ("fd00::1/8", "write `fd00::/8`, or `fd00::1/128`"),
             ("::ffff:10.0.0.0/104", "write `10.0.0.0/8`"),
+            ("::10.0.0.0/104", "write `10.0.0.0/8`"),
+            ("64:ff9b::/96", "write `0.0.0.0/0`"),
+            ("2002:a00::/24", "write the range of those"),
+            ("2001::/32", "write the range of those"),
+            ("127.0.0.0/8", "is the pod itself"),
+            ("127.0.0.1/32", "is the pod itself"),
+            ("0.0.0.0/32", "is the pod itself"),
+            ("::1/128", "is the pod itself"),
+            ("::/128", "is the pod itself"),
             ("10.0.0.0/33", "write ADDRESS/BITS"),
             ("10.0.0.0/+8", "write ADDRESS/BITS"),
             ("10.0.0.0/", "write ADDRESS/BITS"),

@@ -45,6 +45,13 @@ const METADATA_V6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
 ];
 
+/// Returns the addresses where clouds answer with credentials.
+pub(crate) fn metadata() -> impl Iterator<Item = IpAddr> {
+    let link_local = Ipv4Addr::new(169, 254, 169, 254);
+    let v4 = std::iter::once(link_local).chain(METADATA_V4).map(IpAddr::V4);
+    v4.chain(METADATA_V6.into_iter().map(IpAddr::V6))
+}
+
 /// Returns the address that packets to an address reach in the end: of an IPv6 address that holds an IPv4 address (IPv4-mapped,
 /// IPv4-compatible, IPv4-translated, 6to4, NAT64, Teredo) that one, of any other the address itself.
 pub fn reached(address: IpAddr) -> IpAddr {

@@ -15,6 +15,7 @@ use crate::{
     cel::{self, CompileBudget, Expression, ExpressionUse},
     counters::Memory,
     egress::EgressRules,
+    egress_doubts,
     engine::Engine,
     entry::{CompiledEntry, CompiledLimit, CompiledValidation, EntryHold},
     glob::Glob,
@@ -219,6 +220,9 @@ fn compile_policy(
     }
     let servers: Vec<Vec<CompiledEntry>> =
         policy.spec.servers.iter().enumerate().map(|(at, server)| compiler.server(at, server)).collect();
+    if let Some(egress) = &policy.spec.egress {
+        compiler.doubts.extend(egress_doubts::doubts(egress, &policy.spec.servers));
+    }
     let broken = compiler.errors.first().map(|error| Broken::Compile(error.to_string()));
     let name: Arc<str> = compiler.id.as_str().into();
     let egress = match &policy.spec.egress {

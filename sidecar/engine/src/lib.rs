@@ -57,6 +57,8 @@ pub mod counters;
 mod decide;
 mod denial;
 pub mod egress;
+mod egress_doubts;
+mod egress_message;
 mod engine;
 mod entry;
 mod evaluate;
