@@ -30,7 +30,7 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 
-use crate::{explain, governor::Governor, scrape::Scraper};
+use crate::{capture::Capture, explain, governor::Governor, scrape::Scraper};
 
 /// Connections of one port. Where one more comes, one of those is closed that have come from the same address as most.
 const CONNECTIONS: usize = 64;
@@ -51,6 +51,8 @@ pub struct AdminState {
     pub governor: Arc<Governor>,
     /// Gives the page of metrics.
     pub scraper: Arc<Scraper>,
+    /// What captured connections are judged with, where there are any.
+    pub capture: Option<Arc<Capture>>,
     /// Turns true when the sidecar stops.
     pub stopping: watch::Receiver<bool>,
     /// The log level.
@@ -324,7 +326,7 @@ async fn answer(
             }
             Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, &format!("{LARGE} such questions are being answered; ask again")),
         },
-        (Listener::Admin, &Method::POST, "/explain") => match explain::explain(&state.governor, &shared.questions, body).await {
+        (Listener::Admin, &Method::POST, "/explain") => match explained(&state, shared, body).await {
             Ok(answer) => match serde_json::to_value(&answer) {
                 Ok(answer) => json(&answer),
                 Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
@@ -341,6 +343,14 @@ async fn answer(
         (Listener::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /explain (POST) and /log-level"),
     };
     Ok(answer)
+}
+
+async fn explained(
+    state: &AdminState,
+    shared: &ListenerState,
+    body: Incoming,
+) -> Result<explain::Explained, (StatusCode, String)> {
+    explain::explain(&state.governor, state.capture.as_deref(), &shared.questions, body).await
 }
 
 fn policy(state: &AdminState) -> serde_json::Value {

@@ -1,18 +1,22 @@
-//! `POST /explain` of the administration: what would be decided on a call that nobody makes, and why.
+//! `POST /explain` of the administration: what would be decided on a call that nobody makes, and why; or on a connection.
 
 use std::borrow::Cow;
 
 use http::StatusCode;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
-use toolweir_crds::{explain::ExplainResponse, text::one_line};
+use toolweir_crds::{
+    explain::{ConnectionExplanation, ExplainResponse},
+    text::one_line,
+};
 use toolweir_engine::{
     Call,
     json::{JsonError, JsonKind, Raw, Reader},
 };
 
-use crate::{governor::Governor, in_force::InForce};
+use crate::{capture::Capture, governor::Governor, in_force::InForce};
 
 /// The largest question, in bytes: arguments that a command line can hold.
 pub const LARGEST: usize = 256 * 1024;
@@ -27,11 +31,27 @@ static ONE: Semaphore = Semaphore::const_new(1);
 /// Why there is no answer: the status, and a line that says what to do.
 type Refused = (StatusCode, String);
 
-/// Reads a question and answers it. `places` are those for questions that are answered at once.
+/// An answer: of a question about a call, or about a connection.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Explained {
+    /// What would be decided on a call.
+    Call(Box<ExplainResponse>),
+    /// What would become of a captured connection.
+    Connection(ConnectionExplanation),
+}
+
+/// Reads a question and answers it. `places` are those for questions that are answered at once, `capture` what connections are judged
+/// with, where they are captured.
 ///
 /// # Errors
 /// The body is no question, or too many are asked at once.
-pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) -> Result<ExplainResponse, Refused> {
+pub async fn explain(
+    governor: &Governor,
+    capture: Option<&Capture>,
+    places: &Semaphore,
+    body: Incoming,
+) -> Result<Explained, Refused> {
     let Ok(_place) = places.try_acquire() else {
         return Err((StatusCode::SERVICE_UNAVAILABLE, format!("{AT_ONCE} questions are being answered; ask again")));
     };
@@ -41,8 +61,14 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
         Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, "the question did not come in time".to_owned())),
     };
     let bad = |why: String| (StatusCode::BAD_REQUEST, why);
-    let question = question(&bytes).map_err(bad)?;
     let in_force = arc_swap::Guard::into_inner(governor.in_force());
+    let question = match question(&bytes).map_err(bad)? {
+        ExplainQuestion::Call(question) => question,
+        ExplainQuestion::Connection(url) => {
+            let capture = capture.ok_or_else(|| bad(NOT_CAPTURED.to_owned()))?;
+            return Ok(Explained::Connection(capture.explain(&in_force, &url).await.map_err(bad)?));
+        }
+    };
     let server = question.server(&in_force).map_err(bad)?;
     let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
     let (engine, now) = (&in_force.engine, governor.now());
@@ -55,19 +81,31 @@ pub async fn explain(governor: &Governor, places: &Semaphore, body: Incoming) ->
     };
     let (server, again) = (server.into_owned(), bytes.clone());
     let explained = tokio::task::spawn_blocking(move || {
-        let question = self::question(&again)?;
+        let ExplainQuestion::Call(question) = self::question(&again)? else { return Err(FORM.to_owned()) };
         let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
         Ok(in_force.engine.explain(&call, now, &peeked))
     });
     let explanation =
         explained.await.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("the question was given up: {error}")))?;
     let explanation = explanation.map_err(bad)?;
-    Ok(ExplainResponse { version, servers, explanation })
+    Ok(Explained::Call(Box::new(ExplainResponse { version, servers, explanation })))
+}
+
+/// What to write.
+const FORM: &str = r#"write {"tool": NAME, "server": NAME, "arguments": {...}, "session": ID}, of which the last three may be left out, or {"url": URL}"#;
+const NOT_CAPTURED: &str = "the connections of this pod are not captured, so that they lead where its containers want; label it toolweir.dev/capture: enabled and create it anew";
+
+/// What is asked.
+#[derive(Debug, PartialEq)]
+enum ExplainQuestion<'a> {
+    Call(CallQuestion<'a>),
+    /// The URL for which a connection would be opened.
+    Connection(Cow<'a, str>),
 }
 
 /// A call that nobody makes.
 #[derive(Debug, Default, PartialEq)]
-struct ExplainQuestion<'a> {
+struct CallQuestion<'a> {
     server: Option<Cow<'a, str>>,
     tool: Cow<'a, str>,
     arguments: Option<Raw<'a>>,
@@ -85,11 +123,9 @@ enum Unclear {
 
 /// Reads a question. The arguments are left as they stand there, as those of a call are.
 fn question(bytes: &[u8]) -> Result<ExplainQuestion<'_>, String> {
-    const FORM: &str =
-        r#"write {"tool": NAME, "server": NAME, "arguments": {...}, "session": ID}; the last three may be left out"#;
     let unclear = |error: Unclear| format!("{error}; {FORM}");
-    let mut question = ExplainQuestion::default();
-    let (mut tool, mut session, mut seen) = (None, None, Vec::new());
+    let mut question = CallQuestion::default();
+    let (mut tool, mut session, mut url, mut seen) = (None, None, None, Vec::new());
     let mut reader = Reader::new(bytes).map_err(|error| unclear(error.into()))?;
     reader
         .object::<Unclear>(|reader, key| {
@@ -101,6 +137,7 @@ fn question(bytes: &[u8]) -> Result<ExplainQuestion<'_>, String> {
                 "server" => question.server = Some(text(reader, "server")?),
                 "tool" => tool = Some(text(reader, "tool")?),
                 "session" => session = Some(text(reader, "session")?),
+                "url" => url = Some(text(reader, "url")?),
                 "arguments" => question.arguments = Some(reader.value()?),
                 other => return Err(Unclear::Other(format!("`{}` is not known", one_line(other, 40)))),
             }
@@ -109,13 +146,21 @@ fn question(bytes: &[u8]) -> Result<ExplainQuestion<'_>, String> {
         })
         .map_err(unclear)?;
     reader.finish().map_err(|error| unclear(error.into()))?;
+    if let Some(url) = url {
+        let alone = seen.len() == 1;
+        return if alone {
+            Ok(ExplainQuestion::Connection(url))
+        } else {
+            Err(unclear(Unclear::Other("a question about a `url` has nothing else".to_owned())))
+        };
+    }
     question.tool = tool.ok_or_else(|| unclear(Unclear::Other("there is no `tool`".to_owned())))?;
     if question.tool.contains(char::is_control) {
         // A call of such a tool is refused before any policy is asked.
         return Err("`tool` has a control character, and a call of such a tool is refused; write a tool's name".to_owned());
     }
     question.session = session.unwrap_or_default();
-    Ok(question)
+    Ok(ExplainQuestion::Call(question))
 }
 
 fn text<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Cow<'a, str>, Unclear> {
@@ -126,7 +171,7 @@ fn text<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Cow<'a, str>, Unclear>
     Ok(value.string()?.unwrap_or_default())
 }
 
-impl ExplainQuestion<'_> {
+impl CallQuestion<'_> {
     /// The server: the one that is meant where there is only one.
     fn server(&self, in_force: &InForce) -> Result<Cow<'_, str>, String> {
         if let Some(server) = &self.server {
@@ -148,11 +193,13 @@ mod tests {
     #[test]
     fn a_question_is_read_as_it_stands() {
         let bytes = br#" {"tool":"p\u0061y","arguments": {"a":1, "a":2},"server":"bank"} "#;
-        let question = question(bytes).unwrap();
+        let ExplainQuestion::Call(question) = question(bytes).unwrap() else { panic!("it is about a call") };
         assert_eq!((question.server.as_deref(), &*question.tool, &*question.session), (Some("bank"), "pay", ""));
         assert_eq!(question.arguments.map(Raw::as_str), Some(r#"{"a":1, "a":2}"#));
         let least = super::question(br#"{"tool":"x"}"#).unwrap();
-        assert_eq!(least, ExplainQuestion { tool: "x".into(), ..ExplainQuestion::default() });
+        assert_eq!(least, ExplainQuestion::Call(CallQuestion { tool: "x".into(), ..CallQuestion::default() }));
+        let url = super::question(br#"{"url":"http://a"}"#).unwrap();
+        assert_eq!(url, ExplainQuestion::Connection("http://a".into()));
     }
 
     #[test]
@@ -165,6 +212,7 @@ mod tests {
             (r#"{"tool":1}"#, "`tool` is no string; write {"),
             (r#"{"tool":"x","tool":"y"}"#, "`tool` stands there twice; write {"),
             (r#"{"tool":"x","args":{}}"#, "`args` is not known; write {"),
+            (r#"{"url":"http://a","tool":"x"}"#, "a question about a `url` has nothing else; write {"),
             (r#"{"tool":"x\n"}"#, "`tool` has a control character"),
         ] {
             let error = question(text.as_bytes()).unwrap_err();

@@ -293,7 +293,7 @@ pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dy
     config.look_after_credentials(&governor, &upstreams.credentialed)?;
     let proxy = server::start(listener, captured, config.workers, &shared, &upstreams).context("a worker cannot be started")?;
     let scraper = Arc::new(Scraper::new(Arc::clone(&governor))?);
-    let state = AdminState { governor: Arc::clone(&governor), scraper, stopping, log_level };
+    let state = AdminState { governor: Arc::clone(&governor), scraper, capture: shared.capture.clone(), stopping, log_level };
     admin::start(metrics, Listener::Metrics, state.clone()).context("a thread cannot be started")?;
     admin::start(admin, Listener::Admin, state).context("a thread cannot be started")?;
     tokio::spawn(upkeep);

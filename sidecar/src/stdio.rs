@@ -96,7 +96,7 @@ pub async fn run(config: StdioConfig, log_level: LogLevelControl) -> anyhow::Res
         let listener = admin::bind(address, "--metrics-listen").await?;
         let (_, stopping) = tokio::sync::watch::channel(false);
         let scraper = Arc::new(Scraper::new(Arc::clone(&governor))?);
-        let state = AdminState { governor: Arc::clone(&governor), scraper, stopping, log_level };
+        let state = AdminState { governor: Arc::clone(&governor), scraper, capture: None, stopping, log_level };
         tokio::spawn(admin::serve(listener, Listener::Metrics, state));
     }
     tokio::spawn(watch.run(Arc::clone(&governor)));

@@ -7,7 +7,7 @@ use std::{
 
 use http::Uri;
 
-use super::names::{Host, SearchDomains};
+use super::names::{Host, HostAndPort, SearchDomains};
 use crate::in_force::{InForce, ServerInForce};
 
 /// A declared server at a host and port.
@@ -26,7 +26,7 @@ pub struct DeclaredServer {
 /// The declared servers of the policies in force, by port and by every name that their hosts may mean.
 #[derive(Debug, Default)]
 pub struct DeclaredServers {
-    by_host: HashMap<(Host, u16), Vec<Arc<DeclaredServer>>>,
+    by_host: HashMap<HostAndPort, Vec<Arc<DeclaredServer>>>,
     by_port: HashMap<u16, Vec<Arc<DeclaredServer>>>,
 }
 
@@ -40,7 +40,7 @@ impl DeclaredServers {
             let port = url.port_u16().unwrap_or(if tls { 443 } else { 80 });
             let found = Arc::new(DeclaredServer { server: Arc::clone(server), url, host: host.clone(), tls });
             for meaning in domains.meanings(&host) {
-                declared.by_host.entry((meaning, port)).or_default().push(Arc::clone(&found));
+                declared.by_host.entry(HostAndPort { host: meaning, port }).or_default().push(Arc::clone(&found));
             }
             declared.by_port.entry(port).or_default().push(found);
         }
@@ -48,10 +48,10 @@ impl DeclaredServers {
     }
 
     /// The declared servers that a host and port may mean.
-    pub fn at(&self, host: &Host, port: u16, domains: &SearchDomains) -> Vec<Arc<DeclaredServer>> {
+    pub fn at(&self, at: &HostAndPort, domains: &SearchDomains) -> Vec<Arc<DeclaredServer>> {
         let mut found: Vec<Arc<DeclaredServer>> = Vec::new();
-        for meaning in domains.meanings(host) {
-            for server in self.by_host.get(&(meaning, port)).into_iter().flatten() {
+        for meaning in domains.meanings(&at.host) {
+            for server in self.by_host.get(&HostAndPort { host: meaning, port: at.port }).into_iter().flatten() {
                 if !found.iter().any(|known| Arc::ptr_eq(known, server)) {
                     found.push(Arc::clone(server));
                 }

@@ -9,7 +9,10 @@ use std::{
 use tokio::time::timeout;
 use toolweir_engine::egress::{Destination, EgressDecision, EgressEffect, EgressReason, reached};
 
-use super::{Capture, names::Host};
+use super::{
+    Capture,
+    names::{Host, HostAndPort},
+};
 use crate::in_force::InForce;
 
 /// The judgement on a connection.
@@ -23,7 +26,19 @@ pub enum Judgement {
         decision: EgressDecision,
     },
     /// It passes not.
-    Refused(EgressDecision),
+    Refused {
+        /// The decision.
+        decision: EgressDecision,
+        /// The address to which it would lead, where that is known.
+        address: Option<IpAddr>,
+    },
+}
+
+impl Judgement {
+    /// A refusal of a connection of which no address is known.
+    pub fn refused(decision: EgressDecision) -> Self {
+        Self::Refused { decision, address: None }
+    }
 }
 
 /// A denial that no policy gives.
@@ -45,10 +60,10 @@ struct Resolved {
 
 impl Capture {
     /// Judges a connection to a host and port.
-    pub async fn judge(&self, in_force: &Arc<InForce>, host: &Host, port: u16) -> Judgement {
-        match host {
-            Host::Name(name) => self.judge_name(in_force, name, port).await,
-            Host::Address(address) => self.judge_address(in_force, *address, port).await,
+    pub async fn judge(&self, in_force: &Arc<InForce>, at: &HostAndPort) -> Judgement {
+        match &at.host {
+            Host::Name(name) => self.judge_name(in_force, name, at.port).await,
+            Host::Address(address) => self.judge_address(in_force, *address, at.port).await,
         }
     }
 
@@ -73,29 +88,34 @@ impl Capture {
             resolved = found;
         }
         if !decision.effect.passes() {
-            return Judgement::Refused(decision);
+            return Judgement::refused(decision);
         }
         let resolved = match resolved {
             Some(resolved) => resolved,
             None => match self.resolve(&name).await {
                 Some(resolved) => resolved,
-                None => return Judgement::Refused(EgressDecision { reason: EgressReason::NotResolved, ..decision }),
+                None => return Judgement::refused(EgressDecision { reason: EgressReason::NotResolved, ..decision }),
             },
         };
         let in_cluster = self.domains.in_cluster(&resolved.whole).is_some();
-        let (mut addresses, mut last) = (Vec::new(), decision);
+        let (mut addresses, mut passing, mut refusal) = (Vec::new(), None, None);
         for address in resolved.addresses {
             let decision = decide(&name, in_cluster, Some(address));
             if !decision.effect.passes() {
-                last = if addresses.is_empty() { decision } else { last };
+                refusal = refusal.or(Some((decision, address)));
             } else if in_cluster && self.is_declared(in_force, address, port).await {
-                last = EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) };
+                let decision = EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) };
+                refusal = refusal.or(Some((decision, address)));
             } else {
                 addresses.push(SocketAddr::new(address, port));
-                last = decision;
+                passing = Some(decision);
             }
         }
-        if addresses.is_empty() { Judgement::Refused(last) } else { Judgement::Open { addresses, decision: last } }
+        match (passing, refusal) {
+            (Some(decision), _) => Judgement::Open { addresses, decision },
+            (None, Some((decision, address))) => Judgement::Refused { decision, address: Some(address) },
+            (None, None) => Judgement::refused(EgressDecision { reason: EgressReason::NotResolved, ..decision }),
+        }
     }
 
     /// An address is allowed by itself, or where it is one of a name that is.
@@ -118,11 +138,11 @@ impl Capture {
                 }
             }
         }
-        if !decision.effect.passes() {
-            return Judgement::Refused(decision);
+        if decision.effect.passes() && self.is_declared(in_force, address, port).await {
+            decision = EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) };
         }
-        if self.is_declared(in_force, address, port).await {
-            return Judgement::Refused(EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) });
+        if !decision.effect.passes() {
+            return Judgement::Refused { decision, address: Some(address) };
         }
         Judgement::Open { addresses: vec![SocketAddr::new(address, port)], decision }
     }

@@ -6,6 +6,7 @@
 pub mod client_hello;
 pub mod connect;
 pub mod declared;
+pub mod explain;
 pub mod first_bytes;
 pub mod judge;
 pub mod mcp_signs;
@@ -13,7 +14,6 @@ pub mod metrics;
 pub mod names;
 pub mod place;
 pub mod splice;
-pub mod words;
 
 use std::{
     io,

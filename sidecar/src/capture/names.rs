@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use toolweir_engine::egress::reached;
+use toolweir_engine::egress::{Destination, EgressDecision, reached};
 
 /// The longest name of DNS, as a text without a final dot (RFC 1035, section 2.3.4).
 const LONGEST_NAME: usize = 253;
@@ -63,6 +63,29 @@ impl std::fmt::Display for Host {
             Self::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
             Self::Address(address) => address.fmt(f),
         }
+    }
+}
+
+/// A host and a port of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostAndPort {
+    /// The host.
+    pub host: Host,
+    /// The port.
+    pub port: u16,
+}
+
+impl HostAndPort {
+    /// Says in words what was decided on a connection. `address` is where it would lead, where that is known besides the host.
+    pub fn message(&self, decision: &EgressDecision, address: Option<IpAddr>) -> String {
+        let address = address.or(self.host.address());
+        decision.message(&Destination { name: self.host.name(), in_cluster: false, address, port: self.port })
+    }
+}
+
+impl std::fmt::Display for HostAndPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
     }
 }
 

@@ -6,7 +6,7 @@ use http::{Method, Uri, uri::PathAndQuery};
 
 use super::{
     declared::{DeclaredServer, DeclaredServers},
-    names::{Host, SearchDomains},
+    names::{HostAndPort, SearchDomains},
 };
 use crate::in_force::ServerInForce;
 
@@ -45,11 +45,11 @@ pub enum Place {
 pub fn place(
     declared: &DeclaredServers,
     domains: &SearchDomains,
-    (host, port): (&Host, u16),
+    at: &HostAndPort,
     method: &Method,
     target: &PathAndQuery,
 ) -> Place {
-    let servers = declared.at(host, port, domains);
+    let servers = declared.at(at, domains);
     // One that is declared with TLS is another, and plain HTTP to its port leads nowhere that is governed.
     let plain: Vec<&DeclaredServer> = servers.iter().map(|server| &**server).filter(|server| !server.tls).collect();
     if servers.is_empty() {

@@ -1,6 +1,11 @@
 //! Connections that the kernel redirected to the sidecar: read until it is clear where they lead, and taken there.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{BufMut, BytesMut};
 use tokio::{
@@ -24,9 +29,8 @@ use crate::{
         first_bytes::{self, FirstBytes, LARGEST},
         judge::{Judgement, refused},
         metrics::{EgressLine, SERVER_NAME},
-        names::{Host, read_authority},
+        names::{Host, HostAndPort, read_authority},
         original_destination, splice,
-        words::words,
     },
     in_force::InForce,
     record::Arrival,
@@ -42,17 +46,15 @@ const KERNEL: (usize, usize) = (16 * 1024, 64 * 1024);
 /// Where a captured connection leads, as far as its client has said so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionTarget {
-    /// The host: the original address, or what the client asked for by CONNECT.
-    pub host: Host,
-    /// The port.
-    pub port: u16,
+    /// The original address, or what the client asked for by CONNECT.
+    pub at: HostAndPort,
     /// True if the client asked for it by CONNECT.
     pub by_connect: bool,
 }
 
 impl From<SocketAddr> for ConnectionTarget {
     fn from(original: SocketAddr) -> Self {
-        Self { host: Host::Address(reached(original.ip())), port: original.port(), by_connect: false }
+        Self { at: HostAndPort { host: Host::Address(reached(original.ip())), port: original.port() }, by_connect: false }
     }
 }
 
@@ -83,7 +85,10 @@ pub(super) async fn connection(stream: TcpStream, proxy: Proxy) {
     let (arrived, early) = (Arrival::now(), BytesMut::new());
     let Ok(original) = original_destination(&stream) else { return };
     let Some(original) = original else {
-        proxy.record_egress(&refused(EgressReason::Direct), (&capture_port(&stream), "other"), false, arrived);
+        if let Ok(here) = stream.local_addr() {
+            let here = ConnectionTarget::from(here).at;
+            proxy.record_egress(&refused(EgressReason::Direct), &here, None, ("other", arrived));
+        }
         return reset(stream);
     };
     let mut stopping = proxy.state.stopping.clone();
@@ -96,10 +101,6 @@ pub(super) async fn connection(stream: TcpStream, proxy: Proxy) {
     if let Some(http) = http {
         Box::pin(http.http()).await;
     }
-}
-
-fn capture_port(stream: &TcpStream) -> String {
-    stream.local_addr().map(|address| address.to_string()).unwrap_or_default()
 }
 
 impl CapturedConnection {
@@ -116,11 +117,11 @@ impl CapturedConnection {
                     }
                 }
                 Begun::Silent => {
-                    self.refuse(&refused(EgressReason::Timeout), "other");
+                    self.refuse(EgressReason::Timeout);
                     break;
                 }
                 Begun::Read(FirstBytes::Tls(hello)) => {
-                    self.tls(&hello).await;
+                    self.tls(hello).await;
                     break;
                 }
                 Begun::Read(FirstBytes::Http) if !is_connect(&self.early) => return Some(self),
@@ -131,7 +132,7 @@ impl CapturedConnection {
                     silence = SILENCE;
                 }
                 Begun::Read(FirstBytes::Malformed | FirstBytes::More) => {
-                    self.refuse(&refused(EgressReason::Malformed), "other");
+                    self.refuse(EgressReason::Malformed);
                     break;
                 }
                 Begun::Read(FirstBytes::Other) => {
@@ -172,67 +173,55 @@ impl CapturedConnection {
         arc_swap::Guard::into_inner(self.proxy.state.governor.in_force())
     }
 
-    fn destination(&self, host: &Host) -> String {
-        format!("{host}:{}", self.to.port)
-    }
-
     /// Records a denial, and ends the connection.
-    fn refuse(self: Box<Self>, decision: &EgressDecision, protocol: &'static str) {
-        let destination = self.destination(&self.to.host);
-        self.proxy.record_egress(decision, (&destination, protocol), self.to.host.name().is_some(), self.arrived);
+    fn refuse(self: Box<Self>, reason: EgressReason) {
+        self.proxy.record_egress(&refused(reason), &self.to.at, None, ("other", self.arrived));
         reset(self.stream);
     }
 
     /// TLS leads to the name that its client asks for, and is not opened.
-    async fn tls(self: Box<Self>, hello: &ClientHello) {
-        let host = hello.server_name.clone().map_or_else(|| self.to.host.clone(), Host::Name);
+    async fn tls(self: Box<Self>, hello: ClientHello) {
+        let host = hello.server_name.map_or_else(|| self.to.at.host.clone(), Host::Name);
+        let at = HostAndPort { host, port: self.to.at.port };
         let in_force = self.in_force();
-        let declared = self.capture.declared(&in_force);
-        let reason = if hello.hides_name {
-            EgressReason::HiddenName
-        } else if self.to.by_connect && host != self.to.host {
-            EgressReason::OtherName
-        } else if !declared.at(&host, self.to.port, &self.capture.domains).is_empty() {
-            EgressReason::ServerTls
+        let judgement = if hello.hides_name {
+            Judgement::refused(refused(EgressReason::HiddenName))
+        } else if self.to.by_connect && at != self.to.at {
+            Judgement::refused(refused(EgressReason::OtherName))
+        } else if !self.capture.declared(&in_force).at(&at, &self.capture.domains).is_empty() {
+            Judgement::refused(EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::ServerTls) })
         } else {
-            let judgement = Box::pin(self.capture.judge(&in_force, &host, self.to.port)).await;
-            return self.lead(&host, judgement, "tls").await;
+            Box::pin(self.capture.judge(&in_force, &at)).await
         };
-        let mut decision = refused(reason);
-        if reason == EgressReason::ServerTls {
-            decision.name = Some(SERVER_NAME.into());
-        }
-        self.lead(&host, Judgement::Refused(decision), "tls").await;
+        self.lead(at, judgement, "tls").await;
     }
 
     /// What is neither HTTP nor TLS names no host: its address has to be allowed.
     async fn other(self: Box<Self>) {
-        let host = self.to.host.clone();
-        let judgement = Box::pin(self.capture.judge(&self.in_force(), &host, self.to.port)).await;
-        self.lead(&host, judgement, "other").await;
+        let at = self.to.at.clone();
+        let judgement = Box::pin(self.capture.judge(&self.in_force(), &at)).await;
+        self.lead(at, judgement, "other").await;
     }
 
     /// Connects and joins the two connections, if it may.
-    async fn lead(self: Box<Self>, host: &Host, judgement: Judgement, protocol: &'static str) {
-        let (destination, named) = (self.destination(host), host.name().is_some());
-        match judgement {
-            Judgement::Refused(decision) => {
-                self.proxy.record_egress(&decision, (&destination, protocol), named, self.arrived);
-                reset(self.stream);
+    async fn lead(mut self: Box<Self>, at: HostAndPort, judgement: Judgement, protocol: &'static str) {
+        let (addresses, decision) = match judgement {
+            Judgement::Open { addresses, decision } => (addresses, decision),
+            Judgement::Refused { decision, address } => {
+                self.proxy.record_egress(&decision, &at, address, (protocol, self.arrived));
+                return reset(self.stream);
             }
-            Judgement::Open { addresses, decision } => {
-                let Ok(server) = Box::pin(connect(&addresses, self.capture.connect)).await else {
-                    let decision = EgressDecision { reason: EgressReason::Unreachable, ..decision };
-                    self.proxy.record_egress(&decision, (&destination, protocol), named, self.arrived);
-                    return reset(self.stream);
-                };
-                self.proxy.record_egress(&decision, (&destination, protocol), named, self.arrived);
-                self.join(server).await;
-            }
+        };
+        let connected = Box::pin(connect(&addresses, self.capture.connect)).await;
+        let reason = if connected.is_ok() { decision.reason } else { EgressReason::Unreachable };
+        self.proxy.record_egress(&EgressDecision { reason, ..decision }, &at, None, (protocol, self.arrived));
+        match connected {
+            Ok(server) => self.join(server).await,
+            Err(_) => reset(self.stream),
         }
     }
 
-    async fn join(mut self: Box<Self>, server: TcpStream) {
+    async fn join(&mut self, server: TcpStream) {
         let open = self.proxy.state.governor.metrics.egress.begin();
         if let Err(error) = splice::join(&self.stream, server, std::mem::take(&mut self.early)).await {
             tracing::debug!(%error, "a connection that passed broke off");
@@ -243,10 +232,8 @@ impl CapturedConnection {
     /// Has the server speak, where the client waits for it and its address is allowed. Returns true where the client speaks first after
     /// all, or its address is not allowed, so that it has to name its host.
     async fn server_speaks_first(&mut self) -> bool {
-        let (host, port) = (self.to.host.clone(), self.to.port);
-        let Judgement::Open { addresses, decision } = self.capture.judge(&self.in_force(), &host, port).await else {
-            return true;
-        };
+        let judgement = Box::pin(self.capture.judge(&self.in_force(), &self.to.at)).await;
+        let Judgement::Open { addresses, decision } = judgement else { return true };
         let Ok(server) = Box::pin(connect(&addresses, self.capture.connect)).await else { return true };
         let spoken = async {
             tokio::select! {
@@ -259,13 +246,8 @@ impl CapturedConnection {
             Ok(Ok(false)) => return true,
             _ => return false,
         }
-        let destination = self.destination(&host);
-        self.proxy.record_egress(&decision, (&destination, "other"), host.name().is_some(), self.arrived);
-        let open = self.proxy.state.governor.metrics.egress.begin();
-        if let Err(error) = splice::join(&self.stream, server, BytesMut::new()).await {
-            tracing::debug!(%error, "a connection that passed broke off");
-        }
-        drop(open);
+        self.proxy.record_egress(&decision, &self.to.at, None, ("other", self.arrived));
+        self.join(server).await;
         false
     }
 
@@ -282,17 +264,12 @@ impl CapturedConnection {
         };
         // A tunnel in a tunnel leads through somebody else.
         let asked = if self.to.by_connect { None } else { connect_target(&head) };
-        let Some((host, port)) = asked else {
-            self.proxy.record_egress(
-                &refused(EgressReason::Malformed),
-                (&self.destination(&self.to.host), "http"),
-                self.to.host.name().is_some(),
-                self.arrived,
-            );
+        let Some(at) = asked else {
+            self.proxy.record_egress(&refused(EgressReason::Malformed), &self.to.at, None, ("http", self.arrived));
             let _ = self.stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
             return false;
         };
-        self.to = ConnectionTarget { host, port, by_connect: true };
+        self.to = ConnectionTarget { at, by_connect: true };
         self.stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.is_ok()
     }
 
@@ -314,28 +291,34 @@ fn is_connect(early: &[u8]) -> bool {
 }
 
 /// The host and port that the head of a CONNECT asks for.
-fn connect_target(head: &[u8]) -> Option<(Host, u16)> {
+fn connect_target(head: &[u8]) -> Option<HostAndPort> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut request = httparse::Request::new(&mut headers);
     let whole = request.parse(head).ok()?.is_complete();
     let (host, port) = read_authority(request.path.filter(|_| whole && request.method == Some("CONNECT"))?)?;
-    Some((host, port?))
+    Some(HostAndPort { host, port: port? })
 }
 
 impl Proxy {
-    /// Counts a decision on a connection that leads to no declared server, and writes its line of the audit log. `to` are the
-    /// destination and the protocol.
-    pub(super) fn record_egress(&self, decision: &EgressDecision, to: (&str, &str), named: bool, arrived: Arrival) {
-        let governor = &self.state.governor;
-        governor.metrics.egress.count(decision, named);
-        let (destination, protocol) = to;
+    /// Counts a decision on a connection that leads to no declared server, logs a denial and writes its line of the audit log. `address`
+    /// is where it would lead, where that is known besides `at`; `how` are its protocol and its arrival.
+    pub(super) fn record_egress(
+        &self,
+        decision: &EgressDecision,
+        at: &HostAndPort,
+        address: Option<IpAddr>,
+        how: (&str, Arrival),
+    ) {
+        let (governor, (protocol, arrived)) = (&self.state.governor, how);
+        governor.metrics.egress.count(decision, at.host.name().is_some());
+        let destination = at.to_string();
         let (effect, reason, policy) = (decision.effect.as_str(), decision.reason.as_str(), decision.policy.as_deref());
-        if decision.effect == EgressEffect::Denied {
-            tracing::info!(destination, protocol, reason, policy, "{}", words(decision, destination));
+        if decision.effect == EgressEffect::Denied || decision.reason == EgressReason::Unreachable {
+            tracing::info!(destination, protocol, reason, policy, "connection {effect}: {}", at.message(decision, address));
         }
         governor.audit().write(&EgressLine {
             time: crate::audit::timestamp(arrived.time),
-            destination,
+            destination: &destination,
             protocol,
             decision: effect,
             reason,
@@ -351,8 +334,14 @@ mod tests {
     #[test]
     fn a_connect_asks_for_a_host_and_a_port() {
         let target = |line: &str| connect_target(format!("{line}\r\nHost: other\r\n\r\n").as_bytes());
-        assert_eq!(target("CONNECT MCP.example.com:443 HTTP/1.1"), Some((Host::Name("mcp.example.com".to_owned()), 443)));
-        assert_eq!(target("CONNECT [::ffff:192.0.2.1]:80 HTTP/1.1"), Some((Host::read("192.0.2.1").unwrap(), 80)));
+        assert_eq!(
+            target("CONNECT MCP.example.com:443 HTTP/1.1"),
+            Some(HostAndPort { host: Host::Name("mcp.example.com".to_owned()), port: 443 })
+        );
+        assert_eq!(
+            target("CONNECT [::ffff:192.0.2.1]:80 HTTP/1.1"),
+            Some(HostAndPort { host: Host::read("192.0.2.1").unwrap(), port: 80 })
+        );
         for line in
             ["CONNECT a HTTP/1.1", "CONNECT http://a:80/ HTTP/1.1", "CONNECT a@b:443 HTTP/1.1", "connect a:1 HTTP/1.1", "CONNECT"]
         {

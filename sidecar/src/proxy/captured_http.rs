@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -18,9 +19,8 @@ use crate::{
         Capture,
         judge::refused,
         metrics::SERVER_NAME,
-        names::{Host, read_authority},
+        names::{HostAndPort, read_authority},
         place::{Place, place},
-        words::words,
     },
     record::Arrival,
 };
@@ -34,21 +34,6 @@ pub struct CapturedHttp {
     pub capture: Arc<Capture>,
     /// The connection to another host than a declared server's, for the next request to it.
     opened: Mutex<Option<OpenedHttp>>,
-}
-
-/// The host and port that a request is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestHost {
-    /// The host.
-    pub host: Host,
-    /// The port.
-    pub port: u16,
-}
-
-impl std::fmt::Display for RequestHost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
 }
 
 impl CapturedHttp {
@@ -72,7 +57,7 @@ impl CapturedHttp {
     ///
     /// # Errors
     /// It is not clear, or another than that of the connection.
-    pub fn host_of<B>(&self, request: &Request<B>) -> Result<RequestHost, EgressReason> {
+    pub fn host_of<B>(&self, request: &Request<B>) -> Result<HostAndPort, EgressReason> {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let (named, repeated) = (hosts.next(), hosts.next().is_some());
         let by_proxy = request.version() < Version::HTTP_2 && request.uri().scheme().is_some();
@@ -85,13 +70,13 @@ impl CapturedHttp {
             None => named.map(HeaderValue::to_str).transpose().map_err(|_| EgressReason::Malformed)?,
         };
         let Some(authority) = authority else {
-            return Ok(RequestHost { host: self.to.host.clone(), port: self.to.port });
+            return Ok(self.to.at.clone());
         };
         let (host, port) = read_authority(authority).ok_or(EgressReason::Malformed)?;
-        let found = RequestHost { host, port: port.unwrap_or(80) };
-        let is_other = found.port != self.to.port
+        let found = HostAndPort { host, port: port.unwrap_or(80) };
+        let is_other = found.port != self.to.at.port
             // An address that is written leads there; a name is resolved anew, whatever address its client found.
-            || (found.host.address().is_some() || self.to.by_connect) && found.host != self.to.host;
+            || (found.host.address().is_some() || self.to.by_connect) && found.host != self.to.at.host;
         if is_other && (self.to.by_connect || !by_proxy) { Err(EgressReason::OtherName) } else { Ok(found) }
     }
 }
@@ -112,32 +97,31 @@ impl Proxy {
         let to = match http.host_of(&request) {
             Ok(to) => to,
             Err(reason) => {
-                let to = RequestHost { host: http.to.host.clone(), port: http.to.port };
-                return Ok(self.refuse_captured(&refused(reason), &to, connection, arrived));
+                let refusal = (refused(reason), None);
+                return Ok(self.refuse_captured(&refusal, &http.to.at, connection, arrived));
             }
         };
         let declared = http.capture.declared(&in_force);
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match place(&declared, &http.capture.domains, (&to.host, to.port), request.method(), &target) {
+        match place(&declared, &http.capture.domains, &to, request.method(), &target) {
             Place::Server(target) => self.answer_request(connection, without_authority(request), Some(&target)).await,
             Place::OtherPath => {
                 let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::OtherPath) };
-                Ok(self.refuse_captured(&decision, &to, connection, arrived))
+                Ok(self.refuse_captured(&(decision, None), &to, connection, arrived))
             }
             Place::Elsewhere => self.pass_elsewhere(http, &in_force, to, connection, request, arrived).await,
         }
     }
 
-    /// Answers a request that is not taken in words, and records it.
+    /// Answers a request that is not taken in words, and records it: the decision, and the address to which it would lead.
     pub(super) fn refuse_captured(
         &self,
-        decision: &EgressDecision,
-        to: &RequestHost,
+        (decision, address): &(EgressDecision, Option<IpAddr>),
+        to: &HostAndPort,
         connection: Arc<ClientConnection>,
         arrived: Arrival,
     ) -> Response<OutgoingBody> {
-        let destination = to.to_string();
-        self.record_egress(decision, (&destination, "http"), to.host.name().is_some(), arrived);
+        self.record_egress(decision, to, *address, ("http", arrived));
         let status = match decision.reason {
             EgressReason::Malformed => StatusCode::BAD_REQUEST,
             // RFC 9110, section 15.5.20.
@@ -146,7 +130,7 @@ impl Proxy {
             EgressReason::Unreachable | EgressReason::NotResolved => StatusCode::BAD_GATEWAY,
             _ => StatusCode::FORBIDDEN,
         };
-        self.outgoing(text(status, words(decision, &destination)), connection)
+        self.outgoing(text(status, format!("Toolweir: {}", to.message(decision, *address))), connection)
     }
 
     /// An answer on its way that has no place among the requests under way.

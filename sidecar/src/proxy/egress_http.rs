@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll},
@@ -25,12 +26,8 @@ use toolweir_engine::{
 };
 
 use super::{
-    body::ResponseBody,
-    captured_http::{CapturedHttp, RequestHost},
-    clients::ClientConnection,
-    forwarding::remove_hop_by_hop,
-    outgoing::OutgoingBody,
-    state::Proxy,
+    body::ResponseBody, captured_http::CapturedHttp, clients::ClientConnection, forwarding::remove_hop_by_hop,
+    outgoing::OutgoingBody, state::Proxy,
 };
 use crate::{
     capture::{
@@ -38,6 +35,7 @@ use crate::{
         judge::{Judgement, failed, refused},
         mcp_signs,
         metrics::OpenEgress,
+        names::HostAndPort,
     },
     in_force::InForce,
     record::Arrival,
@@ -46,22 +44,25 @@ use crate::{
 /// The time for the part of a body that is looked at to come.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// Why a request is not passed on, and the address to which it would lead.
+type EgressRefusal = (EgressDecision, Option<IpAddr>);
+
 /// A connection to another host, and what it was judged by.
 #[derive(Debug)]
 pub struct OpenedHttp {
-    to: RequestHost,
+    to: HostAndPort,
     judged_by: Weak<InForce>,
-    sender: Sender,
+    sender: HttpSender,
     _open: OpenEgress,
 }
 
 #[derive(Debug)]
-enum Sender {
+enum HttpSender {
     Http1(http1::SendRequest<LookedAt>),
     Http2(http2::SendRequest<LookedAt>),
 }
 
-impl Sender {
+impl HttpSender {
     async fn new(stream: TcpStream, version: Version) -> Result<Self, hyper::Error> {
         let stream = TokioIo::new(stream);
         if version == Version::HTTP_2 {
@@ -150,13 +151,13 @@ impl Proxy {
         &self,
         http: Arc<CapturedHttp>,
         in_force: &Arc<InForce>,
-        to: RequestHost,
+        to: HostAndPort,
         connection: Arc<ClientConnection>,
         request: Request<Incoming>,
         arrived: Arrival,
     ) -> Result<Response<OutgoingBody>, Infallible> {
         let Some(slot) = self.state.clients.begin_request(&connection).await else {
-            return Ok(self.refuse_captured(&refused(EgressReason::Overloaded), &to, connection, arrived));
+            return Ok(self.refuse_captured(&(refused(EgressReason::Overloaded), None), &to, connection, arrived));
         };
         let passed = self.try_pass(&http, in_force, &to, request, arrived).await;
         match passed {
@@ -164,7 +165,7 @@ impl Proxy {
                 let (clients, budget) = (Arc::clone(&self.state.clients), self.state.budget.clone());
                 Ok(answer.map(|answer| OutgoingBody::new(answer, connection, clients, budget, Some(slot))))
             }
-            Err(decision) => Ok(self.refuse_captured(&decision, &to, connection, arrived)),
+            Err(refusal) => Ok(self.refuse_captured(&refusal, &to, connection, arrived)),
         }
     }
 
@@ -172,10 +173,10 @@ impl Proxy {
         &self,
         http: &CapturedHttp,
         in_force: &Arc<InForce>,
-        to: &RequestHost,
+        to: &HostAndPort,
         request: Request<Incoming>,
         arrived: Arrival,
-    ) -> Result<Response<ResponseBody>, EgressDecision> {
+    ) -> Result<Response<ResponseBody>, EgressRefusal> {
         let (mut parts, body) = request.into_parts();
         let version = parts.version;
         let kept = http.take_opened().filter(|kept| {
@@ -187,12 +188,12 @@ impl Proxy {
         };
         let signs = mcp_signs::in_head(&parts.method, &parts.headers);
         let body = if !signs && mcp_signs::may_be_in_body(&parts.method, &parts.headers) {
-            look_at(body).await.ok_or_else(|| refused(EgressReason::Malformed))?
+            look_at(body).await.ok_or_else(|| (refused(EgressReason::Malformed), None))?
         } else {
             LookedAt { first: None, rest: body }
         };
         if signs || body.first.as_ref().is_some_and(|first| mcp_signs::in_body(first)) {
-            return Err(refused(EgressReason::UndeclaredServer));
+            return Err((refused(EgressReason::UndeclaredServer), None));
         }
         remove_hop_by_hop(&mut parts.headers);
         parts.headers.remove(header::EXPECT);
@@ -201,13 +202,13 @@ impl Proxy {
                 parts.headers.remove(header::HOST);
             } else {
                 // The whole URL was for a proxy; `Host` says the same to the server.
-                let host = HeaderValue::from_str(authority.as_str()).map_err(|_| refused(EgressReason::Malformed))?;
+                let host = HeaderValue::from_str(authority.as_str()).map_err(|_| (refused(EgressReason::Malformed), None))?;
                 parts.headers.insert(header::HOST, host);
                 parts.uri = parts.uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
             }
         }
         let sent = timeout(self.state.limits.first_byte, opened.sender.send(Request::from_parts(parts, body))).await;
-        let response = sent.ok().and_then(Result::ok).ok_or_else(|| failed(EgressReason::Unreachable))?;
+        let response = sent.ok().and_then(Result::ok).ok_or_else(|| (failed(EgressReason::Unreachable), None))?;
         http.keep_opened(opened);
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
@@ -220,18 +221,18 @@ impl Proxy {
         &self,
         http: &CapturedHttp,
         in_force: &Arc<InForce>,
-        to: &RequestHost,
+        to: &HostAndPort,
         version: Version,
         arrived: Arrival,
-    ) -> Result<OpenedHttp, EgressDecision> {
-        let (addresses, decision) = match http.capture.judge(in_force, &to.host, to.port).await {
+    ) -> Result<OpenedHttp, EgressRefusal> {
+        let (addresses, decision) = match http.capture.judge(in_force, to).await {
             Judgement::Open { addresses, decision } => (addresses, decision),
-            Judgement::Refused(decision) => return Err(decision),
+            Judgement::Refused { decision, address } => return Err((decision, address)),
         };
-        let unreachable = || EgressDecision { reason: EgressReason::Unreachable, ..decision.clone() };
+        let unreachable = || (EgressDecision { reason: EgressReason::Unreachable, ..decision.clone() }, None);
         let stream = connect(&addresses, http.capture.connect).await.map_err(|_: io::Error| unreachable())?;
-        let sender = Sender::new(stream, version).await.map_err(|_| unreachable())?;
-        self.record_egress(&decision, (&to.to_string(), "http"), to.host.name().is_some(), arrived);
+        let sender = HttpSender::new(stream, version).await.map_err(|_| unreachable())?;
+        self.record_egress(&decision, to, None, ("http", arrived));
         let open = self.state.governor.metrics.egress.begin();
         Ok(OpenedHttp { to: to.clone(), judged_by: Arc::downgrade(in_force), sender, _open: open })
     }
