@@ -14,12 +14,13 @@
 //! ```
 //!
 //! [`run`] and [`stdio`] put these together. [`admin`] serves what is seen of them: [`scrape`] is the page of metrics, which
-//! each module registers in [`registry`], and [`explain`] says what would be decided. [`import`] stands alone.
+//! each module registers in [`registry`], and [`explain`] says what would be decided. [`import`] and [`capture_rules`] stand alone.
 
 pub mod account;
 pub mod admin;
 pub mod audit;
 pub mod capture;
+pub mod capture_rules;
 pub mod connections;
 pub mod control;
 pub mod counts;

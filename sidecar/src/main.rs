@@ -20,6 +20,7 @@ use toolweir_crds::{
 use toolweir_engine::{CompileOptions, Memory, egress::AddressRanges};
 use toolweir_sidecar::{
     admin::LogLevelControl,
+    capture_rules::{self, CaptureArgs},
     control::{
         ControlPlaneConfig,
         backoff::Backoff,
@@ -79,6 +80,8 @@ enum Command {
     Import(ImportArgs),
     /// Enforce policy on a server that speaks MCP on stdin and stdout.
     Stdio(StdioArgs),
+    /// Write the rules that redirect a pod's connections to its sidecar, and prove them. Needs `NET_ADMIN`.
+    Capture(CaptureArgs),
     /// What `stdio` starts, and what starts the server.
     #[command(name = keeper::SUBCOMMAND, hide = true)]
     KeepServer {
@@ -416,6 +419,10 @@ fn execute(command: Command, log_level: LogLevelControl) -> anyhow::Result<ExitC
             // A read of stdin is under way on a thread that nothing can end.
             runtime.shutdown_background();
             Ok(ExitCode::from(code))
+        }
+        Command::Capture(arguments) => {
+            capture_rules::capture(&arguments)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::KeepServer { parent, command } => {
             Ok(ExitCode::from(runtime()?.block_on(keeper::keep_server(parent, &command))?))
