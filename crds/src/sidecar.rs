@@ -11,3 +11,7 @@ pub const ADMIN_PORT: u16 = 15000;
 pub const PROXY_PORT: u16 = 15001;
 /// The port of metrics and probes.
 pub const METRICS_PORT: u16 = 15020;
+/// The port to which connections of a captured pod are redirected. It listens on the loopback addresses only.
+pub const CAPTURE_PORT: u16 = 15002;
+/// The name of the init container that writes the rules of capture.
+pub const CAPTURE_CONTAINER: &str = "toolweir-capture";

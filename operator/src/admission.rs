@@ -2,6 +2,7 @@
 //! (Kubernetes, "Dynamic Admission Control", "Webhook request and response").
 
 use std::{
+    hash::{BuildHasher, Hasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -480,6 +481,7 @@ impl AdmissionHandler {
             namespace_info: namespace,
             operator_namespace: &self.namespace,
             stream_url: &self.stream_url,
+            seed: seed(),
             ca: &ca,
             version: env!("CARGO_PKG_VERSION"),
         };
@@ -519,6 +521,11 @@ impl AdmissionHandler {
             AdmissionResponse::refused("Invalid", error_list(&entry.errors))
         }
     }
+}
+
+/// Returns a number that cannot be foreseen: the keys of each hasher are random.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Returns the errors of a policy, separated by `; `.
