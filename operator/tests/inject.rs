@@ -282,8 +282,7 @@ fn own(pod: &Value, metrics_port: u16) -> Value {
     let spec = &pod["spec"];
     for kind in ["initContainers", "containers"] {
         let ours = [SIDECAR_CONTAINER, CAPTURE_CONTAINER];
-        let others: Vec<Value> =
-            list(spec, kind).iter().filter(|container| !is_named(container, &ours)).map(its_own).collect();
+        let others: Vec<Value> = list(spec, kind).iter().filter(|container| !is_named(container, &ours)).map(its_own).collect();
         rest["spec"][kind] = others.into();
     }
     rest["spec"]["volumes"] = without(spec, "volumes", |volume| is_named(volume, &VOLUMES));
@@ -329,7 +328,8 @@ fn check(before: &Value, after: &Value) {
     assert_eq!(all().filter(|container| is_named(container, &[SIDECAR_CONTAINER])).count(), 1);
     assert_eq!(all().filter(|container| is_named(container, &[CAPTURE_CONTAINER])).count(), captured);
     check_user(spec, captured == 1);
-    let url = format!("http://127.0.0.1:{}", argument(sidecar, "--listen").and_then(|at| at.split(':').nth(1)).unwrap_or("15001"));
+    let url =
+        format!("http://127.0.0.1:{}", argument(sidecar, "--listen").and_then(|at| at.split(':').nth(1)).unwrap_or("15001"));
     for container in all().skip(1 + captured) {
         let mounts = list(container, "volumeMounts");
         assert!(!mounts.iter().any(|mount| is_named(mount, &SIDECARS)), "{container}");
@@ -396,7 +396,14 @@ fn container() -> impl Strategy<Value = Value> {
         let user = port.map(|port| json!({"runAsUser": 3000 + port, "runAsGroup": 3253 + port}));
         let ports = port.map(|port| json!([{"containerPort": 15000 + port}]));
         let unknown = port.map(|port| json!({"new in": port}));
-        object(vec![("name", Some(name.into())), ("env", env), ("volumeMounts", mounts), ("ports", ports), ("securityContext", user), ("unknown", unknown)])
+        object(vec![
+            ("name", Some(name.into())),
+            ("env", env),
+            ("volumeMounts", mounts),
+            ("ports", ports),
+            ("securityContext", user),
+            ("unknown", unknown),
+        ])
     })
 }
 
@@ -421,8 +428,9 @@ fn pod() -> impl Strategy<Value = Value> {
     let containers = |least: usize| {
         prop::collection::vec(container(), least..4).prop_map(move |all| {
             let mut seen = BTreeSet::new();
-            let unique =
-                |container: &Value| is_named(container, &[SIDECAR_CONTAINER, CAPTURE_CONTAINER]) || seen.insert(container["name"].to_string());
+            let unique = |container: &Value| {
+                is_named(container, &[SIDECAR_CONTAINER, CAPTURE_CONTAINER]) || seen.insert(container["name"].to_string())
+            };
             let mut all: Vec<Value> = all.into_iter().filter(unique).collect();
             if least > 0 {
                 all.push(json!({"name": "agent"}));

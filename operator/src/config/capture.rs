@@ -67,7 +67,9 @@ impl IdRange {
 impl<'de> Deserialize<'de> for IdRange {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let wrong = || de::Error::custom(format!("userRange: `{}` is not a range of user ids; write for example 1024-65535", shown(&text)));
+        let wrong = || {
+            de::Error::custom(format!("userRange: `{}` is not a range of user ids; write for example 1024-65535", shown(&text)))
+        };
         Self::parse(&text).ok_or_else(wrong)
     }
 }

@@ -51,10 +51,8 @@ fn every_field_is_read() {
     assert_eq!((sent.url.as_str(), sent.username.as_deref()), ("rediss://store.example:6380", Some("toolweir")));
     assert_eq!((sent.prefix.as_str(), sent.leases, sent.budget_milliseconds), ("team", false, 20));
     assert_eq!((config.certificates.ca_life.as_secs(), config.certificates.leaf_life.as_secs()), (120, 60));
-    let webhooks = WebhooksConfig {
-        client_ca_file: Some("/etc/client-ca/ca.crt".into()),
-        client_names: vec!["kube-apiserver".to_owned()],
-    };
+    let webhooks =
+        WebhooksConfig { client_ca_file: Some("/etc/client-ca/ca.crt".into()), client_names: vec!["kube-apiserver".to_owned()] };
     assert_eq!(config.webhooks, webhooks);
     for namespace in ["monitoring", "kube-system", "kube-public", "kube-node-lease", "toolweir-system"] {
         assert!(config.protects(namespace, "toolweir-system"), "{namespace}");
@@ -87,8 +85,7 @@ fn a_shared_store_needs_no_more_than_its_url() {
     assert_eq!((store.prefix.as_str(), store.leases, store.budget_milliseconds), ("toolweir", true, 50));
     assert_eq!(OperatorConfig::read("sharedStore: null").unwrap().shared_store, None);
     let config =
-        OperatorConfig::read("sharedStore: {url: 'rediss://store', certificate: {secret: store-tls, service: store}}")
-            .unwrap();
+        OperatorConfig::read("sharedStore: {url: 'rediss://store', certificate: {secret: store-tls, service: store}}").unwrap();
     let certificate = config.shared_store.unwrap().certificate.unwrap();
     assert_eq!((certificate.secret.as_str(), certificate.service.as_str()), ("store-tls", "store"));
 }
@@ -123,24 +120,15 @@ fn what_is_wrong_is_named_with_its_field() {
             "sidecar.resources.limits.memory: is 64Mi, less than the request, 1Gi; raise it, or lower sidecar.resources.requests.memory",
         ),
         ("sidecar: {logLevel: verbose}", "unknown variant `verbose`"),
-        (
-            "sidecar: {scrapeAnnotations: often}",
-            "sidecar.scrapeAnnotations: invalid type: string \"often\", expected a boolean",
-        ),
+        ("sidecar: {scrapeAnnotations: often}", "sidecar.scrapeAnnotations: invalid type: string \"often\", expected a boolean"),
         ("sidecar: {credentialsSecret: Tokens}", "sidecar.credentialsSecret: `Tokens` is not the name of a Secret"),
-        (
-            "sidecar: {tokenAudiences: [mcp, toolweir]}",
-            "sidecar.tokenAudiences[1]: `toolweir` is the audience of the sidecar's",
-        ),
+        ("sidecar: {tokenAudiences: [mcp, toolweir]}", "sidecar.tokenAudiences[1]: `toolweir` is the audience of the sidecar's"),
         ("sidecar: {tokenAudiences: [mcp, mcp]}", "sidecar.tokenAudiences[1]: `mcp` is there twice"),
         ("sidecar: {tokenExpirationSeconds: 60}", "sidecar.tokenExpirationSeconds: is 60; from 600 to"),
         ("sidecar: {ports: {http: 1}}", "sidecar.ports: unknown field `http`"),
         ("sidecar: {ports: {admin: 80}}", "sidecar.ports.admin: is 80; from 1024 to 65535 are possible"),
         ("sidecar: {ports: {proxy: 70000}}", "sidecar.ports.proxy: invalid value"),
-        (
-            "sidecar: {ports: {metrics: 15001}}",
-            "sidecar.ports.metrics: is 15001, as sidecar.ports.proxy is; each needs its own",
-        ),
+        ("sidecar: {ports: {metrics: 15001}}", "sidecar.ports.metrics: is 15001, as sidecar.ports.proxy is; each needs its own"),
         ("capture: {method: Ebpf}", "unknown variant `Ebpf`, expected `None` or `Init`"),
         ("capture: {userRange: all}", "capture: userRange: `all` is not a range of user ids; write for example 1024-65535"),
         ("capture: {userRange: '+1024-65535'}", "is not a range of user ids"),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use toolweir_crds::{
-    sidecar::{CAPTURE_CONTAINER, SIDECAR_CONTAINER},
     sidecar::{ADMIN_PORT, CAPTURE_PORT, METRICS_PORT, PROXY_PORT},
+    sidecar::{CAPTURE_CONTAINER, SIDECAR_CONTAINER},
 };
 
 use super::{
@@ -67,7 +67,10 @@ impl SidecarIds {
         };
         let (uid, gid) = (pick(mixed(seed)), pick(mixed(seed.wrapping_add(1))));
         uid.zip(gid).map(|(uid, gid)| Self { uid, gid }).ok_or_else(|| {
-            format!("the pod's runAsUser, runAsGroup, fsGroup and supplementalGroups leave the sidecar no id from {} to {}", range.first, range.last)
+            format!(
+                "the pod's runAsUser, runAsGroup, fsGroup and supplementalGroups leave the sidecar no id from {} to {}",
+                range.first, range.last
+            )
         })
     }
 }
@@ -95,12 +98,12 @@ fn ids_of_others(pod: &Value) -> BTreeSet<u32> {
 }
 
 /// Returns whether a container has the name of one that is injected.
-pub(super) fn is_injected_container(name: &str) -> bool {
+pub(crate) fn is_injected_container(name: &str) -> bool {
     [SIDECAR_CONTAINER, CAPTURE_CONTAINER].contains(&name)
 }
 
 /// Returns what a pod's own label says of capture.
-pub(super) fn own_capture(pod: &Value) -> Option<OptIn> {
+pub(crate) fn own_capture(pod: &Value) -> Option<OptIn> {
     pod.get("metadata")?.get("labels")?.get(CAPTURE_LABEL)?.as_str().and_then(OptIn::from_value)
 }
 
@@ -168,7 +171,9 @@ mod tests {
         let distinct: BTreeSet<u32> = all.iter().map(|ids| ids.uid).collect();
         assert!(distinct.len() > 3800, "{}", distinct.len());
         assert!(distinct.iter().any(|uid| *uid < 9000) && distinct.iter().any(|uid| *uid > 60_000));
-        assert!(all.iter().all(|ids| RANGE.contains(ids.uid) && !COMMON_IDS.contains(&ids.uid) && !COMMON_IDS.contains(&ids.gid)));
+        assert!(
+            all.iter().all(|ids| RANGE.contains(ids.uid) && !COMMON_IDS.contains(&ids.uid) && !COMMON_IDS.contains(&ids.gid))
+        );
         assert_ne!(all[0], all[1]);
         assert_eq!(SidecarIds::choose(&nothing, RANGE, 7), SidecarIds::choose(&nothing, RANGE, 7));
     }
@@ -196,7 +201,11 @@ mod tests {
         pod["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 4242});
         assert_ne!(SidecarIds::choose(&pod, RANGE, 1).unwrap().uid, 4242);
         pod["spec"]["containers"][0]["securityContext"] = json!({});
-        for args in [json!(["capture", "--uid", "0", "--gid", "4343"]), json!(["run"]), json!(["capture", "--uid", "+5000", "--gid", "4343"])] {
+        for args in [
+            json!(["capture", "--uid", "0", "--gid", "4343"]),
+            json!(["run"]),
+            json!(["capture", "--uid", "+5000", "--gid", "4343"]),
+        ] {
             pod["spec"]["initContainers"][0]["args"] = args;
             assert_ne!(SidecarIds::choose(&pod, RANGE, 1).unwrap().gid, 4343);
         }

@@ -28,8 +28,7 @@ pub use self::{
     opt_in::{INJECT_LABEL, OptIn, namespace_opted_in},
     patch::patch,
     sidecar::{
-        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, SCRAPE, STATE_VOLUME, TOKEN_VOLUME, URL_ENV,
-        scrape_annotations,
+        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, SCRAPE, STATE_VOLUME, TOKEN_VOLUME, URL_ENV, scrape_annotations,
     },
     skip::{MIRROR, PodKind, SkipReason},
 };

@@ -50,7 +50,7 @@ const LOG_LEVEL: &str = "toolweir.dev/sidecar-log-level";
 const HELD: (u128, u128) = (4 * 1024 * 1024, 64 * 1024 * 1024);
 const AMOUNTS: [(&str, &str); 4] = [("cpu", "request"), ("cpu", "limit"), ("memory", "request"), ("memory", "limit")];
 
-pub(super) fn is_injected_volume(name: &str) -> bool {
+pub(crate) fn is_injected_volume(name: &str) -> bool {
     [TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME, CREDENTIALS_VOLUME, AUDIENCE_TOKENS_VOLUME].contains(&name)
 }
 
@@ -81,11 +81,7 @@ pub(super) fn is_in_place_of_injected(mount: &Value) -> bool {
 
 /// Returns the annotations by which a plain Prometheus finds the metrics of a sidecar at a port.
 pub fn scrape_annotations(metrics_port: u16) -> [(&'static str, String); 3] {
-    [
-        (SCRAPE, "true".to_owned()),
-        ("prometheus.io/port", metrics_port.to_string()),
-        ("prometheus.io/path", "/metrics".to_owned()),
-    ]
+    [(SCRAPE, "true".to_owned()), ("prometheus.io/port", metrics_port.to_string()), ("prometheus.io/path", "/metrics".to_owned())]
 }
 
 /// Returns whether annotations are [`scrape_annotations`].
@@ -95,7 +91,7 @@ pub(super) fn is_scraped(annotations: &Map<String, Value>, metrics_port: u16) ->
 }
 
 /// The parts that are added to one pod.
-pub(super) struct InjectedParts {
+pub(crate) struct InjectedParts {
     pub container: Value,
     /// The init container of capture, where traffic is captured.
     pub capture: Option<Value>,
@@ -118,10 +114,19 @@ impl InjectedParts {
     /// # Errors
     /// An annotation of the pod or its namespace is wrong, or it cannot be captured: why, and what to write instead.
     pub fn new(pod: &Value, context: &InjectionContext<'_>) -> Result<Self, String> {
+        let range = context.config.capture.user_range;
+        let captured = capture::is_captured(pod, context);
+        let ids = captured.then(|| SidecarIds::choose(pod, range, context.seed)).transpose()?;
+        Self::with_ids(pod, context, ids)
+    }
+
+    /// Makes the parts for a pod that is captured if there are ids, whatever is known of labels.
+    ///
+    /// # Errors
+    /// An annotation of the pod or its namespace is wrong.
+    pub fn with_ids(pod: &Value, context: &InjectionContext<'_>, ids: Option<SidecarIds>) -> Result<Self, String> {
         let ports = context.config.sidecar.ports;
         let credentials = CredentialVolumes::new(pod, context)?;
-        let range = context.config.capture.user_range;
-        let ids = if capture::is_captured(pod, context) { Some(SidecarIds::choose(pod, range, context.seed)?) } else { None };
         let mut container = container(pod, context, &credentials, ids)?;
         let mut capture = ids.map(|ids| capture::capture_container(ids, ports, &container));
         let before = pod.get("spec").map_or(&[][..], |spec| items(spec, "initContainers"));
@@ -148,7 +153,8 @@ impl InjectedParts {
         let env = [json!({"name": URL_ENV, "value": url}), json!({"name": MCP_CONFIG_ENV, "value": MCP_CONFIG})];
         let mount = json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": true});
         // Who wrote them before cannot be told, so they stay where they are: they may be the pod's own.
-        let scrape = context.config.sidecar.scrape_annotations || annotations(pod).is_some_and(|all| is_scraped(all, ports.metrics));
+        let scrape =
+            context.config.sidecar.scrape_annotations || annotations(pod).is_some_and(|all| is_scraped(all, ports.metrics));
         let version = context.version.to_owned();
         Ok(Self { container, capture, volumes, credentials, env, mount, version, scrape, ports })
     }
@@ -186,7 +192,8 @@ fn capture_args(capture: &CaptureConfig, ports: SidecarPorts) -> impl Iterator<I
 
 /// Returns the variables of the sidecar.
 fn variables(context: &InjectionContext<'_>, captured: bool) -> Vec<Value> {
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
+    let field =
+        |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
     let mut variables = vec![
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
@@ -472,10 +479,10 @@ fn warn_of_container(container: &Value, ours: &InjectedParts, warnings: &mut Vec
         warnings.push(format!("{who}: {RESTART_ALL} starts the sidecar anew too, and its limits count from nothing then"));
     }
     if name(container) == Some("istio-proxy") {
-        let shared: Vec<String> =
-            ours.ports().filter(|port| ISTIO_PORTS.contains(port)).map(|port| port.to_string()).collect();
+        let shared: Vec<String> = ours.ports().filter(|port| ISTIO_PORTS.contains(port)).map(|port| port.to_string()).collect();
         if let Some((last, others)) = shared.split_last() {
-            let ports = if others.is_empty() { format!("port {last}") } else { format!("ports {} and {last}", others.join(", ")) };
+            let ports =
+                if others.is_empty() { format!("port {last}") } else { format!("ports {} and {last}", others.join(", ")) };
             warnings.push(format!("{who}: Istio's proxy and the sidecar both listen on {ports}"));
         }
     }
