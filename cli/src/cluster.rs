@@ -11,7 +11,11 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::de::DeserializeOwned;
-use toolweir_crds::{SIDECAR_CONTAINER, select::Labels};
+use toolweir_crds::{
+    SIDECAR_CONTAINER,
+    select::Labels,
+    sidecar::{ADMIN_PORT, METRICS_PORT},
+};
 
 /// Number of objects in one page of a list.
 const PAGE: u32 = 500;
@@ -225,6 +229,10 @@ pub struct PodInfo {
     pub labels: Labels,
     /// Its sidecar, if it has one.
     pub sidecar: Option<SidecarState>,
+    /// The port of its sidecar's administration.
+    pub admin_port: u16,
+    /// The port of its sidecar's metrics.
+    pub metrics_port: u16,
     /// True if all its containers have ended for good.
     pub ended: bool,
     /// True if it is being deleted.
@@ -244,11 +252,18 @@ pub struct SidecarState {
     pub waiting_reason: Option<String>,
 }
 
+/// Returns the port of an address that arguments name, if they do.
+fn listen_port(args: &[String], flag: &str) -> Option<u16> {
+    let (_, port) = args.iter().skip_while(|arg| *arg != flag).nth(1)?.rsplit_once(':')?;
+    port.parse().ok()
+}
+
 impl From<&KubePod> for PodInfo {
     fn from(pod: &KubePod) -> Self {
         let spec = pod.spec.as_ref();
         let containers = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
-        let has = containers.into_iter().any(|container| container.name == SIDECAR_CONTAINER);
+        let sidecar = containers.into_iter().find(|container| container.name == SIDECAR_CONTAINER);
+        let args = sidecar.and_then(|sidecar| sidecar.args.as_deref()).unwrap_or_default();
         let status = pod.status.as_ref();
         let statuses = status
             .into_iter()
@@ -259,7 +274,9 @@ impl From<&KubePod> for PodInfo {
             key: NamespacedName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() },
             uid: pod.uid().unwrap_or_default(),
             labels: pod.labels().clone(),
-            sidecar: has.then(|| seen.map(SidecarState::from).unwrap_or_default()),
+            sidecar: sidecar.map(|_| seen.map(SidecarState::from).unwrap_or_default()),
+            admin_port: listen_port(args, "--admin-listen").unwrap_or(ADMIN_PORT),
+            metrics_port: listen_port(args, "--metrics-listen").unwrap_or(METRICS_PORT),
             ended: phase == "Succeeded" || phase == "Failed",
             terminating: pod.metadata.deletion_timestamp.is_some(),
         }
@@ -287,6 +304,20 @@ mod tests {
 
     fn refused(code: u16, message: &str) -> kube::Error {
         kube::Error::Api(Status { code, message: message.to_owned(), ..Status::default() }.boxed())
+    }
+
+    #[test]
+    fn ports_are_those_of_the_arguments_of_the_sidecar() {
+        let of = |args: serde_json::Value| {
+            let containers = json!([{"name": SIDECAR_CONTAINER, "args": args}]);
+            let pod = json!({"metadata": {"name": "p"}, "spec": {"initContainers": containers, "containers": []}});
+            let pod = PodInfo::from(&serde_json::from_value::<KubePod>(pod).unwrap());
+            (pod.admin_port, pod.metrics_port)
+        };
+        assert_eq!(of(json!(["run", "--log-level", "info"])), (15000, 15020));
+        let args = ["run", "--admin-listen", "127.0.0.1:16000", "--metrics-listen", "0.0.0.0:16020", "--log-level", "info"];
+        assert_eq!(of(json!(args)), (16000, 16020));
+        assert_eq!(of(json!(["run", "--admin-listen"])), (15000, 15020));
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub async fn explain(client: &Client, namespace: &str, options: &ExplainQuery) -
     let ExplainQuery { tool, server, session, .. } = options;
     let request_body = ExplainRequestBody { tool, server: server.as_deref(), arguments, session: session.as_deref() };
     let request_body = serde_json::to_string(&request_body)?;
-    let answer = forward::request(client, &pod.key, toolweir_crds::sidecar::ADMIN_PORT, "/explain", Some(request_body)).await?;
+    let answer = forward::request(client, &pod.key, pod.admin_port, "/explain", Some(request_body)).await?;
     match answer.status {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND => {

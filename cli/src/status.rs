@@ -267,7 +267,7 @@ async fn pod_row(client: &Client, pod: PodInfo) -> PodRow {
         row.error = Some(format!("pod {}: its sidecar does not run{why}; kubectl describe pod says why", pod.key));
         return row;
     }
-    match forward::request(client, &pod.key, toolweir_crds::sidecar::METRICS_PORT, "/metrics", None).await {
+    match forward::request(client, &pod.key, pod.metrics_port, "/metrics", None).await {
         Ok(answer) if answer.status.is_success() => {
             let PolicyMetrics { version, names, invalid, connected, age_seconds } = PolicyMetrics::read(&answer.text());
             row = PodRow { version, policies: names, invalid, connected, age_seconds, ..row };
@@ -529,8 +529,16 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
         use serde_json::json;
         let labels = |text: &[(&str, &str)]| text.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Labels>();
         let key = crate::cluster::NamespacedName { namespace: "agents".to_owned(), name: "p".to_owned() };
-        let pod =
-            PodInfo { key, uid: String::new(), labels: labels(&[("app", "a")]), sidecar: None, ended: false, terminating: false };
+        let pod = PodInfo {
+            key,
+            uid: String::new(),
+            labels: labels(&[("app", "a")]),
+            sidecar: None,
+            admin_port: 1,
+            metrics_port: 2,
+            ended: false,
+            terminating: false,
+        };
         let team = labels(&[("team", "x")]);
         let own = |namespace: &str, spec| policy(&json!({"name": "p", "namespace": namespace}), &spec);
         let cluster = |spec| policy(&json!({"name": "p"}), &spec);

@@ -1,7 +1,10 @@
-//! The webhooks: `/inject` for pods, `/validate` for policies. What comes in and goes out are `AdmissionReview`s
+//! The webhooks: `/inject` for pods, `/check` for captured pods, `/validate` for policies. What comes in and goes out are `AdmissionReview`s
 //! (Kubernetes, "Dynamic Admission Control", "Webhook request and response").
 
+mod metrics;
+
 use std::{
+    hash::{BuildHasher, Hasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,7 +14,6 @@ use data_encoding::BASE64;
 use http::{Method, Request, StatusCode};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
-use prometheus::{Histogram, IntCounterVec};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -20,12 +22,15 @@ use tokio::{
 use toolweir_crds::{FieldError, resource::PolicyStatus};
 
 use crate::{
+    captured,
     cluster_state::ClusterState,
     config::OperatorConfig,
     evicting_semaphore::{EvictablePermit, EvictingSemaphore, EvictionSignal, NoCapacity, evicted, eviction_signal},
     index::PolicyEntry,
-    inject::{self, INJECT_LABEL, InjectionOutcome, NamespaceInfo, OptIn, SkipReason, namespace_opted_in},
-    metrics::OperatorRegistry,
+    inject::{
+        self, CAPTURE_LABEL, INJECT_LABEL, InjectionContext, InjectionOutcome, MIRROR, NamespaceInfo, OptIn, SkipReason,
+        namespace_opted_in,
+    },
     namespaces::NamespaceLookup,
     response::{PortResponse, plain_text, with_content},
     review::{self, AdmissionRequest},
@@ -33,6 +38,8 @@ use crate::{
     weigh::Unweighed,
     worker::Worker,
 };
+
+pub use self::metrics::{AdmissionMetrics, REASONS, RESULTS};
 
 /// The largest review that is read, in bytes: twice what etcd holds of one object, with some for the frame.
 const LARGEST: usize = 8 * 1024 * 1024;
@@ -64,59 +71,6 @@ const MOST_WARNINGS: usize = 32;
 const MOST_ERRORS: usize = 10;
 /// The longest warning, in characters. The API server cuts longer ones, and all of them when there are many.
 const LONGEST_WARNING: usize = 250;
-
-/// The closed set of the label `result` of `toolweir_operator_admissions_total`.
-pub const RESULTS: [&str; 5] = ["injected", "skipped", "allowed", "refused", "error"];
-/// Labels that begin at 0, besides the reasons to skip a pod.
-const AT_ZERO: [[&str; 3]; 11] = [
-    ["inject", "injected", ""],
-    ["inject", "refused", "Invalid"],
-    ["inject", "refused", "NotReady"],
-    ["inject", "refused", "TooComplex"],
-    ["inject", "error", "Unreadable"],
-    ["inject", "error", "Busy"],
-    ["validate", "allowed", ""],
-    ["validate", "refused", "Invalid"],
-    ["validate", "refused", "TooComplex"],
-    ["validate", "error", "Unreadable"],
-    ["validate", "error", "Busy"],
-];
-/// The closed set of its label `reason`, together with [`SkipReason::ALL`] and the empty one.
-pub const REASONS: [&str; 9] =
-    ["Unchanged", "Invalid", "NotAPod", "NotAPolicy", "NotReady", "NamespaceUnknown", "TooComplex", "Unreadable", "Busy"];
-
-/// The metrics of the webhooks.
-#[derive(Clone, Debug)]
-pub struct AdmissionMetrics {
-    /// Admission reviews, by webhook, result and reason.
-    pub admissions: IntCounterVec,
-    /// The time that the admission of a pod takes here.
-    pub duration: Histogram,
-}
-
-impl AdmissionMetrics {
-    /// Registers the metrics. The results of each webhook that are usual begin at 0.
-    ///
-    /// # Errors
-    /// Those of [`OperatorRegistry::counter`].
-    pub fn new(registry: &OperatorRegistry) -> Result<Self, prometheus::Error> {
-        let admissions = registry.counters(
-            "toolweir_operator_admissions_total",
-            "Admission reviews by webhook (inject, validate), result and reason.",
-            &["webhook", "result", "reason"],
-        )?;
-        for skip in SkipReason::ALL {
-            admissions.with_label_values(&["inject", "skipped", skip.as_str()]);
-        }
-        for labels in AT_ZERO {
-            admissions.with_label_values(&labels);
-        }
-        let buckets = vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
-        let help = "Time that the admission of a pod takes here.";
-        let duration = registry.histogram("toolweir_operator_admission_duration_seconds", help, buckets)?;
-        Ok(Self { admissions, duration })
-    }
-}
 
 /// Answers the webhooks.
 #[derive(Clone, Debug)]
@@ -327,8 +281,9 @@ impl AdmissionHandler {
     {
         let webhook = match request.uri().path() {
             "/inject" => "inject",
+            "/check" => "check",
             "/validate" => "validate",
-            _ => return plain_text(StatusCode::NOT_FOUND, "there are /inject and /validate"),
+            _ => return plain_text(StatusCode::NOT_FOUND, "there are /inject, /check and /validate"),
         };
         if request.method() != Method::POST {
             return plain_text(StatusCode::METHOD_NOT_ALLOWED, "use POST");
@@ -374,7 +329,7 @@ impl AdmissionHandler {
         let read = if is_small { read() } else { intake.worker.run(PATIENCE, read).await? };
         let asked = read.map_err(ReviewError::Unreadable)?;
         let mut namespace = Ok(None);
-        if webhook == "inject" {
+        if webhook != "validate" {
             // That may take a while, and anybody can cause it: others come first.
             place.make_evictable(1, eviction);
             lock(&permit).make_evictable(usize::MAX, eviction);
@@ -382,7 +337,7 @@ impl AdmissionHandler {
             protect(&mut place, &permit)?;
         }
         let is_light = is_small && asked.weight.is_ok_and(|weight| weight <= LIGHT);
-        let here = is_light && (webhook == "inject" || asked.is_as_before());
+        let here = is_light && (webhook != "validate" || asked.is_as_before());
         let decide = {
             let handler = self.clone();
             move || handler.decide(webhook, asked, namespace)
@@ -404,6 +359,7 @@ impl AdmissionHandler {
         let response = match namespace {
             Err(response) => response,
             Ok(namespace) if webhook == "inject" => self.inject(&asked, namespace.as_ref()),
+            Ok(namespace) if webhook == "check" => self.check(&asked, namespace.as_ref()),
             Ok(_) => self.validate(&asked),
         };
         self.count(webhook, response.result, response.reason);
@@ -433,6 +389,7 @@ impl AdmissionHandler {
         let known = self.state.index().namespace(&asked.namespace).cloned();
         let own = asked.label.as_deref().and_then(OptIn::from_value);
         if asked.kind != "Pod"
+            || !asked.subresource.is_empty()
             || self.config.protects(&asked.namespace, &self.namespace)
             || own.is_some()
             || known.as_ref().is_none_or(|info| namespace_opted_in(&info.labels))
@@ -454,36 +411,49 @@ impl AdmissionHandler {
         })
     }
 
-    /// Injects a pod.
-    fn inject(&self, asked: &AdmissionRequest, namespace: Option<&NamespaceInfo>) -> AdmissionResponse {
+    /// Returns the pod of a review.
+    fn pod(asked: &AdmissionRequest) -> Result<Value, AdmissionResponse> {
         if asked.kind != "Pod" {
-            return AdmissionResponse::refused(
-                "NotAPod",
-                format!("`{}` is not a Pod; only pods are injected", asked.kind.escape_debug()),
-            );
+            let message = format!("`{}` is not a Pod; only pods are injected", asked.kind.escape_debug());
+            return Err(AdmissionResponse::refused("NotAPod", message));
         }
         if let Err(error) = asked.weight {
-            return AdmissionResponse::too_complex("pod", error);
+            return Err(AdmissionResponse::too_complex("pod", error));
         }
-        let pod = match asked.pod() {
-            Ok(pod) => pod,
-            Err(error) => return AdmissionResponse::refused("Invalid", format!("the pod cannot be read: {error}")),
-        };
+        asked.pod().map_err(|error| AdmissionResponse::refused("Invalid", format!("the pod cannot be read: {error}")))
+    }
+
+    /// Calls a function with all on which injection depends, or refuses where there are no certificates yet: a sidecar without
+    /// authorities would never start.
+    fn in_context(
+        &self,
+        asked: &AdmissionRequest,
+        namespace: Option<&NamespaceInfo>,
+        answer: impl FnOnce(&InjectionContext<'_>) -> AdmissionResponse,
+    ) -> AdmissionResponse {
         let ca = self.trust.borrow().clone();
         if ca.is_empty() {
-            // A sidecar without authorities would never start.
             return AdmissionResponse::refused("NotReady", "the operator has no certificates yet; try again");
         }
-        let context = inject::InjectionContext {
+        answer(&InjectionContext {
             config: &self.config,
             namespace: &asked.namespace,
             namespace_info: namespace,
             operator_namespace: &self.namespace,
             stream_url: &self.stream_url,
+            seed: seed(),
             ca: &ca,
             version: env!("CARGO_PKG_VERSION"),
+        })
+    }
+
+    /// Injects a pod.
+    fn inject(&self, asked: &AdmissionRequest, namespace: Option<&NamespaceInfo>) -> AdmissionResponse {
+        let pod = match Self::pod(asked) {
+            Ok(pod) => pod,
+            Err(refusal) => return refusal,
         };
-        match inject::inject(&pod, &context) {
+        self.in_context(asked, namespace, |context| match inject::inject(&pod, context) {
             InjectionOutcome::Injected { pod: injected, warnings } => {
                 let patch = serde_json::to_vec(&inject::patch(&pod, &injected)).ok();
                 AdmissionResponse { patch, warnings, ..AdmissionResponse::allowed("injected", "") }
@@ -492,7 +462,38 @@ impl AdmissionHandler {
                 AdmissionResponse { warnings: warning(skip), ..AdmissionResponse::allowed("skipped", skip.as_str()) }
             }
             InjectionOutcome::Refused(why) => AdmissionResponse::refused("Invalid", why),
+        })
+    }
+
+    /// Checks a pod whose traffic is to be captured, or the ephemeral containers of one. The API server sends no others.
+    fn check(&self, asked: &AdmissionRequest, namespace: Option<&NamespaceInfo>) -> AdmissionResponse {
+        let pod = match Self::pod(asked) {
+            Ok(pod) => pod,
+            Err(refusal) => return refusal,
+        };
+        let is_mirror = pod.get("metadata").and_then(|metadata| metadata.get("annotations")?.get(MIRROR)).is_some();
+        let skip = if self.config.protects(&asked.namespace, &self.namespace) {
+            Some(SkipReason::ProtectedNamespace)
+        } else if is_mirror {
+            Some(SkipReason::MirrorPod)
+        } else {
+            (asked.subresource.is_empty() && captured::is_opted_out(&pod)).then_some(SkipReason::OptedOut)
+        };
+        if let Some(skip) = skip {
+            return AdmissionResponse::allowed("skipped", skip.as_str());
         }
+        let answer = |report: captured::CaptureReport| match report.reason() {
+            None => AdmissionResponse::allowed("allowed", ""),
+            Some(reason) => {
+                let said = report.message();
+                let message = format!("the pod's traffic is captured ({CAPTURE_LABEL}), and it could undo that: {said}");
+                AdmissionResponse::refused(reason.as_str(), message)
+            }
+        };
+        if !asked.subresource.is_empty() {
+            return answer(captured::check_ephemeral(&pod));
+        }
+        self.in_context(asked, namespace, |context| answer(captured::check_new(&pod, context)))
     }
 
     /// Validates a policy.
@@ -519,6 +520,11 @@ impl AdmissionHandler {
             AdmissionResponse::refused("Invalid", error_list(&entry.errors))
         }
     }
+}
+
+/// Returns a number that cannot be foreseen: the keys of each hasher are random.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Returns the errors of a policy, separated by `; `.

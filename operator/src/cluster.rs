@@ -231,6 +231,7 @@ mod tests {
             namespace_info: None,
             operator_namespace: "toolweir-system",
             stream_url: "https://operator",
+            seed: 0,
             ca: "ca",
             version: "0",
         };

@@ -1,5 +1,8 @@
 //! The operator's configuration file, `config.yaml`.
 
+mod capture;
+mod ports;
+
 use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
@@ -12,6 +15,11 @@ use crate::{
     quantity::Quantity,
 };
 
+pub use self::{
+    capture::{CaptureConfig, CaptureMethod, IdRange},
+    ports::SidecarPorts,
+};
+
 /// Namespaces that are always protected: the cluster itself runs there.
 pub const ALWAYS_PROTECTED: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
@@ -21,6 +29,8 @@ pub const ALWAYS_PROTECTED: [&str; 3] = ["kube-system", "kube-public", "kube-nod
 pub struct OperatorConfig {
     /// The sidecars that are injected.
     pub sidecar: SidecarConfig,
+    /// How traffic of pods that opt in to it is captured.
+    pub capture: CaptureConfig,
     /// Namespaces whose pods are never injected, besides [`ALWAYS_PROTECTED`] and the operator's own.
     pub protected_namespaces: Vec<String>,
     /// The store of counts that pods share; none: policies with a scope wider than a pod are refused.
@@ -61,6 +71,8 @@ pub struct SidecarConfig {
     pub credentials_secret: String,
     /// The audiences of tokens of a pod's service account; annotations of a pod or its namespace override them.
     pub token_audiences: Vec<String>,
+    /// The ports at which a sidecar listens.
+    pub ports: SidecarPorts,
 }
 
 impl Default for SidecarConfig {
@@ -74,6 +86,7 @@ impl Default for SidecarConfig {
             scrape_annotations: false,
             credentials_secret: String::new(),
             token_audiences: Vec::new(),
+            ports: SidecarPorts::default(),
         }
     }
 }
@@ -373,6 +386,8 @@ impl OperatorConfig {
             return Err(format!("sidecar.tokenExpirationSeconds: is {life}; from {least} to {most} are possible"));
         }
         self.sidecar.check_credentials()?;
+        self.sidecar.ports.check()?;
+        self.capture.check()?;
         for (at, name) in self.protected_namespaces.iter().enumerate() {
             let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
             if !(1..=63).contains(&name.len()) || !name.bytes().all(inner) {
@@ -436,163 +451,4 @@ impl SidecarResources {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error(text: &str) -> String {
-        OperatorConfig::read(text).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn what_is_left_out_has_its_default() {
-        let config = OperatorConfig::read("").unwrap();
-        assert_eq!(config, OperatorConfig::default());
-        assert_eq!(config, OperatorConfig::read("sidecar: {}\ncertificates: {}").unwrap());
-        assert_eq!(config.sidecar.image, "ghcr.io/toolweir/sidecar:0.1.0");
-        assert_eq!(config.sidecar.resources.limits.memory.unwrap().as_str(), "64Mi");
-        assert_eq!(config.sidecar.resources.limits.cpu, None);
-        assert_eq!(config.certificates.leaf_life, Duration::from_secs(86400));
-    }
-
-    #[test]
-    fn every_field_is_read() {
-        let text = "
-            sidecar:
-              image: localhost/toolweir-sidecar:e2e
-              imagePullPolicy: Never
-              resources: {requests: {cpu: 1, memory: 32Mi}, limits: {cpu: 1.5, memory: 128Mi}}
-              logLevel: off
-              tokenExpirationSeconds: 600
-              scrapeAnnotations: true
-            protectedNamespaces: [monitoring]
-            sharedStore:
-              url: rediss://store.example:6380
-              username: toolweir
-              passwordFile: /etc/store/password
-              caFile: /etc/store/ca.crt
-              prefix: team
-              leases: false
-              budgetMilliseconds: 20
-            webhooks: {clientCaFile: /etc/client-ca/ca.crt, clientNames: [kube-apiserver]}
-            certificates: {caLife: 2m, leafLife: 1m}";
-        let config = OperatorConfig::read(text).unwrap();
-        assert_eq!((config.sidecar.image_pull_policy, config.sidecar.log_level), (PullPolicy::Never, SidecarLogLevel::Off));
-        let limits = config.sidecar.resources.limits.clone();
-        assert_eq!((limits.cpu.unwrap().as_str(), limits.memory.unwrap().as_str()), ("1.5", "128Mi"));
-        assert_eq!(config.sidecar.token_expiration_seconds, 600);
-        assert!(config.sidecar.scrape_annotations);
-        let store = config.shared_store.as_ref().unwrap();
-        assert_eq!(store.password_file.as_deref(), Some("/etc/store/password".as_ref()));
-        assert_eq!(store.ca_file.as_deref(), Some("/etc/store/ca.crt".as_ref()));
-        let sent = store.for_sidecars(Some("secret".to_owned()), None);
-        assert_eq!((sent.url.as_str(), sent.username.as_deref()), ("rediss://store.example:6380", Some("toolweir")));
-        assert_eq!((sent.prefix.as_str(), sent.leases, sent.budget_milliseconds), ("team", false, 20));
-        assert_eq!((config.certificates.ca_life.as_secs(), config.certificates.leaf_life.as_secs()), (120, 60));
-        let webhooks = WebhooksConfig {
-            client_ca_file: Some("/etc/client-ca/ca.crt".into()),
-            client_names: vec!["kube-apiserver".to_owned()],
-        };
-        assert_eq!(config.webhooks, webhooks);
-        for namespace in ["monitoring", "kube-system", "kube-public", "kube-node-lease", "toolweir-system"] {
-            assert!(config.protects(namespace, "toolweir-system"), "{namespace}");
-        }
-        assert!(!config.protects("agents", "toolweir-system"));
-    }
-
-    #[test]
-    fn a_shared_store_needs_no_more_than_its_url() {
-        let config = OperatorConfig::read("sharedStore: {url: 'redis://store'}").unwrap();
-        let store = config.shared_store.unwrap();
-        assert_eq!((store.username, store.password_file, store.ca_file, store.certificate), (None, None, None, None));
-        assert_eq!((store.prefix.as_str(), store.leases, store.budget_milliseconds), ("toolweir", true, 50));
-        assert_eq!(OperatorConfig::read("sharedStore: null").unwrap().shared_store, None);
-        let config =
-            OperatorConfig::read("sharedStore: {url: 'rediss://store', certificate: {secret: store-tls, service: store}}")
-                .unwrap();
-        let certificate = config.shared_store.unwrap().certificate.unwrap();
-        assert_eq!((certificate.secret.as_str(), certificate.service.as_str()), ("store-tls", "store"));
-    }
-
-    #[test]
-    fn resources_that_are_named_replace_the_defaults() {
-        let config = OperatorConfig::read("sidecar: {resources: {requests: {}, limits: {}}}").unwrap();
-        assert_eq!(
-            config.sidecar.resources,
-            SidecarResources { requests: ResourceAmounts::default(), limits: ResourceAmounts::default() }
-        );
-    }
-
-    #[test]
-    #[expect(clippy::too_many_lines, reason = "a table of cases")]
-    fn what_is_wrong_is_named_with_its_field() {
-        for (text, promised) in [
-            ("side: {}", "unknown field `side`"),
-            ("webhooks: {clientNames: [a]}", "webhooks.clientNames: is given without webhooks.clientCaFile"),
-            ("webhooks: {clientCaFile: a, clientNames: [a, '']}", "webhooks.clientNames[1]: is empty"),
-            ("webhooks: {clientCA: a}", "webhooks: unknown field `clientCA`"),
-            ("sidecar: {images: a}", "sidecar: unknown field `images`"),
-            ("sidecar: {image: ''}", "sidecar.image: `` is not an image; write for example"),
-            ("sidecar: {image: 'a b'}", "sidecar.image: `a b` is not an image"),
-            ("sidecar: {imagePullPolicy: Sometimes}", "unknown variant `Sometimes`, expected one of `Always`"),
-            ("sidecar: {resources: {limits: {cpu: lots}}}", "limits.cpu: `lots` is not a quantity; write for example 500m"),
-            ("sidecar: {resources: {limits: {gpu: 1}}}", "unknown field `gpu`"),
-            ("sidecar: {resources: {limits: {cpu: 0}}}", "sidecar.resources.limits.cpu: is 0; a limit is more than nothing"),
-            ("sidecar: {resources: {limits: {memory: 64m}}}", "sidecar.resources.limits.memory: is 64m, too little"),
-            (
-                "sidecar: {resources: {requests: {memory: 1Gi}, limits: {memory: 64Mi}}}",
-                "sidecar.resources.limits.memory: is 64Mi, less than the request, 1Gi; raise it, or lower sidecar.resources.requests.memory",
-            ),
-            ("sidecar: {logLevel: verbose}", "unknown variant `verbose`"),
-            (
-                "sidecar: {scrapeAnnotations: often}",
-                "sidecar.scrapeAnnotations: invalid type: string \"often\", expected a boolean",
-            ),
-            ("sidecar: {credentialsSecret: Tokens}", "sidecar.credentialsSecret: `Tokens` is not the name of a Secret"),
-            (
-                "sidecar: {tokenAudiences: [mcp, toolweir]}",
-                "sidecar.tokenAudiences[1]: `toolweir` is the audience of the sidecar's",
-            ),
-            ("sidecar: {tokenAudiences: [mcp, mcp]}", "sidecar.tokenAudiences[1]: `mcp` is there twice"),
-            ("sidecar: {tokenExpirationSeconds: 60}", "sidecar.tokenExpirationSeconds: is 60; from 600 to"),
-            ("protectedNamespaces: [Kube]", "protectedNamespaces[0]: `Kube` is not the name of a namespace"),
-            ("certificates: {caLife: soon}", "certificates: `soon` is not a duration; write for example 365d"),
-            ("certificates: {leafLife: 5s}", "certificates.leafLife must be from 10s to caLife, for example 24h; it is 5s"),
-            ("certificates: {caLife: 101years}", "certificates.caLife must be from 1m to 20 years"),
-            (
-                "certificates: {caLife: 1h, leafLife: 2h}",
-                "certificates.leafLife must be from 10s to caLife, for example 24h; it is 2h",
-            ),
-            ("sharedStore: true", "sharedStore: invalid type: boolean `true`"),
-            ("sharedStore: {}", "sharedStore: missing field `url`"),
-            ("sharedStore: {url: 'redis://s', password: x}", "sharedStore: unknown field `password`"),
-            ("sharedStore: {url: 'http://s'}", "sharedStore.url: "),
-            ("sharedStore: {url: 'redis://:secret@s'}", "sharedStore.url: the store's url has a user or a password in it"),
-            ("sharedStore: {url: 'redis://s', prefix: ''}", "sharedStore.prefix: `` is not a valid prefix of keys"),
-            ("sharedStore: {url: 'redis://s', prefix: '{a}'}", "sharedStore.prefix: `{a}` is not a valid prefix of keys"),
-            ("sharedStore: {url: 'redis://s', caFile: /ca}", "sharedStore.caFile: is given, and sharedStore.url is without TLS"),
-            ("sharedStore: {url: 'redis://s', certificate: {secret: a}}", "sharedStore.certificate: missing field `service`"),
-            (
-                "sharedStore: {url: 'redis://s', certificate: {secret: a, service: b}}",
-                "sharedStore.certificate: is given, and sharedStore.url is without TLS",
-            ),
-            (
-                "sharedStore: {url: 'rediss://s', caFile: /ca, certificate: {secret: a, service: b}}",
-                "sharedStore.certificate: is given, and so is sharedStore.caFile",
-            ),
-            (
-                "sharedStore: {url: 'rediss://s', certificate: {secret: a/b, service: b}}",
-                "sharedStore.certificate.secret: `a/b` is not the name of a secret",
-            ),
-            ("sharedStore: {url: 'redis://s', username: ''}", "sharedStore.username: `` is not the name of an ACL user"),
-            (
-                "sharedStore: {url: 'redis://s', budgetMilliseconds: 0}",
-                "sharedStore.budgetMilliseconds: is 0; from 1 to 10000 are possible",
-            ),
-            ("[1]", "invalid type: sequence"),
-        ] {
-            let error = error(text);
-            assert!(error.contains(promised), "{text} gives {error:?}");
-            assert!(!error.contains(char::is_control), "{error:?}");
-        }
-    }
-}
+mod tests;

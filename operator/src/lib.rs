@@ -1,14 +1,14 @@
 //! Injects the sidecar into agent pods and streams to each the policies that govern it.
 //!
 //! Plain data and functions, without I/O: [`index`] (the cluster as it is known, and which policies govern which pod), [`acks`] (what
-//! sidecars enforce), [`status`] and [`credential_status`] (the status of policies), [`inject`] (a pod with a sidecar), [`credentials`],
-//! [`quantity`], [`weigh`], [`review`] and most of [`certs`].
+//! sidecars enforce), [`status`] and [`credential_status`] (the status of policies), [`inject`] (a pod with a sidecar), [`captured`] (a pod
+//! whose capture nothing may undo), [`credentials`], [`quantity`], [`weigh`], [`review`] and most of [`certs`].
 //!
 //! ```text
 //! API server --watch--> cluster --> cluster_state (index, acks) --> stream --> sidecars
 //!      |  ^                               |            ^               |
 //!      |  +-- publish (status, leader) <--+            +-- acks -------+--> events
-//!      +--webhook--> admission (review, weigh, namespaces) --> inject, index
+//!      +--webhook--> admission (review, weigh, namespaces) --> inject, captured, index
 //! ```
 //!
 //! [`auth`] authenticates sidecars, [`client_ca`] API servers. [`serve`] has the ports; [`seats`], [`evicting_semaphore`] and [`worker`]
@@ -19,6 +19,7 @@
 pub mod acks;
 pub mod admission;
 pub mod auth;
+pub mod captured;
 pub mod certs;
 pub mod check;
 pub mod client_ca;

@@ -40,6 +40,8 @@ pub struct AdmissionRequest {
     pub name: String,
     /// The value of its label for injection.
     pub label: Option<String>,
+    /// The part of the object that the request is about, such as `ephemeralcontainers`; empty for the object itself.
+    pub subresource: String,
     /// The size of the object as a tree, in bytes, or that it is too large.
     pub weight: Result<usize, Unweighed>,
     object: ObjectParts,
@@ -69,6 +71,8 @@ struct RawRequest<'a> {
     #[serde(borrow, default)]
     namespace: Cow<'a, str>,
     #[serde(borrow, default)]
+    sub_resource: Cow<'a, str>,
+    #[serde(borrow, default)]
     object: Option<&'a RawValue>,
     #[serde(borrow, default)]
     old_object: Option<&'a RawValue>,
@@ -88,7 +92,13 @@ pub fn read(body: &Bytes) -> Result<AdmissionRequest, String> {
     let review: RawReview<'_> =
         serde_json::from_slice(body).map_err(|error| format!("this is not an AdmissionReview: {error}"))?;
     let request = review.request.ok_or_else(|| "the AdmissionReview has no request".to_owned())?;
-    for (field, text) in [("uid", &request.uid), ("kind.kind", &request.kind.kind), ("namespace", &request.namespace)] {
+    let texts = [
+        ("uid", &request.uid),
+        ("kind.kind", &request.kind.kind),
+        ("namespace", &request.namespace),
+        ("subResource", &request.sub_resource),
+    ];
+    for (field, text) in texts {
         if text.len() > LONGEST_NAME {
             return Err(format!("request.{field}: is longer than {LONGEST_NAME} bytes"));
         }
@@ -111,6 +121,7 @@ pub fn read(body: &Bytes) -> Result<AdmissionRequest, String> {
         namespace: request.namespace.into_owned(),
         name: head.name.or(head.generate_name).unwrap_or_default(),
         label: head.label,
+        subresource: request.sub_resource.into_owned(),
         weight,
         object,
         old,

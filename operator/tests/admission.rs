@@ -443,6 +443,99 @@ mod inject {
     }
 }
 
+mod check {
+    use super::*;
+
+    /// An operator that captures, and a pod of a namespace that opted in to that, as the API server has it after the injection.
+    async fn captured() -> (Operator, Value) {
+        let mut operator = operator();
+        operator.webhooks.config = Arc::new(OperatorConfig::read("capture: {method: Init}").unwrap());
+        let captured = labels("toolweir.dev/inject=enabled toolweir.dev/capture=enabled").into();
+        operator.webhooks.state.apply(ClusterEvent::Namespaces(BTreeMap::from([("agents".to_owned(), captured)])));
+        let mut pod = pod("agent");
+        pod["spec"]["securityContext"] = json!({"seccompProfile": {"type": "RuntimeDefault"}});
+        pod["spec"]["containers"][0]["securityContext"] =
+            json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+        let pod = patched(&pod, &operator.inject(&pod).await);
+        (operator, pod)
+    }
+
+    #[tokio::test]
+    async fn a_pod_in_order_is_allowed_and_another_refused_with_its_reason() {
+        let (operator, mut pod) = captured().await;
+        let said = operator.ask("/check", &review(&pod)).await;
+        assert_eq!((&said["allowed"], said.get("patch")), (&json!(true), None), "{said}");
+        assert_eq!(operator.counted("check", "allowed", ""), 1);
+        pod["spec"]["hostPID"] = true.into();
+        let said = operator.ask("/check", &review(&pod)).await;
+        let promised = "the pod's traffic is captured (toolweir.dev/capture), and it could undo that: spec.hostPID: is true; leave it \
+                        out (HostPid)";
+        assert_eq!(said["status"], json!({"code": 422, "reason": "Invalid", "message": promised}));
+        assert_eq!(said["auditAnnotations"], json!({"toolweir": "refused: HostPid"}));
+        assert_eq!((said.get("patch"), operator.counted("check", "refused", "HostPid")), (None, 1), "nothing is repaired");
+    }
+
+    #[tokio::test]
+    async fn ids_are_chosen_anew_for_each_pod() {
+        let (operator, first) = captured().await;
+        let pod = pod("agent");
+        let second = patched(&pod, &operator.inject(&pod).await);
+        let ids = |pod: &Value| pod["spec"]["initContainers"][0]["args"].clone();
+        assert_ne!(ids(&first), ids(&second));
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_was_injected_before_the_watch_knew_of_the_label_is_refused() {
+        let (operator, mut pod) = captured().await;
+        pod["spec"]["initContainers"].as_array_mut().unwrap().remove(0);
+        let said = operator.ask("/check", &review(&pod)).await;
+        assert!(said["status"]["message"].as_str().unwrap().contains("create the pod again"), "{said}");
+        assert_eq!(operator.counted("check", "refused", "CaptureMissing"), 1);
+    }
+
+    #[tokio::test]
+    async fn pods_that_are_none_of_ours_are_let_through() {
+        let (operator, _) = captured().await;
+        let mut out = pod("agent");
+        out["metadata"]["labels"]["toolweir.dev/capture"] = "disabled".into();
+        let mut mirror = pod("agent");
+        mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "hash"});
+        for (pod, namespace, reason) in
+            [(&out, "agents", "OptedOut"), (&mirror, "agents", "MirrorPod"), (&pod("agent"), "kube-system", "ProtectedNamespace")]
+        {
+            let mut review = review(pod);
+            review["request"]["namespace"] = namespace.into();
+            let said = operator.ask("/check", &review).await;
+            assert_eq!((&said["allowed"], said.get("warnings")), (&json!(true), None));
+            assert_eq!(operator.counted("check", "skipped", reason), 1, "{reason}");
+        }
+        assert_eq!(operator.ask("/check", &review(&pod("agent"))).await["allowed"], false);
+    }
+
+    #[tokio::test]
+    async fn ephemeral_containers_are_checked_whatever_became_of_the_labels() {
+        let (operator, mut pod) = captured().await;
+        pod["metadata"]["labels"]["toolweir.dev/capture"] = "disabled".into();
+        // The operator's image was another when the pod was created.
+        pod["spec"]["initContainers"][1]["image"] = "older".into();
+        let mut debug = json!({"name": "debug", "image": "i"});
+        let ask = |pod: &Value| {
+            let mut review = review(pod);
+            review["request"]["operation"] = "UPDATE".into();
+            review["request"]["subResource"] = "ephemeralcontainers".into();
+            review["request"]["oldObject"] = pod.clone();
+            review
+        };
+        pod["spec"]["ephemeralContainers"] = json!([debug]);
+        assert_eq!(operator.ask("/check", &ask(&pod)).await["allowed"], false);
+        assert_eq!(operator.counted("check", "refused", "PrivilegeEscalation"), 1);
+        debug["securityContext"] = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+        pod["spec"]["ephemeralContainers"] = json!([debug]);
+        assert_eq!(operator.ask("/check", &ask(&pod)).await["allowed"], true);
+        assert_eq!(operator.api_server.asked(), Vec::<String>::new());
+    }
+}
+
 mod validate {
     use super::*;
 

@@ -11,13 +11,17 @@ use std::{
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use toolweir_crds::{SIDECAR_CONTAINER, select::Labels, sidecar::METRICS_PORT};
+use toolweir_crds::{
+    SIDECAR_CONTAINER,
+    select::Labels,
+    sidecar::{CAPTURE_CONTAINER, METRICS_PORT},
+};
 use toolweir_operator::{
-    config::OperatorConfig,
+    config::{OperatorConfig, SidecarPorts},
     credentials::{AUDIENCE_TOKENS_VOLUME, CREDENTIALS_VOLUME},
     inject::{
         CONFIG_PATH, CONFIG_VOLUME, INJECTED, InjectionContext, InjectionOutcome, MCP_CONFIG_ENV, NamespaceInfo, SCRAPE,
-        SCRAPE_ANNOTATIONS, STATE_VOLUME, SkipReason, TOKEN_VOLUME, URL_ENV, inject, patch, strip,
+        STATE_VOLUME, SidecarIds, SkipReason, TOKEN_VOLUME, URL_ENV, inject, patch, scrape_annotations, strip,
     },
 };
 
@@ -30,6 +34,7 @@ struct Case {
     namespace_labels: Option<Labels>,
     namespace_annotations: BTreeMap<String, String>,
     config: Value,
+    seed: u64,
     /// The pod is injected first, then another webhook does this to it (JSON Patch), then it is injected anew.
     between: Option<json_patch::Patch>,
 }
@@ -42,6 +47,7 @@ impl Default for Case {
             namespace_labels: Some(opted_in),
             namespace_annotations: BTreeMap::new(),
             config: Value::Null,
+            seed: 0,
             between: None,
         }
     }
@@ -58,6 +64,7 @@ impl Case {
             namespace_info: info.as_ref(),
             operator_namespace: "toolweir-system",
             stream_url: "https://toolweir-operator.toolweir-system.svc:8444",
+            seed: self.seed,
             ca: "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
             version: "0.1.0",
         };
@@ -181,13 +188,14 @@ fn annotations_of_scraping_are_taken_off_only_where_all_are_ours() {
     let with = |annotations: &Value| json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "a"}]}});
     let ours =
         json!({"prometheus.io/scrape": "true", "prometheus.io/port": METRICS_PORT.to_string(), "prometheus.io/path": "/metrics"});
-    assert_eq!(ours, object(SCRAPE_ANNOTATIONS.map(|(key, value)| (key, Some(value.into()))).into()));
+    assert_eq!(ours, object(scrape_annotations(METRICS_PORT).map(|(key, value)| (key, Some(value.into()))).into()));
+    let strip = |pod: &Value| strip(pod, SidecarPorts::default());
     assert_eq!(strip(&with(&ours)), json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}}));
     let mut more = ours.clone();
     more["prometheus.io/scheme"] = "http".into();
     more[INJECTED] = "0.1.0".into();
     assert_eq!(strip(&with(&more)), with(&json!({"prometheus.io/scheme": "http"})));
-    for (key, value) in SCRAPE_ANNOTATIONS {
+    for (key, value) in scrape_annotations(METRICS_PORT) {
         for other in [Value::Null, "".into(), format!("{value} ").into(), true.into(), 15020.into()] {
             let mut changed = ours.clone();
             changed[key] = other;
@@ -257,15 +265,15 @@ fn its_own(container: &Value) -> Value {
 }
 
 /// A pod without anything that is the sidecar's or may be changed.
-fn own(pod: &Value) -> Value {
+fn own(pod: &Value, metrics_port: u16) -> Value {
     let mut rest = pod.clone();
     if let Some(annotations) = rest.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.remove(INJECTED);
         // Without the first of them, the others may be replaced.
         if !annotations.contains_key(SCRAPE)
-            || SCRAPE_ANNOTATIONS.iter().all(|(key, value)| annotations.get(*key) == Some(&json!(value)))
+            || scrape_annotations(metrics_port).iter().all(|(key, value)| annotations.get(*key) == Some(&json!(value)))
         {
-            annotations.retain(|key, _| SCRAPE_ANNOTATIONS.iter().all(|(ours, _)| ours != key));
+            annotations.retain(|key, _| scrape_annotations(metrics_port).iter().all(|(ours, _)| ours != key));
         }
         if annotations.is_empty() {
             rest["metadata"].as_object_mut().unwrap().remove("annotations");
@@ -273,28 +281,61 @@ fn own(pod: &Value) -> Value {
     }
     let spec = &pod["spec"];
     for kind in ["initContainers", "containers"] {
-        let others: Vec<Value> =
-            list(spec, kind).iter().filter(|container| !is_named(container, &[SIDECAR_CONTAINER])).map(its_own).collect();
+        let ours = [SIDECAR_CONTAINER, CAPTURE_CONTAINER];
+        let others: Vec<Value> = list(spec, kind).iter().filter(|container| !is_named(container, &ours)).map(its_own).collect();
         rest["spec"][kind] = others.into();
     }
     rest["spec"]["volumes"] = without(spec, "volumes", |volume| is_named(volume, &VOLUMES));
     rest
 }
 
+/// What stands after a flag.
+fn argument<'a>(container: &'a Value, flag: &str) -> Option<&'a str> {
+    let args = list(container, "args");
+    args.iter().position(|arg| arg == flag).and_then(|at| args[at + 1].as_str())
+}
+
+/// The user of the sidecar is the usual one, or that which the rules of capture know it by, and nobody else's.
+fn check_user(spec: &Value, captured: bool) {
+    let sidecar = &spec["initContainers"][usize::from(captured)]["securityContext"];
+    let ids = (&sidecar["runAsUser"], &sidecar["runAsGroup"]);
+    if !captured {
+        assert_eq!(ids, (&json!(65532), &json!(65532)));
+        return;
+    }
+    let capture = &spec["initContainers"][0];
+    let number = |flag: &str| json!(argument(capture, flag).unwrap().parse::<u32>().unwrap());
+    assert_eq!(ids, (&number("--uid"), &number("--gid")));
+    let others = list(spec, "initContainers").iter().skip(2).chain(list(spec, "containers"));
+    for context in others.map(|container| &container["securityContext"]).chain([&spec["securityContext"]]) {
+        assert!(context["runAsUser"] != *ids.0 && context["runAsGroup"] != *ids.1 && context["fsGroup"] != *ids.1, "{context}");
+    }
+    assert_eq!(capture["image"], spec["initContainers"][1]["image"]);
+    assert_eq!(capture["securityContext"]["capabilities"], json!({"drop": ["ALL"], "add": ["NET_ADMIN"]}));
+    for field in ["command", "env", "volumeMounts", "restartPolicy", "lifecycle"] {
+        assert_eq!(capture.get(field), None, "{field}");
+    }
+}
+
 /// What holds of every injected pod.
 fn check(before: &Value, after: &Value) {
     let spec = &after["spec"];
-    let sidecar = &spec["initContainers"][0];
+    let captured = usize::from(is_named(&spec["initContainers"][0], &[CAPTURE_CONTAINER]));
+    let sidecar = &spec["initContainers"][captured];
     assert_eq!((&sidecar["name"], &sidecar["restartPolicy"]), (&json!(SIDECAR_CONTAINER), &json!("Always")));
     assert!(sidecar.get("command").is_none(), "{sidecar}");
     let all = || ["initContainers", "containers"].into_iter().flat_map(|kind| list(spec, kind));
     assert_eq!(all().filter(|container| is_named(container, &[SIDECAR_CONTAINER])).count(), 1);
-    for container in all().skip(1) {
+    assert_eq!(all().filter(|container| is_named(container, &[CAPTURE_CONTAINER])).count(), captured);
+    check_user(spec, captured == 1);
+    let url =
+        format!("http://127.0.0.1:{}", argument(sidecar, "--listen").and_then(|at| at.split(':').nth(1)).unwrap_or("15001"));
+    for container in all().skip(1 + captured) {
         let mounts = list(container, "volumeMounts");
         assert!(!mounts.iter().any(|mount| is_named(mount, &SIDECARS)), "{container}");
         let config: Vec<&Value> = mounts.iter().filter(|mount| is_named(mount, &[CONFIG_VOLUME])).collect();
         assert_eq!(config, [&json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": true})], "{container}");
-        for (name, value) in [(URL_ENV, "http://127.0.0.1:15001"), (MCP_CONFIG_ENV, "/etc/toolweir/mcp.json")] {
+        for (name, value) in [(URL_ENV, url.as_str()), (MCP_CONFIG_ENV, "/etc/toolweir/mcp.json")] {
             let found: Vec<&Value> = list(container, "env").iter().filter(|env| is_named(env, &[name])).collect();
             assert_eq!(found, [&json!({"name": name, "value": value})], "{container}");
         }
@@ -311,7 +352,8 @@ fn check(before: &Value, after: &Value) {
         assert!(mounts.len() == volumes && volumes < 2 && mounts.iter().all(|mount| mount["readOnly"] == true), "{volume}");
     }
     assert_eq!(after["metadata"]["annotations"][INJECTED], "0.1.0");
-    assert_eq!(own(before), own(after), "what is others' is as it was");
+    let port = sidecar["ports"][0]["containerPort"].as_u64().unwrap().try_into().unwrap();
+    assert_eq!(own(before, port), own(after, port), "what is others' is as it was");
 }
 
 fn named(names: &'static str, more: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
@@ -349,11 +391,19 @@ fn container() -> impl Strategy<Value = Value> {
         "data|toolweir-token|toolweir-state|toolweir-config|toolweir-credentials|toolweir-audience-tokens",
         (paths, any::<bool>()).prop_map(|(path, read_only)| json!({"mountPath": path, "readOnly": read_only})),
     );
-    let name = prop_oneof![4 => "[a-c]", 1 => Just(SIDECAR_CONTAINER.to_owned())];
+    let name = prop_oneof![4 => "[a-c]", 1 => Just(SIDECAR_CONTAINER.to_owned()), 1 => Just(CAPTURE_CONTAINER.to_owned())];
     (name, maybe_list(env, 3), maybe_list(mount, 3), prop::option::of(0_u16..4)).prop_map(|(name, env, mounts, port)| {
+        let user = port.map(|port| json!({"runAsUser": 3000 + port, "runAsGroup": 3253 + port}));
         let ports = port.map(|port| json!([{"containerPort": 15000 + port}]));
         let unknown = port.map(|port| json!({"new in": port}));
-        object(vec![("name", Some(name.into())), ("env", env), ("volumeMounts", mounts), ("ports", ports), ("unknown", unknown)])
+        object(vec![
+            ("name", Some(name.into())),
+            ("env", env),
+            ("volumeMounts", mounts),
+            ("ports", ports),
+            ("securityContext", user),
+            ("unknown", unknown),
+        ])
     })
 }
 
@@ -378,8 +428,9 @@ fn pod() -> impl Strategy<Value = Value> {
     let containers = |least: usize| {
         prop::collection::vec(container(), least..4).prop_map(move |all| {
             let mut seen = BTreeSet::new();
-            let unique =
-                |container: &Value| is_named(container, &[SIDECAR_CONTAINER]) || seen.insert(container["name"].to_string());
+            let unique = |container: &Value| {
+                is_named(container, &[SIDECAR_CONTAINER, CAPTURE_CONTAINER]) || seen.insert(container["name"].to_string())
+            };
             let mut all: Vec<Value> = all.into_iter().filter(unique).collect();
             if least > 0 {
                 all.push(json!({"name": "agent"}));
@@ -427,7 +478,7 @@ proptest! {
         check(&pod, &once);
         let (before, after) = (&pod["metadata"]["annotations"], &once["metadata"]["annotations"]);
         let ours = scrape && before.get(SCRAPE).is_none();
-        for (key, value) in SCRAPE_ANNOTATIONS {
+        for (key, value) in scrape_annotations(METRICS_PORT) {
             let promised = if ours { Some(json!(value)) } else { before.get(key).cloned() };
             prop_assert_eq!(after.get(key), promised.as_ref());
         }
@@ -436,8 +487,28 @@ proptest! {
     }
 
     #[test]
+    fn any_pod_is_captured_and_keeps_its_ids(pod in pod(), seed in any::<u64>(), later in any::<u64>()) {
+        let mut pod = pod;
+        pod["metadata"]["labels"] = json!({"toolweir.dev/capture": "enabled"});
+        let config = json!({"capture": {"method": "Init", "userRange": "3000-3255"}});
+        let case = |seed| Case { config: config.clone(), seed, ..Case::default() };
+        let once = injected(&case(seed), &pod);
+        check(&pod, &once);
+        prop_assert!(is_named(&once["spec"]["initContainers"][0], &[CAPTURE_CONTAINER]));
+        prop_assert_eq!(&patched(&pod, &once), &once);
+        prop_assert_eq!(case(later).inject(&once), InjectionOutcome::Skipped(SkipReason::AlreadyInjected));
+        // What another webhook did to the sidecar is undone, and the ids are as they were.
+        let mut changed = once.clone();
+        changed["spec"]["initContainers"].as_array_mut().unwrap().swap(0, 1);
+        changed["spec"]["initContainers"][0]["securityContext"]["runAsUser"] = 0.into();
+        let twice = injected(&case(later), &changed);
+        prop_assert_eq!(SidecarIds::of_pod(&twice), SidecarIds::of_pod(&once));
+        prop_assert_eq!(twice, once);
+    }
+
+    #[test]
     fn what_others_add_afterwards_is_held_to_the_same(pod in pod(), new in container(), first in any::<bool>(), init in any::<bool>()) {
-        prop_assume!(!is_named(&new, &[SIDECAR_CONTAINER]));
+        prop_assume!(!is_named(&new, &[SIDECAR_CONTAINER, CAPTURE_CONTAINER]));
         let mut once = injected(&Case::default(), &pod);
         let list = once["spec"][if init { "initContainers" } else { "containers" }].as_array_mut();
         // Where the sidecar alone was in the list, there is none.

@@ -19,6 +19,8 @@ pub struct InjectionContext<'a> {
     pub stream_url: &'a str,
     /// The certificates of the operator's CAs, in PEM.
     pub ca: &'a str,
+    /// A random number, from which the ids of a captured pod's sidecar are chosen.
+    pub seed: u64,
     /// The operator's version.
     pub version: &'a str,
 }

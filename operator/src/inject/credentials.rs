@@ -14,7 +14,7 @@ use crate::credentials::{
 
 /// What the sidecar of one pod mounts.
 #[derive(Debug)]
-pub(super) struct CredentialVolumes {
+pub(crate) struct CredentialVolumes {
     /// The Secret, if there is one.
     secret: Option<String>,
     /// The audiences of the tokens, each once.

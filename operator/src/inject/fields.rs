@@ -3,12 +3,12 @@
 use serde_json::{Map, Value};
 
 /// Returns the name of a container, volume, mount or variable.
-pub(super) fn name(value: &Value) -> Option<&str> {
+pub(crate) fn name(value: &Value) -> Option<&str> {
     value.get("name")?.as_str()
 }
 
 /// Returns the items of a list; none where there is no list.
-pub(super) fn items<'a>(object: &'a Value, field: &str) -> &'a [Value] {
+pub(crate) fn items<'a>(object: &'a Value, field: &str) -> &'a [Value] {
     object.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -88,6 +88,6 @@ pub(super) fn path(annotation: &str) -> String {
 }
 
 /// Returns a text of the pod, which is not checked yet, as one line of at most 63 characters.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     toolweir_crds::text::escaped(text, 63)
 }

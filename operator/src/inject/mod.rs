@@ -5,37 +5,43 @@
 //! First everything that belongs to the sidecar is removed ([`strip`]), then it is added. So a pod that was injected before and
 //! changed since, by another webhook or by its owner, comes out as it should.
 //!
-//! `skip` says which pods are not injected, `sidecar` makes the parts that are added, `patch` the JSON Patch
+//! `skip` says which pods are not injected, `sidecar` and `capture` make the parts that are added, `patch` the JSON Patch
 //! between two pods.
 
+pub(crate) mod capture;
 mod context;
 mod credentials;
-mod fields;
+pub(crate) mod fields;
 mod namespace_info;
 mod opt_in;
 mod patch;
-mod sidecar;
+pub(crate) mod sidecar;
 mod skip;
 mod workload;
 
 use serde_json::Value;
-use toolweir_crds::SIDECAR_CONTAINER;
 
 pub use self::{
+    capture::{CAPTURE_LABEL, SidecarIds},
     context::InjectionContext,
     namespace_info::NamespaceInfo,
     opt_in::{INJECT_LABEL, OptIn, namespace_opted_in},
     patch::patch,
     sidecar::{
-        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, SCRAPE, SCRAPE_ANNOTATIONS, STATE_VOLUME, TOKEN_VOLUME, URL,
-        URL_ENV,
+        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, SCRAPE, STATE_VOLUME, TOKEN_VOLUME, URL_ENV, scrape_annotations,
     },
     skip::{MIRROR, PodKind, SkipReason},
 };
+use crate::config::{CaptureMethod, SidecarPorts};
+
 use self::{
     fields::{entry_object, list, name, object, prepend, retain, tidy},
     sidecar::InjectedParts,
 };
+
+/// What is said of a pod that opts in to capture where there is none.
+pub(crate) const NO_METHOD: &str = "traffic is not captured in this cluster: its administrator set capture.method to None; remove the \
+                                    label, or have the method changed to Init";
 
 /// The annotation of an injected pod: the version of the operator that did it.
 pub const INJECTED: &str = "toolweir.dev/injected";
@@ -64,14 +70,18 @@ pub fn inject(pod: &Value, context: &InjectionContext<'_>) -> InjectionOutcome {
     if let Some(skip) = skip::skip(pod, context) {
         return InjectionOutcome::Skipped(skip);
     }
+    if capture::is_captured(pod, context) && context.config.capture.method == CaptureMethod::None {
+        return InjectionOutcome::Refused(format!("{CAPTURE_LABEL}: {NO_METHOD}"));
+    }
     let parts = match InjectedParts::new(pod, context) {
         Ok(parts) => parts,
         Err(why) => return InjectionOutcome::Refused(why),
     };
-    let mut injected = strip(pod);
+    let mut injected = strip(pod, context.config.sidecar.ports);
     if injected.pointer("/spec/containers").is_none() {
+        let own = pod.pointer("/spec/containers/0").and_then(name).unwrap_or_default();
         return InjectionOutcome::Refused(format!(
-            "spec.containers: there is none but {SIDECAR_CONTAINER}, and that name is the sidecar's; give the agent's container another"
+            "spec.containers: there is none but {own}, and that name is the sidecar's; give the agent's container another"
         ));
     }
     if add(&mut injected, &parts).is_none() {
@@ -84,20 +94,20 @@ pub fn inject(pod: &Value, context: &InjectionContext<'_>) -> InjectionOutcome {
 }
 
 /// Returns the pod without anything that belongs to the sidecar or stands in its place. Empty lists are removed too.
-pub fn strip(pod: &Value) -> Value {
+pub fn strip(pod: &Value, ports: SidecarPorts) -> Value {
     let mut pod = pod.clone();
     if let Some(metadata) = object(&mut pod, "metadata") {
         if let Some(annotations) = object(metadata, "annotations") {
             annotations.remove(INJECTED);
-            if sidecar::is_scraped(annotations) {
-                annotations.retain(|key, _| !SCRAPE_ANNOTATIONS.iter().any(|(own, _)| own == key));
+            if sidecar::is_scraped(annotations, ports.metrics) {
+                annotations.retain(|key, _| !scrape_annotations(ports.metrics).iter().any(|(own, _)| own == key));
             }
         }
         tidy(metadata, "annotations");
     }
     let Some(spec) = object(&mut pod, "spec") else { return pod };
     for kind in ["initContainers", "containers"] {
-        retain(spec, kind, |container| name(container) != Some(SIDECAR_CONTAINER));
+        retain(spec, kind, |container| !name(container).is_some_and(capture::is_injected_container));
         for container in list(spec, kind) {
             let Some(container) = container.as_object_mut() else { continue };
             retain(container, "env", |env| !name(env).is_some_and(sidecar::is_injected_env));
@@ -118,7 +128,7 @@ fn add(pod: &mut Value, parts: &InjectedParts) -> Option<()> {
     let annotations = entry_object(metadata, "annotations")?;
     annotations.insert(INJECTED.to_owned(), parts.version.clone().into());
     if parts.scrape && !annotations.contains_key(SCRAPE) {
-        annotations.extend(SCRAPE_ANNOTATIONS.map(|(key, value)| (key.to_owned(), value.into())));
+        annotations.extend(scrape_annotations(parts.ports.metrics).map(|(key, value)| (key.to_owned(), value.into())));
     }
     let spec = entry_object(pod, "spec")?;
     for kind in ["initContainers", "containers"] {
@@ -128,7 +138,8 @@ fn add(pod: &mut Value, parts: &InjectedParts) -> Option<()> {
             prepend(container, "volumeMounts", std::slice::from_ref(&parts.mount));
         }
     }
-    prepend(spec, "initContainers", std::slice::from_ref(&parts.container));
+    let init: Vec<Value> = parts.init_containers().cloned().collect();
+    prepend(spec, "initContainers", &init);
     prepend(spec, "volumes", &parts.volumes);
     Some(())
 }

@@ -7,6 +7,7 @@ use toolweir_crds::{
 };
 
 use super::{
+    capture::{self, SidecarIds},
     context::InjectionContext,
     credentials::{CredentialVolumes, has_token},
     fields::{annotation, annotations, entry_object, items, name, path, shown},
@@ -14,7 +15,7 @@ use super::{
     workload::workload,
 };
 use crate::{
-    config::{ResourceAmounts, SidecarLogLevel, SidecarResources},
+    config::{CaptureConfig, ResourceAmounts, SidecarLogLevel, SidecarPorts, SidecarResources},
     credentials::{AUDIENCE_TOKENS_VOLUME, CREDENTIALS_VOLUME},
 };
 
@@ -28,26 +29,18 @@ pub const CONFIG_VOLUME: &str = "toolweir-config";
 pub const CONFIG_PATH: &str = "/etc/toolweir";
 /// The file there, in the usual `mcpServers` form.
 pub const MCP_CONFIG: &str = "/etc/toolweir/mcp.json";
-/// The URL at which agents reach the sidecar.
-pub const URL: &str = "http://127.0.0.1:15001";
-/// The variable that holds [`URL`].
+/// The variable that holds the URL at which agents reach the sidecar.
 pub const URL_ENV: &str = "TOOLWEIR_URL";
 /// The variable that holds [`MCP_CONFIG`].
 pub const MCP_CONFIG_ENV: &str = "TOOLWEIR_MCP_CONFIG";
 /// The annotation by which a pod says whether a plain Prometheus scrapes it.
 pub const SCRAPE: &str = "prometheus.io/scrape";
-/// The annotations by which a plain Prometheus finds the sidecar's metrics, at [`METRICS_PORT`].
-pub const SCRAPE_ANNOTATIONS: [(&str, &str); 3] =
-    [(SCRAPE, "true"), ("prometheus.io/port", METRICS_PORT_TEXT), ("prometheus.io/path", "/metrics")];
-
-/// [`METRICS_PORT`] as a text; a test of this file compares the two.
-const METRICS_PORT_TEXT: &str = "15020";
 const TOKEN_PATH: &str = "/var/run/secrets/toolweir.dev";
 const STATE_PATH: &str = "/var/lib/toolweir";
-/// The ports at which the sidecar listens.
-const PORTS: [u16; 3] = [ADMIN_PORT, PROXY_PORT, METRICS_PORT];
-/// The user and group of the sidecar.
-const USER: u32 = 65532;
+/// The user and group of a sidecar without capture.
+const USER: SidecarIds = SidecarIds { uid: 65532, gid: 65532 };
+/// The ports of Istio's proxy among the usual ones of a sidecar.
+const ISTIO_PORTS: [u16; 3] = [15000, 15001, 15020];
 /// An action of a restart rule, since Kubernetes 1.35 (`ContainerRestartRule.action`).
 const RESTART_ALL: &str = "RestartAllContainers";
 /// Annotations by which a pod says more of its sidecar begin with this.
@@ -57,7 +50,7 @@ const LOG_LEVEL: &str = "toolweir.dev/sidecar-log-level";
 const HELD: (u128, u128) = (4 * 1024 * 1024, 64 * 1024 * 1024);
 const AMOUNTS: [(&str, &str); 4] = [("cpu", "request"), ("cpu", "limit"), ("memory", "request"), ("memory", "limit")];
 
-pub(super) fn is_injected_volume(name: &str) -> bool {
+pub(crate) fn is_injected_volume(name: &str) -> bool {
     [TOKEN_VOLUME, STATE_VOLUME, CONFIG_VOLUME, CREDENTIALS_VOLUME, AUDIENCE_TOKENS_VOLUME].contains(&name)
 }
 
@@ -86,14 +79,22 @@ pub(super) fn is_in_place_of_injected(mount: &Value) -> bool {
     name(mount).is_some_and(is_injected_volume) || is_at_injected_path(mount)
 }
 
-/// Returns whether annotations are [`SCRAPE_ANNOTATIONS`].
-pub(super) fn is_scraped(annotations: &Map<String, Value>) -> bool {
-    SCRAPE_ANNOTATIONS.iter().all(|(key, value)| annotations.get(*key).and_then(Value::as_str) == Some(value))
+/// Returns the annotations by which a plain Prometheus finds the metrics of a sidecar at a port.
+pub fn scrape_annotations(metrics_port: u16) -> [(&'static str, String); 3] {
+    [(SCRAPE, "true".to_owned()), ("prometheus.io/port", metrics_port.to_string()), ("prometheus.io/path", "/metrics".to_owned())]
+}
+
+/// Returns whether annotations are [`scrape_annotations`].
+pub(super) fn is_scraped(annotations: &Map<String, Value>, metrics_port: u16) -> bool {
+    let is_ours = |(key, value): (&str, String)| annotations.get(key).and_then(Value::as_str) == Some(value.as_str());
+    scrape_annotations(metrics_port).into_iter().all(is_ours)
 }
 
 /// The parts that are added to one pod.
-pub(super) struct InjectedParts {
+pub(crate) struct InjectedParts {
     pub container: Value,
+    /// The init container of capture, where traffic is captured.
+    pub capture: Option<Value>,
     pub volumes: Vec<Value>,
     pub credentials: CredentialVolumes,
     /// For every other container.
@@ -102,21 +103,37 @@ pub(super) struct InjectedParts {
     pub mount: Value,
     /// For the annotation.
     pub version: String,
-    /// True if the pod gets [`SCRAPE_ANNOTATIONS`], unless [`SCRAPE`] is its own.
+    /// True if the pod gets [`scrape_annotations`], unless [`SCRAPE`] is its own.
     pub scrape: bool,
+    pub ports: SidecarPorts,
 }
 
 impl InjectedParts {
     /// Makes the parts for a pod.
     ///
     /// # Errors
-    /// An annotation of the pod or its namespace is wrong: which, and what to write instead.
+    /// An annotation of the pod or its namespace is wrong, or it cannot be captured: why, and what to write instead.
     pub fn new(pod: &Value, context: &InjectionContext<'_>) -> Result<Self, String> {
+        let range = context.config.capture.user_range;
+        let captured = capture::is_captured(pod, context);
+        let ids = captured.then(|| SidecarIds::choose(pod, range, context.seed)).transpose()?;
+        Self::with_ids(pod, context, ids)
+    }
+
+    /// Makes the parts for a pod that is captured if there are ids, whatever is known of labels.
+    ///
+    /// # Errors
+    /// An annotation of the pod or its namespace is wrong.
+    pub fn with_ids(pod: &Value, context: &InjectionContext<'_>, ids: Option<SidecarIds>) -> Result<Self, String> {
+        let ports = context.config.sidecar.ports;
         let credentials = CredentialVolumes::new(pod, context)?;
-        let mut container = container(pod, context, &credentials)?;
+        let mut container = container(pod, context, &credentials, ids)?;
+        let mut capture = ids.map(|ids| capture::capture_container(ids, ports, &container));
         let before = pod.get("spec").map_or(&[][..], |spec| items(spec, "initContainers"));
-        if let Some(before) = before.iter().find(|before| is_genuine(before, &container)) {
-            keep(&mut container, before);
+        for ours in capture.iter_mut().chain([&mut container]) {
+            if let Some(before) = before.iter().find(|before| is_genuine(before, ours)) {
+                keep(ours, before);
+            }
         }
         // The API server's defaults are written out, here and in the container: what comes back at a reinvocation is then
         // the same as what was sent.
@@ -132,20 +149,74 @@ impl InjectedParts {
             json!({"name": CONFIG_VOLUME, "emptyDir": {}}),
         ];
         volumes.extend(credentials.volumes());
-        let env = [json!({"name": URL_ENV, "value": URL}), json!({"name": MCP_CONFIG_ENV, "value": MCP_CONFIG})];
+        let url = format!("http://127.0.0.1:{}", ports.proxy);
+        let env = [json!({"name": URL_ENV, "value": url}), json!({"name": MCP_CONFIG_ENV, "value": MCP_CONFIG})];
         let mount = json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": true});
         // Who wrote them before cannot be told, so they stay where they are: they may be the pod's own.
-        let scrape = context.config.sidecar.scrape_annotations || annotations(pod).is_some_and(is_scraped);
-        Ok(Self { container, volumes, credentials, env, mount, version: context.version.to_owned(), scrape })
+        let scrape =
+            context.config.sidecar.scrape_annotations || annotations(pod).is_some_and(|all| is_scraped(all, ports.metrics));
+        let version = context.version.to_owned();
+        Ok(Self { container, capture, volumes, credentials, env, mount, version, scrape, ports })
     }
 }
 
-fn container(pod: &Value, context: &InjectionContext<'_>, credentials: &CredentialVolumes) -> Result<Value, String> {
+impl InjectedParts {
+    /// Returns the containers that come before the pod's own, in their order.
+    pub fn init_containers(&self) -> impl Iterator<Item = &Value> {
+        self.capture.iter().chain([&self.container])
+    }
+
+    /// Returns the ports at which the sidecar listens.
+    fn ports(&self) -> impl Iterator<Item = u16> {
+        let captured = self.capture.is_some();
+        self.ports.named().into_iter().filter(move |(name, _)| captured || *name != "capture").map(|(_, port)| port)
+    }
+}
+
+/// Returns the arguments for ports that differ from the sidecar's own defaults.
+fn port_args(ports: SidecarPorts) -> impl Iterator<Item = String> {
+    let flags = [
+        ("--listen", "127.0.0.1", ports.proxy, PROXY_PORT),
+        ("--admin-listen", "127.0.0.1", ports.admin, ADMIN_PORT),
+        ("--metrics-listen", "0.0.0.0", ports.metrics, METRICS_PORT),
+    ];
+    let differing = flags.into_iter().filter(|(_, _, port, default)| port != default);
+    differing.flat_map(|(flag, address, port, _)| [flag.to_owned(), format!("{address}:{port}")])
+}
+
+/// Returns the arguments for a sidecar to which connections are redirected.
+fn capture_args(capture: &CaptureConfig, ports: SidecarPorts) -> impl Iterator<Item = String> {
+    let private = capture.private_cidrs.iter().flat_map(|cidr| ["--private-cidr".to_owned(), cidr.clone()]);
+    ["--capture-port".to_owned(), ports.capture.to_string()].into_iter().chain(private)
+}
+
+/// Returns the variables of the sidecar.
+fn variables(context: &InjectionContext<'_>, captured: bool) -> Vec<Value> {
+    let field =
+        |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
+    let mut variables = vec![
+        field("POD_NAME", "metadata.name"),
+        field("POD_NAMESPACE", "metadata.namespace"),
+        field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+    ];
+    if captured {
+        variables.extend([field("POD_IPS", "status.podIPs"), field("NODE_IPS", "status.hostIPs")]);
+    }
+    variables.push(json!({"name": "TOOLWEIR_CA", "value": context.ca}));
+    variables
+}
+
+fn container(
+    pod: &Value,
+    context: &InjectionContext<'_>,
+    credentials: &CredentialVolumes,
+    ids: Option<SidecarIds>,
+) -> Result<Value, String> {
     let annotations = Annotations(pod);
     let sidecar = &context.config.sidecar;
     let level = annotations.log_level()?.unwrap_or(sidecar.log_level);
     let resources = annotations.resources(&sidecar.resources)?;
-    let field = |path: &str| json!({"fieldRef": {"apiVersion": "v1", "fieldPath": path}});
+    let ports = sidecar.ports;
     let token = format!("{TOKEN_PATH}/token");
     // A kubelet replaces `$(NAME)` in arguments by a variable.
     let workload = format!("--pod-workload={}", workload(pod).replace('$', "$$"));
@@ -153,6 +224,9 @@ fn container(pod: &Value, context: &InjectionContext<'_>, credentials: &Credenti
     let mut args = vec!["run", "--control-plane", context.stream_url, "--token-file", &token, "--state-dir", STATE_PATH];
     args.extend(["--mcp-config", MCP_CONFIG, &workload, "--max-held", &held]);
     args.extend(credentials.args());
+    let captured = ids.map(|_| capture_args(&context.config.capture, ports));
+    let more: Vec<String> = port_args(ports).chain(captured.into_iter().flatten()).collect();
+    args.extend(more.iter().map(String::as_str));
     // The log level comes last: see `is_genuine`.
     args.extend(["--log-format", "json", "--log-level", level.as_str()]);
     let mut mounts = vec![
@@ -168,16 +242,11 @@ fn container(pod: &Value, context: &InjectionContext<'_>, credentials: &Credenti
         "args": args,
         // A native sidecar: it starts before the others and is stopped after them, and a Job ends without it.
         "restartPolicy": "Always",
-        "env": [
-            {"name": "POD_NAME", "valueFrom": field("metadata.name")},
-            {"name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace")},
-            {"name": "POD_SERVICE_ACCOUNT", "valueFrom": field("spec.serviceAccountName")},
-            {"name": "TOOLWEIR_CA", "value": context.ca},
-        ],
-        "ports": [{"name": "tw-metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
+        "env": variables(context, ids.is_some()),
+        "ports": [{"name": "tw-metrics", "containerPort": ports.metrics, "protocol": "TCP"}],
         // No other container starts before it holds a snapshot of its policies.
         "startupProbe": {
-            "httpGet": {"path": "/readyz", "port": METRICS_PORT, "scheme": "HTTP"},
+            "httpGet": {"path": "/readyz", "port": ports.metrics, "scheme": "HTTP"},
             "periodSeconds": 1,
             "timeoutSeconds": 1,
             "successThreshold": 1,
@@ -190,9 +259,9 @@ fn container(pod: &Value, context: &InjectionContext<'_>, credentials: &Credenti
             "capabilities": {"drop": ["ALL"]},
             "privileged": false,
             "readOnlyRootFilesystem": true,
-            "runAsGroup": USER,
+            "runAsGroup": ids.unwrap_or(USER).gid,
             "runAsNonRoot": true,
-            "runAsUser": USER,
+            "runAsUser": ids.unwrap_or(USER).uid,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationMessagePath": "/dev/termination-log",
@@ -222,11 +291,12 @@ fn resources_value(resources: &SidecarResources) -> Value {
         .collect()
 }
 
-/// Returns whether a container of the sidecar's name was injected before.
+/// Returns whether a container that has the name of one of ours was injected before.
 fn is_genuine(before: &Value, ours: &Value) -> bool {
-    // The log level of the command line is left to the end: an annotation may have changed since.
+    // The log level of the command line is left to the end: an annotation may have changed since. At the end of the other
+    // container is an id or a port, which is no more telling.
     let args = |container: &Value| items(container, "args").iter().rev().skip(1).cloned().collect::<Vec<_>>();
-    name(before) == Some(SIDECAR_CONTAINER)
+    name(before) == name(ours)
         && ["image", "command"].iter().all(|field| before.get(field) == ours.get(field))
         && args(before) == args(ours)
 }
@@ -298,7 +368,7 @@ pub(super) fn warnings(pod: &Value, ours: &InjectedParts) -> Vec<String> {
     if let Some(annotations) = annotations(pod)
         && ours.scrape
     {
-        warn_of_scraping(annotations, &mut warnings);
+        warn_of_scraping(annotations, ours.ports.metrics, &mut warnings);
     }
     if let Some(spec) = pod.get("spec") {
         warn_of_volumes(spec, ours, &mut warnings);
@@ -337,10 +407,11 @@ fn warn_of_spec(spec: &Value, ours: &InjectedParts, warnings: &mut Vec<String>) 
     let containers =
         ["initContainers", "containers"].into_iter().flat_map(|kind| items(spec, kind).iter().map(move |c| (kind, c)));
     for (kind, container) in containers {
-        if name(container) == Some(SIDECAR_CONTAINER) {
-            if kind == "containers" || !is_genuine(container, &ours.container) {
-                warnings
-                    .push(format!("container {SIDECAR_CONTAINER}: the name is Toolweir's; the pod's own container was replaced"));
+        if let Some(own) = name(container).filter(|name| capture::is_injected_container(name)) {
+            let injected = ours.init_containers().find(|injected| name(injected) == Some(own));
+            if kind == "containers" || injected.is_none_or(|injected| !is_genuine(container, injected)) {
+                let became = if injected.is_some() { "replaced" } else { "removed" };
+                warnings.push(format!("container {own}: the name is Toolweir's; the pod's own container was {became}"));
             }
             continue;
         }
@@ -350,25 +421,26 @@ fn warn_of_spec(spec: &Value, ours: &InjectedParts, warnings: &mut Vec<String>) 
     for field in ["shareProcessNamespace", "hostPID"] {
         if spec.get(field) == Some(&Value::Bool(true)) {
             warnings.push(format!(
-                "spec.{field}: a container that runs as root or as user {USER} can reach into the sidecar and read its token{credentials}"
+                "spec.{field}: a container that runs as root or as user {} can reach into the sidecar and read its token{credentials}",
+                USER.uid
             ));
         }
     }
 }
 
-/// Warns of the pod's own annotations in place of [`SCRAPE_ANNOTATIONS`].
-fn warn_of_scraping(annotations: &Map<String, Value>, warnings: &mut Vec<String>) {
+/// Warns of the pod's own annotations in place of [`scrape_annotations`].
+fn warn_of_scraping(annotations: &Map<String, Value>, metrics_port: u16, warnings: &mut Vec<String>) {
     if annotations.contains_key(SCRAPE) {
-        if !is_scraped(annotations) {
+        if !is_scraped(annotations, metrics_port) {
             warnings.push(format!(
                 "annotation {SCRAPE}: is the pod's own and stays, so Prometheus does not find the sidecar's metrics by \
-                 annotations; remove it, or have port {METRICS_PORT} scraped as docs/monitoring.md says"
+                 annotations; remove it, or have port {metrics_port} scraped as docs/monitoring.md says"
             ));
         }
         return;
     }
-    for (key, value) in SCRAPE_ANNOTATIONS {
-        if annotations.get(key).is_some_and(|own| own.as_str() != Some(value)) {
+    for (key, value) in scrape_annotations(metrics_port) {
+        if annotations.get(key).is_some_and(|own| own.as_str() != Some(value.as_str())) {
             warnings.push(format!(
                 "annotation {key}: its own value was replaced by the sidecar's, {value}; to keep it, write {SCRAPE} too"
             ));
@@ -400,26 +472,18 @@ fn warn_of_container(container: &Value, ours: &InjectedParts, warnings: &mut Vec
     }
     ours.credentials.warn_of_container(container, &who, warnings);
     let ports = items(container, "ports").iter().filter_map(|port| port.get("containerPort")?.as_u64());
-    for port in ports.filter(|port| PORTS.iter().any(|own| u64::from(*own) == *port)) {
+    for port in ports.filter(|port| ours.ports().any(|own| u64::from(own) == *port)) {
         warnings.push(format!("{who}: port {port} is the sidecar's; one of the two cannot listen there"));
     }
     if items(container, "restartPolicyRules").iter().any(|rule| rule.get("action").and_then(Value::as_str) == Some(RESTART_ALL)) {
         warnings.push(format!("{who}: {RESTART_ALL} starts the sidecar anew too, and its limits count from nothing then"));
     }
     if name(container) == Some("istio-proxy") {
-        warnings.push(format!(
-            "{who}: Istio's proxy and the sidecar both listen on ports {ADMIN_PORT}, {PROXY_PORT} and {METRICS_PORT}"
-        ));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prometheus_is_given_the_port_of_metrics() {
-        assert_eq!(METRICS_PORT_TEXT, METRICS_PORT.to_string());
-        assert_eq!(URL, format!("http://127.0.0.1:{PROXY_PORT}"));
+        let shared: Vec<String> = ours.ports().filter(|port| ISTIO_PORTS.contains(port)).map(|port| port.to_string()).collect();
+        if let Some((last, others)) = shared.split_last() {
+            let ports =
+                if others.is_empty() { format!("port {last}") } else { format!("ports {} and {last}", others.join(", ")) };
+            warnings.push(format!("{who}: Istio's proxy and the sidecar both listen on {ports}"));
+        }
     }
 }
