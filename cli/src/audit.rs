@@ -8,9 +8,9 @@ use crate::table::shown;
 /// A line of a sidecar's log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LogLine {
-    /// The audit line of a call that was denied, or would have been denied.
+    /// The audit line of a call or a connection that was denied, or would have been denied.
     Denial(DenialLine),
-    /// An audit line of another call, or a line of the sidecar's own log.
+    /// An audit line of another call or connection, or a line of the sidecar's own log.
     Other,
     /// An audit line that cannot be read.
     Malformed,
@@ -29,9 +29,15 @@ impl LogLine {
         };
         let Some(decision) = fields.get("decision") else { return Self::Other };
         let text = |name: &str| fields.get(name).is_some_and(Value::is_string);
+        // A connection to somewhere else than a declared server has a destination in place of server and tool.
+        let needed: &[&str] = if fields.contains_key("destination") {
+            &["time", "destination", "reason"]
+        } else {
+            &["time", "server", "tool", "reason"]
+        };
         match decision.as_str() {
             Some("allowed") => Self::Other,
-            Some(_) if ["time", "server", "tool", "reason"].into_iter().all(text) => Self::Denial(DenialLine(fields)),
+            Some(_) if needed.iter().all(|name| text(name)) => Self::Denial(DenialLine(fields)),
             _ => Self::Malformed,
         }
     }
@@ -46,18 +52,18 @@ impl DenialLine {
         self.0.get(name).and_then(Value::as_str).filter(|text| !text.is_empty()).unwrap_or("-")
     }
 
-    /// Returns the time of the call, in RFC 3339 and UTC.
+    /// Returns the time of the call or connection, in RFC 3339 and UTC.
     pub fn time(&self) -> &str {
         self.field("time")
     }
 
-    /// Returns the cells of a row for people.
+    /// Returns the cells of a row for people. The server of a connection is its destination.
     pub fn cells(&self, namespace: &str, pod: &str) -> [String; 8] {
         let field = |name: &str| shown(self.field(name)).into_owned();
         [
             field("time"),
             format!("{namespace}/{pod}"),
-            field("server"),
+            field(if self.0.contains_key("destination") { "destination" } else { "server" }),
             field("tool"),
             field("decision"),
             field("reason"),
@@ -141,6 +147,23 @@ mod tests {
             (&DENIED.replace("\"denied\"", "7"), LogLine::Malformed),
         ] {
             assert_eq!(LogLine::parse(line), read, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_connection_has_its_destination_for_a_server() {
+        let line = r#"{"time":"2026-11-24T17:08:44.414Z","destination":"api.example.com:443","decision":"denied","reason":"not_allowed","policy":"agents/out","protocol":"tls"}"#;
+        let LogLine::Denial(denial) = LogLine::parse(line) else { panic!("no denial") };
+        assert_eq!(
+            denial.cells("default", "agent-0").join(" "),
+            "2026-11-24T17:08:44.414Z default/agent-0 api.example.com:443 - denied not_allowed agents/out -"
+        );
+        for (line, read) in [
+            (line.replace("\"denied\"", "\"allowed\""), LogLine::Other),
+            (line.replace("\"api.example.com:443\"", "null"), LogLine::Malformed),
+            (line.replace("\"not_allowed\"", "1"), LogLine::Malformed),
+        ] {
+            assert_eq!(LogLine::parse(&line), read, "{line}");
         }
     }
 

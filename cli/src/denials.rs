@@ -1,4 +1,4 @@
-//! `kubectl toolweir denials`: shows denied calls from the sidecars' audit logs.
+//! `kubectl toolweir denials`: shows denied calls and connections from the sidecars' audit logs.
 
 use std::{
     collections::{HashMap, VecDeque},

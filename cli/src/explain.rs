@@ -6,7 +6,7 @@ use anyhow::{anyhow, bail};
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Pod as KubePod;
 use kube::{Api, Client};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 use toolweir_crds::{
     Action,
@@ -16,7 +16,7 @@ use toolweir_crds::{
 use crate::{
     CommandOutcome, OutputFormat,
     cluster::{ApiAccess, NamespaceScope, PodInfo, is_missing, list},
-    forward,
+    forward::{self, PodResponse},
     table::{number, short, shown, table},
 };
 
@@ -59,45 +59,63 @@ struct ExplainRequestBody<'a> {
 /// The pod or its sidecar does not exist, a right is missing, or the arguments are not a JSON object.
 pub async fn explain(client: &Client, namespace: &str, options: &ExplainQuery) -> anyhow::Result<(String, CommandOutcome)> {
     let arguments = options.arguments.as_deref().map(arguments).transpose()?;
-    let pod = find(client, namespace, options.pod.strip_prefix("pod/").unwrap_or(&options.pod)).await?;
-    let sidecar = pod.sidecar.unwrap_or_default();
-    if !sidecar.running {
-        let why = sidecar.waiting_reason.map(|why| format!(" ({why})")).unwrap_or_default();
-        bail!("the sidecar of pod {} does not run{why}; kubectl -n {namespace} describe pod {} says why", pod.key, pod.key.name);
-    }
     let ExplainQuery { tool, server, session, .. } = options;
     let request_body = ExplainRequestBody { tool, server: server.as_deref(), arguments, session: session.as_deref() };
-    let request_body = serde_json::to_string(&request_body)?;
-    let answer = forward::request(client, &pod.key, pod.admin_port, "/explain", Some(request_body)).await?;
+    let (pod, answer) = ask(client, namespace, &options.pod, &request_body).await?;
     match answer.status {
         StatusCode::OK => {}
-        StatusCode::NOT_FOUND => {
-            bail!(
-                "the sidecar of pod {} is too old for this plugin: it has no /explain. Restart the pod to get a new sidecar",
-                pod.key
-            )
-        }
         StatusCode::BAD_REQUEST if server.is_none() && answer.text().starts_with("which server?") => {
             bail!("{} with --server", shown(&answer.text()).replace(" as `server`", ""))
         }
         status => bail!("the sidecar of pod {} responded {status}: {}", pod.key, shown(&answer.text())),
     }
-    let unread = |error: serde_json::Error| anyhow!("the response of the sidecar of pod {} cannot be parsed: {error}", pod.key);
-    let read: ExplainResponse = serde_json::from_slice(&answer.body).map_err(unread)?;
+    let read: ExplainResponse = parse(&pod, &answer)?;
     let found = if read.explanation.verdict.allowed { CommandOutcome::Positive } else { CommandOutcome::Negative };
     let written = match options.form {
         OutputFormat::Text => text(&pod.key.to_string(), &read),
-        OutputFormat::Json => {
-            // The sidecar's own response, which may have fields that this version does not know.
-            let mut value: Value = serde_json::from_slice(&answer.body).map_err(unread)?;
-            if let Some(fields) = value.as_object_mut() {
-                fields.insert("namespace".to_owned(), pod.key.namespace.into());
-                fields.insert("pod".to_owned(), pod.key.name.into());
-            }
-            format!("{value:#}\n")
-        }
+        OutputFormat::Json => json(&pod, &answer)?,
     };
     Ok((written, found))
+}
+
+/// Asks the sidecar of a pod with `POST /explain`. Returns the pod and the response, whatever its status is.
+pub(crate) async fn ask(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    question: &impl Serialize,
+) -> anyhow::Result<(PodInfo, PodResponse)> {
+    let pod = find(client, namespace, pod.strip_prefix("pod/").unwrap_or(pod)).await?;
+    let sidecar = pod.sidecar.clone().unwrap_or_default();
+    if !sidecar.running {
+        let why = sidecar.waiting_reason.map(|why| format!(" ({why})")).unwrap_or_default();
+        bail!("the sidecar of pod {} does not run{why}; kubectl -n {namespace} describe pod {} says why", pod.key, pod.key.name);
+    }
+    let question = serde_json::to_string(question)?;
+    let answer = forward::request(client, &pod.key, pod.admin_port, "/explain", Some(question)).await?;
+    if answer.status == StatusCode::NOT_FOUND {
+        bail!(
+            "the sidecar of pod {} is too old for this plugin: it has no /explain. Restart the pod to get a new sidecar",
+            pod.key
+        );
+    }
+    Ok((pod, answer))
+}
+
+/// Parses the response of a pod's sidecar.
+pub(crate) fn parse<T: DeserializeOwned>(pod: &PodInfo, answer: &PodResponse) -> anyhow::Result<T> {
+    serde_json::from_slice(&answer.body)
+        .map_err(|error| anyhow!("the response of the sidecar of pod {} cannot be parsed: {error}", pod.key))
+}
+
+/// Formats the response of a pod's sidecar as JSON: with fields that this version does not know, and the pod.
+pub(crate) fn json(pod: &PodInfo, answer: &PodResponse) -> anyhow::Result<String> {
+    let mut value: Value = parse(pod, answer)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("namespace".to_owned(), pod.key.namespace.as_str().into());
+        fields.insert("pod".to_owned(), pod.key.name.as_str().into());
+    }
+    Ok(format!("{value:#}\n"))
 }
 
 /// Parses the arguments of a call: a JSON object.
@@ -200,7 +218,8 @@ pub fn text(pod: &str, answer: &ExplainResponse) -> String {
     text
 }
 
-fn decision_text(decision: &str, reason: &str) -> String {
+/// Returns a decision in words, with its reason.
+pub(crate) fn decision_text(decision: &str, reason: &str) -> String {
     let decision = match decision {
         "would_deny" => "allowed, though a policy in audit mode would deny it",
         other => other,

@@ -11,12 +11,13 @@ use kube::Client;
 use toolweir_cli::{
     CommandOutcome, OutputFormat,
     cluster::{ClusterFlags, NamespaceScope},
-    denials, explain, status,
+    denials, explain, explain_url, status,
 };
 
 /// Shows what the policies of a cluster do, and why.
 ///
-/// Exit codes: 0 everything is in order, or the call is allowed; 1 something is not in order, or the call is denied; 2 an error.
+/// Exit codes: 0 everything is in order, or the call or connection is allowed; 1 something is not in order, or it is denied; 2 an
+/// error.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-toolweir", bin_name = "kubectl toolweir", version, about)]
 struct Cli {
@@ -55,7 +56,7 @@ enum Command {
         #[command(flatten)]
         place: NamespaceFlags,
     },
-    /// Show calls that were denied, or would have been, from the sidecars' audit logs
+    /// Show calls and connections that were denied, or would have been, from the sidecars' audit logs
     Denials {
         #[command(flatten)]
         place: NamespaceFlags,
@@ -69,14 +70,15 @@ enum Command {
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
         since: Duration,
     },
-    /// Show which entry of which policy decides a call, and how much of each limit is left; nothing is called or counted
+    /// Show which entry of which policy decides a call, and how much of each limit is left; or, with --url, what becomes of a
+    /// connection. Nothing is called, connected to or counted
     Explain {
-        /// Pod that would make the call
+        /// Pod that would make the call or connection
         #[arg(value_name = "POD")]
         pod: String,
         /// Tool
-        #[arg(value_name = "TOOL")]
-        tool: String,
+        #[arg(value_name = "TOOL", required_unless_present = "url")]
+        tool: Option<String>,
         /// Arguments of the call, as a JSON object
         #[arg(value_name = "ARGS-JSON")]
         arguments: Option<String>,
@@ -86,6 +88,9 @@ enum Command {
         /// MCP session, for limits with the scope Session
         #[arg(long, value_name = "ID")]
         session: Option<String>,
+        /// URL that the pod would connect to, in place of a tool
+        #[arg(long, value_name = "URL", conflicts_with_all = ["tool", "arguments", "server", "session"])]
+        url: Option<String>,
         /// Namespace [default: that of the context]
         #[arg(short, long, value_name = "NAME")]
         namespace: Option<String>,
@@ -132,10 +137,15 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
             denials::denials(&client, &options, io::stdout(), io::stderr()).await?;
             Ok(CommandOutcome::Positive)
         }
-        Command::Explain { pod, tool, arguments, server, session, namespace } => {
+        Command::Explain { pod, tool, arguments, server, session, url, namespace } => {
             let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
-            let options = explain::ExplainQuery { pod, tool, arguments, server, session, form };
-            let (text, found) = explain::explain(&client, &namespace, &options).await?;
+            let (text, found) = if let Some(url) = url {
+                explain_url::explain_url(&client, &namespace, &explain_url::UrlQuery { pod, url, form }).await?
+            } else {
+                let tool = tool.unwrap_or_default();
+                let options = explain::ExplainQuery { pod, tool, arguments, server, session, form };
+                explain::explain(&client, &namespace, &options).await?
+            };
             io::stdout().write_all(text.as_bytes())?;
             Ok(found)
         }
@@ -160,6 +170,10 @@ mod tests {
             assert_eq!((cli.connection.context.as_deref(), cli.output), (Some("c"), OutputFormat::Json), "{line}");
         }
         assert!(Cli::try_parse_from(["kubectl-toolweir", "status", "-A", "-n", "x"]).is_err());
+        assert!(Cli::try_parse_from(["kubectl-toolweir", "explain", "p"]).is_err());
+        assert!(Cli::try_parse_from(["kubectl-toolweir", "explain", "p", "t", "--url", "http://a"]).is_err());
+        let cli = Cli::try_parse_from(["kubectl-toolweir", "explain", "p", "--url", "http://a"]).unwrap();
+        assert!(matches!(cli.command, Command::Explain { url: Some(url), tool: None, .. } if url == "http://a"));
         let cli = Cli::try_parse_from(["kubectl-toolweir", "denials", "-f", "--since", "90s"]).unwrap();
         assert!(matches!(cli.command, Command::Denials { follow: true, since, .. } if since == Duration::from_secs(90)));
     }

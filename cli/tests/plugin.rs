@@ -4,16 +4,21 @@
 
 mod common;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use common::{ApiServer, RunningSidecar, SharedBuffer, pod, sidecar};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::mpsc,
+};
 use toolweir_cli::{
     CommandOutcome, OutputFormat,
     cluster::NamespaceScope,
     denials::{self, denials},
     explain::{self, explain},
+    explain_url::{UrlQuery, explain_url},
     status,
 };
 
@@ -286,6 +291,68 @@ async fn explain_says_what_to_do_where_it_cannot() {
     assert!(ask("social-1", None).await.contains("the verb `get` on `pods`"));
 }
 
+/// An administration that gives one answer to every question. Returns its address, and the questions.
+async fn answering(status: &'static str, body: String) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asked, questions) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = String::new();
+            while !request.ends_with('}') {
+                let mut piece = [0; 1024];
+                let read = stream.read(&mut piece).await.unwrap();
+                assert_ne!(read, 0, "{request}");
+                request.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+            }
+            asked.send(request).unwrap();
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        }
+    });
+    (address, questions)
+}
+
+#[tokio::test]
+async fn explain_says_what_becomes_of_a_connection() {
+    let (api, _running) = cluster().await;
+    let denied = json!({"url": "https://a.com", "name": "a.com", "port": 443, "decision": "denied", "reason": "not_allowed",
+        "policy": "agents/out", "message": "Denied by policy agents/out: no rule allows a.com at port 443.", "newer": 1});
+    let governed = json!({"url": "http://bank/mcp", "name": "bank", "port": 80, "server": "bank", "decision": "governed",
+        "reason": "none"});
+    let unknown = "`url` is not known; write {\"tool\": NAME}".to_owned();
+    let (no, mut questions) = answering("200 OK", denied.to_string()).await;
+    let (yes, _) = answering("200 OK", governed.to_string()).await;
+    let (old, _) = answering("400 Bad Request", unknown).await;
+    let (bad, _) = answering("400 Bad Request", "`url` is not a URL".to_owned()).await;
+    api.change(|world| {
+        for (name, address) in [("no", no), ("yes", yes), ("old", old), ("bad", bad)] {
+            world.pods.push(pod("agents", name, true));
+            world.ports.insert((name.to_owned(), 15000), address);
+        }
+    });
+    let ask = async |pod: &str, form| {
+        let query = UrlQuery { pod: pod.to_owned(), url: "https://a.com".to_owned(), form };
+        explain_url(&api.client(), "agents", &query).await
+    };
+    let (text, found) = ask("pod/no", OutputFormat::Text).await.unwrap();
+    assert!(text.starts_with("pod agents/no, https://a.com: denied (not_allowed)\n  Denied by policy agents/out: "), "{text}");
+    assert_eq!(found, CommandOutcome::Negative);
+    let question = questions.recv().await.unwrap();
+    assert!(question.starts_with("POST /explain ") && question.ends_with("\r\n\r\n{\"url\":\"https://a.com\"}"), "{question}");
+    let (text, _) = ask("no", OutputFormat::Json).await.unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json["pod"], &json["newer"], &json["reason"]), (&"no".into(), &1.into(), &"not_allowed".into()));
+    let (text, found) = ask("yes", OutputFormat::Text).await.unwrap();
+    assert!(text.starts_with("pod agents/yes, http://bank/mcp: governed as server bank\n"), "{text}");
+    assert_eq!(found, CommandOutcome::Positive);
+    let error = ask("old", OutputFormat::Text).await.unwrap_err().to_string();
+    assert_eq!(error, "the sidecar of pod agents/old is too old for --url. Restart the pod to get a new sidecar");
+    let error = ask("bad", OutputFormat::Text).await.unwrap_err().to_string();
+    assert_eq!(error, "the sidecar of pod agents/bad responded 400 Bad Request: `url` is not a URL");
+}
+
 /// A line of a sidecar's log, as the kubelet gives it.
 fn line(second: u8, tool: &str, decision: &str) -> String {
     let time = format!("2026-11-24T17:08:{second:02}");
@@ -306,15 +373,17 @@ async fn denials_of_all_pods_stand_in_the_order_of_their_times() {
         let cut = line(4, "pay", "denied").chars().take(90).collect();
         let first = vec![log.to_owned(), line(5, "pay", "denied"), cut, line(2, "pay", "would_deny"), line(3, "pay", "allowed")];
         world.logs.insert("social-1".to_owned(), first);
-        world.logs.insert("social-2".to_owned(), vec![line(3, "wipe_all", "denied")]);
+        let connection = r#"2026-11-24T17:08:06Z {"time":"2026-11-24T17:08:06.414Z","destination":"a.com:443","decision":"denied","reason":"not_allowed","policy":"agents/out","protocol":"tls"}"#;
+        world.logs.insert("social-2".to_owned(), vec![line(3, "wipe_all", "denied"), connection.to_owned()]);
     });
     let (out, notes) = (SharedBuffer::default(), SharedBuffer::default());
     denials(&api.client(), &options(false, OutputFormat::Text), out.clone(), notes.clone()).await.unwrap();
     let golden = "\
-TIME                      POD              SERVER  TOOL      DECISION    REASON  POLICY       ENTRY
-2026-11-24T17:08:02.414Z  agents/social-1  bank    pay       would_deny  denied  agents/bank  pay
-2026-11-24T17:08:03.414Z  agents/social-2  bank    wipe_all  denied      denied  agents/bank  wipe_all
-2026-11-24T17:08:05.414Z  agents/social-1  bank    pay       denied      denied  agents/bank  pay
+TIME                      POD              SERVER     TOOL      DECISION    REASON       POLICY       ENTRY
+2026-11-24T17:08:02.414Z  agents/social-1  bank       pay       would_deny  denied       agents/bank  pay
+2026-11-24T17:08:03.414Z  agents/social-2  bank       wipe_all  denied      denied       agents/bank  wipe_all
+2026-11-24T17:08:05.414Z  agents/social-1  bank       pay       denied      denied       agents/bank  pay
+2026-11-24T17:08:06.414Z  agents/social-2  a.com:443  -         denied      not_allowed  agents/out   -
 ";
     assert_eq!(out.text(), golden);
     assert_eq!(notes.text(), "note: 1 line of the audit log could not be read\n");
@@ -324,7 +393,7 @@ TIME                      POD              SERVER  TOOL      DECISION    REASON 
     let one = denials::DenialsQuery { pod: Some("social-2".to_owned()), scope: agents(), ..options(false, OutputFormat::Json) };
     let out = SharedBuffer::default();
     denials(&api.client(), &one, out.clone(), SharedBuffer::default()).await.unwrap();
-    let json: Value = serde_json::from_str(&out.text()).unwrap();
+    let json: Value = serde_json::from_str(out.text().lines().next().unwrap()).unwrap();
     assert_eq!((&json["tool"], &json["pod"], &json["outcome"]), (&"wipe_all".into(), &"social-2".into(), &"denied".into()));
 }
 

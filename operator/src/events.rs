@@ -1,4 +1,4 @@
-//! Denials as Kubernetes events of the pod, for `kubectl describe pod`. They are gathered, and written at most once a minute for
+//! Denials of calls and connections as Kubernetes events of the pod, for `kubectl describe pod`. They are gathered, and written at most once a minute for
 //! each pod and reason.
 //!
 //! [`Ledger`] is plain data and functions; [`write`](fn@write) talks to the API server.
@@ -22,7 +22,7 @@ use kube::{
 use prometheus::IntCounterVec;
 use tokio::{sync::mpsc, time::Instant};
 use toolweir_crds::{stream::Denied, text::one_line};
-use toolweir_engine::Reason;
+use toolweir_engine::{EgressReason, Reason};
 
 use crate::{index::PodKey, metrics::OperatorRegistry};
 
@@ -36,7 +36,7 @@ const MOST: usize = 10_000;
 const ROUND: usize = 50;
 /// Between two rounds.
 const LOOK: Duration = Duration::from_secs(1);
-/// The most tools and policies that a message names.
+/// The most tools or destinations, and policies, that a message names.
 const NAMED: usize = 3;
 /// The longest name that is shown, in bytes.
 const LONGEST_NAME: usize = 128;
@@ -48,7 +48,7 @@ const COMPONENT: &str = "toolweir-operator";
 /// The metric of events.
 #[derive(Clone, Debug)]
 pub struct EventMetrics {
-    /// Events of denied calls, by result.
+    /// Events of denied calls and connections, by result.
     pub events: IntCounterVec,
 }
 
@@ -58,7 +58,7 @@ impl EventMetrics {
     /// # Errors
     /// Those of [`OperatorRegistry::counter`].
     pub fn new(registry: &OperatorRegistry) -> Result<Self, prometheus::Error> {
-        let help = "Events of denied calls, by what became of them.";
+        let help = "Events of denied calls and connections, by what became of them.";
         let results = ["ok", "failed", "no_room"];
         Ok(Self { events: registry.counters_at_zero("toolweir_operator_events_total", help, "result", results)? })
     }
@@ -76,16 +76,16 @@ pub struct DenialReport {
     pub pod: PodKey,
     /// The pod's uid.
     pub uid: String,
-    /// The calls that were denied.
+    /// The calls and connections that were denied.
     pub denials: Vec<Denied>,
 }
 
 /// Returns the part of a report that is kept: a bounded number of kinds with names of bounded length.
 pub fn shorten(mut denials: Vec<Denied>) -> Vec<Denied> {
     denials.truncate(KINDS);
-    denials.retain(|denied| known(&denied.reason).is_some());
+    denials.retain(|denied| DeniedKind::of(denied).is_some());
     for denied in &mut denials {
-        for name in [&mut denied.policy, &mut denied.server, &mut denied.tool] {
+        for name in [&mut denied.policy, &mut denied.server, &mut denied.tool].into_iter().chain(&mut denied.destination) {
             name.truncate(name.floor_char_boundary(LONGEST_NAME));
             name.shrink_to_fit();
         }
@@ -103,19 +103,59 @@ pub struct Notice {
     pub uid: String,
     /// The event's name.
     pub name: String,
+    /// The event's reason.
+    pub reason: &'static str,
     /// The message.
     pub message: String,
-    /// When the first of these calls was reported.
+    /// When the first of these denials was reported.
     pub first: Timestamp,
     /// When the last one was.
     pub last: Timestamp,
-    /// The number of calls.
+    /// The number of denials.
     pub count: u64,
+}
+
+/// What was denied, and why: for each pod, an event of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum DeniedKind {
+    /// Calls.
+    Call(Reason),
+    /// Connections to somewhere else than a declared server.
+    Connection(EgressReason),
+}
+
+impl DeniedKind {
+    /// Returns the kind of a denial; none for a reason that only a newer sidecar knows.
+    fn of(denied: &Denied) -> Option<Self> {
+        let reason = denied.reason.as_str();
+        if denied.destination.is_some() {
+            let mut known = EgressReason::ALL.into_iter().filter(|known| *known != EgressReason::None);
+            return known.find(|known| known.as_str() == reason).map(Self::Connection);
+        }
+        let mut known = Reason::ALL.into_iter().filter(|known| *known != Reason::None);
+        known.find(|known| known.as_str() == reason).map(Self::Call)
+    }
+
+    /// Returns the reason of the event.
+    fn event(self) -> &'static str {
+        match self {
+            Self::Call(_) => "ToolCallDenied",
+            Self::Connection(_) => "ConnectionDenied",
+        }
+    }
+
+    /// Returns what was denied, as the metrics name the reason, and in words.
+    fn parts(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Call(reason) => ("tool call", reason.as_str(), words(reason)),
+            Self::Connection(reason) => ("connection", reason.as_str(), reason.words()),
+        }
+    }
 }
 
 /// The denials that were reported, gathered to events.
 #[derive(Debug, Default)]
-pub struct Ledger(HashMap<(String, &'static str), EventEntry>);
+pub struct Ledger(HashMap<(String, DeniedKind), EventEntry>);
 
 #[derive(Debug)]
 struct EventEntry {
@@ -127,7 +167,8 @@ struct EventEntry {
     written: Option<Instant>,
     is_new: bool,
     count: u64,
-    tools: BTreeMap<String, u64>,
+    /// Tools, or destinations.
+    targets: BTreeMap<String, u64>,
     policies: BTreeSet<String>,
 }
 
@@ -136,8 +177,8 @@ impl Ledger {
     pub fn add(&mut self, report: DenialReport, now: Instant, time: Timestamp) -> u64 {
         let mut lost = 0;
         for denied in report.denials {
-            let Some(reason) = known(&denied.reason) else { continue };
-            let key = (report.uid.clone(), reason);
+            let Some(kind) = DeniedKind::of(&denied) else { continue };
+            let key = (report.uid.clone(), kind);
             if !self.0.contains_key(&key) && self.0.len() >= MOST {
                 lost += denied.count;
                 continue;
@@ -150,15 +191,18 @@ impl Ledger {
                 written: None,
                 is_new: true,
                 count: 0,
-                tools: BTreeMap::new(),
+                targets: BTreeMap::new(),
                 policies: BTreeSet::new(),
             });
             (entry.last, entry.seen, entry.is_new) = (time, now, true);
             entry.count = entry.count.saturating_add(denied.count);
             // One more than is named, so that it can be said that there are more.
-            let tool = format!("{} on {}", shown(&denied.tool), shown(&denied.server));
-            if entry.tools.len() <= NAMED || entry.tools.contains_key(&tool) {
-                let count = entry.tools.entry(tool).or_default();
+            let target = match &denied.destination {
+                Some(destination) => shown(destination),
+                None => format!("{} on {}", shown(&denied.tool), shown(&denied.server)),
+            };
+            if entry.targets.len() <= NAMED || entry.targets.contains_key(&target) {
+                let count = entry.targets.entry(target).or_default();
                 *count = count.saturating_add(denied.count);
             }
             if entry.policies.len() <= NAMED {
@@ -178,27 +222,29 @@ impl Ledger {
                 entry.is_new && entry.written.is_none_or(|written| now.saturating_duration_since(written) >= PACE)
             })
             .collect();
-        due.sort_by(|((uid, reason), entry), ((other_uid, other_reason), other)| {
-            (entry.written, uid, reason).cmp(&(other.written, other_uid, other_reason))
+        due.sort_by(|((uid, kind), entry), ((other_uid, other_kind), other)| {
+            (entry.written, uid, kind).cmp(&(other.written, other_uid, other_kind))
         });
         due.truncate(ROUND);
         due.into_iter()
-            .map(|((uid, reason), entry)| {
+            .map(|((uid, kind), entry)| {
                 (entry.written, entry.is_new) = (Some(now), false);
-                entry.notice(uid, reason)
+                entry.notice(uid, *kind)
             })
             .collect()
     }
 }
 
 impl EventEntry {
-    fn notice(&self, uid: &str, reason: &'static str) -> Notice {
-        let mut message = format!("{} tool call{} denied, {}", self.count, if self.count == 1 { "" } else { "s" }, words(reason));
-        let _ = write!(message, " ({reason}), by {}: {}.", list(self.policies.iter()), list(self.tools.keys()));
+    fn notice(&self, uid: &str, kind: DeniedKind) -> Notice {
+        let (what, reason, why) = kind.parts();
+        let mut message = format!("{} {what}{} denied, {why}", self.count, if self.count == 1 { "" } else { "s" });
+        let _ = write!(message, " ({reason}), by {}: {}.", list(self.policies.iter()), list(self.targets.keys()));
         Notice {
             pod: self.pod.clone(),
             uid: uid.to_owned(),
-            name: name(&self.pod.name, uid, reason, self.first),
+            name: name(&self.pod.name, uid, kind, self.first),
+            reason: kind.event(),
             message,
             first: self.first,
             last: self.last,
@@ -207,24 +253,19 @@ impl EventEntry {
     }
 }
 
-/// Returns a reason of the closed set of the metrics; none for one that only a newer sidecar knows.
-fn known(reason: &str) -> Option<&'static str> {
-    Reason::ALL.into_iter().filter(|known| *known != Reason::None).map(Reason::as_str).find(|known| *known == reason)
-}
-
 /// Returns a reason in words.
-fn words(reason: &str) -> &'static str {
+fn words(reason: Reason) -> &'static str {
     match reason {
-        "rate_limit" => "over a limit",
-        "concurrency" => "too many at once",
-        "validation" => "a condition does not hold",
-        "denied" => "an entry denies the tool",
-        "not_listed" => "no entry allows the tool",
-        "no_policy" => "no policy names the server",
-        "invalid_policy" => "a policy cannot be enforced as it is written",
-        "malformed" => "its meaning is not clear",
-        "store_unavailable" => "the store of shared counts does not answer",
-        _ => "it cannot be counted",
+        Reason::RateLimit => "over a limit",
+        Reason::Concurrency => "too many at once",
+        Reason::Validation => "a condition does not hold",
+        Reason::Denied => "an entry denies the tool",
+        Reason::NotListed => "no entry allows the tool",
+        Reason::NoPolicy => "no policy names the server",
+        Reason::InvalidPolicy => "a policy cannot be enforced as it is written",
+        Reason::Malformed => "its meaning is not clear",
+        Reason::StoreUnavailable => "the store of shared counts does not answer",
+        Reason::None | Reason::ExpressionBudget | Reason::CountersExhausted => "it cannot be counted",
     }
 }
 
@@ -243,9 +284,10 @@ fn shown(name: &str) -> String {
     one_line(name, LONGEST_NAME)
 }
 
-/// Returns the name of the event: that of the pod, and a hash of its uid, the reason and the time.
-fn name(pod: &str, uid: &str, reason: &str, first: Timestamp) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{uid} {reason} {first}").as_bytes());
+/// Returns the name of the event: that of the pod, and a hash of its uid, what was denied and why, and the time.
+fn name(pod: &str, uid: &str, kind: DeniedKind, first: Timestamp) -> String {
+    let (what, reason, _) = kind.parts();
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{uid} {what} {reason} {first}").as_bytes());
     let pod: String = pod.chars().take(230).collect();
     // Of a pod's name everything but a dot at the end may come before a dot.
     format!("{}.{}", pod.trim_end_matches(['.', '-']), HEXLOWER.encode(digest.as_ref().get(..8).unwrap_or_default()))
@@ -303,7 +345,7 @@ fn event(notice: &Notice) -> Event {
             ..ObjectReference::default()
         },
         type_: Some("Warning".to_owned()),
-        reason: Some("ToolCallDenied".to_owned()),
+        reason: Some(notice.reason.to_owned()),
         message: Some(notice.message.clone()),
         count: Some(i32::try_from(notice.count).unwrap_or(i32::MAX)),
         first_timestamp: Some(Time(notice.first)),
@@ -364,6 +406,43 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_told_apart_from_calls() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let connection = |policy: &str, reason: &str, destination: &str, count| Denied {
+            policy: policy.to_owned(),
+            reason: reason.to_owned(),
+            server: String::new(),
+            tool: String::new(),
+            destination: Some(destination.to_owned()),
+            count,
+        };
+        let mut report = told("a", &[("invalid_policy", "send", 1)]);
+        report.denials.extend([
+            connection("agents/out", "not_allowed", "_other", 2),
+            connection("agents/out", "not_allowed", "api.example.com", 1),
+            connection("", "invalid_policy", "_address", 1),
+            // A reason of calls alone.
+            connection("agents/out", "rate_limit", "_other", 9),
+        ]);
+        assert_eq!(shorten(report.denials.clone()).len(), 4);
+        ledger.add(report, now, time(0));
+        let due: Vec<(&str, String)> = ledger.due(now).into_iter().map(|notice| (notice.reason, notice.message)).collect();
+        let cannot = "a policy cannot be enforced as it is written (invalid_policy)";
+        assert_eq!(
+            due,
+            [
+                ("ToolCallDenied", format!("1 tool call denied, {cannot}, by agents/facebook: send on facebook.")),
+                ("ConnectionDenied", format!("1 connection denied, {cannot}, by no policy: _address.")),
+                (
+                    "ConnectionDenied",
+                    "3 connections denied, no rule allows the destination (not_allowed), by agents/out: _other, api.example.com."
+                        .to_owned()
+                ),
+            ]
+        );
+    }
+
+    #[test]
     fn an_event_begins_anew_after_half_an_hour() {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
         ledger.add(told("a", &[("denied", "x", 7)]), start, time(0));
@@ -400,7 +479,7 @@ mod tests {
     #[test]
     fn a_name_is_one_that_the_api_takes() {
         for pod in ["a", "agent-5d89989cc4-b6rsm", &"a".repeat(253), &format!("{}.b", "a".repeat(229))] {
-            let name = name(pod, "uid", "denied", time(0));
+            let name = name(pod, "uid", DeniedKind::Call(Reason::Denied), time(0));
             assert!(name.len() <= 253 && !name.contains("..") && !name.contains("-."), "{name}");
         }
     }

@@ -193,7 +193,7 @@ struct RunArgs {
     #[arg(long, value_name = "DIR")]
     audience_tokens_dir: Option<PathBuf>,
     #[command(flatten)]
-    capture: CaptureArgs,
+    capture: CapturedArgs,
     /// Host name under which the proxy may be reached, in addition to localhost and IP addresses.
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
@@ -228,7 +228,7 @@ struct RunArgs {
 }
 
 #[derive(Debug, Args)]
-struct CaptureArgs {
+struct CapturedArgs {
     /// Port on both loopback addresses to which the kernel redirects connections of the pod's other containers.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     capture_port: Option<u16>,
@@ -243,7 +243,7 @@ struct CaptureArgs {
     node_ips: Vec<IpAddr>,
 }
 
-impl CaptureArgs {
+impl CapturedArgs {
     /// What is captured, if anything.
     fn config(self) -> Option<CaptureConfig> {
         let ranges = AddressRanges { pod: self.pod_ips, node: self.node_ips, private: self.private_cidr };

@@ -1,4 +1,5 @@
 //! What `egress` means.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use toolweir_engine::{
     AddressRanges, CompileOptions, Destination, EgressDecision, EgressEffect, EgressReason, Engine, Memory, Policy, PolicyId,

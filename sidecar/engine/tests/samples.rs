@@ -70,6 +70,7 @@ fn all_valid_samples_compile_together_without_a_problem() {
         "files",
         "github",
         "hr",
+        "library",
         "mail",
         "maps",
         "office",
