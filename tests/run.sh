@@ -33,7 +33,7 @@ stage() {
 	e2e) "$ROOT/tests/cluster/e2e.sh" ;;
 	dashboards-live) "$ROOT/tests/dashboards/live.sh" ;;
 	# `make fuzz` runs all targets. The stage unit replays the corpora of all of them.
-	fuzz-smoke) FUZZ_TARGETS=${FUZZ_TARGETS:-request list policy import stream store credential} FUZZ_SECONDS=${FUZZ_SECONDS:-20} "$ROOT/tests/fuzz.sh" ;;
+	fuzz-smoke) FUZZ_TARGETS=${FUZZ_TARGETS:-request list policy import stream store credential capture} FUZZ_SECONDS=${FUZZ_SECONDS:-20} "$ROOT/tests/fuzz.sh" ;;
 	*) fail "there is no stage $1; the stages are ${ALL[*]} dashboards-live" ;;
 	esac
 }

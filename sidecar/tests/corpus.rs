@@ -68,6 +68,11 @@ fn challenges() {
 }
 
 #[test]
+fn captured_connections() {
+    replay(&["sidecar/fuzz/corpus/capture"], fuzz::capture::check);
+}
+
+#[test]
 fn credentials() {
     replay(&["sidecar/fuzz/corpus/credential"], fuzz::credential::check);
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 pub mod answers;
+pub mod capture;
 pub mod challenge;
 pub mod credential;
 pub mod events;

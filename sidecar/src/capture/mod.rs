@@ -5,6 +5,7 @@
 
 pub mod client_hello;
 pub mod connect;
+pub mod connect_method;
 pub mod declared;
 pub mod explain;
 pub mod first_bytes;

@@ -93,3 +93,109 @@ fn described<'a>(servers: &[&'a DeclaredServer], asked: &str) -> Option<&'a Decl
     let of_path = servers.iter().find(|server| server.url.path().len() > 1 && asked.ends_with(server.url.path()));
     of_path.or_else(|| servers.first()).copied()
 }
+
+#[cfg(test)]
+mod tests {
+    use toolweir_crds::read_documents;
+    use toolweir_engine::{CompileOptions, Engine, Memory, Policy};
+
+    use super::*;
+    use crate::{capture::declared::DeclaredCache, in_force::InForce, metrics::SidecarMetrics};
+
+    const POLICY: &str = "
+apiVersion: toolweir.dev/v1alpha1
+kind: MCPPolicy
+metadata: {name: p, namespace: agents}
+spec:
+  servers:
+  - {name: bank, url: 'http://bank.tools.svc:8000/mcp'}
+  - {name: query, url: 'http://bank.tools.svc:8000/q?tenant=1'}
+  - {name: root, url: 'http://root.example'}
+  - {name: literal, url: 'http://[2001:db8::7]:9000/mcp'}
+  - {name: tls, url: 'https://secure.example/mcp'}
+";
+
+    /// What a request becomes: the server and what it is asked for.
+    fn found(authority: &str, method: &Method, target: &str) -> String {
+        let documents = read_documents("p", POLICY).unwrap();
+        let policies: Vec<Policy> = documents.into_iter().map(|located| located.document.into()).collect();
+        let (engine, problems) = Engine::compile(&policies, Memory::new(0), &CompileOptions::default());
+        assert!(problems.is_empty(), "{problems:?}");
+        let (in_force, _) = InForce::new(engine, Vec::new(), "v".to_owned(), &SidecarMetrics::new().unwrap().servers);
+        let domains = SearchDomains::new(["agents.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned));
+        let declared = DeclaredCache::default().of(&Arc::new(in_force), &domains);
+        let (host, port) = super::super::names::read_authority(authority).unwrap();
+        let at = HostAndPort { host, port: port.unwrap_or(80) };
+        match place(&declared, &domains, &at, method, &target.parse().unwrap()) {
+            Place::Server(ServerTarget::Endpoint(server)) => server.name.clone(),
+            Place::Server(ServerTarget::Messages { server, stream }) => format!("{}: stream {stream}", server.name),
+            Place::Server(ServerTarget::Description(server, url)) => format!("{}: {url}", server.name),
+            Place::OtherPath => "other path".to_owned(),
+            Place::Elsewhere => "elsewhere".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_server_is_found_by_every_spelling_of_its_host() {
+        for authority in [
+            "bank.tools:8000",
+            "bank.tools.svc:8000",
+            "BANK.Tools.Svc.:8000",
+            "bank.tools.svc.cluster.local:8000",
+            "bank.tools.svc.cluster.local.:8000",
+        ] {
+            assert_eq!(found(authority, &Method::POST, "/mcp"), "bank", "{authority}");
+        }
+        assert_eq!(found("root.example", &Method::POST, "/"), "root");
+        assert_eq!(found("root.example:80", &Method::GET, "/"), "root");
+        assert_eq!(found("[2001:DB8:0::7]:9000", &Method::POST, "/mcp"), "literal");
+        for elsewhere in ["bank.tools.svc", "bank.tools.svc:8001", "bank.other:8000", "xbank.tools:8000", "secure.example:80"] {
+            assert_eq!(found(elsewhere, &Method::POST, "/mcp"), "elsewhere", "{elsewhere}");
+        }
+        // With TLS it is another; nothing is governed in clear text at its port.
+        assert_eq!(found("secure.example:443", &Method::POST, "/mcp"), "other path");
+    }
+
+    #[test]
+    fn a_path_that_a_server_may_read_as_its_own_is_no_way_past_its_policies() {
+        assert_eq!(found("bank.tools:8000", &Method::POST, "/mcp/"), "bank");
+        assert_eq!(found("bank.tools:8000", &Method::POST, "/q?tenant=1"), "query");
+        for target in [
+            "/",
+            "//mcp",
+            "/mcp//",
+            "/%6dcp",
+            "/MCP",
+            "/./mcp",
+            "/x/../mcp",
+            "/mcp?",
+            "/mcp?x=1",
+            "/mcp;x",
+            "/q",
+            "/q?tenant=2",
+            "/q/?tenant=1",
+        ] {
+            assert_eq!(found("bank.tools:8000", &Method::POST, target), "other path", "{target}");
+        }
+    }
+
+    #[test]
+    fn streams_and_descriptions_of_authorization_are_at_the_host_too() {
+        let get = |target: &str| found("bank.tools:8000", &Method::GET, target);
+        assert_eq!(get("/bank/-/messages/a1"), "bank: stream a1");
+        let described = "/.well-known/oauth-protected-resource";
+        assert_eq!(get(described), format!("bank: http://bank.tools.svc:8000{described}"));
+        assert_eq!(get(&format!("{described}/mcp")), format!("bank: http://bank.tools.svc:8000{described}/mcp"));
+        let issuer = "/.well-known/oauth-authorization-server";
+        assert_eq!(get(issuer), format!("bank: http://bank.tools.svc:8000{issuer}"));
+        for target in [
+            "/.well-known/openid-configuration",
+            "/.well-known/oauth-x/../../mcp",
+            "/.well-known/oauth-x?a=b",
+            "/.well-known/oauth-%2e",
+        ] {
+            assert_eq!(get(target), "other path", "{target}");
+        }
+        assert_eq!(found("bank.tools:8000", &Method::POST, described), "other path");
+    }
+}

@@ -26,10 +26,11 @@ use crate::{
         Capture,
         client_hello::ClientHello,
         connect::{connect, keep_alive, reset},
+        connect_method::{connect_target, is_connect},
         first_bytes::{self, FirstBytes, LARGEST},
         judge::{Judgement, refused},
         metrics::{EgressLine, SERVER_NAME},
-        names::{Host, HostAndPort, read_authority},
+        names::{Host, HostAndPort},
         original_destination, splice,
     },
     in_force::InForce,
@@ -286,19 +287,6 @@ impl CapturedConnection {
     }
 }
 
-fn is_connect(early: &[u8]) -> bool {
-    early.trim_ascii_start().get(..8).is_some_and(|method| method.eq_ignore_ascii_case(b"CONNECT "))
-}
-
-/// The host and port that the head of a CONNECT asks for.
-fn connect_target(head: &[u8]) -> Option<HostAndPort> {
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut request = httparse::Request::new(&mut headers);
-    let whole = request.parse(head).ok()?.is_complete();
-    let (host, port) = read_authority(request.path.filter(|_| whole && request.method == Some("CONNECT"))?)?;
-    Some(HostAndPort { host, port: port? })
-}
-
 impl Proxy {
     /// Counts a decision on a connection that leads to no declared server, logs a denial and writes its line of the audit log. `address`
     /// is where it would lead, where that is known besides `at`; `how` are its protocol and its arrival.
@@ -324,30 +312,5 @@ impl Proxy {
             reason,
             policy,
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connect_asks_for_a_host_and_a_port() {
-        let target = |line: &str| connect_target(format!("{line}\r\nHost: other\r\n\r\n").as_bytes());
-        assert_eq!(
-            target("CONNECT MCP.example.com:443 HTTP/1.1"),
-            Some(HostAndPort { host: Host::Name("mcp.example.com".to_owned()), port: 443 })
-        );
-        assert_eq!(
-            target("CONNECT [::ffff:192.0.2.1]:80 HTTP/1.1"),
-            Some(HostAndPort { host: Host::read("192.0.2.1").unwrap(), port: 80 })
-        );
-        for line in
-            ["CONNECT a HTTP/1.1", "CONNECT http://a:80/ HTTP/1.1", "CONNECT a@b:443 HTTP/1.1", "connect a:1 HTTP/1.1", "CONNECT"]
-        {
-            assert_eq!(target(line), None, "{line}");
-        }
-        assert!(is_connect(b"\r\nconnect a:1 HTTP/1.1"));
-        assert!(!is_connect(b"CONNECTED / HTTP/1.1"));
     }
 }

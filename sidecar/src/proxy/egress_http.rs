@@ -179,13 +179,6 @@ impl Proxy {
     ) -> Result<Response<ResponseBody>, EgressRefusal> {
         let (mut parts, body) = request.into_parts();
         let version = parts.version;
-        let kept = http.take_opened().filter(|kept| {
-            kept.to == *to && kept.sender.is_of(version) && std::ptr::eq(kept.judged_by.as_ptr(), Arc::as_ptr(in_force))
-        });
-        let mut opened = match kept {
-            Some(kept) => kept,
-            None => self.open(http, in_force, to, version, arrived).await?,
-        };
         let signs = mcp_signs::in_head(&parts.method, &parts.headers);
         let body = if !signs && mcp_signs::may_be_in_body(&parts.method, &parts.headers) {
             look_at(body).await.ok_or_else(|| (refused(EgressReason::Malformed), None))?
@@ -195,6 +188,13 @@ impl Proxy {
         if signs || body.first.as_ref().is_some_and(|first| mcp_signs::in_body(first)) {
             return Err((refused(EgressReason::UndeclaredServer), None));
         }
+        let kept = http.take_opened().filter(|kept| {
+            kept.to == *to && kept.sender.is_of(version) && std::ptr::eq(kept.judged_by.as_ptr(), Arc::as_ptr(in_force))
+        });
+        let mut opened = match kept {
+            Some(kept) => kept,
+            None => self.open(http, in_force, to, version, arrived).await?,
+        };
         remove_hop_by_hop(&mut parts.headers);
         parts.headers.remove(header::EXPECT);
         if let Some(authority) = parts.uri.authority() {
