@@ -29,7 +29,7 @@ use toolweir_sidecar::{
     credentials::keys::KeyFolders,
     import::{self, ImportOptions},
     proxy::{Limits, through::UpstreamProxy},
-    run::{self, CaptureConfig, PolicyErrors, PolicySource, RunConfig},
+    run::{self, CaptureSettings, PolicyErrors, PolicySource, RunConfig},
     source::{self, Urls},
     stdio::{self, StdioConfig, keeper},
 };
@@ -245,9 +245,9 @@ struct CapturedArgs {
 
 impl CapturedArgs {
     /// What is captured, if anything.
-    fn config(self) -> Option<CaptureConfig> {
+    fn config(self) -> Option<CaptureSettings> {
         let ranges = AddressRanges { pod: self.pod_ips, node: self.node_ips, private: self.private_cidr };
-        Some(CaptureConfig { port: self.capture_port?, ranges: Arc::new(ranges) })
+        Some(CaptureSettings { port: self.capture_port?, ranges: Arc::new(ranges) })
     }
 }
 

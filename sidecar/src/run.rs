@@ -85,7 +85,7 @@ pub struct RunConfig {
     /// Where keys and tokens are that servers are shown.
     pub credentials: KeyFolders,
     /// What is captured, if anything.
-    pub capture: Option<CaptureConfig>,
+    pub capture: Option<CaptureSettings>,
     /// The bounds.
     pub limits: Limits,
     /// The most live counts that are kept.
@@ -104,14 +104,14 @@ pub struct RunConfig {
 
 /// Connections that the kernel redirects to the sidecar.
 #[derive(Clone, Debug)]
-pub struct CaptureConfig {
+pub struct CaptureSettings {
     /// The port at which they arrive, on 127.0.0.1 and `[::1]`.
     pub port: u16,
     /// The addresses that are known of the pod and its surroundings.
     pub ranges: Arc<AddressRanges>,
 }
 
-impl CaptureConfig {
+impl CaptureSettings {
     /// Binds the port on both loopback addresses. A machine without IPv6 has one.
     async fn listen(&self) -> anyhow::Result<Vec<TcpListener>> {
         let v4 = admin::bind_with(&format!("127.0.0.1:{}", self.port), "--capture-port", None).await?;

@@ -34,7 +34,7 @@ pub enum HelloRead {
 
 /// Reads a `ClientHello`, which may be split into records.
 pub fn read(bytes: &[u8]) -> HelloRead {
-    let mut records = Fields(bytes);
+    let mut records = ByteFields(bytes);
     let mut message = Vec::new();
     loop {
         if let Some(length) = length_of(&message) {
@@ -71,7 +71,7 @@ fn length_of(message: &[u8]) -> Option<usize> {
 }
 
 /// The content of the next record; none if it is not whole yet.
-fn next_record<'a>(records: &mut Fields<'a>) -> Result<Option<&'a [u8]>, ()> {
+fn next_record<'a>(records: &mut ByteFields<'a>) -> Result<Option<&'a [u8]>, ()> {
     let begin = records.0;
     let (Some(&kind), Some(&major)) = (begin.first(), begin.get(1)) else {
         return if begin.first().is_none_or(|kind| *kind == HANDSHAKE) { Ok(None) } else { Err(()) };
@@ -91,7 +91,7 @@ fn next_record<'a>(records: &mut Fields<'a>) -> Result<Option<&'a [u8]>, ()> {
 
 /// Reads the body of a `ClientHello`; none where it is malformed.
 fn hello(body: &[u8]) -> Option<ClientHello> {
-    let mut body = Fields(body);
+    let mut body = ByteFields(body);
     // The version and the random.
     body.take(2 + 32)?;
     body.short_list()?;
@@ -102,7 +102,7 @@ fn hello(body: &[u8]) -> Option<ClientHello> {
         // TLS 1.2 without an extension.
         return Some(read);
     }
-    let mut extensions = Fields(body.list()?);
+    let mut extensions = ByteFields(body.list()?);
     let mut seen = Vec::new();
     while !extensions.0.is_empty() {
         let kind = extensions.number()?;
@@ -122,8 +122,8 @@ fn hello(body: &[u8]) -> Option<ClientHello> {
 
 /// The one name of a list of names.
 fn server_name(content: &[u8]) -> Option<String> {
-    let mut content = Fields(content);
-    let mut names = Fields(content.list()?);
+    let mut content = ByteFields(content);
+    let mut names = ByteFields(content.list()?);
     // The only type that there is.
     let kind = names.take(1)?;
     let name = names.list()?;
@@ -136,9 +136,9 @@ fn server_name(content: &[u8]) -> Option<String> {
 }
 
 /// Fields one after another.
-struct Fields<'a>(&'a [u8]);
+struct ByteFields<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> ByteFields<'a> {
     fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;

@@ -10,7 +10,7 @@ use super::{
     Capture,
     judge::{Judgement, refused},
     names::{Host, HostAndPort},
-    place::{Place, ServerTarget, place},
+    place::{RequestPlace, ServerTarget, place},
 };
 use crate::in_force::InForce;
 
@@ -53,7 +53,7 @@ impl Capture {
         let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         if is_http {
             match place(&declared, &self.domains, &at, &Method::GET, &target) {
-                Place::Server(
+                RequestPlace::Server(
                     ServerTarget::Endpoint(server) | ServerTarget::Messages { server, .. } | ServerTarget::Description(server, _),
                 ) => {
                     let name = server.name.clone();
@@ -64,11 +64,11 @@ impl Capture {
                         ..explanation(GOVERNED, EgressReason::None, message)
                     });
                 }
-                Place::OtherPath => {
+                RequestPlace::OtherPath => {
                     let decision = refused(EgressReason::OtherPath);
                     return Ok(explanation(decision.effect.as_str(), decision.reason, at.message(&decision, None)));
                 }
-                Place::Elsewhere => {}
+                RequestPlace::Elsewhere => {}
             }
         }
         let (decision, address) = match self.judge(in_force, &at).await {

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod names;
 pub mod place;
 pub mod splice;
+pub mod target;
 
 use std::{
     io,

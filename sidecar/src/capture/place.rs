@@ -31,7 +31,7 @@ pub enum ServerTarget {
 
 /// Where a captured HTTP request goes.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub enum RequestPlace {
     /// To a declared server.
     Server(ServerTarget),
     /// To the host of declared servers, and to none of them.
@@ -48,22 +48,25 @@ pub fn place(
     at: &HostAndPort,
     method: &Method,
     target: &PathAndQuery,
-) -> Place {
+) -> RequestPlace {
     let servers = declared.at(at, domains);
     // One that is declared with TLS is another, and plain HTTP to its port leads nowhere that is governed.
     let plain: Vec<&DeclaredServer> = servers.iter().map(|server| &**server).filter(|server| !server.tls).collect();
     if servers.is_empty() {
-        return Place::Elsewhere;
+        return RequestPlace::Elsewhere;
     }
     let of_url = |server: &DeclaredServer| server.url.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
     let asked = target.as_str();
     if let Some(found) = plain.iter().find(|server| is_endpoint(&of_url(server), asked)) {
-        return Place::Server(ServerTarget::Endpoint(Arc::clone(&found.server)));
+        return RequestPlace::Server(ServerTarget::Endpoint(Arc::clone(&found.server)));
     }
     for server in &plain {
         let rest = asked.strip_prefix('/').and_then(|rest| rest.strip_prefix(server.server.name.as_str()));
         if let Some(stream) = rest.and_then(|rest| rest.strip_prefix("/-/messages/")) {
-            return Place::Server(ServerTarget::Messages { server: Arc::clone(&server.server), stream: stream.to_owned() });
+            return RequestPlace::Server(ServerTarget::Messages {
+                server: Arc::clone(&server.server),
+                stream: stream.to_owned(),
+            });
         }
     }
     let is_description =
@@ -72,10 +75,10 @@ pub fn place(
         let mut parts = server.url.clone().into_parts();
         parts.path_and_query = Some(target.clone());
         if let Ok(url) = Uri::from_parts(parts) {
-            return Place::Server(ServerTarget::Description(Arc::clone(&server.server), url));
+            return RequestPlace::Server(ServerTarget::Description(Arc::clone(&server.server), url));
         }
     }
-    Place::OtherPath
+    RequestPlace::OtherPath
 }
 
 fn is_endpoint(declared: &str, asked: &str) -> bool {
@@ -127,11 +130,11 @@ spec:
         let (host, port) = super::super::names::read_authority(authority).unwrap();
         let at = HostAndPort { host, port: port.unwrap_or(80) };
         match place(&declared, &domains, &at, method, &target.parse().unwrap()) {
-            Place::Server(ServerTarget::Endpoint(server)) => server.name.clone(),
-            Place::Server(ServerTarget::Messages { server, stream }) => format!("{}: stream {stream}", server.name),
-            Place::Server(ServerTarget::Description(server, url)) => format!("{}: {url}", server.name),
-            Place::OtherPath => "other path".to_owned(),
-            Place::Elsewhere => "elsewhere".to_owned(),
+            RequestPlace::Server(ServerTarget::Endpoint(server)) => server.name.clone(),
+            RequestPlace::Server(ServerTarget::Messages { server, stream }) => format!("{}: stream {stream}", server.name),
+            RequestPlace::Server(ServerTarget::Description(server, url)) => format!("{}: {url}", server.name),
+            RequestPlace::OtherPath => "other path".to_owned(),
+            RequestPlace::Elsewhere => "elsewhere".to_owned(),
         }
     }
 

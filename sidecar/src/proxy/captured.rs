@@ -1,11 +1,6 @@
 //! Connections that the kernel redirected to the sidecar: read until it is clear where they lead, and taken there.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{BufMut, BytesMut};
 use tokio::{
@@ -13,7 +8,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use toolweir_engine::egress::{EgressDecision, EgressEffect, EgressReason, reached};
+use toolweir_engine::egress::{EgressDecision, EgressEffect, EgressReason};
 
 use super::{
     captured_http::CapturedHttp,
@@ -32,6 +27,7 @@ use crate::{
         metrics::{EgressLine, SERVER_NAME},
         names::{Host, HostAndPort},
         original_destination, splice,
+        target::ConnectionTarget,
     },
     in_force::InForce,
     record::Arrival,
@@ -43,21 +39,6 @@ const SILENCE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The kernel's buffers for a connection over HTTP, as for one to the sidecar's own URL.
 const KERNEL: (usize, usize) = (16 * 1024, 64 * 1024);
-
-/// Where a captured connection leads, as far as its client has said so.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionTarget {
-    /// The original address, or what the client asked for by CONNECT.
-    pub at: HostAndPort,
-    /// True if the client asked for it by CONNECT.
-    pub by_connect: bool,
-}
-
-impl From<SocketAddr> for ConnectionTarget {
-    fn from(original: SocketAddr) -> Self {
-        Self { at: HostAndPort { host: Host::Address(reached(original.ip())), port: original.port() }, by_connect: false }
-    }
-}
 
 /// What was read of a connection.
 enum Begun {

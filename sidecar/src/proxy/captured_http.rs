@@ -1,18 +1,13 @@
 //! Requests on captured connections: to declared servers, by the servers' own URLs, or elsewhere.
 
-use std::{
-    convert::Infallible,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{convert::Infallible, net::IpAddr, sync::Arc};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery};
 use hyper::body::Incoming;
 use toolweir_engine::egress::{EgressDecision, EgressReason};
 
 use super::{
-    body::ResponseBody, captured::ConnectionTarget, clients::ClientConnection, egress_http::OpenedHttp, outgoing::OutgoingBody,
-    replies::text, state::Proxy,
+    body::ResponseBody, clients::ClientConnection, egress_http::HttpEgress, outgoing::OutgoingBody, replies::text, state::Proxy,
 };
 use crate::{
     capture::{
@@ -20,7 +15,8 @@ use crate::{
         judge::refused,
         metrics::SERVER_NAME,
         names::{HostAndPort, read_authority},
-        place::{Place, place},
+        place::{RequestPlace, place},
+        target::ConnectionTarget,
     },
     record::Arrival,
 };
@@ -29,27 +25,15 @@ use crate::{
 #[derive(Debug)]
 pub struct CapturedHttp {
     /// Where it leads.
-    pub to: ConnectionTarget,
-    /// What captured connections need.
-    pub capture: Arc<Capture>,
-    /// The connection to another host than a declared server's, for the next request to it.
-    opened: Mutex<Option<OpenedHttp>>,
+    to: ConnectionTarget,
+    /// Passes on what is for another host than a declared server's.
+    egress: HttpEgress,
 }
 
 impl CapturedHttp {
     /// A connection on which nothing was asked yet.
     pub fn new(to: ConnectionTarget, capture: Arc<Capture>) -> Self {
-        Self { to, capture, opened: Mutex::default() }
-    }
-
-    /// Takes the connection that the last request to another host left.
-    pub fn take_opened(&self) -> Option<OpenedHttp> {
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Keeps a connection for the next request.
-    pub fn keep_opened(&self, opened: OpenedHttp) {
-        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+        Self { to, egress: HttpEgress::new(capture) }
     }
 
     /// Finds the host that a request is for. A client that takes what it connects to for its proxy writes the whole URL, which holds
@@ -101,15 +85,16 @@ impl Proxy {
                 return Ok(self.refuse_captured(&refusal, &http.to.at, connection, arrived));
             }
         };
-        let declared = http.capture.declared(&in_force);
+        let capture = &http.egress.capture;
+        let declared = capture.declared(&in_force);
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match place(&declared, &http.capture.domains, &to, request.method(), &target) {
-            Place::Server(target) => self.answer_request(connection, without_authority(request), Some(&target)).await,
-            Place::OtherPath => {
+        match place(&declared, &capture.domains, &to, request.method(), &target) {
+            RequestPlace::Server(target) => self.answer_request(connection, without_authority(request), Some(&target)).await,
+            RequestPlace::OtherPath => {
                 let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::OtherPath) };
                 Ok(self.refuse_captured(&(decision, None), &to, connection, arrived))
             }
-            Place::Elsewhere => self.pass_elsewhere(http, &in_force, to, connection, request, arrived).await,
+            RequestPlace::Elsewhere => self.pass_elsewhere(&http.egress, &in_force, to, connection, request, arrived).await,
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     io,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,12 +25,10 @@ use toolweir_engine::{
     egress::{EgressDecision, EgressReason},
 };
 
-use super::{
-    body::ResponseBody, captured_http::CapturedHttp, clients::ClientConnection, forwarding::remove_hop_by_hop,
-    outgoing::OutgoingBody, state::Proxy,
-};
+use super::{body::ResponseBody, clients::ClientConnection, forwarding::remove_hop_by_hop, outgoing::OutgoingBody, state::Proxy};
 use crate::{
     capture::{
+        Capture,
         connect::connect,
         judge::{Judgement, failed, refused},
         mcp_signs,
@@ -47,9 +45,33 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Why a request is not passed on, and the address to which it would lead.
 type EgressRefusal = (EgressDecision, Option<IpAddr>);
 
+/// Passes on the requests of one captured connection that are for other hosts than declared servers'.
+#[derive(Debug)]
+pub struct HttpEgress {
+    /// What captured connections are judged with.
+    pub capture: Arc<Capture>,
+    /// The connection that the last request left, for the next to the same host.
+    opened: Mutex<Option<OpenedHttp>>,
+}
+
+impl HttpEgress {
+    /// One that has passed nothing on yet.
+    pub fn new(capture: Arc<Capture>) -> Self {
+        Self { capture, opened: Mutex::default() }
+    }
+
+    fn take_opened(&self) -> Option<OpenedHttp> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn keep_opened(&self, opened: OpenedHttp) {
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+    }
+}
+
 /// A connection to another host, and what it was judged by.
 #[derive(Debug)]
-pub struct OpenedHttp {
+struct OpenedHttp {
     to: HostAndPort,
     judged_by: Weak<InForce>,
     sender: HttpSender,
@@ -92,7 +114,7 @@ impl HttpSender {
 
 /// A request's body of which the beginning was looked at.
 #[derive(Debug)]
-pub struct LookedAt {
+struct LookedAt {
     first: Option<Bytes>,
     rest: Incoming,
 }
@@ -149,7 +171,7 @@ impl Proxy {
     /// Never: every failure is an answer.
     pub(super) async fn pass_elsewhere(
         &self,
-        http: Arc<CapturedHttp>,
+        http: &HttpEgress,
         in_force: &Arc<InForce>,
         to: HostAndPort,
         connection: Arc<ClientConnection>,
@@ -159,7 +181,7 @@ impl Proxy {
         let Some(slot) = self.state.clients.begin_request(&connection).await else {
             return Ok(self.refuse_captured(&(refused(EgressReason::Overloaded), None), &to, connection, arrived));
         };
-        let passed = self.try_pass(&http, in_force, &to, request, arrived).await;
+        let passed = self.try_pass(http, in_force, &to, request, arrived).await;
         match passed {
             Ok(answer) => {
                 let (clients, budget) = (Arc::clone(&self.state.clients), self.state.budget.clone());
@@ -171,7 +193,7 @@ impl Proxy {
 
     async fn try_pass(
         &self,
-        http: &CapturedHttp,
+        http: &HttpEgress,
         in_force: &Arc<InForce>,
         to: &HostAndPort,
         request: Request<Incoming>,
@@ -219,7 +241,7 @@ impl Proxy {
     /// Connects to another host, if it may.
     async fn open(
         &self,
-        http: &CapturedHttp,
+        http: &HttpEgress,
         in_force: &Arc<InForce>,
         to: &HostAndPort,
         version: Version,

@@ -165,6 +165,7 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
         admin_listen: "127.0.0.1:0".to_owned(),
         upstream_ca: None,
         upstream_proxy: None,
+        capture: None,
         credentials: toolweir_sidecar::credentials::keys::KeyFolders::default(),
         limits: Limits::default(),
         counters: 1000,
