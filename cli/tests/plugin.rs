@@ -306,9 +306,11 @@ async fn answering(status: &'static str, body: String) -> (SocketAddr, mpsc::Unb
                 assert_ne!(read, 0, "{request}");
                 request.push_str(std::str::from_utf8(&piece[..read]).unwrap());
             }
-            asked.send(request).unwrap();
-            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            let _ = asked.send(request);
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
             stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            // The client closes.
+            let _ = stream.read(&mut [0]).await;
         }
     });
     (address, questions)

@@ -99,7 +99,7 @@ fn class_v4(address: Ipv4Addr) -> AddressClass {
         return AddressClass::Restricted;
     }
     match address.octets() {
-        [0, ..] | [169, 254, ..] | [224..=255, ..] => AddressClass::Restricted,
+        [0 | 224..=255, ..] | [169, 254, ..] => AddressClass::Restricted,
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [198, 18 | 19, ..] | [192, 0, 0, _] => {
             AddressClass::Private
         }
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_is_of_one_class_in_every_form() {
+    fn every_ipv4_address_is_of_one_class_in_every_form() {
         use AddressClass::{Own, Private, Public, Restricted};
         for (text, expected) in [
             ("127.0.0.1", Own),
@@ -193,6 +193,11 @@ mod tests {
             }
         }
         assert_eq!(class(IpAddr::V4(Ipv4Addr::UNSPECIFIED), &ranges()), Own);
+    }
+
+    #[test]
+    fn every_ipv6_address_is_of_one_class() {
+        use AddressClass::{Own, Private, Public, Restricted};
         for (text, expected) in [
             ("::", Own),
             ("::1", Own),

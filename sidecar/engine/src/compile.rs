@@ -14,8 +14,8 @@ use toolweir_crds::{
 use crate::{
     cel::{self, CompileBudget, Expression, ExpressionUse},
     counters::Memory,
-    egress::EgressRules,
     egress_doubts,
+    egress_rules::EgressRules,
     engine::Engine,
     entry::{CompiledEntry, CompiledLimit, CompiledValidation, EntryHold},
     glob::Glob,

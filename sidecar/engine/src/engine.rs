@@ -11,7 +11,7 @@ use crate::{
     cel::CelObject,
     counters::Memory,
     denial::Denial,
-    egress::EgressRules,
+    egress_rules::EgressRules,
     entry::CompiledEntry,
     rules::{PolicyRules, ServerRules},
     shared::{SharedTake, SharedUsage},

@@ -1,10 +1,11 @@
 //! A file of policies: read, compiled, and asked about a fixed set of calls.
 
-use std::time::Duration;
+use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use toolweir_crds::read_documents;
 use toolweir_engine::{
-    Call, CompileOptions, Decision, Engine, Memory, Policy, Reason, Severity, Timestamp,
+    AddressRanges, Call, CompileOptions, Decision, Destination, EgressEffect, EgressReason, Engine, Memory, Policy, Reason,
+    Severity, Timestamp,
     json::{Raw, Reader},
     shared::NothingKnown,
 };
@@ -69,6 +70,7 @@ pub fn check(data: &[u8]) {
     turned.reverse();
     let (other, _) = Engine::compile(&turned, Memory::new(64), &options);
 
+    connections(&policies, &engine, &other);
     let broken = |index: usize| problems.iter().any(|problem| problem.policy == index && problem.severity == Severity::Invalid);
     let closes = |index: usize, server: &str| {
         broken(index) && policies[index].spec.servers.iter().any(|named| named.name == server || named.name == "*")
@@ -104,4 +106,50 @@ pub fn check(data: &[u8]) {
     let call = Call { server: "no such server", tool: "x", arguments: None, session: "" };
     assert_eq!(reason(&engine.decide(&call, now)), Some(Reason::NoPolicy));
     assert!(engine.limits(now, &NothingKnown).iter().all(|limit| limit.used.is_finite() && limit.used >= 0.0));
+}
+
+/// Names and addresses of connections, besides those of the policies.
+const DESTINATIONS: [(Option<&str>, &str); 8] = [
+    (Some("api.example.com"), "1.1.1.1"),
+    (Some("x.y.example.com"), "10.20.0.5"),
+    (Some("com"), "::ffff:169.254.169.254"),
+    (None, "2606:4700::1111"),
+    (None, "10.1.0.7"),
+    (None, "64:ff9b::a01:7"),
+    (Some(""), "fd00::1"),
+    (Some("."), "0.0.0.0"),
+];
+
+/// Decides on connections to what the rules name, and to what they do not.
+fn connections(policies: &[Policy], engine: &Engine, turned: &Engine) {
+    let ranges = AddressRanges { pod: vec![IpAddr::from([10, 1, 0, 7])], ..AddressRanges::default() };
+    let has_say = policies.iter().any(|policy| policy.spec.egress.is_some());
+    let names: HashSet<_> = policies.iter().map(|policy| &policy.id).collect();
+    let rules = || policies.iter().filter_map(|policy| policy.spec.egress.as_ref()).flat_map(|egress| &egress.allow).take(20);
+    let named: Vec<String> = rules().flat_map(|rule| &rule.domain_names).take(20).map(|name| name.replace('*', "x")).collect();
+    let mut ports: Vec<u16> = rules().flat_map(|rule| &rule.ports).take(4).copied().collect();
+    ports.push(443);
+    let fixed = DESTINATIONS.iter().map(|(name, address)| (*name, *address));
+    for (name, address) in named.iter().map(|name| (Some(name.as_str()), "10.20.0.5")).chain(fixed) {
+        let address: IpAddr = address.parse().expect("an address");
+        for (port, address) in ports.iter().flat_map(|port| [(*port, None), (*port, Some(address))]) {
+            let to = Destination { name, in_cluster: port % 2 == 0, address, port };
+            let decision = engine.decide_connection(&to, &ranges);
+            assert_one_line(&decision.message(&to));
+            assert_eq!(decision.effect == EgressEffect::Allowed, decision.reason == EgressReason::None, "{to:?}");
+            assert!(has_say || decision.reason == EgressReason::NoPolicy, "{to:?}");
+            let own = address
+                .is_some_and(|address| address.is_unspecified() || toolweir_engine::egress::reached(address) == ranges.pod[0]);
+            assert!(!own || !decision.effect.passes(), "{to:?} is the pod itself");
+            if names.len() == policies.len() {
+                let again = turned.decide_connection(&to, &ranges);
+                assert_eq!(
+                    (decision.effect, decision.reason),
+                    (again.effect, again.reason),
+                    "{to:?}: the order of the policies decides"
+                );
+            }
+        }
+        assert!(engine.exact_names(443).all(|name| !name.contains('*')));
+    }
 }
