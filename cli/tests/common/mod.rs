@@ -277,6 +277,7 @@ pub async fn sidecar(policy: &str) -> RunningSidecar {
         admin_listen: free(),
         upstream_ca: None,
         upstream_proxy: None,
+        capture: None,
         credentials: KeyFolders::default(),
         limits: Limits::default(),
         counters: 100,

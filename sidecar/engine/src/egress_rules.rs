@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Some of a policy's rules, a bit for each: a policy has at most 64 ([`toolweir_crds::bounds::EGRESS_RULES`]).
-type RuleSet = u64;
+type RuleBits = u64;
 
 /// What one policy says about connections.
 #[derive(Debug)]
@@ -22,9 +22,9 @@ pub(crate) struct EgressRules {
     default: EgressDefault,
     rules: Vec<ConnectionRule>,
     /// The rules that have an exact name, by that.
-    exact: HashMap<Arc<str>, RuleSet>,
+    exact: HashMap<Arc<str>, RuleBits>,
     /// The rules that have `*.` and a name, by that name; with the whole.
-    below: HashMap<Box<str>, (Arc<str>, RuleSet)>,
+    below: HashMap<Box<str>, (Arc<str>, RuleBits)>,
     /// True if the policy cannot be enforced. It denies every connection then, in any mode.
     broken: bool,
 }
@@ -79,7 +79,7 @@ impl EgressRules {
     }
 
     /// Returns the rules with a domain name that the name has, and the most specific of these.
-    pub(crate) fn of_name(&self, name: &str) -> (RuleSet, Option<&Arc<str>>) {
+    pub(crate) fn of_name(&self, name: &str) -> (RuleBits, Option<&Arc<str>>) {
         // No label is empty.
         if name.split('.').any(str::is_empty) {
             return (0, None);
@@ -138,6 +138,6 @@ impl EgressRules {
     }
 }
 
-fn bit(index: usize) -> RuleSet {
+fn bit(index: usize) -> RuleBits {
     u32::try_from(index).ok().and_then(|index| 1_u64.checked_shl(index)).unwrap_or(0)
 }

@@ -13,6 +13,7 @@ pub mod judge;
 pub mod mcp_signs;
 pub mod metrics;
 pub mod names;
+pub mod passing;
 pub mod place;
 pub mod splice;
 pub mod target;
@@ -31,6 +32,7 @@ use toolweir_engine::egress::AddressRanges;
 use self::{
     declared::{DeclaredCache, DeclaredServers},
     names::SearchDomains,
+    passing::PassingRoom,
 };
 use crate::in_force::InForce;
 
@@ -42,6 +44,8 @@ pub struct Capture {
     pub domains: SearchDomains,
     /// The time that connecting may take, with resolving a name.
     pub connect: Duration,
+    /// Room for those that pass.
+    pub passing: PassingRoom,
     resolver: OnceLock<TokioResolver>,
     declared: DeclaredCache,
 }
@@ -59,7 +63,8 @@ impl Capture {
     /// `/etc/resolv.conf` cannot be read, or names no nameserver.
     pub fn new(ranges: Arc<AddressRanges>, connect: Duration) -> Result<Self, String> {
         let domains = SearchDomains::new(toolweir_store::dns::search_domains()?);
-        Ok(Self { ranges, domains, connect, resolver: OnceLock::new(), declared: DeclaredCache::default() })
+        let passing = PassingRoom::default();
+        Ok(Self { ranges, domains, connect, passing, resolver: OnceLock::new(), declared: DeclaredCache::default() })
     }
 
     /// The declared servers of policies.

@@ -26,7 +26,9 @@ use crate::{
         judge::{Judgement, refused},
         metrics::{EgressLine, SERVER_NAME},
         names::{Host, HostAndPort},
-        original_destination, splice,
+        original_destination,
+        passing::PassingSlot,
+        splice,
         target::ConnectionTarget,
     },
     in_force::InForce,
@@ -194,16 +196,22 @@ impl CapturedConnection {
                 return reset(self.stream);
             }
         };
+        let Some(slot) = self.capture.passing.take() else {
+            self.proxy.record_egress(&refused(EgressReason::Overloaded), &at, None, (protocol, self.arrived));
+            return reset(self.stream);
+        };
         let connected = Box::pin(connect(&addresses, self.capture.connect)).await;
         let reason = if connected.is_ok() { decision.reason } else { EgressReason::Unreachable };
         self.proxy.record_egress(&EgressDecision { reason, ..decision }, &at, None, (protocol, self.arrived));
         match connected {
-            Ok(server) => self.join(server).await,
+            Ok(server) => self.join(server, slot).await,
             Err(_) => reset(self.stream),
         }
     }
 
-    async fn join(&mut self, server: TcpStream) {
+    async fn join(&mut self, server: TcpStream, slot: PassingSlot) {
+        slot.bound(&self.stream);
+        slot.bound(&server);
         let open = self.proxy.state.governor.metrics.egress.begin();
         if let Err(error) = splice::join(&self.stream, server, std::mem::take(&mut self.early)).await {
             tracing::debug!(%error, "a connection that passed broke off");
@@ -216,6 +224,7 @@ impl CapturedConnection {
     async fn server_speaks_first(&mut self) -> bool {
         let judgement = Box::pin(self.capture.judge(&self.in_force(), &self.to.at)).await;
         let Judgement::Open { addresses, decision } = judgement else { return true };
+        let Some(slot) = self.capture.passing.take() else { return true };
         let Ok(server) = Box::pin(connect(&addresses, self.capture.connect)).await else { return true };
         let spoken = async {
             tokio::select! {
@@ -229,7 +238,7 @@ impl CapturedConnection {
             _ => return false,
         }
         self.proxy.record_egress(&decision, &self.to.at, None, ("other", self.arrived));
-        self.join(server).await;
+        self.join(server, slot).await;
         false
     }
 

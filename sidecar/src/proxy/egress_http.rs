@@ -34,6 +34,7 @@ use crate::{
         mcp_signs,
         metrics::OpenEgress,
         names::HostAndPort,
+        passing::PassingSlot,
     },
     in_force::InForce,
     record::Arrival,
@@ -76,6 +77,7 @@ struct OpenedHttp {
     judged_by: Weak<InForce>,
     sender: HttpSender,
     _open: OpenEgress,
+    _slot: PassingSlot,
 }
 
 #[derive(Debug)]
@@ -251,11 +253,13 @@ impl Proxy {
             Judgement::Open { addresses, decision } => (addresses, decision),
             Judgement::Refused { decision, address } => return Err((decision, address)),
         };
+        let slot = http.capture.passing.take().ok_or_else(|| (refused(EgressReason::Overloaded), None))?;
         let unreachable = || (EgressDecision { reason: EgressReason::Unreachable, ..decision.clone() }, None);
         let stream = connect(&addresses, http.capture.connect).await.map_err(|_: io::Error| unreachable())?;
+        slot.bound(&stream);
         let sender = HttpSender::new(stream, version).await.map_err(|_| unreachable())?;
         self.record_egress(&decision, to, None, ("http", arrived));
         let open = self.state.governor.metrics.egress.begin();
-        Ok(OpenedHttp { to: to.clone(), judged_by: Arc::downgrade(in_force), sender, _open: open })
+        Ok(OpenedHttp { to: to.clone(), judged_by: Arc::downgrade(in_force), sender, _open: open, _slot: slot })
     }
 }
