@@ -10,9 +10,11 @@ import itertools, pathlib, re, sys
 import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
-CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}
+CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration",
+                  "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 PROTECTED = ["kube-system", "kube-public", "kube-node-lease"]
 INJECT = "toolweir.dev/inject"
+CAPTURE = "toolweir.dev/capture"
 
 
 class Strict(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):
@@ -160,7 +162,9 @@ def configuration(rendered):
     """config.yaml has the keys that the operator knows, with values of their types: it refuses any other."""
     config = rendered.config()
     shape = {
-        "sidecar": {"image": str, "imagePullPolicy": str, "resources": {"requests": dict, "limits": dict}, "logLevel": str, "tokenExpirationSeconds": int, "scrapeAnnotations": bool},
+        "sidecar": {"image": str, "imagePullPolicy": str, "resources": {"requests": dict, "limits": dict}, "logLevel": str, "tokenExpirationSeconds": int, "scrapeAnnotations": bool,
+                    "ports": {"admin": int, "proxy": int, "metrics": int, "capture": int}},
+        "capture": {"method": str, "userRange": str, "privateCidrs": list},
         "protectedNamespaces": list,
         "certificates": {"caLife": str, "leafLife": str},
     }
@@ -197,7 +201,7 @@ def configuration(rendered):
 
 def webhooks(rendered):
     """The webhooks match no pods of protected namespaces, and all others that opted in exactly once."""
-    pods = []
+    pods, checked = [], []
     for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
         for hook in rendered.one(kind)["webhooks"]:
             name, client = hook["name"], hook["clientConfig"]
@@ -215,6 +219,12 @@ def webhooks(rendered):
                 expect(service["path"] == "/inject", name, "asks", service["path"])
                 expect(hook["reinvocationPolicy"] == "IfNeeded", name, "is not invoked again")
                 expect(rule == {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"], "scope": "Namespaced"}, name, "has the rule", rule)
+            elif service["path"] == "/check":
+                checked.append(hook)
+                debug = name.startswith("debug.")
+                what = {"operations": ["UPDATE"], "resources": ["pods/ephemeralcontainers"]} if debug else {"operations": ["CREATE"], "resources": ["pods"]}
+                expect(rule == {"apiGroups": [""], "apiVersions": ["v1"], "scope": "Namespaced"} | what, name, "has the rule", rule)
+                expect(len(hook.get("matchConditions", [])) == debug, name, "has the conditions", hook.get("matchConditions"))
             else:
                 expect(service["path"] == "/validate", name, "asks", service["path"])
                 expect(rule["apiGroups"] == ["toolweir.dev"] and rule["resources"] == ["mcppolicies", "mcpclusterpolicies"], name, "has the rule", rule)
@@ -222,19 +232,22 @@ def webhooks(rendered):
 
     protected = [*PROTECTED, rendered.namespace, *rendered.config()["protectedNamespaces"]]
     values = [None, "enabled", "disabled", "Enabled", ""]
-    for namespace, of_namespace, of_pod in itertools.product([*protected, "agents", "kube-systems"], values, values):
-        labels = {"kubernetes.io/metadata.name": namespace} | ({INJECT: of_namespace} if of_namespace is not None else {})
-        pod = {"app": "agent"} | ({INJECT: of_pod} if of_pod is not None else {})
-        seen = [hook["name"] for hook in pods if selects(hook.get("namespaceSelector"), labels) and selects(hook.get("objectSelector"), pod)]
-        if namespace in protected:
+    for label, hooks in ((INJECT, pods), (CAPTURE, checked)):
+        what = label.rpartition("/")[2].replace("capture", "check")
+        for namespace, of_namespace, of_pod in itertools.product([*protected, "agents", "kube-systems"], values, values):
+            labels = {"kubernetes.io/metadata.name": namespace} | ({label: of_namespace} if of_namespace is not None else {})
+            pod = {"app": "agent"} | ({label: of_pod} if of_pod is not None else {})
+            seen = [hook["name"] for hook in hooks if selects(hook.get("namespaceSelector"), labels) and selects(hook.get("objectSelector"), pod)]
             should = []
-        elif of_namespace == "enabled":
-            should = ["namespaces.inject.toolweir.dev"]
-        elif of_pod == "enabled":
-            should = ["pods.inject.toolweir.dev"]
-        else:
-            should = []
-        expect(seen == should, f"a pod with {INJECT}={of_pod} in namespace {namespace} with {INJECT}={of_namespace} is seen by {seen}")
+            # The injector also sees pods that opted out, and lets them through.
+            if namespace not in protected and of_namespace == "enabled" and (label == INJECT or of_pod != "disabled"):
+                should.append(f"namespaces.{what}.toolweir.dev")
+            elif namespace not in protected and of_namespace != "enabled" and of_pod == "enabled":
+                should.append(f"pods.{what}.toolweir.dev")
+            # Ephemeral containers are looked at whatever the labels are.
+            if namespace not in protected and label == CAPTURE:
+                should.append("debug.check.toolweir.dev")
+            expect(seen == should, f"a pod with {label}={of_pod} in namespace {namespace} with {label}={of_namespace} is seen by {seen}")
 
 
 def rbac(rendered):
@@ -425,7 +438,7 @@ def monitoring(rendered, how):
         expect(monitor["spec"]["namespaceSelector"] == {"any": True} and monitor["spec"]["selector"] == {}, "the PodMonitor does not look at every pod")
         [endpoint] = monitor["spec"]["podMetricsEndpoints"]
         injection = (ROOT / "operator/src/inject/sidecar.rs").read_text()
-        expect(f'{{"name": "{endpoint["port"]}", "containerPort": METRICS_PORT' in injection, "sidecars have no port", endpoint["port"])
+        expect(f'{{"name": "{endpoint["port"]}", "containerPort": ports.metrics' in injection, "sidecars have no port", endpoint["port"])
         [container] = re.findall(r'SIDECAR_CONTAINER: &str = "(.+)"', (ROOT / "crds/src/sidecar.rs").read_text())
         meta = "__meta_kubernetes_pod_"
         for pod, owner, hash, workload in (

@@ -116,6 +116,7 @@ made_password() { # without a password, the chart makes a new one each time, and
 }
 check "the chart makes the password of its own store" made_password
 check "the chart's store serves TLS only, and loads a new certificate without a restart" "$here/store.sh" "$out/embedded.yaml"
+check "the policy for captured namespaces is as strict as the Pod Security Standard" "$here/pod_security.sh"
 check "every value is in the schema and has an effect" "$python" "$here/values.py" "$helm"
 check "README.md is up to date with values.yaml" readme
 check "the CRDs are copies of crds/generated" "$here/sync-crds.sh" --check

@@ -146,3 +146,38 @@ app.kubernetes.io/component: store
 {{- include "toolweir.store" . }}
 {{- end }}
 {{- end }}
+
+{{/* Checks that the sidecar's ports differ. */}}
+{{- define "toolweir.portsDiffer" -}}
+{{- $seen := dict }}
+{{- range $name := list "admin" "proxy" "metrics" "capture" }}
+{{- $port := toString (int64 (index $.Values.sidecar.ports $name)) }}
+{{- if hasKey $seen $port }}
+{{- fail (printf "sidecar.ports.%s is %s, as sidecar.ports.%s is: each needs its own" $name $port (get $seen $port)) }}
+{{- end }}
+{{- $_ := set $seen $port $name }}
+{{- end }}
+{{- end }}
+
+{{/* The arguments of the init container of capture, as the operator writes them, as a regular expression: each once, a blank between. */}}
+{{- define "toolweir.captureArgs" -}}
+{{- $ports := .Values.sidecar.ports }}
+{{- $args := list "capture --uid [1-9][0-9]* --gid [1-9][0-9]*" }}
+{{- range $flag := list (list "capture" 15002) (list "proxy" 15001) (list "admin" 15000) (list "metrics" 15020) }}
+{{- $port := int64 (index $ports (index $flag 0)) }}
+{{- if ne $port (int64 (index $flag 1)) }}
+{{- $args = append $args (printf "--%s-port %d" (index $flag 0) $port) }}
+{{- end }}
+{{- end }}
+{{- join " " $args }}
+{{- end }}
+
+{{/* Whether there is the policy in place of the Pod Security Standard, `true` or nothing. */}}
+{{- define "toolweir.podSecurityPolicy" -}}
+{{- $wanted := toString .Values.capture.podSecurityPolicy }}
+{{- $known := semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version }}
+{{- if and (eq $wanted "true") (not $known) }}
+{{- fail (printf "capture.podSecurityPolicy is true, and Kubernetes %s has no ValidatingAdmissionPolicy: it needs 1.30 or later. Say auto or false" .Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- if or (eq $wanted "true") (and (eq $wanted "auto") $known (eq .Values.capture.method "Init")) }}true{{ end }}
+{{- end }}

@@ -24,7 +24,7 @@ use crate::{
 const ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Settings that a kubelet lets a pod change, since they hold for the pod alone and are safe
 /// (Kubernetes, "Using sysctls in a Kubernetes Cluster").
-const SAFE_SYSCTLS: [&str; 12] = [
+const SAFE_SYSCTLS: [&str; 14] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
     "net.ipv4.ip_local_reserved_ports",
@@ -34,7 +34,9 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_keepalive_intvl",
     "net.ipv4.tcp_keepalive_probes",
     "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_notsent_lowat",
     "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_slow_start_after_idle",
     "net.ipv4.tcp_syncookies",
     "net.ipv4.tcp_wmem",
 ];
