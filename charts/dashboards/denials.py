@@ -1,4 +1,4 @@
-"""Toolweir / Denials: which agents call which tools, which calls are denied, by which policy and why, and which limits are nearly used up."""
+"""Toolweir / Denials: which agents call which tools, which calls and connections are denied, by which policy and why, and which limits are nearly used up."""
 
 from common import (
     BLUE, DECISIONS, GREEN, GREY, ORANGE, RED, YELLOW,
@@ -15,8 +15,15 @@ def calls(more=""):
 
 
 DENIED, WOULD = calls(', decision="denied"'), calls(', decision="would_deny"')
+CONNECTION = "toolweir_egress_connections_total"
 LIMIT = f"toolweir_limit_used_ratio{{{CALL}}}"
+NOT_PASSED = ', decision="denied"'
+NO_CONNECTIONS, NO_CONNECTION_DENIED = "No connection was captured in this range", "No connection was denied in this range"
 NO_CALLS, NONE_DENIED = "No calls in this range", "No calls were denied in this range"
+
+
+def connections(more=""):
+    return f"{CONNECTION}{{{POD}{more}}}"
 
 
 def variables():
@@ -125,6 +132,45 @@ def build():
                 now(f"topk(20, {counted(WOULD, ['namespace', 'workload', 'server', 'tool', 'reason', 'policy'])} > 0)"),
                 sort="Would be denied", width=24, height=7,
             ).decimals(0)
+        )
+        .with_row(row("Connections"))
+        .with_panel(
+            coloured(
+                stacked(
+                    "Connections by decision",
+                    "Captured connections per second to hosts that are no declared servers: allowed, denied, and allowed although a policy in audit mode would deny them.",
+                    "reqps", NO_CONNECTIONS,
+                    *(
+                        query(counted(connections(f', decision="{decision}"'), [], per_second=True), decision, ref)
+                        for decision, ref in zip(DECISIONS, "ABC")
+                    ),
+                ),
+                DECISIONS,
+            )
+        )
+        .with_panel(
+            stacked(
+                "Denied connections by reason", "Captured connections that were denied, per second, by reason. docs/metrics.md explains the reasons.",
+                "reqps", NO_CONNECTION_DENIED,
+                query(f"{counted(connections(NOT_PASSED), ['reason'], per_second=True)} > 0", "{{reason}}"),
+            )
+        )
+        .with_panel(
+            rows(
+                "Top denied connections",
+                "The 20 reasons for which most captured connections were denied in this range, by agent. Name: the domain name of a policy; _other: a name that "
+                "no policy has; _address: no name; _server: the host of a declared server. `kubectl toolweir denials` shows the hosts.",
+                "short", NO_CONNECTION_DENIED,
+                {"namespace": "Namespace", "workload": "Workload", "reason": "Reason", "name": "Name", "Value": "Denied"},
+                now(f"topk(20, {counted(connections(NOT_PASSED), ['namespace', 'workload', 'reason', 'name'])} > 0)"),
+                sort="Denied",
+            ).decimals(0)
+        )
+        .with_panel(
+            lines(
+                "Open connections", "Captured connections that pass now, by workload.", "short", "No connection is captured",
+                query(f"sum by (namespace, workload) (toolweir_egress_open_connections{{{POD}}})", "{{namespace}}/{{workload}}"), height=9,
+            )
         )
         .with_row(row("Limits"))
         .with_panel(

@@ -20,7 +20,10 @@ use common::{
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use toolweir_crds::{CredentialKind, OnStoreFailure};
-use toolweir_engine::Reason;
+use toolweir_engine::{
+    Reason,
+    egress::{EgressEffect, EgressReason},
+};
 use toolweir_sidecar::{
     connections::CLOSED,
     control::{self, backoff::Backoff, client, wire},
@@ -244,6 +247,14 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
     let kinds: BTreeSet<String> = CredentialKind::ALL.iter().map(ToString::to_string).collect();
     assert_eq!(listed(&page, "`kind` of `toolweir_credential_ready`"), kinds);
     assert!(seen("toolweir_credential_ready", "kind").is_subset(&kinds));
+    // Denied connections begin at 0 for each reason, also where nothing is captured.
+    let egress: BTreeSet<String> = EgressReason::ALL.iter().map(ToString::to_string).collect();
+    assert_eq!(listed(&page, "`reason` of `toolweir_egress_connections_total`"), egress);
+    let mut seen_reasons = seen("toolweir_egress_connections_total", "reason");
+    assert!(seen_reasons.insert(EgressReason::None.to_string()));
+    assert_eq!(seen_reasons, egress);
+    let effects = [EgressEffect::Allowed, EgressEffect::Denied, EgressEffect::WouldDeny].map(|effect| effect.as_str().to_owned());
+    assert_eq!(values(&page, "decision"), BTreeSet::from(effects));
     // Files begin at 0, also where there is no operator.
     for label in ["file", "operation"] {
         assert_eq!(seen("toolweir_file_failures_total", label), values(&page, label), "{label}");

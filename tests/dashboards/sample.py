@@ -98,6 +98,15 @@ for number, (pod, workload, namespace, servers, policies, version) in enumerate(
     if kind == "oauth2ClientCredentials":
         put("counter", "toolweir_credential_fetches_total", {**scraped, "server": server, "outcome": "ok"}, lambda at: 1 + at // 2700)
         put("counter", "toolweir_credential_fetches_total", {**scraped, "server": server, "outcome": "timeout"}, burst(3000, 0.05, 90))
+    # Captured connections: to what policies allow, and of a library that reports home.
+    connection = lambda decision, reason, name, value: put("counter", "toolweir_egress_connections_total", {**scraped, "decision": decision, "reason": reason, "name": name}, value)
+    connection("allowed", "none", "api.example.com", wave(0.3))
+    connection("denied", "not_allowed", "_other", burst(4800, 0.2, 900))
+    connection("denied", "address", "_address", burst(5400, 0.05))
+    connection("denied", "no_policy", "_other", 0)
+    if namespace == "research":
+        connection("would_deny", "not_allowed", "_other", wave(0.05))
+    put("gauge", "toolweir_egress_open_connections", scraped, lambda at: round(6 + 4 * math.sin(at / 700 + number)))
     for policy, mode in policies:
         put("gauge", "toolweir_policy_info", {**scraped, "policy": policy, "mode": mode, "version": version}, 1)
     put("gauge", "toolweir_policy_age_seconds", scraped, lambda at: max(0, min(at - 3000, 90)) if 3000 < at < 3090 and number == 2 else 0)
