@@ -16,6 +16,11 @@ pub struct AddressRanges {
 }
 
 impl AddressRanges {
+    /// Returns whether an address is one that anybody can reach.
+    pub fn is_public(&self, address: IpAddr) -> bool {
+        class(address, self) == AddressClass::Public
+    }
+
     /// Returns whether no name of a server may lead to an address: it is the pod's own, its node's, link-local, of metadata, or of no one
     /// host.
     pub fn is_off_limits(&self, address: IpAddr) -> bool {

@@ -55,6 +55,8 @@ impl EgressDecision {
         let policy = self.policy.as_deref();
         let by = policy.map(|policy| format!(" by policy {policy}")).unwrap_or_default();
         let head = match self.effect {
+            // It may pass, and could not.
+            EgressEffect::Allowed if self.reason != EgressReason::None => format!("Allowed{by}, but not made"),
             EgressEffect::Allowed => {
                 let name = self.name.as_deref().map(|name| format!(", as {name}")).unwrap_or_default();
                 return format!("Allowed{by}{name}.");
@@ -161,6 +163,10 @@ mod tests {
                  Write {domainNames: [a.com], ports: [443]} under spec.egress.allow.",
             ),
             (said(EgressEffect::Allowed, EgressReason::None, policy, to(Some("a.com"), None)), "Allowed by policy agents/p."),
+            (
+                said(EgressEffect::Allowed, EgressReason::NotResolved, policy, to(Some("a.com"), None)),
+                "Allowed by policy agents/p, but not made: the name cannot be resolved. Check the name, the port and the network.",
+            ),
         ] {
             assert_eq!(text, expected);
         }

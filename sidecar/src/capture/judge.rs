@@ -59,12 +59,16 @@ struct Resolved {
 }
 
 impl Capture {
-    /// Judges a connection to a host and port.
+    /// Judges a connection to a host and port, within the time for connecting.
     pub async fn judge(&self, in_force: &Arc<InForce>, at: &HostAndPort) -> Judgement {
-        match &at.host {
-            Host::Name(name) => self.judge_name(in_force, name, at.port).await,
-            Host::Address(address) => self.judge_address(in_force, *address, at.port).await,
-        }
+        let judged = async {
+            match &at.host {
+                Host::Name(name) => self.judge_name(in_force, name, at.port).await,
+                Host::Address(address) => self.judge_address(in_force, *address, at.port).await,
+            }
+        };
+        // Many names may have to be resolved. What DNS does not say in time is not known.
+        timeout(self.connect, judged).await.unwrap_or_else(|_| Judgement::refused(refused(EgressReason::NotResolved)))
     }
 
     /// The decision on a name is made before it is resolved, so that nobody is asked for a name that is not allowed. Only where a
@@ -103,7 +107,7 @@ impl Capture {
             let decision = decide(&name, in_cluster, Some(address));
             if !decision.effect.passes() {
                 refusal = refusal.or(Some((decision, address)));
-            } else if in_cluster && self.is_declared(in_force, address, port).await {
+            } else if !self.ranges.is_public(address) && self.is_declared(in_force, address, port).await {
                 let decision = EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) };
                 refusal = refusal.or(Some((decision, address)));
             } else {
@@ -167,7 +171,7 @@ impl Capture {
 
     async fn resolve(&self, name: &str) -> Option<Resolved> {
         let resolver = self.resolver().inspect_err(|error| tracing::warn!(error, "cannot resolve names")).ok()?;
-        let found = timeout(self.connect, toolweir_store::dns::lookup(resolver, name)).await.ok()?.ok()?;
+        let found = toolweir_store::dns::lookup(resolver, name).await.ok()?;
         let whole = found.query().name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
         Some(Resolved { whole, addresses: found.iter().collect() })
     }

@@ -7,7 +7,7 @@ use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader};
 use crate::mcp::is_method;
 
 /// The most bytes of a body that are looked at.
-pub const LOOKED_AT: usize = 64 * 1024;
+pub const LOOKED_AT: usize = 16 * 1024;
 
 /// Returns whether the head of a request is one of MCP: it has a header of MCP, or asks for both forms of an answer (MCP 2025-11-25,
 /// Transports, "Sending Messages to the Server").

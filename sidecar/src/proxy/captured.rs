@@ -235,7 +235,11 @@ impl CapturedConnection {
         match timeout(HEAD, spoken).await {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => return true,
-            _ => return false,
+            Ok(Err(_)) => return false,
+            Err(_) => {
+                self.proxy.record_egress(&refused(EgressReason::Timeout), &self.to.at, None, ("other", self.arrived));
+                return false;
+            }
         }
         self.proxy.record_egress(&decision, &self.to.at, None, ("other", self.arrived));
         self.join(server, slot).await;
@@ -290,8 +294,9 @@ impl Proxy {
         let (governor, (protocol, arrived)) = (&self.state.governor, how);
         governor.metrics.egress.count(decision, at.host.name().is_some());
         let destination = at.to_string();
+        let is_failure = matches!(decision.reason, EgressReason::Unreachable | EgressReason::NotResolved);
         let (effect, reason, policy) = (decision.effect.as_str(), decision.reason.as_str(), decision.policy.as_deref());
-        if decision.effect == EgressEffect::Denied || decision.reason == EgressReason::Unreachable {
+        if decision.effect == EgressEffect::Denied || is_failure {
             tracing::info!(destination, protocol, reason, policy, "connection {effect}: {}", at.message(decision, address));
         }
         governor.audit().write(&EgressLine {

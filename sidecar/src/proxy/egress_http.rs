@@ -19,7 +19,10 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
 use toolweir_engine::{
     Permit,
     egress::{EgressDecision, EgressReason},
@@ -151,8 +154,9 @@ impl Body for LookedAt {
 /// Reads the beginning of a body: the whole of one that is small.
 async fn look_at(mut body: Incoming) -> Option<LookedAt> {
     let mut first = BytesMut::new();
+    let until = Instant::now() + LOOK;
     while first.len() < mcp_signs::LOOKED_AT && !body.is_end_stream() {
-        match timeout(LOOK, body.frame()).await {
+        match timeout_at(until, body.frame()).await {
             // What comes slowly may never end.
             Err(_) | Ok(None) => break,
             Ok(Some(Err(_))) => return None,
