@@ -58,8 +58,8 @@ type Change = (&'static str, &'static str, Value, CaptureRefusal, &'static str);
 fn changed(mut pod: Value, op: &str, path: &str, value: &Value) -> Value {
     // A parent that is not there is made.
     let step = json!([{"op": op, "path": path, "value": value}]);
-    let patch: json_patch::Patch = serde_json::from_value(step).unwrap();
-    json_patch::patch(&mut pod, &patch).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let steps: json_patch::Patch = serde_json::from_value(step).unwrap();
+    json_patch::patch(&mut pod, &steps).unwrap_or_else(|error| panic!("{path}: {error}"));
     pod
 }
 

@@ -41,7 +41,7 @@ async fn capturing(policy: &str) -> (Sidecar, u16) {
 
 async fn explained(sidecar: &Sidecar, url: &str) -> Value {
     let question = json!({"url": url}).to_string();
-    let answer = Ask::post(&question).to("/explain").over(Http::One, sidecar.admin).await;
+    let answer = Ask::post(question.as_str()).to("/explain").over(Http::One, sidecar.admin).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.json()
 }
@@ -106,7 +106,7 @@ async fn without_a_policy_for_egress_nothing_leaves() {
 async fn a_pod_that_is_not_captured_says_so() {
     let sidecar = Sidecar::start(POLICY).await;
     let question = json!({"url": "http://192.0.2.7:8000/mcp"}).to_string();
-    let answer = Ask::post(&question).to("/explain").over(Http::One, sidecar.admin).await;
+    let answer = Ask::post(question.as_str()).to("/explain").over(Http::One, sidecar.admin).await;
     assert_eq!(answer.status, 400);
     assert!(answer.text().contains("toolweir.dev/capture: enabled"), "{}", answer.text());
 }
