@@ -30,7 +30,7 @@ openssl genrsa -out pki/sa.key 2048 2>/dev/null
 
 pids=()
 # shellcheck disable=SC2317 # the trap calls it
-stop() { [ ${#pids[@]} = 0 ] || { kill -KILL "${pids[@]}" 2>/dev/null; wait "${pids[@]}" 2>/dev/null; }; }
+stop() { [ ${#pids[@]} = 0 ] || { kill -KILL "${pids[@]}" 2>/dev/null; wait "${pids[@]}" 2>/dev/null || true; }; }
 trap stop EXIT
 "$bin/etcd" --data-dir "$out/etcd" --listen-client-urls "http://127.0.0.1:$client" --advertise-client-urls "http://127.0.0.1:$client" \
 	--listen-peer-urls "http://127.0.0.1:$peer" --initial-advertise-peer-urls "http://127.0.0.1:$peer" \
