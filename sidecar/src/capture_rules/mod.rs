@@ -14,7 +14,7 @@ mod refusal;
 mod resolvers;
 mod rules;
 
-pub use arguments::CaptureArgs;
+pub use arguments::CaptureRulesArgs;
 
 use anyhow::Context;
 
@@ -22,7 +22,7 @@ use rules::RuleSet;
 
 /// Writes the rules in one transaction and proves them. Rules that are there already are replaced; nothing is taken away if this
 /// fails.
-pub fn capture(arguments: &CaptureArgs) -> anyhow::Result<()> {
+pub fn capture(arguments: &CaptureRulesArgs) -> anyhow::Result<()> {
     arguments.check()?;
     let path = &arguments.resolv_conf;
     let text = std::fs::read_to_string(path).with_context(|| format!("--resolv-conf {}", path.display()))?;

@@ -28,6 +28,9 @@ const FORWARD: u32 = 2;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+const ROUTING: u8 = 43;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
@@ -123,6 +126,11 @@ fn guard(to: &mut NfTransaction, set: &RuleSet) {
     // Whoever is answered (a SYN-ACK, an ICMP error) at a forged address is outside.
     let forged = [state(NEW), vec![fib_type(FibAddress::Source), differs(&LOCAL.to_ne_bytes())]].concat();
     rule("forged source", &[forged, counted(NfVerdict::Drop)]);
+    // A packet with its own route is addressed to its first stop: to a resolver, say, and then on to a stranger.
+    let header = [family(NFPROTO_IPV6), vec![payload(PayloadBase::Network, 6, 1), equal(&[ROUTING])]].concat();
+    rule("its own route: routing header", &[header, counted(NfVerdict::Drop)]);
+    let options = vec![payload(PayloadBase::Network, 0, 1), bitwise(&[0x0f], &[0]), differs(&[5])];
+    rule("its own route: IPv4 options", &[family(NFPROTO_IPV4), options, counted(NfVerdict::Drop)]);
     let port = vec![payload(PayloadBase::Transport, 0, 2), lookup("ports")];
     rule("", &[direction(true), protocol(TCP), port, vec![verdict(NfVerdict::Jump("answers"))]]);
     rule(
@@ -212,6 +220,10 @@ fn local(of: FibAddress) -> Vec<NfExpression> {
     vec![fib_type(of), equal(&LOCAL.to_ne_bytes())]
 }
 
+fn family(number: u8) -> Vec<NfExpression> {
+    vec![meta(MetaKey::NfProto), equal(&[number])]
+}
+
 fn protocol(number: u8) -> Vec<NfExpression> {
     vec![meta(MetaKey::L4Proto), equal(&[number])]
 }
@@ -241,11 +253,11 @@ fn mark(bit: u32) -> Vec<NfExpression> {
 }
 
 fn to_resolver4() -> Vec<NfExpression> {
-    vec![meta(MetaKey::NfProto), equal(&[2]), payload(PayloadBase::Network, 16, 4), lookup("resolvers4")]
+    [family(NFPROTO_IPV4), vec![payload(PayloadBase::Network, 16, 4), lookup("resolvers4")]].concat()
 }
 
 fn to_resolver6() -> Vec<NfExpression> {
-    vec![meta(MetaKey::NfProto), equal(&[10]), payload(PayloadBase::Network, 24, 16), lookup("resolvers6")]
+    [family(NFPROTO_IPV6), vec![payload(PayloadBase::Network, 24, 16), lookup("resolvers6")]].concat()
 }
 
 fn to_dns(over: u8) -> Vec<NfExpression> {
