@@ -1,7 +1,10 @@
 """A pod and what is outside it: two network namespaces with a pair of devices between them, both families, and a recorder."""
 
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -180,11 +183,20 @@ class World:
         ask = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORTS['metrics']}/readyz', timeout=1)"
         wait_until("the sidecar is ready", lambda: self.inside.run(self.python, "-c", ask).returncode == 0)
 
-    def sidecar_pid(self):
-        return int(sh("pgrep", "-x", "-u", str(UID), "toolweir-sideca").split()[0])
+    @staticmethod
+    def inner(process):
+        """The process of a container, of which `unshare` is the parent; None once it has ended."""
+        try:
+            return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+        except (OSError, IndexError):
+            return None
 
     def stop(self, process):
-        process.kill()
+        """Kills a container. `--kill-child` does not reach one that has changed its user."""
+        if process.poll() is None:
+            if inner := self.inner(process):
+                os.kill(inner, signal.SIGKILL)
+            process.kill()
         process.wait()
         self.processes.remove(process)
 
@@ -196,10 +208,8 @@ class World:
         return [one for one in found if began <= one["time"] <= ended]
 
     def close(self):
-        for process in reversed(self.processes):
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+        for process in reversed(self.processes[:]):
+            self.stop(process)
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
@@ -220,8 +230,6 @@ def inevitable(packet, world):
 
 
 def address6(text):
-    import socket
-
     return socket.inet_pton(socket.AF_INET6, text)
 
 

@@ -240,7 +240,7 @@ print(json.dumps(found))
     scrape = subprocess.run([*world.outside.enter, "curl", "-s", f"http://{POD[4]}:{PORTS['metrics']}/metrics"], capture_output=True, text=True)
     counted = [line for line in scrape.stdout.splitlines() if line.startswith("toolweir_egress_connections_total") and not line.endswith(" 0")]
     scenario.require(len(counted) == 1 and counted[0].endswith(" 2"), f"scraped from outside: {counted}", "2 denied connections")
-    pid = world.sidecar_pid()
+    pid = world.inner(sidecar)
     subprocess.run(["kill", "-STOP", str(pid)], check=True)
     began = time.time()
     hung = asked(world.container("unprivileged"), away)

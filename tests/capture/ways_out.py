@@ -893,7 +893,7 @@ def io_uring(place):
 def older_connection(place):
     """A connection and datagrams from before the rules: says that it is ready, and goes on when a line arrives."""
     made, datagrams = place.open(), place.open(socket.SOCK_DGRAM)
-    made.connect((place.outside, 443))
+    made.connect((place.outside, 80))
     first = says(made)
     datagrams.connect((place.outside, 4434))
     datagrams.send(TAG)
