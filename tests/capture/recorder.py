@@ -27,14 +27,14 @@ def transport(protocol, rest, found):
         rest = rest[8:]
     elif protocol in (1, 58) and len(rest) >= 4:
         found["kind"] = rest[0]
-    found["data"] = rest[:96].decode("latin-1")
+    found["data"] = rest[:1400].decode("latin-1")
 
 
 def read(ethertype, packet):
     """What a packet says, as far as it can be read."""
     if ethertype == 0x0806 and len(packet) >= 28:
         return {"protocol": "arp", "to": socket.inet_ntoa(packet[24:28]), "data": ""}
-    found = {"protocol": hex(ethertype), "data": packet[:96].decode("latin-1")}
+    found = {"protocol": hex(ethertype), "data": packet[:1400].decode("latin-1")}
     if ethertype == 0x0800 and len(packet) >= 20:
         found["from"], found["to"] = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
         length = (packet[0] & 15) * 4

@@ -13,6 +13,7 @@ need ip "apt-get install iproute2"
 need nft "apt-get install nftables"
 need setpriv "apt-get install util-linux"
 need openssl "apt-get install openssl"
+need curl "apt-get install curl"
 need python3 "apt-get install python3"
 [ "$(id -u)" = 0 ] || fail "needs root, for network namespaces"
 # Containers run as other users, to whom a Python below a home folder is closed.

@@ -9,9 +9,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "credentials"))
-from network import OUTSIDE, World, sh  # noqa: E402
+from network import World, sh  # noqa: E402
 from rules import scenario_rules  # noqa: E402
 from scenario import Scenario  # noqa: E402
+from ways_http import NAMES as NAMES_OF_WAYS, scenario_http  # noqa: E402
 from ways import scenario_impostor, scenario_older, scenario_ways, scenario_works  # noqa: E402
 
 SCENARIOS = {
@@ -20,9 +21,10 @@ SCENARIOS = {
     "older": scenario_older,
     "impostor": scenario_impostor,
     "works": scenario_works,
+    "http": scenario_http,
 }
 # What the resolver knows.
-NAMES = {"allowed.test": list(OUTSIDE.values())}
+NAMES = NAMES_OF_WAYS
 
 
 def certificate(folder):
