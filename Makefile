@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-memory test-start test-scrape test-bounds bench bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-memory test-start test-scrape test-bounds bench bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -49,6 +49,9 @@ test-shared: ## Test limits across pods with real redis-servers (ONLY="1 4")
 
 test-credentials: ## Test credentials that only the sidecar holds, with real servers (ONLY="kinds expiry")
 	@ONLY="$(ONLY)" tests/credentials/run.sh
+
+test-capture: ## Try every way out of a captured pod in network namespaces; needs root (ONLY="rules ways")
+	@ONLY="$(ONLY)" tests/capture/run.sh
 
 test-memory: ## Measure resident memory over 100,000 calls
 	@tests/bench/memory.sh

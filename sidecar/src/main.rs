@@ -20,7 +20,7 @@ use toolweir_crds::{
 use toolweir_engine::{CompileOptions, Memory, egress::AddressRanges};
 use toolweir_sidecar::{
     admin::LogLevelControl,
-    capture_rules::{self, CaptureArgs},
+    capture_rules::{self, CaptureRulesArgs},
     control::{
         ControlPlaneConfig,
         backoff::Backoff,
@@ -81,7 +81,7 @@ enum Command {
     /// Enforce policy on a server that speaks MCP on stdin and stdout.
     Stdio(StdioArgs),
     /// Write the rules that redirect a pod's connections to its sidecar, and prove them. Needs `NET_ADMIN`.
-    Capture(CaptureArgs),
+    Capture(CaptureRulesArgs),
     /// What `stdio` starts, and what starts the server.
     #[command(name = keeper::SUBCOMMAND, hide = true)]
     KeepServer {

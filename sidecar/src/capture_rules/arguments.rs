@@ -6,7 +6,7 @@ use toolweir_crds::sidecar::{ADMIN_PORT, CAPTURE_PORT, METRICS_PORT, PROXY_PORT}
 
 /// The arguments of `toolweir-sidecar capture`.
 #[derive(Debug, clap::Args)]
-pub struct CaptureArgs {
+pub struct CaptureRulesArgs {
     /// User of the sidecar. No other container of the pod may run as it.
     #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..i64::from(u32::MAX)))]
     pub uid: u32,
@@ -30,7 +30,7 @@ pub struct CaptureArgs {
     pub resolv_conf: PathBuf,
 }
 
-impl CaptureArgs {
+impl CaptureRulesArgs {
     /// The ports of the sidecar, in ascending order.
     pub(super) fn ports(&self) -> [u16; 4] {
         let mut ports = [self.admin_port, self.proxy_port, self.capture_port, self.metrics_port];

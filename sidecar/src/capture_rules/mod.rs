@@ -14,15 +14,15 @@ mod refusal;
 mod resolvers;
 mod rules;
 
-pub use arguments::CaptureArgs;
+pub use arguments::CaptureRulesArgs;
 
 use anyhow::Context;
 
-use rules::RuleSet;
+use rules::CaptureRules;
 
 /// Writes the rules in one transaction and proves them. Rules that are there already are replaced; nothing is taken away if this
 /// fails.
-pub fn capture(arguments: &CaptureArgs) -> anyhow::Result<()> {
+pub fn capture(arguments: &CaptureRulesArgs) -> anyhow::Result<()> {
     arguments.check()?;
     let path = &arguments.resolv_conf;
     let text = std::fs::read_to_string(path).with_context(|| format!("--resolv-conf {}", path.display()))?;
@@ -33,7 +33,7 @@ pub fn capture(arguments: &CaptureArgs) -> anyhow::Result<()> {
     if resolvers.v4.is_empty() && resolvers.v6.is_empty() {
         tracing::warn!("{} names no resolver outside the pod: DNS stays closed", path.display());
     }
-    let set = RuleSet {
+    let set = CaptureRules {
         uid: arguments.uid,
         gid: arguments.gid,
         capture: arguments.capture_port,

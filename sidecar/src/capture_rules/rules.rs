@@ -28,6 +28,9 @@ const FORWARD: u32 = 2;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+const ROUTING: u8 = 43;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
@@ -42,7 +45,7 @@ const LOCAL: u32 = 2;
 
 /// What the rules depend on.
 #[derive(Clone, Debug)]
-pub(super) struct RuleSet {
+pub(super) struct CaptureRules {
     pub(super) uid: u32,
     pub(super) gid: u32,
     /// Where connections are redirected to.
@@ -55,7 +58,7 @@ pub(super) struct RuleSet {
 
 /// The transaction that puts these rules in the place of those that are there. With `prover`, this user may answer on the
 /// sidecar's ports too.
-pub(super) fn write(set: &RuleSet, prover: Option<u32>) -> (Vec<u8>, Vec<NfStep>) {
+pub(super) fn write(set: &CaptureRules, prover: Option<u32>) -> (Vec<u8>, Vec<NfStep>) {
     let mut to = NfTransaction::begin(TABLE);
     // A table that does not exist cannot be deleted.
     to.add_table();
@@ -86,7 +89,7 @@ fn inbound(to: &mut NfTransaction) {
 }
 
 /// Before the nat chains of others, such as a mesh's (-100), so that this mapping counts.
-fn capture(to: &mut NfTransaction, set: &RuleSet) {
+fn capture(to: &mut NfTransaction, set: &CaptureRules) {
     to.add_chain("capture", Some(NfHook { kind: "nat", hook: OUTPUT, priority: -105, accept: true }));
     let mut rule = |comment: &str, parts: &[Vec<NfExpression>]| to.add_rule("capture", comment, &parts.concat());
     rule("the sidecar", &[owner(set), counted(NfVerdict::Return)]);
@@ -99,7 +102,7 @@ fn capture(to: &mut NfTransaction, set: &RuleSet) {
 }
 
 /// Who answers on the sidecar's ports. A SYN cookie, a reset, a socket that is not accepted yet or closed already has no user.
-fn answers(to: &mut NfTransaction, set: &RuleSet, prover: Option<u32>) {
+fn answers(to: &mut NfTransaction, set: &CaptureRules, prover: Option<u32>) {
     const OTHER: &str = "somebody else answers on the sidecar's ports";
     to.add_chain("answers", None);
     let mut rule = |comment: &str, parts: &[Vec<NfExpression>]| to.add_rule("answers", comment, &parts.concat());
@@ -117,12 +120,17 @@ fn answers(to: &mut NfTransaction, set: &RuleSet, prover: Option<u32>) {
 }
 
 /// Every packet that leaves. Nothing that is not named here does.
-fn guard(to: &mut NfTransaction, set: &RuleSet) {
+fn guard(to: &mut NfTransaction, set: &CaptureRules) {
     to.add_chain("guard", Some(NfHook { kind: "filter", hook: OUTPUT, priority: 10, accept: false }));
     let mut rule = |comment: &str, parts: &[Vec<NfExpression>]| to.add_rule("guard", comment, &parts.concat());
     // Whoever is answered (a SYN-ACK, an ICMP error) at a forged address is outside.
     let forged = [state(NEW), vec![fib_type(FibAddress::Source), differs(&LOCAL.to_ne_bytes())]].concat();
     rule("forged source", &[forged, counted(NfVerdict::Drop)]);
+    // A packet with its own route is addressed to its first stop: to a resolver, say, and then on to a stranger.
+    let header = [family(NFPROTO_IPV6), vec![payload(PayloadBase::Network, 6, 1), equal(&[ROUTING])]].concat();
+    rule("its own route: routing header", &[header, counted(NfVerdict::Drop)]);
+    let options = vec![payload(PayloadBase::Network, 0, 1), bitwise(&[0x0f], &[0]), differs(&[5])];
+    rule("its own route: IPv4 options", &[family(NFPROTO_IPV4), options, counted(NfVerdict::Drop)]);
     let port = vec![payload(PayloadBase::Transport, 0, 2), lookup("ports")];
     rule("", &[direction(true), protocol(TCP), port, vec![verdict(NfVerdict::Jump("answers"))]]);
     rule(
@@ -192,15 +200,15 @@ fn routed(to: &mut NfTransaction) {
     to.add_rule("routed", "nothing is routed through the pod", &[counter()]);
 }
 
-fn owner(set: &RuleSet) -> Vec<NfExpression> {
+fn owner(set: &CaptureRules) -> Vec<NfExpression> {
     vec![meta(MetaKey::SkUid), equal(&set.uid.to_ne_bytes()), meta(MetaKey::SkGid), equal(&set.gid.to_ne_bytes())]
 }
 
-fn not_user(set: &RuleSet) -> Vec<NfExpression> {
+fn not_user(set: &CaptureRules) -> Vec<NfExpression> {
     vec![meta(MetaKey::SkUid), differs(&set.uid.to_ne_bytes())]
 }
 
-fn not_group(set: &RuleSet) -> Vec<NfExpression> {
+fn not_group(set: &CaptureRules) -> Vec<NfExpression> {
     vec![meta(MetaKey::SkGid), differs(&set.gid.to_ne_bytes())]
 }
 
@@ -210,6 +218,10 @@ fn counted(end: NfVerdict) -> Vec<NfExpression> {
 
 fn local(of: FibAddress) -> Vec<NfExpression> {
     vec![fib_type(of), equal(&LOCAL.to_ne_bytes())]
+}
+
+fn family(number: u8) -> Vec<NfExpression> {
+    vec![meta(MetaKey::NfProto), equal(&[number])]
 }
 
 fn protocol(number: u8) -> Vec<NfExpression> {
@@ -241,11 +253,11 @@ fn mark(bit: u32) -> Vec<NfExpression> {
 }
 
 fn to_resolver4() -> Vec<NfExpression> {
-    vec![meta(MetaKey::NfProto), equal(&[2]), payload(PayloadBase::Network, 16, 4), lookup("resolvers4")]
+    [family(NFPROTO_IPV4), vec![payload(PayloadBase::Network, 16, 4), lookup("resolvers4")]].concat()
 }
 
 fn to_resolver6() -> Vec<NfExpression> {
-    vec![meta(MetaKey::NfProto), equal(&[10]), payload(PayloadBase::Network, 24, 16), lookup("resolvers6")]
+    [family(NFPROTO_IPV6), vec![payload(PayloadBase::Network, 24, 16), lookup("resolvers6")]].concat()
 }
 
 fn to_dns(over: u8) -> Vec<NfExpression> {
@@ -265,8 +277,8 @@ fn device(name: &str) -> [u8; 16] {
 mod tests {
     use super::*;
 
-    fn set() -> RuleSet {
-        RuleSet {
+    fn set() -> CaptureRules {
+        CaptureRules {
             uid: 61501,
             gid: 61502,
             capture: 15002,
@@ -288,13 +300,13 @@ mod tests {
     #[test]
     fn only_resolvers_add_elements() {
         let before = write(&set(), None).1.len();
-        let more = RuleSet { resolvers4: BTreeSet::from([Ipv4Addr::new(10, 0, 0, 1)]), ..set() };
+        let more = CaptureRules { resolvers4: BTreeSet::from([Ipv4Addr::new(10, 0, 0, 1)]), ..set() };
         assert_eq!(write(&more, None).1.len(), before + 1);
     }
 
     #[test]
     fn the_ports_are_those_given() {
-        let other = RuleSet { capture: 4000, ports: [1000, 2000, 3000, 4000], ..set() };
+        let other = CaptureRules { capture: 4000, ports: [1000, 2000, 3000, 4000], ..set() };
         let (bytes, _) = write(&other, None);
         let contains = |port: u16| bytes.windows(2).any(|part| part == port.to_be_bytes());
         assert!([1000, 2000, 3000, 4000].into_iter().all(contains));
