@@ -90,11 +90,12 @@ while True:
     query, client = server.recvfrom(512)
     end = query.index(b"\0", 12) + 1
     asked, kind = query[12:end].lower(), query[end:end + 2]
-    answer = b""
+    # That there is none may be remembered, as an answer of the cluster DNS may (RFC 2308, section 5).
+    answer, none = b"", b"\0" + struct.pack(">HHIH", 6, 1, 30, 22) + b"\0\0" + struct.pack(">5I", 1, 7200, 1800, 86400, 30)
     if asked == known and kind == b"\0\1":
         answer = b"\xc0\x0c\0\1\0\1" + struct.pack(">IH", 3600, 4) + socket.inet_aton(address)
-    head = struct.pack(">HHHHH", 0x8180 if asked == known else 0x8183, 1, bool(answer), 0, 0)
-    server.sendto(query[:2] + head + query[12:end + 4] + answer, client)
+    head = struct.pack(">HHHHH", 0x8180 if asked == known else 0x8183, 1, bool(answer), not answer, 0)
+    server.sendto(query[:2] + head + query[12:end + 4] + (answer or none), client)
 ' "$RESOLVER" "$NAME" "$SERVER"
 wait_inside "$OUTSIDE" "$SERVER" 8000 "$dir/upstream.log"
 wait_inside "$OUTSIDE" "$SERVER" 9000 "$dir/raw.log"
