@@ -110,7 +110,7 @@ pub struct LoadArgs {
     /// Where the server is reached, `NAME=ADDRESS:PORT`, once for each way. The others are held against the first
     #[arg(long = "target", required = true)]
     targets: Vec<String>,
-    /// The same, for connections that begin with a TLS ClientHello for `--server-name`
+    /// The same, for connections that begin with a TLS `ClientHello` for `--server-name`
     #[arg(long = "tls-target", requires = "server_name")]
     tls_targets: Vec<String>,
     #[arg(long)]
@@ -247,7 +247,7 @@ fn carry(address: SocketAddr, connections: usize, letter: u8, time: Duration) ->
     Ok(bytes as f64 / (1024.0 * 1024.0) / took.as_secs_f64())
 }
 
-/// Makes so many connections one after the other: microseconds from before connect() until the first byte came back, each.
+/// Makes so many connections one after the other: microseconds from before `connect()` until the first byte came back, each.
 fn connects(address: SocketAddr, first: &[u8], count: usize) -> Result<Vec<f64>> {
     let once = || {
         let started = Instant::now();
@@ -259,7 +259,7 @@ fn connects(address: SocketAddr, first: &[u8], count: usize) -> Result<Vec<f64>>
     (0..count).map(|_| once()).collect()
 }
 
-/// A ClientHello of TLS 1.3 with a server name (RFC 8446, section 4.1.2; RFC 6066, section 3).
+/// A `ClientHello` of TLS 1.3 with a server name (RFC 8446, section 4.1.2; RFC 6066, section 3).
 fn client_hello(server_name: &str) -> Result<Vec<u8>> {
     let sized = |of: &[u8]| anyhow::Ok([&u16::try_from(of.len())?.to_be_bytes(), of].concat());
     let name = sized(&[&[0][..], &sized(server_name.as_bytes())?].concat())?;
