@@ -52,3 +52,27 @@ start_sidecar_with() {
 	SIDECAR_URL=http://127.0.0.1:$port/bench SIDECAR_METRICS=$metrics SIDECAR_PID=${STARTED[-1]}
 	(wait_port "$port" 10 "the sidecar") || { cat "$2/sidecar.log" >&2; exit 1; }
 }
+
+# nginx_binary: prints the path of the installed nginx, or of the one in Debian's package, unpacked in the cache.
+nginx_binary() {
+	PATH=$PATH:/usr/sbin command -v nginx && return
+	local dir=$CACHE/nginx
+	if [ ! -x "$dir/usr/sbin/nginx" ]; then
+		mkdir -p "$dir"
+		(cd "$dir" && apt-get -qq download nginx && dpkg -x nginx_*.deb .) >&2 || fail "needs 'nginx'; install it with: apt-get install nginx-light"
+	fi
+	"$dir/usr/sbin/nginx" -v 2>/dev/null || fail "nginx from $dir does not run; install it with: apt-get install nginx-light"
+	echo "$dir/usr/sbin/nginx"
+}
+
+# nginx_stream_module: prints the path of nginx's module for connections that are not HTTP, installed or unpacked as nginx is.
+nginx_stream_module() {
+	local file=usr/lib/nginx/modules/ngx_stream_module.so dir=$CACHE/nginx
+	if [ -x "$dir/usr/sbin/nginx" ] && ! [ -e "$dir/$file" ]; then
+		(cd "$dir" && apt-get -qq download libnginx-mod-stream && dpkg -x libnginx-mod-stream_*.deb .) >&2 || true
+	fi
+	for file in "/$file" "$dir/$file"; do
+		if [ -e "$file" ]; then echo "$file"; return; fi
+	done
+	fail "needs nginx's stream module; install it with: apt-get install libnginx-mod-stream"
+}

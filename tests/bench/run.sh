@@ -19,18 +19,6 @@ fi
 : "${ROUNDS:=5}" "${SECONDS_PER_ROUND:=3}" "${WARM_UP:=0.5}" "${CONNECTIONS:=1,16,64}"
 : "${TARGETS:=direct pass-through nginx sidecar}"
 
-# nginx_binary: prints the path of the installed nginx, or of the one in Debian's package, unpacked in the cache.
-nginx_binary() {
-	PATH=$PATH:/usr/sbin command -v nginx && return
-	local dir=$CACHE/nginx
-	if [ ! -x "$dir/usr/sbin/nginx" ]; then
-		mkdir -p "$dir"
-		(cd "$dir" && apt-get -qq download nginx && dpkg -x nginx_*.deb .) >&2 || fail "needs 'nginx'; install it with: apt-get install nginx-light"
-	fi
-	"$dir/usr/sbin/nginx" -v 2>/dev/null || fail "nginx from $dir does not run; install it with: apt-get install nginx-light"
-	echo "$dir/usr/sbin/nginx"
-}
-
 # start_nginx BINARY DIR PORT UPSTREAM_PORT: starts nginx with its fastest configuration for this: connections stay open on both sides,
 # and nothing is logged. Responses are not buffered, as the streams of MCP require; here this is also a little faster.
 start_nginx() {

@@ -33,7 +33,10 @@ pub struct DeclaredServers {
 impl DeclaredServers {
     fn new(in_force: &InForce, domains: &SearchDomains) -> Self {
         let mut declared = Self::default();
-        for server in in_force.servers() {
+        // In an order that is the same each time.
+        let mut servers: Vec<_> = in_force.servers().collect();
+        servers.sort_by(|one, other| one.name.cmp(&other.name));
+        for server in servers {
             let Some(url) = server.url.clone() else { continue };
             let tls = url.scheme() == Some(&http::uri::Scheme::HTTPS);
             let Some(host) = url.host().and_then(Host::read) else { continue };

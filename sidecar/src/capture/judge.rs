@@ -71,36 +71,29 @@ impl Capture {
         timeout(self.connect, judged).await.unwrap_or_else(|_| Judgement::refused(refused(EgressReason::NotResolved)))
     }
 
-    /// The decision on a name is made before it is resolved, so that nobody is asked for a name that is not allowed. Only where a
-    /// search domain may make another of it, DNS has to say first which.
+    /// A name that a policy allows is resolved, and each of its addresses judged. So is one that none allows: a search domain may make
+    /// another of it, and a rule may allow its address.
     async fn judge_name(&self, in_force: &Arc<InForce>, name: &str, port: u16) -> Judgement {
         let decide = |name: &str, in_cluster, address| {
             let to = Destination { name: Some(name), in_cluster, address, port };
             in_force.engine.decide_connection(&to, &self.ranges)
         };
-        let (mut name, mut decision, mut resolved) = (name.to_owned(), decide(name, false, None), None);
-        if decision.reason == EgressReason::NotAllowed && !self.domains.is_empty() {
-            let found = self.resolve(&name).await;
-            let whole = found.as_ref().map(|found| found.whole.clone()).unwrap_or_default();
-            for form in self.domains.in_cluster(&whole).into_iter().chain([whole.as_str()]).filter(|form| !form.is_empty()) {
-                let other = decide(form, false, None);
-                if other.effect.passes() {
-                    (name, decision) = (form.to_owned(), other);
-                    break;
-                }
-            }
-            resolved = found;
-        }
-        if !decision.effect.passes() {
+        let (mut name, mut decision) = (name.to_owned(), decide(name, false, None));
+        if !decision.effect.passes() && decision.reason != EgressReason::NotAllowed {
             return Judgement::refused(decision);
         }
-        let resolved = match resolved {
-            Some(resolved) => resolved,
-            None => match self.resolve(&name).await {
-                Some(resolved) => resolved,
-                None => return Judgement::refused(EgressDecision { reason: EgressReason::NotResolved, ..decision }),
-            },
+        let Some(resolved) = self.resolve(&name).await else {
+            let is_allowed = decision.effect.passes();
+            let reason = if is_allowed { EgressReason::NotResolved } else { decision.reason };
+            return Judgement::refused(EgressDecision { reason, ..decision });
         };
+        let mut forms = self.domains.in_cluster(&resolved.whole).into_iter().chain([resolved.whole.as_str()]);
+        let allowed = |form: &&str| decide(form, false, None).effect.passes();
+        if !decision.effect.passes()
+            && let Some(form) = forms.find(allowed)
+        {
+            (name, decision) = (form.to_owned(), decide(form, false, None));
+        }
         let in_cluster = self.domains.in_cluster(&resolved.whole).is_some();
         let (mut addresses, mut passing, mut refusal) = (Vec::new(), None, None);
         for address in resolved.addresses {

@@ -1,6 +1,7 @@
 //! Two connections joined: what comes on one goes out on the other, in the kernel, without a copy of it here (splice(2)).
 
 use std::{
+    cell::RefCell,
     io,
     os::fd::{AsFd, OwnedFd},
 };
@@ -14,6 +15,8 @@ use tokio::{
 
 /// The most bytes that are moved at once: what a pipe of the kernel holds.
 const PIPE: usize = 64 * 1024;
+/// The pipes that a worker keeps for the next bytes that come.
+const KEPT: usize = 16;
 
 /// Joins two connections until both sides have ended, or one breaks off. `early` is what was read of the client and goes first.
 ///
@@ -32,25 +35,46 @@ struct Pipe {
     into: OwnedFd,
 }
 
+thread_local! {
+    /// Empty pipes. A connection has one only while bytes pass, so that idle ones cost none.
+    static EMPTY: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Pipe {
-    fn new() -> io::Result<Self> {
+    /// An empty one.
+    fn take() -> io::Result<Self> {
+        if let Some(pipe) = EMPTY.with_borrow_mut(Vec::pop) {
+            return Ok(pipe);
+        }
         let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         Ok(Self { out, into })
+    }
+
+    /// Keeps this one for other bytes. It has to be empty.
+    fn keep(self) {
+        EMPTY.with_borrow_mut(|empty| {
+            if empty.len() < KEPT {
+                empty.push(self);
+            }
+        });
     }
 }
 
 /// Passes what comes from one side to the other until it ends, and then says so there.
 async fn pass(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
-    // A connection on which nothing comes needs no pipe.
-    let mut pipe = None;
     loop {
         from.readable().await?;
-        let pipe = match &pipe {
-            Some(pipe) => pipe,
-            None => pipe.insert(Pipe::new()?),
+        let pipe = Pipe::take()?;
+        let mut held = match from.try_io(Interest::READABLE, || moved(from, &pipe.into, PIPE)) {
+            Ok(held) => held,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                pipe.keep();
+                continue;
+            }
+            Err(error) => return Err(error),
         };
-        let mut held = from.async_io(Interest::READABLE, || moved(from, &pipe.into, PIPE)).await?;
         if held == 0 {
+            pipe.keep();
             return socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write).or_else(already_closed);
         }
         while held > 0 {
@@ -60,6 +84,7 @@ async fn pass(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
             }
             held = held.saturating_sub(sent);
         }
+        pipe.keep();
     }
 }
 
@@ -120,5 +145,43 @@ mod tests {
         let mut rest = Vec::new();
         let read = agent.read_to_end(&mut rest).await;
         assert!(read.is_err() || rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_has_no_pipe() {
+        let ((mut agent, client), (server, mut far)) = (pair().await, pair().await);
+        let joined = tokio::spawn(async move { join(&client, server, BytesMut::new()).await });
+        let mut asked = [0; 8];
+        for _ in 0..3 {
+            agent.write_all(b"question").await.unwrap();
+            far.read_exact(&mut asked).await.unwrap();
+            far.write_all(b"answer").await.unwrap();
+            agent.read_exact(&mut asked[..6]).await.unwrap();
+        }
+        assert_eq!(EMPTY.with_borrow(Vec::len), 1);
+        joined.abort();
+    }
+
+    #[tokio::test]
+    async fn bytes_of_a_connection_that_broke_off_come_out_on_no_other() {
+        let ((mut agent, client), (server, far)) = (pair().await, pair().await);
+        let joined = tokio::spawn(async move { join(&client, server, BytesMut::new()).await });
+        // Nobody reads, so that bytes wait in the pipe too.
+        let much = vec![b'x'; 64 * 1024 * 1024];
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(300), agent.write_all(&much)).await.is_err());
+        assert_eq!(EMPTY.with_borrow(Vec::len), 0);
+        joined.abort();
+        assert!(joined.await.unwrap_err().is_cancelled());
+        drop(far);
+        assert_eq!(EMPTY.with_borrow(Vec::len), 0);
+
+        let ((mut agent, client), (server, mut far)) = (pair().await, pair().await);
+        let joined = tokio::spawn(async move { join(&client, server, BytesMut::new()).await });
+        agent.write_all(b"question").await.unwrap();
+        agent.shutdown().await.unwrap();
+        let mut asked = Vec::new();
+        far.read_to_end(&mut asked).await.unwrap();
+        assert_eq!(asked, b"question");
+        joined.abort();
     }
 }

@@ -272,8 +272,8 @@ mod tests {
             (r#"{"access_token":"t","expires_in":1e18}"#, 30 * 24 * 3600),
             (r#"{"access_token":"t","expires_in":1e300}"#, 30 * 24 * 3600),
             (r#"{"access_token":"t","expires_in":"3599.0"}"#, 3599),
-            // A JWT with exp 1000000000000.
-            (r#"{"access_token":"e30.eyJleHAiOjEwMDAwMDAwMDAwMDB9.c2ln"}"#, 30 * 24 * 3600),
+            // A JWT with exp 999999999999.
+            (r#"{"access_token":"e30.eyJleHAiOjk5OTk5OTk5OTk5OX0.c2ln"}"#, 30 * 24 * 3600),
             // A JWT with exp 1060.
             (r#"{"access_token":"e30.eyJleHAiOjEwNjB9.c2ln","token_type":"Bearer"}"#, 60),
         ] {

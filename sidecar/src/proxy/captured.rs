@@ -39,6 +39,8 @@ use crate::{
 const SILENCE: Duration = Duration::from_millis(200);
 /// One that may not wait for that has this long to name where it leads.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The bytes for which there is room whenever more is read: most messages that begin a connection, in one piece.
+const PIECE: usize = 2 * 1024;
 /// The kernel's buffers for a connection over HTTP, as for one to the sidecar's own URL.
 const KERNEL: (usize, usize) = (16 * 1024, 64 * 1024);
 
@@ -54,7 +56,7 @@ enum Begun {
 
 /// A connection on its way.
 struct CapturedConnection {
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
     capture: Arc<Capture>,
     stream: TcpStream,
     early: BytesMut,
@@ -63,7 +65,7 @@ struct CapturedConnection {
 }
 
 /// Takes a connection that the kernel redirected here to where it may go.
-pub(super) async fn connection(stream: TcpStream, proxy: Proxy) {
+pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
     let Some(capture) = proxy.state.capture.clone() else { return };
     keep_alive(&stream);
     let (arrived, early) = (Arrival::now(), BytesMut::new());
@@ -149,6 +151,9 @@ impl CapturedConnection {
 
     /// Reads more, up to the most that is read before it is clear where the connection leads.
     async fn read(&mut self) -> io::Result<usize> {
+        // One that says nothing needs no buffer yet.
+        self.stream.readable().await?;
+        self.early.reserve(PIECE);
         let room = LARGEST.saturating_sub(self.early.len());
         self.stream.read_buf(&mut (&mut self.early).limit(room)).await
     }
@@ -273,9 +278,8 @@ impl CapturedConnection {
         let _ = socket.set_send_buffer_size(KERNEL.0).and_then(|()| socket.set_recv_buffer_size(KERNEL.1));
         let http = Arc::new(CapturedHttp::new(self.to, self.capture));
         let (stream, proxy) = (PeekedConnection::new(self.early.freeze(), self.stream), self.proxy);
-        let answer = proxy.clone();
-        http_connection::serve(stream, proxy, move |connection, request| {
-            answer.clone().serve_captured(Arc::clone(&http), connection, request)
+        http_connection::serve(stream, Arc::clone(&proxy.state), move |connection, request| {
+            Arc::clone(&proxy).serve_captured(Arc::clone(&http), connection, request)
         })
         .await;
     }

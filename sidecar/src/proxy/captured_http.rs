@@ -71,7 +71,7 @@ impl Proxy {
     /// # Errors
     /// Never: every failure is an answer.
     pub(super) async fn serve_captured(
-        self,
+        self: Arc<Self>,
         http: Arc<CapturedHttp>,
         connection: Arc<ClientConnection>,
         request: Request<Incoming>,

@@ -16,7 +16,7 @@ use super::{
     clients::ClientConnection,
     outgoing::OutgoingBody,
     peeked::{PREFACE, PeekedConnection},
-    state::Proxy,
+    state::{Proxy, ProxyState},
 };
 use crate::outcome::Outcome;
 
@@ -47,26 +47,27 @@ async fn begins(mut stream: TcpStream) -> Option<PeekedConnection> {
 }
 
 /// Serves a connection of a client that calls the sidecar.
-pub(super) async fn connection(stream: TcpStream, proxy: Proxy) {
+pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
     let mut stopping = proxy.state.stopping.clone();
     let begun = tokio::select! {
         begun = begins(stream) => begun,
         _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
     };
     let Some(stream) = begun else { return };
-    serve(stream, proxy.clone(), move |connection, request| proxy.clone().serve(connection, request)).await;
+    let state = Arc::clone(&proxy.state);
+    serve(stream, state, move |connection, request| Arc::clone(&proxy).serve(connection, request)).await;
 }
 
 /// Serves HTTP on a connection: `answer` answers a request.
-pub(super) async fn serve<A, F>(stream: PeekedConnection, proxy: Proxy, answer: A)
+pub(super) async fn serve<A, F>(stream: PeekedConnection, state: Arc<ProxyState>, answer: A)
 where
     A: Fn(Arc<ClientConnection>, Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Result<Response<OutgoingBody>, Infallible>> + Send + 'static,
 {
     let place = if stream.is_http2() {
-        let Some(place) = proxy.state.clients.http2_place() else {
-            let metrics = &proxy.state.governor.metrics;
-            proxy.state.governor.count(None, "_none", Outcome::Overloaded);
+        let Some(place) = state.clients.http2_place() else {
+            let metrics = &state.governor.metrics;
+            state.governor.count(None, "_none", Outcome::Overloaded);
             metrics.connections.closed.with_label_values(&["proxy", "too_many"]).inc();
             tracing::warn!("too many connections over HTTP/2; one was closed");
             return;
@@ -75,8 +76,8 @@ where
     } else {
         None
     };
-    let opened = proxy.state.clients.open();
-    let mut stopping: watch::Receiver<bool> = proxy.state.stopping.clone();
+    let opened = state.clients.open();
+    let mut stopping: watch::Receiver<bool> = state.stopping.clone();
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LARGEST_HEAD);
     builder

@@ -43,6 +43,10 @@ impl AsyncRead for PeekedConnection {
             into.put_slice(part);
             let read = part.len();
             this.first.advance(read);
+            if this.first.is_empty() {
+                // The buffer goes with it.
+                this.first = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut this.stream).poll_read(context, into)

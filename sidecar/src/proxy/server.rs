@@ -151,38 +151,47 @@ async fn worker(
     open: &Arc<AtomicUsize>,
 ) {
     let (client, credentialed) = (UpstreamClient::new(&upstream.plain), CredentialedClients::new(upstream.credentialed));
-    let proxy = Proxy { state, client, credentialed };
+    let proxy = Arc::new(Proxy { state, client, credentialed });
     let (alive, mut all_closed) = mpsc::channel::<()>(1);
     while let Some(Arrived { stream, captured }) = inbox.recv().await {
-        let closing = Closing { open: Arc::clone(open), proxy: proxy.clone(), _alive: alive.clone() };
-        tokio::spawn(async move {
-            // Registered anew at this worker's reactor.
-            if let Ok(stream) = stream.into_std().and_then(TcpStream::from_std) {
-                let _ = stream.set_nodelay(true);
-                if captured {
-                    captured::connection(stream, closing.proxy.clone()).await;
-                } else {
-                    http_connection::connection(stream, closing.proxy.clone()).await;
-                }
-            }
-            drop(closing);
-        });
+        let closing = Closing { open: Arc::clone(open), state: Arc::clone(&proxy.state), _alive: alive.clone() };
+        let Some(stream) = registered(stream) else { continue };
+        let proxy = Arc::clone(&proxy);
+        // A task is as large as the most that it may do, and a connection that only passes needs little.
+        if captured {
+            tokio::spawn(async move {
+                captured::connection(stream, proxy).await;
+                drop(closing);
+            });
+        } else {
+            tokio::spawn(async move {
+                http_connection::connection(stream, proxy).await;
+                drop(closing);
+            });
+        }
     }
     // The runtime ends with this function, and what it runs with it: wait for the connections to close.
     drop(alive);
     let _ = all_closed.recv().await;
 }
 
+/// A connection, registered anew at this worker's reactor.
+fn registered(stream: TcpStream) -> Option<TcpStream> {
+    let stream = stream.into_std().and_then(TcpStream::from_std).ok()?;
+    let _ = stream.set_nodelay(true);
+    Some(stream)
+}
+
 /// Counts a connection as closed when it is dropped.
 struct Closing {
     open: Arc<AtomicUsize>,
-    proxy: Proxy,
+    state: Arc<ProxyState>,
     _alive: mpsc::Sender<()>,
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::AcqRel);
-        self.proxy.state.governor.metrics.connections.open.dec();
+        self.state.governor.metrics.connections.open.dec();
     }
 }

@@ -32,7 +32,7 @@ impl Proxy {
     /// # Errors
     /// Never: every failure is an answer.
     pub async fn serve(
-        self,
+        self: Arc<Self>,
         connection: Arc<ClientConnection>,
         request: Request<Incoming>,
     ) -> Result<Response<OutgoingBody>, Infallible> {
@@ -44,7 +44,7 @@ impl Proxy {
     /// # Errors
     /// Never: every failure is an answer.
     pub(super) async fn answer_request(
-        self,
+        self: Arc<Self>,
         connection: Arc<ClientConnection>,
         mut request: Request<Incoming>,
         captured: Option<&ServerTarget>,

@@ -13,6 +13,7 @@ mod load;
 mod memory;
 mod passthrough;
 mod process;
+mod raw;
 mod serve;
 mod start;
 mod upstream;
@@ -49,6 +50,12 @@ enum Command {
     Alternate(alternate::Args),
     /// Time from starting a command to a 200 of its /readyz
     Start(start::Args),
+    /// A server of a protocol that is neither HTTP nor TLS
+    RawServer(raw::ServerArgs),
+    /// Throughput and connect time of that protocol through several proxies in turn, as JSON
+    RawLoad(raw::LoadArgs),
+    /// What idle connections of that protocol cost a proxy in memory, as JSON
+    RawIdle(raw::IdleArgs),
 }
 
 fn main() -> Result<ExitCode> {
@@ -65,6 +72,9 @@ fn main() -> Result<ExitCode> {
         // The shape of a real proxy: a worker thread for each core.
         Command::PassThrough(args) => tokio::runtime::Runtime::new()?.block_on(passthrough::run(args)).map(|()| true),
         Command::Start(args) => start::run(&args),
+        Command::RawServer(args) => raw::serve(&args).map(|()| true),
+        Command::RawLoad(args) => raw::load(&args).map(|()| true),
+        Command::RawIdle(args) => raw::idle(&args).map(|()| true),
     }?;
     Ok(if all_hold { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -57,11 +57,20 @@ pub fn machine_cpu() -> Result<Duration> {
 
 /// A field of /proc/PID/status in KiB, such as `VmRSS` (resident now) and `VmHWM` (the most that was resident).
 pub fn memory(pid: u32, field: &str) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let status = read_to_string(&path).with_context(|| path.clone())?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    kib(&format!("/proc/{pid}/status"), field)
+}
+
+fn kib(path: &str, field: &str) -> Result<u64> {
+    let text = read_to_string(path).with_context(|| path.to_owned())?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let value = line.and_then(|line| line.trim().strip_suffix(" kB")).with_context(|| format!("{path}: no {field}"))?;
     Ok(value.parse()?)
+}
+
+/// A field of /proc/PID/smaps_rollup in KiB, such as `Rss` and `Anonymous`: counted page by page, where what /proc/PID/status says
+/// may be off by some dozens of pages.
+pub fn smaps(pid: u32, field: &str) -> Result<u64> {
+    kib(&format!("/proc/{pid}/smaps_rollup"), field)
 }
 
 /// The fields of /proc/PID/stat after the command's name, which may hold spaces: state is 0, ppid 1, utime 11.
