@@ -163,7 +163,7 @@ impl CapturedConnection {
     }
 
     /// Records a denial, and ends the connection.
-    fn refuse(self: Box<Self>, reason: EgressReason) {
+    fn refuse(self, reason: EgressReason) {
         self.proxy.record_egress(&refused(reason), &self.to.at, None, ("other", self.arrived));
         reset(self.stream);
     }

@@ -67,7 +67,7 @@ fn kib(path: &str, field: &str) -> Result<u64> {
     Ok(value.parse()?)
 }
 
-/// A field of /proc/PID/smaps_rollup in KiB, such as `Rss` and `Anonymous`: counted page by page, where what /proc/PID/status says
+/// A field of `/proc/PID/smaps_rollup` in KiB, such as `Rss` and `Anonymous`: counted page by page, where what `/proc/PID/status` says
 /// may be off by some dozens of pages.
 pub fn smaps(pid: u32, field: &str) -> Result<u64> {
     kib(&format!("/proc/{pid}/smaps_rollup"), field)
