@@ -28,7 +28,7 @@ finish() {
 trap finish EXIT
 
 need openssl "apt-get install openssl"
-cluster_up
+cluster_up operator sidecar agent clients store
 # kubectl finds its plugin, kubectl-toolweir, here.
 export PATH=$TARGET/images:$PATH
 # There is nothing to clean up on a node that goes down with the tests, or with KEEP=1.
