@@ -16,7 +16,7 @@ def post(message, session):
     headers += [f"mcp-session-id: {session}", f"mcp-protocol-version: {VERSION}"] if session else []
     words = [word for header in headers for word in ("-H", header)]
     done = subprocess.run(
-        ["curl", "-sS", "--max-time", "15", "-i", *words, "--data-binary", "@-", sys.argv[1]],
+        ["/usr/bin/curl", "-sS", "--max-time", "15", "-i", *words, "--data-binary", "@-", sys.argv[1]],
         input=json.dumps(message), capture_output=True, text=True,
     )
     if done.returncode:
