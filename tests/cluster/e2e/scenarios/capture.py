@@ -4,9 +4,10 @@ import json
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 
 from capturing import CLIENTS_IMAGE, captured
-from kube import SIDECAR, AGENT_IMAGE, Failure, agent, expect, total, until
+from kube import SIDECAR, Failure, agent, expect, total, until
 
 from . import scenario
 
@@ -19,9 +20,9 @@ CLIENTS = {
     "py2": (["/opt/agent/stay.py", "/opt/clients/py2.py"], NEW, f"http://{NAME}:8000/mcp"),
     "ts1": (["/opt/clients/ts1.mjs"], OLD, f"http://{NAME}.svc.cluster.local:8000/mcp"),
     "ts2": (["/opt/clients/ts2.mjs"], NEW, f"http://{NAME.upper()}.svc:8000/mcp"),
-    "gosdk": (["/opt/clients/driver.py"], NEW, f"http://{NAME}.svc.cluster.local.:8000/mcp"),
-    "rmcp": (["/opt/clients/driver.py"], NEW, f"http://Just-Facebook.toolweir-e2e-tools.SVC:8000/mcp"),
-    "curl": (["/opt/clients/driver.py"], OLD, f"http://{NAME}.svc.:8000/mcp"),
+    "gosdk": (["/opt/clients/driver.py"], NEW, f"http://{NAME}.svc.CLUSTER.local:8000/mcp"),
+    "rmcp": (["/opt/clients/driver.py"], NEW, "http://Just-Facebook.toolweir-e2e-tools.SVC:8000/mcp"),
+    "curl": (["/opt/clients/driver.py"], OLD, f"http://{NAME}.svc.cluster.local.:8000/mcp"),
     # Not by capture: what the others are held against.
     "local": (["/opt/agent/stay.py", "/opt/clients/py2.py"], NEW, "http://127.0.0.1:15001/facebook"),
 }
@@ -113,13 +114,20 @@ def spellings(cluster, measured):
     """Every way to write the URL of a server of one's own namespace, and of one by its IPv6 address."""
     namespace = captured(cluster, "capture-spellings")
     opted_out = {"toolweir.dev/inject": "disabled", "toolweir.dev/capture": "disabled"}
-    server = agent("page", "/opt/agent/serve.py", labels={"app": "page", **opted_out})
-    server["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 8000}, "periodSeconds": 1}
+    pages = []
+    for name, words in (("page", []), ("page6", ["::"])):
+        server = agent(name, "/opt/agent/serve.py", *words, labels={"app": name, **opted_out})
+        server["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 8000}, "periodSeconds": 1}
+        pages.append(server)
     ports = [{"name": "mcp", "port": 8000}, {"name": "http", "port": 80, "targetPort": 8000}]
-    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "page"}, "spec": {"selector": {"app": "page"}, "ports": ports, "ipFamilyPolicy": "PreferDualStack"}}
-    cluster.apply(server, service, namespace=namespace)
-    ips = cluster.api.get(f"/api/v1/namespaces/{namespace}/services/page")["spec"]["clusterIPs"]
-    six = next((ip for ip in ips if ":" in ip), None)
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "page"}, "spec": {"selector": {"app": "page"}, "ports": ports}}
+    cluster.apply(pages[0], service, namespace=namespace)
+    six = None
+    if any(":" in ip["ip"] for ip in cluster.api.get("/api/v1/namespaces/toolweir-e2e-tools/pods/just-facebook")["status"]["podIPs"]):
+        spec = {**service["spec"], "selector": {"app": "page6"}, "ipFamilies": ["IPv6"]}
+        cluster.apply(pages[1], {**service, "metadata": {"name": "page6"}, "spec": spec}, namespace=namespace)
+        cluster.ready(namespace, "page6")
+        six = cluster.api.get(f"/api/v1/namespaces/{namespace}/services/page6")["spec"]["clusterIP"]
     policy = cluster.policy(namespace, url=f"http://page.{namespace}.svc:8000/mcp", tools=[{"name": TOOL}])
     first = policy["spec"]["servers"][0]
     servers = [first, {**first, "name": "plain", "url": f"http://page.{namespace}.svc/mcp"}]
@@ -132,8 +140,6 @@ def spellings(cluster, measured):
     names = ["page", f"page.{namespace}", f"page.{namespace}.svc", f"page.{namespace}.svc.cluster.local", f"page.{namespace}.svc.cluster.local.", f"PAGE.{namespace}.SVC", "page."]
     urls = [f"http://{name}{port}/mcp" for name in names[:-1] for port in (":8000", "", ":80")]
     if six:
-        from ipaddress import ip_address
-
         urls += [f"http://[{address}]:8000/mcp" for address in (six, ip_address(six).exploded, six.upper())]
     wrong = {}
     for url in urls:
