@@ -381,7 +381,7 @@ kubelet_config() {
 		containerRuntimeEndpoint: unix://$RUN/containerd$1.sock
 		clusterDomain: cluster.local
 		clusterDNS: [$DNS_IP]
-		evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
+		evictionHard: {memory.available: 50Mi, nodefs.available: 200Mi, imagefs.available: 200Mi}
 		imageGCHighThresholdPercent: 100
 		imageGCLowThresholdPercent: 99
 		enforceNodeAllocatable: []

@@ -161,7 +161,6 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
         source: PolicySource::Local(file),
         mcp_config: None,
         listen: "127.0.0.1:0".to_owned(),
-        capture: None,
         metrics_listen: "127.0.0.1:0".to_owned(),
         admin_listen: "127.0.0.1:0".to_owned(),
         upstream_ca: None,

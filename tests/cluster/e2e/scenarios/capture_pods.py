@@ -168,8 +168,8 @@ def volume(pod, source):
     pod["spec"]["volumes"] = [{"name": "more", **source}]
 
 
-# What is done to a pod, and the reason for which it is refused. Two cannot be reached by a pod alone: MethodNone needs another
-# installation, and CaptureMissing another webhook.
+# What is done to a pod, and the reason for which it is refused. Others cannot be reached so: MethodNone needs another installation,
+# CaptureMissing and InitContainerBefore another webhook, and injection takes away mounts of the sidecar's volumes.
 REFUSALS = {
     "NotInjected": lambda pod: pod["metadata"]["labels"].update({INJECT: "disabled"}),
     "HostNetwork": lambda pod: pod["spec"].update(hostNetwork=True),
@@ -183,7 +183,6 @@ REFUSALS = {
     "CapabilitiesNotDropped": lambda pod: change(pod, capabilities={"drop": ["ALL"], "add": ["NET_RAW"]}),
     "Seccomp": lambda pod: pod["spec"]["securityContext"].pop("seccompProfile"),
     "ProcMount": lambda pod: (change(pod, procMount="Unmasked"), pod["spec"].update(hostUsers=False)),
-    "SidecarVolume": lambda pod: pod["spec"]["containers"][0].update(volumeMounts=[{"name": "toolweir-state", "mountPath": "/state"}]),
     "Windows": lambda pod: pod["spec"].update(nodeSelector={"kubernetes.io/os": "windows"}),
 }
 
