@@ -15,8 +15,10 @@ PORT = 9000
 # Says hello first, and prints a line for what each connection and each datagram brought.
 LISTEN = """
 import json, socket, sys, threading
+lock = threading.Lock()
 def say(kind, peer, text):
-    print(json.dumps({"kind": kind, "from": peer[0].removeprefix("::ffff:"), "text": text.decode(errors="replace")}), flush=True)
+    with lock:
+        print(json.dumps({"kind": kind, "from": peer[0].removeprefix("::ffff:"), "text": text.decode(errors="replace")}), flush=True)
 try:
     listener = socket.create_server(("::", 9000), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
     datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
