@@ -24,6 +24,8 @@ EXPORT="export KUBECONFIG=$RUN/admin.kubeconfig PATH=$BIN:\$PATH"
 NODE_IP=10.244.0.1 POD_CIDR=10.244.0.0/16 SERVICE_CIDR=10.96.0.0/16 DNS_IP=10.96.0.10 LINK=10.244.255
 NODE_IP6=fd00:10:244::1 POD_CIDR6=fd00:10:244::/48 SERVICE_CIDR6=fd00:10:96::/112 LINK6=fd00:10:244:ff::
 NETNS=toolweir-node2
+# The address of what tests call the outside, on a device tw-outside that they make.
+OUTSIDE_IP=10.244.254.2
 PATH=$BIN:$PATH
 
 fail() { echo "node.sh: $*" >&2; exit 1; }
@@ -216,7 +218,7 @@ network() {
 		table inet toolweir-node {
 		  chain forward {
 		    type filter hook forward priority -10
-		    iifname {cni0, tw-node2} oifname != {cni0, tw-node2, svc0} reject
+		    iifname {cni0, tw-node2} oifname != {cni0, tw-node2, svc0, tw-outside} reject
 		  }
 		}
 	N
@@ -466,6 +468,11 @@ control_plane() {
 		  }
 		  cache 5
 		}
+		# For tests that have a DNS server of their own there.
+		test:5353 {
+		  bind $NODE_IP
+		  forward . $OUTSIDE_IP
+		}
 	C
 	start coredns coredns -conf Corefile
 	kubectl apply -f - >/dev/null <<-Y
@@ -532,18 +539,17 @@ down() {
 	rm -rf "$RUN" "$NODE_DIR/containerd"
 }
 
-# packet_rules: removes the chains that the kubelet and the CNI plugins leave behind when pods are killed.
+# packet_rules: removes the chains that the kubelet, the CNI plugins and the NetworkPolicy engine leave behind.
 packet_rules() {
 	local tables table
 	for tables in iptables ip6tables; do
 		command -v $tables >/dev/null || continue
 		for table in nat mangle filter; do
-			$tables -w -t $table -S 2>/dev/null | awk '
-				/^-A/ && /(-j|-A) (CNI-|KUBE-)/ { sub(/^-A/, "-D"); rules = rules $0 "\n" }
-				/^-N (CNI-|KUBE-)/ { chains = chains "-F " $2 "\n"; gone = gone "-X " $2 "\n" }
-				END { printf "%s%s%s", chains, rules, gone }' | while read -r rule; do
-				eval "$tables -w -t $table $rule" 2>/dev/null || true
-			done
+			# At once: there are many.
+			$tables -w -t $table -S 2>/dev/null | awk -v table=$table '
+				/^-A/ && $2 !~ /^(CNI|KUBE)-/ && / -j (CNI|KUBE)-/ { sub(/^-A/, "-D"); rules = rules $0 "\n" }
+				/^-N (CNI|KUBE)-/ { chains = chains "-F " $2 "\n"; gone = gone "-X " $2 "\n" }
+				END { printf "*%s\n%s%s%sCOMMIT\n", table, rules, chains, gone }' | $tables-restore -w --noflush || true
 		done
 	done
 	# Those of the NetworkPolicy engine, which no rule uses any more.
