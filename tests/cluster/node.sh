@@ -493,10 +493,14 @@ control_plane() {
 load() {
 	as_root load
 	[ -S "$RUN/containerd1.sock" ] || fail "the node is not up; start it with: node.sh up"
-	local name
+	local name jobs=()
 	for name in 1 2; do
-		[ ! -S "$RUN/containerd$name.sock" ] || ctr_k8s "$name" images import "$2" >/dev/null
+		if [ -S "$RUN/containerd$name.sock" ]; then
+			ctr_k8s "$name" images import "$2" >/dev/null &
+			jobs+=($!)
+		fi
 	done
+	for name in "${jobs[@]}"; do wait "$name"; done
 	echo "loaded $1" >&2
 }
 
