@@ -217,19 +217,17 @@ def chart(cluster, namespace, pods, measured):
     for pod in pods:
         opened(namespace, pod, inside, "what docs/install.md allows")
         closed(namespace, pod, outside, "the probes' port")
-    found = json.loads(kubectl("-n", SYSTEM, "get", "networkpolicy", OPERATOR, "-o", "json"))
-    kept = {"apiVersion": found["apiVersion"], "kind": found["kind"], "metadata": {key: found["metadata"][key] for key in ("name", "namespace", "labels", "annotations")}, "spec": found["spec"]}
-    kubectl("-n", SYSTEM, "delete", "networkpolicy", OPERATOR)
+    metrics = [f"{ip} 8080" for ip in ips]
     try:
         # Without it, that port answers: it was the NetworkPolicy that closed it.
+        kubectl("-n", SYSTEM, "delete", "networkpolicy", OPERATOR)
         for pod in pods:
             opened(namespace, pod, outside, "the probes' port without the NetworkPolicy")
-        without = [rule for rule in kept["spec"]["ingress"] if rule["ports"] != [{"port": 8080, "protocol": "TCP"}]]
-        cluster.apply({**kept, "spec": {**kept["spec"], "ingress": without}})
+        cluster.helm("upgrade", "--set-json", "networkPolicy.metricsFrom=[]")
         for pod in pods:
-            closed(namespace, pod, [f"{ip} 8080" for ip in ips], "metrics, without metricsFrom")
+            closed(namespace, pod, [*outside, *metrics], "the probes' port again, and metrics without metricsFrom")
     finally:
-        cluster.apply(kept)
+        cluster.helm("upgrade")
     for pod in pods:
-        closed(namespace, pod, outside, "the probes' port again")
-    measured.note("the operator's ports: 8443, 8444 and 8080 open to pods, 8081 closed to them, open without the chart's NetworkPolicy")
+        opened(namespace, pod, metrics, "metrics again")
+    measured.note("the operator's ports: 8443, 8444 and 8080 open to pods, 8081 closed to them, open without the chart's NetworkPolicy; 8080 closed without metricsFrom")
