@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from capturing import CAPTURE, Processes, captured
-from kube import INJECT, SIDECAR, Background, Failure, agent, expect, kubectl, run, until
+from capturing import Processes, captured
+from kube import SIDECAR, Background, Failure, agent, expect, kubectl, run, until
 from settings import OPERATOR, OUT, ROOT, SYSTEM
 
 from . import scenario
@@ -177,20 +177,23 @@ def ways(cluster, measured):
             pod = on(names[0], agent(f"{name}-{kind}", user=user))
             pod["spec"]["securityContext"]["runAsNonRoot"] = bool(user)
             pods.append(pod)
-    free = on(names[0], agent("free", labels={INJECT: "disabled", CAPTURE: "disabled"}))
-    cluster.apply(*pods, free, namespace=namespace)
+    elsewhere = cluster.namespace("capture-free", inject=False)
+    # One that tries the same without capture, and a neighbour for all: who is tried at answers, which is no way out.
+    cluster.apply(on(names[0], agent("free")), on(names[0], agent("neighbour")), namespace=elsewhere)
+    cluster.apply(*pods, namespace=namespace)
     made = [pod["metadata"]["name"] for pod in pods]
-    cluster.ready(namespace, *made, "free", seconds=90)
+    cluster.ready(namespace, *made, seconds=90)
+    cluster.ready(elsewhere, "free", "neighbour")
     cluster.programmed(policy, len(made))
     with world.outside(), ExitStack() as stack:
-        until(20, "the cluster's DNS has the outside's names", lambda: kubectl("-n", namespace, "exec", "free", "-c", "agent", "--", "python3", "-c", "import socket; print(socket.gethostbyname('allowed.test'))"))
-        tried = {name: Pod(world, namespace, name) for name in [*made, "free"]}
-        neighbours = tried["free"].ips
+        until(20, "the cluster's DNS has the outside's names", lambda: kubectl("-n", elsewhere, "exec", "free", "-c", "agent", "--", "python3", "-c", "import socket; print(socket.gethostbyname('allowed.test'))"))
+        tried = {name: Pod(world, namespace if name in made else elsewhere, name) for name in [*made, "free"]}
+        neighbours = Pod(world, elsewhere, "neighbour").ips
         threads = stack.enter_context(ThreadPoolExecutor(5))
 
         def attempt(name):
             pod = tried[name]
-            targets = pod.targets(neighbours if name != "free" else tried[made[0]].ips)
+            targets = pod.targets(neighbours)
             if name.endswith("http"):
                 return pod.tried("ways_out_http.py", {"names": http.NAMES, "families": targets["families"]})
             return pod.tried("ways_out.py", targets)
