@@ -346,10 +346,10 @@ def admission(cluster, measured):
 def sidecars(cluster, measured):
     # tests/cluster/simulate.py measures it, on any cluster; it exits with 1 if a target is missed, and prints its figures anyway.
     command = ["python3", ROOT / "tests/cluster/simulate.py", "--operator-namespace", SYSTEM, "--operator", OPERATOR, "--injector", INJECTOR]
-    # It connects from here, which is no pod, so the chart's NetworkPolicy would refuse it from another node.
+    # It connects from here, which is no pod, so the chart's NetworkPolicy would refuse it on another node.
     allow = {
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "e2e-simulator"},
-        "spec": {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "operator"}}, "ingress": [{"ports": [{"port": 8444}]}]},
+        "spec": {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "operator"}}, "ingress": [{"ports": [{"port": 8444}, {"port": 8080}]}]},
     }
     cluster.apply(allow, namespace=SYSTEM)
     try:
