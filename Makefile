@@ -93,7 +93,7 @@ images: ## Build the images of operator and sidecar: target/images
 cluster-build: ## Build kubectl, helm and the control plane of the test cluster; needs root
 	@tests/cluster/node.sh build
 
-cluster-up: ## Start a one-node Kubernetes on this machine; needs root
+cluster-up: ## Start a Kubernetes of one node, or of NODES=2, on this machine; needs root
 	@tests/cluster/node.sh up
 
 cluster-down: ## Stop it

@@ -6,16 +6,16 @@ export NODE_DIR
 NODE_KUBECONFIG=$NODE_DIR/run/admin.kubeconfig
 NODE_STARTED=
 
-# cluster_up: uses the cluster of KUBECONFIG, or else starts the node of node.sh if it does not run.
+# cluster_up IMAGE...: uses the cluster of KUBECONFIG, or else starts the nodes of node.sh that do not run; NODES says how many. It
+# builds and loads these images.
 cluster_up() {
 	# Builds before the node starts, since the compiler takes all cores.
-	"$CLUSTER/images.sh" build
+	"$CLUSTER/images.sh" build "$@"
 	if [ -z "${KUBECONFIG-}" ] || [ "$KUBECONFIG" = "$NODE_KUBECONFIG" ]; then
 		export KUBECONFIG=$NODE_KUBECONFIG PATH=$NODE_BIN:$PATH
-		if ! [ -x "$NODE_BIN/kubectl" ] || ! kubectl get --raw /readyz >/dev/null 2>&1; then
-			NODE_STARTED=1
-			"$CLUSTER/node.sh" up >/dev/null
-		fi
+		if ! [ -x "$NODE_BIN/kubectl" ] || ! kubectl get --raw /readyz >/dev/null 2>&1; then NODE_STARTED=1; fi
+		# Adds a second node to one that runs, if NODES=2.
+		"$CLUSTER/node.sh" up >/dev/null
 	else
 		# If the machine has no kubectl and helm, those of the node do.
 		PATH=$PATH:$NODE_BIN
@@ -27,7 +27,7 @@ cluster_up() {
 	# Ignores the user's settings of Helm.
 	local variable
 	for variable in $(compgen -e HELM_ || true); do unset "$variable"; done
-	"$CLUSTER/images.sh" load
+	"$CLUSTER/images.sh" load "$@"
 }
 
 # cluster_down: stops the node if cluster_up has started it, unless KEEP=1.

@@ -32,7 +32,7 @@ trouble() {
 }
 
 echo "Building the images and starting a node (the first time takes a few minutes) ..."
-cluster_up
+cluster_up operator sidecar agent
 for namespace in agents tools toolweir-system; do
 	! kubectl get namespace "$namespace" >/dev/null 2>&1 || fail "the cluster already has a namespace $namespace; the demo creates its own"
 done

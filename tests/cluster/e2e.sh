@@ -5,12 +5,12 @@
 #   e2e.sh SCENARIO...     runs these scenarios only
 #   e2e.sh --list          lists the scenarios
 #
-# If KUBECONFIG is set, the tests use that cluster, and IMAGE_LOAD to load images into it. Otherwise they start the node of node.sh and
-# stop it at the end. KEEP=1: leave everything running. tests/cluster/e2e/settings.py has the durations. The results are in target/e2e,
-# with the logs of the scenarios that failed.
+# If KUBECONFIG is set, the tests use that cluster, and IMAGE_LOAD to load images into it; scenario `nodes` needs two nodes there, and
+# something that enforces NetworkPolicies. Otherwise they start two nodes with node.sh and stop them at the end. KEEP=1: leave everything
+# running. tests/cluster/e2e/settings.py has the durations. The results are in target/e2e, with the logs of the scenarios that failed.
 . "$(dirname "$0")/../lib.sh"
 . "$ROOT/tests/cluster/cluster.sh"
-export PYTHONDONTWRITEBYTECODE=1 E2E_OUT=$TARGET/e2e E2E_ROOT=$ROOT CACHE TARGET
+export NODES=${NODES:-2} PYTHONDONTWRITEBYTECODE=1 E2E_OUT=$TARGET/e2e E2E_ROOT=$ROOT CACHE TARGET
 
 need python3 "apt-get install python3 python3-venv"
 python=$(python_env e2e h2==4.4.1)/bin/python
@@ -28,7 +28,7 @@ finish() {
 trap finish EXIT
 
 need openssl "apt-get install openssl"
-cluster_up
+cluster_up operator sidecar agent clients store
 # kubectl finds its plugin, kubectl-toolweir, here.
 export PATH=$TARGET/images:$PATH
 # There is nothing to clean up on a node that goes down with the tests, or with KEEP=1.

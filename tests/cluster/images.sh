@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the images of the operator, the sidecar, the test agents and a shared store, without a daemon and a registry.
+# Builds the images of the operator, the sidecar, the test agents, SDK clients and a shared store, without a daemon and a registry.
 #
-#   images.sh build [operator|sidecar|agent|store]...   writes archives to target/images; the default is all. With operator and
-#                                                       sidecar, it also builds the simulator and kubectl-toolweir
+#   images.sh build [operator|sidecar|agent|clients|store]...   writes archives to target/images; the default is all. With operator and
+#                                                       sidecar, it also builds the simulator, the Rust client and kubectl-toolweir
 #   images.sh binaries operator sidecar                 builds the programs of these images only; prints their folder
-#   images.sh load [operator|sidecar|agent|store]...    builds the images and loads them into the node, or with IMAGE_LOAD
+#   images.sh load [operator|sidecar|agent|clients|store]...    builds the images and loads them into the nodes, or with IMAGE_LOAD
 #
 # IMAGE_PROFILE: the cargo profile. The default, quick, is the release profile without link-time optimization. IMAGE_LOAD: a command
 # that loads an archive into another cluster, such as "kind load image-archive". IMAGE_TAG: the tag; the default is e2e.
@@ -21,7 +21,7 @@ binaries() {
 	triple=$(rustc -vV | sed -n 's/^host: //p')
 	for name in "$@"; do packages+=(-p "toolweir-$name"); done
 	# One build for all, since they share nearly all dependencies.
-	[ $# -lt 2 ] || packages+=(-p toolweir-test-simulator -p toolweir-cli)
+	[ $# -lt 2 ] || packages+=(-p toolweir-test-simulator -p toolweir-test-rmcp -p toolweir-cli)
 	# With --target, RUSTFLAGS does not apply to build scripts. A static program needs no C library in its image.
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --locked --manifest-path "$ROOT/Cargo.toml" --target-dir "$TARGET" \
 		--target "$triple" --profile "$PROFILE" "${packages[@]}" >&2 || fail "the binaries cannot be built"
@@ -70,6 +70,30 @@ agent() {
 	fi
 }
 
+# clients: builds an image with the clients of tests/sdk, the Rust SDK and curl, beside what the agent's has.
+clients() {
+	local sdk=$ROOT/tests/sdk venv mcp1 npm made file files=()
+	need node "apt-get install nodejs npm (Node 20 or later)"
+	need go "https://go.dev/dl (Go 1.26 or later)"
+	need curl "apt-get install curl"
+	venv=$(python_env demo mcp==2.3.0)
+	mcp1=$(python_env clients mcp==1.30.0)
+	npm=$(node_env clients @modelcontextprotocol/sdk@1.32.2 @modelcontextprotocol/client@2.4.0)
+	(cd "$sdk/go" && CGO_ENABLED=0 go build -trimpath -o "$OUT/gosdk" ./gosdk)
+	[ -x "$OUT/rmcp-driver" ] || fail "build the images operator and sidecar first: the Rust client comes with them"
+	for file in py1.py py2.py ts1.mjs ts2.mjs checks.py checks.mjs driver.py; do files+=("/opt/clients/$file=$sdk/$file"); done
+	files+=("/opt/clients/mcp1=$(echo "$mcp1"/lib/python3*/site-packages)" "/opt/clients/node_modules=$npm/node_modules")
+	files+=("/opt/clients/gosdk=$OUT/gosdk" "/opt/clients/rmcp-driver=$OUT/rmcp-driver" "/usr/bin/node=$(command -v node)" "/usr/bin/curl=$(command -v curl)")
+	made="$TAG $("$venv/bin/python" -VV | cksum) $(cat "$venv/.made-from" "$mcp1/.made-from" "$npm/.made-from" "$sdk"/*.py "$sdk"/*.mjs \
+		"$OUT/gosdk" "$OUT/rmcp-driver" "$HERE"/agent/*.py "$HERE/image.py" "$ROOT"/tests/demo/*.py | cksum)"
+	if ! [ -f "$OUT/clients.tar" ] || [ "$(cat "$OUT/clients.made-from" 2>/dev/null)" != "$made" ]; then
+		"$venv/bin/python" "$HERE/agent/build.py" "$(image clients)" "$OUT/clients.tar.new" "$venv" "$OUT/clients" "${files[@]}" >&2
+		rm -rf "$OUT/clients"
+		mv "$OUT/clients.tar.new" "$OUT/clients.tar"
+		echo "$made" >"$OUT/clients.made-from"
+	fi
+}
+
 # store: builds an image in place of the chart's Valkey: this machine's redis-server under the names of Valkey, and the programs that the
 # chart's StatefulSet uses, with their libraries.
 store() {
@@ -92,17 +116,19 @@ store() {
 }
 
 build() {
-	local name folder rust=()
+	local name folder rust=() others=()
 	for name in "$@"; do case $name in
 		operator | sidecar) rust+=("$name") ;;
-		agent | store) "$name" ;;
-		*) fail "there is no image $name; there are operator, sidecar, agent, store" ;;
+		agent | clients | store) others+=("$name") ;;
+		*) fail "there is no image $name; there are operator, sidecar, agent, clients, store" ;;
 	esac done
-	[ ${#rust[@]} -gt 0 ] || return 0
-	ensure_buildah
-	folder=$(binaries "${rust[@]}")
-	for name in "${rust[@]}"; do from_dockerfile "$name" "$folder/toolweir-$name"; done
-	[ ${#rust[@]} -lt 2 ] || cp "$folder/toolweir-test-simulator" "$folder/kubectl-toolweir" "$OUT/"
+	if [ ${#rust[@]} -gt 0 ]; then
+		ensure_buildah
+		folder=$(binaries "${rust[@]}")
+		for name in "${rust[@]}"; do from_dockerfile "$name" "$folder/toolweir-$name"; done
+		[ ${#rust[@]} -lt 2 ] || cp "$folder/toolweir-test-simulator" "$folder/rmcp-driver" "$folder/kubectl-toolweir" "$OUT/"
+	fi
+	for name in "${others[@]}"; do "$name"; done
 }
 
 load() {
@@ -120,7 +146,7 @@ load() {
 command=${1-}
 [ $# -eq 0 ] || shift
 images=("$@")
-[ $# -gt 0 ] || images=(operator sidecar agent store)
+[ $# -gt 0 ] || images=(operator sidecar agent clients store)
 case $command in
 binaries) binaries "${images[@]}"; exit ;;
 build) build "${images[@]}" ;;

@@ -40,7 +40,7 @@ trouble() {
 
 python=$(dashboards_python)
 prometheus=$(prometheus_kubernetes_bin)
-cluster_up
+cluster_up operator sidecar agent store
 for namespace in agents research tools toolweir-system; do
 	! kubectl get namespace "$namespace" >/dev/null 2>&1 || fail "the cluster already has a namespace $namespace; this test creates its own"
 done

@@ -1,9 +1,9 @@
 """Writes the image of the test's agents and servers: this machine's Python with its standard library, the shared libraries that
 they need, the MCP SDK, and the scripts beside this one. Nothing is mounted from the host, so that the strictest namespace takes it.
 
-    build.py NAME OUT.tar VENV WORK
+    build.py NAME OUT.tar VENV WORK [/path/in/image=FILE OR FOLDER]...
 
-VENV is an environment with the SDK, WORK a folder for what is gathered; both may be kept.
+VENV is an environment with the SDK, WORK a folder for what is gathered; both may be kept. More files and programs may be added.
 """
 
 import compileall
@@ -16,6 +16,7 @@ import sysconfig
 from pathlib import Path
 
 name, out, venv, work = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+more = [word.split("=", 1) for word in sys.argv[5:]]
 here = Path(__file__).resolve().parent
 version = f"python{sys.version_info.major}.{sys.version_info.minor}"
 SKIPPED = ("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages", "dist-packages", "__pycache__", "pip", "setuptools")
@@ -49,7 +50,15 @@ dynamic = Path(sysconfig.get_config_var("DESTSHARED") or "")
 if dynamic.is_dir():
     copy(dynamic, python / "lib" / version / "lib-dynload")
 copy(venv / "lib" / version / "site-packages", work / "opt/agent/packages")
-needed = libraries([python / "bin/python3", *work.rglob("*.so*")])
+programs = [python / "bin/python3"]
+for path, source in more:
+    target = work / path.lstrip("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.isdir(source):
+        shutil.copytree(source, target, symlinks=True)
+    else:
+        programs.append(shutil.copy(os.path.realpath(source), target))
+needed = libraries([*programs, *work.rglob("*.so*")])
 if "not found" in needed:
     sys.exit(f"build.py: {needed}")
 for path, source in needed.items():

@@ -1,4 +1,5 @@
 """Calls tools through the sidecar with nothing but sockets and JSON, and prints the result of each call as one line of JSON.
+SERVER is the name of a server at the sidecar, or a URL.
 
     call.py SERVER TOOL [--times N] [--arguments JSON]      N calls, one after the other; with --at SECONDS (since 1970), not
                                                             before then
@@ -14,13 +15,14 @@ import http.client
 import json
 import sys
 import time
+from urllib.parse import urlsplit
 
 
-def post(connection, server, message, session):
+def post(connection, path, message, session):
     headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     if session:
         headers["mcp-session-id"] = session
-    connection.request("POST", f"/{server}", json.dumps(message), headers)
+    connection.request("POST", path, json.dumps(message), headers)
     response = connection.getresponse()
     text = response.read().decode()
     if (response.getheader("content-type") or "").startswith("text/event-stream"):
@@ -46,8 +48,11 @@ class Agent:
     """A client that keeps its connection, and takes up a session where the server wants one."""
 
     def __init__(self, server):
-        self.server, self.session, self.ready, self.id = server, None, False, 0
-        self.connection = http.client.HTTPConnection("127.0.0.1", 15001, timeout=30)
+        url = urlsplit(server if "://" in server else f"http://127.0.0.1:15001/{server}")
+        self.path, self.session, self.ready, self.id = url.path, None, False, 0
+        # The host as it is written: a client need not write it as urlsplit does.
+        host = url.netloc.rpartition(":")[0] if url.port else url.netloc
+        self.connection = http.client.HTTPConnection(host.strip("[]"), url.port or 80, timeout=30)
 
     def ask(self, method, params):
         try:
@@ -62,7 +67,7 @@ class Agent:
 
     def send(self, method, params):
         self.id += 1
-        return post(self.connection, self.server, {"jsonrpc": "2.0", "id": self.id, "method": method, "params": params}, self.session)
+        return post(self.connection, self.path, {"jsonrpc": "2.0", "id": self.id, "method": method, "params": params}, self.session)
 
     def initialize(self):
         params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "call.py", "version": "1"}}
@@ -71,7 +76,7 @@ class Agent:
         # A server that is closed now may be open later.
         self.ready = "result" in answer
         if self.ready:
-            post(self.connection, self.server, {"jsonrpc": "2.0", "method": "notifications/initialized"}, self.session)
+            post(self.connection, self.path, {"jsonrpc": "2.0", "method": "notifications/initialized"}, self.session)
 
     def call(self, tool, arguments):
         return self.ask("tools/call", {"name": tool, "arguments": arguments})

@@ -10,6 +10,6 @@ from pathlib import Path
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 sys.argv = sys.argv[1:]
-runpy.run_path(str(Path(__file__).with_name(sys.argv[0])), run_name="__main__")
+runpy.run_path(str(Path(__file__).parent / sys.argv[0]), run_name="__main__")
 while True:
     signal.pause()

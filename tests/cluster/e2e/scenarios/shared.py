@@ -137,15 +137,18 @@ def one_limit(cluster, name, secret, in_clear):
     policy = limited(cluster, namespace, MOST)
     # An operator that knows of the store looks at it.
     until(20, "the policy is accepted", lambda: cluster.apply(policy), 0.5)
-    cluster.apply(deployment("social", agent("social"), REPLICAS), namespace=namespace)
+    spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "agent"}}}
+    cluster.apply(deployment("social", agent("social", topologySpreadConstraints=[spread]), REPLICAS), namespace=namespace)
     cluster.rolled_out(namespace, "deployment/social")
     cluster.programmed(policy, REPLICAS)
     said = condition(cluster, policy, 30, "True", "Connected")
     expect("a warning that the store is without TLS", in_clear, "without TLS" in said["message"])
     pods = cluster.pods(namespace)
+    nodes = {cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")["spec"]["nodeName"] for pod in pods}
     logs = [cluster.logs(namespace, pod, SIDECAR) for pod in pods]
     expect("the same in the sidecars' logs", {in_clear}, {"without TLS" in log for log in logs})
     expect("replicas", REPLICAS, len(pods))
+    expect("nodes", min(REPLICAS, len(cluster.api.get("/api/v1/nodes")["items"])), len(nodes))
     before = len(cluster.delivered())
 
     # All of them from the same moment on, when every one has its session.
@@ -180,7 +183,7 @@ def one_limit(cluster, name, secret, in_clear):
     expect("lines without the store", [], [line for line in lines if "sharedStore" in line])
 
     where_the_password_is_not(cluster, namespace, pods, secret)
-    return f"{'+'.join(map(str, passed))} of {REPLICAS * EACH} calls delivered in {took:.1f} s, {len(others)} denied (rate_limit), {asked['ok']} let through by a question to the store; explain: {MOST} of {MOST} used in each pod"
+    return f"{'+'.join(map(str, passed))} of {REPLICAS * EACH} calls delivered in {took:.1f} s, {len(others)} denied (rate_limit), {asked['ok']} let through by a question to the store; on {len(nodes)} nodes; explain: {MOST} of {MOST} used in each pod"
 
 
 def where_the_password_is_not(cluster, namespace, pods, secret):
