@@ -9,6 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "credentials"))
+from edges import NAMES as NAMES_OF_EDGES, scenario_edges  # noqa: E402
 from network import World, sh  # noqa: E402
 from rules import scenario_rules  # noqa: E402
 from scenario import Scenario  # noqa: E402
@@ -22,9 +23,10 @@ SCENARIOS = {
     "impostor": scenario_impostor,
     "works": scenario_works,
     "http": scenario_http,
+    "edges": scenario_edges,
 }
 # What the resolver knows.
-NAMES = NAMES_OF_WAYS
+NAMES = NAMES_OF_WAYS | NAMES_OF_EDGES
 
 
 def certificate(folder):

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -11,7 +12,7 @@ use super::names::{Host, HostAndPort, SearchDomains};
 use crate::in_force::{InForce, ServerInForce};
 
 /// A declared server at a host and port.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct DeclaredServer {
     /// The server.
     pub server: Arc<ServerInForce>,
@@ -21,6 +22,21 @@ pub struct DeclaredServer {
     pub host: Host,
     /// True if its URL is `https`.
     pub tls: bool,
+    /// The addresses that its name had last.
+    last: Mutex<Vec<IpAddr>>,
+}
+
+impl DeclaredServer {
+    /// Notes the addresses that its name has now, and returns them.
+    pub fn found(&self, addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&addresses);
+        addresses
+    }
+
+    /// The addresses that its name had last; none where it was never resolved.
+    pub fn last_found(&self) -> Vec<IpAddr> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The declared servers of the policies in force, by port and by every name that their hosts may mean.
@@ -41,7 +57,8 @@ impl DeclaredServers {
             let tls = url.scheme() == Some(&http::uri::Scheme::HTTPS);
             let Some(host) = url.host().and_then(Host::read) else { continue };
             let port = url.port_u16().unwrap_or(if tls { 443 } else { 80 });
-            let found = Arc::new(DeclaredServer { server: Arc::clone(server), url, host: host.clone(), tls });
+            let found =
+                Arc::new(DeclaredServer { server: Arc::clone(server), url, host: host.clone(), tls, last: Mutex::default() });
             for meaning in domains.meanings(&host) {
                 declared.by_host.entry(HostAndPort { host: meaning, port }).or_default().push(Arc::clone(&found));
             }

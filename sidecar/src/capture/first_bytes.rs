@@ -1,6 +1,7 @@
 //! What a captured connection begins with: an HTTP request, a TLS handshake, or something else. Bytes in, meaning out.
 
 use super::client_hello::{ClientHello, HelloRead};
+use crate::proxy::peeked::PREFACE;
 
 /// The most bytes that are read before it is decided where a connection goes.
 pub const LARGEST: usize = 16 * 1024;
@@ -37,6 +38,10 @@ pub fn read(bytes: &[u8]) -> FirstBytes {
 
 /// Servers skip empty lines before a request, and some take words of HTTP in any case (RFC 9112, section 2.2).
 fn http(bytes: &[u8]) -> FirstBytes {
+    // Its first line alone does not tell HTTP/2, of which there may be few connections.
+    if bytes.len() < PREFACE.len() && PREFACE.starts_with(bytes) {
+        return FirstBytes::More;
+    }
     let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
     let Some(line) = begin.and_then(|at| bytes.get(at..)) else {
         return if bytes.len() < LARGEST { FirstBytes::More } else { FirstBytes::Other };
@@ -75,6 +80,9 @@ mod tests {
             (b"get /mcp http/1.1\n", FirstBytes::Http),
             (b"\r\n\r\nPOST / HTTP/1.1\r\n", FirstBytes::Http),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", FirstBytes::Http),
+            (b"PRI * HTTP/2.0\r\n", FirstBytes::More),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r", FirstBytes::More),
+            (b"PRI * HTTP/2.0\r\nHost: a", FirstBytes::Http),
             (b"CONNECT a:443 HTTP/1.1\r\n", FirstBytes::Http),
             (b"PING\r\n", FirstBytes::Other),
             (b"EHLO example\r\n", FirstBytes::Other),

@@ -11,6 +11,7 @@ use toolweir_engine::egress::{Destination, EgressDecision, EgressEffect, EgressR
 
 use super::{
     Capture,
+    metrics::SERVER_NAME,
     names::{Host, HostAndPort},
 };
 use crate::in_force::InForce;
@@ -58,9 +59,23 @@ struct Resolved {
     addresses: Vec<IpAddr>,
 }
 
+/// Why a name has no addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DnsFailure {
+    /// DNS says that there are none.
+    Nothing,
+    /// DNS does not say.
+    Unanswered,
+}
+
 impl Capture {
     /// Judges a connection to a host and port, within the time for connecting.
     pub async fn judge(&self, in_force: &Arc<InForce>, at: &HostAndPort) -> Judgement {
+        // What is governed has been taken there by now. Nothing else leads to a declared server by its name, whatever `egress` allows.
+        if at.host.name().is_some() && !self.declared(in_force).at(at, &self.domains).is_empty() {
+            let decision = refused(EgressReason::UndeclaredServer);
+            return Judgement::refused(EgressDecision { name: Some(SERVER_NAME.into()), ..decision });
+        }
         let judged = async {
             match &at.host {
                 Host::Name(name) => self.judge_name(in_force, name, at.port).await,
@@ -100,9 +115,10 @@ impl Capture {
             let decision = decide(&name, in_cluster, Some(address));
             if !decision.effect.passes() {
                 refusal = refusal.or(Some((decision, address)));
-            } else if !self.ranges.is_public(address) && self.is_declared(in_force, address, port).await {
-                let decision = EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) };
-                refusal = refusal.or(Some((decision, address)));
+            } else if !self.ranges.is_public(address)
+                && let Some(reason) = self.is_declared(in_force, address, port).await
+            {
+                refusal = refusal.or(Some((EgressDecision { reason, ..refused_as(&decision) }, address)));
             } else {
                 addresses.push(SocketAddr::new(address, port));
                 passing = Some(decision);
@@ -135,8 +151,10 @@ impl Capture {
                 }
             }
         }
-        if decision.effect.passes() && self.is_declared(in_force, address, port).await {
-            decision = EgressDecision { reason: EgressReason::UndeclaredServer, ..refused_as(&decision) };
+        if decision.effect.passes()
+            && let Some(reason) = self.is_declared(in_force, address, port).await
+        {
+            decision = EgressDecision { reason, ..refused_as(&decision) };
         }
         if !decision.effect.passes() {
             return Judgement::Refused { decision, address: Some(address) };
@@ -144,29 +162,46 @@ impl Capture {
         Judgement::Open { addresses: vec![SocketAddr::new(address, port)], decision }
     }
 
-    /// Returns whether a declared server is at an address: what it is called by another name, or none, is not held to its policies.
-    async fn is_declared(&self, in_force: &Arc<InForce>, address: IpAddr, port: u16) -> bool {
+    /// Returns why an address must not be connected to, where a declared server is at it, or may be: what it is called by another name, or
+    /// none, is not held to its policies.
+    async fn is_declared(&self, in_force: &Arc<InForce>, address: IpAddr, port: u16) -> Option<EgressReason> {
+        let here = |of: &IpAddr| reached(*of) == reached(address);
         let declared = self.declared(in_force);
+        let mut unknown = None;
         for server in declared.at_port(port) {
-            let here = match &server.host {
-                Host::Address(of) => *of == reached(address),
-                Host::Name(name) => {
-                    let resolved = self.resolve(name).await;
-                    resolved.is_some_and(|resolved| resolved.addresses.iter().any(|of| reached(*of) == reached(address)))
-                }
+            let is_here = match &server.host {
+                Host::Address(of) => here(of),
+                Host::Name(name) => match self.ask(name).await {
+                    Ok(resolved) => server.found(resolved.addresses).iter().any(here),
+                    // An agent can keep DNS from answering. The server is then where it was last; if that is not known, it may be anywhere.
+                    Err(says) => {
+                        let last = server.last_found();
+                        if last.is_empty() && says == DnsFailure::Unanswered {
+                            unknown = Some(EgressReason::NotResolved);
+                        }
+                        last.iter().any(here)
+                    }
+                },
             };
-            if here {
-                return true;
+            if is_here {
+                return Some(EgressReason::UndeclaredServer);
             }
         }
-        false
+        unknown
     }
 
     async fn resolve(&self, name: &str) -> Option<Resolved> {
-        let resolver = self.resolver().inspect_err(|error| tracing::warn!(error, "cannot resolve names")).ok()?;
-        let found = toolweir_store::dns::lookup(resolver, name).await.ok()?;
+        self.ask(name).await.ok()
+    }
+
+    async fn ask(&self, name: &str) -> Result<Resolved, DnsFailure> {
+        let resolver = self.resolver().inspect_err(|error| tracing::warn!(error, "cannot resolve names"));
+        let resolver = resolver.map_err(|_| DnsFailure::Unanswered)?;
+        let found = toolweir_store::dns::lookup(resolver, name).await;
+        let found =
+            found.map_err(|error| if error.is_no_records_found() { DnsFailure::Nothing } else { DnsFailure::Unanswered })?;
         let whole = found.query().name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
-        Some(Resolved { whole, addresses: found.iter().collect() })
+        Ok(Resolved { whole, addresses: found.iter().collect() })
     }
 }
 

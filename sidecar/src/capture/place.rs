@@ -86,9 +86,10 @@ fn is_endpoint(declared: &str, asked: &str) -> bool {
     asked == declared || (!asked.contains('?') && !declared.contains('?') && plain(asked) == plain(declared))
 }
 
-/// Returns whether nothing in a path is more than it looks like: no dot segment, no escape.
+/// Returns whether nothing in a path is more than it looks like: no dot segment, no escape, no parameter, which some servers remove before
+/// they look for dot segments.
 fn is_plain_path(path: &str) -> bool {
-    !path.contains(['%', '\\']) && !path.contains("//") && path.split('/').all(|part| part != "." && part != "..")
+    !path.contains(['%', '\\', ';']) && !path.contains("//") && path.split('/').all(|part| part != "." && part != "..")
 }
 
 /// The server whose path ends that of a description, or else any of the host's.
@@ -196,6 +197,7 @@ spec:
             "/.well-known/oauth-x/../../mcp",
             "/.well-known/oauth-x?a=b",
             "/.well-known/oauth-%2e",
+            "/.well-known/oauth-x/..;/..;/mcp",
         ] {
             assert_eq!(get(target), "other path", "{target}");
         }

@@ -96,7 +96,7 @@ impl CapturedConnection {
         loop {
             match self.begins(silence).await {
                 Begun::Ended => break,
-                Begun::Silent if silence == SILENCE => {
+                Begun::Silent if silence == SILENCE && self.early.is_empty() => {
                     silence = PATIENCE;
                     if !self.server_speaks_first().await {
                         break;
@@ -170,12 +170,14 @@ impl CapturedConnection {
 
     /// TLS leads to the name that its client asks for, and is not opened.
     async fn tls(self: Box<Self>, hello: ClientHello) {
-        let host = hello.server_name.map_or_else(|| self.to.at.host.clone(), Host::Name);
+        // An address is not to be a server name (RFC 6066, section 3). Where one is, it must be that of the connection.
+        let host = hello.server_name.as_deref().map_or_else(|| Some(self.to.at.host.clone()), Host::read);
+        let Some(host) = host else { return self.refuse(EgressReason::Malformed) };
         let at = HostAndPort { host, port: self.to.at.port };
         let in_force = self.in_force();
         let judgement = if hello.hides_name {
             Judgement::refused(refused(EgressReason::HiddenName))
-        } else if self.to.by_connect && at != self.to.at {
+        } else if (self.to.by_connect || at.host.address().is_some()) && at != self.to.at {
             Judgement::refused(refused(EgressReason::OtherName))
         } else if !self.capture.declared(&in_force).at(&at, &self.capture.domains).is_empty() {
             Judgement::refused(EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::ServerTls) })
@@ -253,17 +255,20 @@ impl CapturedConnection {
 
     /// Answers a CONNECT (RFC 9110, section 9.3.6), as if its client had connected to where it asks. Returns true where it goes on.
     async fn tunnel(&mut self) -> bool {
-        let head = loop {
-            let end = self.early.windows(4).position(|window| window == b"\r\n\r\n");
-            if let Some(end) = end {
-                break self.early.split_to(end + 4);
-            }
-            if !matches!(timeout(HEAD, self.read()).await, Ok(Ok(1..))) {
-                return false;
+        let head = async {
+            loop {
+                let end = self.early.windows(4).position(|window| window == b"\r\n\r\n");
+                if let Some(end) = end {
+                    break Some(self.early.split_to(end + 4));
+                }
+                if !matches!(self.read().await, Ok(1..)) {
+                    break None;
+                }
             }
         };
+        let head = timeout(HEAD, head).await.ok().flatten();
         // A tunnel in a tunnel leads through somebody else.
-        let asked = if self.to.by_connect { None } else { connect_target(&head) };
+        let asked = head.filter(|_| !self.to.by_connect).and_then(|head| connect_target(&head));
         let Some(at) = asked else {
             self.proxy.record_egress(&refused(EgressReason::Malformed), &self.to.at, None, ("http", self.arrived));
             let _ = self.stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;

@@ -46,6 +46,10 @@ use crate::{
 /// The time for the part of a body that is looked at to come.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// The flow-control windows of HTTP/2, of one stream and of a connection, in bytes (RFC 9113, section 5.2).
+const STREAM: u32 = 64 * 1024;
+const CONNECTION: u32 = 1024 * 1024;
+
 /// Why a request is not passed on, and the address to which it would lead.
 type EgressRefusal = (EgressDecision, Option<IpAddr>);
 
@@ -79,8 +83,6 @@ struct OpenedHttp {
     to: HostAndPort,
     judged_by: Weak<InForce>,
     sender: HttpSender,
-    _open: OpenEgress,
-    _slot: PassingSlot,
 }
 
 #[derive(Debug)]
@@ -90,15 +92,28 @@ enum HttpSender {
 }
 
 impl HttpSender {
-    async fn new(stream: TcpStream, version: Version) -> Result<Self, hyper::Error> {
+    /// `room` is kept for as long as the connection lives: answers still come on one of which no request is to be made any more.
+    async fn new(stream: TcpStream, version: Version, room: (OpenEgress, PassingSlot)) -> Result<Self, hyper::Error> {
         let stream = TokioIo::new(stream);
         if version == Version::HTTP_2 {
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
-            tokio::spawn(connection);
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .initial_stream_window_size(STREAM)
+                .initial_connection_window_size(CONNECTION)
+                .max_send_buf_size(super::budget::PIECE)
+                .max_header_list_size(16 * 1024);
+            let (sender, connection) = builder.handshake(stream).await?;
+            tokio::spawn(async move {
+                let _ = connection.await;
+                drop(room);
+            });
             return Ok(Self::Http2(sender));
         }
         let (sender, connection) = http1::Builder::new().max_buf_size(super::budget::PIECE).handshake(stream).await?;
-        tokio::spawn(connection);
+        tokio::spawn(async move {
+            let _ = connection.await;
+            drop(room);
+        });
         Ok(Self::Http1(sender))
     }
 
@@ -223,8 +238,13 @@ impl Proxy {
             Some(kept) => kept,
             None => self.open(http, in_force, to, version, arrived).await?,
         };
+        let host = parts.headers.get(header::HOST).cloned();
         remove_hop_by_hop(&mut parts.headers);
         parts.headers.remove(header::EXPECT);
+        if let Some(host) = host {
+            // `Connection` may name it. The server has to read the host by which the request was judged.
+            parts.headers.insert(header::HOST, host);
+        }
         if let Some(authority) = parts.uri.authority() {
             if version == Version::HTTP_2 {
                 parts.headers.remove(header::HOST);
@@ -261,9 +281,9 @@ impl Proxy {
         let unreachable = || (EgressDecision { reason: EgressReason::Unreachable, ..decision.clone() }, None);
         let stream = connect(&addresses, http.capture.connect).await.map_err(|_: io::Error| unreachable())?;
         slot.bound(&stream);
-        let sender = HttpSender::new(stream, version).await.map_err(|_| unreachable())?;
-        self.record_egress(&decision, to, None, ("http", arrived));
         let open = self.state.governor.metrics.egress.begin();
-        Ok(OpenedHttp { to: to.clone(), judged_by: Arc::downgrade(in_force), sender, _open: open, _slot: slot })
+        let sender = HttpSender::new(stream, version, (open, slot)).await.map_err(|_| unreachable())?;
+        self.record_egress(&decision, to, None, ("http", arrived));
+        Ok(OpenedHttp { to: to.clone(), judged_by: Arc::downgrade(in_force), sender })
     }
 }
