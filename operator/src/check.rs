@@ -1,6 +1,6 @@
 //! `toolweir-operator check`: checks that an operator answers. `helm test` runs it in a pod of its own.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -9,10 +9,17 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
 /// The time limit of each request.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How often a connection that fails is tried again, and the pause before. What enforces NetworkPolicies refuses a pod that has just started
+/// until it knows of it.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(250);
 /// The largest answer that is read, in bytes.
 const LARGEST: usize = 1024 * 1024;
 
@@ -34,7 +41,7 @@ pub async fn check(service: &str, namespace: &str) -> anyhow::Result<()> {
     let connector = tokio_rustls::TlsConnector::from(Arc::new(toolweir_store::tls::client_config(roots)?));
     for (port, what) in [(443, "the webhooks"), (8444, "the policy stream")] {
         let connect = async {
-            let stream = TcpStream::connect((address, port)).await.context("it cannot be connected to")?;
+            let stream = connect(address, port).await.context("it cannot be connected to")?;
             let name = ServerName::try_from(host.clone())?;
             connector.connect(name, stream).await.context("its certificate is not in order")
         };
@@ -45,15 +52,26 @@ pub async fn check(service: &str, namespace: &str) -> anyhow::Result<()> {
 }
 
 /// Resolves the name of a Service without the C library, which a static program lacks.
-async fn resolve(host: &str) -> anyhow::Result<std::net::IpAddr> {
+async fn resolve(host: &str) -> anyhow::Result<IpAddr> {
     let resolver = toolweir_store::dns::resolver().map_err(anyhow::Error::msg)?;
     let found = timeout(LIMIT, toolweir_store::dns::addresses(&resolver, host)).await??;
     found.into_iter().next().context("it has no address")
 }
 
-async fn get(address: std::net::IpAddr, host: &str, path: &str) -> anyhow::Result<Bytes> {
+async fn connect(address: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let mut left = TRIES;
+    loop {
+        match TcpStream::connect((address, port)).await {
+            Err(_) if left > 0 => left -= 1,
+            connected => return connected,
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn get(address: IpAddr, host: &str, path: &str) -> anyhow::Result<Bytes> {
     let ask = async {
-        let stream = TcpStream::connect(SocketAddr::new(address, 8080)).await?;
+        let stream = connect(address, 8080).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let request = Request::get(path).header(header::HOST, host).body(Empty::<Bytes>::new())?;

@@ -464,8 +464,11 @@ class Cluster:
         self.webhooks()
 
     def webhooks(self):
-        """Waits until pods are injected: an operator is ready, and the API server trusts it."""
+        """Waits until pods are injected: an operator is ready, and the API server trusts it and finds it."""
         until(30, "the operator writes the caBundle", lambda: self.ca())
+        # The node's rules for the Service come a moment after the operator is ready.
+        policy = self.policy("default", "dry-run", defaultAction="Allow")
+        until(30, "the webhooks answer", lambda: self.api("POST", f"{POLICIES}/namespaces/default/mcppolicies?dryRun=All", policy))
 
     def ca(self):
         """The operator's authorities in PEM, as the API server knows them."""
