@@ -531,6 +531,10 @@ mod check {
         assert_eq!(operator.counted("check", "refused", "PrivilegeEscalation"), 1);
         debug["securityContext"] = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
         pod["spec"]["ephemeralContainers"] = json!([debug]);
+        assert_eq!(operator.ask("/check", &ask(&pod)).await["allowed"], false);
+        assert_eq!(operator.counted("check", "refused", "SidecarUser"), 1, "the image's user may be the sidecar's");
+        debug["securityContext"]["runAsUser"] = 1000.into();
+        pod["spec"]["ephemeralContainers"] = json!([debug]);
         assert_eq!(operator.ask("/check", &ask(&pod)).await["allowed"], true);
         assert_eq!(operator.api_server.asked(), Vec::<String>::new());
     }

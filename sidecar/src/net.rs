@@ -2,6 +2,7 @@
 //! connecting may take.
 
 pub mod names;
+pub mod resolvers;
 
 use std::{
     fs,

@@ -204,6 +204,27 @@ impl RunConfig {
         }
     }
 
+    /// Reads the pod's nameservers, where they are asked for the operator, the store, or where captured connections lead.
+    fn read_resolvers(&self, governor: &Governor) -> anyhow::Result<()> {
+        let state = match &self.source {
+            PolicySource::ControlPlane(config) => config.state.as_deref(),
+            PolicySource::Local(_) if self.shared_store.is_some() || self.capture.is_some() => None,
+            PolicySource::Local(_) => return Ok(()),
+        };
+        let read = match state.filter(|_| self.capture.is_some()) {
+            Some(state) => net::resolvers::read_kept(state, &governor.metrics.files),
+            None => toolweir_store::dns::read(),
+        };
+        match read {
+            Err(error) if self.capture.is_some() => anyhow::bail!("captured connections need a nameserver: {error}"),
+            Err(error) => {
+                tracing::warn!(error, "cannot resolve the names of the operator and of the shared store yet; retrying");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// Returns how servers are connected to.
     fn upstreams(&self, tls: &Arc<ClientConfig>) -> WorkerUpstreams {
         let plain = UpstreamOptions {
@@ -267,14 +288,10 @@ impl RunConfig {
 /// The policy is not in order, an address cannot be bound, a certificate cannot be read, or the agents' file cannot be
 /// written.
 pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dyn io::Write + Send>) -> anyhow::Result<Sidecar> {
-    if (config.shared_store.is_some() || config.capture.is_some() || matches!(config.source, PolicySource::ControlPlane(_)))
-        // Now, while no container of the pod can have written to it.
-        && let Err(error) = toolweir_store::dns::read()
-    {
-        tracing::warn!(error, "cannot resolve the names of the operator and of the shared store yet; retrying");
-    }
     let (stop, stopping) = watch::channel(false);
     let (governor, upkeep) = config.govern(audit, stopping.clone())?;
+    // Now, while no container of the pod can have written to it.
+    config.read_resolvers(&governor)?;
     let tls = net::client_tls(config.upstream_ca.as_deref())
         .with_context(|| format!("--upstream-ca {}", config.upstream_ca.as_deref().unwrap_or(Path::new("")).display()))?;
     let listener = admin::bind_with(&config.listen, "--listen", Some(KERNEL)).await?;

@@ -38,6 +38,12 @@ impl OtherContainer<'_> {
         }
         if let Some(ids) = self.ids {
             check_user(own, ids, &at("securityContext"), report);
+            let names_user = [own, self.of_pod].iter().any(|context| context.get("runAsUser").is_some_and(Value::is_number));
+            if self.is_ephemeral() && !names_user {
+                let advice =
+                    "is not there, and the image's own user may be the sidecar's, which can be read by now; write a number";
+                report.add(CaptureRefusal::SidecarUser, &at("securityContext.runAsUser"), advice);
+            }
         }
         for (n, mount) in items(self.container, "volumeMounts").iter().enumerate() {
             let Some(volume) = name(mount).filter(|volume| is_injected_volume(volume)) else { continue };
@@ -51,6 +57,10 @@ impl OtherContainer<'_> {
             let advice = format!("is {target}, so it sees the sidecar's processes; name another container");
             report.add(CaptureRefusal::ShareProcessNamespace, &at("targetContainerName"), &advice);
         }
+    }
+
+    fn is_ephemeral(self) -> bool {
+        self.path.starts_with("spec.ephemeralContainers")
     }
 
     fn check_privileges(self, own: &Value, report: &mut CaptureReport) {

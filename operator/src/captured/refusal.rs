@@ -113,7 +113,9 @@ impl CaptureRefusal {
             }
             Self::Seccomp => "Without a profile, a container can create namespaces, and with them capabilities.",
             Self::ProcMount => "Through an unmasked /proc, root can change settings of the kernel.",
-            Self::SidecarUser => "The rules know the sidecar by its user and group.",
+            Self::SidecarUser => {
+                "The rules know the sidecar by its user and group. In a pod that runs, both can be read, and an image can be made with them."
+            }
             Self::SidecarVolume => "Who writes the sidecar's files changes the policies that it enforces.",
         }
     }

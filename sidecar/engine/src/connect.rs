@@ -36,7 +36,9 @@ impl Engine {
         }
         let denials = self.egress.iter().map(|rules| (rules, rules.judge(to, found)));
         let denials = denials.filter(|(_, reason)| *reason != EgressReason::None);
-        let (enforced, audited): (Vec<_>, Vec<_>) = denials.partition(|(rules, _)| rules.is_enforced());
+        // What a policy that only looks on objects to passes, but for addresses that nobody means by `egress`: of metadata, of the node.
+        let is_restricted = found.is_some_and(|(_, class)| class == AddressClass::Restricted);
+        let (enforced, audited): (Vec<_>, Vec<_>) = denials.partition(|(rules, _)| rules.is_enforced() || is_restricted);
         for (effect, denials) in [(EgressEffect::Denied, enforced), (EgressEffect::WouldDeny, audited)] {
             if let Some((rules, reason)) = denials.into_iter().min_by_key(|(_, reason)| *reason) {
                 return decision(effect, reason, Some(&rules.policy));

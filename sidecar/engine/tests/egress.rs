@@ -187,7 +187,8 @@ fn audit_lets_pass_and_says_so() {
         &[
             ("a.com=1.1.1.1 443", "allowed none p0 a.com"),
             ("b.com=1.1.1.1 443", "would_deny not_allowed p0 -"),
-            ("=169.254.169.254 80", "would_deny address p0 -"),
+            ("=169.254.169.254 80", "denied address p0 -"),
+            ("b.com=169.254.169.254 80", "denied not_allowed p0 -"),
             ("=127.0.0.1 80", "denied address - -"),
         ],
     );

@@ -214,8 +214,10 @@ fn model(given: &[Given], to: &Target) -> (EgressEffect, EgressReason) {
     if with_say.iter().any(|given| broken(given)) {
         return (EgressEffect::Denied, EgressReason::InvalidPolicy);
     }
+    // To the node, and to addresses of metadata, audit opens no way.
+    let is_never = to.address.is_some_and(|(_, _, kind)| kind == Kind::Never);
     for (mode, effect) in [(Mode::Enforce, EgressEffect::Denied), (Mode::Audit, EgressEffect::WouldDeny)] {
-        let of_mode = with_say.iter().filter(|given| given.mode == mode);
+        let of_mode = with_say.iter().filter(|given| (if is_never { Mode::Enforce } else { given.mode }) == mode);
         let objections: Vec<EgressReason> = of_mode.filter_map(|given| objection(given.egress.as_ref()?, to)).collect();
         for reason in [EgressReason::NotAllowed, EgressReason::Address] {
             if objections.contains(&reason) {

@@ -61,6 +61,8 @@ struct CapturedConnection {
     stream: TcpStream,
     early: BytesMut,
     to: ConnectionTarget,
+    /// The decision by which the server was connected to while the client had said nothing.
+    waited_at: Option<EgressDecision>,
     arrived: Arrival,
 }
 
@@ -78,7 +80,8 @@ pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
         return reset(stream);
     };
     let mut stopping = proxy.state.stopping.clone();
-    let connection = Box::new(CapturedConnection { proxy, capture, stream, early, to: original.into(), arrived });
+    let connection =
+        Box::new(CapturedConnection { proxy, capture, stream, early, to: original.into(), waited_at: None, arrived });
     let http = tokio::select! {
         http = connection.run() => http,
         // Requests are answered to their end; what only passes ends with the sidecar.
@@ -95,7 +98,12 @@ impl CapturedConnection {
         let mut silence = SILENCE;
         loop {
             match self.begins(silence).await {
-                Begun::Ended => break,
+                Begun::Ended => {
+                    if let Some(decision) = &self.waited_at {
+                        self.proxy.record_egress(decision, &self.to.at, None, ("other", self.arrived));
+                    }
+                    break;
+                }
                 Begun::Silent if silence == SILENCE && self.early.is_empty() => {
                     silence = PATIENCE;
                     if !self.server_speaks_first().await {
@@ -233,6 +241,7 @@ impl CapturedConnection {
         let Judgement::Open { addresses, decision } = judgement else { return true };
         let Some(slot) = self.capture.passing.take() else { return true };
         let Ok(server) = Box::pin(connect(&addresses, self.capture.connect)).await else { return true };
+        self.waited_at = Some(decision.clone());
         let spoken = async {
             tokio::select! {
                 readable = server.readable() => readable.map(|()| true),

@@ -11,7 +11,7 @@ use hickory_resolver::{
     config::{ResolveHosts, ResolverConfig, ResolverOpts},
     lookup_ip::LookupIp,
     net::{NetError, runtime::TokioRuntimeProvider},
-    system_conf::read_system_conf,
+    system_conf::{parse_resolv_conf, read_system_conf},
 };
 
 /// The most answers that [`caching_resolver`] remembers.
@@ -26,6 +26,19 @@ static SYSTEM: OnceLock<(ResolverConfig, ResolverOpts)> = OnceLock::new();
 /// The file cannot be read, or names no server. It is read again the next time.
 pub fn read() -> Result<(), String> {
     system().map(|_| ())
+}
+
+/// Takes a text in place of `/etc/resolv.conf`, if this process has not read that yet.
+///
+/// # Errors
+/// The text names no server, or cannot be read.
+pub fn use_text(text: &[u8]) -> Result<(), String> {
+    let read = parse_resolv_conf(text).map_err(|error| error.to_string())?;
+    if read.0.name_servers().is_empty() {
+        return Err("names no nameserver".to_owned());
+    }
+    SYSTEM.get_or_init(|| read);
+    Ok(())
 }
 
 fn system() -> Result<&'static (ResolverConfig, ResolverOpts), String> {

@@ -220,11 +220,11 @@ def refusals(cluster, measured):
 def ephemeral(cluster, namespace, sidecar):
     """Ephemeral containers: those that are not refused with their reason."""
     path = f"/api/v1/namespaces/{namespace}/pods/agent/ephemeralcontainers"
-    plain = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    plain = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsUser": 1000}
     cases = {
         "SidecarUser": {"securityContext": {**plain, "runAsUser": sidecar["runAsUser"], "runAsGroup": sidecar["runAsGroup"]}},
         "ShareProcessNamespace": {"securityContext": plain, "targetContainerName": SIDECAR},
-        "PrivilegeEscalation": {"securityContext": {"capabilities": {"drop": ["ALL"]}}},
+        "PrivilegeEscalation": {"securityContext": {"capabilities": {"drop": ["ALL"]}, "runAsUser": 1000}},
         "SidecarVolume": {"securityContext": plain, "volumeMounts": [{"name": "toolweir-state", "mountPath": "/state"}]},
     }
     image, wrong = agent("x")["spec"]["containers"][0]["image"], {}
