@@ -26,8 +26,7 @@ struct Request {
 async fn main() -> anyhow::Result<()> {
     let url = std::env::args().nth(1).unwrap_or_default();
     let transport = StreamableHttpClientTransport::from_uri(url);
-    let lifecycle =
-        ClientLifecycleMode::Auto { preferred_versions: vec![ProtocolVersion::V_2026_07_28], legacy_version: None };
+    let lifecycle = ClientLifecycleMode::Auto { preferred_versions: vec![ProtocolVersion::V_2026_07_28], legacy_version: None };
     let client = match ClientConfig::default().serve_with_lifecycle(transport, lifecycle).await {
         Ok(client) => client,
         Err(error) => return say(&json!({"error": error.to_string()})),
