@@ -16,7 +16,7 @@ use tokio::{
 
 /// The time limit of each request.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How often a connection that fails is tried again, and the pause before. What enforces NetworkPolicies refuses a pod that has just started
+/// How often a connection that fails is tried again, and the pause before. What enforces network policies refuses a pod that has just started
 /// until it knows of it.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(250);

@@ -141,7 +141,8 @@ start() {
 	setsid nohup "$@" >"$LOG/$name.log" 2>&1 </dev/null 9>&- &
 	echo "$! $(started_at $!)" >"$RUN/$name.pid"
 }
-started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+# started_at PID: prints when a process started, unless it has ended and only waits to be reaped.
+started_at() { sed -n 's/.*) //; /^Z/!p' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
 # running NAME: prints the pid of a command of `start`, if it still runs.
 running() {
 	local pid at
@@ -511,11 +512,13 @@ down() {
 	as_root down
 	export KUBECONFIG=$RUN/admin.kubeconfig
 	local name namespaces= pid node
-	# The kubelets stop the pods and release their networks; this needs a running API server.
+	# The kubelets stop the pods that they have and release their networks; this needs a running API server.
 	if running kube-apiserver >/dev/null && running kubelet1 >/dev/null; then
-		timeout 60 kubectl delete pods --all --all-namespaces --grace-period 1 >/dev/null 2>&1 || true
+		timeout 60 kubectl delete pods --all-namespaces --field-selector spec.nodeName!= --grace-period 1 >/dev/null 2>&1 || true
 	fi
-	for name in netpol1 netpol2 kubelet1 kubelet2 kube-proxy1 kube-proxy2 coredns scheduler controller-manager kube-apiserver etcd; do stop $name; done
+	for name in netpol1 netpol2 kubelet1 kubelet2 kube-proxy1 kube-proxy2 coredns scheduler controller-manager; do stop $name; done
+	# Nothing of theirs is kept, and an API server takes 10 s to end in good order.
+	for name in kube-apiserver etcd; do stop $name KILL; done
 	for node in 1 2; do
 		running containerd$node >/dev/null || continue
 		# Pods that the API server could not delete.
@@ -562,7 +565,7 @@ packet_rules() {
 
 stop() {
 	local pid; pid=$(running "$1") || return 0
-	kill "$pid" 2>/dev/null || return 0
+	kill -s "${2:-TERM}" "$pid" 2>/dev/null || return 0
 	for _ in $(seq 40); do running "$1" >/dev/null || return 0; sleep 0.25; done
 	kill -9 "$pid" 2>/dev/null || true
 }
