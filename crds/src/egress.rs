@@ -63,7 +63,7 @@ pub struct EgressRule {
     )]
     pub domain_names: Vec<String>,
     /// Ranges of addresses, such as `10.20.0.0/16`. Beside `domainNames`: addresses that these names may resolve to besides public
-    /// ones. Alone: addresses that may be connected to without a name.
+    /// ones. Alone: addresses that may be connected to, with whatever name or none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = bounds::CIDRS),

@@ -206,7 +206,7 @@ impl Ledger {
                 *count = count.saturating_add(denied.count);
             }
             if entry.policies.len() <= NAMED {
-                entry.policies.insert(shown(&denied.policy));
+                entry.policies.insert(denied.policy.clone());
             }
         }
         lost
@@ -239,7 +239,13 @@ impl EventEntry {
     fn notice(&self, uid: &str, kind: DeniedKind) -> Notice {
         let (what, reason, why) = kind.parts();
         let mut message = format!("{} {what}{} denied, {why}", self.count, if self.count == 1 { "" } else { "s" });
-        let _ = write!(message, " ({reason}), by {}: {}.", list(self.policies.iter()), list(self.targets.keys()));
+        let _ = write!(message, " ({reason})");
+        // Sidecars tell of connections without the policy.
+        if self.policies.iter().any(|policy| !policy.is_empty()) {
+            let named: Vec<String> = self.policies.iter().map(|policy| shown(policy)).collect();
+            let _ = write!(message, ", by {}", list(named.iter()));
+        }
+        let _ = write!(message, ": {}.", list(self.targets.keys()));
         Notice {
             pod: self.pod.clone(),
             uid: uid.to_owned(),
@@ -432,7 +438,7 @@ mod tests {
             due,
             [
                 ("ToolCallDenied", format!("1 tool call denied, {cannot}, by agents/facebook: send on facebook.")),
-                ("ConnectionDenied", format!("1 connection denied, {cannot}, by no policy: _address.")),
+                ("ConnectionDenied", format!("1 connection denied, {cannot}: _address.")),
                 (
                     "ConnectionDenied",
                     "3 connections denied, no rule allows the destination (not_allowed), by agents/out: _other, api.example.com."

@@ -5,8 +5,12 @@ use std::{io, net::SocketAddr, time::Duration};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
 
-/// A connection on which nothing comes is asked after for as long as this, so that none stays whose other side has gone.
+/// A connection on which nothing has come for so long is asked after, so that none stays whose other side has gone.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// How often it is asked again where nobody answers, and how many times: a minute after the first question it is given up.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
 
 /// Connects to the first of these addresses that can be connected to, within `limit`.
 ///
@@ -34,7 +38,9 @@ pub async fn connect(addresses: &[SocketAddr], limit: Duration) -> io::Result<Tc
 
 /// Has the kernel ask after the other side of a connection on which nothing comes.
 pub fn keep_alive(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+    let _ = SockRef::from(stream).set_tcp_keepalive(
+        &TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES),
+    );
 }
 
 /// Ends a connection at once, so that its client sees it reset rather than ended.

@@ -47,11 +47,6 @@ pub fn refused(reason: EgressReason) -> EgressDecision {
     EgressDecision { effect: EgressEffect::Denied, reason, policy: None, name: None }
 }
 
-/// What became of a connection that may pass and cannot.
-pub fn failed(reason: EgressReason) -> EgressDecision {
-    EgressDecision { effect: EgressEffect::Allowed, ..refused(reason) }
-}
-
 /// What DNS says about a name.
 struct Resolved {
     /// The whole name that has the addresses.

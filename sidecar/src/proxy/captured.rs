@@ -61,8 +61,8 @@ struct CapturedConnection {
     stream: TcpStream,
     early: BytesMut,
     to: ConnectionTarget,
-    /// The decision by which the server was connected to while the client had said nothing.
-    waited_at: Option<EgressDecision>,
+    /// What was decided while the client had said nothing.
+    silent: Option<EgressDecision>,
     arrived: Arrival,
 }
 
@@ -80,8 +80,7 @@ pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
         return reset(stream);
     };
     let mut stopping = proxy.state.stopping.clone();
-    let connection =
-        Box::new(CapturedConnection { proxy, capture, stream, early, to: original.into(), waited_at: None, arrived });
+    let connection = Box::new(CapturedConnection { proxy, capture, stream, early, to: original.into(), silent: None, arrived });
     let http = tokio::select! {
         http = connection.run() => http,
         // Requests are answered to their end; what only passes ends with the sidecar.
@@ -99,7 +98,7 @@ impl CapturedConnection {
         loop {
             match self.begins(silence).await {
                 Begun::Ended => {
-                    if let Some(decision) = &self.waited_at {
+                    if let Some(decision) = self.silent.as_ref().filter(|decision| decision.effect.passes()) {
                         self.proxy.record_egress(decision, &self.to.at, None, ("other", self.arrived));
                     }
                     break;
@@ -111,7 +110,11 @@ impl CapturedConnection {
                     }
                 }
                 Begun::Silent => {
-                    self.refuse(EgressReason::Timeout);
+                    // What is known of the address says more than that nothing came.
+                    let known = self.silent.take().filter(|known| known.reason != EgressReason::None);
+                    let decision = known.unwrap_or_else(|| refused(EgressReason::Timeout));
+                    self.proxy.record_egress(&decision, &self.to.at, None, ("other", self.arrived));
+                    reset(self.stream);
                     break;
                 }
                 Begun::Read(FirstBytes::Tls(hello)) => {
@@ -237,11 +240,22 @@ impl CapturedConnection {
     /// Has the server speak, where the client waits for it and its address is allowed. Returns true where the client speaks first after
     /// all, or its address is not allowed, so that it has to name its host.
     async fn server_speaks_first(&mut self) -> bool {
-        let judgement = Box::pin(self.capture.judge(&self.in_force(), &self.to.at)).await;
-        let Judgement::Open { addresses, decision } = judgement else { return true };
-        let Some(slot) = self.capture.passing.take() else { return true };
-        let Ok(server) = Box::pin(connect(&addresses, self.capture.connect)).await else { return true };
-        self.waited_at = Some(decision.clone());
+        let (addresses, decision) = match Box::pin(self.capture.judge(&self.in_force(), &self.to.at)).await {
+            Judgement::Open { addresses, decision } => (addresses, decision),
+            Judgement::Refused { decision, .. } => {
+                self.silent = Some(decision);
+                return true;
+            }
+        };
+        let Some(slot) = self.capture.passing.take() else {
+            self.silent = Some(refused(EgressReason::Overloaded));
+            return true;
+        };
+        let Ok(server) = Box::pin(connect(&addresses, self.capture.connect)).await else {
+            self.silent = Some(EgressDecision { reason: EgressReason::Unreachable, ..decision });
+            return true;
+        };
+        self.silent = Some(decision.clone());
         let spoken = async {
             tokio::select! {
                 readable = server.readable() => readable.map(|()| true),

@@ -33,7 +33,7 @@ use crate::{
     capture::{
         Capture,
         connect::connect,
-        judge::{Judgement, failed, refused},
+        judge::{Judgement, refused},
         mcp_signs,
         metrics::OpenEgress,
         names::HostAndPort,
@@ -82,6 +82,7 @@ impl HttpEgress {
 struct OpenedHttp {
     to: HostAndPort,
     judged_by: Weak<InForce>,
+    decision: EgressDecision,
     sender: HttpSender,
 }
 
@@ -256,7 +257,8 @@ impl Proxy {
             }
         }
         let sent = timeout(self.state.limits.first_byte, opened.sender.send(Request::from_parts(parts, body))).await;
-        let response = sent.ok().and_then(Result::ok).ok_or_else(|| (failed(EgressReason::Unreachable), None))?;
+        let unreachable = || (EgressDecision { reason: EgressReason::Unreachable, ..opened.decision.clone() }, None);
+        let response = sent.ok().and_then(Result::ok).ok_or_else(unreachable)?;
         http.keep_opened(opened);
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
@@ -284,6 +286,6 @@ impl Proxy {
         let open = self.state.governor.metrics.egress.begin();
         let sender = HttpSender::new(stream, version, (open, slot)).await.map_err(|_| unreachable())?;
         self.record_egress(&decision, to, None, ("http", arrived));
-        Ok(OpenedHttp { to: to.clone(), judged_by: Arc::downgrade(in_force), sender })
+        Ok(OpenedHttp { to: to.clone(), judged_by: Arc::downgrade(in_force), decision, sender })
     }
 }
