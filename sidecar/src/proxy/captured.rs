@@ -306,10 +306,7 @@ impl CapturedConnection {
         let _ = socket.set_send_buffer_size(KERNEL.0).and_then(|()| socket.set_recv_buffer_size(KERNEL.1));
         let http = Arc::new(CapturedHttp::new(self.to, self.capture));
         let (stream, proxy) = (PeekedConnection::new(self.early.freeze(), self.stream), self.proxy);
-        http_connection::serve(stream, Arc::clone(&proxy.state), move |connection, request| {
-            Arc::clone(&proxy).serve_captured(Arc::clone(&http), connection, request)
-        })
-        .await;
+        http_connection::serve(stream, proxy, Some(http)).await;
     }
 }
 

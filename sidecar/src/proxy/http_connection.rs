@@ -1,10 +1,10 @@
 //! HTTP on a connection of a client.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response};
-use hyper::{body::Incoming, service::service_fn};
+use futures_util::future::Either;
+use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -13,10 +13,9 @@ use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, time::timeout};
 
 use super::{
     budget::PIECE,
-    clients::ClientConnection,
-    outgoing::OutgoingBody,
+    captured_http::CapturedHttp,
     peeked::{PREFACE, PeekedConnection},
-    state::{Proxy, ProxyState},
+    state::Proxy,
 };
 use crate::outcome::Outcome;
 
@@ -54,16 +53,14 @@ pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
         _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
     };
     let Some(stream) = begun else { return };
-    let state = Arc::clone(&proxy.state);
-    serve(stream, state, move |connection, request| Arc::clone(&proxy).serve(connection, request)).await;
+    serve(stream, proxy, None).await;
 }
 
-/// Serves HTTP on a connection: `answer` answers a request.
-pub(super) async fn serve<A, F>(stream: PeekedConnection, state: Arc<ProxyState>, answer: A)
-where
-    A: Fn(Arc<ClientConnection>, Request<Incoming>) -> F + Send + 'static,
-    F: Future<Output = Result<Response<OutgoingBody>, Infallible>> + Send + 'static,
-{
+/// Serves HTTP on a connection: requests to the sidecar's URL, or those of a captured connection.
+///
+/// One function for both: hyper's code for a connection is large, and there would be one for each.
+pub(super) async fn serve(stream: PeekedConnection, proxy: Arc<Proxy>, captured: Option<Arc<CapturedHttp>>) {
+    let state = Arc::clone(&proxy.state);
     let place = if stream.is_http2() {
         let Some(place) = state.clients.http2_place() else {
             let metrics = &state.governor.metrics;
@@ -90,7 +87,13 @@ where
         .initial_connection_window_size(UNREAD)
         .max_send_buf_size(PIECE);
     let of = Arc::clone(&opened.connection);
-    let service = service_fn(move |request| answer(Arc::clone(&of), request));
+    let service = service_fn(move |request| {
+        let (proxy, of) = (Arc::clone(&proxy), Arc::clone(&of));
+        match &captured {
+            None => Either::Left(proxy.serve(of, request)),
+            Some(http) => Either::Right(Box::pin(proxy.serve_captured(Arc::clone(http), of, request))),
+        }
+    });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let stopped = async move { stopping.wait_for(|stopping| *stopping).await.is_ok() };
