@@ -560,7 +560,10 @@ packet_rules() {
 		done
 	done
 	# Those of the NetworkPolicy engine, which no rule uses any more.
-	ipset list -n 2>/dev/null | grep -E '^(inet6:)?(KUBE|TMP)-' | while read -r name; do ipset destroy "$name" 2>/dev/null || true; done
+	local set
+	for set in $(ipset list -n 2>/dev/null || true); do
+		case $set in KUBE-* | TMP-* | inet6:KUBE-* | inet6:TMP-*) ipset destroy "$set" 2>/dev/null || true ;; esac
+	done
 }
 
 stop() {
