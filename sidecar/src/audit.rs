@@ -22,7 +22,7 @@ const MOST: usize = 1024 * 1024;
 /// The time in which lines gather before they are written together: one wake-up for many calls.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// One line. Arguments and session stand in it as hashes only.
+/// A line on a tool call. Arguments and session stand in it as hashes only.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditLine<'a> {
@@ -51,6 +51,24 @@ pub struct AuditLine<'a> {
     pub session: Option<String>,
     /// The SHA-256 of the arguments as they stand in the request.
     pub arguments_sha256: Option<String>,
+}
+
+/// A line of the audit log on a connection that leads to no declared server.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressLine<'a> {
+    /// When it came, in RFC 3339.
+    pub time: String,
+    /// The host that it names, else the address, and the port.
+    pub destination: &'a str,
+    /// `http`, `tls`, or `other`.
+    pub protocol: &'a str,
+    /// `allowed`, `denied` or `would_deny`.
+    pub decision: &'a str,
+    /// Why, as in the metrics.
+    pub reason: &'a str,
+    /// The policy that decided.
+    pub policy: Option<&'a str>,
 }
 
 /// A SHA-256 in hex.

@@ -37,6 +37,7 @@ use crate::{
         budget::Budget,
         cancel::CancellableCalls,
         clients::Clients,
+        http_connection::KERNEL,
         legacy::LegacyStreams,
         oauth,
         server::{self, Running, WorkerUpstreams},
@@ -48,10 +49,6 @@ use crate::{
     scrape::Scraper,
     source::{self, FileWatch, Urls},
 };
-
-/// The bytes that the kernel may keep for a connection of a client, sent and received: of answers that it does not read, and of
-/// what it sends and is not read yet. The kernel doubles both; they count as the pod's memory. Less than two of the largest packets of the loopback device make each side wait for the other's timer.
-const KERNEL: (u32, u32) = (16 * 1024, 64 * 1024);
 
 /// The time that returning leases to the shared store may take.
 const RETURN: Duration = Duration::from_millis(500);

@@ -98,11 +98,11 @@ impl Capture {
             return Judgement::refused(EgressDecision { reason, ..decision });
         };
         let mut forms = self.domains.in_cluster(&resolved.whole).into_iter().chain([resolved.whole.as_str()]);
-        let allowed = |form: &&str| decide(form, false, None).effect.passes();
+        let allowed = |form: &str| Some((form.to_owned(), decide(form, false, None))).filter(|(_, found)| found.effect.passes());
         if !decision.effect.passes()
-            && let Some(form) = forms.find(allowed)
+            && let Some(found) = forms.find_map(allowed)
         {
-            (name, decision) = (form.to_owned(), decide(form, false, None));
+            (name, decision) = found;
         }
         let in_cluster = self.domains.in_cluster(&resolved.whole).is_some();
         let (mut addresses, mut passing, mut refusal) = (Vec::new(), None, None);

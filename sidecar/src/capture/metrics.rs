@@ -61,21 +61,3 @@ impl Drop for OpenEgress {
         self.0.dec();
     }
 }
-
-/// A line of the audit log on a connection that leads to no declared server.
-#[derive(Debug, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct EgressLine<'a> {
-    /// When it came, in RFC 3339.
-    pub time: String,
-    /// The host that it names, else the address, and the port.
-    pub destination: &'a str,
-    /// `http`, `tls`, or `other`.
-    pub protocol: &'a str,
-    /// `allowed`, `denied` or `would_deny`.
-    pub decision: &'a str,
-    /// Why, as in the metrics.
-    pub reason: &'a str,
-    /// The policy that decided.
-    pub policy: Option<&'a str>,
-}

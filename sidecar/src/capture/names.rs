@@ -141,11 +141,6 @@ impl SearchDomains {
         std::iter::once(host.clone()).chain(below.map(Host::Name))
     }
 
-    /// Returns whether two hosts may be the same: one address, or names with a meaning in common.
-    pub fn may_be_same(&self, one: &Host, other: &Host) -> bool {
-        one == other || self.meanings(one).any(|meaning| self.meanings(other).any(|other| other == meaning))
-    }
-
     /// The name of a Service's DNS below the cluster's domain, such as `db.tools.svc`, from a whole name. None for names that are
     /// not the cluster's.
     pub fn in_cluster<'a>(&self, whole: &'a str) -> Option<&'a str> {
@@ -166,6 +161,11 @@ mod tests {
         Host::read(text).unwrap()
     }
 
+    /// Returns whether two hosts have a meaning in common.
+    fn may_be_same(domains: &SearchDomains, one: &Host, other: &Host) -> bool {
+        domains.meanings(one).any(|meaning| domains.meanings(other).any(|other| other == meaning))
+    }
+
     #[test]
     fn every_form_of_the_name_of_a_service_is_the_same_server() {
         let domains = domains();
@@ -173,14 +173,14 @@ mod tests {
         for form in
             ["bank.tools", "bank.tools.svc", "BANK.tools.svc.", "bank.tools.svc.cluster.local", "bank.tools.svc.cluster.local."]
         {
-            assert!(domains.may_be_same(&host(form), &declared), "{form}");
-            assert!(domains.may_be_same(&declared, &host(form)), "{form}");
+            assert!(may_be_same(&domains, &host(form), &declared), "{form}");
+            assert!(may_be_same(&domains, &declared, &host(form)), "{form}");
         }
         for other in ["bank", "bank.other.svc", "bank.tools.example", "tools.svc", "192.0.2.1"] {
-            assert!(!domains.may_be_same(&host(other), &declared), "{other}");
+            assert!(!may_be_same(&domains, &host(other), &declared), "{other}");
         }
         // Of the pod's own namespace.
-        assert!(domains.may_be_same(&host("bank"), &host("bank.agents.svc")));
+        assert!(may_be_same(&domains, &host("bank"), &host("bank.agents.svc")));
     }
 
     #[test]

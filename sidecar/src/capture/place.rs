@@ -55,9 +55,9 @@ pub fn place(
     if servers.is_empty() {
         return RequestPlace::Elsewhere;
     }
-    let of_url = |server: &DeclaredServer| server.url.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
     let asked = target.as_str();
-    if let Some(found) = plain.iter().find(|server| is_endpoint(&of_url(server), asked)) {
+    let of_url = |server: &DeclaredServer| is_endpoint(server.url.path_and_query().map_or("/", PathAndQuery::as_str), asked);
+    if let Some(found) = plain.iter().find(|server| of_url(server)) {
         return RequestPlace::Server(ServerTarget::Endpoint(Arc::clone(&found.server)));
     }
     for server in &plain {
@@ -82,8 +82,8 @@ pub fn place(
 }
 
 fn is_endpoint(declared: &str, asked: &str) -> bool {
-    let plain = |path: &str| path.strip_suffix('/').map_or_else(|| path.to_owned(), str::to_owned);
-    asked == declared || (!asked.contains('?') && !declared.contains('?') && plain(asked) == plain(declared))
+    let bare = |path| str::strip_suffix(path, '/').unwrap_or(path);
+    asked == declared || (!asked.contains('?') && !declared.contains('?') && bare(asked) == bare(declared))
 }
 
 /// Returns whether nothing in a path is more than it looks like: no dot segment, no escape, no parameter, which some servers remove before

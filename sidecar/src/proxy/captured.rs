@@ -12,11 +12,12 @@ use toolweir_engine::egress::{EgressDecision, EgressEffect, EgressReason};
 
 use super::{
     captured_http::CapturedHttp,
-    http_connection::{self, HEAD},
+    http_connection::{self, HEAD, KERNEL},
     peeked::PeekedConnection,
     state::Proxy,
 };
 use crate::{
+    audit::EgressLine,
     capture::{
         Capture,
         client_hello::ClientHello,
@@ -24,7 +25,7 @@ use crate::{
         connect_method::{connect_target, is_connect},
         first_bytes::{self, FirstBytes, LARGEST},
         judge::{Judgement, refused},
-        metrics::{EgressLine, SERVER_NAME},
+        metrics::SERVER_NAME,
         names::{Host, HostAndPort},
         original_destination,
         passing::PassingSlot,
@@ -41,8 +42,6 @@ const SILENCE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The bytes for which there is room whenever more is read: most messages that begin a connection, in one piece.
 const PIECE: usize = 2 * 1024;
-/// The kernel's buffers for a connection over HTTP, as for one to the sidecar's own URL.
-const KERNEL: (usize, usize) = (16 * 1024, 64 * 1024);
 
 /// What was read of a connection.
 enum Begun {
@@ -303,7 +302,8 @@ impl CapturedConnection {
 
     async fn http(self: Box<Self>) {
         let socket = socket2::SockRef::from(&self.stream);
-        let _ = socket.set_send_buffer_size(KERNEL.0).and_then(|()| socket.set_recv_buffer_size(KERNEL.1));
+        // As the listener of the sidecar's own URL has them. What passes has others, so that this one has none.
+        let _ = socket.set_send_buffer_size(KERNEL.0 as usize).and_then(|()| socket.set_recv_buffer_size(KERNEL.1 as usize));
         let http = Arc::new(CapturedHttp::new(self.to, self.capture));
         let (stream, proxy) = (PeekedConnection::new(self.early.freeze(), self.stream), self.proxy);
         http_connection::serve(stream, proxy, Some(http)).await;

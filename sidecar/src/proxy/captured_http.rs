@@ -2,13 +2,11 @@
 
 use std::{convert::Infallible, net::IpAddr, sync::Arc};
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, uri::PathAndQuery};
 use hyper::body::Incoming;
 use toolweir_engine::egress::{EgressDecision, EgressReason};
 
-use super::{
-    body::ResponseBody, clients::ClientConnection, egress_http::HttpEgress, outgoing::OutgoingBody, replies::text, state::Proxy,
-};
+use super::{clients::ClientConnection, egress_http::HttpEgress, outgoing::OutgoingBody, replies::text, state::Proxy};
 use crate::{
     capture::{
         Capture,
@@ -89,7 +87,7 @@ impl Proxy {
         let declared = capture.declared(&in_force);
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         match place(&declared, &capture.domains, &to, request.method(), &target) {
-            RequestPlace::Server(target) => self.answer_request(connection, without_authority(request), Some(&target)).await,
+            RequestPlace::Server(target) => self.answer_request(connection, request, Some(&target)).await,
             RequestPlace::OtherPath => {
                 let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::OtherPath) };
                 Ok(self.refuse_captured(&(decision, None), &to, connection, arrived))
@@ -115,22 +113,6 @@ impl Proxy {
             EgressReason::Unreachable | EgressReason::NotResolved => StatusCode::BAD_GATEWAY,
             _ => StatusCode::FORBIDDEN,
         };
-        self.outgoing(text(status, format!("Toolweir: {}", to.message(decision, *address))), connection)
+        self.outgoing(text(status, format!("Toolweir: {}", to.message(decision, *address))), connection, None)
     }
-
-    /// An answer on its way that has no place among the requests under way.
-    pub(super) fn outgoing(&self, answer: Response<ResponseBody>, connection: Arc<ClientConnection>) -> Response<OutgoingBody> {
-        let (clients, budget) = (Arc::clone(&self.state.clients), self.state.budget.clone());
-        answer.map(|answer| OutgoingBody::new(answer, connection, clients, budget, None))
-    }
-}
-
-/// The request as if it had come without the whole URL: `Host` says the same.
-fn without_authority(mut request: Request<Incoming>) -> Request<Incoming> {
-    if let Some(host) = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
-        request.headers_mut().insert(header::HOST, host);
-        let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        *request.uri_mut() = Uri::from(target);
-    }
-    request
 }

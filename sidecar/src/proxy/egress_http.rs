@@ -28,7 +28,14 @@ use toolweir_engine::{
     egress::{EgressDecision, EgressReason},
 };
 
-use super::{body::ResponseBody, clients::ClientConnection, forwarding::remove_hop_by_hop, outgoing::OutgoingBody, state::Proxy};
+use super::{
+    body::ResponseBody,
+    clients::ClientConnection,
+    forwarding::remove_hop_by_hop,
+    outgoing::OutgoingBody,
+    state::Proxy,
+    upstream::{CONNECTION, STREAM},
+};
 use crate::{
     capture::{
         Capture,
@@ -45,10 +52,6 @@ use crate::{
 
 /// The time for the part of a body that is looked at to come.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// The flow-control windows of HTTP/2, of one stream and of a connection, in bytes (RFC 9113, section 5.2).
-const STREAM: u32 = 64 * 1024;
-const CONNECTION: u32 = 1024 * 1024;
 
 /// Why a request is not passed on, and the address to which it would lead.
 type EgressRefusal = (EgressDecision, Option<IpAddr>);
@@ -104,17 +107,11 @@ impl HttpSender {
                 .max_send_buf_size(super::budget::PIECE)
                 .max_header_list_size(16 * 1024);
             let (sender, connection) = builder.handshake(stream).await?;
-            tokio::spawn(async move {
-                let _ = connection.await;
-                drop(room);
-            });
+            keep_until_end(connection, room);
             return Ok(Self::Http2(sender));
         }
         let (sender, connection) = http1::Builder::new().max_buf_size(super::budget::PIECE).handshake(stream).await?;
-        tokio::spawn(async move {
-            let _ = connection.await;
-            drop(room);
-        });
+        keep_until_end(connection, room);
         Ok(Self::Http1(sender))
     }
 
@@ -131,6 +128,14 @@ impl HttpSender {
             Self::Http2(sender) => sender.send_request(request).await,
         }
     }
+}
+
+/// Has a connection do its work, and keeps its room for as long.
+fn keep_until_end(connection: impl Future<Output: Send> + Send + 'static, room: (OpenEgress, PassingSlot)) {
+    tokio::spawn(async move {
+        let _ = connection.await;
+        drop(room);
+    });
 }
 
 /// A request's body of which the beginning was looked at.
@@ -203,12 +208,8 @@ impl Proxy {
         let Some(slot) = self.state.clients.begin_request(&connection).await else {
             return Ok(self.refuse_captured(&(refused(EgressReason::Overloaded), None), &to, connection, arrived));
         };
-        let passed = self.try_pass(http, in_force, &to, request, arrived).await;
-        match passed {
-            Ok(answer) => {
-                let (clients, budget) = (Arc::clone(&self.state.clients), self.state.budget.clone());
-                Ok(answer.map(|answer| OutgoingBody::new(answer, connection, clients, budget, Some(slot))))
-            }
+        match self.try_pass(http, in_force, &to, request, arrived).await {
+            Ok(answer) => Ok(self.outgoing(answer, connection, Some(slot))),
             Err(refusal) => Ok(self.refuse_captured(&refusal, &to, connection, arrived)),
         }
     }

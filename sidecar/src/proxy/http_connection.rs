@@ -22,6 +22,10 @@ use crate::outcome::Outcome;
 /// The time that a client has for sending the head of a request.
 pub(super) const HEAD: Duration = Duration::from_secs(30);
 
+/// The bytes that the kernel may keep for a connection of a client, sent and received: of answers that it does not read, and of
+/// what it sends and is not read yet. The kernel doubles both; they count as the pod's memory. Less than two of the largest packets of the loopback device make each side wait for the other's timer.
+pub const KERNEL: (u32, u32) = (16 * 1024, 64 * 1024);
+
 /// The bytes of one connection of a client that may wait to be read, and of the largest head of a request.
 const UNREAD: u32 = 64 * 1024;
 const LARGEST_HEAD: usize = 16 * 1024;

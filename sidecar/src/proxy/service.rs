@@ -9,7 +9,7 @@ use toolweir_engine::Permit;
 
 use super::{
     body::ResponseBody,
-    clients::ClientConnection,
+    clients::{ClientConnection, RequestSlot},
     cors,
     failure::RequestFailure,
     outgoing::OutgoingBody,
@@ -75,8 +75,18 @@ impl Proxy {
         if head {
             *response.body_mut() = ResponseBody::whole(Bytes::new());
         }
+        Ok(self.outgoing(response, connection, slot))
+    }
+
+    /// An answer on its way to the client of a connection, with its place among the requests under way if it has one.
+    pub(super) fn outgoing(
+        &self,
+        answer: Response<ResponseBody>,
+        connection: Arc<ClientConnection>,
+        slot: Option<RequestSlot>,
+    ) -> Response<OutgoingBody> {
         let (clients, budget) = (Arc::clone(&self.state.clients), self.state.budget.clone());
-        Ok(response.map(|answer| OutgoingBody::new(answer, connection, clients, budget, slot)))
+        answer.map(|answer| OutgoingBody::new(answer, connection, clients, budget, slot))
     }
 
     async fn route(

@@ -32,8 +32,8 @@ type Tcp = Through<HttpConnector<Resolver>>;
 /// The sizes of the kernel's send and receive buffers for a connection to a server, in bytes. The kernel doubles both.
 const KERNEL: (usize, usize) = (64 * 1024, 32 * 1024);
 /// The flow-control windows of HTTP/2, of one stream and of a connection, in bytes (RFC 9113, section 5.2).
-const STREAM: u32 = 64 * 1024;
-const CONNECTION: u32 = 1024 * 1024;
+pub(super) const STREAM: u32 = 64 * 1024;
+pub(super) const CONNECTION: u32 = 1024 * 1024;
 
 /// A client with its pool of connections. Each worker has its own, so that a call never changes threads.
 #[derive(Clone, Debug)]
