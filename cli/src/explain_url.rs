@@ -54,7 +54,7 @@ pub async fn explain_url(client: &Client, namespace: &str, query: &UrlQuery) -> 
 
 /// Formats the response for people.
 fn text(pod: &str, explained: &ConnectionExplanation) -> String {
-    let ConnectionExplanation { url, name, port, server, decision, reason, policy, message } = explained;
+    let ConnectionExplanation { url, name, port, server, decision, reason, policy, opened_by, message } = explained;
     let found = match server {
         Some(server) if decision == "governed" => format!("governed as server {}", shown(server)),
         _ => decision_text(decision, reason),
@@ -62,6 +62,9 @@ fn text(pod: &str, explained: &ConnectionExplanation) -> String {
     let mut text = format!("pod {pod}, {}: {found}\n", shown(url));
     if !message.is_empty() {
         text.push_str(&format!("  {}\n", shown(message)));
+    }
+    if let Some(authority) = opened_by {
+        text.push_str(&format!("  opened by: {}\n", shown(authority)));
     }
     let or_none = |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), |name| shown(name).into_owned());
     let row = vec![shown(name).into_owned(), port.to_string(), or_none(server), or_none(policy)];

@@ -20,6 +20,10 @@ impl EgressReason {
             Self::OtherPath => "another path of a declared server's host",
             Self::UndeclaredServer => "it leads to an MCP server by a way that no policy declares",
             Self::ServerTls => "TLS to a declared server, which the sidecar does not open",
+            Self::NewPodNeeded => {
+                "the pod was created without a certificate authority for the host, since no policy had `tls: Intercept` for it then"
+            }
+            Self::TlsHandshake => "the client did not finish the TLS handshake with the sidecar",
             Self::HiddenName => "the TLS server name is encrypted",
             Self::Direct => "the capture port was called itself",
             Self::Malformed => "its meaning is not clear",
@@ -38,7 +42,13 @@ impl EgressReason {
             Self::OtherName => Some("Send the Host and the TLS server name of the host that is connected to."),
             Self::OtherPath => Some("Use the path of the server's url."),
             Self::UndeclaredServer => Some("Declare the server under `spec.servers`, and call it by exactly that url."),
-            Self::ServerTls => Some("Use http://127.0.0.1:15001/<server>, or an http:// url in policy and agent."),
+            Self::ServerTls => Some(
+                "Write `tls: Intercept` beside the server's url and create the pod anew, or use http://127.0.0.1:15001/<server>.",
+            ),
+            Self::NewPodNeeded => Some("Create the pod anew."),
+            Self::TlsHandshake => {
+                Some("Have it trust the pod's authority, /etc/toolweir/ca-bundle.pem: docs/interception.md says how.")
+            }
             Self::HiddenName => Some("Turn off encrypted client hello (ECH) in the client."),
             Self::Direct => Some("Connect to the destination itself."),
             Self::Malformed => Some("Send one clear HTTP or TLS request."),
