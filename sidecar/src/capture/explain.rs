@@ -45,14 +45,20 @@ impl Capture {
             message,
             ..ConnectionExplanation::default()
         };
-        if is_tls && let Some(server) = declared.at(&at, &self.domains).first() {
-            let decision = refused(EgressReason::ServerTls);
-            let explained = explanation(decision.effect.as_str(), decision.reason, at.message(&decision, None));
-            return Ok(ConnectionExplanation { server: Some(server.server.name.clone()), ..explained });
-        }
+        let servers = declared.at(&at, &self.domains);
+        let opened_by = if is_tls && let Some(server) = servers.first() {
+            if let Err(reason) = self.opened_name(&servers, &at) {
+                let decision = refused(reason);
+                let explained = explanation(decision.effect.as_str(), decision.reason, at.message(&decision, None));
+                return Ok(ConnectionExplanation { server: Some(server.server.name.clone()), ..explained });
+            }
+            self.interception.describe()
+        } else {
+            None
+        };
         let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        if is_http {
-            match place(&declared, &self.domains, &at, &Method::GET, &target) {
+        if is_http || opened_by.is_some() {
+            match place(&declared, &self.domains, (&at, is_tls), &Method::GET, &target) {
                 RequestPlace::Server(
                     ServerTarget::Endpoint(server) | ServerTarget::Messages { server, .. } | ServerTarget::Description(server, _),
                 ) => {
@@ -61,12 +67,14 @@ impl Capture {
                         format!("Governed: it leads to the declared server {name}, whose policies decide on each call.");
                     return Ok(ConnectionExplanation {
                         server: Some(name),
+                        opened_by,
                         ..explanation(GOVERNED, EgressReason::None, message)
                     });
                 }
                 RequestPlace::OtherPath => {
                     let decision = refused(EgressReason::OtherPath);
-                    return Ok(explanation(decision.effect.as_str(), decision.reason, at.message(&decision, None)));
+                    let explained = explanation(decision.effect.as_str(), decision.reason, at.message(&decision, None));
+                    return Ok(ConnectionExplanation { opened_by, ..explained });
                 }
                 RequestPlace::Elsewhere => {}
             }
