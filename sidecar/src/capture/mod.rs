@@ -25,9 +25,9 @@ use std::{
     time::Duration,
 };
 
-use hickory_resolver::TokioResolver;
 use tokio::net::TcpStream;
 use toolweir_engine::egress::AddressRanges;
+use toolweir_store::dns::DnsResolver;
 
 use self::{
     declared::{DeclaredCache, DeclaredServers},
@@ -46,7 +46,7 @@ pub struct Capture {
     pub connect: Duration,
     /// Room for those that pass.
     pub passing: PassingRoom,
-    resolver: OnceLock<TokioResolver>,
+    resolver: OnceLock<DnsResolver>,
     declared: DeclaredCache,
 }
 
@@ -72,7 +72,7 @@ impl Capture {
         self.declared.of(in_force, &self.domains)
     }
 
-    fn resolver(&self) -> Result<&TokioResolver, String> {
+    fn resolver(&self) -> Result<&DnsResolver, String> {
         if let Some(made) = self.resolver.get() {
             return Ok(made);
         }
