@@ -17,13 +17,13 @@ use std::{
     vec,
 };
 
-use hickory_resolver::TokioResolver;
 use http::Uri;
 use hyper_util::client::legacy::connect::dns::Name;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use tokio::time::timeout;
 use toolweir_engine::egress::AddressRanges;
+use toolweir_store::dns::DnsResolver;
 use toolweir_store::tls::{PemTrustError, add_pem_roots, client_config, system_roots};
 use tower_service::Service;
 
@@ -69,7 +69,7 @@ pub enum Resolver {
     /// By DNS alone. Made at the first name, and made again where that failed.
     DnsAlone {
         /// The resolver.
-        made: Arc<OnceLock<TokioResolver>>,
+        made: Arc<OnceLock<DnsResolver>>,
         /// What names must not resolve to: an address of the pod, its node or its surroundings, if these are known.
         ranges: Option<Arc<AddressRanges>>,
     },
@@ -114,7 +114,7 @@ fn within(found: &[IpAddr], ranges: &AddressRanges, name: &str) -> io::Result<Ve
     }
 }
 
-fn dns_resolver(made: &OnceLock<TokioResolver>) -> io::Result<&TokioResolver> {
+fn dns_resolver(made: &OnceLock<DnsResolver>) -> io::Result<&DnsResolver> {
     if let Some(made) = made.get() {
         return Ok(made);
     }

@@ -105,7 +105,7 @@ class Operator:
             wait_until("the operator is ready", lambda: self.subject.alive() and self.get(self.probes, "/readyz"), 20)
             self.ca = self.get(self.metrics, "/ca.pem")
         except Broken as error:
-            raise Broken(f"{error}; it said: {scenario.processes.said('operator')}") from None
+            raise type(error)(f"{error}; it said: {scenario.processes.said('operator')}") from None
         (folder / "ca.pem").write_bytes(self.ca)
         self.reviews = {
             "pod": review(pod()),
@@ -363,7 +363,7 @@ def strange_streams(make, count, what):
                         scenario.require(False, f"a sidecar's stream: {error}", "<= 5 s")
                         break
                     time.sleep(0.5)
-                scenario.require(max(took, default=99) <= 5, f"a sidecar has its policies after {max(took, default=99):.2f} s at most", "<= 5 s")
+                scenario.in_time(max(took, default=99) <= 5, f"a sidecar has its policies after {max(took, default=99):.2f} s at most", "<= 5 s")
         operator.judge(honest)
 
     run.__doc__ = f"{count} connections to the streams' port: {what}; a sidecar connects meanwhile."

@@ -12,7 +12,7 @@ from pathlib import Path
 import operator_scenarios
 import sidecar_scenarios
 from cgroup import NoCgroup
-from stage import Broken, Scenario
+from stage import Broken, Scenario, verdict, with_second_try
 
 SCENARIOS = sidecar_scenarios.SCENARIOS | operator_scenarios.SCENARIOS
 
@@ -36,33 +36,42 @@ def main():
         sys.exit(f"scenarios.py: needs 16384 open files, and this shell's hard limit is {most}; raise it with: ulimit -Hn 16384")
     # SIGTERM also ends what this has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    summary, failed = [], 0
+    summary = []
     for name in settings.scenarios or SCENARIOS:
-        run = SCENARIOS[name]
-        began, scenario = time.monotonic(), Scenario(name, settings.dir / name)
-        try:
-            run(scenario, settings)
-        except NoCgroup as error:
-            sys.exit(f"scenarios.py: {error}")
-        except Broken as error:
-            scenario.require(False, str(error), "the scenario runs")
-        except Exception:
-            scenario.require(False, traceback.format_exc(), "the scenario runs")
-        finally:
-            scenario.end()
-        failed += bool(scenario.failed)
-        summary.append((name, time.monotonic() - began, scenario))
+        summary.append(with_second_try(lambda number: attempt(name, number, settings)))
         # For reports.
-        results = {done: {"seconds": round(seconds, 1), "lines": found.lines} for done, seconds, found in summary}
+        results = {done.name: {"result": verdict(done), "seconds": round(done.seconds, 1), "lines": done.lines} for done in summary}
         (settings.dir / "results.json").write_text(json.dumps(results, indent=1))
+    failed = sum(bool(scenario.failed) for scenario in summary)
     print("\n==== bounds")
-    for name, seconds, scenario in summary:
-        print(f"  {name:<16} {'passed' if not scenario.failed else 'FAILED':<7} {seconds:5.1f} s")
+    for scenario in summary:
+        print(f"  {scenario.name:<16} {verdict(scenario):<24} {scenario.seconds:5.1f} s")
+        if scenario.first:
+            for how, text in scenario.first.lines:
+                if how == "FAILED":
+                    print(f"      first: {text[:300]}")
         for how, text in scenario.lines:
             if how != "note":
                 print(f"      {how}: {text[:300]}")
     print(f"{len(summary) - failed} scenarios passed, {failed} failed")
     sys.exit(failed > 0)
+
+
+def attempt(name, number, settings):
+    """One try of a scenario, with a folder of its own."""
+    began, scenario = time.monotonic(), Scenario(name, settings.dir / (name if number == 1 else f"{name}-{number}"))
+    try:
+        SCENARIOS[name](scenario, settings)
+    except NoCgroup as error:
+        sys.exit(f"scenarios.py: {error}")
+    except Broken as error:
+        scenario.broke_off(error)
+    except Exception:
+        scenario.require(False, traceback.format_exc(), "the scenario runs")
+    finally:
+        scenario.end()
+    scenario.seconds = time.monotonic() - began
+    return scenario
 
 
 main()

@@ -41,7 +41,7 @@ class Sidecar:
         try:
             wait_until("the sidecar listens", lambda: self.subject.alive() and listens(self.admin))
         except Broken as error:
-            raise Broken(f"{error}; it said: {scenario.processes.said('sidecar')}") from None
+            raise type(error)(f"{error}; it said: {scenario.processes.said('sidecar')}") from None
 
     def write(self, policies):
         self.file.with_suffix(".new").write_text(json.dumps(policies))
@@ -472,7 +472,7 @@ def decisions(scenario, settings):
             scenario.tell(text)
             if best > 0.1:
                 slow.append(text)
-    scenario.require(not slow, f"the longest call takes {longest * 1000:.0f} ms" + ("; over it: " + "; ".join(slow) if slow else ""), "<= 100 ms")
+    scenario.in_time(not slow, f"the longest call takes {longest * 1000:.0f} ms" + ("; over it: " + "; ".join(slow) if slow else ""), "<= 100 ms")
     sidecar.judge(honest)
 
 
@@ -529,7 +529,7 @@ def explanations(scenario, settings):
             thread.join(settings.patience + 1)
     answered = [took for took, _, status in asked if status == 200]
     scenario.require(bool(answered), f"{len(answered)} of {len(asked)} questions answered, the longest in {max(answered, default=0) * 1000:.0f} ms", "some")
-    scenario.require(max(reloads) <= 2, f"a changed policy is in force after {max(reloads):.2f} s at most", "<= 2 s")
+    scenario.in_time(max(reloads) <= 2, f"a changed policy is in force after {max(reloads):.2f} s at most", "<= 2 s")
     sidecar.judge(honest, ["/readyz"])
 
 
@@ -568,7 +568,7 @@ def single_bytes(scenario, settings):
             # write of its own.
             if more >= (60 if "comments" in name else 12) or more > 6 * less + 0.5 or "HTTP" not in how:
                 slow.append(text)
-    scenario.require(not slow, "; ".join(slow) or "each event and request", "linear, < 3 s of CPU for a MiB, < 15 s where half a million lines pass one by one")
+    scenario.in_time(not slow, "; ".join(slow) or "each event and request", "linear, < 3 s of CPU for a MiB, < 15 s where half a million lines pass one by one")
     sidecar.judge(honest)
 
 
@@ -591,7 +591,7 @@ def one_byte(scenario, settings):
         share = 100 * (sidecar.subject.cpu() - before) / 10
         with sidecar.honest() as honest:
             time.sleep(1)
-    scenario.require(share < 2, f"{share:.1f} % of a core, {len(streams)} connections", "< 2 %")
+    scenario.in_time(share < 2, f"{share:.1f} % of a core, {len(streams)} connections", "< 2 %")
     sidecar.judge(honest)
 
 

@@ -15,7 +15,7 @@ from cgroup import MIB, Cgroup
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "shared"))
-from processes import Broken, free_port, wait_until  # noqa: E402, F401
+from processes import Broken, Checks, NotInTime, free_port, verdict, wait_until, with_second_try  # noqa: E402, F401
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -115,7 +115,7 @@ class Honest:
             out, _ = self.process.communicate(b"", 40)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            raise Broken("the honest client did not end") from None
+            raise NotInTime("the honest client did not end") from None
         if not kind:
             self.seen = json.loads(out)
 
@@ -132,12 +132,13 @@ class Honest:
                 self.scenario.require(False, f"{name}: {failed}", f"answered within {most:g} s")
             else:
                 text = f"{name}: at most {seen['worst'] * 1000:.0f} ms, median {seen['median'] * 1000:.0f} ms of {count}"
-                self.scenario.require(seen["worst"] <= most, text + (f", {failed}" if errors else ""), f"<= {most:g} s")
+                self.scenario.in_time(seen["worst"] <= most, text + (f", {failed}" if errors else ""), f"<= {most:g} s")
 
 
-class Scenario:
+class Scenario(Checks):
     def __init__(self, name, folder):
-        self.name, self.lines, self.failed, self.subjects = name, [], 0, []
+        super().__init__(name)
+        self.lines, self.subjects = [], []
         self.processes = Processes(folder)
 
     def require(self, holds, figure, required):

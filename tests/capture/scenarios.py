@@ -13,6 +13,7 @@ from edges import NAMES as NAMES_OF_EDGES, scenario_edges  # noqa: E402
 from network import World, sh  # noqa: E402
 from rules import scenario_rules  # noqa: E402
 from scenario import Scenario  # noqa: E402
+from second_try import verdict, with_second_try  # noqa: E402
 from ways_http import NAMES as NAMES_OF_WAYS, scenario_http  # noqa: E402
 from ways import scenario_impostor, scenario_older, scenario_ways, scenario_works  # noqa: E402
 
@@ -45,27 +46,30 @@ def main():
     options = parser.parse_args()
     if unknown := set(options.only) - set(SCENARIOS):
         parser.error(f"there is no scenario {', '.join(sorted(unknown))}; the scenarios are {', '.join(SCENARIOS)}")
-    ran = []
-    for name in options.only or SCENARIOS:
-        scenario, began, world = Scenario(name), time.monotonic(), None
-        ran.append(scenario)
-        try:
-            world = World(options.sidecar, options.dir / name, options.python)
-            certificate(world.dir)
-            (world.dir / "names.json").write_text(json.dumps(NAMES))
-            world.connect()
-            SCENARIOS[name](scenario, world)
-        except Exception as error:  # noqa: BLE001 # the others still run
-            traceback.print_exc()
-            scenario.require(False, f"broke off: {error}", "it does not")
-        finally:
-            if world:
-                world.close()
-        scenario.took = time.monotonic() - began
+    ran = [with_second_try(lambda number, name=name: attempt(name, number, options)) for name in options.only or SCENARIOS]
     print()
     for scenario in ran:
-        print(f"{scenario.name:<10} {scenario.checks:3} checks, {scenario.failed} failed, {scenario.took:.0f} s")
+        print(f"{scenario.name:<10} {scenario.checks:3} checks, {scenario.failed} failed, {scenario.took:.0f} s: {verdict(scenario)}")
     sys.exit(any(scenario.failed for scenario in ran))
+
+
+def attempt(name, number, options):
+    """One try of a scenario, in a world of its own."""
+    scenario, began, world = Scenario(name), time.monotonic(), None
+    try:
+        world = World(options.sidecar, options.dir / (name if number == 1 else f"{name}-{number}"), options.python)
+        certificate(world.dir)
+        (world.dir / "names.json").write_text(json.dumps(NAMES))
+        world.connect()
+        SCENARIOS[name](scenario, world)
+    except Exception as error:  # noqa: BLE001 # the others still run
+        traceback.print_exc()
+        scenario.broke_off(error, "broke off: ")
+    finally:
+        if world:
+            world.close()
+    scenario.took = time.monotonic() - began
+    return scenario
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ set_sysctl() {
 network() {
 	# Bridges, since the kernel may lack the dummy device. The second one only routes service addresses, so that nothing sent to one
 	# can leave the machine; kube-proxy rewrites these addresses before.
-	ip link show cni0 >/dev/null 2>&1 || { ip link add cni0 type bridge; ip addr add $NODE_IP/24 dev cni0; ip link set cni0 up; }
+	ip link show cni0 >/dev/null 2>&1 || { ip link add cni0 address "$(bridge_mac 1)" type bridge; ip addr add $NODE_IP/24 dev cni0; ip link set cni0 up; }
 	ip link show svc0 >/dev/null 2>&1 || { ip link add svc0 type bridge; ip link set svc0 up; ip route add $SERVICE_CIDR dev svc0; }
 	set_sysctl net.ipv4.ip_forward 1
 	if ipv6; then
@@ -234,7 +234,7 @@ network2() {
 	nsenter --net=/run/netns/$NETNS sh -e <<-N
 		ip link set lo up
 		ip addr add $LINK.2/30 dev eth0; ip link set eth0 up
-		ip link add cni0 type bridge; ip addr add $(node_ip 2)/24 dev cni0; ip link set cni0 up
+		ip link add cni0 address $(bridge_mac 2) type bridge; ip addr add $(node_ip 2)/24 dev cni0; ip link set cni0 up
 		ip route add default via $LINK.1 src $(node_ip 2)
 		sysctl -qw net.ipv4.ip_forward=1
 	N
@@ -252,6 +252,9 @@ network2() {
 	cni 2
 }
 
+# bridge_mac N: the address of node N's bridge, of the form that CNI gives. Without one of its own, a bridge takes that of a pod, and another
+# when pods come and go; then the pods send to nobody until they ask anew where their gateway is, up to a minute later.
+bridge_mac() { printf '0a:58:0a:f4:%02x:01\n' $(($1 - 1)); }
 node_ip() { echo "10.244.$(($1 - 1)).1"; }
 node_ip6() { [ "$1" = 1 ] && echo $NODE_IP6 || echo fd00:10:244:1::1; }
 

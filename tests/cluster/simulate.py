@@ -444,13 +444,13 @@ def status_writes(watched, before, metrics):
 
 
 def judge(figures):
-    """Returns the targets, and whether each is met."""
+    """Returns the targets, and whether each is met; those of time can be missed on a busy machine."""
     slowest = max(change["all_from_request"] for change in figures["changes"])
     told = max(change["in_status"] for change in figures["changes"])
     writes = figures["status_writes"]
     return [
-        {"target": f"a change is acknowledged by all within {SECONDS} s", "figure": slowest, "holds": slowest <= SECONDS},
-        {"target": f"and the policy's status says so within {SECONDS} s", "figure": told, "holds": told <= SECONDS},
+        {"target": f"a change is acknowledged by all within {SECONDS} s", "figure": slowest, "holds": slowest <= SECONDS, "of_time": True},
+        {"target": f"and the policy's status says so within {SECONDS} s", "figure": told, "holds": told <= SECONDS, "of_time": True},
         {
             "target": f"operator under {RESIDENT_MIB} MiB resident",
             "figure": figures["resident_mib_most"],

@@ -81,7 +81,7 @@ def never_a_token(scenario, pod, server, front):
     )
     front.mode = "pass"
     took, _ = until(lambda: call(pod.url("mute")).allowed, BOUND)
-    scenario.require(
+    scenario.in_time(
         took is not None, f"it answers: calls pass after {took if took is None else round(took, 1)} s", f"<= {BOUND:g} s"
     )
 
@@ -129,7 +129,7 @@ def outage(scenario, pod, found, front, mode):
     front.mode = mode
     # Until the last token has expired.
     began, so_far = time.monotonic(), len(found["oauth"].calls())
-    denied = wait_until("a denial", lambda: not (answer := call(pod.url("oauth"))).allowed and answer, LIFETIME + BOUND, 0.1)
+    denied = wait_until("a denial", lambda: not (answer := call(pod.url("oauth"))).allowed and answer, LIFETIME + BOUND, 0.1, late=Broken)
     first = time.monotonic() - began
     before, fetches = len(found["oauth"].requests()), len(front.log)
     with ThreadPoolExecutor(16) as pool:
@@ -162,7 +162,7 @@ def outage(scenario, pod, found, front, mode):
     scenario.require(front.most_at_once() == 1, f"{what}: {front.most_at_once()} requests for tokens at once at most", "1")
     front.mode = "pass"
     took, _ = until(lambda: call(pod.url("oauth")).allowed, BOUND)
-    scenario.require(
+    scenario.in_time(
         took is not None,
         f"{what} no more: calls pass again after {took if took is None else round(took, 1)} s",
         f"<= {BOUND:g} s",
@@ -171,7 +171,7 @@ def outage(scenario, pod, found, front, mode):
 
 def wrong_secret(scenario, pod, found, front, keys):
     keys.set("secret", "another")
-    wait_until("the client is refused", lambda: not call(pod.url("oauth")).allowed, LIFETIME + BOUND, 0.1)
+    wait_until("the client is refused", lambda: not call(pod.url("oauth")).allowed, LIFETIME + BOUND, 0.1, late=Broken)
     answer = call(pod.url("oauth"))
     refused = pod.metric("toolweir_credential_fetches_total", server="oauth", outcome="refused")
     scenario.require(
@@ -181,7 +181,7 @@ def wrong_secret(scenario, pod, found, front, keys):
     )
     keys.set("secret", "the-secret")
     took, _ = until(lambda: call(pod.url("oauth")).allowed, BOUND)
-    scenario.require(
+    scenario.in_time(
         took is not None,
         f"the secret is right again: calls pass after {took if took is None else round(took, 1)} s",
         f"<= {BOUND:g} s",

@@ -33,7 +33,7 @@ def until(condition, seconds=IN_FORCE, every=0.05):
 
 
 def in_force(scenario, what, took):
-    scenario.require(
+    scenario.in_time(
         took is not None and took <= IN_FORCE,
         f"{what}: in force after {f'{took:.1f}' if took is not None else 'more than 5'} s",
         f"<= {IN_FORCE:g} s",

@@ -30,7 +30,9 @@ from world import (
     governed,
     policy,
     servers,
+    verdict,
     wait_until,
+    with_second_try,
 )
 
 CALLS, MAX = 35, 30
@@ -296,25 +298,26 @@ def main():
         if {"kinds", "secrecy"}.intersection(chosen):
             shared.start()
         for name in chosen:
-            scenarios.append(run(name, args, shared))
+            scenarios.append(with_second_try(lambda number, name=name: run(name, number, args, shared)))
     print("\n== summary", flush=True)
     for scenario in scenarios:
-        word = f"{scenario.failed} FAILED" if scenario.failed else "passed"
-        print(f"  {scenario.name}: {scenario.checks} checks, {word} ({scenario.took:.0f} s)")
+        word = f"{scenario.failed} " if scenario.failed else ""
+        print(f"  {scenario.name}: {scenario.checks} checks, {word}{verdict(scenario)} ({scenario.took:.0f} s)")
     failed = sum(bool(scenario.failed) for scenario in scenarios)
     print(f"{len(scenarios) - failed} scenarios passed, {failed} failed; logs are in {args.dir}")
     return 1 if failed else 0
 
 
-def run(name, args, shared):
+def run(name, number, args, shared):
+    """One try of a scenario, with a folder of its own."""
     scenario = Scenario(name)
     print(f"\n== {name}: {inspect.getdoc(SCENARIOS[name])}", flush=True)
     began = time.monotonic()
     try:
-        with Stage(args.sidecar, None, args.dir / name) as stage:
+        with Stage(args.sidecar, None, args.dir / (name if number == 1 else f"{name}-{number}")) as stage:
             SCENARIOS[name](scenario, stage, shared)
     except (Broken, OSError) as error:
-        scenario.require(False, str(error), "the scenario runs")
+        scenario.broke_off(error)
     except Exception as error:
         traceback.print_exc()
         scenario.require(False, f"{type(error).__name__}: {error}", "the scenario runs")

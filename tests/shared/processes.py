@@ -14,11 +14,18 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from second_try import Checks, Late, verdict, with_second_try  # noqa: E402, F401
+
 _used = set()
 
 
 class Broken(Exception):
     """A precondition of the scenario is not met; the scenario fails."""
+
+
+class NotInTime(Broken, Late):
+    """It did not come in time."""
 
 
 def free_port(beside=()):
@@ -41,8 +48,9 @@ def _bindable(port):
     return True
 
 
-def wait_until(what, condition, seconds=10.0, every=0.05):
-    """What the condition gives once it is something; an error when it does not become that in time."""
+def wait_until(what, condition, seconds=10.0, every=0.05, late=NotInTime):
+    """What the condition gives once it is something. `late` is raised when it does not become that in time: `Broken` where that means that
+    something passes which must not."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -51,7 +59,7 @@ def wait_until(what, condition, seconds=10.0, every=0.05):
         except OSError:
             pass
         if time.monotonic() > end:
-            raise Broken(f"not within {seconds:g} s: {what}")
+            raise late(f"not within {seconds:g} s: {what}")
         time.sleep(every)
 
 
@@ -294,7 +302,7 @@ class Sidecar:
             wait_until("", known, seconds)
         except Broken as error:
             text = f"{self.name}: toolweir_shared_store_up is {self.store_up()}, not {up}: {tail(self.log)}"
-            raise Broken(text) from error
+            raise type(error)(text) from error
 
     def call(self, server, tool="send_message", account="-", seconds=0, timeout=150):
         """A call: `allowed` or the reason of its denial, and the seconds that it took."""

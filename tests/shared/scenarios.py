@@ -18,7 +18,7 @@ from pathlib import Path
 
 import arrivals
 from arrivals import SECOND
-from processes import Broken, Stage, cluster, cluster_ok, free_port, policy, wait_until
+from processes import Broken, Stage, Checks, cluster, cluster_ok, free_port, policy, verdict, wait_until, with_second_try
 
 MINUTE = 60 * SECOND
 BUDGET_MS = 50
@@ -28,9 +28,10 @@ SMOKE = os.environ.get("SMOKE", "") not in ("", "0")
 SECONDS = float(os.environ.get("SHARED_SECONDS") or (10 if SMOKE else 60))
 
 
-class Scenario:
+class Scenario(Checks):
     def __init__(self, number):
-        self.number, self.failed, self.lines = number, 0, []
+        super().__init__(f"scenario {number}")
+        self.number, self.lines = number, []
 
     def require(self, holds, figure, required):
         self.failed += not holds
@@ -254,7 +255,7 @@ def scenario_3(scenario, stage):
         if target >= len(pods) and outcome != "allowed":
             raise Broken(f"a call that no limit governs was denied for {outcome}")
     longest, control = max(took[True]), max(took[False])
-    scenario.require(
+    scenario.in_time(
         longest <= BUDGET_MS + control,
         f"the longest of {len(took[True])} calls took {longest:.1f} ms, in the outages or out of them",
         f"<= {BUDGET_MS} ms + {control:.1f} ms, the longest of {len(took[False])} calls that no limit governs",
@@ -276,7 +277,7 @@ def scenario_3(scenario, stage):
         first = min((sent + took for sent, took, _, outcome in pod if outcome == "allowed" and sent > back), default=again)
         last = max((sent + took for sent, took, _, outcome in pod if outcome == "store_unavailable"), default=ok)
         recovered.append(max(first - ok, last - ok, 0) / 1e9)
-    scenario.require(max(recovered) < 5, f"all pods let calls through again {max(recovered):.2f} s after cluster_state:ok", "< 5 s")
+    scenario.in_time(max(recovered) < 5, f"all pods let calls through again {max(recovered):.2f} s after cluster_state:ok", "< 5 s")
     check_logs(scenario, pods)
 
 
@@ -293,7 +294,7 @@ def scenario_4(scenario, stage):
             with stage.within(name) as part:
                 outage(Named(scenario, name), part, leases)
         except (Broken, OSError) as error:
-            scenario.require(False, f"{name}: {error}", "the scenario runs")
+            scenario.broke_off(error, f"{name}: ")
         except Exception as error:
             traceback.print_exc()
             scenario.require(False, f"{name}: {type(error).__name__}: {error}", "the scenario runs")
@@ -447,7 +448,7 @@ def scenario_5(scenario, stage):
         denied.add(outcome)
         time.sleep(0.05)
     took = time.monotonic() - killed
-    scenario.require(
+    scenario.in_time(
         outcome == "allowed" and took <= 12, f"a place is free {took:.2f} s after the kill; last answer {outcome}", "<= 10 s + 2 s"
     )
     # And all of them, not one: four at once.
@@ -685,31 +686,32 @@ def main():
     # What was started ends with this process, however it ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arrivals.self_test()
-    scenarios = []
-    for number in args.scenarios or SCENARIOS:
-        scenario = Scenario(number)
-        scenarios.append(scenario)
-        print(f"\n== scenario {number}", flush=True)
-        began = time.monotonic()
-        try:
-            with Stage(args.sidecar, args.bench, args.dir / f"scenario-{number}") as stage:
-                SCENARIOS[number](scenario, stage)
-        except (Broken, OSError) as error:
-            scenario.require(False, str(error), "the scenario runs")
-        except Exception as error:
-            traceback.print_exc()
-            scenario.require(False, f"{type(error).__name__}: {error}", "the scenario runs")
-        scenario.took = time.monotonic() - began
+    scenarios = [with_second_try(lambda try_: run(number, try_, args)) for number in args.scenarios or SCENARIOS]
     print("\n== summary", flush=True)
     for scenario in scenarios:
-        word = f"{scenario.failed} FAILED" if scenario.failed else "passed"
-        print(f"  scenario {scenario.number}: {word} ({scenario.took:.0f} s)")
+        print(f"  {scenario.name}: {verdict(scenario)} ({scenario.took:.0f} s)")
         for line in scenario.lines:
             if "DOES NOT HOLD" in line:
                 print(f"    {line}")
     failed = sum(bool(scenario.failed) for scenario in scenarios)
     print(f"{len(scenarios) - failed} scenarios passed, {failed} failed; logs are in {args.dir}")
     return 1 if failed else 0
+
+
+def run(number, try_, args):
+    """One try of a scenario, with a folder of its own."""
+    scenario, began = Scenario(number), time.monotonic()
+    print(f"\n== scenario {number}", flush=True)
+    try:
+        with Stage(args.sidecar, args.bench, args.dir / (f"scenario-{number}" if try_ == 1 else f"scenario-{number}-{try_}")) as stage:
+            SCENARIOS[number](scenario, stage)
+    except (Broken, OSError) as error:
+        scenario.broke_off(error)
+    except Exception as error:
+        traceback.print_exc()
+        scenario.require(False, f"{type(error).__name__}: {error}", "the scenario runs")
+    scenario.took = time.monotonic() - began
+    return scenario
 
 
 if __name__ == "__main__":

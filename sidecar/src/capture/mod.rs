@@ -25,9 +25,9 @@ use std::{
     time::Duration,
 };
 
-use hickory_resolver::TokioResolver;
 use tokio::net::TcpStream;
 use toolweir_engine::egress::{AddressRanges, EgressReason};
+use toolweir_store::dns::DnsResolver;
 
 use self::{
     declared::{DeclaredCache, DeclaredServer, DeclaredServers},
@@ -48,7 +48,7 @@ pub struct Capture {
     pub passing: PassingRoom,
     /// TLS to declared servers that is opened.
     pub interception: Arc<Interception>,
-    resolver: OnceLock<TokioResolver>,
+    resolver: OnceLock<DnsResolver>,
     declared: DeclaredCache,
 }
 
@@ -81,7 +81,7 @@ impl Capture {
         self.declared.of(in_force, &self.domains)
     }
 
-    fn resolver(&self) -> Result<&TokioResolver, String> {
+    fn resolver(&self) -> Result<&DnsResolver, String> {
         if let Some(made) = self.resolver.get() {
             return Ok(made);
         }

@@ -13,11 +13,12 @@ use std::{
 };
 
 use hickory_resolver::{
-    Hosts, TokioResolver,
+    Hosts,
     config::{ResolveHosts, ResolverConfig, ResolverOpts},
-    net::{NetError, runtime::TokioRuntimeProvider},
+    net::NetError,
     system_conf::parse_resolv_conf,
 };
+use toolweir_store::dns::{DnsConnections, DnsResolver};
 
 /// The time for which a name that has no address is taken to have none.
 const NEGATIVE: Duration = Duration::from_secs(5);
@@ -78,7 +79,7 @@ struct HostNamesState {
 struct LoadedResolver {
     resolv: Vec<u8>,
     hosts: Option<Stamp>,
-    resolver: TokioResolver,
+    resolver: DnsResolver,
     nameservers: bool,
 }
 
@@ -158,7 +159,7 @@ impl HostNamesState {
         let config = ResolverConfig::from_parts(config.domain().cloned(), config.search().to_vec(), servers);
         options.negative_max_ttl = Some(NEGATIVE);
         options.use_hosts_file = ResolveHosts::Never;
-        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let builder = DnsResolver::builder_with_config(config, DnsConnections::default());
         let mut resolver = builder.with_options(options).build().map_err(|error| self.unreadable(&error))?;
         let mut hosts = Hosts::default();
         if let Some(path) = &self.source.hosts

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use hickory_resolver::TokioResolver;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -18,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use crate::{
     config::{Address, StoreConfig, StoreKind, StoreUrl},
     connection::{Driver, StoreConnection},
-    dns,
+    dns::{self, DnsResolver},
     error::{StoreError, StoreFault, code_of, fault_of, is_unknown_command, quote},
     handshake::{ByteStream, Deadline, GIVE_PASSWORD, WRITE_ADDRESS, ping, tls_handshake},
     tls::tls_connector,
@@ -39,7 +38,7 @@ struct ConnectorInner {
     slot: u16,
     tls: Option<TlsConnector>,
     /// Made at the first name.
-    resolver: OnceLock<Result<TokioResolver, String>>,
+    resolver: OnceLock<Result<DnsResolver, String>>,
     configured: Vec<Address>,
     /// Nodes of the cluster by its last answer, without those configured.
     remembered: Mutex<Vec<Address>>,

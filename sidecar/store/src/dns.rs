@@ -4,18 +4,73 @@
 //! So the first is not read at all, and the second once: a sidecar starts before the agent does. What an agent can do all the same is
 //! in docs/security.md, under "Names"; TLS is what it cannot get around.
 
-use std::{net::IpAddr, sync::OnceLock, time::Duration};
+use std::{future::Future, net::IpAddr, pin::Pin, sync::OnceLock, time::Duration};
 
 use hickory_resolver::{
-    TokioResolver,
-    config::{ResolveHosts, ResolverConfig, ResolverOpts},
+    ConnectionProvider, PoolContext, Resolver,
+    config::{ConnectionConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     lookup_ip::LookupIp,
-    net::{NetError, runtime::TokioRuntimeProvider},
+    net::{
+        NetError,
+        runtime::TokioRuntimeProvider,
+        xfer::{DnsExchange, DnsHandle},
+    },
+    proto::op::DnsRequest,
     system_conf::{parse_resolv_conf, read_system_conf},
 };
 
 /// The most answers that [`caching_resolver`] remembers.
 const CACHED: u64 = 512;
+
+/// A question that is not answered for so long is asked once more: its datagram may be lost. The first is still waited for.
+const ASKED_AGAIN: Duration = Duration::from_millis(500);
+
+/// A resolver that asks DNS servers over [`DnsConnections`].
+pub type DnsResolver = Resolver<DnsConnections>;
+
+/// Connections to DNS servers on which a lost datagram costs half a second. hickory alone asks again after a multiple of the time that a
+/// server takes, and counts 150 ms for each name that is not there. With the search domains of a pod, of which most names come to nothing,
+/// that makes up to 6 s, after which whoever wanted the name has given up.
+#[derive(Clone, Default)]
+pub struct DnsConnections(TokioRuntimeProvider);
+
+impl ConnectionProvider for DnsConnections {
+    type Conn = DnsConnection;
+    type FutureConn = Pin<Box<dyn Future<Output = Result<DnsConnection, NetError>> + Send>>;
+    type RuntimeProvider = TokioRuntimeProvider;
+
+    fn new_connection(&self, ip: IpAddr, config: &ConnectionConfig, context: &PoolContext) -> Result<Self::FutureConn, NetError> {
+        let made = self.0.new_connection(ip, config, context)?;
+        Ok(Box::pin(async { Ok(DnsConnection(made.await?)) }))
+    }
+
+    fn runtime_provider(&self) -> &TokioRuntimeProvider {
+        &self.0
+    }
+}
+
+/// One of [`DnsConnections`].
+#[derive(Clone)]
+pub struct DnsConnection(DnsExchange<TokioRuntimeProvider>);
+
+impl DnsHandle for DnsConnection {
+    type Response = <DnsExchange<TokioRuntimeProvider> as DnsHandle>::Response;
+    type Runtime = TokioRuntimeProvider;
+
+    fn is_verifying_dnssec(&self) -> bool {
+        self.0.is_verifying_dnssec()
+    }
+
+    fn is_using_edns(&self) -> bool {
+        self.0.is_using_edns()
+    }
+
+    fn send(&self, mut request: DnsRequest) -> Self::Response {
+        let after = request.options().retry_interval.min(ASKED_AGAIN);
+        request.options_mut().retry_interval = after;
+        self.0.send(request)
+    }
+}
 
 /// The content of `/etc/resolv.conf` when it was read.
 static SYSTEM: OnceLock<(ResolverConfig, ResolverOpts)> = OnceLock::new();
@@ -54,7 +109,7 @@ fn system() -> Result<&'static (ResolverConfig, ResolverOpts), String> {
 ///
 /// # Errors
 /// Those of [`read`], or it cannot be set up.
-pub fn resolver() -> Result<TokioResolver, String> {
+pub fn resolver() -> Result<DnsResolver, String> {
     let (config, options) = system()?;
     alone(config.clone(), options.clone(), 0)
 }
@@ -64,7 +119,7 @@ pub fn resolver() -> Result<TokioResolver, String> {
 ///
 /// # Errors
 /// Those of [`resolver`].
-pub fn caching_resolver() -> Result<TokioResolver, String> {
+pub fn caching_resolver() -> Result<DnsResolver, String> {
     let (config, options) = system()?;
     let mut options = options.clone();
     options.negative_max_ttl = Some(Duration::from_secs(1));
@@ -84,7 +139,7 @@ pub fn search_domains() -> Result<Vec<String>, String> {
 ///
 /// # Errors
 /// Those of DNS.
-pub async fn addresses(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, NetError> {
+pub async fn addresses(resolver: &DnsResolver, name: &str) -> Result<Vec<IpAddr>, NetError> {
     Ok(lookup(resolver, name).await?.iter().collect())
 }
 
@@ -92,7 +147,7 @@ pub async fn addresses(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAdd
 ///
 /// # Errors
 /// Those of DNS.
-pub async fn lookup(resolver: &TokioResolver, name: &str) -> Result<LookupIp, NetError> {
+pub async fn lookup(resolver: &DnsResolver, name: &str) -> Result<LookupIp, NetError> {
     // The machine itself is no matter of DNS, and of no search domain either (RFC 6761, section 6.3).
     if name == "localhost" || name.ends_with(".localhost") {
         resolver.lookup_ip(format!("{name}.")).await
@@ -101,17 +156,17 @@ pub async fn lookup(resolver: &TokioResolver, name: &str) -> Result<LookupIp, Ne
     }
 }
 
-fn alone(config: ResolverConfig, mut options: ResolverOpts, cached: u64) -> Result<TokioResolver, String> {
+fn alone(config: ResolverConfig, mut options: ResolverOpts, cached: u64) -> Result<DnsResolver, String> {
     options.use_hosts_file = ResolveHosts::Never;
     options.cache_size = cached;
-    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let mut builder = DnsResolver::builder_with_config(config, DnsConnections::default());
     *builder.options_mut() = options;
     builder.build().map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, net::Ipv4Addr};
+    use std::{collections::HashSet, fs, net::Ipv4Addr, time::Instant};
 
     use hickory_resolver::{
         config::{ConnectionConfig, NameServerConfig},
@@ -123,12 +178,13 @@ mod tests {
 
     const ANSWER: [u8; 4] = [127, 0, 0, 99];
 
-    /// A DNS server that knows an address for each name that `known` takes, and says of others that they are not there.
+    /// A DNS server that knows an address for each name that `known` takes, and says of others that they are not there. The first datagram
+    /// of each question for a name that begins with `lost` is lost.
     async fn server(known: fn(&str) -> bool) -> u16 {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let port = socket.local_addr().unwrap().port();
         tokio::spawn(async move {
-            let mut buffer = [0; 512];
+            let (mut buffer, mut asked) = ([0; 512], HashSet::new());
             loop {
                 let Ok((length, from)) = socket.recv_from(&mut buffer).await else { return };
                 // One question: labels, then type and class (RFC 1035, section 4.1.2).
@@ -141,6 +197,9 @@ mod tests {
                 }
                 let (end, is_a) = (at + 5, buffer[at + 2] == 1);
                 assert!(end <= length);
+                if name.starts_with("lost") && asked.insert((name.clone(), is_a)) {
+                    continue;
+                }
                 let (there, answers) = (known(&name), u8::from(known(&name) && is_a));
                 let mut said = buffer[..2].to_vec();
                 said.extend([0x81, if there { 0x80 } else { 0x83 }, 0, 1, 0, answers, 0, 0, 0, 0]);
@@ -155,7 +214,7 @@ mod tests {
         port
     }
 
-    async fn resolver_of(known: fn(&str) -> bool, search: &[&str]) -> TokioResolver {
+    async fn resolver_of(known: fn(&str) -> bool, search: &[&str]) -> DnsResolver {
         let mut connection = ConnectionConfig::udp();
         connection.port = server(known).await;
         let server = NameServerConfig::new(Ipv4Addr::LOCALHOST.into(), true, vec![connection]);
@@ -185,6 +244,21 @@ mod tests {
             assert_eq!(addresses(&resolver, name).await.unwrap(), [IpAddr::from(ANSWER)], "{name}");
         }
         assert!(addresses(&resolver, "other.toolweir-system.svc").await.unwrap_err().is_nx_domain());
+    }
+
+    #[tokio::test]
+    async fn a_lost_datagram_is_sent_again_soon_whatever_was_asked_before() {
+        let domains = ["agents.svc.cluster.local.", "svc.cluster.local.", "cluster.local."];
+        let resolver = resolver_of(|name| name.ends_with(".test."), &domains).await;
+        // Each comes to nothing in three domains, and has no IPv6 address.
+        for number in 0..10 {
+            addresses(&resolver, &format!("name-{number}.test")).await.unwrap();
+        }
+        let began = Instant::now();
+        assert_eq!(addresses(&resolver, "lost.test.").await.unwrap(), [IpAddr::from(ANSWER)]);
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(300), "nothing was lost: {took:?}");
+        assert!(took < Duration::from_millis(1500), "{took:?}");
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 from urllib.parse import urlencode
 
 from settings import CHART, IMAGE_TAG, INJECTOR, OPERATOR, OUT, RELEASE, ROOT, SYSTEM
+
+sys.path.append(str(ROOT / "tests"))
+from second_try import Late  # noqa: E402
 
 INJECT = "toolweir.dev/inject"
 SIDECAR = "toolweir-sidecar"
@@ -22,6 +26,10 @@ POLICIES = "/apis/toolweir.dev/v1alpha1"
 
 class Failure(Exception):
     """A check of a test failed."""
+
+
+class Slow(Failure, Late):
+    """A wait that was in vain."""
 
 
 def expect(what, want, got):
@@ -34,14 +42,27 @@ def expect_in(what, words, text):
         raise Failure(f"{what}: expected {words!r:.400} in {text!r:.800}")
 
 
+# What kubectl and helm say of what they waited for, and Python of what did not answer.
+WAITED = re.compile(r"timed out|deadline exceeded|TimeoutError|i/o timeout")
+
+
 def run(*command, input=None, timeout=120, check=True):
     """Runs a program and returns its stdout; an error contains its stderr. With check=False: code, stdout, stderr."""
-    done = subprocess.run(list(map(str, command)), input=input, capture_output=True, text=True, timeout=timeout)
+    words = " ".join(map(str, command[:6]))
+    try:
+        done = subprocess.run(list(map(str, command)), input=input, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise Slow(f"{words} ...: not within {timeout} s") from None
     if not check:
         return done.returncode, done.stdout, done.stderr
     if done.returncode:
-        raise Failure(f"{' '.join(map(str, command[:6]))} ...: {(done.stderr or done.stdout).strip():.1200}")
+        raise as_said(f"{words} ...: {(done.stderr or done.stdout).strip():.1200}")
     return done.stdout
+
+
+def as_said(text):
+    """The failure for what a program said."""
+    return (Slow if WAITED.search(text) else Failure)(text)
 
 
 def kubectl(*words, **options):
@@ -52,8 +73,9 @@ def helm(*words, **options):
     return run("helm", *words, **{"timeout": 300, **options})
 
 
-def until(seconds, what, probe, every=0.1):
-    """Returns the first result of `probe`. Until then it may return nothing, or fail."""
+def until(seconds, what, probe, every=0.1, late=Slow):
+    """Returns the first result of `probe`. Until then it may return nothing, or fail. `late` is raised if there is none in time: `Failure`
+    where that means that something is open which must be closed."""
     end, last = time.monotonic() + seconds, None
     while True:
         try:
@@ -63,7 +85,7 @@ def until(seconds, what, probe, every=0.1):
         except (Failure, OSError, http.client.HTTPException, KeyError, IndexError, ValueError) as error:
             last = error
         if time.monotonic() > end:
-            raise Failure(f"{what}: not within {seconds} s{f'; last: {last}' if last else ''}")
+            raise late(f"{what}: not within {seconds} s{f'; last: {last}' if last else ''}")
         time.sleep(every)
 
 
@@ -84,8 +106,9 @@ class Background:
         with self.more:
             self.more.notify_all()
 
-    def line(self, seconds, what, matches, start=0):
-        """Returns the number of the first line from `start` on for which `matches` returns something, and that result."""
+    def line(self, seconds, what, matches, start=0, late=Slow):
+        """Returns the number of the first line from `start` on for which `matches` returns something, and that result. `late` is as for
+        `until`."""
         end = time.monotonic() + seconds
         with self.more:
             while True:
@@ -96,7 +119,7 @@ class Background:
                 if self.process.poll() is not None and not self.more.wait(0.2):
                     raise Failure(f"{what}: it ended with {self.process.returncode}: {self.lines[-3:]}")
                 if not self.more.wait(max(0, end - time.monotonic())) and time.monotonic() >= end:
-                    raise Failure(f"{what}: not within {seconds} s; the last lines: {self.lines[-3:]}")
+                    raise late(f"{what}: not within {seconds} s; the last lines: {self.lines[-3:]}")
 
     def __enter__(self):
         return self
@@ -279,7 +302,7 @@ class Cluster:
         text = "\n---\n".join(map(json.dumps, objects))
         code, out, err = kubectl(*(["-n", namespace] if namespace else []), "apply", "-f", "-", input=text, check=False)
         if code:
-            raise Failure(f"kubectl apply: {err.strip()}")
+            raise as_said(f"kubectl apply: {err.strip()}")
         return out + err
 
     def refused(self, *objects, namespace=None):
@@ -486,16 +509,16 @@ class Cluster:
 
     # ---- when something went wrong
 
-    def collect(self, scenario):
+    def collect(self, name):
         """Writes the logs and objects of the cluster after a failed scenario, and returns the folder."""
-        folder = OUT / "failed" / scenario
+        folder = OUT / "failed" / name
         folder.mkdir(parents=True, exist_ok=True)
 
         def save(name, *words):
             try:
                 code, out, err = kubectl(*words, check=False, timeout=60)
                 (folder / name).write_text(out + err)
-            except (OSError, subprocess.TimeoutExpired) as error:
+            except (OSError, Failure) as error:
                 (folder / name).write_text(str(error))
 
         save("everything.txt", "get", "all,mcppolicies,configmaps,leases", "-A", "-o", "wide")

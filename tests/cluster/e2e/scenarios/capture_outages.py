@@ -108,13 +108,24 @@ def outages(cluster, measured):
     cluster.apply(control, namespace=outside.namespace)
     cluster.ready(outside.namespace, "control")
     cluster.ready(namespace, *probers)
+    sources = {ip["ip"] for ip in cluster.api.get(f"/api/v1/namespaces/{outside.namespace}/pods/control")["status"]["podIPs"]}
+    try:
+        gone(cluster, processes, outside, sources, probers, measured)
+    finally:
+        # However long something else took.
+        expect("what arrived outside from captured pods", [], [key for key in outside.arrived() if key[1] not in sources])
+        expect("calls of what is denied that the server got", [], [line for line in cluster.delivered() if line["tool"] == FORBIDDEN])
+    counts = [sum(line.get("tried", 0) for line in prober.said()[-1:]) for prober in probers.values()]
+    measured.note(f"0 of over {sum(counts)} tries by {len(probers)} pods arrived outside; the same tries of a pod without capture did")
+
+
+def gone(cluster, processes, outside, sources, probers, measured):
+    """The parts of capture, one after another."""
     for prober in probers.values():
         prober.passing()
     # Without capture, all of it arrives.
-    sources = {ip["ip"] for ip in cluster.api.get(f"/api/v1/namespaces/{outside.namespace}/pods/control")["status"]["podIPs"]}
     until(20, "the control's arrive", lambda: {(kind, ip) for kind in ("tcp", "udp") for ip in sources} <= set(outside.arrived()), 0.5)
     kubectl("-n", outside.namespace, "delete", "pod", "control", "--now", "--wait=true")
-
     with ThreadPoolExecutor(3) as threads:
         results = [threads.submit(*words) for words in ((dead, cluster, processes, probers["dead"]), (hung, processes, probers["hung"]), (recreated, cluster, processes, probers["recreated"]))]
         (ended, back), again, renewed = [result.result() for result in results]
@@ -123,11 +134,6 @@ def outages(cluster, measured):
     measured.at_most("hung: back after it goes on", again, 1, "s")
     measured.note(f"sandbox recreated: calls pass {renewed:.1f} s later")
     without_operator(cluster, processes, probers["alone"], measured)
-
-    counts = [sum(line.get("tried", 0) for line in prober.said()[-1:]) for prober in probers.values()]
-    expect("what arrived outside from captured pods", [], [key for key in outside.arrived() if key[1] not in sources])
-    expect("calls of what is denied that the server got", [], [line for line in cluster.delivered() if line["tool"] == FORBIDDEN])
-    measured.note(f"0 of over {sum(counts)} tries by {len(probers)} pods arrived outside; the same tries of a pod without capture did")
 
 
 def without_operator(cluster, processes, prober, measured):

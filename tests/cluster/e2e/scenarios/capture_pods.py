@@ -247,7 +247,7 @@ def restricted(cluster, measured):
     cluster.apply(cluster.policy(namespace, tools=README))
     careless = agent("careless", labels={INJECT: "disabled", CAPTURE: "disabled"})
     del careless["spec"]["securityContext"], careless["spec"]["containers"][0]["securityContext"]
-    until(20, "a careless pod is refused", lambda: "restricted" in cluster.refused(careless, namespace=namespace), 0.5)
+    until(20, "a careless pod is refused", lambda: "restricted" in cluster.refused(careless, namespace=namespace), 0.5, late=Failure)
     cluster.apply(agent("agent"), namespace=namespace)
     cluster.ready(namespace, "agent")
     answers = cluster.call(namespace, "agent", "send_dm_to_user", server=cluster.server_url(), **MESSAGE)

@@ -69,14 +69,14 @@ def connect(namespace, pod, *places):
 
 
 def closed(namespace, pod, places, what):
-    """Waits until none of these connections is established: an engine may take a moment."""
+    """Waits until none of these connections is established: an engine may take a moment. If one still is, that is no matter of time."""
 
     def probe():
         if wrong := {place: said for place, said in connect(namespace, pod, *places).items() if said not in CLOSED}:
             raise Failure(f"from {pod}: {wrong}")
         return True
 
-    until(30, what, probe, 0.3)
+    until(30, what, probe, 0.3, late=Failure)
 
 
 def opened(namespace, pod, places, what):

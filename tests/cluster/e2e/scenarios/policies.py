@@ -118,7 +118,7 @@ def deleted(cluster, measured):
         seen, _ = prober.line(30, "calls pass", lambda line: line.startswith("{") or None)
         cluster.api("DELETE", cluster.path(policy))
         answered = time.time()
-        _, line = prober.line(30, "calls are denied", lambda line: line if line.startswith("{") and json.loads(line)["max"] != "ok" else None, seen)
+        _, line = prober.line(30, "calls are denied", lambda line: line if line.startswith("{") and json.loads(line)["max"] != "ok" else None, seen, late=Failure)
         said = json.loads(line)
         before = len(cluster.delivered())
         time.sleep(2)

@@ -7,7 +7,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from kube import LOOK, SIDECAR, STORE_IMAGE, Background, Failure, agent, expect, expect_in, kubectl, total, until
+from kube import LOOK, SIDECAR, STORE_IMAGE, Background, Failure, Slow, agent, expect, expect_in, kubectl, total, until
 from settings import IMAGE_TAG, SYSTEM
 
 from . import scenario
@@ -161,7 +161,7 @@ def one_limit(cluster, name, secret, in_clear):
     room_of = [room(json.loads(toolweir("explain", "-n", namespace, pod, "send_dm_to_user", json.dumps(MESSAGE), "-o", "json", code=1))) for pod in pods]
     text = toolweir("explain", "-n", namespace, pods[0], "send_dm_to_user", json.dumps(MESSAGE), code=1)
     if (looked := time.time() - began) >= 60:
-        raise Failure(f"this took {looked:.0f} s, and the limit's window is a minute")
+        raise Slow(f"this took {looked:.0f} s, and the limit's window is a minute")
 
     got = [line["tool"] for line in cluster.delivered()[before:]]
     expect("what the server got", ["send_dm_to_user"] * MOST, got)
@@ -291,7 +291,7 @@ def back_again(cluster, namespace, act):
     """Does what brings the store back, and gives the seconds until a call went through."""
     command = ["kubectl", "-n", namespace, "exec", "agent", "-c", "agent", "--", "python3", "/opt/agent/prober.py", "facebook", "send_dm_to_user", json.dumps(MESSAGE), "ok"]
     with Background(*command) as prober:
-        seen, _ = prober.line(30, "calls are denied", lambda line: line if line.startswith("{") and json.loads(line)["max"] is None else None)
+        seen, _ = prober.line(30, "calls are denied", lambda line: line if line.startswith("{") and json.loads(line)["max"] is None else None, late=Failure)
         act()
         done = time.time()
         _, line = prober.line(30, "calls pass", lambda line: line if line.startswith("{") and json.loads(line)["max"] == "ok" else None, seen + 1)
