@@ -19,9 +19,9 @@ impl EgressReason {
             Self::OtherName => "Host, TLS server name and destination do not agree",
             Self::OtherPath => "another path of a declared server's host",
             Self::UndeclaredServer => "it leads to an MCP server by a way that no policy declares",
-            Self::ServerTls => "TLS to a declared server, which the sidecar does not open",
+            Self::ServerTls => "TLS to a declared server, which the policies do not have the sidecar open",
             Self::NewPodNeeded => {
-                "the pod was created without a certificate authority for the host, since no policy had `tls: Intercept` for it then"
+                "the pod is older than the policy that has the sidecar open TLS to the server, so that it has no certificate authority for the host"
             }
             Self::TlsHandshake => "the client did not finish the TLS handshake with the sidecar",
             Self::HiddenName => "the TLS server name is encrypted",
@@ -46,9 +46,7 @@ impl EgressReason {
                 "Write `tls: Intercept` beside the server's url and create the pod anew, or use http://127.0.0.1:15001/<server>.",
             ),
             Self::NewPodNeeded => Some("Create the pod anew."),
-            Self::TlsHandshake => {
-                Some("Have it trust the pod's authority, /etc/toolweir/ca-bundle.pem: docs/interception.md says how.")
-            }
+            Self::TlsHandshake => Some("Have the client trust the pod's certificate authority, as docs/interception.md says."),
             Self::HiddenName => Some("Turn off encrypted client hello (ECH) in the client."),
             Self::Direct => Some("Connect to the destination itself."),
             Self::Malformed => Some("Send one clear HTTP or TLS request."),
@@ -166,6 +164,21 @@ mod tests {
             (
                 denied(EgressReason::HiddenName, None, to(Some("a.com"), None)),
                 "Denied: the TLS server name is encrypted. Turn off encrypted client hello (ECH) in the client.",
+            ),
+            (
+                denied(EgressReason::ServerTls, None, to(Some("a.com"), None)),
+                "Denied: TLS to a declared server, which the policies do not have the sidecar open. Write `tls: Intercept` beside the server's url and \
+                 create the pod anew, or use http://127.0.0.1:15001/<server>.",
+            ),
+            (
+                denied(EgressReason::NewPodNeeded, None, to(Some("a.com"), None)),
+                "Denied: the pod is older than the policy that has the sidecar open TLS to the server, so that it has no certificate \
+                 authority for the host. Create the pod anew.",
+            ),
+            (
+                denied(EgressReason::TlsHandshake, None, to(Some("a.com"), None)),
+                "Denied: the client did not finish the TLS handshake with the sidecar. Have the client trust the pod's certificate \
+                 authority, as docs/interception.md says.",
             ),
             (
                 said(EgressEffect::WouldDeny, EgressReason::NotAllowed, policy, to(Some("a.com"), None)),
