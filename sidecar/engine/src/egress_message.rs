@@ -125,6 +125,22 @@ mod tests {
     }
 
     #[test]
+    fn a_denial_of_tls_to_a_server_names_its_remedy() {
+        for (reason, remedy) in [
+            (
+                EgressReason::ServerTls,
+                "Write `tls: Intercept` beside the server's url and create the pod anew, or use http://127.0.0.1:15001/<server>.",
+            ),
+            (EgressReason::NewPodNeeded, "Create the pod anew."),
+            (EgressReason::TlsHandshake, "Have the client trust the pod's certificate authority, as docs/interception.md says."),
+        ] {
+            let to = Destination { name: Some("a.com"), in_cluster: false, address: None, port: 443 };
+            let expected = format!("Denied: {}. {remedy}", reason.words());
+            assert_eq!(said(EgressEffect::Denied, reason, None, to), expected);
+        }
+    }
+
+    #[test]
     fn a_denial_says_what_to_write() {
         let to = |name: Option<&'static str>, address: Option<&str>| Destination {
             name,
@@ -164,21 +180,6 @@ mod tests {
             (
                 denied(EgressReason::HiddenName, None, to(Some("a.com"), None)),
                 "Denied: the TLS server name is encrypted. Turn off encrypted client hello (ECH) in the client.",
-            ),
-            (
-                denied(EgressReason::ServerTls, None, to(Some("a.com"), None)),
-                "Denied: TLS to a declared server, which the policies do not have the sidecar open. Write `tls: Intercept` beside the server's url and \
-                 create the pod anew, or use http://127.0.0.1:15001/<server>.",
-            ),
-            (
-                denied(EgressReason::NewPodNeeded, None, to(Some("a.com"), None)),
-                "Denied: the pod is older than the policy that has the sidecar open TLS to the server, so that it has no certificate \
-                 authority for the host. Create the pod anew.",
-            ),
-            (
-                denied(EgressReason::TlsHandshake, None, to(Some("a.com"), None)),
-                "Denied: the client did not finish the TLS handshake with the sidecar. Have the client trust the pod's certificate \
-                 authority, as docs/interception.md says.",
             ),
             (
                 said(EgressEffect::WouldDeny, EgressReason::NotAllowed, policy, to(Some("a.com"), None)),
