@@ -3,7 +3,7 @@
 use std::{
     io::Write,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
@@ -454,7 +454,7 @@ impl RunArgs {
             metrics_listen: self.metrics_listen,
             admin_listen: self.admin_listen,
             upstream_ca: self.upstream_ca,
-            extra_roots: extra_roots(self.extra_roots)?,
+            extra_roots: extra_roots(self.extra_roots.as_deref())?,
             upstream_proxy: upstream_proxy(self.upstream_proxy),
             capture,
             state: self.state_dir,
@@ -480,19 +480,16 @@ impl RunArgs {
 }
 
 /// Returns the certificates of a file, or those of the variable.
-fn extra_roots(path: Option<PathBuf>) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let (place, pem) = match &path {
-        Some(path) => {
-            let place = format!("--extra-roots {}", path.display());
-            let pem = std::fs::read(path).with_context(|| place.clone())?;
-            (place, pem)
-        }
-        None => ("TOOLWEIR_EXTRA_ROOTS".to_owned(), std::env::var("TOOLWEIR_EXTRA_ROOTS").unwrap_or_default().into_bytes()),
-    };
-    if path.is_none() && pem.trim_ascii().is_empty() {
+fn extra_roots(path: Option<&Path>) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    if let Some(path) = path {
+        let place = || format!("--extra-roots {}", path.display());
+        return pem_certificates(&std::fs::read(path).with_context(place)?).with_context(place);
+    }
+    let pem = std::env::var("TOOLWEIR_EXTRA_ROOTS").unwrap_or_default();
+    if pem.trim().is_empty() {
         return Ok(Vec::new());
     }
-    pem_certificates(&pem).context(place)
+    pem_certificates(pem.as_bytes()).context("TOOLWEIR_EXTRA_ROOTS")
 }
 
 impl StdioArgs {

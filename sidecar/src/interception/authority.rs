@@ -173,7 +173,7 @@ impl PodAuthority {
             CertificateDer::from_pem_slice(kept.intermediate.as_bytes())?,
         );
         let issuer = Issuer::new(authority_params(&kept.name, &kept.pod), KeyPair::from_pem(&kept.key)?);
-        let restored = Self { root, intermediate, issuer, kept };
+        let restored = Self { kept, root, intermediate, issuer };
         restored.check(now)?;
         Ok(restored)
     }

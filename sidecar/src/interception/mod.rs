@@ -66,6 +66,13 @@ struct KeptInterception {
     authority: Option<KeptAuthority>,
 }
 
+/// What was decided for a pod's life.
+#[derive(Debug)]
+struct Decided {
+    /// None where its agents trust nobody but everybody else.
+    authority: Option<PodAuthority>,
+}
+
 /// Why agents' files, or the authority, are not to be had.
 #[derive(Debug, thiserror::Error)]
 pub enum InterceptionError {
@@ -87,18 +94,14 @@ pub struct Interception {
     settings: InterceptionSettings,
     domains: SearchDomains,
     metrics: InterceptionMetrics,
-    /// What was decided, once it was: none where the pod has no authority.
-    authority: OnceLock<Option<PodAuthority>>,
+    decided: OnceLock<Decided>,
     certificates: Arc<HostCertificates>,
     tls: TlsServer,
 }
 
 impl std::fmt::Debug for Interception {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Interception")
-            .field("settings", &self.settings)
-            .field("authority", &self.authority)
-            .finish_non_exhaustive()
+        f.debug_struct("Interception").field("settings", &self.settings).field("decided", &self.decided).finish_non_exhaustive()
     }
 }
 
@@ -114,22 +117,22 @@ impl Interception {
     ) -> Result<Self, rustls::Error> {
         let certificates = Arc::<HostCertificates>::default();
         let tls = TlsServer::new(Arc::clone(&certificates))?;
-        Ok(Self { settings, domains, metrics, authority: OnceLock::new(), certificates, tls })
+        Ok(Self { settings, domains, metrics, decided: OnceLock::new(), certificates, tls })
     }
 
     /// Decides, at the first policies of the pod's life, on what the pod has to trust, and writes it for the agents. Later ones change
     /// nothing about that. A failure is logged and counted; the sidecar is not ready then, and tries again at the next policies.
     pub fn prepare(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) {
-        if self.authority.get().is_none() {
+        if !self.is_prepared() {
             let decided = match &self.settings.folder {
-                None => Some(None),
+                None => Some(Decided { authority: None }),
                 Some(folder) => files.record_result(INTERCEPTION, "write", self.decide(folder, in_force, files, now)),
             };
             if let Some(decided) = decided {
-                if let Some(authority) = &decided {
+                if let Some(authority) = &decided.authority {
                     tracing::info!(authority = authority.describe(), "TLS of agents to declared servers is opened");
                 }
-                let _ = self.authority.set(decided);
+                let _ = self.decided.set(decided);
             }
         }
         let report = self.report(in_force);
@@ -143,7 +146,7 @@ impl Interception {
 
     /// Returns whether it was decided what agents trust, and they can read it.
     pub fn is_prepared(&self) -> bool {
-        self.authority.get().is_some()
+        self.decided.get().is_some()
     }
 
     fn decide(
@@ -152,14 +155,14 @@ impl Interception {
         in_force: &InForce,
         files: &FileMetrics,
         now: SystemTime,
-    ) -> Result<Option<PodAuthority>, InterceptionError> {
-        let authority = match self.restore(files, now) {
+    ) -> Result<Decided, InterceptionError> {
+        let decided = match self.restore(files, now) {
             Some(kept) => kept,
             None => self.make(in_force, files, now)?,
         };
         let mut trusted = toolweir_store::tls::system_certificates();
         trusted.extend(self.settings.extra_roots.iter().cloned());
-        trusted.extend(authority.iter().map(|authority| authority.root().clone()));
+        trusted.extend(decided.authority.iter().map(|authority| authority.root().clone()));
         for (name, bytes) in [(BUNDLE, trust_store::pem(&trusted)), (KEY_STORE, trust_store::jks(&trusted))] {
             let path = folder.join(name);
             // What is there already stays as it is, since agents read it while the sidecar restarts.
@@ -168,29 +171,25 @@ impl Interception {
             }
             replace(&path, &bytes, 0o644, Durable::No).map_err(|error| InterceptionError::Write { path, error })?;
         }
-        Ok(authority)
+        Ok(decided)
     }
 
     /// Returns what an earlier process of this pod decided. What cannot be read is as if there were nothing: agents that trust the lost
     /// authority then do not connect.
-    fn restore(&self, files: &FileMetrics, now: SystemTime) -> Option<Option<PodAuthority>> {
+    fn restore(&self, files: &FileMetrics, now: SystemTime) -> Option<Decided> {
         let kept = self.settings.state.read_json::<KeptInterception>(KEPT, LARGEST_KEPT);
         let kept = files.record_result(INTERCEPTION, "read", kept)??;
-        let Some(authority) = kept.authority else { return Some(None) };
-        let restored = PodAuthority::restore(authority, now).inspect_err(|_| {
-            tracing::error!(
-                "the pod's certificate authority is made anew: agents that have started trust the lost one; delete the pod"
-            );
-        });
-        files.record_result(INTERCEPTION, "read", restored).map(Some)
+        let Some(authority) = kept.authority else { return Some(Decided { authority: None }) };
+        let authority = files.record_result(INTERCEPTION, "read", PodAuthority::restore(authority, now))?;
+        Some(Decided { authority: Some(authority) })
     }
 
-    fn make(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) -> Result<Option<PodAuthority>, InterceptionError> {
+    fn make(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) -> Result<Decided, InterceptionError> {
         let hosts = self.hosts(in_force);
         let authority = if hosts.is_empty() { None } else { Some(PodAuthority::new(&self.settings.pod, hosts, now)?) };
         let kept = KeptInterception { authority: authority.as_ref().map(|authority| authority.kept().clone()) };
         files.record_result(INTERCEPTION, "write", self.settings.state.keep_json(KEPT, &kept));
-        Ok(authority)
+        Ok(Decided { authority })
     }
 
     /// Returns the names for which the pod needs certificates: those of declared servers first, then everything that means the same.
@@ -207,7 +206,7 @@ impl Interception {
     }
 
     fn known(&self) -> Option<&PodAuthority> {
-        self.authority.get()?.as_ref()
+        self.decided.get()?.authority.as_ref()
     }
 
     /// Returns who signs what agents see, in words.
