@@ -105,6 +105,19 @@ pod agents/social-1, https://a.com: denied (not_allowed)
 ",
             ),
             (
+                json!({"url": "https://bank.example/mcp", "name": "bank.example", "port": 443, "server": "bank",
+                    "decision": "governed", "reason": "none", "message": "Governed.",
+                    "openedBy": "CN=Toolweir intermediate of agents/social-1, SHA-256 3f:9a, until 2036-11-27"}),
+                "\
+pod agents/social-1, https://bank.example/mcp: governed as server bank
+  Governed.
+  opened by: CN=Toolweir intermediate of agents/social-1, SHA-256 3f:9a, until 2036-11-27
+
+  HOST          PORT  SERVER  POLICY
+  bank.example  443   bank    -
+",
+            ),
+            (
                 json!({"url": "https://a.com\u{1b}", "name": "a.com", "port": 443, "decision": "would_deny", "reason": "address",
                     "policy": "out"}),
                 "\

@@ -270,7 +270,7 @@ impl OnStoreFailure {
     {
         // Brackets, or a last label that is a number: what clients take for an address (WHATWG URL, "ends in a number").
         "rule": "!has(self.tls) || self.tls != 'Intercept' || !has(self.url) || \
-                 !self.url.matches('^https://([[]|([^/?:]*[.])?([0-9]+|0[xX][0-9a-fA-F]*)[.]?([/?:]|$))')",
+                 !self.url.matches('^https://(\\\\[|([^/?:]*[.])?([0-9]+|0[xX][0-9a-fA-F]*)[.]?([/?:]|$))')",
         "message": "`tls: Intercept` is for a host with a name, since no pod's authority vouches for addresses; write the name",
     },
 ]))]
@@ -317,7 +317,8 @@ fn deny() -> Action {
     Action::Deny
 }
 
-/// What becomes of an HTTPS connection that a captured agent opens to a server's url.
+/// What becomes of a captured HTTPS connection to `url`: it is refused, or the sidecar opens it and governs the calls in it. Where no
+/// policy of the pod says `Intercept`, or one says `Refuse`, it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ServerTls {
     /// It is reset, since the calls in it cannot be seen.

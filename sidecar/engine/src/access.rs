@@ -77,7 +77,8 @@ fn is_intercepted(policies: &[Policy], given: &[GivenAccess<'_>], url: &str, pro
     let Some(refusing) = refusing else { return opening.any(|given| given.url == url) };
     let by = policies.get(refusing.policy).map(|policy| policy.id.to_string()).unwrap_or_default();
     problems.extend(opening.map(|given| {
-        let message = format!("is Intercept, but policy {by} says Refuse, which holds; write the same or leave it out in one");
+        let message =
+            format!("is Intercept, but policy {by} says Refuse, which holds; write the same in both, or leave it out in one");
         let error = FieldError { path: format!("spec.servers[{}].tls", given.at), message };
         Problem { policy: given.policy, severity: Severity::Conflict, error }
     }));

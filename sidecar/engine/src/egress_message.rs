@@ -19,9 +19,9 @@ impl EgressReason {
             Self::OtherName => "Host, TLS server name and destination do not agree",
             Self::OtherPath => "another path of a declared server's host",
             Self::UndeclaredServer => "it leads to an MCP server by a way that no policy declares",
-            Self::ServerTls => "TLS to a declared server, which the sidecar does not open",
+            Self::ServerTls => "TLS to a declared server, which the policies do not have the sidecar open",
             Self::NewPodNeeded => {
-                "the pod was created without a certificate authority for the host, since no policy had `tls: Intercept` for it then"
+                "the pod is older than the policy that has the sidecar open TLS to the server, so that it has no certificate authority for the host"
             }
             Self::TlsHandshake => "the client did not finish the TLS handshake with the sidecar",
             Self::HiddenName => "the TLS server name is encrypted",
@@ -46,9 +46,7 @@ impl EgressReason {
                 "Write `tls: Intercept` beside the server's url and create the pod anew, or use http://127.0.0.1:15001/<server>.",
             ),
             Self::NewPodNeeded => Some("Create the pod anew."),
-            Self::TlsHandshake => {
-                Some("Have it trust the pod's authority, /etc/toolweir/ca-bundle.pem: docs/interception.md says how.")
-            }
+            Self::TlsHandshake => Some("Have the client trust the pod's certificate authority, as docs/interception.md says."),
             Self::HiddenName => Some("Turn off encrypted client hello (ECH) in the client."),
             Self::Direct => Some("Connect to the destination itself."),
             Self::Malformed => Some("Send one clear HTTP or TLS request."),
@@ -124,6 +122,22 @@ mod tests {
 
     fn said(effect: EgressEffect, reason: EgressReason, policy: Option<&str>, to: Destination<'_>) -> String {
         EgressDecision { effect, reason, policy: policy.map(Into::into), name: None }.message(&to)
+    }
+
+    #[test]
+    fn a_denial_of_tls_to_a_server_names_its_remedy() {
+        for (reason, remedy) in [
+            (
+                EgressReason::ServerTls,
+                "Write `tls: Intercept` beside the server's url and create the pod anew, or use http://127.0.0.1:15001/<server>.",
+            ),
+            (EgressReason::NewPodNeeded, "Create the pod anew."),
+            (EgressReason::TlsHandshake, "Have the client trust the pod's certificate authority, as docs/interception.md says."),
+        ] {
+            let to = Destination { name: Some("a.com"), in_cluster: false, address: None, port: 443 };
+            let expected = format!("Denied: {}. {remedy}", reason.words());
+            assert_eq!(said(EgressEffect::Denied, reason, None, to), expected);
+        }
     }
 
     #[test]
