@@ -143,6 +143,9 @@ pub struct InterceptionState {
     /// Why it is refused instead, in words that name the remedy; absent where it is opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// True if the remedy is a new pod.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_new_pod: bool,
 }
 
 /// Calls and connections that were denied since the last such line. Nothing in it comes from an argument, a session or a header: the sidecar's

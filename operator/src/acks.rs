@@ -23,8 +23,6 @@ use crate::{
 const REMEMBERED: usize = 8;
 /// The most servers of a report that are kept though no policy is known that asks for it.
 const OTHERS: usize = 16;
-/// What a sidecar says of a server for which only a new pod gets an authority (`InterceptionState.problem`).
-const NEW_POD: &str = "create the pod anew";
 
 /// The streams that are open, with what each acknowledged last.
 #[derive(Debug, Default)]
@@ -141,7 +139,7 @@ impl Acknowledgements {
         let said = report.interception.into_iter().map(|state| {
             let said = match state.problem {
                 None => SaidOfServer::Ready,
-                Some(why) if why.contains(NEW_POD) => SaidOfServer::NewPodNeeded,
+                Some(_) if state.needs_new_pod => SaidOfServer::NewPodNeeded,
                 Some(why) => SaidOfServer::Problem(shorten(&why)),
             };
             (state.server, said)

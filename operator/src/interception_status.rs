@@ -114,6 +114,7 @@ mod tests {
         let state = |(server, problem): &(&str, Option<&str>)| InterceptionState {
             server: (*server).to_owned(),
             problem: problem.map(ToOwned::to_owned),
+            needs_new_pod: problem.is_some_and(|problem| problem.ends_with("create the pod anew")),
         };
         InterceptionReport { interception: said.iter().map(state).collect() }
     }

@@ -68,7 +68,7 @@ struct KeptInterception {
 
 /// What was decided for a pod's life.
 #[derive(Debug)]
-struct Decided {
+struct PodTrust {
     /// None where its agents trust nobody but everybody else.
     authority: Option<PodAuthority>,
 }
@@ -94,7 +94,7 @@ pub struct Interception {
     settings: InterceptionSettings,
     domains: SearchDomains,
     metrics: InterceptionMetrics,
-    decided: OnceLock<Decided>,
+    decided: OnceLock<PodTrust>,
     certificates: Arc<HostCertificates>,
     tls: TlsServer,
 }
@@ -125,7 +125,7 @@ impl Interception {
     pub fn prepare(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) {
         if !self.is_prepared() {
             let decided = match &self.settings.folder {
-                None => Some(Decided { authority: None }),
+                None => Some(PodTrust { authority: None }),
                 Some(folder) => files.record_result(INTERCEPTION, "write", self.decide(folder, in_force, files, now)),
             };
             if let Some(decided) = decided {
@@ -137,7 +137,7 @@ impl Interception {
         }
         let report = self.report(in_force);
         self.metrics.show_ready(report.interception.iter().map(|state| (state.server.as_str(), state.problem.is_none())));
-        for InterceptionState { server, problem } in &report.interception {
+        for InterceptionState { server, problem, .. } in &report.interception {
             if let Some(problem) = problem {
                 tracing::warn!(server, "TLS to a server with `tls: Intercept` is not opened: {problem}");
             }
@@ -155,7 +155,7 @@ impl Interception {
         in_force: &InForce,
         files: &FileMetrics,
         now: SystemTime,
-    ) -> Result<Decided, InterceptionError> {
+    ) -> Result<PodTrust, InterceptionError> {
         let decided = match self.restore(files, now) {
             Some(kept) => kept,
             None => self.make(in_force, files, now)?,
@@ -176,20 +176,20 @@ impl Interception {
 
     /// Returns what an earlier process of this pod decided. What cannot be read is as if there were nothing: agents that trust the lost
     /// authority then do not connect.
-    fn restore(&self, files: &FileMetrics, now: SystemTime) -> Option<Decided> {
+    fn restore(&self, files: &FileMetrics, now: SystemTime) -> Option<PodTrust> {
         let kept = self.settings.state.read_json::<KeptInterception>(KEPT, LARGEST_KEPT);
         let kept = files.record_result(INTERCEPTION, "read", kept)??;
-        let Some(authority) = kept.authority else { return Some(Decided { authority: None }) };
+        let Some(authority) = kept.authority else { return Some(PodTrust { authority: None }) };
         let authority = files.record_result(INTERCEPTION, "read", PodAuthority::restore(authority, now))?;
-        Some(Decided { authority: Some(authority) })
+        Some(PodTrust { authority: Some(authority) })
     }
 
-    fn make(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) -> Result<Decided, InterceptionError> {
+    fn make(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) -> Result<PodTrust, InterceptionError> {
         let hosts = self.hosts(in_force);
         let authority = if hosts.is_empty() { None } else { Some(PodAuthority::new(&self.settings.pod, hosts, now)?) };
         let kept = KeptInterception { authority: authority.as_ref().map(|authority| authority.kept().clone()) };
         files.record_result(INTERCEPTION, "write", self.settings.state.keep_json(KEPT, &kept));
-        Ok(Decided { authority })
+        Ok(PodTrust { authority })
     }
 
     /// Returns the names for which the pod needs certificates: those of declared servers first, then everything that means the same.
@@ -217,8 +217,9 @@ impl Interception {
     /// Returns the states of all servers in force with `tls: Intercept`.
     pub fn report(&self, in_force: &InForce) -> InterceptionReport {
         let state = |server: &Arc<ServerInForce>| {
-            let problem = host(server).filter(|name| !self.covers(name)).map(|name| self.problem(&name));
-            InterceptionState { server: server.name.clone(), problem }
+            let missing = host(server).filter(|name| !self.covers(name));
+            let needs_new_pod = missing.is_some() && self.is_prepared();
+            InterceptionState { server: server.name.clone(), problem: missing.map(|name| self.problem(&name)), needs_new_pod }
         };
         let mut interception: Vec<InterceptionState> = intercepted(in_force).map(state).collect();
         interception.sort_by(|one, other| one.server.cmp(&other.server));

@@ -43,13 +43,13 @@ fn policies(servers: &[&str]) -> InForce {
 }
 
 /// A pod's folders, which are removed with the test.
-struct Pod {
+struct PodFolders {
     folder: PathBuf,
     registry: MetricsRegistry,
     files: FileMetrics,
 }
 
-impl Pod {
+impl PodFolders {
     fn new(name: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("toolweir-interception-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
@@ -95,13 +95,17 @@ impl Pod {
     }
 }
 
-impl Drop for Pod {
+impl Drop for PodFolders {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
+/// The problems of servers. Where one is there, a new pod helps, unless the words say otherwise.
 fn problems(report: &InterceptionReport) -> Vec<(&str, Option<&str>)> {
+    for state in &report.interception {
+        assert_eq!(state.needs_new_pod, state.problem.as_ref().is_some_and(|problem| problem.ends_with("create the pod anew")));
+    }
     report.interception.iter().map(|state| (state.server.as_str(), state.problem.as_deref())).collect()
 }
 
@@ -138,7 +142,7 @@ async fn ask(
 
 #[tokio::test]
 async fn an_agent_that_trusts_the_bundle_gets_an_answer_by_every_spelling_of_the_server() {
-    let pod = Pod::new("spellings");
+    let pod = PodFolders::new("spellings");
     let interception = pod.start(&policies(&[OPENED, "other!=https://other.tools.svc/mcp"]));
     for name in ["bank.tools.svc", "bank.tools", "bank.tools.svc.cluster.local"] {
         let (said, http2) = ask(&interception, pod.root(), name, &[b"h2", b"http/1.1"], true).await;
@@ -162,7 +166,7 @@ async fn an_agent_that_trusts_the_bundle_gets_an_answer_by_every_spelling_of_the
 
 #[tokio::test]
 async fn a_client_that_does_not_trust_the_authority_is_told_from_one_that_hangs_up() {
-    let (pod, other) = (Pod::new("trust"), Pod::new("other"));
+    let (pod, other) = (PodFolders::new("trust"), PodFolders::new("other"));
     let interception = pod.start(&policies(&[OPENED]));
     other.start(&policies(&[OPENED]));
     let (said, server) = ask(&interception, other.root(), "bank.tools.svc", &[], true).await;
@@ -176,7 +180,7 @@ async fn a_client_that_does_not_trust_the_authority_is_told_from_one_that_hangs_
 
 #[tokio::test]
 async fn a_restart_changes_nothing_that_agents_trust() {
-    let pod = Pod::new("restart");
+    let pod = PodFolders::new("restart");
     let first = pod.start(&policies(&[OPENED]));
     let before = [BUNDLE, KEY_STORE, KEPT].map(|file| {
         let written = fs::metadata(pod.path(file)).unwrap().modified().unwrap();
@@ -198,13 +202,13 @@ async fn a_restart_changes_nothing_that_agents_trust() {
 
 #[test]
 fn a_pod_without_servers_to_intercept_has_no_authority_for_ever() {
-    let pod = Pod::new("none");
+    let pod = PodFolders::new("none");
     let interception = pod.start(&policies(&["bank!=https://bank.tools.svc/mcp"]));
     assert!(interception.is_prepared() && interception.describe().is_none());
     assert!(pod.path(BUNDLE).exists() && pod.path(KEY_STORE).exists());
     let again = pod.start(&policies(&[OPENED]));
     assert!(again.describe().is_none() && !again.covers("bank.tools.svc"));
-    let before = Pod::new("before");
+    let before = PodFolders::new("before");
     let without = before.start_at(&policies(&[OPENED]), SystemTime::now(), false);
     assert!(without.is_prepared() && !before.path(BUNDLE).exists() && !before.path(KEPT).exists());
     let problem = "the pod was created before a policy asked for it; create the pod anew";
@@ -213,7 +217,7 @@ fn a_pod_without_servers_to_intercept_has_no_authority_for_ever() {
 
 #[tokio::test]
 async fn an_authority_that_is_lost_or_damaged_is_made_anew_and_old_agents_do_not_connect() {
-    let pod = Pod::new("damaged");
+    let pod = PodFolders::new("damaged");
     pod.start(&policies(&[OPENED]));
     let (old, good) = (pod.root(), fs::read_to_string(pod.path(KEPT)).unwrap());
     for damaged in ["", "{\"authority\":{}}", &good.replace("BEGIN PRIVATE", "BEGIN"), &good[..good.len() / 2]] {
@@ -231,7 +235,7 @@ async fn an_authority_that_is_lost_or_damaged_is_made_anew_and_old_agents_do_not
 
 #[test]
 fn a_sidecar_that_cannot_write_for_agents_is_not_ready() {
-    let pod = Pod::new("unwritable");
+    let pod = PodFolders::new("unwritable");
     fs::create_dir(pod.path(BUNDLE)).unwrap();
     let interception = pod.start(&policies(&[OPENED]));
     assert!(!interception.is_prepared() && !interception.covers("bank.tools.svc"));
@@ -245,7 +249,7 @@ fn a_sidecar_that_cannot_write_for_agents_is_not_ready() {
 
 #[tokio::test]
 async fn a_certificate_is_made_anew_at_half_of_its_life() {
-    let pod = Pod::new("renewed");
+    let pod = PodFolders::new("renewed");
     let interception = pod.start(&policies(&[OPENED]));
     let serial = |at: SystemTime| {
         interception.certify("bank.tools", at).unwrap();
