@@ -4,7 +4,10 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use common::{
     call,
@@ -22,7 +25,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use toolweir_crds::{CredentialKind, OnStoreFailure};
 use toolweir_engine::{
     Reason,
-    egress::{EgressEffect, EgressReason},
+    egress::{AddressRanges, EgressEffect, EgressReason},
 };
 use toolweir_sidecar::{
     connections::CLOSED,
@@ -31,7 +34,7 @@ use toolweir_sidecar::{
     credentials::grant::FetchOutcome,
     files::{FILES, OPERATIONS},
     outcome::Outcome,
-    run::PolicySource,
+    run::{CaptureSettings, PolicySource},
 };
 use toolweir_store::StoreFault;
 
@@ -186,10 +189,21 @@ async fn after_a_stream() -> Scrape {
     sidecar.scrape().await
 }
 
+/// A sidecar that captures, with a server whose TLS it opens.
+async fn while_capturing() -> Scrape {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let agents = Folder::new();
+    let opened = policy("https://bank.example/mcp", "[]").replace("tools:", "tls: Intercept\n    tools:");
+    let ranges = Arc::new(AddressRanges::default());
+    let agent_ca_dir = Some(agents.path().to_owned());
+    Sidecar::with(&opened, |config| config.capture = Some(CaptureSettings { port, ranges, agent_ca_dir })).await.scrape().await
+}
+
 #[tokio::test]
 async fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
     let mut seen = scraped(&after_traffic().await);
     seen.extend(scraped(&after_a_stream().await));
+    seen.extend(scraped(&while_capturing().await));
     assert_eq!(documented(&page()), seen);
 }
 
@@ -235,6 +249,11 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         let seen: BTreeSet<String> = series.map(|series| series.labels[label].clone()).collect();
         assert_eq!(seen, known, "{name}");
     }
+    let handshakes = "toolweir_interception_handshakes_total";
+    let series = while_capturing().await.series;
+    let results: BTreeSet<String> =
+        series.iter().filter(|series| series.name == handshakes).map(|series| series.labels["result"].clone()).collect();
+    assert_eq!(listed(&page, &format!("`result` of `{handshakes}`")), results);
     let scrape = after_traffic().await;
     let seen = |name: &str, label: &str| -> BTreeSet<String> {
         let series = scrape.series.iter().filter(|series| series.name == name);
