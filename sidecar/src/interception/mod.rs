@@ -177,11 +177,18 @@ impl Interception {
     /// Returns what an earlier process of this pod decided. What cannot be read is as if there were nothing: agents that trust the lost
     /// authority then do not connect.
     fn restore(&self, files: &FileMetrics, now: SystemTime) -> Option<PodTrust> {
-        let kept = self.settings.state.read_json::<KeptInterception>(KEPT, LARGEST_KEPT);
-        let kept = files.record_result(INTERCEPTION, "read", kept)??;
-        let Some(authority) = kept.authority else { return Some(PodTrust { authority: None }) };
-        let authority = files.record_result(INTERCEPTION, "read", PodAuthority::restore(authority, now))?;
-        Some(PodTrust { authority: Some(authority) })
+        let restored = |kept: KeptInterception| {
+            let authority = kept.authority.map(|authority| PodAuthority::restore(authority, now)).transpose();
+            Ok(PodTrust { authority: authority.map_err(|error| format!("{KEPT}: {error}"))? })
+        };
+        let kept = self.settings.state.read_json(KEPT, LARGEST_KEPT).map_err(|error| error.to_string());
+        let kept = kept.and_then(|kept| kept.map(restored).transpose());
+        if kept.is_err() {
+            tracing::error!(
+                "the pod's certificate authority is made anew: agents that have started trust the lost one; delete the pod"
+            );
+        }
+        files.record_result(INTERCEPTION, "read", kept).flatten()
     }
 
     fn make(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) -> Result<PodTrust, InterceptionError> {
