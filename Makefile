@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-memory test-start test-scrape test-bounds bench bench-capture bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-memory test-start test-scrape test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -71,9 +71,13 @@ bench: ## Compare direct calls, a plain proxy, nginx and the sidecar (PEERS="nam
 bench-capture: ## Measure what capture costs, and compare it with nginx; needs root
 	@tests/bench/capture.sh
 
-bench-smoke: ## Run both benchmarks for a few seconds; needs root
+bench-intercept: ## Measure what it costs to open TLS of captured agents; needs root
+	@tests/bench/intercept.sh
+
+bench-smoke: ## Run these benchmarks for a few seconds; needs root
 	@SMOKE=1 tests/bench/run.sh
 	@SMOKE=1 tests/bench/capture.sh
+	@SMOKE=1 tests/bench/intercept.sh
 
 bench-decide: ## Benchmark the decision of the engine
 	cargo bench --locked -p toolweir-engine

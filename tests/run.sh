@@ -27,7 +27,7 @@ stage() {
 	start) "$ROOT/tests/bench/start.sh" ;;
 	scrape) "$ROOT/tests/bench/scrape.sh" ;;
 	bounds) "$ROOT/tests/bounds/run.sh" ;;
-	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" && SMOKE=1 "$ROOT/tests/bench/capture.sh" ;;
+	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" && SMOKE=1 "$ROOT/tests/bench/capture.sh" && SMOKE=1 "$ROOT/tests/bench/intercept.sh" ;;
 	cluster) "$ROOT/tests/cluster/node.sh" build ;;
 	chart) "$ROOT/tests/chart/run.sh" ;;
 	dashboards) "$ROOT/tests/dashboards/run.sh" ;;

@@ -15,97 +15,28 @@
 #   SMOKE=1                                 a few seconds: tests that the benchmark works
 #   SIDECAR=BINARY BENCH=BINARY             use these programs instead of release builds
 
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/pod.sh"
 
 if [ "${SMOKE:-0}" = 1 ]; then
 	: "${BLOCKS:=2}" "${CALLS:=200}" "${ROUNDS:=1}" "${SECONDS_PER_ROUND:=0.2}" "${CONNECTS:=50}"
 fi
 : "${BLOCKS:=20}" "${CALLS:=2000}" "${CONNECTIONS:=1,8}" "${ROUNDS:=7}" "${SECONDS_PER_ROUND:=1}" "${CONNECTS:=1000}"
 
-[ "$(id -u)" = 0 ] || fail "needs root, for network namespaces"
-need ip "apt-get install iproute2"
-need setpriv "apt-get install util-linux"
-need python3 "apt-get install python3"
-
-SIDECAR_UID=61501 SIDECAR_GID=61502
-POD=toolweir-bench-pod-$$ OUTSIDE=toolweir-bench-out-$$
-SERVER=10.77.0.10 RESOLVER=10.77.0.53 NAME=raw.bench.example
-
-bench=$(bench)
-sidecar=${SIDECAR:-$(sidecar)}
+NAME=raw.bench.example
 nginx=$(nginx_binary)
 module=$(nginx_stream_module)
-# Readable by the sidecar's user, unlike root's folders.
-dir=$(mktemp -d "${TMPDIR:-/tmp}/toolweir-bench.XXXXXX")
-clean() {
-	stop_all
-	ip netns del "$POD" 2>/dev/null || true
-	ip netns del "$OUTSIDE" 2>/dev/null || true
-	rm -rf "$dir" "/etc/netns/$POD"
-}
-trap clean EXIT
-chmod 755 "$dir"
-cp "$sidecar" "$dir/toolweir-sidecar"
 cp "$nginx" "$dir/nginx-binary"
 cp "$module" "$dir/ngx_stream_module.so"
 mkdir "$dir/nginx"
+make_pod "$NAME"
 
-pod() { ip netns exec "$POD" "$@"; }
-as_sidecar=(ip netns exec "$POD" setpriv --reuid "$SIDECAR_UID" --regid "$SIDECAR_GID" --clear-groups)
-
-# wait_inside NAMESPACE ADDRESS PORT LOG: waits until something listens there.
-wait_inside() {
-	local i
-	for ((i = 0; i < 200; i++)); do
-		ip netns exec "$1" bash -c "exec 3<>/dev/tcp/$2/$3" 2>/dev/null && return
-		sleep 0.05
-	done
-	tail -20 "$4" >&2
-	fail "nothing listens on $2:$3"
-}
-
-# The pod and, on a wire, what is outside it.
-ip netns add "$OUTSIDE"
-ip netns add "$POD"
-ip -n "$POD" link add eth0 type veth peer name eth0 netns "$OUTSIDE"
-ip -n "$POD" addr add 10.77.0.2/24 dev eth0
-for address in 10.77.0.1 "$SERVER" "$RESOLVER"; do ip -n "$OUTSIDE" addr add "$address/24" dev eth0; done
-for namespace in "$POD" "$OUTSIDE"; do
-	ip -n "$namespace" link set lo up
-	ip -n "$namespace" link set eth0 up
-done
-ip -n "$POD" route add default via 10.77.0.1
-mkdir -p "/etc/netns/$POD"
-printf 'search bench.svc.cluster.local svc.cluster.local cluster.local\nnameserver %s\noptions ndots:5\n' "$RESOLVER" >"/etc/netns/$POD/resolv.conf"
-
-# Outside: an MCP server, the raw server and a resolver that knows one name.
+# Outside: an MCP server and the raw server.
 start "$dir/upstream.log" ip netns exec "$OUTSIDE" "$bench" upstream --listen "$SERVER:8000"
 start "$dir/raw.log" ip netns exec "$OUTSIDE" "$bench" raw-server --listen "$SERVER:9000"
-start "$dir/resolver.log" ip netns exec "$OUTSIDE" python3 -c '
-import socket, struct, sys
-here, name, address = sys.argv[1:]
-known = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind((here, 53))
-while True:
-    query, client = server.recvfrom(512)
-    end = query.index(b"\0", 12) + 1
-    asked, kind = query[12:end].lower(), query[end:end + 2]
-    # That there is none may be remembered, as an answer of the cluster DNS may (RFC 2308, section 5).
-    answer, none = b"", b"\0" + struct.pack(">HHIH", 6, 1, 30, 22) + b"\0\0" + struct.pack(">5I", 1, 7200, 1800, 86400, 30)
-    if asked == known and kind == b"\0\1":
-        answer = b"\xc0\x0c\0\1\0\1" + struct.pack(">IH", 3600, 4) + socket.inet_aton(address)
-    head = struct.pack(">HHHHH", 0x8180 if asked == known else 0x8183, 1, bool(answer), not answer, 0)
-    server.sendto(query[:2] + head + query[12:end + 4] + (answer or none), client)
-' "$RESOLVER" "$NAME" "$SERVER"
 wait_inside "$OUTSIDE" "$SERVER" 8000 "$dir/upstream.log"
 wait_inside "$OUTSIDE" "$SERVER" 9000 "$dir/raw.log"
 
-# Inside: the rules, the sidecar and nginx, which runs as the sidecar's user so that the rules let it out.
-pod "$dir/toolweir-sidecar" capture --uid "$SIDECAR_UID" --gid "$SIDECAR_GID" >"$dir/capture.log" 2>&1 || {
-	cat "$dir/capture.log" >&2
-	fail "the rules cannot be written"
-}
+# Inside: the sidecar and nginx, which runs as the sidecar's user so that the rules let it out.
 cat >"$dir/policy.yaml" <<-END
 	apiVersion: toolweir.dev/v1alpha1
 	kind: MCPPolicy
@@ -123,10 +54,7 @@ cat >"$dir/policy.yaml" <<-END
 	    - {cidrs: [10.77.0.0/24], ports: [9000]}
 	    - {domainNames: [$NAME], cidrs: [10.77.0.0/24], ports: [9000]}
 END
-start "$dir/sidecar.log" bash -c 'exec "$@" >"$0"' "$dir/audit.log" "${as_sidecar[@]}" "$dir/toolweir-sidecar" run \
-	--policy "$dir/policy.yaml" --capture-port 15002
-sidecar_pid=${STARTED[-1]}
-wait_inside "$POD" 127.0.0.1 15001 "$dir/sidecar.log"
+start_captured
 cat >"$dir/nginx.conf" <<-END
 	load_module $dir/ngx_stream_module.so;
 	worker_processes 2;
@@ -154,9 +82,8 @@ chown "$SIDECAR_UID:$SIDECAR_GID" "$dir/nginx"
 start "$dir/nginx.log" "${as_sidecar[@]}" "$dir/nginx-binary" -e stderr -p "$dir/nginx" -c "$dir/nginx.conf"
 wait_inside "$POD" 127.0.0.1 9001 "$dir/nginx.log"
 
-echo "$(date -u +%F), $(nproc) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), Linux $(uname -r)"
-echo "toolweir-sidecar at $(git -C "$ROOT" describe --always --dirty); $("$nginx" -v 2>&1 | sed 's/.*: //')"
-ticks() { awk '/^cpu / { print $2 + $3 + $4 + $7 + $8 }' /proc/stat; }
+versions
+echo "nginx: $("$nginx" -v 2>&1 | sed 's/.*: //')"
 
 # The client is root's, so all that it calls outside is captured.
 pod "$bench" raw-idle --target "$SERVER:9000" --pid "$sidecar_pid" --connections 64 >"$dir/idle.json"
@@ -165,8 +92,6 @@ pod "$bench" raw-load --target nginx=127.0.0.1:9001 --target "sidecar=$SERVER:90
 	--tls-target nginx=127.0.0.1:9002 --tls-target "sidecar=$SERVER:9000" --server-name "$NAME" \
 	--connections "$CONNECTIONS" --rounds "$ROUNDS" --seconds "$SECONDS_PER_ROUND" --connects "$CONNECTS" >"$dir/load.json"
 
-# audited COUNT PATTERN: fails if fewer lines of the audit log than this have the pattern: what is measured went through the sidecar.
-audited() { [ "$(grep -c "$2" "$dir/audit.log")" -ge "$1" ] || fail "fewer than $1 lines of the audit log have $2"; }
 audited $((2 * BLOCKS * CALLS)) '"tool":"send_message"'
 audited $((ROUNDS * CONNECTS)) '"protocol":"other","decision":"allowed"'
 audited $((ROUNDS * CONNECTS)) '"protocol":"tls","decision":"allowed"'

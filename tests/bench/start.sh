@@ -6,7 +6,7 @@
 
 need strip "apt-get install binutils"
 bench=$(bench)
-binary=$(sidecar)
+binary=${SIDECAR:-$(sidecar)}
 dir=$(work_dir)
 trap 'stop_all; rm -rf "$dir"' EXIT
 

@@ -22,8 +22,8 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Result<()> {
-    let mut base = Side::open(&args.base).await?;
-    let mut other = Side::open(&args.other).await?;
+    let mut base = Side::to(&LoadTarget::open(&args.base).await?).await?;
+    let mut other = Side::to(&LoadTarget::open(&args.other).await?).await?;
     // Warm: connections, counts, code.
     base.block(args.calls / 4).await?;
     other.block(args.calls / 4).await?;
@@ -55,7 +55,8 @@ pub async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-struct Side {
+/// Calls on one connection.
+pub struct Side {
     connection: LoadConnection,
     call: LoadCall,
     expected: ExpectedAnswer,
@@ -63,14 +64,13 @@ struct Side {
 }
 
 impl Side {
-    async fn open(url: &str) -> Result<Self> {
-        let endpoint = LoadTarget::open(url).await?;
-        let connection = LoadConnection::to(&endpoint).await?;
-        Ok(Self { connection, call: LoadCall::new(&endpoint, "send_message")?, expected: ExpectedAnswer::default(), number: 0 })
+    pub async fn to(endpoint: &LoadTarget) -> Result<Self> {
+        let connection = LoadConnection::to(endpoint).await?;
+        Ok(Self { connection, call: LoadCall::new(endpoint, "send_message")?, expected: ExpectedAnswer::default(), number: 0 })
     }
 
     /// The median of so many calls in microseconds.
-    async fn block(&mut self, calls: u64) -> Result<f64> {
+    pub async fn block(&mut self, calls: u64) -> Result<f64> {
         let mut took = Vec::new();
         for _ in 0..calls.max(1) {
             self.number += 1;
@@ -87,7 +87,7 @@ impl Side {
 }
 
 /// The median of what is sorted.
-fn middle(sorted: &[f64]) -> f64 {
+pub fn middle(sorted: &[f64]) -> f64 {
     let half = sorted.len() / 2;
     if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[half - 1], sorted[half]) } else { sorted[half] }
 }

@@ -4,14 +4,18 @@
 use crate::process::Tree;
 use anyhow::{Context, Result, bail, ensure};
 use hyper::Uri;
+use rustls::HandshakeKind;
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 
 const BODY_SIZE: usize = 1024;
 /// The time that a run may take beyond its end: an answer that is later than this is lost.
@@ -20,9 +24,11 @@ const GRACE: Duration = Duration::from_secs(10);
 /// An MCP endpoint, with the session that it gave, if it did.
 #[derive(Clone)]
 pub struct LoadTarget {
-    address: String,
+    address: SocketAddr,
+    host: String,
     path: String,
     session: Option<String>,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
 #[derive(Clone, Copy)]
@@ -56,13 +62,24 @@ pub struct LoadTally {
 }
 
 impl LoadTarget {
-    /// Opens an MCP session, as a client would.
+    /// Opens an MCP session at an `http://` URL, as a client would.
     pub async fn open(url: &str) -> Result<Self> {
+        ensure!(url.starts_with("http://"), "{url}: not an http:// URL");
+        Self::open_with(url, None).await
+    }
+
+    /// Opens an MCP session, with TLS if there is a connector. The host is looked up once.
+    pub async fn open_with(url: &str, tls: Option<TlsConnector>) -> Result<Self> {
         let uri: Uri = url.parse().with_context(|| format!("{url}: not a URL"))?;
-        ensure!(uri.scheme_str() == Some("http"), "{url}: not an http:// URL");
         let authority = uri.authority().with_context(|| format!("{url}: no host"))?;
-        let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
-        let mut endpoint = Self { address, path: uri.path().to_owned(), session: None };
+        let default = if tls.is_some() { 443 } else { 80 };
+        let host = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(default));
+        let address = lookup_host(&host).await.with_context(|| host.clone())?.next().context("no address")?;
+        let tls = match tls {
+            Some(connector) => Some((connector, ServerName::try_from(authority.host().to_owned())?)),
+            None => None,
+        };
+        let mut endpoint = Self { address, host, path: uri.path().to_owned(), session: None, tls };
         endpoint.initialize().await.with_context(|| format!("initialize at {url}"))?;
         Ok(endpoint)
     }
@@ -82,10 +99,10 @@ impl LoadTarget {
 
     /// A whole POST of this body.
     pub fn post(&self, body: &[u8]) -> Vec<u8> {
-        let Self { address, path, session } = self;
+        let Self { host, path, session, .. } = self;
         let session = session.as_ref().map(|session| format!("Mcp-Session-Id: {session}\r\n")).unwrap_or_default();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
              Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2025-11-25\r\n{session}\
              Content-Length: {}\r\n\r\n",
             body.len()
@@ -251,9 +268,16 @@ fn read(body: &[u8], id: &[u8]) -> Result<LoadOutcome> {
     Ok(LoadOutcome::Denied(reason.to_owned()))
 }
 
+/// What bytes are exchanged on.
+trait LoadStream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> LoadStream for S {}
+
 pub struct LoadConnection {
-    stream: TcpStream,
+    stream: Box<dyn LoadStream>,
     buffer: Vec<u8>,
+    /// How its TLS began, if it has any
+    pub handshake: Option<HandshakeKind>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -275,13 +299,25 @@ impl LoadAnswer {
 
 impl LoadConnection {
     pub async fn to(endpoint: &LoadTarget) -> Result<Self> {
-        let stream = TcpStream::connect(&endpoint.address).await.with_context(|| endpoint.address.clone())?;
+        let stream = TcpStream::connect(endpoint.address).await.with_context(|| endpoint.host.clone())?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::with_capacity(16 * 1024) })
+        let buffer = Vec::with_capacity(16 * 1024);
+        let Some((connector, name)) = &endpoint.tls else {
+            return Ok(Self { stream: Box::new(stream), buffer, handshake: None });
+        };
+        let stream = connector.connect(name.clone(), stream).await.with_context(|| format!("TLS to {}", endpoint.host))?;
+        let handshake = stream.get_ref().1.handshake_kind();
+        Ok(Self { stream: Box::new(stream), buffer, handshake })
+    }
+
+    /// Closes the connection in order.
+    pub async fn close(mut self) -> Result<()> {
+        Ok(self.stream.shutdown().await?)
     }
 
     pub async fn exchange(&mut self, request: &[u8]) -> Result<LoadAnswer> {
         self.stream.write_all(request).await?;
+        self.stream.flush().await?;
         self.buffer.clear();
         loop {
             let n = self.stream.read_buf(&mut self.buffer).await?;
@@ -386,7 +422,8 @@ mod tests {
 
     #[test]
     fn every_call_has_the_same_size() {
-        let endpoint = LoadTarget { address: "h:1".into(), path: "/mcp".into(), session: None };
+        let endpoint =
+            LoadTarget { address: ([127, 0, 0, 1], 1).into(), host: "h:1".into(), path: "/mcp".into(), session: None, tls: None };
         let mut call = LoadCall::new(&endpoint, "send_message").unwrap();
         call.set(41, 999);
         let text = String::from_utf8(call.bytes.clone()).unwrap();

@@ -9,6 +9,7 @@ mod calls;
 mod compare;
 mod drive;
 mod hammer;
+mod intercept;
 mod load;
 mod memory;
 mod passthrough;
@@ -16,6 +17,7 @@ mod process;
 mod raw;
 mod serve;
 mod start;
+mod tls;
 mod upstream;
 
 use anyhow::Result;
@@ -48,6 +50,10 @@ enum Command {
     Drive(drive::Args),
     /// Blocks of calls to two targets in turn: how much longer a call of the second takes, as JSON
     Alternate(alternate::Args),
+    /// Calls and connections with TLS and without in turn: what TLS costs a process, as JSON
+    Intercept(intercept::Args),
+    /// What idle HTTP connections cost a process in memory, as JSON
+    InterceptIdle(intercept::IdleArgs),
     /// Time from starting a command to a 200 of its /readyz
     Start(start::Args),
     /// A server of a protocol that is neither HTTP nor TLS
@@ -69,6 +75,8 @@ fn main() -> Result<ExitCode> {
         Command::Hammer(args) => single(hammer::run(args)),
         Command::Drive(args) => single(drive::run(args)).map(|()| true),
         Command::Alternate(args) => single(alternate::run(args)).map(|()| true),
+        Command::Intercept(args) => single(intercept::run(args)).map(|()| true),
+        Command::InterceptIdle(args) => single(intercept::idle(args)).map(|()| true),
         // The shape of a real proxy: a worker thread for each core.
         Command::PassThrough(args) => tokio::runtime::Runtime::new()?.block_on(passthrough::run(args)).map(|()| true),
         Command::Start(args) => start::run(&args),

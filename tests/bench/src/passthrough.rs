@@ -39,7 +39,7 @@ pub async fn run(args: Args) -> Result<()> {
     let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
     let host = HeaderValue::from_str(args.upstream.as_str()).context("--upstream")?;
     let proxy = Passthrough { client, upstream: args.upstream, host };
-    serve(args.listen, move |request| {
+    serve(args.listen, None, move |request| {
         let proxy = proxy.clone();
         async move {
             Ok::<_, Infallible>(proxy.forward(request).await.unwrap_or_else(|error| {

@@ -12,9 +12,10 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
-/// Serves HTTP/1.1 and HTTP/2 until the process ends.
-pub async fn serve<H, F, B>(listen: SocketAddr, handle: H) -> Result<()>
+/// Serves HTTP/1.1 and HTTP/2 until the process ends, with TLS if there is an acceptor.
+pub async fn serve<H, F, B>(listen: SocketAddr, tls: Option<TlsAcceptor>, handle: H) -> Result<()>
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
@@ -35,9 +36,17 @@ where
         };
         stream.set_nodelay(true).ok();
         let service = service_fn(handle.clone());
+        let tls = tls.clone();
         tokio::spawn(async move {
             // A client that goes away is no event for a benchmark; a call lost by it is counted by the client.
-            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            let builder = auto::Builder::new(TokioExecutor::new());
+            if let Some(tls) = tls {
+                if let Ok(stream) = tls.accept(stream).await {
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                }
+            } else {
+                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            }
         });
     }
 }

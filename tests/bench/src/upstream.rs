@@ -1,6 +1,7 @@
 //! The MCP server behind every proxy: as little work as it can do, so that the proxies are what is measured.
 
 use crate::serve::serve;
+use crate::tls;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -27,6 +28,12 @@ pub struct Args {
     /// How many tools it lists: `send_message`, and `get_` and `delete_` something in turn
     #[arg(long, default_value_t = 1)]
     tools: usize,
+    /// Serve with TLS under this name
+    #[arg(long, value_name = "NAME", requires = "certificate")]
+    tls: Option<String>,
+    /// Write the certificate, which clients are to trust, to this file
+    #[arg(long, value_name = "PEM", requires = "tls")]
+    certificate: Option<PathBuf>,
 }
 
 struct BenchServer {
@@ -41,6 +48,7 @@ const INITIALIZED: &str =
 
 pub async fn run(args: Args) -> Result<()> {
     let arrivals = args.arrivals.map(|path| File::create(&path).with_context(|| path.display().to_string()));
+    let tls = args.tls.zip(args.certificate).map(|(name, path)| tls::acceptor(name, &path)).transpose()?;
     let text = "All is well. ".repeat(70);
     let server = Arc::new(BenchServer {
         started: Instant::now(),
@@ -48,7 +56,7 @@ pub async fn run(args: Args) -> Result<()> {
         call_result: format!(r#"{{"content":[{{"type":"text","text":"{text}"}}],"isError":false}}"#),
         list: list(args.tools),
     });
-    serve(args.listen, move |request| {
+    serve(args.listen, tls, move |request| {
         let server = server.clone();
         async move { Ok::<_, Infallible>(server.answer(request).await) }
     })
