@@ -157,7 +157,7 @@ async fn at_once(args: &Args, process: &Tree, ways: [&LoadTarget; 2]) -> Result<
 }
 
 #[derive(clap::Args)]
-pub struct IdleArgs {
+pub struct InterceptIdleArgs {
     #[arg(long)]
     url: String,
     /// The certificates that the client trusts; without them there is no TLS
@@ -171,7 +171,7 @@ pub struct IdleArgs {
 }
 
 /// Prints how much a process's memory grows with connections that have carried one call each and carry nothing now.
-pub async fn idle(args: IdleArgs) -> Result<()> {
+pub async fn idle(args: InterceptIdleArgs) -> Result<()> {
     let tls = args.trusted.map(|trusted| connector(&trusted, false)).transpose()?;
     let target = LoadTarget::open_with(&args.url, tls).await?;
     // What only the first ones need, such as code, is there then.

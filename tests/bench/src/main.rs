@@ -53,7 +53,7 @@ enum Command {
     /// Calls and connections with TLS and without in turn: what TLS costs a process, as JSON
     Intercept(intercept::Args),
     /// What idle HTTP connections cost a process in memory, as JSON
-    InterceptIdle(intercept::IdleArgs),
+    InterceptIdle(intercept::InterceptIdleArgs),
     /// Time from starting a command to a 200 of its /readyz
     Start(start::Args),
     /// A server of a protocol that is neither HTTP nor TLS
