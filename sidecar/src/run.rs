@@ -269,9 +269,6 @@ impl RunConfig {
     /// Returns what captured connections are decided by, if there are any. The policies in force say which TLS is opened from now on.
     fn captured(&self, governor: &Governor) -> anyhow::Result<Option<Arc<Capture>>> {
         let Some(capture) = &self.capture else { return Ok(None) };
-        if let Some(folder) = &self.state {
-            control::state::create(folder).with_context(|| format!("--state-dir {}", folder.display()))?;
-        }
         // Now, while no other container can have written to them.
         let domains = toolweir_store::dns::search_domains().map_err(|error| anyhow::anyhow!("--capture-port: {error}"))?;
         let domains = SearchDomains::new(domains);
@@ -332,6 +329,9 @@ impl RunConfig {
 pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dyn io::Write + Send>) -> anyhow::Result<Sidecar> {
     let (stop, stopping) = watch::channel(false);
     let (governor, upkeep) = config.govern(audit, stopping.clone())?;
+    if let (Some(folder), PolicySource::Local(_)) = (&config.state, &config.source) {
+        governor.metrics.files.record_result("policies", "write", control::state::create(folder));
+    }
     // Now, while no container of the pod can have written to it.
     config.read_resolvers(&governor)?;
     let tls = config.client_tls()?;

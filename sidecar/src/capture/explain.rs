@@ -29,7 +29,7 @@ struct DeclaredPlace {
 }
 
 impl Capture {
-    /// Explains what would become of a connection for a URL: a GET of it for `http`, TLS that is not opened for `https`. Other schemes
+    /// Explains what would become of a connection for a URL: a GET of it for `http` and for `https` that is opened. Other schemes
     /// need a port; such a connection names no host.
     ///
     /// # Errors

@@ -29,6 +29,14 @@ pub enum ServerTarget {
     Description(Arc<ServerInForce>, Uri),
 }
 
+impl ServerTarget {
+    /// The scheme of the server's url, which is that of the request.
+    pub fn scheme(&self) -> &str {
+        let (Self::Endpoint(server) | Self::Messages { server, .. } | Self::Description(server, _)) = self;
+        server.url.as_ref().and_then(Uri::scheme_str).unwrap_or("http")
+    }
+}
+
 /// Where a captured HTTP request goes.
 #[derive(Clone, Debug)]
 pub enum RequestPlace {

@@ -70,6 +70,8 @@ pub struct KeptAuthority {
     pod: String,
     /// The names that the intermediate may sign for.
     hosts: BTreeSet<String>,
+    /// True if there was no room for more names.
+    is_full: bool,
     /// The end of both certificates, in seconds since 1970.
     expires: u64,
     /// The root, in PEM.
@@ -124,7 +126,7 @@ impl PodAuthority {
     /// # Errors
     /// There is no host, or clients would not accept what was made.
     pub fn new(pod: &str, hosts: impl IntoIterator<Item = String>, now: SystemTime) -> Result<Self, AuthorityError> {
-        let hosts = within_bound(hosts);
+        let (hosts, is_full) = within_bound(hosts);
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         // Named after the key, so that no two authorities have the same name: verifiers look for issuers by name.
         let digest = ring::digest::digest(&ring::digest::SHA256, &key.subject_public_key_info());
@@ -155,6 +157,7 @@ impl PodAuthority {
             name,
             pod,
             hosts,
+            is_full,
             expires: seconds(until),
             root: root.pem(),
             intermediate: intermediate.pem(),
@@ -191,6 +194,11 @@ impl PodAuthority {
     /// Returns whether it may sign for a name, which is in lower case.
     pub fn covers(&self, name: &str) -> bool {
         self.kept.hosts.contains(name)
+    }
+
+    /// Returns whether some of the names for which it was made found no room.
+    pub fn is_full(&self) -> bool {
+        self.kept.is_full
     }
 
     /// Makes a certificate for one name.
@@ -265,22 +273,18 @@ fn authority_params(name: &str, pod: &str) -> CertificateParams {
     params
 }
 
-/// The hosts, as many as clients take.
-fn within_bound(hosts: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+/// Returns the hosts, as many as clients take, and whether these are not all.
+fn within_bound(hosts: impl IntoIterator<Item = String>) -> (BTreeSet<String>, bool) {
     let (mut within, mut bytes) = (BTreeSet::new(), 0);
     for host in hosts {
         // Its tag, its length, and those of what is around it.
         bytes += if within.contains(&host) { 0 } else { host.len() + 6 };
         if bytes > LARGEST_NAMES {
-            tracing::error!(
-                host,
-                "too many hosts of servers with `tls: Intercept`: clients would not take the certificate; the rest is not opened"
-            );
-            break;
+            return (within, true);
         }
         within.insert(host);
     }
-    within
+    (within, false)
 }
 
 #[cfg(test)]
@@ -366,6 +370,7 @@ mod tests {
         let many = (0..1000).map(|number| format!("server-{number}.tools.svc.cluster.local"));
         let authority = PodAuthority::new("", many, now()).unwrap();
         assert!(authority.covers("server-0.tools.svc.cluster.local") && !authority.covers("server-999.tools.svc.cluster.local"));
+        assert!(authority.is_full() && !self::authority().is_full());
         assert!(authority.intermediate.len() < LARGEST_NAMES + 1024, "{}", authority.intermediate.len());
         assert!(authority.describe().starts_with("CN=Toolweir intermediate ") && !authority.describe().contains("O="));
     }

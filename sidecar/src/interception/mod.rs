@@ -63,6 +63,8 @@ pub struct InterceptionSettings {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeptInterception {
+    // One that is missing is damage, not a pod without an authority.
+    #[serde(deserialize_with = "Option::deserialize")]
     authority: Option<KeptAuthority>,
 }
 
@@ -216,6 +218,10 @@ impl Interception {
         self.decided.get()?.authority.as_ref()
     }
 
+    fn is_full(&self) -> bool {
+        self.known().is_some_and(PodAuthority::is_full)
+    }
+
     /// Returns who signs what agents see, in words.
     pub fn describe(&self) -> Option<String> {
         self.known().map(PodAuthority::describe)
@@ -225,7 +231,7 @@ impl Interception {
     pub fn report(&self, in_force: &InForce) -> InterceptionReport {
         let state = |server: &Arc<ServerInForce>| {
             let missing = host(server).filter(|name| !self.covers(name));
-            let needs_new_pod = missing.is_some() && self.is_prepared();
+            let needs_new_pod = missing.is_some() && self.is_prepared() && !self.is_full();
             InterceptionState { server: server.name.clone(), problem: missing.map(|name| self.problem(&name)), needs_new_pod }
         };
         let mut interception: Vec<InterceptionState> = intercepted(in_force).map(state).collect();
@@ -237,6 +243,10 @@ impl Interception {
         match (&self.settings.folder, self.is_prepared()) {
             (None, _) => "the pod was created before a policy asked for it; create the pod anew".to_owned(),
             (_, false) => "the pod's certificate authority cannot be made or written; the sidecar's log says why".to_owned(),
+            (_, true) if self.is_full() => format!(
+                "the pod's certificate authority has no room for {name}: clients take some 16 KiB of names; govern this pod by fewer \
+                 servers with `tls: Intercept`"
+            ),
             (_, true) => format!("the pod was created before a policy declared {name} with it; create the pod anew"),
         }
     }

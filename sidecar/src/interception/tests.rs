@@ -220,14 +220,14 @@ async fn an_authority_that_is_lost_or_damaged_is_made_anew_and_old_agents_do_not
     let pod = PodFolders::new("damaged");
     pod.start(&policies(&[OPENED]));
     let (old, good) = (pod.root(), fs::read_to_string(pod.path(KEPT)).unwrap());
-    for damaged in ["", "{\"authority\":{}}", &good.replace("BEGIN PRIVATE", "BEGIN"), &good[..good.len() / 2]] {
+    for damaged in ["", "{}", "{\"authority\":{}}", &good.replace("BEGIN PRIVATE", "BEGIN"), &good[..good.len() / 2]] {
         fs::write(pod.path(KEPT), damaged).unwrap();
         let interception = pod.start(&policies(&[OPENED]));
         assert!(ask(&interception, old.clone(), "bank.tools.svc", &[], true).await.0.unwrap_err().contains("UnknownIssuer"));
         assert_eq!(ask(&interception, pod.root(), "bank.tools.svc", &[], true).await.0.as_deref(), Ok("hello"), "{damaged}");
     }
     let page = pod.page();
-    assert!(page.contains(r#"toolweir_file_failures_total{file="interception",operation="read"} 4"#), "{page}");
+    assert!(page.contains(r#"toolweir_file_failures_total{file="interception",operation="read"} 5"#), "{page}");
     fs::remove_file(pod.path(KEPT)).unwrap();
     pod.start(&policies(&[OPENED]));
     assert_ne!(pod.root(), old);

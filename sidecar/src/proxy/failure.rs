@@ -38,6 +38,9 @@ pub enum RequestFailure {
     /// The request comes from a page of another origin.
     #[error("Refused: the {0} header names an origin that is not local. Use http://127.0.0.1, or --allow-host.")]
     ForbiddenOrigin(&'static str),
+    /// A page of another origin than the server's calls the server by its own URL.
+    #[error("Refused: the Origin header names another origin than the server's. A page may call the server that it comes from.")]
+    ForeignOrigin,
     /// There is nothing at its path.
     #[error("Nothing is here. An MCP server is reached at /<name>, with the name that a policy gives it and nothing after it.")]
     NotFound,
@@ -111,7 +114,7 @@ impl RequestFailure {
     pub fn status_of_answer(&self, to: &ReplyTo<'_>) -> StatusCode {
         let is_error = match self {
             // MCP 2025-11-25, Transports, "Security Warning".
-            Self::ForbiddenOrigin(_) => true,
+            Self::ForbiddenOrigin(_) | Self::ForeignOrigin => true,
             // MCP 2026-07-28, "Request Metadata Headers": only at an error does a client send the call again with others.
             _ if to.modern && self.code() == HEADER_MISMATCH => true,
             // There every answer has a status of its own: it is no session that ends.
@@ -124,7 +127,7 @@ impl RequestFailure {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
-            Self::ForbiddenOrigin(_) => StatusCode::FORBIDDEN,
+            Self::ForbiddenOrigin(_) | Self::ForeignOrigin => StatusCode::FORBIDDEN,
             Self::NotFound | Self::UnknownServer => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Body => StatusCode::REQUEST_TIMEOUT,
@@ -156,7 +159,7 @@ impl RequestFailure {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Refused(_) => Outcome::Refused,
-            Self::ForbiddenOrigin(_) => Outcome::ForbiddenOrigin,
+            Self::ForbiddenOrigin(_) | Self::ForeignOrigin => Outcome::ForbiddenOrigin,
             Self::NotFound | Self::Method => Outcome::NotFound,
             Self::UnknownServer => Outcome::UnknownServer,
             Self::Body => Outcome::ClientFailed,
@@ -173,9 +176,13 @@ impl RequestFailure {
     /// Whose fault it was.
     pub fn origin(&self) -> FailureOrigin {
         match self {
-            Self::Refused(_) | Self::ForbiddenOrigin(_) | Self::NotFound | Self::UnknownServer | Self::Method | Self::Body => {
-                FailureOrigin::Client
-            }
+            Self::Refused(_)
+            | Self::ForbiddenOrigin(_)
+            | Self::ForeignOrigin
+            | Self::NotFound
+            | Self::UnknownServer
+            | Self::Method
+            | Self::Body => FailureOrigin::Client,
             Self::NoUrl(_) | Self::Overloaded | Self::Unanswered | Self::Credential(..) => FailureOrigin::Own,
             Self::Connect(..)
             | Self::Proxy(..)

@@ -73,17 +73,17 @@ pub fn check_origin(headers: &HeaderMap, allowed_hosts: &[String]) -> Result<(),
     Ok(())
 }
 
-/// Refuses what a page of another origin than the server's sends to a server by its own URL.
+/// Refuses what a page of another origin than the server's sends to a server by its own URL, which has this scheme.
 ///
 /// # Errors
 /// `Origin` is not that of the request.
-pub fn check_captured_origin(headers: &HeaderMap) -> Result<(), RequestFailure> {
+pub fn check_captured_origin(headers: &HeaderMap, scheme: &str) -> Result<(), RequestFailure> {
     let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
     let is_own = |origin: &HeaderValue| {
-        let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
+        let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix(scheme)?.strip_prefix("://"));
         origin.is_some() && origin == host
     };
-    if headers.get_all(header::ORIGIN).iter().all(is_own) { Ok(()) } else { Err(RequestFailure::ForbiddenOrigin("Origin")) }
+    if headers.get_all(header::ORIGIN).iter().all(is_own) { Ok(()) } else { Err(RequestFailure::ForeignOrigin) }
 }
 
 /// The origin of the page that asks, if it is accepted.
@@ -104,4 +104,29 @@ fn is_local(authority: &str, allowed_hosts: &[String], fits: impl Fn(IpAddr) -> 
     host.trim_start_matches('[').trim_end_matches(']').parse().is_ok_and(fits)
         || host.eq_ignore_ascii_case("localhost")
         || allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_the_server_itself_is_told_by_the_scheme_of_the_connection_too() {
+        let check = |origin: &'static str, scheme: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("bank.example"));
+            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            check_captured_origin(&headers, scheme).is_ok()
+        };
+        assert!(check("https://bank.example", "https") && check("http://bank.example", "http"));
+        for (origin, scheme) in [
+            ("http://bank.example", "https"),
+            ("https://bank.example", "http"),
+            ("https://bank.example.evil.example", "https"),
+            ("null", "https"),
+            ("", "https"),
+        ] {
+            assert!(!check(origin, scheme), "{origin} over {scheme}");
+        }
+    }
 }

@@ -98,7 +98,7 @@ impl Proxy {
     ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
         match captured {
             None => check_origin(&parts.headers, &self.state.allowed_hosts)?,
-            Some(_) => check_captured_origin(&parts.headers)?,
+            Some(captured) => check_captured_origin(&parts.headers, captured.scheme())?,
         }
         headers::check_connection(&parts.headers)?;
         headers::check(&parts.headers)?;
