@@ -54,7 +54,7 @@ pub async fn explain_url(client: &Client, namespace: &str, query: &UrlQuery) -> 
 
 /// Formats the response for people.
 fn text(pod: &str, explained: &ConnectionExplanation) -> String {
-    let ConnectionExplanation { url, name, port, server, decision, reason, policy, message } = explained;
+    let ConnectionExplanation { url, name, port, server, decision, reason, policy, opened_by, message } = explained;
     let found = match server {
         Some(server) if decision == "governed" => format!("governed as server {}", shown(server)),
         _ => decision_text(decision, reason),
@@ -62,6 +62,9 @@ fn text(pod: &str, explained: &ConnectionExplanation) -> String {
     let mut text = format!("pod {pod}, {}: {found}\n", shown(url));
     if !message.is_empty() {
         text.push_str(&format!("  {}\n", shown(message)));
+    }
+    if let Some(authority) = opened_by {
+        text.push_str(&format!("  opened by: {}\n", shown(authority)));
     }
     let or_none = |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), |name| shown(name).into_owned());
     let row = vec![shown(name).into_owned(), port.to_string(), or_none(server), or_none(policy)];
@@ -99,6 +102,19 @@ pod agents/social-1, https://a.com: denied (not_allowed)
 
   HOST   PORT  SERVER  POLICY
   a.com  443   -       agents/out
+",
+            ),
+            (
+                json!({"url": "https://bank.example/mcp", "name": "bank.example", "port": 443, "server": "bank",
+                    "decision": "governed", "reason": "none", "message": "Governed.",
+                    "openedBy": "CN=Toolweir intermediate of agents/social-1, SHA-256 3f:9a, until 2036-11-27"}),
+                "\
+pod agents/social-1, https://bank.example/mcp: governed as server bank
+  Governed.
+  opened by: CN=Toolweir intermediate of agents/social-1, SHA-256 3f:9a, until 2036-11-27
+
+  HOST          PORT  SERVER  POLICY
+  bank.example  443   bank    -
 ",
             ),
             (

@@ -1,16 +1,17 @@
 //! `kubectl toolweir`: shows what the policies of a cluster do, and why.
 //!
 //! [`status`], [`denials`] and [`explain`] (of connections: [`explain_url`]) are the three commands. They collect data through the API server only ([`cluster`] lists
-//! objects, [`forward`] asks sidecars), parse it ([`audit`], [`credentials`], [`scrape`]), and write it for people ([`table`]) or as JSON.
+//! objects, [`forward`] asks sidecars), parse it ([`audit`], [`servers`], [`scrape`]), and write it for people ([`table`]) or as JSON.
 
 pub mod audit;
 pub mod cluster;
-pub mod credentials;
+pub mod condition;
 pub mod denials;
 pub mod explain;
 pub mod explain_url;
 pub mod forward;
 pub mod scrape;
+pub mod servers;
 pub mod status;
 pub mod table;
 

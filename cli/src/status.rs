@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::{ApiResource, Object},
@@ -18,9 +18,10 @@ use toolweir_crds::{
 use crate::{
     CommandOutcome,
     cluster::{ApiAccess, NamespaceScope, PodInfo, is_missing, list},
-    credentials::{CredentialRow, PolicyServer},
+    condition::ConditionRow,
     forward,
     scrape::PolicyMetrics,
+    servers::{CredentialRow, INTERCEPT, PolicyServer},
     table::{short, shown, table},
 };
 
@@ -71,18 +72,12 @@ pub struct PolicyRow {
     /// The condition `CredentialsReady`; absent if it gives none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_ready: Option<ConditionRow>,
-}
-
-/// A condition of a policy.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ConditionRow {
-    /// `True`, `False` or `Unknown`.
-    pub status: String,
-    /// The reason.
-    pub reason: String,
-    /// The message.
-    pub message: String,
+    /// The servers whose captured TLS it has opened.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub intercepted: Vec<String>,
+    /// The condition `InterceptionReady`; absent if it has none opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interception_ready: Option<ConditionRow>,
 }
 
 /// A pod with a sidecar.
@@ -222,16 +217,9 @@ fn governs(policy: &AnyPolicy, pod: &PodInfo, namespace: Option<&Labels>) -> boo
 fn policy_row(kind: &'static str, policy: &AnyPolicy) -> PolicyRow {
     let status = policy.status.clone().unwrap_or_default();
     let generation = policy.meta().generation;
-    let condition = |name: &str| {
-        let found = status.conditions.iter().find(|condition| condition.type_ == name);
-        let nothing = || ConditionRow {
-            status: "Unknown".to_owned(),
-            reason: "NoStatus".to_owned(),
-            message: "The operator has not written a status; check that it runs.".to_owned(),
-        };
-        found.map_or_else(nothing, |condition| condition_row(condition, generation))
-    };
+    let condition = |name: &str| ConditionRow::of(&status.conditions, name, generation);
     let credentials = CredentialRow::all(&policy.spec.servers);
+    let intercepted = PolicyServer::intercepted(&policy.spec.servers);
     PolicyRow {
         kind,
         namespace: policy.namespace(),
@@ -243,18 +231,9 @@ fn policy_row(kind: &'static str, policy: &AnyPolicy) -> PolicyRow {
         acknowledged: status.acknowledged,
         credentials_ready: (!credentials.is_empty()).then(|| condition("CredentialsReady")),
         credentials,
+        interception_ready: (!intercepted.is_empty()).then(|| condition("InterceptionReady")),
+        intercepted,
     }
-}
-
-fn condition_row(condition: &Condition, generation: Option<i64>) -> ConditionRow {
-    if condition.observed_generation.is_some() && condition.observed_generation != generation {
-        return ConditionRow {
-            status: "Unknown".to_owned(),
-            reason: "OldStatus".to_owned(),
-            message: "The operator has not processed the latest change of the policy.".to_owned(),
-        };
-    }
-    ConditionRow { status: condition.status.clone(), reason: condition.reason.clone(), message: condition.message.clone() }
 }
 
 /// Reads the metrics of a pod's sidecar.
@@ -284,7 +263,8 @@ impl StatusReport {
         let policy = |row: &PolicyRow| {
             // A policy for pods that are still to come is in order.
             let in_order = |condition: &ConditionRow| condition.status == "True" || condition.reason == "NoPods";
-            row.accepted.status == "True" && in_order(&row.programmed) && row.credentials_ready.iter().all(in_order)
+            let ready = [&row.credentials_ready, &row.interception_ready].into_iter().flatten();
+            row.accepted.status == "True" && in_order(&row.programmed) && ready.into_iter().all(in_order)
         };
         let pod = |row: &PodRow| row.ready && row.connected == Some(true) && row.invalid.is_empty();
         let good = self.policies.iter().all(policy)
@@ -306,7 +286,8 @@ impl StatusReport {
                 row.explain("Accepted", &row.accepted, &mut text);
                 row.explain("Programmed", &row.programmed, &mut text);
             }
-            self.credentials_text(&mut text);
+            self.servers_text("CredentialsReady", "CREDENTIAL", PolicyRow::with_credential, &mut text);
+            self.servers_text("InterceptionReady", "TLS", PolicyRow::with_interception, &mut text);
         }
         text.push('\n');
         if self.pods.is_empty() {
@@ -337,27 +318,26 @@ impl StatusReport {
         text
     }
 
-    fn credentials_text(&self, text: &mut String) {
-        let conditions = self.policies.iter().filter_map(|row| Some((row, row.credentials_ready.as_ref()?)));
-        let credentials =
-            |(row, ready): (&PolicyRow, &ConditionRow)| CredentialRow::cells(&row.credentials, &row.full_name(), &ready.cell());
-        let rows: Vec<Vec<String>> = conditions.clone().flat_map(credentials).collect();
-        if rows.is_empty() {
+    /// Adds a table of the servers that a condition of their policies speaks of, and a line for each condition that does not hold.
+    fn servers_text(&self, condition: &str, column: &str, of: ServersOf, text: &mut String) {
+        let found: Vec<_> = self.policies.iter().filter_map(|row| Some((row, of(row)?))).collect();
+        if found.is_empty() {
             return;
         }
+        let cells = |row: &PolicyRow, (server, value): &(&str, &str), ready: &ConditionRow| {
+            vec![row.full_name(), shown(server).into_owned(), shown(value).into_owned(), ready.cell()]
+        };
+        let rows = found.iter().flat_map(|(row, (servers, ready))| servers.iter().map(|server| cells(row, server, ready)));
         text.push('\n');
-        text.push_str(&table(0, &["POLICY", "SERVER", "CREDENTIAL", "READY"], &rows));
-        for (row, ready) in conditions {
-            row.explain("CredentialsReady", ready, text);
+        text.push_str(&table(0, &["POLICY", "SERVER", column, "READY"], &rows.collect::<Vec<_>>()));
+        for (row, (_, ready)) in found {
+            row.explain(condition, ready, text);
         }
     }
 }
 
-impl ConditionRow {
-    fn cell(&self) -> String {
-        if self.status == "True" { self.status.clone() } else { format!("{} ({})", self.status, self.reason) }
-    }
-}
+/// Finds the servers of a policy that a condition speaks of, each with what the policy says of it, and the condition.
+type ServersOf = for<'a> fn(&'a PolicyRow) -> Option<(Vec<(&'a str, &'a str)>, &'a ConditionRow)>;
 
 impl PolicyRow {
     /// Adds a line on a condition that does not hold.
@@ -366,6 +346,16 @@ impl PolicyRow {
             let message = shown(&condition.message);
             let _ = writeln!(text, "  {}: {name} is {}: {message}", self.full_name(), condition.status);
         }
+    }
+
+    fn with_credential(&self) -> Option<(Vec<(&str, &str)>, &ConditionRow)> {
+        let servers = self.credentials.iter().map(|row| (row.server.as_str(), row.kind.as_str()));
+        Some((servers.collect(), self.credentials_ready.as_ref()?))
+    }
+
+    fn with_interception(&self) -> Option<(Vec<(&str, &str)>, &ConditionRow)> {
+        let servers = self.intercepted.iter().map(|server| (server.as_str(), INTERCEPT));
+        Some((servers.collect(), self.interception_ready.as_ref()?))
     }
 
     fn full_name(&self) -> String {
@@ -429,6 +419,8 @@ mod tests {
             acknowledged: 2,
             credentials: Vec::new(),
             credentials_ready: None,
+            intercepted: Vec::new(),
+            interception_ready: None,
         };
         let cluster = PolicyRow {
             kind: "MCPClusterPolicy",
@@ -514,6 +506,8 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
         assert!(good(|status| status.policies[0].credentials_ready = Some(condition_row("Unknown", "NoPods", ""))));
         assert!(!good(|status| status.policies[0].credentials_ready = Some(condition_row("False", "NotMounted", ""))));
         assert!(!good(|status| status.policies[0].credentials_ready = Some(condition_row("Unknown", "Pending", ""))));
+        assert!(good(|status| status.policies[0].interception_ready = Some(condition_row("True", "Ready", ""))));
+        assert!(!good(|status| status.policies[0].interception_ready = Some(condition_row("False", "NewPodsNeeded", ""))));
         assert!(!good(|status| status.pods[0].ready = false));
         assert!(!good(|status| status.pods[0].connected = Some(false)));
         assert!(!good(|status| status.pods[0].invalid.push("agents/facebook".to_owned())));

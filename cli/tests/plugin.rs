@@ -190,6 +190,56 @@ No pod has a sidecar.
 }
 
 #[tokio::test]
+async fn status_shows_which_servers_are_intercepted_and_whether_their_pods_can_do_so() {
+    let (api, _running) = cluster().await;
+    api.change(|world| {
+        let needed = "2 of 3 pods have no authority for bank.example; create them anew: agents/social-1, agents/social-2.";
+        let needed = condition("InterceptionReady", false, "NewPodsNeeded", needed);
+        let ready = condition("InterceptionReady", true, "Ready", "All 3 pods open it.");
+        let well = [condition("Accepted", true, "Accepted", ""), condition("Programmed", true, "Programmed", "")];
+        let spec = json!({"servers": [
+            {"name": "bank", "url": "https://bank.example/mcp", "tls": "Intercept"},
+            {"name": "shop", "url": "https://shop.example/mcp", "tls": "Intercept"},
+            {"name": "wiki", "url": "https://wiki.example/mcp", "tls": "Refuse"},
+            {"name": "open", "url": "https://open.example/mcp"},
+        ]});
+        let refused = json!({"servers": [{"name": "wiki", "url": "https://wiki.example/mcp", "tls": "Refuse"}]});
+        let conditions = |more: &[Value]| [&well[..], more].concat();
+        world.policies = vec![
+            policy(Some("agents"), "old", &spec, &conditions(&[needed])),
+            policy(Some("agents"), "refused", &refused, &conditions(&[])),
+            policy(Some("agents"), "well", &spec, &conditions(&[ready])),
+        ];
+        world.cluster_policies.clear();
+        world.pods.clear();
+    });
+    let found = status::gather(&api.client(), &NamespaceScope::All).await.unwrap();
+    let golden = "\
+KIND       POLICY          MODE     ACCEPTED  PROGRAMMED  SIDECARS
+MCPPolicy  agents/old      Enforce  True      True        2/3
+MCPPolicy  agents/refused  Enforce  True      True        2/3
+MCPPolicy  agents/well     Enforce  True      True        2/3
+
+POLICY       SERVER  TLS        READY
+agents/old   bank    Intercept  False (NewPodsNeeded)
+agents/old   shop    Intercept  False (NewPodsNeeded)
+agents/well  bank    Intercept  True
+agents/well  shop    Intercept  True
+  agents/old: InterceptionReady is False: 2 of 3 pods have no authority for bank.example; create them anew: agents/social-1, agents/social-2.
+
+No pod has a sidecar.
+";
+    assert_eq!(found.text(), golden);
+    assert_eq!(found.outcome(), CommandOutcome::Negative);
+    let rows = &serde_json::to_value(&found).unwrap()["policies"];
+    assert_eq!(
+        (&rows[0]["intercepted"], &rows[0]["interceptionReady"]["reason"]),
+        (&json!(["bank", "shop"]), &json!("NewPodsNeeded"))
+    );
+    assert_eq!((rows[1].get("intercepted"), rows[1].get("interceptionReady")), (None, None));
+}
+
+#[tokio::test]
 async fn status_says_which_right_is_missing_and_shows_what_it_may() {
     let (api, _running) = cluster().await;
     api.change(|world| {

@@ -12,7 +12,7 @@ use crate::{
     credential::{Credential, CredentialKind, CredentialSource, audience_problem, secret_key_problem},
     egress::{Egress, EgressRule, domain_name_problem, read_cidr},
     error::FieldError,
-    policy::{LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, Tool},
+    policy::{LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, ServerTls, Tool},
     text::escaped,
     tool_name,
 };
@@ -109,7 +109,10 @@ impl FieldErrors {
             self.report(format!("{path}.url"), problem);
         }
         if let Some(credential) = &server.credential {
-            self.credential(&format!("{path}.credential"), credential, server.url.as_deref());
+            self.credential(&format!("{path}.credential"), credential, server);
+        }
+        if let Some(tls) = server.tls {
+            self.tls(&format!("{path}.tls"), tls, server);
         }
         self.count(&format!("{path}.tools"), server.tools.len(), 0, TOOLS);
         let mut names = HashMap::new();
@@ -123,13 +126,29 @@ impl FieldErrors {
         }
     }
 
-    fn credential(&mut self, path: &str, credential: &Credential, url: Option<&str>) {
-        if url.is_none() {
-            self.report(
-                path,
-                "stands without `url`; a credential goes only to a url that the same policy gives: write it beside it",
-            );
+    /// Reports a field that stands without `url`. `why` says what it has to do with the url.
+    fn needs_url(&mut self, path: &str, server: &Server, why: &str) {
+        if server.url.is_none() && server.name == "*" {
+            self.report(path, "stands at the server `*`, which has no url; write it at a server that you name");
+        } else if server.url.is_none() {
+            self.report(path, format!("stands without `url`; {why} that the same policy gives: write it beside it"));
         }
+    }
+
+    fn tls(&mut self, path: &str, tls: ServerTls, server: &Server) {
+        self.needs_url(path, server, "it is said of a url");
+        // What is wrong with the url itself is reported there.
+        let url = server.url.as_deref().and_then(|url| server_url(url).ok());
+        if tls == ServerTls::Intercept
+            && let Some(problem) = url.and_then(|url| intercept_problem(&url, &server.name))
+        {
+            self.report(path, problem);
+        }
+    }
+
+    fn credential(&mut self, path: &str, credential: &Credential, server: &Server) {
+        self.needs_url(path, server, "a credential goes only to a url");
+        let url = server.url.as_deref();
         let Some(source) = credential.source() else {
             let kinds = CredentialKind::ALL.map(CredentialKind::as_str).join(", ");
             self.report(path, format!("is not of exactly one kind; write one of {kinds}"));
@@ -339,6 +358,22 @@ fn header_name_problem(name: &str) -> Option<String> {
         || ["access-control-", "content-", "mcp-", "proxy-", "sec-"].iter().any(|prefix| name.starts_with(prefix));
     has_meaning.then(|| {
         format!("`{shown}` has another meaning and can hold no credential; write the header that the server reads its key from")
+    })
+}
+
+/// Returns why TLS to the url of a server cannot be opened, if so.
+fn intercept_problem(url: &Uri, server: &str) -> Option<String> {
+    if url.scheme_str() != Some("https") {
+        return Some("is Intercept, and http is governed without it; leave `tls` out, or write an https:// url".to_owned());
+    }
+    let host = url.host().unwrap_or_default();
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    (name.starts_with('*') || domain_name_problem(&name).is_some()).then(|| {
+        format!(
+            "is Intercept, and `{}` is no name, for which alone an authority of a pod can vouch; write the server's name into `url`, or leave `tls` out and have the agent use http://127.0.0.1:15001/{}",
+            escaped(host, 80),
+            escaped(server, SERVER_NAME)
+        )
     })
 }
 

@@ -203,6 +203,9 @@ pub struct ConnectionExplanation {
     /// The policy that decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// The authority that signs the certificate that the agent sees, where its TLS is opened: its subject, fingerprint and expiry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opened_by: Option<String>,
     /// The decision in words, with what to write where it is a denial.
     pub message: String,
 }

@@ -41,7 +41,7 @@ pub use egress::{Egress, EgressDefault, EgressRule};
 pub use error::{FieldError, FileError};
 pub use policy::{
     Action, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode, OnStoreFailure, Scope,
-    SelectorOperator, Server, Tool, Validation,
+    SelectorOperator, Server, ServerTls, Tool, Validation,
 };
 pub use sidecar::SIDECAR_CONTAINER;
 pub use window::Window;

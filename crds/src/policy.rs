@@ -259,6 +259,20 @@ impl OnStoreFailure {
         "rule": "has(self.url) || !has(self.credential)",
         "message": "a credential goes only to a url that the same policy gives; write the url beside it",
     },
+    {
+        "rule": "has(self.url) || !has(self.tls)",
+        "message": "`tls` is for a url that the same policy gives; write the url beside it",
+    },
+    {
+        "rule": "!has(self.tls) || self.tls != 'Intercept' || !has(self.url) || self.url.startsWith('https://')",
+        "message": "`tls: Intercept` is for an https:// url; write one, or leave `tls` out: http is governed without it",
+    },
+    {
+        // Brackets, or a last label that is a number: what clients take for an address (WHATWG URL, "ends in a number").
+        "rule": "!has(self.tls) || self.tls != 'Intercept' || !has(self.url) || \
+                 !self.url.matches('^https://(\\\\[|([^/?:]*[.])?([0-9]+|0[xX][0-9a-fA-F]*)[.]?([/?:]|$))')",
+        "message": "`tls: Intercept` is for a host with a name, since no pod's authority vouches for addresses; write the name",
+    },
 ]))]
 pub struct Server {
     /// The name under which agents reach it: `http://127.0.0.1:15001/<name>`.
@@ -283,6 +297,10 @@ pub struct Server {
     /// What the sidecar shows the server, in place of anything that the agent sends as `Authorization`. It goes to `url` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
+    /// What becomes of a captured HTTPS connection to `url`. Left out, this policy has no say in that; where no policy says
+    /// `Intercept`, or one says `Refuse`, it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServerTls>,
     /// The answer for tools that no entry matches.
     #[serde(default = "deny")]
     pub default_action: Action,
@@ -297,6 +315,17 @@ pub struct Server {
 
 fn deny() -> Action {
     Action::Deny
+}
+
+/// What becomes of a captured HTTPS connection to `url`: it is refused, or the sidecar opens it and governs the calls in it. Where no
+/// policy of the pod says `Intercept`, or one says `Refuse`, it is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ServerTls {
+    /// It is reset, since the calls in it cannot be seen.
+    Refuse,
+    /// The sidecar opens it with a certificate of the pod's own authority, which the agent's containers trust, and governs the
+    /// calls in it. Needs a pod that is created after the policy.
+    Intercept,
 }
 
 /// Whether a tool may be called.

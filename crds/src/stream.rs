@@ -104,6 +104,9 @@ pub enum Report {
     Denials(Denials),
     /// Whether the credentials of servers can be used; sent after the first acknowledgement, and at every change.
     Credentials(CredentialReport),
+    /// Whether captured TLS to servers with `tls: Intercept` is opened; sent after the first acknowledgement, and at every change.
+    /// Pods without captured connections do not send it.
+    Interception(InterceptionReport),
 }
 
 /// The credentials of all servers that have one.
@@ -123,6 +126,26 @@ pub struct CredentialState {
     /// Why calls fail for it, in words that name the key or the audience and the remedy; absent where it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// The interception of all servers in force with `tls: Intercept`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterceptionReport {
+    /// A state for each such server.
+    pub interception: Vec<InterceptionState>,
+}
+
+/// Whether captured TLS to a server is opened. Nothing in it is secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterceptionState {
+    /// The server.
+    pub server: String,
+    /// Why it is refused instead, in words that name the remedy; absent where it is opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// True if the remedy is a new pod.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_new_pod: bool,
 }
 
 /// Calls and connections that were denied since the last such line. Nothing in it comes from an argument, a session or a header: the sidecar's

@@ -1,8 +1,11 @@
 //! The manifests in crds/generated are those of the types: after a change, `make crds` writes them anew.
 #![cfg(feature = "kube")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::path::Path;
+
+use regex_automata::meta::Regex;
+use serde_json::json;
 
 #[test]
 fn generated_manifests_are_those_of_the_types() {
@@ -26,6 +29,52 @@ fn every_list_and_string_of_a_spec_is_bounded() {
     // Labels have bounds of their own, which the API server's validation of selectors does not repeat.
     open.retain(|path| !path.contains("matchLabels") && !path.contains("matchExpressions"));
     assert_eq!(open, Vec::<String>::new());
+}
+
+/// The pattern of the one rule of a server whose message has this text.
+fn pattern(rules: &serde_json::Value, message: &str) -> String {
+    let of = |rule: &serde_json::Value| {
+        rule["message"].as_str().unwrap().contains(message).then(|| rule["rule"].as_str().unwrap().to_owned())
+    };
+    let found: Vec<String> = rules.as_array().unwrap().iter().filter_map(of).collect();
+    let [rule] = found.as_slice() else { panic!("{message}: {found:?}") };
+    let (_, pattern) = rule.split_once(".matches('").unwrap();
+    pattern.strip_suffix("')").unwrap().replace(r"\\", r"\")
+}
+
+#[test]
+fn the_api_server_and_the_check_refuse_to_intercept_the_same_hosts() {
+    let manifests = toolweir_crds::resource::manifests();
+    for (name, text) in &manifests {
+        let crd: serde_json::Value = serde_yaml::from_str(text).unwrap();
+        let servers = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/servers/items/x-kubernetes-validations";
+        let is_address = Regex::new(&pattern(crd.pointer(servers).unwrap(), "for a host with a name")).unwrap();
+        for (host, is_name) in [
+            ("bank.tools.svc", true),
+            ("bank", true),
+            ("BANK.example.", true),
+            ("10.example", true),
+            ("0x7f.example", true),
+            ("a1.b2", true),
+            ("10.0.0.5", false),
+            ("10.0.0.5.", false),
+            ("[fd00::1]", false),
+            ("[::ffff:10.0.0.5]", false),
+            ("2130706433", false),
+            ("10.1", false),
+            ("a.0x7F", false),
+            ("0x", false),
+        ] {
+            for (port, rest) in [("", ""), ("", "/mcp"), (":8443", "/1.2"), ("", "?a.1"), (":443", "")] {
+                let url = format!("https://{host}{port}{rest}");
+                let spec = json!({"servers": [{"name": "bank", "url": url, "tls": "Intercept"}]});
+                let errors = toolweir_crds::check::check(&serde_json::from_value(spec).unwrap(), false);
+                let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+                assert_eq!(paths, if is_name { &[][..] } else { &["spec.servers[0].tls"] }, "{url}: {errors:?}");
+                assert_eq!(is_address.is_match(&url), !is_name, "{name}: {url}");
+            }
+        }
+    }
 }
 
 fn walk(schema: &serde_json::Value, path: &str, open: &mut Vec<String>) {

@@ -1,5 +1,5 @@
-//! The acknowledgements of sidecars: which version each enforces, which credentials it can use, and how many pods that makes for
-//! each policy.
+//! The acknowledgements of sidecars: which version each enforces, which credentials it can use, to which servers it can open TLS, and
+//! how many pods that makes for each policy.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -9,15 +9,19 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toolweir_crds::{
     bounds,
-    stream::{Ack, CredentialReport, CredentialState},
+    stream::{Ack, CredentialReport, InterceptionReport},
     text::one_line,
 };
+use toolweir_engine::PolicyId;
 
-use crate::index::{Index, PodKey, PreparedSnapshot};
+use crate::{
+    index::{Index, PodKey, PreparedSnapshot},
+    readiness::{SaidOfServer, ServersTally, first},
+};
 
 /// The number of sent versions of a stream that an acknowledgement may name.
 const REMEMBERED: usize = 8;
-/// The most servers of a report of credentials that are kept though no policy is known that gives them one.
+/// The most servers of a report that are kept though no policy is known that asks for it.
 const OTHERS: usize = 16;
 
 /// The streams that are open, with what each acknowledged last.
@@ -33,8 +37,10 @@ struct AcknowledgedStream {
     uid: String,
     sent: Vec<Arc<PreparedSnapshot>>,
     enforced: Option<Enforced>,
-    /// What the sidecar said last of the credential of each server: why it cannot be used, or none where it can.
-    credentials: BTreeMap<String, Option<String>>,
+    /// What the sidecar said last of the credential of each server: whether it can use it.
+    credentials: BTreeMap<String, SaidOfServer>,
+    /// What it said last of the TLS of agents to each server: whether it can open it.
+    interception: BTreeMap<String, SaidOfServer>,
 }
 
 /// A snapshot that is in force, and the policies in it that cannot be enforced, each with why.
@@ -51,34 +57,12 @@ pub struct PolicyTally {
     /// The error of a sidecar that cannot enforce it, with its pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
-    /// Pods whose sidecar can use the credentials of all servers to which the policy gives one.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub credentials_ready: i32,
-    /// Why a sidecar cannot use one, with its pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential_problem: Option<String>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
-fn is_zero(count: &i32) -> bool {
-    *count == 0
-}
-
-impl PolicyTally {
-    /// Keeps the first of two problems by name, so that it does not change with the order of a map.
-    fn first(held: &mut Option<String>, said: impl IntoIterator<Item = String>) {
-        *held = held.take().into_iter().chain(said).min();
-    }
-
-    /// Counts what the sidecar of a pod said of the credentials of these servers.
-    fn add_credentials(&mut self, pod: &PodKey, servers: &[String], said: &BTreeMap<String, Option<String>>) {
-        let problem = |server: &String| {
-            let why = said.get(server)?.as_ref()?;
-            Some(format!("pod {}/{}: server {server}: {why}", pod.namespace, pod.name))
-        };
-        Self::first(&mut self.credential_problem, servers.iter().filter_map(problem));
-        self.credentials_ready += i32::from(servers.iter().all(|server| said.get(server) == Some(&None)));
-    }
+    /// What sidecars said of the servers to which the policy gives a credential.
+    #[serde(default, skip_serializing_if = "ServersTally::is_empty")]
+    pub credentials: ServersTally,
+    /// What sidecars of prepared pods said of the servers to which the policy has the TLS of agents opened.
+    #[serde(default, skip_serializing_if = "ServersTally::is_empty")]
+    pub interception: ServersTally,
 }
 
 /// Tallies by the policy's uid.
@@ -88,8 +72,9 @@ impl Acknowledgements {
     /// Adds a stream and returns its number.
     pub fn open(&mut self, pod: PodKey, uid: String) -> u64 {
         self.next += 1;
-        self.streams
-            .insert(self.next, AcknowledgedStream { pod, uid, sent: Vec::new(), enforced: None, credentials: BTreeMap::new() });
+        let (credentials, interception) = (BTreeMap::new(), BTreeMap::new());
+        let stream = AcknowledgedStream { pod, uid, sent: Vec::new(), enforced: None, credentials, interception };
+        self.streams.insert(self.next, stream);
         self.next
     }
 
@@ -141,21 +126,25 @@ impl Acknowledgements {
     /// Takes what a sidecar says of the credentials of its servers. `current` is the snapshot for its pod.
     pub fn report_credentials(&mut self, stream: u64, current: Option<&PreparedSnapshot>, report: CredentialReport) {
         let Some(stream) = self.streams.get_mut(&stream) else { return };
-        // Each once, and of servers to which a policy gives one. A sidecar that comes from another replica may know of policies of
-        // which this one is still to hear, and says nothing anew when it has: so a few others are kept.
-        let sent = stream.sent.iter().map(Arc::as_ref).chain(current);
-        let known: HashSet<&String> = sent.flat_map(|prepared| prepared.credentials.values().flatten()).collect();
-        let (mut kept, mut others) = (BTreeMap::new(), 0);
-        for CredentialState { server, problem, .. } in report.credentials {
-            if !known.contains(&server) {
-                others += 1;
-                if others > OTHERS || server.len() > bounds::SERVER_NAME {
-                    continue;
-                }
-            }
-            kept.entry(server).or_insert_with(|| problem.map(|why| shorten(&why)));
-        }
-        stream.credentials = kept;
+        let said = report.credentials.into_iter().map(|state| {
+            let said = state.problem.map_or(SaidOfServer::Ready, |why| SaidOfServer::Problem(shorten(&why)));
+            (state.server, said)
+        });
+        stream.credentials = stream.known(said, current, |prepared| &prepared.credentials);
+    }
+
+    /// Takes what a sidecar says of the TLS of agents to its servers. `current` is the snapshot for its pod.
+    pub fn report_interception(&mut self, stream: u64, current: Option<&PreparedSnapshot>, report: InterceptionReport) {
+        let Some(stream) = self.streams.get_mut(&stream) else { return };
+        let said = report.interception.into_iter().map(|state| {
+            let said = match state.problem {
+                None => SaidOfServer::Ready,
+                Some(_) if state.needs_new_pod => SaidOfServer::NewPodNeeded,
+                Some(why) => SaidOfServer::Problem(shorten(&why)),
+            };
+            (state.server, said)
+        });
+        stream.interception = stream.known(said, current, |prepared| &prepared.interception);
     }
 
     /// Counts the pods of this replica's streams that enforce the current generation of each policy. A pod with two streams
@@ -182,17 +171,45 @@ impl Acknowledgements {
                 let name = included.id.to_string();
                 match problems.iter().find(|(policy, _)| *policy == name) {
                     Some((_, why)) => {
-                        let said = format!("pod {}/{}: {why}", pod.namespace, pod.name);
-                        PolicyTally::first(&mut tally.refused, [said]);
+                        first(&mut tally.refused, [format!("pod {pod}: {why}")]);
                     }
                     None => tally.acknowledged += 1,
                 }
                 if let Some(servers) = prepared.credentials.get(&included.id) {
-                    tally.add_credentials(pod, servers, &stream.credentials);
+                    tally.credentials.add(pod, servers, &stream.credentials);
+                }
+                // Of others the operator knows by itself that they must be created anew.
+                if let Some(servers) = prepared.interception.get(&included.id).filter(|_| index.is_prepared(pod)) {
+                    tally.interception.add(pod, servers, &stream.interception);
                 }
             }
         }
         tallies
+    }
+}
+
+impl AcknowledgedStream {
+    /// Returns what is kept of a report: each server once, and those of which a policy asks it. A sidecar that comes from another
+    /// replica may know of policies of which this one is still to hear, and says nothing anew when it has: so a few others are kept.
+    fn known(
+        &self,
+        said: impl Iterator<Item = (String, SaidOfServer)>,
+        current: Option<&PreparedSnapshot>,
+        asked: impl Fn(&PreparedSnapshot) -> &BTreeMap<PolicyId, Vec<String>>,
+    ) -> BTreeMap<String, SaidOfServer> {
+        let sent = self.sent.iter().map(Arc::as_ref).chain(current);
+        let known: HashSet<&String> = sent.flat_map(|prepared| asked(prepared).values().flatten()).collect();
+        let (mut kept, mut others) = (BTreeMap::new(), 0);
+        for (server, said) in said {
+            if !known.contains(&server) {
+                others += 1;
+                if others > OTHERS || server.len() > bounds::SERVER_NAME {
+                    continue;
+                }
+            }
+            kept.entry(server).or_insert(said);
+        }
+        kept
     }
 }
 
@@ -206,9 +223,9 @@ pub fn sum(parts: impl IntoIterator<Item = Tallies>) -> Tallies {
             std::cmp::Ordering::Greater => *held = tally,
             std::cmp::Ordering::Equal => {
                 held.acknowledged += tally.acknowledged;
-                held.credentials_ready += tally.credentials_ready;
-                PolicyTally::first(&mut held.refused, tally.refused);
-                PolicyTally::first(&mut held.credential_problem, tally.credential_problem);
+                held.credentials.merge(tally.credentials);
+                held.interception.merge(tally.interception);
+                first(&mut held.refused, tally.refused);
             }
         }
     }

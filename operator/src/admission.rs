@@ -429,6 +429,7 @@ impl AdmissionHandler {
         &self,
         asked: &AdmissionRequest,
         namespace: Option<&NamespaceInfo>,
+        intercepts: bool,
         answer: impl FnOnce(&InjectionContext<'_>) -> AdmissionResponse,
     ) -> AdmissionResponse {
         let ca = self.trust.borrow().clone();
@@ -441,6 +442,7 @@ impl AdmissionHandler {
             namespace_info: namespace,
             operator_namespace: &self.namespace,
             stream_url: &self.stream_url,
+            intercepts,
             seed: seed(),
             ca: &ca,
             version: env!("CARGO_PKG_VERSION"),
@@ -453,7 +455,9 @@ impl AdmissionHandler {
             Ok(pod) => pod,
             Err(refusal) => return refusal,
         };
-        self.in_context(asked, namespace, |context| match inject::inject(&pod, context) {
+        let labels = inject::labels(&pod);
+        let intercepts = self.state.index().intercepts(&asked.namespace, namespace, &labels);
+        self.in_context(asked, namespace, intercepts, |context| match inject::inject(&pod, context) {
             InjectionOutcome::Injected { pod: injected, warnings } => {
                 let patch = serde_json::to_vec(&inject::patch(&pod, &injected)).ok();
                 AdmissionResponse { patch, warnings, ..AdmissionResponse::allowed("injected", "") }
@@ -493,7 +497,8 @@ impl AdmissionHandler {
         if !asked.subresource.is_empty() {
             return answer(captured::check_ephemeral(&pod));
         }
-        self.in_context(asked, namespace, |context| answer(captured::check_new(&pod, context)))
+        // What the pod has is held against itself, not against policies, which may have changed since.
+        self.in_context(asked, namespace, false, |context| answer(captured::check_new(&pod, context)))
     }
 
     /// Validates a policy.

@@ -13,14 +13,15 @@ use toolweir_crds::{
     Document, SIDECAR_CONTAINER, bounds,
     resource::{MCPClusterPolicy, MCPPolicy},
     select::Labels,
+    sidecar::CAPTURE_CONTAINER,
 };
 use toolweir_engine::PolicyId;
 
 use crate::{
     cluster_state::ClusterState,
     credentials::{AUDIENCE_TOKENS_VOLUME, CREDENTIALS_VOLUME, MOST_AUDIENCES, MountedCredentials},
-    index::{ClusterEvent, Pod, PodKey, PolicyEntry},
-    inject::{MIRROR, NamespaceInfo, PodKind, SkipReason},
+    index::{ClusterEvent, Pod, PodInterception, PodKey, PolicyEntry},
+    inject::{AGENT_CA_DIR, MIRROR, NamespaceInfo, PodKind, SkipReason},
     watch::WatchFailures,
 };
 
@@ -177,7 +178,17 @@ fn pod(pod: &KubePod) -> Option<(PodKey, Pod)> {
     let ends = pod.metadata.deletion_timestamp.is_some();
     let unfit = pod.spec.as_ref().and_then(|spec| unfit(pod, spec));
     let credentials = pod.spec.as_ref().map(credentials).unwrap_or_default();
-    Some((PodKey::from_metadata(&pod.metadata), Pod { uid: uid(pod), labels: labels(pod), injected, unfit, ends, credentials }))
+    let interception = pod.spec.as_ref().map(interception).unwrap_or_default();
+    let kept = Pod { uid: uid(pod), labels: labels(pod), injected, unfit, ends, credentials, interception };
+    Some((PodKey::from_metadata(&pod.metadata), kept))
+}
+
+/// Returns whether the sidecar of a pod sees the TLS of its agents, and can open it.
+fn interception(spec: &PodSpec) -> PodInterception {
+    let init = |name: &str| spec.init_containers.iter().flatten().find(|container| container.name == name);
+    let Some((_, sidecar)) = init(CAPTURE_CONTAINER).zip(init(SIDECAR_CONTAINER)) else { return PodInterception::NotCaptured };
+    let is_prepared = sidecar.args.iter().flatten().any(|arg| arg == AGENT_CA_DIR);
+    if is_prepared { PodInterception::Prepared } else { PodInterception::Unprepared }
 }
 
 /// Returns what the sidecar of a pod has mounted for credentials of servers.
@@ -231,6 +242,7 @@ mod tests {
             namespace_info: None,
             operator_namespace: "toolweir-system",
             stream_url: "https://operator",
+            intercepts: false,
             seed: 0,
             ca: "ca",
             version: "0",
@@ -247,6 +259,33 @@ mod tests {
             let InjectionOutcome::Injected { pod, .. } = inject(&plain, &context) else { panic!("not injected") };
             let audiences = audiences.iter().map(|audience| (*audience).to_owned()).collect();
             assert_eq!(read(pod).credentials, MountedCredentials { secret, audiences });
+        }
+    }
+
+    #[test]
+    fn whether_tls_can_be_opened_is_read_as_it_was_injected() {
+        let config = OperatorConfig::read("capture: {method: Init}").unwrap();
+        for (captured, intercepts, promised) in [
+            ("disabled", true, PodInterception::NotCaptured),
+            ("enabled", false, PodInterception::Unprepared),
+            ("enabled", true, PodInterception::Prepared),
+        ] {
+            let context = InjectionContext {
+                config: &config,
+                namespace: "agents",
+                namespace_info: None,
+                operator_namespace: "toolweir-system",
+                stream_url: "https://operator",
+                intercepts,
+                seed: 0,
+                ca: "ca",
+                version: "0",
+            };
+            let labels = json!({"toolweir.dev/capture": captured});
+            let plain = json!({"metadata": {"name": "p", "labels": labels}, "spec": {"containers": [{"name": "agent"}]}});
+            assert_eq!(read(plain.clone()).interception, PodInterception::NotCaptured);
+            let InjectionOutcome::Injected { pod, .. } = inject(&plain, &context) else { panic!("not injected") };
+            assert_eq!(read(pod).interception, promised, "{captured} {intercepts}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::{Semaphore, watch};
-use toolweir_crds::stream::{Ack, CredentialReport};
+use toolweir_crds::stream::{Ack, CredentialReport, InterceptionReport};
 use toolweir_engine::CompileOptions;
 
 use crate::{
@@ -143,6 +143,13 @@ impl ClusterState {
     pub fn report_credentials(&self, stream: u64, pod: &PodKey, uid: &str, report: CredentialReport) {
         let current = self.index().snapshot(pod, uid);
         self.acks().report_credentials(stream, current.as_deref(), report);
+        self.notify();
+    }
+
+    /// Takes what a sidecar says of the TLS of agents to its servers.
+    pub fn report_interception(&self, stream: u64, pod: &PodKey, uid: &str, report: InterceptionReport) {
+        let current = self.index().snapshot(pod, uid);
+        self.acks().report_interception(stream, current.as_deref(), report);
         self.notify();
     }
 

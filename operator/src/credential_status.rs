@@ -5,53 +5,13 @@ use std::collections::BTreeSet;
 use toolweir_engine::Policy;
 
 use crate::{
-    acks::PolicyTally,
     credentials::{CREDENTIALS, MountedCredentials, TOKEN_AUDIENCES},
     index::PodKey,
+    readiness::{NAMED, NamedPods, ReadyReason, ReadyWords, ServersTally},
 };
 
-/// The most pods, and the most audiences, that a message names.
-const NAMED: usize = 3;
-
-/// The reasons of the condition. A closed set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CredentialsReady {
-    /// Every sidecar can use them.
-    Ready,
-    /// Some sidecar lacks the mount of the Secret or of a token, which only a new pod gets.
-    NotMounted,
-    /// Some sidecar cannot use one, or policies disagree on it.
-    NotReady,
-    /// Some sidecar has not reported yet.
-    Pending,
-    /// There is no pod whose sidecar could.
-    NoPods,
-}
-
-impl CredentialsReady {
-    /// Every reason.
-    pub const ALL: [Self; 5] = [Self::Ready, Self::NotMounted, Self::NotReady, Self::Pending, Self::NoPods];
-
-    /// Returns the reason as the condition has it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ready => "Ready",
-            Self::NotMounted => "NotMounted",
-            Self::NotReady => "NotReady",
-            Self::Pending => "Pending",
-            Self::NoPods => "NoPods",
-        }
-    }
-
-    /// Returns the status of the condition.
-    pub fn status(self) -> &'static str {
-        match self {
-            Self::Ready => "True",
-            Self::NotMounted | Self::NotReady => "False",
-            Self::Pending | Self::NoPods => "Unknown",
-        }
-    }
-}
+const WORDS: ReadyWords =
+    ReadyWords { sidecars: "sidecars", can: "use them", fails: "A sidecar cannot use a credential, and calls fail there" };
 
 /// What the credentials of one policy need, and which of its pods lack it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,9 +19,7 @@ pub struct CredentialNeeds {
     secret: bool,
     audiences: BTreeSet<String>,
     /// Pods with a sidecar that lacks something.
-    lacking: usize,
-    /// The first of these.
-    named: Vec<String>,
+    lacking: NamedPods,
     /// What some of them lack.
     lacks_secret: bool,
     lacks_audiences: BTreeSet<String>,
@@ -80,7 +38,7 @@ impl CredentialNeeds {
             audiences.extend(credential.audience().map(|(_, audience)| audience.to_owned()));
         }
         let (lacks_secret, lacks_audiences) = (false, BTreeSet::new());
-        Some(Self { secret, audiences, lacking: 0, named: Vec::new(), lacks_secret, lacks_audiences, closed: None })
+        Some(Self { secret, audiences, lacking: NamedPods::default(), lacks_secret, lacks_audiences, closed: None })
     }
 
     /// Looks at a pod that the policy governs and that has a sidecar.
@@ -91,10 +49,7 @@ impl CredentialNeeds {
         if !lacks_secret && missing.is_empty() {
             return;
         }
-        self.lacking += 1;
-        if self.named.len() < NAMED {
-            self.named.push(pod.to_string());
-        }
+        self.lacking.add(pod);
         self.lacks_secret |= lacks_secret;
         self.lacks_audiences.extend(missing);
     }
@@ -107,33 +62,20 @@ impl CredentialNeeds {
 
     /// Returns the reason of the condition and its message. `injected` is the number of pods with a sidecar, `accepted` whether the
     /// policy holds as it is written.
-    pub fn condition(&self, injected: i32, accepted: bool, tally: &PolicyTally) -> (CredentialsReady, String) {
+    pub fn condition(&self, injected: i32, accepted: bool, tally: &ServersTally) -> (ReadyReason, String) {
         if injected == 0 {
-            return (CredentialsReady::NoPods, "It governs no pod with a sidecar that could use them.".to_owned());
+            return (ReadyReason::NoPods, "It governs no pod with a sidecar that could use them.".to_owned());
         }
-        if self.lacking > 0 {
-            return (CredentialsReady::NotMounted, self.not_mounted(injected));
+        if self.lacking.count > 0 {
+            return (ReadyReason::NotMounted, self.not_mounted(injected));
         }
         if let Some(closed) = &self.closed {
-            return (CredentialsReady::NotReady, closed.clone());
+            return (ReadyReason::NotReady, closed.clone());
         }
-        if let Some(problem) = &tally.credential_problem {
-            return (CredentialsReady::NotReady, format!("A sidecar cannot use a credential, and calls fail there: {problem}"));
-        }
-        // Two replicas may count a pod both, for the moment in which it changes from one to the other.
-        let ready = tally.credentials_ready.min(injected);
-        if ready < injected {
-            let hint = if accepted { "" } else { " See the condition Accepted too." };
-            return (
-                CredentialsReady::Pending,
-                format!("{ready} of {injected} sidecars said by now that they can use them.{hint}"),
-            );
-        }
-        (CredentialsReady::Ready, format!("All {injected} sidecars can use them."))
+        tally.condition(injected, accepted, WORDS)
     }
 
     fn not_mounted(&self, injected: i32) -> String {
-        let more = |count: usize| if count > NAMED { ", ..." } else { "" };
         let (mut lacks, mut set) = (Vec::new(), Vec::new());
         if self.lacks_secret {
             lacks.push("the Secret with the keys".to_owned());
@@ -142,17 +84,17 @@ impl CredentialNeeds {
         let audiences: Vec<String> = self.lacks_audiences.iter().take(NAMED).map(|audience| format!("`{audience}`")).collect();
         if !audiences.is_empty() {
             let what = if self.lacks_audiences.len() == 1 { "a token of the audience" } else { "tokens of the audiences" };
-            lacks.push(format!("{what} {}{}", audiences.join(", "), more(self.lacks_audiences.len())));
+            let more = if self.lacks_audiences.len() > NAMED { ", ..." } else { "" };
+            lacks.push(format!("{what} {}{more}", audiences.join(", ")));
             set.push(TOKEN_AUDIENCES);
         }
         let annotations = if set.len() == 1 { "the annotation" } else { "the annotations" };
         format!(
-            "{} of {injected} sidecars lack {}, and calls fail there: {}{}. Set {annotations} {} of the pods or their namespace, then \
+            "{} of {injected} sidecars lack {}, and calls fail there: {}. Set {annotations} {} of the pods or their namespace, then \
              create these pods anew.",
-            self.lacking,
+            self.lacking.count,
             lacks.join(" and "),
-            self.named.join(", "),
-            more(self.lacking),
+            self.lacking,
             set.join(" and "),
         )
     }
@@ -160,12 +102,9 @@ impl CredentialNeeds {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use k8s_openapi::jiff::Timestamp;
     use toolweir_crds::{
         credential::CredentialKind,
-        read_documents,
         resource::PolicyStatus,
         stream::{Ack, CredentialReport, CredentialState},
     };
@@ -173,9 +112,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        acks::{self, Acknowledgements, Tallies},
-        index::{ClusterEvent, Index, Pod, PolicyEntry},
-        inject::NamespaceInfo,
+        acks::{self, Acknowledgements, PolicyTally, Tallies},
+        index::{ClusterEvent, Index, Pod},
+        readiness::fixtures::{apply, cluster, enforce, key},
         shared_store::health::StoreHealth,
         status,
     };
@@ -184,51 +123,15 @@ mod tests {
     const TOKEN: &str = "{name: t, url: 'https://t/mcp', credential: {serviceAccountToken: {audience: mcp}}}";
     const OPEN: &str = "{name: o, url: 'https://o/mcp'}";
 
-    fn key(name: &str) -> PodKey {
-        PodKey { namespace: "agents".to_owned(), name: name.to_owned() }
-    }
-
     fn pod(name: &str, secret: bool, audiences: &[&str]) -> Pod {
         let audiences = audiences.iter().map(|audience| (*audience).to_owned()).collect();
         let credentials = MountedCredentials { secret, audiences };
         Pod { uid: format!("uid of {name}"), injected: true, credentials, ..Pod::default() }
     }
 
-    /// A namespace whose pods are these.
-    fn cluster(pods: &[(&str, Pod)]) -> Index {
-        let mut index = Index::default();
-        index.apply(ClusterEvent::Namespaces(BTreeMap::from([("agents".to_owned(), NamespaceInfo::default())])));
-        index.apply(ClusterEvent::Pods(pods.iter().map(|(name, pod)| (key(name), pod.clone())).collect()));
-        for cluster in [true, false] {
-            index.apply(ClusterEvent::Policies { cluster, all: BTreeMap::new() });
-        }
-        index
-    }
-
-    fn apply(index: &mut Index, name: &str, generation: i64, servers: &[&str]) {
-        let text = format!(
-            "{{apiVersion: toolweir.dev/v1alpha1, kind: MCPPolicy, metadata: {{name: {name}, namespace: agents}}, spec: {{servers: [{}]}}}}",
-            servers.join(", ")
-        );
-        let document = read_documents("test", &text).unwrap_or_else(|errors| panic!("{errors:?}")).remove(0).document;
-        let options = CompileOptions::default();
-        let entry = PolicyEntry::new(format!("uid of {name}"), generation, document, PolicyStatus::default(), &options);
-        index.apply(ClusterEvent::Policy(entry.policy.id.clone(), Box::new(entry)));
-    }
-
-    fn told(index: &mut Index, tallies: &Tallies, name: &str) -> Option<(CredentialsReady, String)> {
+    fn told(index: &mut Index, tallies: &Tallies, name: &str) -> Option<(ReadyReason, String)> {
         let all = status::desired(index, tallies, &CompileOptions::default(), &StoreHealth::Absent);
         all.into_iter().find(|(id, _)| id.name == name).unwrap().1.credentials
-    }
-
-    /// A stream of a pod that enforces what holds for it now.
-    fn enforce(index: &mut Index, acks: &mut Acknowledgements, name: &str) -> u64 {
-        let uid = format!("uid of {name}");
-        let stream = acks.open(key(name), uid.clone());
-        let prepared = index.snapshot(&key(name), &uid).unwrap();
-        acks.sent(stream, &prepared);
-        assert!(acks.acknowledge(stream, Ack { version: prepared.version.clone(), problems: Vec::new() }));
-        stream
     }
 
     fn report(said: &[(&str, Option<&str>)]) -> CredentialReport {
@@ -251,9 +154,9 @@ mod tests {
     fn a_policy_without_pods_that_have_a_sidecar_waits_for_them() {
         let mut index = cluster(&[("one", Pod { injected: false, ..pod("one", false, &[]) })]);
         apply(&mut index, "p", 1, &[BEARER]);
-        assert_eq!(told(&mut index, &Tallies::new(), "p").unwrap().0, CredentialsReady::NoPods);
+        assert_eq!(told(&mut index, &Tallies::new(), "p").unwrap().0, ReadyReason::NoPods);
         index.apply(ClusterEvent::PodGone(key("one")));
-        assert_eq!(told(&mut index, &Tallies::new(), "p").unwrap().0, CredentialsReady::NoPods);
+        assert_eq!(told(&mut index, &Tallies::new(), "p").unwrap().0, ReadyReason::NoPods);
     }
 
     #[test]
@@ -262,7 +165,7 @@ mod tests {
         let mut index = cluster(&[lacks("a"), lacks("b"), lacks("c"), lacks("d"), ("has", pod("has", true, &["other", "mcp"]))]);
         apply(&mut index, "p", 1, &[BEARER, TOKEN, OPEN]);
         let (reason, message) = told(&mut index, &Tallies::new(), "p").unwrap();
-        assert_eq!(reason, CredentialsReady::NotMounted);
+        assert_eq!(reason, ReadyReason::NotMounted);
         assert_eq!(
             message,
             "4 of 5 sidecars lack the Secret with the keys and a token of the audience `mcp`, and calls fail there: agents/a, agents/b, \
@@ -272,7 +175,7 @@ mod tests {
         // Only what its own credentials need counts.
         apply(&mut index, "of-token", 1, &[&TOKEN.replace("t,", "u,")]);
         let (reason, message) = told(&mut index, &Tallies::new(), "of-token").unwrap();
-        assert_eq!(reason, CredentialsReady::NotMounted);
+        assert_eq!(reason, ReadyReason::NotMounted);
         assert!(
             message.contains("lack a token of the audience `mcp`, and")
                 && message.contains("Set the annotation toolweir.dev/token-a")
@@ -281,7 +184,7 @@ mod tests {
         for name in ["a", "b", "c", "d"] {
             index.apply(ClusterEvent::Pod(key(name), Pod { ends: true, ..pod(name, false, &[]) }));
         }
-        assert_eq!(told(&mut index, &Tallies::new(), "p").unwrap().0, CredentialsReady::Pending);
+        assert_eq!(told(&mut index, &Tallies::new(), "p").unwrap().0, ReadyReason::Pending);
     }
 
     #[test]
@@ -293,20 +196,17 @@ mod tests {
         acks.report_credentials(one, None, report(&[("s", None)]));
         let tallies = acks.tally(&index);
         let (reason, message) = told(&mut index, &tallies, "p").unwrap();
-        assert_eq!(
-            (reason, message.as_str()),
-            (CredentialsReady::Pending, "1 of 2 sidecars said by now that they can use them.")
-        );
+        assert_eq!((reason, message.as_str()), (ReadyReason::Pending, "1 of 2 sidecars said by now that they can use them."));
         acks.report_credentials(two, None, report(&[("s", None), ("unknown", Some("no matter"))]));
         let tallies = acks.tally(&index);
-        assert_eq!(told(&mut index, &tallies, "p"), Some((CredentialsReady::Ready, "All 2 sidecars can use them.".to_owned())));
+        assert_eq!(told(&mut index, &tallies, "p"), Some((ReadyReason::Ready, "All 2 sidecars can use them.".to_owned())));
         // A new generation that is not enforced yet, and one with a server of which nothing was said.
         apply(&mut index, "p", 2, &[BEARER, &BEARER.replace("s,", "r,")]);
         let tallies = acks.tally(&index);
-        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, CredentialsReady::Pending);
+        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, ReadyReason::Pending);
         enforce(&mut index, &mut acks, "one");
         let tallies = acks.tally(&index);
-        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, CredentialsReady::Pending);
+        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, ReadyReason::Pending);
     }
 
     #[test]
@@ -321,21 +221,21 @@ mod tests {
         acks.report_credentials(stream, None, report(&[("s", Some(&long)), ("s", None), ("t", None)]));
         let tallies = acks.tally(&index);
         let (reason, message) = told(&mut index, &tallies, "of-s").unwrap();
-        assert_eq!(reason, CredentialsReady::NotReady);
+        assert_eq!(reason, ReadyReason::NotReady);
         assert!(
             message.contains("calls fail there: pod agents/one: server s: key `token` is missing x") && message.len() < 700,
             "{message}"
         );
-        assert_eq!(told(&mut index, &tallies, "of-t").unwrap().0, CredentialsReady::Ready);
+        assert_eq!(told(&mut index, &tallies, "of-t").unwrap().0, ReadyReason::Ready);
         assert_eq!(told(&mut index, &tallies, "only-names-s"), None);
         // The last report holds, whole.
         acks.report_credentials(stream, None, report(&[("s", None)]));
         let tallies = acks.tally(&index);
-        assert_eq!(told(&mut index, &tallies, "of-s").unwrap().0, CredentialsReady::Ready);
-        assert_eq!(told(&mut index, &tallies, "of-t").unwrap().0, CredentialsReady::Pending);
+        assert_eq!(told(&mut index, &tallies, "of-s").unwrap().0, ReadyReason::Ready);
+        assert_eq!(told(&mut index, &tallies, "of-t").unwrap().0, ReadyReason::Pending);
         acks.close(stream);
         let tallies = acks.tally(&index);
-        assert_eq!(told(&mut index, &tallies, "of-s").unwrap().0, CredentialsReady::Pending);
+        assert_eq!(told(&mut index, &tallies, "of-s").unwrap().0, ReadyReason::Pending);
     }
 
     #[test]
@@ -346,12 +246,12 @@ mod tests {
         apply(&mut index, "c", 1, &[&BEARER.replace("s,", "r,")]);
         for name in ["a", "b"] {
             let (reason, message) = told(&mut index, &Tallies::new(), name).unwrap();
-            assert_eq!(reason, CredentialsReady::NotReady);
+            assert_eq!(reason, ReadyReason::NotReady);
             let promised = "Policies disagree on the credential of server s, and nothing reaches it: policy agents/b, \
                             spec.servers[0].credential: is another than that of the older policy agents/a";
             assert!(message.starts_with(promised), "{message}");
         }
-        assert_eq!(told(&mut index, &Tallies::new(), "c").unwrap().0, CredentialsReady::Pending);
+        assert_eq!(told(&mut index, &Tallies::new(), "c").unwrap().0, ReadyReason::Pending);
         let all = status::desired(&mut index, &Tallies::new(), &CompileOptions::default(), &StoreHealth::Absent);
         let accepted = |name: &str| all.iter().find(|(id, _)| id.name == name).unwrap().1.accepted.0;
         assert_eq!((accepted("a"), accepted("b")), (status::Accepted::Accepted, status::Accepted::Conflicted));
@@ -371,36 +271,37 @@ mod tests {
         acks.sent(stream, &prepared);
         assert!(acks.acknowledge(stream, Ack { version: prepared.version.clone(), problems: Vec::new() }));
         let tallies = acks.tally(&index);
-        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, CredentialsReady::Ready);
+        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, ReadyReason::Ready);
         // Of strangers a few are kept, of those that the pod's policies name all.
         let servers: Vec<String> = strangers.iter().map(|name| BEARER.replace("{name: s", &format!("{{name: {name}"))).collect();
         apply(&mut index, "p", 2, &servers.iter().map(String::as_str).collect::<Vec<_>>());
         enforce(&mut index, &mut acks, "one");
         let tallies = acks.tally(&index);
-        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, CredentialsReady::Pending);
+        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, ReadyReason::Pending);
         let current = index.snapshot(&key("one"), "uid of one").unwrap();
         let later = acks.open(key("one"), "uid of one".to_owned());
         acks.report_credentials(later, Some(&current), report(&said));
         acks.sent(later, &current);
         assert!(acks.acknowledge(later, Ack { version: current.version.clone(), problems: Vec::new() }));
         let tallies = acks.tally(&index);
-        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, CredentialsReady::Ready);
+        assert_eq!(told(&mut index, &tallies, "p").unwrap().0, ReadyReason::Ready);
     }
 
     #[test]
     fn replicas_of_other_versions_understand_each_other() {
         let old = r#"{"generation":1,"acknowledged":2}"#;
         let read: PolicyTally = serde_json::from_str(old).unwrap();
-        assert_eq!((read.acknowledged, read.credentials_ready, read.credential_problem.clone()), (2, 0, None));
-        // What has nothing of credentials is written as before.
+        assert_eq!((read.acknowledged, read.credentials.is_empty(), read.interception.is_empty()), (2, true, true));
+        // What has nothing of servers is written as before.
         assert_eq!(serde_json::to_string(&read).unwrap(), old);
         let part = |ready, problem: Option<&str>| {
             let problem = problem.map(ToOwned::to_owned);
-            let tally = PolicyTally { credentials_ready: ready, credential_problem: problem, ..read.clone() };
-            Tallies::from([("p".to_owned(), tally)])
+            let tally = PolicyTally { credentials: ServersTally { ready, problem, ..ServersTally::default() }, ..read.clone() };
+            let written = serde_json::to_string(&Tallies::from([("p".to_owned(), tally)])).unwrap();
+            serde_json::from_str::<Tallies>(&written).unwrap()
         };
         let total = acks::sum([part(1, Some("b")), part(2, Some("a")), part(0, None)]);
-        assert_eq!((total["p"].credentials_ready, total["p"].credential_problem.as_deref()), (3, Some("a")));
+        assert_eq!((total["p"].credentials.ready, total["p"].credentials.problem.as_deref()), (3, Some("a")));
     }
 
     #[test]
@@ -414,7 +315,7 @@ mod tests {
         let before = desired(&mut index);
         let now = Timestamp::UNIX_EPOCH;
         let mut written = PolicyStatus::default();
-        for reason in CredentialsReady::ALL {
+        for reason in ReadyReason::OF_CREDENTIALS {
             let new = status::DesiredStatus { credentials: Some((reason, "why".to_owned())), ..before.clone() };
             written = status::merge(&written, &new, now).unwrap();
             let condition = written.conditions.iter().find(|condition| condition.type_ == "CredentialsReady").unwrap();

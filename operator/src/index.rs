@@ -11,7 +11,7 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use tokio::sync::watch;
 use toolweir_crds::{
-    Document, FieldError, LabelSelector, check,
+    Document, FieldError, LabelSelector, Server, ServerTls, check,
     resource::PolicyStatus,
     select::{Labels, selects},
     stream::{Snapshot, StreamMessage},
@@ -48,8 +48,22 @@ pub struct Pod {
     pub unfit: Option<SkipReason>,
     /// What its sidecar has mounted for credentials of servers.
     pub credentials: MountedCredentials,
+    /// Whether its sidecar sees the TLS of its agents, and can open it.
+    pub interception: PodInterception,
     /// True if it is being deleted: its sidecar is served to the end, but no status counts it.
     pub ends: bool,
+}
+
+/// Whether the sidecar of a pod sees the TLS of its agents, and can open it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodInterception {
+    /// Its traffic is not captured.
+    #[default]
+    NotCaptured,
+    /// Its traffic is captured. It was created without what its containers need to trust an authority of its own.
+    Unprepared,
+    /// It was created with that.
+    Prepared,
 }
 
 /// A policy as it stands in the cluster.
@@ -88,11 +102,15 @@ impl PolicyEntry {
         Self { uid, generation, namespaces, document, policy, errors, status }
     }
 
-    /// Returns the servers to which the policy gives a credential.
-    fn servers_with_credential(&self) -> Vec<String> {
-        let servers = self.policy.spec.servers.iter();
-        servers.filter(|server| server.credential.is_some()).map(|server| server.name.clone()).collect()
+    /// Returns the names of the servers of which something holds.
+    fn servers_with(&self, holds: impl Fn(&Server) -> bool) -> Vec<String> {
+        self.policy.spec.servers.iter().filter(|server| holds(server)).map(|server| server.name.clone()).collect()
     }
+}
+
+/// Returns whether a policy has the TLS of agents to a server opened.
+pub(crate) fn is_intercepted(server: &Server) -> bool {
+    server.tls == Some(ServerTls::Intercept)
 }
 
 /// A policy of a snapshot, in the state in which it is there.
@@ -119,6 +137,8 @@ pub struct PreparedSnapshot {
     pub shares: bool,
     /// The servers to which each of them gives a credential; without those that give none.
     pub credentials: BTreeMap<PolicyId, Vec<String>>,
+    /// The servers to which each of them has the TLS of agents opened; without those that have none.
+    pub interception: BTreeMap<PolicyId, Vec<String>>,
     policies: Vec<Policy>,
     conflicts: OnceLock<Vec<(PolicyId, FieldError)>>,
 }
@@ -135,9 +155,13 @@ impl PreparedSnapshot {
         line.push(b'\n');
         let policies = entries.iter().map(|entry| entry.policy.clone()).collect();
         let shares = entries.iter().any(|entry| entry.policy.spec.counts_across_pods());
-        let credentials = entries.iter().map(|entry| (entry.policy.id.clone(), entry.servers_with_credential()));
-        let credentials = credentials.filter(|(_, servers)| !servers.is_empty()).collect();
-        Self { version, line: line.into(), includes, shares, credentials, policies, conflicts: OnceLock::new() }
+        let servers = |holds: fn(&Server) -> bool| {
+            let of_each = entries.iter().map(|entry| (entry.policy.id.clone(), entry.servers_with(holds)));
+            of_each.filter(|(_, servers)| !servers.is_empty()).collect()
+        };
+        let credentials = servers(|server| server.credential.is_some());
+        let interception = servers(is_intercepted);
+        Self { version, line: line.into(), includes, shares, credentials, interception, policies, conflicts: OnceLock::new() }
     }
 
     /// Returns whether [`PreparedSnapshot::conflicts`] are known, so that it takes no time.
@@ -145,7 +169,7 @@ impl PreparedSnapshot {
         self.conflicts.get().is_some()
     }
 
-    /// Returns the policies whose url or credential is not the one in force, with what to write instead. The first call compiles all of them.
+    /// Returns the policies whose url, credential or TLS is not the one in force, with what to write instead. The first call compiles all of them.
     pub fn conflicts(&self, options: &CompileOptions) -> &[(PolicyId, FieldError)] {
         self.conflicts.get_or_init(|| {
             let (_, problems) = Engine::compile(&self.policies, Memory::new(0), options);
@@ -155,11 +179,12 @@ impl PreparedSnapshot {
         })
     }
 
-    /// Returns the servers that nothing reaches since policies disagree on their credential, each with the words of a policy that
-    /// says another than an older one. It compiles as [`PreparedSnapshot::conflicts`] does.
-    pub fn closed_servers(&self, options: &CompileOptions) -> impl Iterator<Item = (&str, String)> {
-        self.conflicts(options).iter().filter_map(|(id, error)| {
-            let at: usize = error.path.strip_prefix("spec.servers[")?.strip_suffix("].credential")?.parse().ok()?;
+    /// Returns the servers on a field of which policies disagree, each with the words about a policy whose value is not the one in
+    /// force. It compiles as [`PreparedSnapshot::conflicts`] does.
+    pub fn disagreements(&self, field: &str, options: &CompileOptions) -> impl Iterator<Item = (&str, String)> {
+        self.conflicts(options).iter().filter_map(move |(id, error)| {
+            let path = error.path.strip_prefix("spec.servers[")?.strip_suffix(field)?;
+            let at: usize = path.strip_suffix("].")?.parse().ok()?;
             let policy = self.policies.iter().find(|policy| policy.id == *id)?;
             Some((policy.spec.servers.get(at)?.name.as_str(), format!("policy {id}, {error}")))
         })
@@ -334,24 +359,34 @@ impl Index {
         }
     }
 
-    /// Returns the policies that govern a pod, by name.
-    fn governing<'a>(&'a self, key: &'a PodKey, pod: &'a Pod) -> impl Iterator<Item = (&'a PolicyId, &'a PolicyEntry)> {
-        let namespace = self.namespaces.get(&key.namespace);
+    /// Returns the policies that govern pods with these labels in a namespace of which this is known, by name.
+    fn governing<'a>(
+        &'a self,
+        namespace: &'a str,
+        info: Option<&'a NamespaceInfo>,
+        pod_labels: &'a Labels,
+    ) -> impl Iterator<Item = (&'a PolicyId, &'a PolicyEntry)> {
         self.policies.iter().filter(move |(id, entry)| {
             let of_namespace = match &entry.namespaces {
-                None => id.namespace == key.namespace,
+                None => id.namespace == namespace,
                 // A namespace whose labels are not known is governed by all: nothing is opened by not knowing.
-                Some(selector) => namespace.is_none_or(|info| selects(selector, &info.labels)),
+                Some(selector) => info.is_none_or(|info| selects(selector, &info.labels)),
             };
-            of_namespace && selects(&entry.policy.spec.pod_selector, &pod.labels)
+            of_namespace && selects(&entry.policy.spec.pod_selector, pod_labels)
         })
+    }
+
+    /// Returns whether a policy that governs such pods has the TLS of agents to a server opened.
+    pub fn intercepts(&self, namespace: &str, info: Option<&NamespaceInfo>, pod_labels: &Labels) -> bool {
+        let mut governing = self.governing(namespace, info, pod_labels);
+        governing.any(|(_, entry)| entry.policy.spec.servers.iter().any(is_intercepted))
     }
 
     /// Returns the snapshot for a pod; none where there is no such pod.
     pub fn snapshot(&mut self, key: &PodKey, uid: &str) -> CurrentSnapshot {
         let pod = self.pods.get(key).filter(|pod| pod.uid == uid)?;
         let (mut includes, mut entries) = (Vec::new(), Vec::new());
-        for (id, entry) in self.governing(key, pod) {
+        for (id, entry) in self.governing(&key.namespace, self.namespaces.get(&key.namespace), &pod.labels) {
             includes.push(IncludedPolicy { id: id.clone(), uid: entry.uid.clone(), generation: entry.generation });
             entries.push(entry);
         }
@@ -390,6 +425,11 @@ impl Index {
     /// Returns whether a pod is there and counts in a status.
     pub fn counts(&self, key: &PodKey, uid: &str) -> bool {
         self.pods.get(key).is_some_and(|pod| pod.uid == uid && !pod.ends)
+    }
+
+    /// Returns whether a pod is there whose sidecar can open the TLS of its agents.
+    pub fn is_prepared(&self, key: &PodKey) -> bool {
+        self.pods.get(key).is_some_and(|pod| pod.interception == PodInterception::Prepared)
     }
 
     /// Returns whether a pod is there.

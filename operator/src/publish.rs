@@ -55,6 +55,8 @@ pub struct StatusMetrics {
     policy_status: IntGaugeVec,
     /// Each policy that gives a server a credential, with the reason of its condition `CredentialsReady`.
     policy_credentials: IntGaugeVec,
+    /// Each policy that has the TLS of agents opened, with the reason of its condition `InterceptionReady`.
+    policy_interception: IntGaugeVec,
     /// The pods of each policy, by state.
     policy_pods: IntGaugeVec,
     /// Statuses that were written, by result.
@@ -84,6 +86,12 @@ impl StatusMetrics {
                 "A policy that gives a server a credential, with the reason of its condition CredentialsReady; always 1. At the \
                  replica that leads.",
                 &["policy", "credentials"],
+            )?,
+            policy_interception: registry.gauges(
+                "toolweir_operator_policy_interception",
+                "A policy that has the TLS of agents to a server opened, with the reason of its condition InterceptionReady; always 1. \
+                 At the replica that leads.",
+                &["policy", "interception"],
             )?,
             policy_pods: registry.gauges(
                 "toolweir_operator_policy_pods",
@@ -115,6 +123,9 @@ impl StatusMetrics {
                 if let Some((reason, _)) = &desired.credentials {
                     self.policy_credentials.with_label_values(&[name.as_str(), reason.as_str()]).set(1);
                 }
+                if let Some((reason, _)) = &desired.interception {
+                    self.policy_interception.with_label_values(&[name.as_str(), reason.as_str()]).set(1);
+                }
                 for (state, count) in
                     [("selected", desired.selected), ("injected", desired.injected), ("acknowledged", desired.acknowledged)]
                 {
@@ -133,6 +144,7 @@ impl StatusMetrics {
         self.policies.reset();
         self.policy_status.reset();
         self.policy_credentials.reset();
+        self.policy_interception.reset();
         self.policy_pods.reset();
     }
 }

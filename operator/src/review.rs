@@ -19,8 +19,8 @@ use crate::{
 
 /// The most that an object may take as a tree, in bytes: more than ten times what etcd holds of one in any usual form.
 pub const HEAVIEST: usize = 36 * 1024 * 1024;
-/// The weight of a container besides its own, in bytes: it gets variables and a mount, in the pod and once more in the patch.
-const CONTAINER: usize = 8 * 1024;
+/// The weight of a container besides its own, in bytes: it gets up to nine variables and a mount, in the pod and once more in the patch.
+const CONTAINER: usize = 24 * 1024;
 /// The longest uid, name or kind, in bytes; what Kubernetes allows is shorter.
 const LONGEST_NAME: usize = 512;
 /// The fields of a pod whose items are containers that get something.

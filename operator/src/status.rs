@@ -6,14 +6,15 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
-use toolweir_crds::resource::PolicyStatus;
+use toolweir_crds::{resource::PolicyStatus, select::Labels};
 use toolweir_engine::{CompileOptions, PolicyId};
 
 use crate::{
     acks::Tallies,
-    credential_status::{CredentialNeeds, CredentialsReady},
-    credentials::MountedCredentials,
+    credential_status::CredentialNeeds,
     index::{Index, Pod, PodKey, PolicyEntry, PreparedSnapshot},
+    interception_status::InterceptionNeeds,
+    readiness::{NamedPods, ReadyReason},
     shared_store::health::StoreHealth,
 };
 
@@ -24,7 +25,7 @@ pub enum Accepted {
     Accepted,
     /// The policy does not compile, and denies everything on its servers.
     Invalid,
-    /// Its rules hold, but an older policy of a pod gives one of its servers another url or credential.
+    /// Its rules hold, but an older policy of a pod gives one of its servers another url or credential, or one refuses its TLS.
     Conflicted,
 }
 
@@ -94,11 +95,11 @@ pub struct DesiredStatus {
     /// The condition `SharedStoreReady`: status, reason and message. None where the policy counts nothing across pods.
     pub store: Option<(&'static str, String, String)>,
     /// The condition `CredentialsReady`. None where the policy gives no server a credential.
-    pub credentials: Option<(CredentialsReady, String)>,
+    pub credentials: Option<(ReadyReason, String)>,
+    /// The condition `InterceptionReady`. None where the policy has the TLS of agents opened to no server.
+    pub interception: Option<(ReadyReason, String)>,
 }
 
-/// The most pods that a message names.
-const NAMED: usize = 3;
 /// The longest message, in characters; the API allows 32768 bytes.
 const LONGEST: usize = 1024;
 
@@ -123,35 +124,29 @@ pub fn desired(
     options: &CompileOptions,
     store: &StoreHealth,
 ) -> BTreeMap<PolicyId, DesiredStatus> {
-    type Known = (PodKey, String, bool, MountedCredentials);
-    let known = |(key, pod): (&PodKey, &Pod)| (key.clone(), pod.uid.clone(), pod.injected, pod.credentials.clone());
-    let pods: Vec<Known> = index.pods().filter(|(_, pod)| !pod.ends).map(known).collect();
+    let known = |(key, pod): (&PodKey, &Pod)| (key.clone(), Pod { labels: Labels::new(), ..pod.clone() });
+    let pods: Vec<(PodKey, Pod)> = index.pods().filter(|(_, pod)| !pod.ends).map(known).collect();
     let mut governed: BTreeMap<PolicyId, Governed> = BTreeMap::new();
     for (id, entry) in index.policies() {
-        governed.insert(id.clone(), Governed { credentials: CredentialNeeds::of(&entry.policy), ..Governed::default() });
+        let (credentials, interception) = (CredentialNeeds::of(&entry.policy), InterceptionNeeds::of(&entry.policy));
+        governed.insert(id.clone(), Governed { credentials, interception, ..Governed::default() });
     }
-    for (key, uid, injected, mounted) in pods {
-        let Some(prepared) = index.snapshot(&key, &uid) else { continue };
+    for (key, pod) in pods {
+        let Some(prepared) = index.snapshot(&key, &pod.uid) else { continue };
         for included in &prepared.includes {
-            let governed = governed.entry(included.id.clone()).or_default();
-            governed.selected += 1;
-            if injected {
-                governed.injected += 1;
-                if let Some(credentials) = &mut governed.credentials {
-                    credentials.add(&key, &mounted);
-                }
-            } else if governed.without.len() < NAMED {
-                governed.without.push(key.to_string());
-            }
+            governed.entry(included.id.clone()).or_default().add(&key, &pod);
         }
         for (id, error) in prepared.conflicts(options) {
             governed.entry(id.clone()).or_default().conflict.get_or_insert_with(|| error.to_string());
         }
-        for (server, why) in prepared.closed_servers(options) {
-            for (id, _) in prepared.credentials.iter().filter(|(_, servers)| servers.iter().any(|other| other == server)) {
-                if let Some(credentials) = governed.get_mut(id).and_then(|governed| governed.credentials.as_mut()) {
-                    credentials.close(server, &why);
-                }
+        for (server, why) in prepared.disagreements("credential", options) {
+            for of in concerned(&mut governed, &prepared.credentials, server) {
+                of.credentials.iter_mut().for_each(|needs| needs.close(server, &why));
+            }
+        }
+        for (server, why) in prepared.disagreements("tls", options) {
+            for of in concerned(&mut governed, &prepared.interception, server) {
+                of.interception.iter_mut().for_each(|needs| needs.refuse(server, &why));
             }
         }
     }
@@ -162,16 +157,42 @@ pub fn desired(
     index.policies().map(status).collect()
 }
 
+/// Returns what is gathered for the policies that ask something of a server.
+fn concerned<'a>(
+    governed: &'a mut BTreeMap<PolicyId, Governed>,
+    asked: &BTreeMap<PolicyId, Vec<String>>,
+    server: &str,
+) -> impl Iterator<Item = &'a mut Governed> {
+    let asks = move |id: &PolicyId| asked.get(id).is_some_and(|servers| servers.iter().any(|other| other == server));
+    governed.iter_mut().filter(move |(id, _)| asks(id)).map(|(_, governed)| governed)
+}
+
 #[derive(Clone, Debug, Default)]
 struct Governed {
     selected: i32,
     injected: i32,
-    without: Vec<String>,
+    without: NamedPods,
     conflict: Option<String>,
     credentials: Option<CredentialNeeds>,
+    interception: Option<InterceptionNeeds>,
 }
 
 impl Governed {
+    /// Looks at a pod.
+    fn add(&mut self, key: &PodKey, pod: &Pod) {
+        self.selected += 1;
+        if !pod.injected {
+            return self.without.add(key);
+        }
+        self.injected += 1;
+        if let Some(credentials) = &mut self.credentials {
+            credentials.add(key, &pod.credentials);
+        }
+        if let Some(interception) = &mut self.interception {
+            interception.add(key, pod.interception);
+        }
+    }
+
     fn desired(self, entry: &PolicyEntry, tallies: &Tallies, store: &StoreHealth) -> DesiredStatus {
         let tally = tallies.get(&entry.uid).filter(|tally| tally.generation == entry.generation).cloned().unwrap_or_default();
         // Two replicas may count a pod both, for the moment in which it changes from one to the other.
@@ -185,7 +206,9 @@ impl Governed {
             (None, None) => (Accepted::Accepted, "It is in order.".to_owned()),
         };
         let is_accepted = accepted.0 == Accepted::Accepted;
-        let credentials = self.credentials.as_ref().map(|needs| needs.condition(self.injected, is_accepted, &tally));
+        let credentials = self.credentials.as_ref();
+        let credentials = credentials.map(|needs| needs.condition(self.injected, is_accepted, &tally.credentials));
+        let interception = self.interception.as_ref().map(|needs| needs.condition(is_accepted, &tally.interception));
         let programmed = if accepted.0 == Accepted::Invalid {
             (Programmed::Invalid, "It does not compile; see the condition Accepted.".to_owned())
         } else if self.selected == 0 {
@@ -193,14 +216,10 @@ impl Governed {
         } else if let Some(refused) = tally.refused {
             (Programmed::Refused, format!("A sidecar cannot enforce it and denies everything on its servers: {refused}"))
         } else if self.injected < self.selected {
-            let more =
-                if usize::try_from(self.selected - self.injected).is_ok_and(|without| without > NAMED) { ", ..." } else { "" };
-            let without = self.without.join(", ");
             let message = format!(
-                "{} of {} pods have no sidecar, so that nothing enforces it there: {without}{more}. Label the namespace \
+                "{} of {} pods have no sidecar, so that nothing enforces it there: {}. Label the namespace \
                  toolweir.dev/inject=enabled and restart them.",
-                self.selected - self.injected,
-                self.selected
+                self.without.count, self.selected, self.without
             );
             (Programmed::NoSidecar, message)
         } else if acknowledged < self.selected {
@@ -218,6 +237,7 @@ impl Governed {
             programmed: (programmed.0, programmed.1.chars().take(LONGEST).collect()),
             store: store.map(|(status, reason, message)| (status, reason, message.chars().take(LONGEST).collect())),
             credentials: credentials.map(|(reason, message)| (reason, message.chars().take(LONGEST).collect())),
+            interception: interception.map(|(reason, message)| (reason, message.chars().take(LONGEST).collect())),
         }
     }
 }
@@ -237,7 +257,10 @@ pub fn merge(old: &PolicyStatus, desired: &DesiredStatus, now: Timestamp) -> Opt
     };
     let holds = |holds: bool| if holds { "True" } else { "False" };
     let (accepted, programmed) = (&desired.accepted, &desired.programmed);
-    let (store, credentials) = (desired.store.as_ref(), desired.credentials.as_ref());
+    let ready = |kind: &str, desired: &Option<(ReadyReason, String)>| {
+        desired.as_ref().map(|(reason, message)| condition(kind, reason.status(), reason.as_str(), message))
+    };
+    let store = desired.store.as_ref();
     let new = PolicyStatus {
         observed_generation: Some(desired.generation),
         selected: desired.selected,
@@ -250,7 +273,8 @@ pub fn merge(old: &PolicyStatus, desired: &DesiredStatus, now: Timestamp) -> Opt
         ]
         .into_iter()
         .chain(store.map(|(status, reason, message)| condition("SharedStoreReady", status, reason, message)))
-        .chain(credentials.map(|(reason, message)| condition("CredentialsReady", reason.status(), reason.as_str(), message)))
+        .chain(ready("CredentialsReady", &desired.credentials))
+        .chain(ready("InterceptionReady", &desired.interception))
         .collect(),
     };
     (new != *old).then_some(new)

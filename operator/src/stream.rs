@@ -406,6 +406,9 @@ impl StreamServer {
             Ok(Report::Credentials(report)) => {
                 self.state.report_credentials(number, &identity.pod, &identity.uid, report);
             }
+            Ok(Report::Interception(report)) => {
+                self.state.report_interception(number, &identity.pod, &identity.uid, report);
+            }
             Ok(Report::Denials(report)) => {
                 let denials = events::shorten(report.denials);
                 let report = DenialReport { pod: identity.pod.clone(), uid: identity.uid.clone(), denials };

@@ -15,13 +15,13 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use toolweir_crds::{SIDECAR_CONTAINER, select::Labels};
+use toolweir_crds::{SIDECAR_CONTAINER, resource::PolicyStatus, select::Labels};
 use toolweir_engine::CompileOptions;
 use toolweir_operator::{
     admission::{AdmissionHandler, Intake},
     cluster_state::ClusterState,
     config::OperatorConfig,
-    index::ClusterEvent,
+    index::{ClusterEvent, PolicyEntry},
     inject::NamespaceInfo,
     namespaces::{NamespaceLookup, NamespaceResult},
     operator_metrics::OperatorMetrics,
@@ -473,6 +473,38 @@ mod check {
         assert_eq!(said["status"], json!({"code": 422, "reason": "Invalid", "message": promised}));
         assert_eq!(said["auditAnnotations"], json!({"toolweir": "refused: HostPid"}));
         assert_eq!((said.get("patch"), operator.counted("check", "refused", "HostPid")), (None, 1), "nothing is repaired");
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_has_tls_opened_adds_to_the_pods_that_it_governs_and_may_go_before_the_check() {
+        let (operator, before) = captured().await;
+        let spec = json!({
+            "podSelector": {"matchLabels": {"app": "social-agent"}},
+            "servers": [{"name": "s", "url": "https://s.example/mcp", "tls": "Intercept"}],
+        });
+        let text = policy("MCPPolicy", &spec).to_string();
+        let document = toolweir_crds::read_documents("test", &text).unwrap().remove(0).document;
+        let state = &operator.webhooks.state;
+        let entry = PolicyEntry::new("uid".to_owned(), 1, document, PolicyStatus::default(), &state.options);
+        let id = entry.policy.id.clone();
+        state.apply(ClusterEvent::Policy(id.clone(), Box::new(entry)));
+        let of = |pod: &Value, list: &str, index: usize, field: &str| pod["spec"][list][index][field].to_string();
+        let other = pod("other").to_string().replace("social-agent", "other");
+        for (plain, is_opened) in [(pod("agent"), true), (serde_json::from_str(&other).unwrap(), false)] {
+            let injected = patched(&plain, &operator.inject(&plain).await);
+            assert_eq!(of(&injected, "initContainers", 1, "args").contains("--agent-ca-dir"), is_opened);
+            assert_eq!(of(&injected, "containers", 0, "env").contains("SSL_CERT_FILE"), is_opened);
+        }
+        let opened = patched(&before, &operator.inject(&before).await);
+        assert_ne!(opened, before, "the policy came between two rounds");
+        for _ in ["with the policy", "without it"] {
+            for pod in [&before, &opened] {
+                let said = operator.ask("/check", &review(pod)).await;
+                assert_eq!(said["allowed"], true, "{said}");
+            }
+            state.apply(ClusterEvent::PolicyGone(id.clone()));
+        }
+        assert!(operator.ask("/inject", &review(&opened)).await.get("patch").is_none());
     }
 
     #[tokio::test]

@@ -24,6 +24,7 @@ fn with_context<T>(config: &str, then: impl FnOnce(&InjectionContext<'_>) -> T) 
         namespace_info: Some(&info),
         operator_namespace: "toolweir-system",
         stream_url: "https://toolweir-operator.toolweir-system.svc:8444",
+        intercepts: false,
         seed: 42,
         ca: "PEM",
         version: "0.1.0",
@@ -270,6 +271,35 @@ fn assert_refused(report: &CaptureReport, reason: CaptureRefusal, path: &str, wh
 #[test]
 fn a_pod_that_is_in_order_is_let_in() {
     assert_eq!(check(&good()), CaptureReport::default());
+}
+
+#[test]
+fn a_pod_whose_tls_is_opened_is_held_against_itself_and_not_against_policies() {
+    let mut opened = good();
+    let args = opened["spec"]["initContainers"][1]["args"].as_array_mut().unwrap();
+    let end = args.len() - 4;
+    args.splice(end..end, [json!("--agent-ca-dir"), json!("/etc/toolweir")]);
+    // As the operator makes it; `good` is without.
+    let remade = with_context(CONFIG, |context| inject(&opened, &InjectionContext { intercepts: true, ..*context }));
+    let InjectionOutcome::Injected { pod: remade, .. } = remade else { panic!("{remade:?}") };
+    assert_eq!(remade["spec"]["initContainers"][1], opened["spec"]["initContainers"][1]);
+    for intercepts in [true, false] {
+        let check = |pod: &Value| with_context(CONFIG, |context| check_new(pod, &InjectionContext { intercepts, ..*context }));
+        for pod in [&remade, &good()] {
+            assert_eq!(check(pod), CaptureReport::default(), "{intercepts}");
+        }
+        for (op, path, value) in [
+            ("replace", format!("/spec/initContainers/1/args/{}", end + 1), json!("/var/lib/toolweir")),
+            ("remove", format!("/spec/initContainers/1/args/{end}"), json!(null)),
+            ("add", "/spec/initContainers/1/args/-".to_owned(), json!("--agent-ca-dir")),
+        ] {
+            let report = check(&changed(remade.clone(), op, &path, &value));
+            assert_refused(&report, CaptureRefusal::CaptureMissing, "spec.initContainers[1].args", &path);
+        }
+    }
+    // Variables are the pod's own matter: without them, connections fail.
+    let pod = changed(remade, "remove", "/spec/containers/0/env/2", &json!(null));
+    assert_eq!(check(&pod), CaptureReport::default());
 }
 
 #[test]

@@ -106,6 +106,29 @@ mod governing {
     }
 
     #[test]
+    fn a_policy_that_has_tls_opened_is_found_for_a_pod_that_is_not_there_yet() {
+        let mut index = Index::default();
+        let opened = "servers: [{name: r, url: 'https://r.example/mcp', tls: Refuse}, {name: s, url: 'https://s.example/mcp', tls: Intercept}]";
+        let entry_of = |name: &str, selectors: &str| entry(name, 1, &format!("{{{selectors}, {opened}}}"));
+        apply(
+            &mut index,
+            entry("agents/closed", 1, &opened.replace("Intercept", "Refuse").replace("servers", "{servers").replace(']', "]}")),
+        );
+        let social = "podSelector: {matchLabels: {app: social}}";
+        let (a, b) = (labels("team=a").into(), labels("team=b").into());
+        let asks = |index: &Index, namespace: &str, info, pod: &str| index.intercepts(namespace, info, &labels(pod));
+        assert!(!asks(&index, "agents", Some(&a), "app=social"));
+        apply(&mut index, entry_of("agents/opened", social));
+        assert!(asks(&index, "agents", Some(&a), "app=social") && asks(&index, "agents", None, "app=social x=y"));
+        assert!(!asks(&index, "agents", Some(&a), "app=other") && !asks(&index, "other", Some(&a), "app=social"));
+        apply(&mut index, entry_of("opened-for-b", "namespaceSelector: {matchLabels: {team: b}}"));
+        // Where nothing is known of a namespace, every policy of the cluster governs it.
+        for (info, promised) in [(Some(&a), false), (Some(&b), true), (None, true)] {
+            assert_eq!(asks(&index, "other", info, "app=other"), promised);
+        }
+    }
+
+    #[test]
     fn a_cluster_policy_governs_the_namespaces_that_it_selects() {
         let mut index = cluster();
         apply(&mut index, entry("c", 1, &open("namespaceSelector: {matchLabels: {team: b}}, ")));

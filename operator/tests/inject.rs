@@ -20,8 +20,9 @@ use toolweir_operator::{
     config::{OperatorConfig, SidecarPorts},
     credentials::{AUDIENCE_TOKENS_VOLUME, CREDENTIALS_VOLUME},
     inject::{
-        CONFIG_PATH, CONFIG_VOLUME, INJECTED, InjectionContext, InjectionOutcome, MCP_CONFIG_ENV, NamespaceInfo, SCRAPE,
-        STATE_VOLUME, SidecarIds, SkipReason, TOKEN_VOLUME, URL_ENV, inject, patch, scrape_annotations, strip,
+        AGENT_CA_DIR, CA_VARIABLES, CONFIG_PATH, CONFIG_VOLUME, INJECTED, InjectionContext, InjectionOutcome, MCP_CONFIG_ENV,
+        NamespaceInfo, SCRAPE, STATE_VOLUME, SidecarIds, SkipReason, TOKEN_VOLUME, URL_ENV, inject, patch, scrape_annotations,
+        strip,
     },
 };
 
@@ -34,6 +35,8 @@ struct Case {
     namespace_labels: Option<Labels>,
     namespace_annotations: BTreeMap<String, String>,
     config: Value,
+    /// Whether a policy that governs the pod has TLS opened.
+    intercepts: bool,
     seed: u64,
     /// The pod is injected first, then another webhook does this to it (JSON Patch), then it is injected anew.
     between: Option<json_patch::Patch>,
@@ -47,6 +50,7 @@ impl Default for Case {
             namespace_labels: Some(opted_in),
             namespace_annotations: BTreeMap::new(),
             config: Value::Null,
+            intercepts: false,
             seed: 0,
             between: None,
         }
@@ -64,6 +68,7 @@ impl Case {
             namespace_info: info.as_ref(),
             operator_namespace: "toolweir-system",
             stream_url: "https://toolweir-operator.toolweir-system.svc:8444",
+            intercepts: self.intercepts,
             seed: self.seed,
             ca: "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
             version: "0.1.0",
@@ -184,12 +189,50 @@ fn a_patch_leaves_alone_what_is_as_it_should_be() {
 }
 
 #[test]
+fn what_a_policy_adds_to_a_pod_outlasts_the_policy_and_goes_with_capture() {
+    let (case, pod) = read("captured-intercepted");
+    let InjectionOutcome::Injected { pod: opened, .. } = case.run(pod.clone()).1 else { panic!("not injected") };
+    // The policy is gone when the webhook is asked again.
+    let after = Case { intercepts: false, ..case };
+    assert_eq!(after.inject(&opened), InjectionOutcome::Skipped(SkipReason::AlreadyInjected));
+    let InjectionOutcome::Injected { pod: closed, .. } = after.inject(&pod) else { panic!("not injected") };
+    assert_ne!(closed, opened);
+    // It came when the webhook was asked already: the sidecar counts as the one of before.
+    let before = Case { intercepts: true, ..after };
+    let InjectionOutcome::Injected { pod: later, warnings } = before.inject(&closed) else { panic!("not injected") };
+    assert_eq!(later, opened);
+    assert!(!warnings.iter().any(|warning| warning.contains(SIDECAR_CONTAINER)), "{warnings:?}");
+    // Capture is gone, and with it what makes sense with it alone.
+    let mut opted_out = opened;
+    opted_out["metadata"]["labels"] = json!({"toolweir.dev/capture": "disabled"});
+    let InjectionOutcome::Injected { pod: free, .. } = before.inject(&opted_out) else { panic!("not injected") };
+    let all = list(&free["spec"], "initContainers").iter().chain(list(&free["spec"], "containers"));
+    assert!(!all.flat_map(|container| list(container, "env")).any(is_of_authority));
+    assert!(argument(&free["spec"]["initContainers"][0], AGENT_CA_DIR).is_none());
+}
+
+#[test]
+fn the_page_lists_every_variable_of_interception_and_no_other() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/injection.md")).unwrap();
+    let section = page.split("\n### Interception\n").nth(1).expect("the section").split("\n#").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let documented: Vec<(String, String)> = rows
+        .flat_map(|row| {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let value = cells[2].trim_matches('`').to_owned();
+            cells[1].split(", ").map(|name| (name.trim_matches('`').to_owned(), value.clone())).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(documented, CA_VARIABLES.map(|(name, value)| (name.to_owned(), value.to_owned())));
+}
+
+#[test]
 fn annotations_of_scraping_are_taken_off_only_where_all_are_ours() {
     let with = |annotations: &Value| json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "a"}]}});
     let ours =
         json!({"prometheus.io/scrape": "true", "prometheus.io/port": METRICS_PORT.to_string(), "prometheus.io/path": "/metrics"});
     assert_eq!(ours, object(scrape_annotations(METRICS_PORT).map(|(key, value)| (key, Some(value.into()))).into()));
-    let strip = |pod: &Value| strip(pod, SidecarPorts::default());
+    let strip = |pod: &Value| strip(pod, SidecarPorts::default(), false);
     assert_eq!(strip(&with(&ours)), json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}}));
     let mut more = ours.clone();
     more["prometheus.io/scheme"] = "http".into();
@@ -253,10 +296,16 @@ fn is_named(item: &Value, names: &[&str]) -> bool {
     item["name"].as_str().is_some_and(|name| names.contains(&name))
 }
 
+/// Whether a variable is exactly one that leads to the pod's authority.
+fn is_of_authority(env: &Value) -> bool {
+    CA_VARIABLES.iter().any(|(name, value)| *env == json!({"name": name, "value": value}))
+}
+
 /// A container without what may be changed in it.
-fn its_own(container: &Value) -> Value {
+fn its_own(container: &Value, opened: bool) -> Value {
     let mut rest = container.clone();
-    rest["env"] = without(container, "env", |env| is_named(env, &[URL_ENV, MCP_CONFIG_ENV]));
+    let is_ours = |env: &Value| is_named(env, &[URL_ENV, MCP_CONFIG_ENV]) || opened && is_of_authority(env);
+    rest["env"] = without(container, "env", is_ours);
     rest["volumeMounts"] = without(container, "volumeMounts", |mount| {
         let path = mount["mountPath"].as_str().unwrap_or_default().replace("/./", "/").replace("//", "/");
         is_named(mount, &VOLUMES) || format!("{path}/").starts_with("/etc/toolweir/")
@@ -265,7 +314,7 @@ fn its_own(container: &Value) -> Value {
 }
 
 /// A pod without anything that is the sidecar's or may be changed.
-fn own(pod: &Value, metrics_port: u16) -> Value {
+fn own(pod: &Value, metrics_port: u16, opened: bool) -> Value {
     let mut rest = pod.clone();
     if let Some(annotations) = rest.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.remove(INJECTED);
@@ -282,7 +331,8 @@ fn own(pod: &Value, metrics_port: u16) -> Value {
     let spec = &pod["spec"];
     for kind in ["initContainers", "containers"] {
         let ours = [SIDECAR_CONTAINER, CAPTURE_CONTAINER];
-        let others: Vec<Value> = list(spec, kind).iter().filter(|container| !is_named(container, &ours)).map(its_own).collect();
+        let others = list(spec, kind).iter().filter(|container| !is_named(container, &ours));
+        let others: Vec<Value> = others.map(|container| its_own(container, opened)).collect();
         rest["spec"][kind] = others.into();
     }
     rest["spec"]["volumes"] = without(spec, "volumes", |volume| is_named(volume, &VOLUMES));
@@ -330,7 +380,13 @@ fn check(before: &Value, after: &Value) {
     check_user(spec, captured == 1);
     let url =
         format!("http://127.0.0.1:{}", argument(sidecar, "--listen").and_then(|at| at.split(':').nth(1)).unwrap_or("15001"));
+    let opened = argument(sidecar, AGENT_CA_DIR) == Some(CONFIG_PATH);
     for container in all().skip(1 + captured) {
+        if opened {
+            // That those with another value are the pod's own is seen below.
+            let sets = |name: &str| list(container, "env").iter().any(|env| is_named(env, &[name]));
+            assert!(CA_VARIABLES.iter().all(|(name, _)| sets(name)), "{container}");
+        }
         let mounts = list(container, "volumeMounts");
         assert!(!mounts.iter().any(|mount| is_named(mount, &SIDECARS)), "{container}");
         let config: Vec<&Value> = mounts.iter().filter(|mount| is_named(mount, &[CONFIG_VOLUME])).collect();
@@ -353,7 +409,7 @@ fn check(before: &Value, after: &Value) {
     }
     assert_eq!(after["metadata"]["annotations"][INJECTED], "0.1.0");
     let port = sidecar["ports"][0]["containerPort"].as_u64().unwrap().try_into().unwrap();
-    assert_eq!(own(before, port), own(after, port), "what is others' is as it was");
+    assert_eq!(own(before, port, opened), own(after, port, opened), "what is others' is as it was");
 }
 
 fn named(names: &'static str, more: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
@@ -377,7 +433,12 @@ fn object(fields: Vec<(&'static str, Option<Value>)>) -> Value {
 }
 
 fn container() -> impl Strategy<Value = Value> {
-    let env = named("A|B|TOOLWEIR_URL|TOOLWEIR_MCP_CONFIG", prop_oneof![Just(json!({"value": "x"})), Just(json!({"later": 1}))]);
+    let values = prop_oneof![
+        Just(json!({"value": "x"})),
+        Just(json!({"later": 1})),
+        Just(json!({"value": "/etc/toolweir/ca-bundle.pem"}))
+    ];
+    let env = named("A|B|TOOLWEIR_URL|TOOLWEIR_MCP_CONFIG|SSL_CERT_FILE|JAVA_TOOL_OPTIONS", values);
     let paths = prop_oneof![
         Just("/data"),
         Just("/etc"),
@@ -487,13 +548,14 @@ proptest! {
     }
 
     #[test]
-    fn any_pod_is_captured_and_keeps_its_ids(pod in pod(), seed in any::<u64>(), later in any::<u64>()) {
+    fn any_pod_is_captured_and_keeps_its_ids(pod in pod(), seed in any::<u64>(), later in any::<u64>(), opened in any::<bool>()) {
         let mut pod = pod;
         pod["metadata"]["labels"] = json!({"toolweir.dev/capture": "enabled"});
         let config = json!({"capture": {"method": "Init", "userRange": "3000-3255"}});
-        let case = |seed| Case { config: config.clone(), seed, ..Case::default() };
+        let case = |seed| Case { config: config.clone(), intercepts: opened, seed, ..Case::default() };
         let once = injected(&case(seed), &pod);
         check(&pod, &once);
+        prop_assert_eq!(argument(&once["spec"]["initContainers"][1], AGENT_CA_DIR), opened.then_some(CONFIG_PATH));
         prop_assert!(is_named(&once["spec"]["initContainers"][0], &[CAPTURE_CONTAINER]));
         prop_assert_eq!(&patched(&pod, &once), &once);
         prop_assert_eq!(case(later).inject(&once), InjectionOutcome::Skipped(SkipReason::AlreadyInjected));

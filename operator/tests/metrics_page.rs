@@ -9,9 +9,9 @@ use toolweir_engine::CompileOptions;
 use toolweir_operator::{
     admission::{REASONS, RESULTS},
     auth::StreamRefusal,
-    credential_status::CredentialsReady,
     index::{ClusterEvent, Index, NOT_INJECTED, PolicyEntry},
     operator_metrics::OperatorMetrics,
+    readiness::ReadyReason,
     serve::{Closed, Port},
     shared_store::health::{StoreHealth, faults},
     status::{self, Accepted, Programmed},
@@ -85,7 +85,7 @@ fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
     // A family without series is not in a scrape.
     let mut index = Index::default();
     let text = "{apiVersion: toolweir.dev/v1alpha1, kind: MCPPolicy, metadata: {name: p, namespace: agents}, spec: {servers: \
-                [{name: s, url: 'https://s', credential: {bearer: {secretKey: token}}}]}}";
+                [{name: s, url: 'https://s.example', tls: Intercept, credential: {bearer: {secretKey: token}}}]}}";
     let document = read_documents("test", text).unwrap().remove(0).document;
     let options = CompileOptions::default();
     let entry = PolicyEntry::new("uid".to_owned(), 1, document, PolicyStatus::default(), &options);
@@ -109,7 +109,8 @@ fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         ("`reason` of streams that were refused", set(StreamRefusal::ALL.map(StreamRefusal::as_str))),
         ("`reason` of streams that ended", set(ended)),
         ("`programmed`", set(Programmed::ALL.map(Programmed::as_str))),
-        ("`credentials`", set(CredentialsReady::ALL.map(CredentialsReady::as_str))),
+        ("`credentials`", set(ReadyReason::OF_CREDENTIALS.map(ReadyReason::as_str))),
+        ("`interception`", set(ReadyReason::OF_INTERCEPTION.map(ReadyReason::as_str))),
         ("`reason` of pods without a sidecar", set([NOT_INJECTED, "HostNetwork", "Windows", "MirrorPod"])),
         ("`fault`", faults().map(ToOwned::to_owned).collect()),
         ("`port`", set(Port::ALL.map(Port::as_str))),

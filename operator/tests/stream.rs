@@ -26,7 +26,7 @@ use toolweir_operator::{
     auth::TokenReviewer,
     cluster_state::ClusterState,
     events::DenialReport,
-    index::{ClusterEvent, Pod, PodKey, PolicyEntry},
+    index::{ClusterEvent, Pod, PodInterception, PodKey, PolicyEntry},
     inject::NamespaceInfo,
     operator_metrics::OperatorMetrics,
     shared_store::health::SidecarStore,
@@ -462,18 +462,42 @@ async fn what_a_sidecar_says_of_its_credentials_counts_until_its_stream_ends() {
     sidecar.say(format!("{}\n{}\n", json!({"version": version}), json!({"credentials": [state]})));
     let tally = || operator.world.acks().tally(&operator.world.index())["policy-uid"].clone();
     let mut changes = operator.world.changes();
-    while tally().credential_problem.is_none() {
+    while tally().credentials.problem.is_none() {
         timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
     }
-    assert_eq!(tally().credential_problem.unwrap(), "pod agents/one: server s: key `token` is missing");
+    assert_eq!(tally().credentials.problem.unwrap(), "pod agents/one: server s: key `token` is missing");
     sidecar.say(format!("{}\n", json!({"credentials": [{"server": "s", "kind": "bearer"}]})));
-    while tally().credentials_ready == 0 {
+    while tally().credentials.ready == 0 {
         timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
     }
-    assert_eq!((tally().credential_problem, tally().acknowledged), (None, 1));
+    assert_eq!((tally().credentials.problem, tally().acknowledged), (None, 1));
     drop(sidecar);
     assert!(operator.ended("client_gone").await);
-    assert_eq!(tally().credentials_ready, 0);
+    assert_eq!(tally().credentials.ready, 0);
+}
+
+#[tokio::test]
+async fn what_a_sidecar_says_of_tls_counts_for_a_pod_that_can_have_it_opened() {
+    let operator = operator();
+    operator.world.apply(policy(1, "https://s.example/mcp', tls: Intercept, defaultAction: 'Allow"));
+    let prepared = Pod { uid: "uid-one".to_owned(), injected: true, interception: PodInterception::Prepared, ..Pod::default() };
+    let key = PodKey { namespace: "agents".to_owned(), name: "one".to_owned() };
+    operator.world.apply(ClusterEvent::Pod(key, prepared));
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    let version = sidecar.version().await;
+    let state = json!({"server": "s", "problem": "the authority has no s.example; create the pod anew"});
+    sidecar.say(format!("{}\n{}\n", json!({"version": version}), json!({"interception": [state]})));
+    let said = || operator.world.acks().tally(&operator.world.index())["policy-uid"].interception.clone();
+    let mut changes = operator.world.changes();
+    while said().new_pods.count == 0 {
+        timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+    }
+    assert_eq!((said().new_pods.to_string().as_str(), said().problem), ("agents/one", None));
+    sidecar.say(format!("{}\n", json!({"interception": [{"server": "s"}]})));
+    while said().ready == 0 {
+        timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+    }
+    assert_eq!(said().new_pods.count, 0);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use prometheus::IntCounterVec;
 use crate::registry::MetricsRegistry;
 
 /// The files of the sidecar: the label `file`.
-pub const FILES: [&str; 5] = ["policies", "trust", "shared_store", "mcp_config", "resolvers"];
+pub const FILES: [&str; 6] = ["policies", "trust", "shared_store", "mcp_config", "resolvers", "interception"];
 /// The operations that can fail: the label `operation`.
 pub const OPERATIONS: [&str; 2] = ["read", "write"];
 

@@ -3,13 +3,13 @@
 use std::{
     io,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::{ArcSwap, Guard};
 use smallvec::SmallVec;
 use tokio::sync::watch;
-use toolweir_crds::stream::{CredentialReport, CredentialState};
+use toolweir_crds::stream::{CredentialReport, CredentialState, InterceptionReport};
 use toolweir_engine::{
     Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Memory, Pending, Permit, Reason, Timestamp,
     shared::{self, Peeked},
@@ -22,6 +22,7 @@ use crate::{
     credentials::set::CredentialSet,
     freshness::{Freshness, PolicyFreshness},
     in_force::{InForce, ServerInForce},
+    interception::Interception,
     mcp_config::McpConfig,
     metrics::SidecarMetrics,
     outcome::Outcome,
@@ -48,6 +49,7 @@ pub struct Governor {
     listed: ListedToolNames,
     mcp_config: OnceLock<McpConfig>,
     credentials: OnceLock<CredentialSet>,
+    interception: OnceLock<Arc<Interception>>,
     /// Tells that something else is in force.
     replaced: watch::Sender<()>,
 }
@@ -77,6 +79,7 @@ impl Governor {
             listed: ListedToolNames::default(),
             mcp_config: OnceLock::new(),
             credentials: OnceLock::new(),
+            interception: OnceLock::new(),
             replaced: watch::Sender::new(()),
         })
     }
@@ -102,6 +105,9 @@ impl Governor {
         if let Some(credentials) = self.credentials.get() {
             new.attach_credentials(credentials);
         }
+        if let Some(interception) = self.interception.get() {
+            interception.prepare(&new, &self.metrics.files, SystemTime::now());
+        }
         self.in_force.store(Arc::new(new));
         self.replaced.send_replace(());
         self.freshness.set_current();
@@ -116,6 +122,9 @@ impl Governor {
     pub fn check_ready(&self) -> Result<(), &'static str> {
         if !self.freshness.has_policies() {
             return Err("no policy yet");
+        }
+        if self.interception.get().is_some_and(|interception| !interception.is_prepared()) {
+            return Err("what agents are to trust cannot be made or written; the log says why");
         }
         let missing = self.counts.store().is_some_and(Store::is_missing);
         if missing && self.started.elapsed() < STORE_WAIT { Err("the shared store does not answer yet") } else { Ok(()) }
@@ -149,6 +158,19 @@ impl Governor {
         let mut credentials: Vec<CredentialState> = in_force.servers().filter_map(of).collect();
         credentials.sort_by(|a, b| a.server.cmp(&b.server));
         CredentialReport { credentials }
+    }
+
+    /// Opens TLS of captured agents by the policies in force, if there are any yet, and by all that follow.
+    pub fn intercept(&self, interception: Arc<Interception>) {
+        let interception = self.interception.get_or_init(|| interception);
+        if self.freshness.has_policies() {
+            interception.prepare(&self.in_force(), &self.metrics.files, SystemTime::now());
+        }
+    }
+
+    /// The states of servers whose TLS is opened; none where nothing is captured.
+    pub fn interception_report(&self) -> Option<InterceptionReport> {
+        Some(self.interception.get()?.report(&self.in_force()))
     }
 
     /// The counts of the engine, which live on when the policies are replaced.

@@ -88,6 +88,8 @@ pub struct ServerInForce {
     pub url: Option<Uri>,
     /// What the sidecar shows the server at that url, if a policy says so.
     pub credential: Option<CredentialSlot>,
+    /// True if captured TLS to that url is opened.
+    pub intercept: bool,
     /// `toolweir_upstream_duration_seconds`
     pub upstream_duration: Histogram,
     /// `toolweir_overhead_seconds`
@@ -132,6 +134,7 @@ impl InForce {
                 name: view.name.to_owned(),
                 url,
                 credential: view.credential.map(CredentialSlot::new),
+                intercept: view.intercept,
                 upstream_duration: metrics.upstream_duration.with_label_values(&[view.name]),
                 overhead: metrics.overhead.with_label_values(&[view.name]),
                 calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),

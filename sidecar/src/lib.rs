@@ -31,6 +31,7 @@ pub mod freshness;
 pub mod governor;
 pub mod import;
 pub mod in_force;
+pub mod interception;
 pub mod lists;
 pub mod mcp;
 pub mod mcp_config;

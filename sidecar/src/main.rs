@@ -3,7 +3,7 @@
 use std::{
     io::Write,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
@@ -13,6 +13,7 @@ use std::{
 use anyhow::Context;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use rustls_pki_types::CertificateDer;
 use toolweir_crds::{
     sidecar::{ADMIN_PORT, METRICS_PORT, PROXY_PORT},
     stream::{STORE_PREFIX, SharedStore},
@@ -33,6 +34,7 @@ use toolweir_sidecar::{
     source::{self, Urls},
     stdio::{self, StdioConfig, keeper},
 };
+use toolweir_store::tls::pem_certificates;
 use tracing::Level;
 use tracing_subscriber::{
     filter::{LevelFilter, filter_fn},
@@ -161,11 +163,15 @@ struct RunArgs {
     #[arg(
         long,
         value_name = "FILE|DIR",
-        conflicts_with_all = ["control_plane", "token_file", "control_plane_ca", "state_dir"]
+        conflicts_with_all = ["control_plane", "token_file", "control_plane_ca"]
     )]
     policy: Option<PathBuf>,
     #[command(flatten)]
     control_plane: ControlPlaneArgs,
+    /// Folder that keeps what a restart needs: the operator's last policies, and of captured pods the nameservers and the certificate
+    /// authority.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     #[command(flatten)]
     shared_store: SharedStoreArgs,
     /// File to which the servers in force are written, in the usual format of MCP clients (`mcpServers`).
@@ -183,6 +189,10 @@ struct RunArgs {
     /// CA certificates to trust in addition to the system's.
     #[arg(long, value_name = "PEM")]
     upstream_ca: Option<PathBuf>,
+    /// CA certificates to trust in addition to the system's, for servers and for captured agents; defaults to the text of
+    /// `TOOLWEIR_EXTRA_ROOTS`.
+    #[arg(long, value_name = "PEM")]
+    extra_roots: Option<PathBuf>,
     /// HTTP proxy through which to reach servers, as http://[USER:PASSWORD@]HOST:PORT; those in `NO_PROXY` are reached directly.
     #[arg(long, env = "TOOLWEIR_UPSTREAM_PROXY", hide_env_values = true, value_name = "URL", value_parser = UpstreamProxy::from_str)]
     upstream_proxy: Option<UpstreamProxy>,
@@ -241,13 +251,17 @@ struct CapturedArgs {
     /// The addresses of the pod's node.
     #[arg(long, env = "NODE_IPS", value_name = "IP,IP", value_delimiter = ',')]
     node_ips: Vec<IpAddr>,
+    /// Folder for the certificates that agents are to trust, in which `ca-bundle.pem` and `ca-bundle.jks` are written. With it, TLS to
+    /// servers with `tls: Intercept` is opened.
+    #[arg(long, value_name = "DIR", requires = "capture_port")]
+    agent_ca_dir: Option<PathBuf>,
 }
 
 impl CapturedArgs {
     /// What is captured, if anything.
     fn config(self) -> Option<CaptureSettings> {
         let ranges = AddressRanges { pod: self.pod_ips, node: self.node_ips, private: self.private_cidr };
-        Some(CaptureSettings { port: self.capture_port?, ranges: Arc::new(ranges) })
+        Some(CaptureSettings { port: self.capture_port?, ranges: Arc::new(ranges), agent_ca_dir: self.agent_ca_dir })
     }
 }
 
@@ -262,9 +276,6 @@ struct ControlPlaneArgs {
     /// CA certificates of the control plane; defaults to the text of `TOOLWEIR_CA`. No other is trusted.
     #[arg(long, value_name = "PEM", requires = "control_plane")]
     control_plane_ca: Option<PathBuf>,
-    /// Folder that keeps the last policies, so that the sidecar can start without the operator.
-    #[arg(long, value_name = "DIR", requires = "control_plane")]
-    state_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -318,20 +329,13 @@ impl SharedStoreArgs {
 
 impl ControlPlaneArgs {
     /// What is known of the control plane, if there is one.
-    fn config(self) -> anyhow::Result<Option<ControlPlaneConfig>> {
+    fn config(self, state: Option<PathBuf>) -> anyhow::Result<Option<ControlPlaneConfig>> {
         let (Some(endpoint), Some(token_file)) = (self.control_plane, self.token_file) else { return Ok(None) };
         let authorities = match self.control_plane_ca {
             Some(path) => std::fs::read_to_string(&path).with_context(|| format!("--control-plane-ca {}", path.display()))?,
             None => std::env::var("TOOLWEIR_CA").unwrap_or_default(),
         };
-        Ok(Some(ControlPlaneConfig {
-            endpoint,
-            token_file,
-            authorities,
-            state: self.state_dir,
-            backoff: Backoff::default(),
-            silence: SILENCE,
-        }))
+        Ok(Some(ControlPlaneConfig { endpoint, token_file, authorities, state, backoff: Backoff::default(), silence: SILENCE }))
     }
 }
 
@@ -433,11 +437,15 @@ fn execute(command: Command, log_level: LogLevelControl) -> anyhow::Result<ExitC
 impl RunArgs {
     fn config(self) -> anyhow::Result<RunConfig> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let source = match (self.control_plane.config()?, self.policy) {
+        let source = match (self.control_plane.config(self.state_dir.clone())?, self.policy) {
             (Some(control_plane), _) => PolicySource::ControlPlane(Box::new(control_plane)),
             (None, Some(policy)) => PolicySource::Local(policy),
             (None, None) => anyhow::bail!("name the source of the policies with --policy or --control-plane"),
         };
+        let capture = self.capture.config();
+        if self.state_dir.is_some() && capture.is_none() && matches!(source, PolicySource::Local(_)) {
+            anyhow::bail!("--state-dir: nothing is kept there without --control-plane or --capture-port; remove it");
+        }
         let in_pod = matches!(source, PolicySource::ControlPlane(_));
         Ok(RunConfig {
             source,
@@ -446,8 +454,10 @@ impl RunArgs {
             metrics_listen: self.metrics_listen,
             admin_listen: self.admin_listen,
             upstream_ca: self.upstream_ca,
+            extra_roots: extra_roots(self.extra_roots.as_deref())?,
             upstream_proxy: upstream_proxy(self.upstream_proxy),
-            capture: self.capture.config(),
+            capture,
+            state: self.state_dir,
             credentials: KeyFolders { keys: self.credentials_dir, tokens: self.audience_tokens_dir, in_pod },
             limits: Limits {
                 body: self.max_body,
@@ -467,6 +477,19 @@ impl RunArgs {
             options: self.pod.options(),
         })
     }
+}
+
+/// Returns the certificates of a file, or those of the variable.
+fn extra_roots(path: Option<&Path>) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    if let Some(path) = path {
+        let place = || format!("--extra-roots {}", path.display());
+        return pem_certificates(&std::fs::read(path).with_context(place)?).with_context(place);
+    }
+    let pem = std::env::var("TOOLWEIR_EXTRA_ROOTS").unwrap_or_default();
+    if pem.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    pem_certificates(pem.as_bytes()).context("TOOLWEIR_EXTRA_ROOTS")
 }
 
 impl StdioArgs {

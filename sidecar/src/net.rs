@@ -20,6 +20,7 @@ use std::{
 use http::Uri;
 use hyper_util::client::legacy::connect::dns::Name;
 use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
 use tokio::time::timeout;
 use toolweir_engine::egress::AddressRanges;
 use toolweir_store::dns::DnsResolver;
@@ -28,13 +29,16 @@ use tower_service::Service;
 
 use self::names::HostNames;
 
-/// TLS that trusts the system's roots and, if given, those of a PEM file.
+/// TLS that trusts the system's roots, `more`, and those of a PEM file if one is given.
 ///
 /// # Errors
-/// The file cannot be read or holds no certificate.
-pub fn client_tls(extra: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+/// The file cannot be read or holds no certificate, or `more` has one that is not valid.
+pub fn client_tls(extra: Option<&Path>, more: &[CertificateDer<'static>]) -> io::Result<Arc<ClientConfig>> {
     // A machine without roots can still use http, and https with a given CA.
     let mut roots = system_roots();
+    for certificate in more {
+        roots.add(certificate.clone()).map_err(io::Error::other)?;
+    }
     if let Some(path) = extra {
         let pem = fs::read(path)?;
         add_pem_roots(&mut roots, &pem).map_err(|error| {

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context;
 use rustls::ClientConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -21,14 +22,15 @@ use toolweir_engine::{CompileOptions, egress::AddressRanges};
 use crate::{
     admin::{self, AdminState, Listener, LogLevelControl},
     audit::Audit,
-    capture::Capture,
-    control,
+    capture::{Capture, names::SearchDomains},
+    control::{self, state::StateDir},
     counts::Counts,
     credentials::{
         keeper::KeeperTools, keys::KeyFolders, metrics::CredentialMetrics, set::CredentialSet, token_client::TokenClient,
     },
     freshness::Freshness,
     governor::Governor,
+    interception::{Interception, InterceptionSettings, metrics::InterceptionMetrics},
     mcp_config::McpConfig,
     metrics::SidecarMetrics,
     net,
@@ -77,10 +79,14 @@ pub struct RunConfig {
     pub admin_listen: String,
     /// A PEM file of certificates to trust besides the system's.
     pub upstream_ca: Option<PathBuf>,
+    /// Certificates to trust besides the system's, for servers and for captured agents.
+    pub extra_roots: Vec<CertificateDer<'static>>,
     /// The proxy through which servers are reached, if there is one.
     pub upstream_proxy: Option<UpstreamProxy>,
     /// Where keys and tokens are that servers are shown.
     pub credentials: KeyFolders,
+    /// The folder that keeps what a restart needs, if there is one.
+    pub state: Option<PathBuf>,
     /// What is captured, if anything.
     pub capture: Option<CaptureSettings>,
     /// The bounds.
@@ -106,6 +112,8 @@ pub struct CaptureSettings {
     pub port: u16,
     /// The addresses that are known of the pod and its surroundings.
     pub ranges: Arc<AddressRanges>,
+    /// The folder in which agents find what they are to trust, where TLS to declared servers is opened.
+    pub agent_ca_dir: Option<PathBuf>,
 }
 
 impl CaptureSettings {
@@ -203,12 +211,14 @@ impl RunConfig {
 
     /// Reads the pod's nameservers, where they are asked for the operator, the store, or where captured connections lead.
     fn read_resolvers(&self, governor: &Governor) -> anyhow::Result<()> {
-        let state = match &self.source {
-            PolicySource::ControlPlane(config) => config.state.as_deref(),
-            PolicySource::Local(_) if self.shared_store.is_some() || self.capture.is_some() => None,
-            PolicySource::Local(_) => return Ok(()),
+        let is_needed = match &self.source {
+            PolicySource::ControlPlane(_) => true,
+            PolicySource::Local(_) => self.shared_store.is_some() || self.capture.is_some(),
         };
-        let read = match state.filter(|_| self.capture.is_some()) {
+        if !is_needed {
+            return Ok(());
+        }
+        let read = match self.state.as_deref().filter(|_| self.capture.is_some()) {
             Some(state) => net::resolvers::read_kept(state, &governor.metrics.files),
             None => toolweir_store::dns::read(),
         };
@@ -220,6 +230,13 @@ impl RunConfig {
             }
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Returns the TLS with which servers are connected to.
+    fn client_tls(&self) -> anyhow::Result<Arc<ClientConfig>> {
+        let path = self.upstream_ca.as_deref();
+        net::client_tls(path, &self.extra_roots)
+            .with_context(|| format!("--upstream-ca {}", path.unwrap_or(Path::new("")).display()))
     }
 
     /// Returns how servers are connected to.
@@ -249,10 +266,38 @@ impl RunConfig {
         Ok(())
     }
 
+    /// Returns what captured connections are decided by, if there are any. The policies in force say which TLS is opened from now on.
+    fn captured(&self, governor: &Governor) -> anyhow::Result<Option<Arc<Capture>>> {
+        let Some(capture) = &self.capture else { return Ok(None) };
+        if let Some(folder) = &self.state {
+            control::state::create(folder).with_context(|| format!("--state-dir {}", folder.display()))?;
+        }
+        // Now, while no other container can have written to them.
+        let domains = toolweir_store::dns::search_domains().map_err(|error| anyhow::anyhow!("--capture-port: {error}"))?;
+        let domains = SearchDomains::new(domains);
+        let settings = InterceptionSettings {
+            folder: capture.agent_ca_dir.clone(),
+            state: StateDir::new(self.state.clone()),
+            extra_roots: self.extra_roots.clone(),
+            pod: if self.options.pod.is_empty() {
+                String::new()
+            } else {
+                format!("{}/{}", self.options.namespace, self.options.pod)
+            },
+        };
+        let metrics = InterceptionMetrics::new(&governor.metrics.registry)?;
+        let interception = Arc::new(Interception::new(settings, domains.clone(), metrics).context("TLS cannot be set up")?);
+        governor.intercept(Arc::clone(&interception));
+        anyhow::ensure!(
+            interception.is_prepared() || !governor.freshness.has_policies(),
+            "--agent-ca-dir: what agents are to trust cannot be made or written; the log says why"
+        );
+        Ok(Some(Arc::new(Capture::new(Arc::clone(&capture.ranges), domains, self.limits.connect, interception))))
+    }
+
     /// Returns what the proxy's workers share. A body larger than the memory for bodies is not allowed, whatever the limits say.
     fn proxy_state(&self, governor: &Arc<Governor>, stopping: &watch::Receiver<bool>) -> anyhow::Result<Arc<ProxyState>> {
-        let capture = self.capture.as_ref().map(|capture| Capture::new(Arc::clone(&capture.ranges), self.limits.connect));
-        let capture = capture.transpose().map_err(|error| anyhow::anyhow!("--capture-port: {error}"))?.map(Arc::new);
+        let capture = self.captured(governor)?;
         let budget = Budget::new(self.limits.held, self.limits.held_wait, governor.metrics.connections.held_bytes.clone());
         let mut limits = self.limits.clone();
         if limits.body > budget.largest() {
@@ -289,8 +334,7 @@ pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dy
     let (governor, upkeep) = config.govern(audit, stopping.clone())?;
     // Now, while no container of the pod can have written to it.
     config.read_resolvers(&governor)?;
-    let tls = net::client_tls(config.upstream_ca.as_deref())
-        .with_context(|| format!("--upstream-ca {}", config.upstream_ca.as_deref().unwrap_or(Path::new("")).display()))?;
+    let tls = config.client_tls()?;
     let listener = admin::bind_with(&config.listen, "--listen", Some(KERNEL)).await?;
     let captured = match &config.capture {
         Some(capture) => capture.listen().await?,

@@ -35,7 +35,8 @@ async fn capturing(policy: &str) -> (Sidecar, u16) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let pod = vec!["10.1.0.9".parse().unwrap()];
     let ranges = Arc::new(AddressRanges { pod, node: Vec::new(), private: Vec::new() });
-    let sidecar = Sidecar::with(policy, |config| config.capture = Some(CaptureSettings { port, ranges })).await;
+    let sidecar =
+        Sidecar::with(policy, |config| config.capture = Some(CaptureSettings { port, ranges, agent_ca_dir: None })).await;
     (sidecar, port)
 }
 

@@ -137,6 +137,22 @@ def check_capture(api, base, capture):
         expect(not allowed and POLICY in why, f"a container like that of capture in {list_of} is let in")
 
 
+def check_whole(api, base, injected):
+    """A pod as it is after its injection, whose own containers meet the Standard, is let in."""
+    injected["spec"]["initContainers"][0]["args"] += ["--admin-port", "16000"]
+    for container in injected["spec"]["initContainers"] + injected["spec"]["containers"]:
+        if not container["name"].startswith("toolweir-"):
+            container["securityContext"] = base["spec"]["containers"][0]["securityContext"]
+    # No controller of accounts runs here.
+    injected["spec"].update(securityContext=base["spec"]["securityContext"], serviceAccountName="default")
+    expect("--agent-ca-dir" in injected["spec"]["initContainers"][1]["args"], "the sidecar of the pod has no folder for authorities")
+    allowed, why = api.create("policy", injected)
+    expect(allowed, "a captured pod whose TLS is opened is refused:", why)
+    injected["spec"]["containers"][0]["securityContext"] = {}
+    allowed, why = api.create("policy", injected)
+    expect(not allowed and POLICY in why, "a captured pod with a container that is not restricted is let in, or refused by another:", why)
+
+
 def check_updates(api, base, capture):
     """Pods that are there can be labelled and debugged, also after the chart has another image; their image cannot become another."""
     old = with_capture(base, capture | {"image": "example.com/older:1"})
@@ -188,6 +204,7 @@ def main():
     capture["args"] += ["--admin-port", "16000"]
     check_capture(api, copy.deepcopy(base), capture)
     check_updates(api, copy.deepcopy(base), capture)
+    check_whole(api, base, yaml.safe_load((pathlib.Path(pods) / "captured-intercepted.golden.yaml").read_text()))
 
     def compare(fixture):
         name, pod = fixture

@@ -176,10 +176,10 @@ def configuration(rendered):
             for key in shape:
                 compare(value[key], shape[key], f"{path}.{key}")
 
-    # Left out where there are no credentials.
-    for key, kind in (("credentialsSecret", str), ("tokenAudiences", list)):
-        if key in config["sidecar"]:
-            shape["sidecar"][key] = kind
+    # Left out where there are none.
+    for section, key, kind in (("sidecar", "credentialsSecret", str), ("sidecar", "tokenAudiences", list), ("capture", "extraRoots", str)):
+        if key in config[section]:
+            shape[section][key] = kind
     if store := config.pop("sharedStore", None):
         certificate = {"secret": str, "service": str}
         shape_of_store = {"url": str, "username": str, "passwordFile": str, "caFile": str, "certificate": certificate, "prefix": str, "leases": bool, "budgetMilliseconds": int}

@@ -159,6 +159,8 @@ for number, pod in enumerate(("toolweir-operator-6c9f8d7b5-4xq2p", "toolweir-ope
             ("agents/drafts", "Enforce", "NoPods", (0, 0, 0)),
         ):
             put("gauge", "toolweir_operator_policy_status", {**scraped, "policy": policy, "mode": mode, "accepted": "Accepted", "programmed": programmed}, 1)
+            if policy != "agents/drafts":
+                put("gauge", "toolweir_operator_policy_interception", {**scraped, "policy": policy, "interception": "Ready"}, 1)
             for state, count in zip(("selected", "injected", "acknowledged"), pods):
                 put("gauge", "toolweir_operator_policy_pods", {**scraped, "policy": policy, "state": state}, count)
 

@@ -276,6 +276,8 @@ pub async fn sidecar(policy: &str) -> RunningSidecar {
         metrics_listen: free(),
         admin_listen: free(),
         upstream_ca: None,
+        extra_roots: Vec::new(),
+        state: None,
         upstream_proxy: None,
         capture: None,
         credentials: KeyFolders::default(),

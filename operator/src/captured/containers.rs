@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::{refusal::CaptureRefusal, report::CaptureReport};
 use crate::inject::{
-    SidecarIds,
+    CONFIG_VOLUME, SidecarIds,
     fields::{items, name, shown},
-    sidecar::{CONFIG_VOLUME, is_injected_volume},
+    sidecar::is_injected_volume,
 };
 
 /// The one capability that a container may have: to listen on ports below 1024.

@@ -14,8 +14,9 @@ use crate::{
     config::CaptureMethod,
     inject::{
         CAPTURE_LABEL, INJECT_LABEL, InjectionContext, NO_METHOD, OptIn, SidecarIds,
-        capture::{CONTAINER_LISTS, is_injected_container, own_capture},
+        capture::{CONTAINER_LISTS, CapturedSidecar, is_injected_container, own_capture},
         fields::{items, name, shown},
+        interception,
         sidecar::InjectedParts,
     },
 };
@@ -126,7 +127,9 @@ fn check_ours(pod: &Value, context: &InjectionContext<'_>, report: &mut CaptureR
     let Some(ids) = SidecarIds::of_pod(pod).filter(|ids| range.contains(ids.uid) && range.contains(ids.gid)) else {
         return report.add(CaptureRefusal::CaptureMissing, &format!("spec.initContainers[{capture}].args"), CHANGED);
     };
-    let parts = match InjectedParts::with_ids(pod, context, Some(ids)) {
+    // As the pod says: policies may have changed since it was injected.
+    let captured = CapturedSidecar { ids, intercepts: interception::is_added(pod) };
+    let parts = match InjectedParts::with_capture(pod, context, Some(captured)) {
         Ok(parts) => parts,
         Err(why) => return report.add(CaptureRefusal::CaptureMissing, "spec", &why),
     };

@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Deserializer, de};
 
+use rustls::RootCertStore;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
 use super::shown;
 
 /// How traffic of pods that opt in to it is captured.
@@ -16,6 +19,8 @@ pub struct CaptureConfig {
     pub private_cidrs: Vec<String>,
     /// The user and group ids from which those of a captured pod's sidecar are chosen.
     pub user_range: IdRange,
+    /// Certificates in PEM of authorities that captured agents, and their sidecars, trust besides those of the sidecar's image.
+    pub extra_roots: String,
 }
 
 /// How the rules of capture get into a pod.
@@ -43,6 +48,8 @@ const GREATEST_ID: u32 = i32::MAX as u32;
 const FEWEST_IDS: u32 = 256;
 /// The most ranges. Each is an argument of every sidecar.
 const MOST_CIDRS: usize = 64;
+/// The longest `extraRoots`, in bytes: every captured pod holds them, in a variable of its sidecar.
+const LONGEST_ROOTS: usize = 64 * 1024;
 
 impl Default for IdRange {
     fn default() -> Self {
@@ -90,8 +97,41 @@ impl CaptureConfig {
                 return Err(format!("capture.privateCidrs[{at}]: {problem}"));
             }
         }
-        Ok(())
+        match roots_problem(&self.extra_roots) {
+            Some(problem) => Err(format!("capture.extraRoots: {problem}")),
+            None => Ok(()),
+        }
     }
+}
+
+/// Returns what is wrong with the certificates of authorities, if anything.
+fn roots_problem(pem: &str) -> Option<String> {
+    if pem.is_empty() {
+        return None;
+    }
+    if pem.len() > LONGEST_ROOTS {
+        return Some(format!(
+            "has {} bytes; write at most {LONGEST_ROOTS}: only the certificates of your own authorities, since those of public ones \
+             are in the sidecar's image",
+            pem.len()
+        ));
+    }
+    if pem.contains("PRIVATE KEY-----") {
+        return Some(
+            "has a private key, which every pod would show; write the certificates alone, and replace that key".to_owned(),
+        );
+    }
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let at = roots.len() + 1;
+        let added = certificate.map_err(|error| error.to_string());
+        let added = added.and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()));
+        if let Err(error) = added {
+            return Some(format!("certificate {at} cannot be used: {}; write that of an authority, in PEM", shown(&error)));
+        }
+    }
+    let advice = "write the authorities' certificates in PEM, from -----BEGIN CERTIFICATE----- on, or leave it empty";
+    roots.is_empty().then(|| format!("has no certificate; {advice}"))
 }
 
 /// Returns what is wrong with an address range, if anything.

@@ -142,6 +142,17 @@ fn what_is_wrong_is_named_with_its_field() {
             "capture.privateCidrs[1]: `10.0.0.1/8` has bits after its prefix; write the first address of the range",
         ),
         ("capture: {privateCidrs: ['fd00::1/64']}", "capture.privateCidrs[0]: `fd00::1/64` has bits after its prefix"),
+        ("capture: {extraRoots: none}", "capture.extraRoots: has no certificate; write the authorities' certificates in PEM"),
+        (
+            "capture: {extraRoots: '-----BEGIN ENCRYPTED PRIVATE KEY-----'}",
+            "capture.extraRoots: has a private key, which every pod would show; write the certificates alone",
+        ),
+        (
+            "capture: {extraRoots: \"-----BEGIN CERTIFICATE-----\\nMIIB\\n-----END CERTIFICATE-----\\n\"}",
+            "capture.extraRoots: certificate 1 cannot be used: ",
+        ),
+        ("capture: {extraRoots: \"-----BEGIN CERTIFICATE-----\\nMIIB\\n\"}", "; write that of an authority, in PEM"),
+        (&format!("capture: {{extraRoots: {}}}", "x".repeat(65537)), "capture.extraRoots: has 65537 bytes; write at most 65536"),
         ("protectedNamespaces: [Kube]", "protectedNamespaces[0]: `Kube` is not the name of a namespace"),
         ("certificates: {caLife: soon}", "certificates: `soon` is not a duration; write for example 365d"),
         ("certificates: {leafLife: 5s}", "certificates.leafLife must be from 10s to caLife, for example 24h; it is 5s"),
@@ -182,4 +193,16 @@ fn what_is_wrong_is_named_with_its_field() {
         assert!(error.contains(promised), "{text} gives {error:?}");
         assert!(!error.contains(char::is_control), "{error:?}");
     }
+}
+
+#[test]
+fn roots_of_ones_own_are_certificates_in_pem() {
+    let root = include_str!("../../tests/root.pem");
+    for roots in [String::new(), root.to_owned(), format!("# ours\n{root}\nand another:\n{root}")] {
+        let config = format!("capture: {}", serde_json::json!({"extraRoots": roots}));
+        assert_eq!(OperatorConfig::read(&config).unwrap().capture.extra_roots, roots);
+    }
+    let second = serde_json::json!({"extraRoots": format!("{root}{}", root.replace("MII", "AII"))});
+    let error = OperatorConfig::read(&format!("capture: {second}")).unwrap_err().to_string();
+    assert!(error.starts_with("capture.extraRoots: certificate 2 cannot be used: "), "{error}");
 }

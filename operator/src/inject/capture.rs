@@ -23,6 +23,15 @@ pub const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemer
 /// Ids that images, meshes and runtimes often use. They are chosen for no sidecar.
 const COMMON_IDS: [u32; 10] = [1024, 1337, 2000, 5000, 8080, 10001, 65532, 65533, 65534, 65535];
 
+/// How the sidecar of a captured pod differs from that of others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CapturedSidecar {
+    /// Its user and group.
+    pub ids: SidecarIds,
+    /// Whether it opens the TLS of agents to some servers.
+    pub intercepts: bool,
+}
+
 /// The user and group of a captured pod's sidecar. The rules know it by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SidecarIds {

@@ -19,6 +19,9 @@ pub struct InjectionContext<'a> {
     pub stream_url: &'a str,
     /// The certificates of the operator's CAs, in PEM.
     pub ca: &'a str,
+    /// Whether a policy that governs the pod has the TLS of agents to a server opened (`tls: Intercept`). It matters only for a pod
+    /// that is captured, and is not asked of one that an earlier round told to do so.
+    pub intercepts: bool,
     /// A random number, from which the ids of a captured pod's sidecar are chosen.
     pub seed: u64,
     /// The operator's version.

@@ -9,9 +9,11 @@
 //! between two pods.
 
 pub(crate) mod capture;
+mod config_volume;
 mod context;
 mod credentials;
 pub(crate) mod fields;
+pub(crate) mod interception;
 mod namespace_info;
 mod opt_in;
 mod patch;
@@ -20,16 +22,17 @@ mod skip;
 mod workload;
 
 use serde_json::Value;
+use toolweir_crds::select::Labels;
 
 pub use self::{
     capture::{CAPTURE_LABEL, SidecarIds},
+    config_volume::{CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG},
     context::InjectionContext,
+    interception::{AGENT_CA_DIR, CA_VARIABLES},
     namespace_info::NamespaceInfo,
     opt_in::{INJECT_LABEL, OptIn, namespace_opted_in},
     patch::patch,
-    sidecar::{
-        CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG, MCP_CONFIG_ENV, SCRAPE, STATE_VOLUME, TOKEN_VOLUME, URL_ENV, scrape_annotations,
-    },
+    sidecar::{MCP_CONFIG_ENV, SCRAPE, STATE_VOLUME, TOKEN_VOLUME, URL_ENV, scrape_annotations},
     skip::{MIRROR, PodKind, SkipReason},
 };
 use crate::config::{CaptureMethod, SidecarPorts};
@@ -77,7 +80,9 @@ pub fn inject(pod: &Value, context: &InjectionContext<'_>) -> InjectionOutcome {
         Ok(parts) => parts,
         Err(why) => return InjectionOutcome::Refused(why),
     };
-    let mut injected = strip(pod, context.config.sidecar.ports);
+    // Variables that are none of an earlier round's are the pod's own, whatever they say.
+    let has_variables = parts.intercepts || interception::is_added(pod);
+    let mut injected = strip(pod, context.config.sidecar.ports, has_variables);
     if injected.pointer("/spec/containers").is_none() {
         let own = pod.pointer("/spec/containers/0").and_then(name).unwrap_or_default();
         return InjectionOutcome::Refused(format!(
@@ -93,8 +98,15 @@ pub fn inject(pod: &Value, context: &InjectionContext<'_>) -> InjectionOutcome {
     InjectionOutcome::Injected { warnings: sidecar::warnings(pod, &parts), pod: injected }
 }
 
-/// Returns the pod without anything that belongs to the sidecar or stands in its place. Empty lists are removed too.
-pub fn strip(pod: &Value, ports: SidecarPorts) -> Value {
+/// Returns the labels of a pod, without those that are no texts.
+pub fn labels(pod: &Value) -> Labels {
+    let labels = pod.get("metadata").and_then(|metadata| metadata.get("labels")?.as_object());
+    labels.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// Returns the pod without anything that belongs to the sidecar or stands in its place, with `has_variables` also without
+/// [`CA_VARIABLES`] that have our value. Empty lists are removed too.
+pub fn strip(pod: &Value, ports: SidecarPorts, has_variables: bool) -> Value {
     let mut pod = pod.clone();
     if let Some(metadata) = object(&mut pod, "metadata") {
         if let Some(annotations) = object(metadata, "annotations") {
@@ -110,7 +122,9 @@ pub fn strip(pod: &Value, ports: SidecarPorts) -> Value {
         retain(spec, kind, |container| !name(container).is_some_and(capture::is_injected_container));
         for container in list(spec, kind) {
             let Some(container) = container.as_object_mut() else { continue };
-            retain(container, "env", |env| !name(env).is_some_and(sidecar::is_injected_env));
+            let is_ours =
+                |env: &Value| name(env).is_some_and(sidecar::is_injected_env) || has_variables && interception::is_ours(env);
+            retain(container, "env", |env| !is_ours(env));
             retain(container, "volumeMounts", |mount| !sidecar::is_in_place_of_injected(mount));
         }
     }
@@ -133,8 +147,9 @@ fn add(pod: &mut Value, parts: &InjectedParts) -> Option<()> {
     let spec = entry_object(pod, "spec")?;
     for kind in ["initContainers", "containers"] {
         for container in list(spec, kind) {
+            let env = parts.env_of(container);
             let Some(container) = container.as_object_mut() else { continue };
-            prepend(container, "env", &parts.env);
+            prepend(container, "env", &env);
             prepend(container, "volumeMounts", std::slice::from_ref(&parts.mount));
         }
     }

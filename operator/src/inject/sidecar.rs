@@ -7,10 +7,12 @@ use toolweir_crds::{
 };
 
 use super::{
-    capture::{self, SidecarIds},
+    capture::{self, CapturedSidecar, SidecarIds},
+    config_volume::{CONFIG_PATH, CONFIG_VOLUME, MCP_CONFIG},
     context::InjectionContext,
     credentials::{CredentialVolumes, has_token},
     fields::{annotation, annotations, entry_object, items, name, path, shown},
+    interception,
     opt_in::{INJECT_LABEL, OptIn},
     workload::workload,
 };
@@ -23,12 +25,6 @@ use crate::{
 pub const TOKEN_VOLUME: &str = "toolweir-token";
 /// The volume in which a sidecar keeps its policies across its restarts. The sidecar alone mounts it.
 pub const STATE_VOLUME: &str = "toolweir-state";
-/// The volume through which the sidecar tells the other containers which servers there are.
-pub const CONFIG_VOLUME: &str = "toolweir-config";
-/// The path at which [`CONFIG_VOLUME`] is mounted.
-pub const CONFIG_PATH: &str = "/etc/toolweir";
-/// The file there, in the usual `mcpServers` form.
-pub const MCP_CONFIG: &str = "/etc/toolweir/mcp.json";
 /// The variable that holds the URL at which agents reach the sidecar.
 pub const URL_ENV: &str = "TOOLWEIR_URL";
 /// The variable that holds [`MCP_CONFIG`].
@@ -99,6 +95,8 @@ pub(crate) struct InjectedParts {
     pub credentials: CredentialVolumes,
     /// For every other container.
     pub env: [Value; 2],
+    /// True if every other container gets [`interception::CA_VARIABLES`] too.
+    pub intercepts: bool,
     /// For every other container.
     pub mount: Value,
     /// For the annotation.
@@ -117,18 +115,19 @@ impl InjectedParts {
         let range = context.config.capture.user_range;
         let captured = capture::is_captured(pod, context);
         let ids = captured.then(|| SidecarIds::choose(pod, range, context.seed)).transpose()?;
-        Self::with_ids(pod, context, ids)
+        let intercepts = context.intercepts || interception::is_added(pod);
+        Self::with_capture(pod, context, ids.map(|ids| CapturedSidecar { ids, intercepts }))
     }
 
-    /// Makes the parts for a pod that is captured if there are ids, whatever is known of labels.
+    /// Makes the parts for a pod that is captured if `captured` says how, whatever is known of labels and policies.
     ///
     /// # Errors
     /// An annotation of the pod or its namespace is wrong.
-    pub fn with_ids(pod: &Value, context: &InjectionContext<'_>, ids: Option<SidecarIds>) -> Result<Self, String> {
+    pub fn with_capture(pod: &Value, context: &InjectionContext<'_>, captured: Option<CapturedSidecar>) -> Result<Self, String> {
         let ports = context.config.sidecar.ports;
         let credentials = CredentialVolumes::new(pod, context)?;
-        let mut container = container(pod, context, &credentials, ids)?;
-        let mut capture = ids.map(|ids| capture::capture_container(ids, ports, &container));
+        let mut container = container(pod, context, &credentials, captured)?;
+        let mut capture = captured.map(|captured| capture::capture_container(captured.ids, ports, &container));
         let before = pod.get("spec").map_or(&[][..], |spec| items(spec, "initContainers"));
         for ours in capture.iter_mut().chain([&mut container]) {
             if let Some(before) = before.iter().find(|before| is_genuine(before, ours)) {
@@ -156,11 +155,18 @@ impl InjectedParts {
         let scrape =
             context.config.sidecar.scrape_annotations || annotations(pod).is_some_and(|all| is_scraped(all, ports.metrics));
         let version = context.version.to_owned();
-        Ok(Self { container, capture, volumes, credentials, env, mount, version, scrape, ports })
+        let intercepts = captured.is_some_and(|captured| captured.intercepts);
+        Ok(Self { container, capture, volumes, credentials, env, intercepts, mount, version, scrape, ports })
     }
 }
 
 impl InjectedParts {
+    /// Returns the variables for another container, in the order in which they come first there.
+    pub fn env_of(&self, container: &Value) -> Vec<Value> {
+        let of_interception = self.intercepts.then(|| interception::variables(container));
+        self.env.iter().cloned().chain(of_interception.into_iter().flatten()).collect()
+    }
+
     /// Returns the containers that come before the pod's own, in their order.
     pub fn init_containers(&self) -> impl Iterator<Item = &Value> {
         self.capture.iter().chain([&self.container])
@@ -190,7 +196,7 @@ fn capture_args(capture: &CaptureConfig, ports: SidecarPorts) -> impl Iterator<I
     ["--capture-port".to_owned(), ports.capture.to_string()].into_iter().chain(private)
 }
 
-/// Returns the variables of the sidecar.
+/// Returns the variables of the sidecar. A kubelet replaces `$(NAME)` in them by a variable.
 fn variables(context: &InjectionContext<'_>, captured: bool) -> Vec<Value> {
     let field =
         |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
@@ -203,6 +209,10 @@ fn variables(context: &InjectionContext<'_>, captured: bool) -> Vec<Value> {
         variables.extend([field("POD_IPS", "status.podIPs"), field("NODE_IPS", "status.hostIPs")]);
     }
     variables.push(json!({"name": "TOOLWEIR_CA", "value": context.ca}));
+    let extra_roots = &context.config.capture.extra_roots;
+    if captured && !extra_roots.is_empty() {
+        variables.push(json!({"name": "TOOLWEIR_EXTRA_ROOTS", "value": extra_roots.replace('$', "$$")}));
+    }
     variables
 }
 
@@ -210,7 +220,7 @@ fn container(
     pod: &Value,
     context: &InjectionContext<'_>,
     credentials: &CredentialVolumes,
-    ids: Option<SidecarIds>,
+    captured: Option<CapturedSidecar>,
 ) -> Result<Value, String> {
     let annotations = Annotations(pod);
     let sidecar = &context.config.sidecar;
@@ -224,9 +234,13 @@ fn container(
     let mut args = vec!["run", "--control-plane", context.stream_url, "--token-file", &token, "--state-dir", STATE_PATH];
     args.extend(["--mcp-config", MCP_CONFIG, &workload, "--max-held", &held]);
     args.extend(credentials.args());
-    let captured = ids.map(|_| capture_args(&context.config.capture, ports));
-    let more: Vec<String> = port_args(ports).chain(captured.into_iter().flatten()).collect();
+    let of_capture = captured.map(|_| capture_args(&context.config.capture, ports));
+    let more: Vec<String> = port_args(ports).chain(of_capture.into_iter().flatten()).collect();
     args.extend(more.iter().map(String::as_str));
+    if captured.is_some_and(|captured| captured.intercepts) {
+        args.extend(interception::args());
+    }
+    let user = captured.map_or(USER, |captured| captured.ids);
     // The log level comes last: see `is_genuine`.
     args.extend(["--log-format", "json", "--log-level", level.as_str()]);
     let mut mounts = vec![
@@ -242,7 +256,7 @@ fn container(
         "args": args,
         // A native sidecar: it starts before the others and is stopped after them, and a Job ends without it.
         "restartPolicy": "Always",
-        "env": variables(context, ids.is_some()),
+        "env": variables(context, captured.is_some()),
         "ports": [{"name": "tw-metrics", "containerPort": ports.metrics, "protocol": "TCP"}],
         // No other container starts before it holds a snapshot of its policies.
         "startupProbe": {
@@ -259,9 +273,9 @@ fn container(
             "capabilities": {"drop": ["ALL"]},
             "privileged": false,
             "readOnlyRootFilesystem": true,
-            "runAsGroup": ids.unwrap_or(USER).gid,
+            "runAsGroup": user.gid,
             "runAsNonRoot": true,
-            "runAsUser": ids.unwrap_or(USER).uid,
+            "runAsUser": user.uid,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationMessagePath": "/dev/termination-log",
@@ -294,8 +308,11 @@ fn resources_value(resources: &SidecarResources) -> Value {
 /// Returns whether a container that has the name of one of ours was injected before.
 fn is_genuine(before: &Value, ours: &Value) -> bool {
     // The log level of the command line is left to the end: an annotation may have changed since. At the end of the other
-    // container is an id or a port, which is no more telling.
-    let args = |container: &Value| items(container, "args").iter().rev().skip(1).cloned().collect::<Vec<_>>();
+    // container is an id or a port, which is no more telling. A policy that has TLS opened may have come since.
+    let args = |container: &Value| {
+        let args = items(container, "args").iter().rev().skip(1).filter(|arg| !interception::is_arg(arg));
+        args.cloned().collect::<Vec<_>>()
+    };
     name(before) == name(ours)
         && ["image", "command"].iter().all(|field| before.get(field) == ours.get(field))
         && args(before) == args(ours)
@@ -471,6 +488,9 @@ fn warn_of_container(container: &Value, ours: &InjectedParts, warnings: &mut Vec
         }
     }
     ours.credentials.warn_of_container(container, &who, warnings);
+    if ours.intercepts {
+        interception::warn_of_container(container, &who, warnings);
+    }
     let ports = items(container, "ports").iter().filter_map(|port| port.get("containerPort")?.as_u64());
     for port in ports.filter(|port| ours.ports().any(|own| u64::from(own) == *port)) {
         warnings.push(format!("{who}: port {port} is the sidecar's; one of the two cannot listen there"));

@@ -2,16 +2,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
     net::IpAddr,
     sync::Arc,
 };
 
 use toolweir_crds::{
-    Credential, CredentialSource, Document, FieldError, Limit, MCPPolicySpec, Scope, Server, Tool, check::server_url, tool_name,
+    Credential, CredentialSource, FieldError, Limit, MCPPolicySpec, Scope, Server, ServerTls, Tool, check::server_url, tool_name,
 };
 
 use crate::{
+    access::{GivenAccess, choose_access},
     cel::{self, CompileBudget, Expression, ExpressionUse},
     counters::Memory,
     egress_doubts,
@@ -19,60 +19,11 @@ use crate::{
     engine::Engine,
     entry::{CompiledEntry, CompiledLimit, CompiledValidation, EntryHold},
     glob::Glob,
-    rules::{self, Broken, PolicyRules, ServerAccess, ServerRules},
+    policy::{Policy, PolicyId, Problem, Severity},
+    rules::{self, Broken, PolicyRules, ServerRules},
     take::{Hold, Identity},
     window::Span,
 };
-
-/// A policy's name. Sorts policies in a namespace before those of the cluster, each by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PolicyId {
-    /// True for an `MCPClusterPolicy`.
-    pub cluster: bool,
-    /// Its namespace; empty for an `MCPClusterPolicy`.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl fmt::Display for PolicyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.cluster { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
-    }
-}
-
-/// A policy that governs the pod.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
-    /// Its name.
-    pub id: PolicyId,
-    /// The time of its creation, in RFC 3339 and UTC as Kubernetes writes it.
-    pub created: Option<String>,
-    /// Its rules.
-    pub spec: MCPPolicySpec,
-    /// The reason why it cannot be read, if so: regardless of `spec`, the policy denies everything on its servers.
-    pub unreadable: Option<FieldError>,
-}
-
-impl Policy {
-    /// Makes a policy that cannot be read, so that its servers are not known: it denies everything on every server.
-    pub fn unreadable(id: PolicyId, error: FieldError) -> Self {
-        let every = Server { name: "*".to_owned(), ..Server::default() };
-        let spec = MCPPolicySpec { servers: vec![every], ..MCPPolicySpec::default() };
-        Self { id, created: None, spec, unreadable: Some(error) }
-    }
-}
-
-impl From<Document> for Policy {
-    fn from(document: Document) -> Self {
-        let (cluster, metadata, spec) = match document {
-            Document::MCPPolicy { metadata, spec } => (false, metadata, spec),
-            Document::MCPClusterPolicy { metadata, spec } => (true, metadata, spec.into()),
-        };
-        let id = PolicyId { cluster, namespace: metadata.namespace.unwrap_or_default(), name: metadata.name };
-        Self { id, created: metadata.creation_timestamp, spec, unreadable: None }
-    }
-}
 
 /// The pod for which policies are compiled.
 #[derive(Clone, Debug, Default)]
@@ -89,32 +40,6 @@ pub struct CompileOptions {
     pub workload: String,
     /// True if the policies are only checked, for no pod in particular: facts of the pod may then be missing.
     pub of_any_pod: bool,
-}
-
-/// The severity of a [`Problem`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    /// The policy does not compile and denies everything on its servers.
-    Invalid,
-    /// Another policy's URL is used; the rules apply all the same.
-    Conflict,
-    /// Policies disagree on a server's credential, which closes the server.
-    Closed,
-    /// No policy gives the server a URL, so that it cannot be reached.
-    NoUrl,
-    /// The policy compiles, and likely means something else than intended.
-    Doubt,
-}
-
-/// A problem with a policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The policy, by its index among those given.
-    pub policy: usize,
-    /// The severity.
-    pub severity: Severity,
-    /// The field, and what to write instead.
-    pub error: FieldError,
 }
 
 impl Engine {
@@ -159,14 +84,15 @@ impl Engine {
         for (index, policy) in order.iter().filter_map(|index| Some((*index, policies.get(*index)?))) {
             let is_twin = before.replace(&policy.id) == Some(&policy.id);
             let (rules, egress) = compile_policy(index, policy, is_twin, options, &mut problems);
-            // Of a policy that cannot be enforced nothing is shown to anybody; its servers are closed.
+            // Of a policy that cannot be enforced nothing is shown to anybody, and it opens nothing; its servers are closed.
             let is_broken = rules.iter().any(|rules| rules.broken.is_some());
             all_rules.extend(rules);
             all_egress.extend(egress);
             for (at, server) in policy.spec.servers.iter().enumerate() {
                 if let Some(url) = &server.url {
-                    let access =
-                        GivenAccess { policy: index, at, url, credential: server.credential.as_ref().filter(|_| !is_broken) };
+                    let credential = server.credential.as_ref().filter(|_| !is_broken);
+                    let tls = server.tls.filter(|tls| !is_broken || *tls == ServerTls::Refuse);
+                    let access = GivenAccess { policy: index, at, url, credential, tls };
                     given.entry(&server.name).or_default().push(access);
                 }
             }
@@ -241,67 +167,6 @@ fn compile_policy(
     problems.extend(compiler.errors.into_iter().map(found(Severity::Invalid)));
     problems.extend(doubts.into_iter().map(found(Severity::Doubt)));
     (rules, egress)
-}
-
-/// How a policy says that a server is reached.
-#[derive(Clone, Copy)]
-struct GivenAccess<'a> {
-    /// The policy, by its index.
-    policy: usize,
-    /// The server's index in it.
-    at: usize,
-    url: &'a str,
-    credential: Option<&'a Credential>,
-}
-
-/// Chooses among what policies say of how a server is reached: the URL of the oldest, by creation and then by name, and the credential
-/// for it. A credential goes only to a URL that the same policy gives, and policies that disagree on it close the server: returns
-/// those, by name, each with why.
-fn choose_access(
-    policies: &[Policy],
-    given: &[GivenAccess<'_>],
-    problems: &mut Vec<Problem>,
-) -> (ServerAccess, Vec<(String, String)>) {
-    let name = |index: usize| policies.get(index).map(|policy| policy.id.to_string()).unwrap_or_default();
-    let mut given = given.to_vec();
-    given.sort_by_cached_key(|given| {
-        (policies.get(given.policy).map(|policy| (policy.created.is_none(), &policy.created, &policy.id)), given.at)
-    });
-    let Some(oldest) = given.first() else { return (ServerAccess::default(), Vec::new()) };
-    let (url, holder) = (oldest.url, name(oldest.policy));
-    let mut conflict = |given: &GivenAccess<'_>, severity, message: String| {
-        let field = if severity == Severity::Closed { "credential" } else { "url" };
-        let error = FieldError { path: format!("spec.servers[{}].{field}", given.at), message };
-        let text = error.to_string();
-        problems.push(Problem { policy: given.policy, severity, error });
-        text
-    };
-    for other in given.iter().filter(|other| other.url != url) {
-        let said = other.url;
-        let message = format!("is {said}, but the older policy {holder} says {url}, which holds; write the same or leave it out");
-        conflict(other, Severity::Conflict, message);
-    }
-    let with_credential: Vec<&GivenAccess<'_>> = given.iter().filter(|given| given.credential.is_some()).collect();
-    let Some(first) = with_credential.first() else {
-        return (ServerAccess { url: Some(url.into()), credential: None }, Vec::new());
-    };
-    let mut conflicts = Vec::new();
-    for other in with_credential.iter().filter(|other| other.credential != first.credential) {
-        let message = format!(
-            "is another than that of the older policy {}; nothing reaches the server until both write the same or one leaves it out",
-            name(first.policy)
-        );
-        conflicts.push((name(other.policy), conflict(other, Severity::Closed, message)));
-    }
-    if with_credential.iter().all(|given| given.url != url) {
-        let message = format!(
-            "is for {}, but the older policy {holder} says that the server is at {url}; nothing reaches the server until they agree",
-            first.url
-        );
-        conflicts.push((name(first.policy), conflict(first, Severity::Closed, message)));
-    }
-    let credential = first.credential.filter(|_| conflicts.is_empty()).cloned();
-    (ServerAccess { url: Some(url.into()), credential }, conflicts)
 }
 
 /// Makes the identity of a count: with the pods that share it, so that it is the same in all of them and in no other.

@@ -39,8 +39,12 @@ pub enum EgressReason {
     OtherPath,
     /// It speaks MCP to a server that no policy declares.
     UndeclaredServer,
-    /// It is TLS to a declared server, which is not opened.
+    /// It is TLS to a declared server whose TLS is not opened.
     ServerTls,
+    /// It is TLS to a declared server whose TLS is opened, in a pod that was created without an authority for its host.
+    NewPodNeeded,
+    /// The client did not finish the TLS handshake with the sidecar.
+    TlsHandshake,
     /// The TLS server name is hidden (encrypted client hello).
     HiddenName,
     /// The capture port was called itself.
@@ -59,7 +63,7 @@ pub enum EgressReason {
 
 impl EgressReason {
     /// Every reason.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::None,
         Self::NoPolicy,
         Self::InvalidPolicy,
@@ -69,6 +73,8 @@ impl EgressReason {
         Self::OtherPath,
         Self::UndeclaredServer,
         Self::ServerTls,
+        Self::NewPodNeeded,
+        Self::TlsHandshake,
         Self::HiddenName,
         Self::Direct,
         Self::Malformed,
@@ -90,6 +96,8 @@ impl EgressReason {
             Self::OtherPath => "other_path",
             Self::UndeclaredServer => "undeclared_server",
             Self::ServerTls => "server_tls",
+            Self::NewPodNeeded => "new_pod_needed",
+            Self::TlsHandshake => "tls_handshake",
             Self::HiddenName => "hidden_name",
             Self::Direct => "direct",
             Self::Malformed => "malformed",

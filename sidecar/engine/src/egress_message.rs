@@ -19,7 +19,11 @@ impl EgressReason {
             Self::OtherName => "Host, TLS server name and destination do not agree",
             Self::OtherPath => "another path of a declared server's host",
             Self::UndeclaredServer => "it leads to an MCP server by a way that no policy declares",
-            Self::ServerTls => "TLS to a declared server, which the sidecar does not open",
+            Self::ServerTls => "TLS to a declared server, which the policies do not have the sidecar open",
+            Self::NewPodNeeded => {
+                "the pod is older than the policy that has the sidecar open TLS to the server, so that it has no certificate authority for the host"
+            }
+            Self::TlsHandshake => "the client did not finish the TLS handshake with the sidecar",
             Self::HiddenName => "the TLS server name is encrypted",
             Self::Direct => "the capture port was called itself",
             Self::Malformed => "its meaning is not clear",
@@ -38,7 +42,11 @@ impl EgressReason {
             Self::OtherName => Some("Send the Host and the TLS server name of the host that is connected to."),
             Self::OtherPath => Some("Use the path of the server's url."),
             Self::UndeclaredServer => Some("Declare the server under `spec.servers`, and call it by exactly that url."),
-            Self::ServerTls => Some("Use http://127.0.0.1:15001/<server>, or an http:// url in policy and agent."),
+            Self::ServerTls => Some(
+                "Write `tls: Intercept` beside the server's url and create the pod anew, or use http://127.0.0.1:15001/<server>.",
+            ),
+            Self::NewPodNeeded => Some("Create the pod anew."),
+            Self::TlsHandshake => Some("Have the client trust the pod's certificate authority, as docs/interception.md says."),
             Self::HiddenName => Some("Turn off encrypted client hello (ECH) in the client."),
             Self::Direct => Some("Connect to the destination itself."),
             Self::Malformed => Some("Send one clear HTTP or TLS request."),
@@ -114,6 +122,22 @@ mod tests {
 
     fn said(effect: EgressEffect, reason: EgressReason, policy: Option<&str>, to: Destination<'_>) -> String {
         EgressDecision { effect, reason, policy: policy.map(Into::into), name: None }.message(&to)
+    }
+
+    #[test]
+    fn a_denial_of_tls_to_a_server_names_its_remedy() {
+        for (reason, remedy) in [
+            (
+                EgressReason::ServerTls,
+                "Write `tls: Intercept` beside the server's url and create the pod anew, or use http://127.0.0.1:15001/<server>.",
+            ),
+            (EgressReason::NewPodNeeded, "Create the pod anew."),
+            (EgressReason::TlsHandshake, "Have the client trust the pod's certificate authority, as docs/interception.md says."),
+        ] {
+            let to = Destination { name: Some("a.com"), in_cluster: false, address: None, port: 443 };
+            let expected = format!("Denied: {}. {remedy}", reason.words());
+            assert_eq!(said(EgressEffect::Denied, reason, None, to), expected);
+        }
     }
 
     #[test]

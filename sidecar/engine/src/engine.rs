@@ -38,11 +38,13 @@ pub struct ServerView<'a> {
     pub url: Option<&'a str>,
     /// What the sidecar shows it at that URL, if a policy says so.
     pub credential: Option<&'a Credential>,
+    /// True if captured TLS to that URL is opened. The URL begins with `https://` and its host is a name then.
+    pub intercept: bool,
 }
 
 impl<'a> ServerView<'a> {
     fn new(name: &'a str, rules: &'a ServerRules) -> Self {
-        Self { name, url: rules.url.as_deref(), credential: rules.credential.as_ref() }
+        Self { name, url: rules.url.as_deref(), credential: rules.credential.as_ref(), intercept: rules.intercept }
     }
 }
 

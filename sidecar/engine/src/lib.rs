@@ -48,6 +48,7 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+mod access;
 mod address;
 mod call;
 pub mod case;
@@ -67,6 +68,7 @@ mod evaluate;
 mod explain;
 pub mod glob;
 pub mod json;
+mod policy;
 mod rules;
 pub mod shared;
 pub mod take;
@@ -76,11 +78,12 @@ mod wants;
 pub mod window;
 
 pub use call::Call;
-pub use compile::{CompileOptions, Policy, PolicyId, Problem, Severity};
+pub use compile::CompileOptions;
 pub use counters::{Memory, Permit};
 pub use decide::{Decision, DecisionStart, Effect, Pending};
 pub use denial::{Denial, LimitInfo, Reason};
 pub use egress::{AddressRanges, Destination, EgressDecision, EgressEffect, EgressReason};
 pub use engine::{Engine, LimitView, ServerView};
+pub use policy::{Policy, PolicyId, Problem, Severity};
 pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};

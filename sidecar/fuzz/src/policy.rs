@@ -79,6 +79,7 @@ pub fn check(data: &[u8]) {
     for server in engine.servers() {
         let closed = (0..policies.len()).any(|index| closes(index, server.name));
         assert_eq!(engine.closed(server.name).is_some(), closed, "{}", server.name);
+        assert!(!server.intercept || server.url.is_some_and(|url| url.starts_with("https://")), "{}", server.name);
         let matched = policies.iter().flat_map(|policy| &policy.spec.servers).flat_map(|server| &server.tools);
         let mut tools: Vec<String> = matched.map(|tool| tool.name.replace('*', "x")).take(20).collect();
         tools.extend(["", "pay_invoice", "no such tool"].map(str::to_owned));

@@ -27,6 +27,11 @@ pub struct DeclaredServer {
 }
 
 impl DeclaredServer {
+    /// Returns whether policies have its TLS opened.
+    pub fn is_intercepted(&self) -> bool {
+        self.tls && self.server.intercept
+    }
+
     /// Notes the addresses that its name has now, and returns them.
     pub fn found(&self, addresses: Vec<IpAddr>) -> Vec<IpAddr> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&addresses);

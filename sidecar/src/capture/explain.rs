@@ -17,6 +17,17 @@ use crate::in_force::InForce;
 /// The decision on a connection to a declared server, whose calls are decided on one by one.
 const GOVERNED: &str = "governed";
 
+/// What becomes of a request to the host of declared servers.
+#[derive(Default)]
+struct DeclaredPlace {
+    /// The server that it is for, or whose TLS is not opened.
+    server: Option<String>,
+    /// Why it is refused, if it is.
+    refusal: Option<EgressReason>,
+    /// Who signs what its client sees, where its TLS is opened.
+    opened_by: Option<String>,
+}
+
 impl Capture {
     /// Explains what would become of a connection for a URL: a GET of it for `http`, TLS that is not opened for `https`. Other schemes
     /// need a port; such a connection names no host.
@@ -35,7 +46,6 @@ impl Capture {
         let port =
             uri.port_u16().or(usual).ok_or_else(|| format!("`url` has no port, and {scheme} has none of its own; write one"))?;
         let at = HostAndPort { host, port };
-        let declared = self.declared(in_force);
         let explanation = |decision: &str, reason: EgressReason, message: String| ConnectionExplanation {
             url: url.to_owned(),
             name: at.host.to_string(),
@@ -45,31 +55,19 @@ impl Capture {
             message,
             ..ConnectionExplanation::default()
         };
-        if is_tls && let Some(server) = declared.at(&at, &self.domains).first() {
-            let decision = refused(EgressReason::ServerTls);
-            let explained = explanation(decision.effect.as_str(), decision.reason, at.message(&decision, None));
-            return Ok(ConnectionExplanation { server: Some(server.server.name.clone()), ..explained });
-        }
         let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        if is_http {
-            match place(&declared, &self.domains, &at, &Method::GET, &target) {
-                RequestPlace::Server(
-                    ServerTarget::Endpoint(server) | ServerTarget::Messages { server, .. } | ServerTarget::Description(server, _),
-                ) => {
-                    let name = server.name.clone();
+        let found = if is_http || is_tls { self.declared_at(in_force, (&at, is_tls), &target) } else { None };
+        if let Some(DeclaredPlace { server, refusal, opened_by }) = found {
+            let explained = match refusal.map(refused) {
+                Some(decision) => explanation(decision.effect.as_str(), decision.reason, at.message(&decision, None)),
+                None => {
+                    let name = server.as_deref().unwrap_or_default();
                     let message =
                         format!("Governed: it leads to the declared server {name}, whose policies decide on each call.");
-                    return Ok(ConnectionExplanation {
-                        server: Some(name),
-                        ..explanation(GOVERNED, EgressReason::None, message)
-                    });
+                    explanation(GOVERNED, EgressReason::None, message)
                 }
-                RequestPlace::OtherPath => {
-                    let decision = refused(EgressReason::OtherPath);
-                    return Ok(explanation(decision.effect.as_str(), decision.reason, at.message(&decision, None)));
-                }
-                RequestPlace::Elsewhere => {}
-            }
+            };
+            return Ok(ConnectionExplanation { server, opened_by, ..explained });
         }
         let (decision, address) = match self.judge(in_force, &at).await {
             Judgement::Open { decision, .. } => (decision, None),
@@ -77,5 +75,32 @@ impl Capture {
         };
         let explained = explanation(decision.effect.as_str(), decision.reason, at.message(&decision, address));
         Ok(ConnectionExplanation { policy: decision.policy.as_deref().map(str::to_owned), ..explained })
+    }
+
+    /// Finds what becomes of a request to the host of declared servers, over TLS or not; none where it is no such host.
+    fn declared_at(
+        &self,
+        in_force: &Arc<InForce>,
+        (at, is_tls): (&HostAndPort, bool),
+        target: &PathAndQuery,
+    ) -> Option<DeclaredPlace> {
+        let declared = self.declared(in_force);
+        let servers = declared.at(at, &self.domains);
+        let first = servers.first()?;
+        let mut found = DeclaredPlace::default();
+        if is_tls {
+            if let Err(reason) = self.opened_name(&servers, at) {
+                return Some(DeclaredPlace { server: Some(first.server.name.clone()), refusal: Some(reason), opened_by: None });
+            }
+            found.opened_by = self.interception.describe();
+        }
+        match place(&declared, &self.domains, (at, is_tls), &Method::GET, target) {
+            RequestPlace::Server(
+                ServerTarget::Endpoint(server) | ServerTarget::Messages { server, .. } | ServerTarget::Description(server, _),
+            ) => found.server = Some(server.name.clone()),
+            RequestPlace::OtherPath => found.refusal = Some(EgressReason::OtherPath),
+            RequestPlace::Elsewhere => return None,
+        }
+        Some(found)
     }
 }

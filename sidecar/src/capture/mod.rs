@@ -26,15 +26,15 @@ use std::{
 };
 
 use tokio::net::TcpStream;
-use toolweir_engine::egress::AddressRanges;
+use toolweir_engine::egress::{AddressRanges, EgressReason};
 use toolweir_store::dns::DnsResolver;
 
 use self::{
-    declared::{DeclaredCache, DeclaredServers},
-    names::SearchDomains,
+    declared::{DeclaredCache, DeclaredServer, DeclaredServers},
+    names::{HostAndPort, SearchDomains},
     passing::PassingRoom,
 };
-use crate::in_force::InForce;
+use crate::{in_force::InForce, interception::Interception};
 
 /// What captured connections need besides the policies in force.
 pub struct Capture {
@@ -46,6 +46,8 @@ pub struct Capture {
     pub connect: Duration,
     /// Room for those that pass.
     pub passing: PassingRoom,
+    /// TLS to declared servers that is opened.
+    pub interception: Arc<Interception>,
     resolver: OnceLock<DnsResolver>,
     declared: DeclaredCache,
 }
@@ -57,14 +59,21 @@ impl std::fmt::Debug for Capture {
 }
 
 impl Capture {
-    /// Reads the pod's search domains now, while no other container can have written to them.
+    /// Capture with these addresses and search domains, `connect` for connecting, and what opens TLS.
+    pub fn new(ranges: Arc<AddressRanges>, domains: SearchDomains, connect: Duration, interception: Arc<Interception>) -> Self {
+        let passing = PassingRoom::default();
+        Self { ranges, domains, connect, passing, interception, resolver: OnceLock::new(), declared: DeclaredCache::default() }
+    }
+
+    /// Returns the name for which TLS to declared servers at a host is opened.
     ///
     /// # Errors
-    /// `/etc/resolv.conf` cannot be read, or names no nameserver.
-    pub fn new(ranges: Arc<AddressRanges>, connect: Duration) -> Result<Self, String> {
-        let domains = SearchDomains::new(toolweir_store::dns::search_domains()?);
-        let passing = PassingRoom::default();
-        Ok(Self { ranges, domains, connect, passing, resolver: OnceLock::new(), declared: DeclaredCache::default() })
+    /// It is not: why.
+    pub fn opened_name<'a>(&self, servers: &[Arc<DeclaredServer>], at: &'a HostAndPort) -> Result<&'a str, EgressReason> {
+        let Some(name) = at.host.name().filter(|_| servers.iter().any(|server| server.is_intercepted())) else {
+            return Err(EgressReason::ServerTls);
+        };
+        if self.interception.covers(name) { Ok(name) } else { Err(EgressReason::NewPodNeeded) }
     }
 
     /// The declared servers of policies.

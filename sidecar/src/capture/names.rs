@@ -141,6 +141,18 @@ impl SearchDomains {
         std::iter::once(host.clone()).chain(below.map(Host::Name))
     }
 
+    /// Every name that may mean the same host as this one, which is in lower case: below a search domain, or without one at its end.
+    pub fn spellings(&self, name: &str) -> Vec<String> {
+        let host = Host::Name(name.to_owned());
+        let whole: Vec<String> = self.meanings(&host).filter_map(|meaning| meaning.name().map(str::to_owned)).collect();
+        let bare = |name: &String, domain: &String| Some(name.strip_suffix(domain)?.strip_suffix('.')?.to_owned());
+        let short = whole.iter().flat_map(|name| self.0.iter().filter_map(move |domain| bare(name, domain)));
+        let mut all: Vec<String> = short.filter(|name| !name.is_empty()).chain(whole.iter().cloned()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// The name of a Service's DNS below the cluster's domain, such as `db.tools.svc`, from a whole name. None for names that are
     /// not the cluster's.
     pub fn in_cluster<'a>(&self, whole: &'a str) -> Option<&'a str> {
@@ -230,5 +242,18 @@ mod tests {
         assert_eq!(domains.in_cluster("db.example.cluster.local"), None);
         assert_eq!(domains.in_cluster("db.tools.svc"), None);
         assert_eq!(SearchDomains::default().in_cluster("db.tools.svc.cluster.local"), None);
+    }
+
+    #[test]
+    fn every_spelling_of_a_service_is_found_from_any() {
+        let domains = SearchDomains::new(["agents.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned));
+        let all = ["bank.tools", "bank.tools.svc", "bank.tools.svc.cluster.local"];
+        for name in all {
+            let found = domains.spellings(name);
+            assert!(all.iter().all(|spelling| found.iter().any(|found| found == spelling)), "{name}: {found:?}");
+        }
+        let near = domains.spellings("bank.agents.svc.cluster.local");
+        assert!(near.iter().any(|name| name == "bank") && near.iter().any(|name| name == "bank.agents"), "{near:?}");
+        assert!(domains.spellings("mcp.example.com").iter().all(|name| name.starts_with("mcp.example.com")));
     }
 }

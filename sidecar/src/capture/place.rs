@@ -45,22 +45,23 @@ pub enum RequestPlace {
 pub fn place(
     declared: &DeclaredServers,
     domains: &SearchDomains,
-    at: &HostAndPort,
+    (at, tls): (&HostAndPort, bool),
     method: &Method,
     target: &PathAndQuery,
 ) -> RequestPlace {
     let servers = declared.at(at, domains);
     // One that is declared with TLS is another, and plain HTTP to its port leads nowhere that is governed.
-    let plain: Vec<&DeclaredServer> = servers.iter().map(|server| &**server).filter(|server| !server.tls).collect();
+    let same = |server: &&DeclaredServer| if tls { server.is_intercepted() } else { !server.tls };
+    let alike: Vec<&DeclaredServer> = servers.iter().map(|server| &**server).filter(same).collect();
     if servers.is_empty() {
         return RequestPlace::Elsewhere;
     }
     let asked = target.as_str();
     let of_url = |server: &DeclaredServer| is_endpoint(server.url.path_and_query().map_or("/", PathAndQuery::as_str), asked);
-    if let Some(found) = plain.iter().find(|server| of_url(server)) {
+    if let Some(found) = alike.iter().find(|server| of_url(server)) {
         return RequestPlace::Server(ServerTarget::Endpoint(Arc::clone(&found.server)));
     }
-    for server in &plain {
+    for server in &alike {
         let rest = asked.strip_prefix('/').and_then(|rest| rest.strip_prefix(server.server.name.as_str()));
         if let Some(stream) = rest.and_then(|rest| rest.strip_prefix("/-/messages/")) {
             return RequestPlace::Server(ServerTarget::Messages {
@@ -71,7 +72,7 @@ pub fn place(
     }
     let is_description =
         method == Method::GET && target.query().is_none() && is_plain_path(asked) && asked.starts_with(WELL_KNOWN);
-    if is_description && let Some(server) = described(&plain, asked) {
+    if is_description && let Some(server) = described(&alike, asked) {
         let mut parts = server.url.clone().into_parts();
         parts.path_and_query = Some(target.clone());
         if let Ok(url) = Uri::from_parts(parts) {
@@ -117,10 +118,15 @@ spec:
   - {name: root, url: 'http://root.example'}
   - {name: literal, url: 'http://[2001:db8::7]:9000/mcp'}
   - {name: tls, url: 'https://secure.example/mcp'}
+  - {name: opened, url: 'https://secure.example/opened', tls: Intercept}
 ";
 
     /// What a request becomes: the server and what it is asked for.
     fn found(authority: &str, method: &Method, target: &str) -> String {
+        found_at("http", authority, method, target)
+    }
+
+    fn found_at(scheme: &str, authority: &str, method: &Method, target: &str) -> String {
         let documents = read_documents("p", POLICY).unwrap();
         let policies: Vec<Policy> = documents.into_iter().map(|located| located.document.into()).collect();
         let (engine, problems) = Engine::compile(&policies, Memory::new(0), &CompileOptions::default());
@@ -129,8 +135,9 @@ spec:
         let domains = SearchDomains::new(["agents.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned));
         let declared = DeclaredCache::default().of(&Arc::new(in_force), &domains);
         let (host, port) = super::super::names::read_authority(authority).unwrap();
-        let at = HostAndPort { host, port: port.unwrap_or(80) };
-        match place(&declared, &domains, &at, method, &target.parse().unwrap()) {
+        let tls = scheme == "https";
+        let at = HostAndPort { host, port: port.unwrap_or(if tls { 443 } else { 80 }) };
+        match place(&declared, &domains, (&at, tls), method, &target.parse().unwrap()) {
             RequestPlace::Server(ServerTarget::Endpoint(server)) => server.name.clone(),
             RequestPlace::Server(ServerTarget::Messages { server, stream }) => format!("{}: stream {stream}", server.name),
             RequestPlace::Server(ServerTarget::Description(server, url)) => format!("{}: {url}", server.name),
@@ -158,6 +165,16 @@ spec:
         }
         // With TLS it is another; nothing is governed in clear text at its port.
         assert_eq!(found("secure.example:443", &Method::POST, "/mcp"), "other path");
+    }
+
+    #[test]
+    fn tls_that_is_opened_leads_to_the_servers_alone_whose_policies_have_it_intercepted() {
+        let found = |authority: &str, target: &str| found_at("https", authority, &Method::POST, target);
+        assert_eq!(found("secure.example", "/opened"), "opened");
+        assert_eq!(found("SECURE.example.:443", "/opened/"), "opened");
+        assert_eq!(found("secure.example", "/mcp"), "other path", "it is not to be opened");
+        assert_eq!(found("bank.tools:8000", "/mcp"), "other path", "its url has no TLS");
+        assert_eq!(found("secure.example:8443", "/opened"), "elsewhere");
     }
 
     #[test]

@@ -34,7 +34,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use toolweir_crds::{
-    stream::{Ack, CredentialReport, Denials, KEEP_ALIVE_SECONDS, LONGEST_LINE, PATH},
+    stream::{Ack, CredentialReport, Denials, InterceptionReport, KEEP_ALIVE_SECONDS, LONGEST_LINE, PATH},
     text::one_line,
 };
 use tower_service::Service;
@@ -366,6 +366,14 @@ impl StreamSender {
     /// The stream has ended.
     pub async fn send_credentials(&self, report: &CredentialReport) -> Result<(), Lost> {
         self.send(report, "nobody takes the states of credentials").await
+    }
+
+    /// Reports which servers' TLS is opened. Waits while the operator does not read.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub async fn send_interception(&self, report: &InterceptionReport) -> Result<(), Lost> {
+        self.send(report, "nobody takes the states of interception").await
     }
 
     async fn send(&self, report: &impl serde::Serialize, lost: &str) -> Result<(), Lost> {

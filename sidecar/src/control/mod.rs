@@ -29,7 +29,7 @@ use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
 };
-use toolweir_crds::stream::{self, Ack, CredentialReport, Snapshot, StreamMessage};
+use toolweir_crds::stream::{self, Ack, CredentialReport, InterceptionReport, Snapshot, StreamMessage};
 use toolweir_engine::CompileOptions;
 use toolweir_store::StoreConfig;
 
@@ -180,6 +180,31 @@ async fn report_credentials(governor: &Governor, sender: &StreamSender, mut acke
     }
 }
 
+/// Reports to the operator which servers' TLS is opened whenever that changes, until the stream ends.
+async fn report_interception(governor: &Governor, sender: &StreamSender, mut acked: watch::Receiver<bool>) -> Lost {
+    // An operator that knows no such reports sends no policies that ask for it.
+    if acked.wait_for(|acked| *acked).await.is_err() {
+        return std::future::pending().await;
+    }
+    let (mut replaced, mut reported) = (governor.replacements(), InterceptionReport::default());
+    loop {
+        replaced.mark_unchanged();
+        let Some(report) = governor.interception_report().map(wire::short_interception) else {
+            return std::future::pending().await;
+        };
+        if report != reported {
+            if let Err(lost) = sender.send_interception(&report).await {
+                return lost;
+            }
+            reported = report;
+        }
+        if replaced.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        sleep(GATHER).await;
+    }
+}
+
 impl PolicyFollower {
     /// Follows the control plane until the sidecar stops. While there is no stream, what is in force stays so.
     pub async fn run(mut self, governor: Arc<Governor>, mut stopping: watch::Receiver<bool>) {
@@ -205,6 +230,7 @@ impl PolicyFollower {
                         lost = self.listen(governor, &sender, &mut messages, &acked) => lost,
                         lost = report_denials(governor, &sender, &mut reported) => lost,
                         lost = report_credentials(governor, &sender, acked.subscribe()) => lost,
+                        lost = report_interception(governor, &sender, acked.subscribe()) => lost,
                     };
                     governor.freshness.set_stale();
                     self.metrics.disconnects.with_label_values(&[lost.as_str()]).inc();

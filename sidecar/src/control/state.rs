@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toolweir_crds::stream::{LONGEST_LINE, SharedStore, Snapshot};
 
 use super::{trust, wire::RawPolicy};
@@ -136,10 +136,7 @@ impl StateDir {
     /// # Errors
     /// There is a file that cannot be used.
     pub fn shared_store(&self) -> Result<Option<SharedStore>, StateError> {
-        let kept = self.read(SHARED_STORE, 2 * trust::LARGEST, |bytes| {
-            // What cannot be read is not shown: a password is in it.
-            serde_json::from_slice(bytes).map_err(|error| Why::Damaged(format!("line {} cannot be read", error.line())))
-        });
+        let kept = self.read_json(SHARED_STORE, 2 * trust::LARGEST);
         kept.map(Option::flatten)
     }
 
@@ -151,7 +148,26 @@ impl StateDir {
         if matches!(self.shared_store(), Ok(kept) if kept.as_ref() == store) {
             return Ok(());
         }
-        self.write(SHARED_STORE, || serde_json::to_vec(&store))
+        self.keep_json(SHARED_STORE, &store)
+    }
+
+    /// Reads what was kept in a file of at most `most` bytes.
+    ///
+    /// # Errors
+    /// There is a file that cannot be used.
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str, most: usize) -> Result<Option<T>, StateError> {
+        self.read(name, most, |bytes| {
+            // What cannot be read is not shown: a secret may be in it.
+            serde_json::from_slice(bytes).map_err(|error| Why::Damaged(format!("line {} cannot be read", error.line())))
+        })
+    }
+
+    /// Keeps something in a file.
+    ///
+    /// # Errors
+    /// The file cannot be written; the old one is as it was.
+    pub fn keep_json<T: Serialize>(&self, name: &str, kept: &T) -> Result<(), StateError> {
+        self.write(name, || serde_json::to_vec(kept))
     }
 
     fn read<T>(&self, name: &str, most: usize, read: impl FnOnce(&[u8]) -> Result<T, Why>) -> Result<Option<T>, StateError> {

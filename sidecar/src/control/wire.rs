@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, Bytes};
-use serde::de::IgnoredAny;
+use serde::{Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use toolweir_crds::{
-    stream::{Ack, CredentialReport, LONGEST_ACK, PolicyProblem, StreamMessage},
+    stream::{Ack, CredentialReport, InterceptionReport, LONGEST_ACK, PolicyProblem, StreamMessage},
     text::one_line,
 };
 
@@ -21,6 +21,8 @@ const KNOWN: [&str; 4] = ["snapshot", "trust", "keepAlive", "sharedStore"];
 const LONGEST_VERSION: usize = 128;
 /// The longest message about a policy, in characters; it is shown in the policy's status.
 const LONGEST_PROBLEM: usize = 512;
+/// More than what stands around the states of a report in its line.
+const AROUND: usize = 64;
 
 /// A line of the operator.
 #[derive(Debug)]
@@ -96,16 +98,29 @@ pub fn ack(version: &str, problems: &[PolicyProblem]) -> Ack {
     Ack { version: version.to_owned(), problems: problems.iter().map(short).collect() }
 }
 
-/// A report of credentials as it is sent: short texts, and no more than fit into a line. Those that do not work come first.
-pub fn short_report(mut report: CredentialReport) -> CredentialReport {
-    for state in &mut report.credentials {
-        state.problem = state.problem.as_deref().map(|problem| one_line(problem, LONGEST_PROBLEM));
+/// A report of credentials as it is sent.
+pub fn short_report(report: CredentialReport) -> CredentialReport {
+    CredentialReport { credentials: short_states(report.credentials, |state| &mut state.problem) }
+}
+
+/// A report of interception as it is sent.
+pub fn short_interception(report: InterceptionReport) -> InterceptionReport {
+    InterceptionReport { interception: short_states(report.interception, |state| &mut state.problem) }
+}
+
+/// States with short texts, and no more than fit into a line. Those with a problem come first.
+fn short_states<T: Serialize>(states: Vec<T>, problem: impl Fn(&mut T) -> &mut Option<String>) -> Vec<T> {
+    let (mut wrong, mut right) = (Vec::new(), Vec::new());
+    for mut state in states {
+        let problem = problem(&mut state);
+        *problem = problem.as_deref().map(|problem| one_line(problem, LONGEST_PROBLEM));
+        if problem.is_some() { wrong.push(state) } else { right.push(state) }
     }
-    report.credentials.sort_by_key(|state| state.problem.is_none());
-    while serde_json::to_vec(&report).is_ok_and(|line| line.len() >= LONGEST_ACK) {
-        report.credentials.truncate(report.credentials.len() / 2);
+    wrong.append(&mut right);
+    while serde_json::to_vec(&wrong).is_ok_and(|line| line.len() + AROUND >= LONGEST_ACK) {
+        wrong.truncate(wrong.len() / 2);
     }
-    report
+    wrong
 }
 
 /// An acknowledgement as a line. Where there are more problems than a line may hold, it names the first.

@@ -6,8 +6,10 @@ use bytes::{BufMut, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::OwnedSemaphorePermit,
     time::timeout,
 };
+use tokio_rustls::server::TlsStream;
 use toolweir_engine::egress::{EgressDecision, EgressEffect, EgressReason};
 
 use super::{
@@ -33,6 +35,7 @@ use crate::{
         target::ConnectionTarget,
     },
     in_force::InForce,
+    interception::handshake::is_http2,
     record::Arrival,
 };
 
@@ -65,6 +68,23 @@ struct CapturedConnection {
     arrived: Arrival,
 }
 
+/// A connection whose requests have to be judged one by one.
+enum HttpToServe {
+    /// In clear text.
+    Plain(Box<CapturedConnection>),
+    /// In TLS that was opened.
+    Opened(Box<OpenedConnection>),
+}
+
+/// A connection in TLS that was opened.
+struct OpenedConnection {
+    proxy: Arc<Proxy>,
+    stream: TlsStream<PeekedConnection>,
+    /// Its place among the connections over HTTP/2, if it is one.
+    place: Option<OwnedSemaphorePermit>,
+    http: Arc<CapturedHttp>,
+}
+
 /// Takes a connection that the kernel redirected here to where it may go.
 pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
     let Some(capture) = proxy.state.capture.clone() else { return };
@@ -85,14 +105,19 @@ pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
         // Requests are answered to their end; what only passes ends with the sidecar.
         _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
     };
-    if let Some(http) = http {
-        Box::pin(http.http()).await;
+    match http {
+        Some(HttpToServe::Plain(http)) => Box::pin(http.http()).await,
+        Some(HttpToServe::Opened(opened)) => {
+            let OpenedConnection { proxy, stream, place, http } = *opened;
+            Box::pin(http_connection::serve_opened(stream, place, proxy, http)).await;
+        }
+        None => {}
     }
 }
 
 impl CapturedConnection {
     /// Takes the connection to where it may go. Returns one that speaks HTTP, whose requests have to be judged one by one.
-    async fn run(mut self: Box<Self>) -> Option<Box<Self>> {
+    async fn run(mut self: Box<Self>) -> Option<HttpToServe> {
         let mut silence = SILENCE;
         loop {
             match self.begins(silence).await {
@@ -116,11 +141,8 @@ impl CapturedConnection {
                     reset(self.stream);
                     break;
                 }
-                Begun::Read(FirstBytes::Tls(hello)) => {
-                    self.tls(hello).await;
-                    break;
-                }
-                Begun::Read(FirstBytes::Http) if !is_connect(&self.early) => return Some(self),
+                Begun::Read(FirstBytes::Tls(hello)) => return self.tls(hello).await.map(HttpToServe::Opened),
+                Begun::Read(FirstBytes::Http) if !is_connect(&self.early) => return Some(HttpToServe::Plain(self)),
                 Begun::Read(FirstBytes::Http) => {
                     if !self.tunnel().await {
                         break;
@@ -178,23 +200,57 @@ impl CapturedConnection {
         reset(self.stream);
     }
 
-    /// TLS leads to the name that its client asks for, and is not opened.
-    async fn tls(self: Box<Self>, hello: ClientHello) {
+    /// TLS leads to the name that its client asks for. It is opened where policies have a declared server's intercepted, and passes as it
+    /// is elsewhere.
+    async fn tls(self: Box<Self>, hello: ClientHello) -> Option<Box<OpenedConnection>> {
         // An address is not to be a server name (RFC 6066, section 3). Where one is, it must be that of the connection.
         let host = hello.server_name.as_deref().map_or_else(|| Some(self.to.at.host.clone()), Host::read);
-        let Some(host) = host else { return self.refuse(EgressReason::Malformed) };
+        let Some(host) = host else {
+            self.refuse(EgressReason::Malformed);
+            return None;
+        };
         let at = HostAndPort { host, port: self.to.at.port };
         let in_force = self.in_force();
-        let judgement = if hello.hides_name {
+        let servers = self.capture.declared(&in_force).at(&at, &self.capture.domains);
+        let is_other = (self.to.by_connect || at.host.address().is_some()) && at != self.to.at;
+        let opened = self.capture.opened_name(&servers, &at);
+        let judgement = if let (Ok(_), false) = (opened, is_other) {
+            // A name that is hidden behind this one is none that the sidecar answers for: its client notices, and ends the handshake.
+            return self.open(at).await;
+        } else if hello.hides_name {
             Judgement::refused(refused(EgressReason::HiddenName))
-        } else if (self.to.by_connect || at.host.address().is_some()) && at != self.to.at {
+        } else if is_other {
             Judgement::refused(refused(EgressReason::OtherName))
-        } else if !self.capture.declared(&in_force).at(&at, &self.capture.domains).is_empty() {
-            Judgement::refused(EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::ServerTls) })
+        } else if let (Err(reason), false) = (opened, servers.is_empty()) {
+            Judgement::refused(EgressDecision { name: Some(SERVER_NAME.into()), ..refused(reason) })
         } else {
             Box::pin(self.capture.judge(&in_force, &at)).await
         };
         self.lead(at, judgement, "tls").await;
+        None
+    }
+
+    /// Answers a handshake in place of the declared server at a host.
+    async fn open(self: Box<Self>, at: HostAndPort) -> Option<Box<OpenedConnection>> {
+        let Self { proxy, capture, stream, early, arrived, .. } = *self;
+        bound_kernel(&stream);
+        // Where no more connections over HTTP/2 may be, the client is offered HTTP/1.1.
+        let place = proxy.state.clients.http2_place();
+        let stream = PeekedConnection::new(early.freeze(), stream);
+        let name = at.host.name().unwrap_or_default();
+        match Box::pin(capture.interception.accept(name, stream, place.is_some(), arrived.time)).await {
+            Ok(stream) => {
+                let place = place.filter(|_| is_http2(&stream));
+                let http = Arc::new(CapturedHttp::opened(at, capture));
+                Some(Box::new(OpenedConnection { proxy, stream, place, http }))
+            }
+            Err(error) => {
+                tracing::info!(destination = %at, %error, "TLS of an agent to a declared server was not opened");
+                let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::TlsHandshake) };
+                proxy.record_egress(&decision, &at, None, ("tls", arrived));
+                None
+            }
+        }
     }
 
     /// What is neither HTTP nor TLS names no host: its address has to be allowed.
@@ -301,13 +357,18 @@ impl CapturedConnection {
     }
 
     async fn http(self: Box<Self>) {
-        let socket = socket2::SockRef::from(&self.stream);
-        // As the listener of the sidecar's own URL has them. What passes has others, so that this one has none.
-        let _ = socket.set_send_buffer_size(KERNEL.0 as usize).and_then(|()| socket.set_recv_buffer_size(KERNEL.1 as usize));
+        bound_kernel(&self.stream);
         let http = Arc::new(CapturedHttp::new(self.to, self.capture));
         let (stream, proxy) = (PeekedConnection::new(self.early.freeze(), self.stream), self.proxy);
         http_connection::serve(stream, proxy, Some(http)).await;
     }
+}
+
+/// Gives a connection the kernel's buffers that the listener of the sidecar's own URL has. What passes has others, so that those of the
+/// capture port have none.
+fn bound_kernel(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let _ = socket.set_send_buffer_size(KERNEL.0 as usize).and_then(|()| socket.set_recv_buffer_size(KERNEL.1 as usize));
 }
 
 impl Proxy {

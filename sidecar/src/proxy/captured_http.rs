@@ -24,6 +24,8 @@ use crate::{
 pub struct CapturedHttp {
     /// Where it leads.
     to: ConnectionTarget,
+    /// True if they come in TLS that was opened, whose client asked for the host of `to`.
+    tls: bool,
     /// Passes on what is for another host than a declared server's.
     egress: HttpEgress,
 }
@@ -31,7 +33,17 @@ pub struct CapturedHttp {
 impl CapturedHttp {
     /// A connection on which nothing was asked yet.
     pub fn new(to: ConnectionTarget, capture: Arc<Capture>) -> Self {
-        Self { to, egress: HttpEgress::new(capture) }
+        Self { to, tls: false, egress: HttpEgress::new(capture) }
+    }
+
+    /// The same for TLS that was opened, to a host and port.
+    pub fn opened(at: HostAndPort, capture: Arc<Capture>) -> Self {
+        Self { tls: true, ..Self::new(ConnectionTarget { at, by_connect: false }, capture) }
+    }
+
+    /// The scheme of its URLs, with the port that they need not write (RFC 9110, section 4.2).
+    fn scheme(&self) -> (&'static str, u16) {
+        if self.tls { ("https", 443) } else { ("http", 80) }
     }
 
     /// Finds the host that a request is for. A client that takes what it connects to for its proxy writes the whole URL, which holds
@@ -43,8 +55,9 @@ impl CapturedHttp {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let (named, repeated) = (hosts.next(), hosts.next().is_some());
         let by_proxy = request.version() < Version::HTTP_2 && request.uri().scheme().is_some();
-        let is_http = request.uri().scheme_str().is_none_or(|scheme| scheme.eq_ignore_ascii_case("http"));
-        if repeated || !is_http || request.method() == Method::CONNECT {
+        let (scheme, usual_port) = self.scheme();
+        let is_same = request.uri().scheme_str().is_none_or(|asked| asked.eq_ignore_ascii_case(scheme));
+        if repeated || !is_same || request.method() == Method::CONNECT {
             return Err(EgressReason::Malformed);
         }
         let authority = match request.uri().authority() {
@@ -55,11 +68,12 @@ impl CapturedHttp {
             return Ok(self.to.at.clone());
         };
         let (host, port) = read_authority(authority).ok_or(EgressReason::Malformed)?;
-        let found = HostAndPort { host, port: port.unwrap_or(80) };
+        let found = HostAndPort { host, port: port.unwrap_or(usual_port) };
+        let is_named = self.to.by_connect || self.tls;
         let is_other = found.port != self.to.at.port
             // An address that is written leads there; a name is resolved anew, whatever address its client found.
-            || (found.host.address().is_some() || self.to.by_connect) && found.host != self.to.at.host;
-        if is_other && (self.to.by_connect || !by_proxy) { Err(EgressReason::OtherName) } else { Ok(found) }
+            || (found.host.address().is_some() || is_named) && found.host != self.to.at.host;
+        if is_other && (is_named || !by_proxy) { Err(EgressReason::OtherName) } else { Ok(found) }
     }
 }
 
@@ -80,17 +94,26 @@ impl Proxy {
             Ok(to) => to,
             Err(reason) => {
                 let refusal = (refused(reason), None);
-                return Ok(self.refuse_captured(&refusal, &http.to.at, connection, arrived));
+                return Ok(self.refuse_captured(&refusal, &http.to.at, connection, (http.scheme().0, arrived)));
             }
         };
         let capture = &http.egress.capture;
         let declared = capture.declared(&in_force);
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match place(&declared, &capture.domains, &to, request.method(), &target) {
+        match place(&declared, &capture.domains, (&to, http.tls), request.method(), &target) {
             RequestPlace::Server(target) => self.answer_request(connection, request, Some(&target)).await,
             RequestPlace::OtherPath => {
                 let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::OtherPath) };
-                Ok(self.refuse_captured(&(decision, None), &to, connection, arrived))
+                Ok(self.refuse_captured(&(decision, None), &to, connection, (http.scheme().0, arrived)))
+            }
+            // It was declared when its TLS was opened. What is elsewhere now is decided on a new connection.
+            RequestPlace::Elsewhere if http.tls => {
+                let refusal = (refused(EgressReason::OtherName), None);
+                let mut answer = self.refuse_captured(&refusal, &to, connection, (http.scheme().0, arrived));
+                if request.version() < Version::HTTP_2 {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok(answer)
             }
             RequestPlace::Elsewhere => self.pass_elsewhere(&http.egress, &in_force, to, connection, request, arrived).await,
         }
@@ -102,9 +125,9 @@ impl Proxy {
         (decision, address): &(EgressDecision, Option<IpAddr>),
         to: &HostAndPort,
         connection: Arc<ClientConnection>,
-        arrived: Arrival,
+        how: (&str, Arrival),
     ) -> Response<OutgoingBody> {
-        self.record_egress(decision, to, *address, ("http", arrived));
+        self.record_egress(decision, to, *address, how);
         let status = match decision.reason {
             EgressReason::Malformed => StatusCode::BAD_REQUEST,
             // RFC 9110, section 15.5.20.

@@ -206,11 +206,11 @@ impl Proxy {
         arrived: Arrival,
     ) -> Result<Response<OutgoingBody>, Infallible> {
         let Some(slot) = self.state.clients.begin_request(&connection).await else {
-            return Ok(self.refuse_captured(&(refused(EgressReason::Overloaded), None), &to, connection, arrived));
+            return Ok(self.refuse_captured(&(refused(EgressReason::Overloaded), None), &to, connection, ("http", arrived)));
         };
         match self.try_pass(http, in_force, &to, request, arrived).await {
             Ok(answer) => Ok(self.outgoing(answer, connection, Some(slot))),
-            Err(refusal) => Ok(self.refuse_captured(&refusal, &to, connection, arrived)),
+            Err(refusal) => Ok(self.refuse_captured(&refusal, &to, connection, ("http", arrived))),
         }
     }
 

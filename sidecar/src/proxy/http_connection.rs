@@ -9,13 +9,20 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, time::timeout};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, watch},
+    time::timeout,
+};
+use tokio_rustls::server::TlsStream;
 
 use super::{
     budget::PIECE,
     captured_http::CapturedHttp,
+    client_stream::ClientStream,
     peeked::{PREFACE, PeekedConnection},
-    state::Proxy,
+    state::{Proxy, ProxyState},
 };
 use crate::outcome::Outcome;
 
@@ -61,22 +68,44 @@ pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
 }
 
 /// Serves HTTP on a connection: requests to the sidecar's URL, or those of a captured connection.
-///
-/// One function for both: hyper's code for a connection is large, and there would be one for each.
 pub(super) async fn serve(stream: PeekedConnection, proxy: Arc<Proxy>, captured: Option<Arc<CapturedHttp>>) {
     let state = Arc::clone(&proxy.state);
     let place = if stream.is_http2() {
-        let Some(place) = state.clients.http2_place() else {
-            let metrics = &state.governor.metrics;
-            state.governor.count(None, "_none", Outcome::Overloaded);
-            metrics.connections.closed.with_label_values(&["proxy", "too_many"]).inc();
-            tracing::warn!("too many connections over HTTP/2; one was closed");
-            return;
-        };
+        let Some(place) = state.clients.http2_place() else { return too_many(&state) };
         Some(place)
     } else {
         None
     };
+    serve_one(ClientStream::Plain(stream), place, proxy, captured).await;
+}
+
+/// Records that there was no place for a connection over HTTP/2.
+fn too_many(state: &ProxyState) {
+    let metrics = &state.governor.metrics;
+    state.governor.count(None, "_none", Outcome::Overloaded);
+    metrics.connections.closed.with_label_values(&["proxy", "too_many"]).inc();
+    tracing::warn!("too many connections over HTTP/2; one was closed");
+}
+
+/// Serves requests on TLS that was opened. `place` is its place among the connections over HTTP/2, if it agreed on that.
+pub(super) async fn serve_opened(
+    stream: TlsStream<PeekedConnection>,
+    place: Option<OwnedSemaphorePermit>,
+    proxy: Arc<Proxy>,
+    captured: Arc<CapturedHttp>,
+) {
+    serve_one(ClientStream::Opened(Box::new(stream)), place, proxy, Some(captured)).await;
+}
+
+/// One function for all: hyper's code for a connection is large, and there would be one for each. With a place it is HTTP/2, without
+/// HTTP/1.
+async fn serve_one(
+    stream: ClientStream,
+    place: Option<OwnedSemaphorePermit>,
+    proxy: Arc<Proxy>,
+    captured: Option<Arc<CapturedHttp>>,
+) {
+    let state = Arc::clone(&proxy.state);
     let opened = state.clients.open();
     let mut stopping: watch::Receiver<bool> = state.stopping.clone();
     let mut builder = Builder::new(TokioExecutor::new());
@@ -90,6 +119,8 @@ pub(super) async fn serve(stream: PeekedConnection, proxy: Arc<Proxy>, captured:
         .initial_stream_window_size(UNREAD)
         .initial_connection_window_size(UNREAD)
         .max_send_buf_size(PIECE);
+    // What was agreed on in a handshake, or seen in the first bytes, is what is spoken.
+    let builder = if place.is_some() { builder.http2_only() } else { builder.http1_only() };
     let of = Arc::clone(&opened.connection);
     let service = service_fn(move |request| {
         let (proxy, of) = (Arc::clone(&proxy), Arc::clone(&of));

@@ -29,6 +29,7 @@ pub mod cancel;
 pub mod captured;
 pub mod captured_http;
 pub mod challenge;
+pub mod client_stream;
 pub mod clients;
 pub mod cookies;
 pub mod cors;

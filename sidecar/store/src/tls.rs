@@ -28,8 +28,26 @@ pub enum PemTrustError {
 /// Returns the certificates of the system's authorities; none where the system has none that can be read.
 pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(system_certificates());
     roots
+}
+
+/// Returns the same certificates, as they are.
+pub fn system_certificates() -> Vec<CertificateDer<'static>> {
+    rustls_native_certs::load_native_certs().certs
+}
+
+/// Reads the certificates of a PEM text.
+///
+/// # Errors
+/// The text holds none, or one that is not valid.
+pub fn pem_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemTrustError> {
+    let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+    let mut roots = RootCertStore::empty();
+    for certificate in &found {
+        roots.add(certificate.clone())?;
+    }
+    if found.is_empty() { Err(PemTrustError::Empty) } else { Ok(found) }
 }
 
 /// Adds the certificates of a PEM text to those that are trusted.
@@ -37,12 +55,10 @@ pub fn system_roots() -> RootCertStore {
 /// # Errors
 /// The text holds none, or one that is not valid.
 pub fn add_pem_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), PemTrustError> {
-    let mut found = false;
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        roots.add(certificate?)?;
-        found = true;
+    for certificate in pem_certificates(pem)? {
+        roots.add(certificate)?;
     }
-    if found { Ok(()) } else { Err(PemTrustError::Empty) }
+    Ok(())
 }
 
 /// Returns a configuration of TLS that trusts these roots and nothing else.

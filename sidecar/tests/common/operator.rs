@@ -169,7 +169,7 @@ fn answer(request: Request<Incoming>, shared: &Shared) -> Response<UnsyncBoxBody
                 match serde_json::from_slice(&line).unwrap() {
                     Report::Ack(ack) => drop(sender.send(ack)),
                     Report::Credentials(report) => drop(reporter.send(report)),
-                    Report::Denials(_) => {}
+                    Report::Denials(_) | Report::Interception(_) => {}
                 }
             }
         }

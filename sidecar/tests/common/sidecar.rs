@@ -48,6 +48,8 @@ pub fn from(source: PolicySource) -> RunConfig {
         listen: free(),
         metrics_listen: free(),
         admin_listen: free(),
+        extra_roots: Vec::new(),
+        state: None,
         upstream_ca: None,
         upstream_proxy: None,
         capture: None,

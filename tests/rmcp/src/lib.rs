@@ -164,6 +164,8 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
         metrics_listen: "127.0.0.1:0".to_owned(),
         admin_listen: "127.0.0.1:0".to_owned(),
         upstream_ca: None,
+        extra_roots: Vec::new(),
+        state: None,
         upstream_proxy: None,
         capture: None,
         credentials: toolweir_sidecar::credentials::keys::KeyFolders::default(),

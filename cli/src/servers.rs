@@ -1,18 +1,28 @@
-//! Which servers have a credential that policies give them, of which kind, and whether it can be used. A policy holds none: it names
-//! keys of a Secret, which are not read.
+//! Which servers have a credential that policies give them, and of which kind, and which are intercepted. A policy holds no secret: it
+//! names keys of a Secret, which are not read.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::table::shown;
-
-/// A server of a policy, as far as its credential matters. Kinds of newer versions are shown by their name.
+/// A server of a policy, as far as its credential and its TLS matter. Kinds of newer versions are shown by their name.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct PolicyServer {
     name: String,
     credential: Option<Map<String, Value>>,
+    tls: Option<Value>,
 }
+
+impl PolicyServer {
+    /// Returns the names of the servers whose captured TLS the policy has opened.
+    pub fn intercepted(servers: &[Self]) -> Vec<String> {
+        let opened = |server: &&Self| server.tls.as_ref().is_some_and(|tls| tls == INTERCEPT);
+        servers.iter().filter(opened).map(|server| server.name.clone()).collect()
+    }
+}
+
+/// The value of `tls` of a server whose captured TLS is opened.
+pub const INTERCEPT: &str = "Intercept";
 
 /// A server to which a policy gives a credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,14 +44,6 @@ impl CredentialRow {
         };
         servers.iter().filter_map(row).collect()
     }
-
-    /// Returns the rows of a table for the credentials of a policy, with whether they can be used.
-    pub fn cells(rows: &[Self], policy: &str, ready: &str) -> Vec<Vec<String>> {
-        let cells = |Self { server, kind }: &Self| {
-            vec![policy.to_owned(), shown(server).into_owned(), shown(kind).into_owned(), ready.to_owned()]
-        };
-        rows.iter().map(cells).collect()
-    }
 }
 
 #[cfg(test)]
@@ -54,6 +56,15 @@ mod tests {
     fn rows(servers: &Value) -> Vec<(String, String)> {
         let servers: Vec<PolicyServer> = serde_json::from_value(servers.clone()).unwrap();
         CredentialRow::all(&servers).into_iter().map(|row| (row.server, row.kind)).collect()
+    }
+
+    #[test]
+    fn intercepted_is_what_says_so() {
+        let servers = json!([{"name": "a", "tls": "Intercept"}, {"name": "b", "tls": "Refuse"}, {"name": "c", "tls": null},
+            {"name": "d"}, {"name": "e", "tls": {"newer": 1}}]);
+        let servers: Vec<PolicyServer> = serde_json::from_value(servers).unwrap();
+        assert_eq!(PolicyServer::intercepted(&servers), ["a"]);
+        assert_eq!(serde_json::to_value(toolweir_crds::ServerTls::Intercept).unwrap(), INTERCEPT);
     }
 
     #[test]

@@ -1,0 +1,271 @@
+//! HTTPS of captured agents to declared servers: the sidecar answers in the server's place, so that calls are governed as any others.
+//!
+//! What agents have to trust for that is decided once in a pod's life, from the first policies that it gets, and before any container
+//! but the sidecar starts: their programs read it at their own start.
+
+pub mod authority;
+pub mod handshake;
+pub mod metrics;
+#[cfg(test)]
+mod tests;
+pub mod trust_store;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::server::TlsStream;
+use toolweir_crds::stream::{InterceptionReport, InterceptionState};
+
+use self::{
+    authority::{AuthorityError, KeptAuthority, PodAuthority},
+    handshake::{HandshakeError, HostCertificates, TlsServer},
+    metrics::InterceptionMetrics,
+};
+use crate::{
+    capture::names::{Host, SearchDomains},
+    control::state::StateDir,
+    files::{Durable, FileMetrics, replace},
+    in_force::{InForce, ServerInForce},
+};
+
+/// The label `file` of the files for agents and of what is kept.
+pub const INTERCEPTION: &str = "interception";
+/// The file that keeps the authority.
+pub const KEPT: &str = "interception.json";
+/// The file for agents with everything that they are to trust, in PEM.
+pub const BUNDLE: &str = "ca-bundle.pem";
+/// The same for Java.
+pub const KEY_STORE: &str = "ca-bundle.jks";
+/// The largest file that keeps an authority, in bytes.
+const LARGEST_KEPT: usize = 256 * 1024;
+
+/// What there is to intercept with.
+#[derive(Clone, Debug)]
+pub struct InterceptionSettings {
+    /// The folder that agents' containers mount, for the files with what they are to trust. None: nothing is intercepted.
+    pub folder: Option<PathBuf>,
+    /// Where the authority is kept.
+    pub state: StateDir,
+    /// What agents are to trust besides the system's roots and the pod's.
+    pub extra_roots: Vec<CertificateDer<'static>>,
+    /// The pod, as certificates name it; empty where it is not known.
+    pub pod: String,
+}
+
+/// What is kept of a pod's authority, or that it has none.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptInterception {
+    authority: Option<KeptAuthority>,
+}
+
+/// What was decided for a pod's life.
+#[derive(Debug)]
+struct PodTrust {
+    /// None where its agents trust nobody but everybody else.
+    authority: Option<PodAuthority>,
+}
+
+/// Why agents' files, or the authority, are not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum InterceptionError {
+    /// The authority is not to be had.
+    #[error("the pod's certificate authority: {0}")]
+    Authority(#[from] AuthorityError),
+    /// A file cannot be written.
+    #[error("{}: {error}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+/// Opens TLS of agents to declared servers.
+pub struct Interception {
+    settings: InterceptionSettings,
+    domains: SearchDomains,
+    metrics: InterceptionMetrics,
+    decided: OnceLock<PodTrust>,
+    certificates: Arc<HostCertificates>,
+    tls: TlsServer,
+}
+
+impl std::fmt::Debug for Interception {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Interception").field("settings", &self.settings).field("decided", &self.decided).finish_non_exhaustive()
+    }
+}
+
+impl Interception {
+    /// One that has decided nothing yet. By `domains`, hosts have short names.
+    ///
+    /// # Errors
+    /// The crypto provider lacks something: a defect of the build.
+    pub fn new(
+        settings: InterceptionSettings,
+        domains: SearchDomains,
+        metrics: InterceptionMetrics,
+    ) -> Result<Self, rustls::Error> {
+        let certificates = Arc::<HostCertificates>::default();
+        let tls = TlsServer::new(Arc::clone(&certificates))?;
+        Ok(Self { settings, domains, metrics, decided: OnceLock::new(), certificates, tls })
+    }
+
+    /// Decides, at the first policies of the pod's life, on what the pod has to trust, and writes it for the agents. Later ones change
+    /// nothing about that. A failure is logged and counted; the sidecar is not ready then, and tries again at the next policies.
+    pub fn prepare(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) {
+        if !self.is_prepared() {
+            let decided = match &self.settings.folder {
+                None => Some(PodTrust { authority: None }),
+                Some(folder) => files.record_result(INTERCEPTION, "write", self.decide(folder, in_force, files, now)),
+            };
+            if let Some(decided) = decided {
+                if let Some(authority) = &decided.authority {
+                    tracing::info!(authority = authority.describe(), "TLS of agents to declared servers is opened");
+                }
+                let _ = self.decided.set(decided);
+            }
+        }
+        let report = self.report(in_force);
+        self.metrics.show_ready(report.interception.iter().map(|state| (state.server.as_str(), state.problem.is_none())));
+        for InterceptionState { server, problem, .. } in &report.interception {
+            if let Some(problem) = problem {
+                tracing::warn!(server, "TLS to a server with `tls: Intercept` is not opened: {problem}");
+            }
+        }
+    }
+
+    /// Returns whether it was decided what agents trust, and they can read it.
+    pub fn is_prepared(&self) -> bool {
+        self.decided.get().is_some()
+    }
+
+    fn decide(
+        &self,
+        folder: &Path,
+        in_force: &InForce,
+        files: &FileMetrics,
+        now: SystemTime,
+    ) -> Result<PodTrust, InterceptionError> {
+        let decided = match self.restore(files, now) {
+            Some(kept) => kept,
+            None => self.make(in_force, files, now)?,
+        };
+        let mut trusted = toolweir_store::tls::system_certificates();
+        trusted.extend(self.settings.extra_roots.iter().cloned());
+        trusted.extend(decided.authority.iter().map(|authority| authority.root().clone()));
+        for (name, bytes) in [(BUNDLE, trust_store::pem(&trusted)), (KEY_STORE, trust_store::jks(&trusted))] {
+            let path = folder.join(name);
+            // What is there already stays as it is, since agents read it while the sidecar restarts.
+            if fs::read(&path).is_ok_and(|before| before == bytes) {
+                continue;
+            }
+            replace(&path, &bytes, 0o644, Durable::No).map_err(|error| InterceptionError::Write { path, error })?;
+        }
+        Ok(decided)
+    }
+
+    /// Returns what an earlier process of this pod decided. What cannot be read is as if there were nothing: agents that trust the lost
+    /// authority then do not connect.
+    fn restore(&self, files: &FileMetrics, now: SystemTime) -> Option<PodTrust> {
+        let kept = self.settings.state.read_json::<KeptInterception>(KEPT, LARGEST_KEPT);
+        let kept = files.record_result(INTERCEPTION, "read", kept)??;
+        let Some(authority) = kept.authority else { return Some(PodTrust { authority: None }) };
+        let authority = files.record_result(INTERCEPTION, "read", PodAuthority::restore(authority, now))?;
+        Some(PodTrust { authority: Some(authority) })
+    }
+
+    fn make(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) -> Result<PodTrust, InterceptionError> {
+        let hosts = self.hosts(in_force);
+        let authority = if hosts.is_empty() { None } else { Some(PodAuthority::new(&self.settings.pod, hosts, now)?) };
+        let kept = KeptInterception { authority: authority.as_ref().map(|authority| authority.kept().clone()) };
+        files.record_result(INTERCEPTION, "write", self.settings.state.keep_json(KEPT, &kept));
+        Ok(PodTrust { authority })
+    }
+
+    /// Returns the names for which the pod needs certificates: those of declared servers first, then everything that means the same.
+    fn hosts(&self, in_force: &InForce) -> Vec<String> {
+        let mut names: Vec<String> = intercepted(in_force).filter_map(|server| host(server)).collect();
+        names.sort();
+        let spellings: Vec<String> = names.iter().flat_map(|name| self.domains.spellings(name)).collect();
+        names.into_iter().chain(spellings).collect()
+    }
+
+    /// Returns whether TLS to a name is opened, where a policy has it intercepted. The name is in lower case.
+    pub fn covers(&self, name: &str) -> bool {
+        self.known().is_some_and(|authority| authority.covers(name))
+    }
+
+    fn known(&self) -> Option<&PodAuthority> {
+        self.decided.get()?.authority.as_ref()
+    }
+
+    /// Returns who signs what agents see, in words.
+    pub fn describe(&self) -> Option<String> {
+        self.known().map(PodAuthority::describe)
+    }
+
+    /// Returns the states of all servers in force with `tls: Intercept`.
+    pub fn report(&self, in_force: &InForce) -> InterceptionReport {
+        let state = |server: &Arc<ServerInForce>| {
+            let missing = host(server).filter(|name| !self.covers(name));
+            let needs_new_pod = missing.is_some() && self.is_prepared();
+            InterceptionState { server: server.name.clone(), problem: missing.map(|name| self.problem(&name)), needs_new_pod }
+        };
+        let mut interception: Vec<InterceptionState> = intercepted(in_force).map(state).collect();
+        interception.sort_by(|one, other| one.server.cmp(&other.server));
+        InterceptionReport { interception }
+    }
+
+    fn problem(&self, name: &str) -> String {
+        match (&self.settings.folder, self.is_prepared()) {
+            (None, _) => "the pod was created before a policy asked for it; create the pod anew".to_owned(),
+            (_, false) => "the pod's certificate authority cannot be made or written; the sidecar's log says why".to_owned(),
+            (_, true) => format!("the pod was created before a policy declared {name} with it; create the pod anew"),
+        }
+    }
+
+    /// Takes part in the handshake of a client that asks for a name, which is in lower case and covered. With `http2`, HTTP/2 is offered.
+    ///
+    /// # Errors
+    /// The handshake came to nothing.
+    pub async fn accept<S>(&self, name: &str, stream: S, http2: bool, now: SystemTime) -> Result<TlsStream<S>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let accepted = match self.certify(name, now) {
+            Ok(()) => self.tls.accept(stream, http2).await,
+            Err(error) => Err(HandshakeError::Failed(io::Error::other(error))),
+        };
+        self.metrics.count(&accepted);
+        accepted
+    }
+
+    /// Has a certificate of a name at hand that is still to be shown.
+    fn certify(&self, name: &str, now: SystemTime) -> Result<(), AuthorityError> {
+        let is_fresh = self.certificates.get(name, |certificate| certificate.is_fresh(now));
+        if let Some(authority) = self.known().filter(|authority| authority.covers(name) && is_fresh != Some(true)) {
+            self.certificates.keep(name, authority.certify(name, now)?);
+        }
+        Ok(())
+    }
+}
+
+/// The servers in force whose TLS is to be opened.
+fn intercepted(in_force: &InForce) -> impl Iterator<Item = &Arc<ServerInForce>> {
+    in_force.servers().filter(|server| server.intercept)
+}
+
+/// The name of a server's host.
+fn host(server: &ServerInForce) -> Option<String> {
+    Host::read(server.url.as_ref()?.host()?)?.name().map(str::to_owned)
+}
