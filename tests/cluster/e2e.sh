@@ -7,7 +7,8 @@
 #
 # If KUBECONFIG is set, the tests use that cluster, and IMAGE_LOAD to load images into it; scenario `nodes` needs two nodes there, and
 # something that enforces NetworkPolicies. Otherwise they start two nodes with node.sh and stop them at the end. KEEP=1: leave everything
-# running. tests/cluster/e2e/settings.py has the durations. The results are in target/e2e, with the logs of the scenarios that failed.
+# running. tests/cluster/e2e/settings.py has the durations. The results are in target/e2e, with the logs of the scenarios that failed. One
+# that missed nothing but time has a second try, and the summary says so.
 . "$(dirname "$0")/../lib.sh"
 . "$ROOT/tests/cluster/cluster.sh"
 export NODES=${NODES:-2} PYTHONDONTWRITEBYTECODE=1 E2E_OUT=$TARGET/e2e E2E_ROOT=$ROOT CACHE TARGET

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
 
@@ -12,23 +13,28 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// Connects to the first of these addresses that can be connected to, within `limit`.
+/// An address that has not answered for so long has no longer the connection for itself: the next one is tried beside it (RFC 8305).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Connects to the first of these addresses that answers, within `limit`: the earlier ones have a head start.
 ///
 /// # Errors
 /// None can, in time.
 pub async fn connect(addresses: &[SocketAddr], limit: Duration) -> io::Result<TcpStream> {
     let connecting = async {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        // What is left of the time is shared, so that an address that does not answer keeps none from the others.
-        let each = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-        for address in addresses {
-            match timeout(each, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
+        let (mut left, mut tried) = (addresses.iter(), FuturesUnordered::new());
+        loop {
+            let is_last = left.len() == 0;
+            tried.extend(left.next().map(TcpStream::connect));
+            let answered = if is_last { Ok(tried.next().await) } else { timeout(HEAD_START, tried.next()).await };
+            match answered {
+                Ok(Some(Ok(stream))) => return Ok(stream),
+                Ok(Some(Err(error))) => last = error,
+                Ok(None) => return Err(last),
+                Err(_) => {}
             }
         }
-        Err(last)
     };
     let stream = timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     keep_alive(&stream);
@@ -47,4 +53,51 @@ pub fn keep_alive(stream: &TcpStream) {
 pub fn reset(stream: TcpStream) {
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// An address at which nobody answers: the queue of who listens there is full.
+    async fn silent() -> (SocketAddr, Vec<TcpStream>, TcpListener) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+            waiting.push(stream.unwrap());
+        }
+        (address, waiting, listener)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_costs_little() {
+        let (silent, _waiting, _listener) = silent().await;
+        let answers = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let answering = answers.local_addr().unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let limit = Duration::from_secs(20);
+        for (addresses, expected) in [
+            (vec![answering], Duration::ZERO),
+            (vec![closed, answering], Duration::ZERO),
+            (vec![silent, answering], HEAD_START),
+            (vec![closed, silent, silent, answering, silent], HEAD_START * 2),
+        ] {
+            let began = Instant::now();
+            let stream = connect(&addresses, limit).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), answering);
+            let took = began.elapsed();
+            assert!(took >= expected && took < expected + Duration::from_secs(2), "{addresses:?}: {took:?}");
+        }
+        assert_eq!(connect(&[], limit).await.unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+        assert_eq!(connect(&[closed, closed], limit).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let out_of_time = connect(&[silent, silent], Duration::from_millis(600)).await;
+        assert_eq!(out_of_time.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 }

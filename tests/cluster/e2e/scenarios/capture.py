@@ -41,9 +41,9 @@ def steps(policy):
     ]
 
 
-def client(name, policy):
+def client(name, policy, clients=CLIENTS):
     """The pod of a client."""
-    words, version, url = CLIENTS[name]
+    words, version, url = clients[name]
     pod = agent(name, *words, url, "http", version, json.dumps(steps(policy)), restart="Never")
     container = pod["spec"]["containers"][0]
     container["image"] = CLIENTS_IMAGE

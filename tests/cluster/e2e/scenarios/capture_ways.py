@@ -52,9 +52,11 @@ class World:
         try:
             run("ip", "netns", "add", NETNS)
             run("ip", "link", "add", DEVICE, "type", "veth", "peer", "name", "pod0", "netns", NETNS)
-            here = [f"ip addr add {LINK}.1/30 dev {DEVICE}", f"ip link set {DEVICE} up", *(f"ip route add {r} via {LINK}.2" for r in RANGES)]
+            # Without duplicate address detection: until it is over, 2 s later, the kernel asks for no neighbour, and nothing gets through by IPv6.
+            dad = "! [ -d /proc/sys/net/ipv6/conf/{0} ] || sysctl -qw net.ipv6.conf.{0}.accept_dad=0"
+            here = [dad.format(DEVICE), f"ip addr add {LINK}.1/30 dev {DEVICE}", f"ip link set {DEVICE} up", *(f"ip route add {r} via {LINK}.2" for r in RANGES)]
             there = [
-                "ip link set lo up", f"ip addr add {LINK}.2/30 dev pod0", "ip link set pod0 up", f"ip route add 10.244.0.0/16 via {LINK}.1",
+                "ip link set lo up", dad.format("pod0"), f"ip addr add {LINK}.2/30 dev pod0", "ip link set pod0 up", f"ip route add 10.244.0.0/16 via {LINK}.1",
                 "ip route add local default dev lo table main", "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.pod0.rp_filter=0",
             ]
             if self.six():
