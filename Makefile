@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-memory test-start test-scrape test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -52,6 +52,9 @@ test-credentials: ## Test credentials that only the sidecar holds, with real ser
 
 test-capture: ## Try every way out of a captured pod in network namespaces; needs root (ONLY="rules ways")
 	@ONLY="$(ONLY)" tests/capture/run.sh
+
+test-intercept: ## Test HTTPS of captured agents with clients of many runtimes; needs root (ONLY="runtimes mcp")
+	@ONLY="$(ONLY)" tests/intercept/run.sh
 
 test-memory: ## Measure resident memory over 100,000 calls
 	@tests/bench/memory.sh

@@ -3,7 +3,7 @@
 # skipped. `tests/run.sh STAGE...` runs these stages only.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit cel demo sdk conformance hammer shared credentials capture memory start scrape bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit cel demo sdk conformance hammer shared credentials capture intercept memory start scrape bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 # CI checks the code out anew each time. What does not change in between, the dependencies above all, stays compiled.
@@ -23,6 +23,7 @@ stage() {
 	shared) "$ROOT/tests/shared/run.sh" ;;
 	credentials) "$ROOT/tests/credentials/run.sh" ;;
 	capture) "$ROOT/tests/capture/run.sh" ;;
+	intercept) "$ROOT/tests/intercept/run.sh" ;;
 	memory) "$ROOT/tests/bench/memory.sh" ;;
 	start) "$ROOT/tests/bench/start.sh" ;;
 	scrape) "$ROOT/tests/bench/scrape.sh" ;;

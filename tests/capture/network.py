@@ -74,6 +74,9 @@ class Namespace:
 class World:
     """A pod, the outside, and the processes in both. `binary` is the sidecar."""
 
+    # To which of `outside.py`'s ports leads what arrives outside, and the search domains of the pod.
+    answers, search = ANSWERS, ()
+
     def __init__(self, binary, logs, python):
         self.logs, self.python = logs, python
         shutil.rmtree(logs, ignore_errors=True)
@@ -90,7 +93,8 @@ class World:
         shutil.chown(self.set_uid, UID, GID)
         self.set_uid.chmod(0o6755)
         self.resolv = self.dir / "resolv.conf"
-        self.resolv.write_text(f"nameserver {GATEWAY[4]}\nnameserver {NODE_LOCAL}\nnameserver {GATEWAY[6]}\noptions timeout:1\n")
+        search = f"search {' '.join(self.search)}\n" if self.search else ""
+        self.resolv.write_text(f"{search}nameserver {GATEWAY[4]}\nnameserver {NODE_LOCAL}\nnameserver {GATEWAY[6]}\noptions timeout:1\n")
 
     def popen(self, name, command, **options):
         with open(self.logs / f"{name}.log", "a") as log:
@@ -130,7 +134,7 @@ class World:
             ip route add local default dev lo table main; ip -6 route add local default dev lo table main
             sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.pod0.rp_filter=0 net.ipv4.tcp_fastopen=3
             nft -f - <<'EOF'
-            {ANSWERS}
+            {self.answers}
             """,
         )
         # The link-local gateway, as of many networks of pods.
@@ -170,12 +174,15 @@ class World:
         return where.run(self.binary, "capture", "--uid", UID, "--gid", GID, *flags, **options)
 
     def sidecar(self, policy):
-        """The sidecar, in its container; ready when this returns."""
+        """The sidecar with a policy, in its container; ready when this returns."""
         (self.dir / "policy.yaml").write_text(policy)
-        command = [self.binary, "--log-format", "json", "run", "--policy", self.dir / "policy.yaml", "--capture-port", PORTS["capture"]]
+        return self.run_sidecar("--policy", self.dir / "policy.yaml")
+
+    def run_sidecar(self, *flags, **options):
+        command = [self.binary, "--log-format", "json", "run", *flags, "--capture-port", PORTS["capture"]]
         addresses = [f"--pod-ips={','.join(POD.values())}", f"--node-ips={GATEWAY[4]}"]
-        audit = open(self.logs / "audit", "a")
-        process = self.popen("sidecar", self.container("sidecar", *command, *addresses), stdout=audit)
+        with open(self.logs / "audit", "a") as audit:
+            process = self.popen("sidecar", self.container("sidecar", *command, *addresses), stdout=audit, **options)
         self.wait_for_sidecar()
         return process
 

@@ -36,6 +36,12 @@ use toolweir_sidecar::{
     run::{self, PolicySource, RunConfig, Sidecar},
 };
 
+/// Lets this process speak TLS, before its first connection.
+pub fn use_ring() {
+    // It fails if there is a provider already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// The calls of tools, in the order in which the server saw them.
 pub type CallLog = Arc<Mutex<Vec<String>>>;
 

@@ -24,6 +24,7 @@ struct Request {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
+    toolweir_test_rmcp::use_ring();
     let url = std::env::args().nth(1).unwrap_or_default();
     let transport = StreamableHttpClientTransport::from_uri(url);
     let lifecycle = ClientLifecycleMode::Auto { preferred_versions: vec![ProtocolVersion::V_2026_07_28], legacy_version: None };

@@ -1,0 +1,3 @@
+module toolweir.dev/tests/intercept
+
+go 1.26
