@@ -67,7 +67,7 @@ EXPECTED = {
     "hung_up_in_handshake": ("hung up", {"connections": {"tls_handshake": 1}, "handshakes": {"failed": 1}}),
 }
 LATER = {"declared_later": (RESET, {"connections": {"new_pod_needed": 1}, "handshakes": {}})}
-BOUND = 35
+BOUND = 40
 HOSTS = ("tools", "page", "refused", "both", "later", "other", "third", "below.tools")
 
 
@@ -137,7 +137,7 @@ def scenario_handshakes(scenario, world):
     ends = [int(part.split("closed within ")[-1].split()[0]) if "closed within" in part else 999 for part in line["result"].split(";")]
     timeouts, counted = grown.handshakes("timeout"), grown.connections("tls_handshake")
     scenario.require(
-        len(ends) == 3 and max(ends) <= BOUND and timeouts >= 1 and counted >= 1,
+        len(ends) == 4 and max(ends) <= BOUND and timeouts >= 1 and counted >= 1,
         f"clients that stall: {line['result']}; handshakes {timeouts:+} timeout, connections {counted:+} tls_handshake",
         f"closed within {BOUND} s; both are counted",
     )
