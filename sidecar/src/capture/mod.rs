@@ -70,6 +70,9 @@ impl Capture {
     /// # Errors
     /// It is not: why.
     pub fn opened_name<'a>(&self, servers: &[Arc<DeclaredServer>], at: &'a HostAndPort) -> Result<&'a str, EgressReason> {
+        if servers.is_empty() {
+            return Err(EgressReason::UndeclaredServer);
+        }
         let Some(name) = at.host.name().filter(|_| servers.iter().any(|server| server.is_intercepted())) else {
             return Err(EgressReason::ServerTls);
         };

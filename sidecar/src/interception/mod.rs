@@ -26,7 +26,7 @@ use toolweir_crds::stream::{InterceptionReport, InterceptionState};
 use self::{
     authority::{AuthorityError, KeptAuthority, PodAuthority},
     handshake::{HandshakeError, HostCertificates, TlsServer},
-    metrics::InterceptionMetrics,
+    metrics::{InterceptionMetrics, OpenedTls},
 };
 use crate::{
     capture::names::{Host, SearchDomains},
@@ -168,8 +168,13 @@ impl Interception {
         for (name, bytes) in [(BUNDLE, trust_store::pem(&trusted)), (KEY_STORE, trust_store::jks(&trusted))] {
             let path = folder.join(name);
             // What is there already stays as it is, since agents read it while the sidecar restarts.
-            if fs::read(&path).is_ok_and(|before| before == bytes) {
-                continue;
+            match fs::read(&path) {
+                Ok(before) if before == bytes => continue,
+                Ok(_) => tracing::warn!(
+                    file = %path.display(),
+                    "what agents are to trust is another than before: those that have started trust the old one; delete the pod"
+                ),
+                Err(_) => {}
             }
             replace(&path, &bytes, 0o644, Durable::No).map_err(|error| InterceptionError::Write { path, error })?;
         }
@@ -255,7 +260,13 @@ impl Interception {
     ///
     /// # Errors
     /// The handshake came to nothing.
-    pub async fn accept<S>(&self, name: &str, stream: S, http2: bool, now: SystemTime) -> Result<TlsStream<S>, HandshakeError>
+    pub async fn accept<S>(
+        &self,
+        name: &str,
+        stream: S,
+        http2: bool,
+        now: SystemTime,
+    ) -> Result<(TlsStream<S>, OpenedTls), HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -263,8 +274,13 @@ impl Interception {
             Ok(()) => self.tls.accept(stream, http2).await,
             Err(error) => Err(HandshakeError::Failed(io::Error::other(error))),
         };
-        self.metrics.count(&accepted);
-        accepted
+        match accepted {
+            Ok(stream) => Ok((stream, self.metrics.opened(name))),
+            Err(error) => {
+                self.metrics.failed(&error);
+                Err(error)
+            }
+        }
     }
 
     /// Has a certificate of a name at hand that is still to be shown.

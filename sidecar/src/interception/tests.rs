@@ -131,7 +131,8 @@ async fn ask(
         Ok::<_, std::io::Error>(said)
     };
     let server = async {
-        let mut stream = interception.accept(name, there, http2, SystemTime::now()).await?;
+        let (mut stream, opened) = interception.accept(name, there, http2, SystemTime::now()).await?;
+        opened.asked();
         stream.write_all(b"hello").await.unwrap();
         stream.shutdown().await.unwrap();
         Ok(is_http2(&stream))

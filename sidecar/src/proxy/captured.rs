@@ -239,9 +239,9 @@ impl CapturedConnection {
         let stream = PeekedConnection::new(early.freeze(), stream);
         let name = at.host.name().unwrap_or_default();
         match Box::pin(capture.interception.accept(name, stream, place.is_some(), arrived.time)).await {
-            Ok(stream) => {
+            Ok((stream, opened)) => {
                 let place = place.filter(|_| is_http2(&stream));
-                let http = Arc::new(CapturedHttp::opened(at, capture));
+                let http = Arc::new(CapturedHttp::opened(at, capture, opened));
                 Some(Box::new(OpenedConnection { proxy, stream, place, http }))
             }
             Err(error) => {
