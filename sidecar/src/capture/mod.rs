@@ -30,7 +30,7 @@ use toolweir_engine::egress::{AddressRanges, EgressReason};
 use toolweir_store::dns::DnsResolver;
 
 use self::{
-    declared::{DeclaredCache, DeclaredServer, DeclaredServers},
+    declared::{DeclaredCache, DeclaredServer, DeclaredServers, intercepted},
     names::{HostAndPort, SearchDomains},
     passing::PassingRoom,
 };
@@ -73,7 +73,7 @@ impl Capture {
         if servers.is_empty() {
             return Err(EgressReason::UndeclaredServer);
         }
-        let Some(name) = at.host.name().filter(|_| servers.iter().any(|server| server.is_intercepted())) else {
+        let Some(name) = at.host.name().filter(|_| intercepted(servers).next().is_some()) else {
             return Err(EgressReason::ServerTls);
         };
         if self.interception.covers(name) { Ok(name) } else { Err(EgressReason::NewPodNeeded) }
