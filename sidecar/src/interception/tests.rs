@@ -271,7 +271,7 @@ fn a_sidecar_that_cannot_write_for_agents_is_not_ready() {
     assert!(!interception.is_prepared() && !interception.covers("bank.tools.svc"));
     assert!(pod.page().contains(r#"toolweir_file_failures_total{file="interception",operation="write"} 1"#));
     let report = interception.report(&policies(&[OPENED]));
-    assert!(problems(&report)[0].1.unwrap().starts_with("the pod's certificate authority cannot be made or written"));
+    assert!(problems(&report)[0].1.unwrap().starts_with("the pod's certificate authority is not made and written yet"));
     fs::remove_dir(pod.path(BUNDLE)).unwrap();
     interception.prepare(&policies(&[OPENED]), &pod.files, SystemTime::now(), Duration::ZERO);
     assert!(interception.is_prepared() && interception.covers("bank.tools.svc"));
