@@ -123,7 +123,7 @@ def governed(cluster, namespace, measured):
     explained = toolweir("explain", "-n", namespace, "py2", "--url", URL)
     if not (opened := re.search(rf"opened by: .*{re.escape(namespace)}/py2.*SHA-256 [0-9a-f:]{{8,}}.*", explained)):
         raise Failure(f"explain names no intermediate: {explained:.800}")
-    measured.note(f"{MOST} of {CALLS} delivered, and the rest denied in words, for each of {', '.join(name for name in CLIENTS if name != 'local')}; audit log and metrics as by the local URL; {opened[0]:.200}")
+    measured.note(f"{MOST} of {CALLS} delivered, and the rest denied in words, for each of {', '.join(name for name in CLIENTS if name != 'local')}; audit log and metrics as by the local URL; {opened[0].strip():.120} ...")
 
 
 def older(cluster, namespace, measured):
@@ -132,6 +132,8 @@ def older(cluster, namespace, measured):
     expect("TLS of a pod that is older than the policy", "ConnectionResetError", got)
     refused = until(10, "the refusal is counted", lambda: total(cluster.sidecar_metrics(namespace, "older"), "toolweir_egress_connections_total", reason="new_pod_needed"))
     expect("refusals that were counted", 1, refused)
+    told = [json.loads(line) for line in cluster.logs(namespace, "older", SIDECAR).splitlines() if '"new_pod_needed"' in line]
+    expect("lines of the audit log", ["denied"], [line["decision"] for line in told if "decision" in line])
     expect_in("explain", "new_pod_needed", toolweir("explain", "-n", namespace, "older", "--url", URL, code=1))
     expect("calls of it that the server got", {TOOL: MOST * len(CLIENTS)}, dict(delivered(cluster)))
     measured.note("a pod that is older than the policy: reset, new_pod_needed, named in InterceptionReady")
