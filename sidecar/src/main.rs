@@ -157,7 +157,10 @@ struct ListArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("policy_source").args(["policy", "control_plane"]).required(true))]
+#[command(
+    group = ArgGroup::new("policy_source").args(["policy", "control_plane"]).required(true),
+    group = ArgGroup::new("keeps_state").args(["control_plane", "capture_port"]).multiple(true)
+)]
 struct RunArgs {
     /// Policy file, or a folder of them. Changes take effect within a second.
     #[arg(
@@ -170,7 +173,7 @@ struct RunArgs {
     control_plane: ControlPlaneArgs,
     /// Folder that keeps what a restart needs: the operator's last policies, and of captured pods the nameservers and the certificate
     /// authority.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "keeps_state")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     shared_store: SharedStoreArgs,
@@ -443,8 +446,8 @@ impl RunArgs {
             (None, None) => anyhow::bail!("name the source of the policies with --policy or --control-plane"),
         };
         let capture = self.capture.config();
-        if self.state_dir.is_some() && capture.is_none() && matches!(source, PolicySource::Local(_)) {
-            anyhow::bail!("--state-dir: nothing is kept there without --control-plane or --capture-port; remove it");
+        if self.state_dir.is_some() && capture.as_ref().is_some_and(|capture| capture.agent_ca_dir == self.state_dir) {
+            anyhow::bail!("--agent-ca-dir: is the folder of --state-dir, which agents must not read; write another");
         }
         let in_pod = matches!(source, PolicySource::ControlPlane(_));
         Ok(RunConfig {

@@ -765,7 +765,7 @@ async fn flags_that_do_not_go_together_are_told() {
         ([policy, url].concat(), "cannot be used with"),
         (url.to_vec(), "--token-file <FILE>"),
         ([policy, token].concat(), "cannot be used with"),
-        ([policy, ["--state-dir", "x"]].concat(), "cannot be used with"),
+        ([policy, ["--state-dir", "x"]].concat(), "<--control-plane <URL>|--capture-port <PORT>>"),
         (token.to_vec(), "--control-plane <URL>"),
         ([["--control-plane", "http://operator:8444"], token].concat(), "plain http is allowed on loopback only"),
         ([["--control-plane", "operator:8444"], token].concat(), "write https://HOST[:PORT]"),
