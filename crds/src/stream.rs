@@ -137,6 +137,7 @@ pub struct InterceptionReport {
 
 /// Whether captured TLS to a server is opened. Nothing in it is secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct InterceptionState {
     /// The server.
     pub server: String,

@@ -485,7 +485,7 @@ async fn what_a_sidecar_says_of_tls_counts_for_a_pod_that_can_have_it_opened() {
     operator.world.apply(ClusterEvent::Pod(key, prepared));
     let mut sidecar = operator.open(&pod_token("one")).await;
     let version = sidecar.version().await;
-    let state = json!({"server": "s", "problem": "the authority has no s.example; create the pod anew"});
+    let state = json!({"server": "s", "problem": "the authority has no s.example", "needsNewPod": true});
     sidecar.say(format!("{}\n{}\n", json!({"version": version}), json!({"interception": [state]})));
     let said = || operator.world.acks().tally(&operator.world.index())["policy-uid"].interception.clone();
     let mut changes = operator.world.changes();

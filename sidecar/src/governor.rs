@@ -106,7 +106,7 @@ impl Governor {
             new.attach_credentials(credentials);
         }
         if let Some(interception) = self.interception.get() {
-            interception.prepare(&new, &self.metrics.files, SystemTime::now());
+            interception.prepare(&new, &self.metrics.files, SystemTime::now(), self.started.elapsed());
         }
         self.in_force.store(Arc::new(new));
         self.replaced.send_replace(());
@@ -124,7 +124,7 @@ impl Governor {
             return Err("no policy yet");
         }
         if self.interception.get().is_some_and(|interception| !interception.is_prepared()) {
-            return Err("what agents are to trust cannot be made or written; the log says why");
+            return Err("what agents are to trust is not made and written yet; the log says why if it fails");
         }
         let missing = self.counts.store().is_some_and(Store::is_missing);
         if missing && self.started.elapsed() < STORE_WAIT { Err("the shared store does not answer yet") } else { Ok(()) }
@@ -162,10 +162,17 @@ impl Governor {
 
     /// Opens TLS of captured agents by the policies in force, if there are any yet, and by all that follow.
     pub fn intercept(&self, interception: Arc<Interception>) {
-        let interception = self.interception.get_or_init(|| interception);
-        if self.freshness.has_policies() {
-            interception.prepare(&self.in_force(), &self.metrics.files, SystemTime::now());
+        let _ = self.interception.set(interception);
+        self.prepare_interception();
+    }
+
+    /// Decides on what captured agents are to trust, where there are policies and it was not decided yet. Returns true where it is.
+    pub fn prepare_interception(&self) -> bool {
+        let Some(interception) = self.interception.get() else { return true };
+        if self.freshness.has_policies() && !interception.is_prepared() {
+            interception.prepare(&self.in_force(), &self.metrics.files, SystemTime::now(), self.started.elapsed());
         }
+        interception.is_prepared()
     }
 
     /// The states of servers whose TLS is opened; none where nothing is captured.

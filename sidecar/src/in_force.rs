@@ -90,6 +90,8 @@ pub struct ServerInForce {
     pub credential: Option<CredentialSlot>,
     /// True if captured TLS to that url is opened.
     pub intercept: bool,
+    /// True if a policy refuses that, whatever others say of the same url.
+    pub refuses_tls: bool,
     /// `toolweir_upstream_duration_seconds`
     pub upstream_duration: Histogram,
     /// `toolweir_overhead_seconds`
@@ -135,6 +137,7 @@ impl InForce {
                 url,
                 credential: view.credential.map(CredentialSlot::new),
                 intercept: view.intercept,
+                refuses_tls: view.refuses_tls,
                 upstream_duration: metrics.upstream_duration.with_label_values(&[view.name]),
                 overhead: metrics.overhead.with_label_values(&[view.name]),
                 calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),

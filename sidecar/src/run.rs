@@ -55,6 +55,12 @@ use crate::{
 /// The time that returning leases to the shared store may take.
 const RETURN: Duration = Duration::from_millis(500);
 
+/// How long after its start a sidecar waits for a policy that has TLS opened, where the operator knew of one when the pod was created.
+const INTERCEPTION_WAIT: Duration = Duration::from_secs(5);
+
+/// The time after which it is tried again to write what captured agents are to trust.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// The source of policies.
 #[derive(Clone, Debug)]
 pub enum PolicySource {
@@ -275,6 +281,7 @@ impl RunConfig {
         let settings = InterceptionSettings {
             folder: capture.agent_ca_dir.clone(),
             state: StateDir::new(self.state.clone()),
+            patience: if matches!(self.source, PolicySource::ControlPlane(_)) { INTERCEPTION_WAIT } else { Duration::ZERO },
             extra_roots: self.extra_roots.clone(),
             pod: if self.options.pod.is_empty() {
                 String::new()
@@ -285,8 +292,9 @@ impl RunConfig {
         let metrics = InterceptionMetrics::new(&governor.metrics.registry)?;
         let interception = Arc::new(Interception::new(settings, domains.clone(), metrics).context("TLS cannot be set up")?);
         governor.intercept(Arc::clone(&interception));
+        let is_local = matches!(self.source, PolicySource::Local(_));
         anyhow::ensure!(
-            interception.is_prepared() || !governor.freshness.has_policies(),
+            interception.is_prepared() || !is_local,
             "--agent-ca-dir: what agents are to trust cannot be made or written; the log says why"
         );
         Ok(Some(Arc::new(Capture::new(Arc::clone(&capture.ranges), domains, self.limits.connect, interception))))
@@ -355,6 +363,12 @@ pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dy
     admin::start(metrics, Listener::Metrics, state.clone()).context("a thread cannot be started")?;
     admin::start(admin, Listener::Admin, state).context("a thread cannot be started")?;
     tokio::spawn(upkeep);
+    let deciding = Arc::clone(&governor);
+    tokio::spawn(async move {
+        while !deciding.prepare_interception() {
+            tokio::time::sleep(AGAIN).await;
+        }
+    });
     if let Some(store) = governor.store().cloned() {
         tokio::spawn(async move { store.keep().await });
     }

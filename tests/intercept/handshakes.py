@@ -67,7 +67,7 @@ EXPECTED = {
     "hung_up_in_handshake": ("hung up", {"connections": {"tls_handshake": 1}, "handshakes": {"failed": 1}}),
 }
 LATER = {"declared_later": (RESET, {"connections": {"new_pod_needed": 1}, "handshakes": {}})}
-BOUND = 35
+BOUND = 40
 HOSTS = ("tools", "page", "refused", "both", "later", "other", "third", "below.tools")
 
 
@@ -137,7 +137,7 @@ def scenario_handshakes(scenario, world):
     ends = [int(part.split("closed within ")[-1].split()[0]) if "closed within" in part else 999 for part in line["result"].split(";")]
     timeouts, counted = grown.handshakes("timeout"), grown.connections("tls_handshake")
     scenario.require(
-        len(ends) == 3 and max(ends) <= BOUND and timeouts >= 1 and counted >= 1,
+        len(ends) == 4 and max(ends) <= BOUND and timeouts >= 1 and counted >= 1,
         f"clients that stall: {line['result']}; handshakes {timeouts:+} timeout, connections {counted:+} tls_handshake",
         f"closed within {BOUND} s; both are counted",
     )
@@ -160,30 +160,31 @@ def reported(scenario, world):
 
 
 def while_open(scenario, world, later):
-    """Policies that change while a connection is open."""
-    process = subprocess.Popen(client(world, "while_open"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=world.environment())
+    """Policies that change while a connection is open: the next request is refused, and the connection ends."""
+    undeclared = [policy(server("page", "https://page.test/page"), egress={"default": "Allow"})]
+    for what, changed, reason in (
+        ("a policy says Refuse", policies([later], tools="Refuse"), "TLS to a declared server"),
+        ("no policy declares the server, and all else may pass", undeclared, "by a way that no policy declares"),
+    ):
+        world.govern(*policies([later]))
+        process = subprocess.Popen(client(world, "while_open"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=world.environment())
 
-    def ask(path="/mcp"):
-        """What was said to the request before this one; the next request."""
-        process.stdin.write(f"{path}\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())["said"]
+        def ask(process=process):
+            """What was said to the request before this one; the next request."""
+            process.stdin.write("/mcp\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())["said"]
 
-    first = ask()
-    same = ask_after(world, policies([later], tools="Refuse"), ask)
-    refused = ask_after(world, [policy(server("page", "https://page.test/page"), egress={"default": "Allow"})], ask)
-    undeclared = ask_after(world, policies([later]), ask)
-    process.stdin.close()
-    again = json.loads(process.stdout.readline())["result"]
-    process.wait(timeout=10)
-    scenario.require(first == same == GOVERNED, f"two requests on an open connection: {first}, {same}", GOVERNED)
-    scenario.require(refused.startswith("403: Toolweir:"), f"the next after a policy says Refuse: {refused}", "403")
-    scenario.require(
-        undeclared.startswith(("403: Toolweir:", "421: Toolweir:", RESET, "closed")),
-        f"after no policy declares the server, and all else may pass: {undeclared}",
-        "403 or 421",
-    )
-    scenario.require(again.startswith((GOVERNED, RESET, "closed")), f"after the policies are as before: {again}", f"{GOVERNED}, or an end")
+        first = ask()
+        # The answer to the second request is there before the policies change.
+        second, third = ask_after(world, changed, ask), ask()
+        process.stdin.close()
+        fourth = json.loads(process.stdout.readline())["result"]
+        process.wait(timeout=10)
+        scenario.require(first == second == GOVERNED, f"two requests on an open connection: {first}, {second}", GOVERNED)
+        scenario.require(third.startswith("403: Toolweir:") and reason in third, f"the next after {what}: {third}", f"403, {reason}")
+        scenario.require(fourth.startswith((RESET, "closed")), f"and the one after that: {fourth}", "the connection has ended")
+    world.govern(*policies([later]))
 
 
 def ask_after(world, changed, ask):

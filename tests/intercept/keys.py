@@ -142,7 +142,7 @@ def authority(scenario, world):
         and basic.path_length == 0
         and not strangers
         and not short
-        and set(map(str, excluded)) == {"0.0.0.0/0", "::/0"},
+        and set(map(str, excluded)) == {"0.0.0.0/0", "::/0", *(f".{name}" for name in permitted)},
         f"the intermediate: path length {basic.path_length}, permits {len(permitted)} names, of which strangers {strangers}, and not {short or 'one that is needed'}; excludes {list(map(str, excluded))}",
         "0; the declared hosts in every spelling; all addresses",
     )

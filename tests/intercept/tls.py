@@ -2,6 +2,8 @@
 counted meanwhile. SETTINGS is JSON: `roots` (the bundle), `intermediate` (the name of the pod's authority), `addresses` (name -> one of its own).
 """
 
+import concurrent.futures
+import contextlib
 import json
 import random
 import re
@@ -126,10 +128,8 @@ def begun(name="tools.test", using=None):
     """A client whose bytes are ours to send: the TLS object, what comes in, and its ClientHello."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     made = (using or context()).wrap_bio(incoming, outgoing, server_hostname=name)
-    try:
+    with contextlib.suppress(ssl.SSLWantReadError):
         made.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
     return made, incoming, outgoing
 
 
@@ -576,70 +576,49 @@ def hung_up_in_handshake():
     return {"result": "hung up"}
 
 
-def rest_of(wire):
-    """What comes until the end, and how that comes."""
-    got, began = 0, time.monotonic()
-    wire.settimeout(STALLED)
-    try:
-        while piece := wire.recv(65536):
-            got += len(piece)
-        end = "closed"
-    except ConnectionResetError:
-        end = "closed"
-    except TimeoutError:
-        end = "still open"
-    took = time.monotonic() - began
-    return f"{end} within {5 * (int(took) // 5 + 1)} s"
-
-
-def stalled(begin):
-    with connect() as wire:
-        begin(wire)
-        return {"result": rest_of(wire)}
-
-
-def half_a_hello(wire):
-    wire.sendall(begun()[2].read()[:100])
-
-
-def hello_alone(wire):
-    wire.sendall(begun()[2].read())
-
-
-def drip(wire):
-    """A byte of a ClientHello each second."""
-    for byte in begun()[2].read()[:STALLED]:
-        wire.sendall(bytes([byte]))
-        time.sleep(1)
-
-
-def stall_of(begin):
-    def one():
+def rest_of(wire, drip=b""):
+    """How the end of a connection comes, to which a byte of `drip` is sent each second."""
+    began, drip = time.monotonic(), list(drip)
+    wire.settimeout(1)
+    end = "still open"
+    while end == "still open" and time.monotonic() - began < STALLED:
         try:
-            return stalled(begin)
-        except OSError as error:
-            return {"result": f"closed while it was sent: {type(error).__name__}"}
+            if not wire.recv(65536):
+                end = "closed"
+        except TimeoutError:
+            with contextlib.suppress(OSError):
+                wire.sendall(bytes(drip[:1]))
+            drip = drip[1:]
+        except OSError:
+            end = "closed"
+    return f"{end} within {5 * (int(time.monotonic() - began) // 5 + 1)} s"
 
-    return one
+
+def stall(name, first, drip=0):
+    """Sends the first bytes of a ClientHello, and perhaps some of the next."""
+    hello = begun(name)[2].read()
+    with connect(name) as wire:
+        wire.sendall(hello[:first])
+        return rest_of(wire, hello[first : first + drip])
+
+
+def stall_after_handshake(name):
+    with secure(name) as made:
+        return rest_of(made)
 
 
 @row
 def stalls():
-    """All at once, since they take their time."""
-    found = {}
-    kinds = {"half a ClientHello": half_a_hello, "a ClientHello alone": hello_alone}
-
-    def handshake_alone():
-        with secure() as made:
-            return {"result": rest_of(made)}
-
-    actions = {name: stall_of(begin) for name, begin in kinds.items()} | {"a handshake alone": handshake_alone}
-    threads = [threading.Thread(target=lambda name=name, action=action: found.update({name: action()["result"]})) for name, action in actions.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return {"result": "; ".join(f"{name}: {found.get(name)}" for name in actions)}
+    """All at once, since they take their time. Policies about this server do not change meanwhile."""
+    kinds = {
+        "half a ClientHello": lambda: stall("page.test", 100),
+        "a byte of it each second": lambda: stall("page.test", 100, drip=STALLED),
+        "a ClientHello alone": lambda: stall("page.test", 1 << 14),
+        "a handshake alone": lambda: stall_after_handshake("page.test"),
+    }
+    with concurrent.futures.ThreadPoolExecutor(len(kinds)) as threads:
+        ends = threads.map(lambda action: action(), kinds.values())
+        return {"result": "; ".join(f"{name}: {end}" for name, end in zip(kinds, ends))}
 
 
 @row

@@ -35,6 +35,7 @@ pub(crate) fn choose_access(
     let Some(oldest) = given.first() else { return (ServerAccess::default(), Vec::new()) };
     let (url, holder) = (oldest.url, name(oldest.policy));
     let intercept = is_intercepted(policies, &given, url, problems);
+    let refuses_tls = given.iter().any(|given| given.tls == Some(ServerTls::Refuse));
     let mut conflict = |given: &GivenAccess<'_>, severity, message: String| {
         let field = if severity == Severity::Closed { "credential" } else { "url" };
         let error = FieldError { path: format!("spec.servers[{}].{field}", given.at), message };
@@ -49,7 +50,7 @@ pub(crate) fn choose_access(
     }
     let with_credential: Vec<&GivenAccess<'_>> = given.iter().filter(|given| given.credential.is_some()).collect();
     let Some(first) = with_credential.first() else {
-        return (ServerAccess { url: Some(url.into()), credential: None, intercept }, Vec::new());
+        return (ServerAccess { url: Some(url.into()), credential: None, intercept, refuses_tls }, Vec::new());
     };
     let mut conflicts = Vec::new();
     for other in with_credential.iter().filter(|other| other.credential != first.credential) {
@@ -67,7 +68,7 @@ pub(crate) fn choose_access(
         conflicts.push((name(first.policy), conflict(first, Severity::Closed, message)));
     }
     let credential = first.credential.filter(|_| conflicts.is_empty()).cloned();
-    (ServerAccess { url: Some(url.into()), credential, intercept }, conflicts)
+    (ServerAccess { url: Some(url.into()), credential, intercept, refuses_tls }, conflicts)
 }
 
 /// Returns whether captured TLS to the server at `url` is opened: a policy that gives this URL says so, and none refuses.

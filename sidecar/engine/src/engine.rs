@@ -40,11 +40,19 @@ pub struct ServerView<'a> {
     pub credential: Option<&'a Credential>,
     /// True if captured TLS to that URL is opened. The URL begins with `https://` and its host is a name then.
     pub intercept: bool,
+    /// True if a policy refuses captured TLS to the server. What another server says of the same URL does not open it either.
+    pub refuses_tls: bool,
 }
 
 impl<'a> ServerView<'a> {
     fn new(name: &'a str, rules: &'a ServerRules) -> Self {
-        Self { name, url: rules.url.as_deref(), credential: rules.credential.as_ref(), intercept: rules.intercept }
+        Self {
+            name,
+            url: rules.url.as_deref(),
+            credential: rules.credential.as_ref(),
+            intercept: rules.intercept,
+            refuses_tls: rules.refuses_tls,
+        }
     }
 }
 

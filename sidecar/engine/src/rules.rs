@@ -25,6 +25,7 @@ pub(crate) struct ServerRules {
     pub credential: Option<Credential>,
     /// True if captured TLS to `url` is opened.
     pub intercept: bool,
+    pub refuses_tls: bool,
     /// The rules of each policy, in the order of the policies' names.
     pub policies: Vec<Arc<PolicyRules>>,
     /// The plan for each tool that some entry names exactly; `None` where it is made for each call.
@@ -37,6 +38,7 @@ pub(crate) struct ServerAccess {
     pub url: Option<Arc<str>>,
     pub credential: Option<Credential>,
     pub intercept: bool,
+    pub refuses_tls: bool,
 }
 
 /// The budget for plans that are made beforehand, of all servers together: comparisons of entries with names, and the weight of
@@ -285,8 +287,8 @@ impl PolicyRules {
 impl ServerRules {
     /// Makes the plans of the tools that entries name exactly, as far as the budget goes. It takes what it spends from `budget`.
     pub(crate) fn new(access: ServerAccess, policies: Vec<Arc<PolicyRules>>, budget: &mut usize) -> Self {
-        let ServerAccess { url, credential, intercept } = access;
-        let mut rules = Self { url, credential, intercept, policies, plans: HashMap::new() };
+        let ServerAccess { url, credential, intercept, refuses_tls } = access;
+        let mut rules = Self { url, credential, intercept, refuses_tls, policies, plans: HashMap::new() };
         let names: BTreeSet<Arc<str>> = rules.policies.iter().flat_map(|rules| rules.exact.keys().cloned()).collect();
         let globs: usize = rules.policies.iter().map(|rules| 1 + rules.globs.len()).sum();
         for name in names {

@@ -7,6 +7,9 @@
 pub const HANDSHAKE: u8 = 0x16;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
+/// The extension with the protocols that a client offers, and HTTP/2 among them.
+const PROTOCOLS: u16 = 16;
+const HTTP_2: &[u8] = b"h2";
 /// An encrypted `ClientHello` (RFC 9849): the name that can be read is then not the one that is asked for.
 const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 /// The largest content of a record in clear text.
@@ -19,6 +22,8 @@ pub struct ClientHello {
     pub server_name: Option<String>,
     /// True if another name may be in an encrypted part.
     pub hides_name: bool,
+    /// True if it offers HTTP/2 by ALPN (RFC 7301, section 3.1).
+    pub offers_http2: bool,
 }
 
 /// What was read of a `ClientHello`.
@@ -114,10 +119,17 @@ fn hello(body: &[u8]) -> Option<ClientHello> {
         match kind {
             SERVER_NAME => read.server_name = Some(server_name(content)?),
             ENCRYPTED_CLIENT_HELLO => read.hides_name = true,
+            PROTOCOLS => read.offers_http2 = offers_http2(content),
             _ => {}
         }
     }
     body.0.is_empty().then_some(read)
+}
+
+/// Returns whether HTTP/2 is among the protocols; not where they cannot be read, which ends the handshake.
+fn offers_http2(content: &[u8]) -> bool {
+    let mut protocols = ByteFields(ByteFields(content).list().unwrap_or_default());
+    std::iter::from_fn(|| protocols.short_list()).any(|protocol| protocol == HTTP_2)
 }
 
 /// The one name of a list of names.
@@ -193,7 +205,11 @@ mod tests {
 
     #[test]
     fn the_name_is_read_however_the_message_is_split() {
-        let hello = HelloRead::Hello(ClientHello { server_name: Some("mcp.example.com".to_owned()), hides_name: false });
+        let hello = HelloRead::Hello(ClientHello {
+            server_name: Some("mcp.example.com".to_owned()),
+            hides_name: false,
+            offers_http2: false,
+        });
         let bytes = sent("MCP.example.com");
         assert_eq!(read(&bytes), hello);
         for size in [1, 2, 3, 40, 200] {
@@ -225,7 +241,10 @@ mod tests {
         at += 2 + usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
         at += 1 + usize::from(bytes[at]);
         length(at, &mut bytes);
-        assert_eq!(read(&bytes), HelloRead::Hello(ClientHello { server_name: Some("a.example".to_owned()), hides_name: true }));
+        assert_eq!(
+            read(&bytes),
+            HelloRead::Hello(ClientHello { server_name: Some("a.example".to_owned()), hides_name: true, offers_http2: false })
+        );
         // The same extension again.
         bytes.extend([0xfe, 0x0d, 0, 0]);
         for at in [3, 7, at] {

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use http::Uri;
+use http::{Uri, uri::PathAndQuery};
 
 use super::names::{Host, HostAndPort, SearchDomains};
 use crate::in_force::{InForce, ServerInForce};
@@ -27,9 +27,15 @@ pub struct DeclaredServer {
 }
 
 impl DeclaredServer {
-    /// Returns whether policies have its TLS opened.
-    pub fn is_intercepted(&self) -> bool {
-        self.tls && self.server.intercept
+    /// Returns the path and query of its url.
+    fn target(&self) -> &str {
+        self.url.path_and_query().map_or("/", PathAndQuery::as_str)
+    }
+
+    /// Returns whether a path and query are those of its url, or have one `/` more or less at their end.
+    pub fn is_at(&self, asked: &str) -> bool {
+        let (declared, bare) = (self.target(), |path| str::strip_suffix(path, '/').unwrap_or(path));
+        asked == declared || (!asked.contains('?') && !declared.contains('?') && bare(asked) == bare(declared))
     }
 
     /// Notes the addresses that its name has now, and returns them.
@@ -42,6 +48,14 @@ impl DeclaredServer {
     pub fn last_found(&self) -> Vec<IpAddr> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Returns those of the servers at one host and port whose TLS is opened. What a policy refuses for a url is refused for that url under
+/// every name.
+pub fn intercepted(servers: &[Arc<DeclaredServer>]) -> impl Iterator<Item = &DeclaredServer> {
+    let is_refused = |target: &str| servers.iter().any(|other| other.tls && other.server.refuses_tls && other.is_at(target));
+    let opened = servers.iter().map(|server| &**server).filter(|server| server.tls && server.server.intercept);
+    opened.filter(move |server| !is_refused(server.target()))
 }
 
 /// The declared servers of the policies in force, by port and by every name that their hosts may mean.

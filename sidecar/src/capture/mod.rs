@@ -30,7 +30,7 @@ use toolweir_engine::egress::{AddressRanges, EgressReason};
 use toolweir_store::dns::DnsResolver;
 
 use self::{
-    declared::{DeclaredCache, DeclaredServer, DeclaredServers},
+    declared::{DeclaredCache, DeclaredServer, DeclaredServers, intercepted},
     names::{HostAndPort, SearchDomains},
     passing::PassingRoom,
 };
@@ -70,7 +70,10 @@ impl Capture {
     /// # Errors
     /// It is not: why.
     pub fn opened_name<'a>(&self, servers: &[Arc<DeclaredServer>], at: &'a HostAndPort) -> Result<&'a str, EgressReason> {
-        let Some(name) = at.host.name().filter(|_| servers.iter().any(|server| server.is_intercepted())) else {
+        if servers.is_empty() {
+            return Err(EgressReason::UndeclaredServer);
+        }
+        let Some(name) = at.host.name().filter(|_| intercepted(servers).next().is_some()) else {
             return Err(EgressReason::ServerTls);
         };
         if self.interception.covers(name) { Ok(name) } else { Err(EgressReason::NewPodNeeded) }

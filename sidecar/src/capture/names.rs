@@ -10,6 +10,8 @@ const LONGEST_NAME: usize = 253;
 const LONGEST_LABEL: usize = 63;
 /// The domain of Services below the cluster's.
 const SERVICES: &str = "svc";
+/// The labels of a Service's name below the cluster's domain: its own, its namespace's, and [`SERVICES`].
+const SERVICE_LABELS: usize = 3;
 
 /// A host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -141,13 +143,16 @@ impl SearchDomains {
         std::iter::once(host.clone()).chain(below.map(Host::Name))
     }
 
-    /// Every name that may mean the same host as this one, which is in lower case: below a search domain, or without one at its end.
+    /// Names by which clients call the same host as by this one, which is in lower case: for a Service, with more of the search domains
+    /// and with less.
     pub fn spellings(&self, name: &str) -> Vec<String> {
         let host = Host::Name(name.to_owned());
-        let whole: Vec<String> = self.meanings(&host).filter_map(|meaning| meaning.name().map(str::to_owned)).collect();
+        let is_service = |whole: &str| self.in_cluster(whole).is_some_and(|service| service.split('.').count() == SERVICE_LABELS);
+        let meanings = self.meanings(&host).filter_map(|meaning| meaning.name().map(str::to_owned));
+        let whole: Vec<String> = meanings.filter(|meaning| meaning == name || is_service(meaning)).collect();
         let bare = |name: &String, domain: &String| Some(name.strip_suffix(domain)?.strip_suffix('.')?.to_owned());
         let short = whole.iter().flat_map(|name| self.0.iter().filter_map(move |domain| bare(name, domain)));
-        let mut all: Vec<String> = short.filter(|name| !name.is_empty()).chain(whole.iter().cloned()).collect();
+        let mut all: Vec<String> = short.chain(whole.iter().cloned()).collect();
         all.sort();
         all.dedup();
         all
@@ -254,6 +259,9 @@ mod tests {
         }
         let near = domains.spellings("bank.agents.svc.cluster.local");
         assert!(near.iter().any(|name| name == "bank") && near.iter().any(|name| name == "bank.agents"), "{near:?}");
-        assert!(domains.spellings("mcp.example.com").iter().all(|name| name.starts_with("mcp.example.com")));
+        for name in ["mcp.example.com", "a.b.c.d.example.com"] {
+            assert_eq!(domains.spellings(name), [name], "it is no Service's");
+        }
+        assert_eq!(domains.spellings("example.com"), ["example.com", "example.com.svc", "example.com.svc.cluster.local"]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{Method, Uri, uri::PathAndQuery};
 
 use super::{
-    declared::{DeclaredServer, DeclaredServers},
+    declared::{DeclaredServer, DeclaredServers, intercepted},
     names::{HostAndPort, SearchDomains},
 };
 use crate::in_force::ServerInForce;
@@ -59,14 +59,16 @@ pub fn place(
 ) -> RequestPlace {
     let servers = declared.at(at, domains);
     // One that is declared with TLS is another, and plain HTTP to its port leads nowhere that is governed.
-    let same = |server: &&DeclaredServer| if tls { server.is_intercepted() } else { !server.tls };
-    let alike: Vec<&DeclaredServer> = servers.iter().map(|server| &**server).filter(same).collect();
+    let alike: Vec<&DeclaredServer> = if tls {
+        intercepted(&servers).collect()
+    } else {
+        servers.iter().map(|server| &**server).filter(|server| !server.tls).collect()
+    };
     if servers.is_empty() {
         return RequestPlace::Elsewhere;
     }
     let asked = target.as_str();
-    let of_url = |server: &DeclaredServer| is_endpoint(server.url.path_and_query().map_or("/", PathAndQuery::as_str), asked);
-    if let Some(found) = alike.iter().find(|server| of_url(server)) {
+    if let Some(found) = alike.iter().find(|server| server.is_at(asked)) {
         return RequestPlace::Server(ServerTarget::Endpoint(Arc::clone(&found.server)));
     }
     for server in &alike {
@@ -88,11 +90,6 @@ pub fn place(
         }
     }
     RequestPlace::OtherPath
-}
-
-fn is_endpoint(declared: &str, asked: &str) -> bool {
-    let bare = |path| str::strip_suffix(path, '/').unwrap_or(path);
-    asked == declared || (!asked.contains('?') && !declared.contains('?') && bare(asked) == bare(declared))
 }
 
 /// Returns whether nothing in a path is more than it looks like: no dot segment, no escape, no parameter, which some servers remove before
@@ -127,6 +124,8 @@ spec:
   - {name: literal, url: 'http://[2001:db8::7]:9000/mcp'}
   - {name: tls, url: 'https://secure.example/mcp'}
   - {name: opened, url: 'https://secure.example/opened', tls: Intercept}
+  - {name: again, url: 'https://SECURE.example:443/strict/', tls: Intercept}
+  - {name: strict, url: 'https://secure.example/strict', tls: Refuse}
 ";
 
     /// What a request becomes: the server and what it is asked for.
@@ -182,6 +181,9 @@ spec:
         assert_eq!(found("SECURE.example.:443", "/opened/"), "opened");
         assert_eq!(found("secure.example", "/mcp"), "other path", "it is not to be opened");
         assert_eq!(found("bank.tools:8000", "/mcp"), "other path", "its url has no TLS");
+        for strict in ["/strict", "/strict/"] {
+            assert_eq!(found("secure.example", strict), "other path", "it is refused under another name");
+        }
         assert_eq!(found("secure.example:8443", "/opened"), "elsewhere");
     }
 

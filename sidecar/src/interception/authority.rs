@@ -3,7 +3,8 @@
 //!
 //! A root whose key is gone at once signs one intermediate, and that is constrained to the hosts that the pod's policies declare (RFC
 //! 5280, section 4.2.1.10): Java does not hold a root to its constraints, an intermediate it does. Constraints that permit names alone
-//! leave certificates for addresses valid, so addresses are excluded.
+//! leave certificates for addresses valid, so addresses are excluded; and a name that is permitted permits those below it, so these are
+//! excluded too.
 
 use std::{
     collections::BTreeSet,
@@ -145,7 +146,9 @@ impl PodAuthority {
             permitted_subtrees: hosts.iter().cloned().map(GeneralSubtree::DnsName).collect(),
             excluded_subtrees: [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
                 .map(|all| GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(all, 0)))
-                .into(),
+                .into_iter()
+                .chain(below(&hosts).map(GeneralSubtree::DnsName))
+                .collect(),
         });
         let (root, intermediate) = {
             // Nothing keeps the root's key: the intermediate is the only certificate that it ever signs.
@@ -273,12 +276,18 @@ fn authority_params(name: &str, pod: &str) -> CertificateParams {
     params
 }
 
+/// Returns what is below each of these hosts, as constraints have it: a name that is permitted also permits those below it, but one that
+/// begins with a dot means these alone. Where a host is below another one, that other is left out.
+fn below(hosts: &BTreeSet<String>) -> impl Iterator<Item = String> {
+    hosts.iter().map(|host| format!(".{host}")).filter(|below| !hosts.iter().any(|other| other.ends_with(below)))
+}
+
 /// Returns the hosts, as many as clients take, and whether these are not all.
 fn within_bound(hosts: impl IntoIterator<Item = String>) -> (BTreeSet<String>, bool) {
     let (mut within, mut bytes) = (BTreeSet::new(), 0);
     for host in hosts {
-        // Its tag, its length, and those of what is around it.
-        bytes += if within.contains(&host) { 0 } else { host.len() + 6 };
+        // Permitted itself and excluded with what is below it, each with its tag, its length, and those of what is around it.
+        bytes += if within.contains(&host) { 0 } else { 2 * (host.len() + 7) };
         if bytes > LARGEST_NAMES {
             return (within, true);
         }
@@ -332,12 +341,31 @@ mod tests {
     #[test]
     fn it_cannot_vouch_for_another_host_or_an_address() {
         let authority = authority();
-        for other in ["example.com", "xmcp.example.com", "anthropic.com", "192.0.2.1", "2001:db8::1"] {
+        for other in [
+            "example.com",
+            "xmcp.example.com",
+            "below.mcp.example.com",
+            "x.bank.tools",
+            "anthropic.com",
+            "192.0.2.1",
+            "2001:db8::1",
+        ] {
             assert!(!authority.covers(other));
             let leaf = authority.certify(other, now()).unwrap();
             let refused = verify(&authority, &leaf, other, now()).unwrap_err();
             assert!(refused.contains("NameConstraintViolation"), "{other}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_host_below_another_one_is_covered_beside_it() {
+        let hosts = ["example.com", "a.example.com", "b.a.example.com"];
+        let authority = PodAuthority::new("", hosts.map(str::to_owned), now()).unwrap();
+        for name in hosts {
+            assert_eq!(verify(&authority, &authority.certify(name, now()).unwrap(), name, now()), Ok(()), "{name}");
+        }
+        let below = "x.b.a.example.com";
+        assert!(verify(&authority, &authority.certify(below, now()).unwrap(), below, now()).is_err());
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! What became of TLS that the sidecar opens.
 
-use prometheus::{IntCounterVec, IntGaugeVec};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
 
 use super::handshake::HandshakeError;
 use crate::registry::MetricsRegistry;
 
 /// The label `result` of a handshake after which requests are governed.
 const COMPLETED: &str = "completed";
+/// The label `result` of one after which the client hung up: some look at the certificate only then.
+const UNUSED: &str = "unused";
 /// The values of the label `result`.
-const RESULTS: [&str; 4] = [COMPLETED, "refused", "failed", "timeout"];
+const RESULTS: [&str; 5] = [COMPLETED, UNUSED, "refused", "failed", "timeout"];
 
 /// Metrics of interception.
 #[derive(Debug)]
@@ -41,10 +45,19 @@ impl InterceptionMetrics {
         Ok(Self { handshakes, ready })
     }
 
-    /// Counts a handshake.
-    pub fn count<T>(&self, result: &Result<T, HandshakeError>) {
-        let result = result.as_ref().map_or_else(HandshakeError::as_str, |_| COMPLETED);
-        self.handshakes.with_label_values(&[result]).inc();
+    /// Counts a handshake that came to nothing.
+    pub fn failed(&self, error: &HandshakeError) {
+        self.handshakes.with_label_values(&[error.as_str()]).inc();
+    }
+
+    /// A handshake for a name that is complete, which is counted at the first request or at the end.
+    pub fn opened(&self, name: &str) -> OpenedTls {
+        OpenedTls {
+            name: name.to_owned(),
+            completed: self.handshakes.with_label_values(&[COMPLETED]),
+            unused: self.handshakes.with_label_values(&[UNUSED]),
+            is_counted: AtomicBool::new(false),
+        }
     }
 
     /// Shows which servers are ready, and no others.
@@ -52,6 +65,37 @@ impl InterceptionMetrics {
         self.ready.reset();
         for (server, ready) in servers {
             self.ready.with_label_values(&[server]).set(ready.into());
+        }
+    }
+}
+
+/// TLS that was opened, until it ends.
+#[derive(Debug)]
+pub struct OpenedTls {
+    name: String,
+    completed: IntCounter,
+    unused: IntCounter,
+    is_counted: AtomicBool,
+}
+
+impl OpenedTls {
+    /// A request came.
+    pub fn asked(&self) {
+        if !self.is_counted.swap(true, Ordering::Relaxed) {
+            self.completed.inc();
+        }
+    }
+}
+
+impl Drop for OpenedTls {
+    fn drop(&mut self) {
+        if !*self.is_counted.get_mut() {
+            self.unused.inc();
+            let name = &self.name;
+            tracing::info!(
+                name,
+                "a client ended its connection after the TLS handshake, without a request: it may not trust the certificate"
+            );
         }
     }
 }

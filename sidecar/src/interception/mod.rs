@@ -13,8 +13,8 @@ pub mod trust_store;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
-    time::SystemTime,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use rustls_pki_types::CertificateDer;
@@ -26,10 +26,10 @@ use toolweir_crds::stream::{InterceptionReport, InterceptionState};
 use self::{
     authority::{AuthorityError, KeptAuthority, PodAuthority},
     handshake::{HandshakeError, HostCertificates, TlsServer},
-    metrics::InterceptionMetrics,
+    metrics::{InterceptionMetrics, OpenedTls},
 };
 use crate::{
-    capture::names::{Host, SearchDomains},
+    capture::names::{Host, SearchDomains, is_dns_name},
     control::state::StateDir,
     files::{Durable, FileMetrics, replace},
     in_force::{InForce, ServerInForce},
@@ -53,6 +53,8 @@ pub struct InterceptionSettings {
     pub folder: Option<PathBuf>,
     /// Where the authority is kept.
     pub state: StateDir,
+    /// How long the first policies are waited for that have TLS opened, from the start.
+    pub patience: Duration,
     /// What agents are to trust besides the system's roots and the pod's.
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// The pod, as certificates name it; empty where it is not known.
@@ -81,6 +83,11 @@ pub enum InterceptionError {
     /// The authority is not to be had.
     #[error("the pod's certificate authority: {0}")]
     Authority(#[from] AuthorityError),
+    /// Agents would trust nobody but the pod.
+    #[error(
+        "there are no certificates of public authorities; the sidecar's image, or this machine, needs /etc/ssl/certs/ca-certificates.crt"
+    )]
+    NoSystemRoots,
     /// A file cannot be written.
     #[error("{}: {error}", path.display())]
     Write {
@@ -97,6 +104,8 @@ pub struct Interception {
     domains: SearchDomains,
     metrics: InterceptionMetrics,
     decided: OnceLock<PodTrust>,
+    /// What was reported last. Held while it is decided, so that nobody decides twice.
+    told: Mutex<InterceptionReport>,
     certificates: Arc<HostCertificates>,
     tls: TlsServer,
 }
@@ -119,16 +128,21 @@ impl Interception {
     ) -> Result<Self, rustls::Error> {
         let certificates = Arc::<HostCertificates>::default();
         let tls = TlsServer::new(Arc::clone(&certificates))?;
-        Ok(Self { settings, domains, metrics, decided: OnceLock::new(), certificates, tls })
+        Ok(Self { settings, domains, metrics, decided: OnceLock::new(), told: Mutex::default(), certificates, tls })
     }
 
     /// Decides, at the first policies of the pod's life, on what the pod has to trust, and writes it for the agents. Later ones change
-    /// nothing about that. A failure is logged and counted; the sidecar is not ready then, and tries again at the next policies.
-    pub fn prepare(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) {
+    /// nothing about that. `age` is how long the sidecar has run. A failure is logged and counted; the sidecar is not ready then, and this
+    /// is to be called again.
+    pub fn prepare(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime, age: Duration) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_prepared() {
             let decided = match &self.settings.folder {
                 None => Some(PodTrust { authority: None }),
-                Some(folder) => files.record_result(INTERCEPTION, "write", self.decide(folder, in_force, files, now)),
+                Some(folder) => {
+                    let decided = self.decide(folder, in_force, files, (now, age));
+                    files.record_result(INTERCEPTION, "write", decided).flatten()
+                }
             };
             if let Some(decided) = decided {
                 if let Some(authority) = &decided.authority {
@@ -139,11 +153,12 @@ impl Interception {
         }
         let report = self.report(in_force);
         self.metrics.show_ready(report.interception.iter().map(|state| (state.server.as_str(), state.problem.is_none())));
-        for InterceptionState { server, problem, .. } in &report.interception {
-            if let Some(problem) = problem {
+        for state in report.interception.iter().filter(|state| !told.interception.contains(state)) {
+            if let InterceptionState { server, problem: Some(problem), .. } = state {
                 tracing::warn!(server, "TLS to a server with `tls: Intercept` is not opened: {problem}");
             }
         }
+        *told = report;
     }
 
     /// Returns whether it was decided what agents trust, and they can read it.
@@ -156,24 +171,39 @@ impl Interception {
         folder: &Path,
         in_force: &InForce,
         files: &FileMetrics,
-        now: SystemTime,
-    ) -> Result<PodTrust, InterceptionError> {
+        (now, age): (SystemTime, Duration),
+    ) -> Result<Option<PodTrust>, InterceptionError> {
         let decided = match self.restore(files, now) {
             Some(kept) => kept,
-            None => self.make(in_force, files, now)?,
+            None => {
+                let hosts = self.hosts(in_force);
+                // Who gave the pod this folder knew of a policy that the first ones may lack: its sidecar waits for it a while.
+                if hosts.is_empty() && age < self.settings.patience {
+                    return Ok(None);
+                }
+                self.make(hosts, files, now)?
+            }
         };
         let mut trusted = toolweir_store::tls::system_certificates();
+        if trusted.is_empty() {
+            return Err(InterceptionError::NoSystemRoots);
+        }
         trusted.extend(self.settings.extra_roots.iter().cloned());
         trusted.extend(decided.authority.iter().map(|authority| authority.root().clone()));
         for (name, bytes) in [(BUNDLE, trust_store::pem(&trusted)), (KEY_STORE, trust_store::jks(&trusted))] {
             let path = folder.join(name);
             // What is there already stays as it is, since agents read it while the sidecar restarts.
-            if fs::read(&path).is_ok_and(|before| before == bytes) {
-                continue;
+            match fs::read(&path) {
+                Ok(before) if before == bytes => continue,
+                Ok(_) => tracing::warn!(
+                    file = %path.display(),
+                    "what agents are to trust is another than before: those that have started trust the old one; delete the pod"
+                ),
+                Err(_) => {}
             }
             replace(&path, &bytes, 0o644, Durable::No).map_err(|error| InterceptionError::Write { path, error })?;
         }
-        Ok(decided)
+        Ok(Some(decided))
     }
 
     /// Returns what an earlier process of this pod decided. What cannot be read is as if there were nothing: agents that trust the lost
@@ -193,8 +223,7 @@ impl Interception {
         files.record_result(INTERCEPTION, "read", kept).flatten()
     }
 
-    fn make(&self, in_force: &InForce, files: &FileMetrics, now: SystemTime) -> Result<PodTrust, InterceptionError> {
-        let hosts = self.hosts(in_force);
+    fn make(&self, hosts: Vec<String>, files: &FileMetrics, now: SystemTime) -> Result<PodTrust, InterceptionError> {
         let authority = if hosts.is_empty() { None } else { Some(PodAuthority::new(&self.settings.pod, hosts, now)?) };
         let kept = KeptInterception { authority: authority.as_ref().map(|authority| authority.kept().clone()) };
         files.record_result(INTERCEPTION, "write", self.settings.state.keep_json(KEPT, &kept));
@@ -206,7 +235,8 @@ impl Interception {
         let mut names: Vec<String> = intercepted(in_force).filter_map(|server| host(server)).collect();
         names.sort();
         let spellings: Vec<String> = names.iter().flat_map(|name| self.domains.spellings(name)).collect();
-        names.into_iter().chain(spellings).collect()
+        // A search domain may make a name of one that is too long. One such constraint, and clients accept nothing.
+        names.into_iter().chain(spellings).filter(|name| is_dns_name(name)).collect()
     }
 
     /// Returns whether TLS to a name is opened, where a policy has it intercepted. The name is in lower case.
@@ -230,9 +260,12 @@ impl Interception {
     /// Returns the states of all servers in force with `tls: Intercept`.
     pub fn report(&self, in_force: &InForce) -> InterceptionReport {
         let state = |server: &Arc<ServerInForce>| {
-            let missing = host(server).filter(|name| !self.covers(name));
-            let needs_new_pod = missing.is_some() && self.is_prepared() && !self.is_full();
-            InterceptionState { server: server.name.clone(), problem: missing.map(|name| self.problem(&name)), needs_new_pod }
+            let (problem, needs_new_pod) = match host(server) {
+                Some(name) if self.covers(&name) => (None, false),
+                Some(name) => (Some(self.problem(&name)), self.is_prepared() && !self.is_full()),
+                None => (Some("the host of its url is no name that can be connected to; correct the url".to_owned()), false),
+            };
+            InterceptionState { server: server.name.clone(), problem, needs_new_pod }
         };
         let mut interception: Vec<InterceptionState> = intercepted(in_force).map(state).collect();
         interception.sort_by(|one, other| one.server.cmp(&other.server));
@@ -242,7 +275,9 @@ impl Interception {
     fn problem(&self, name: &str) -> String {
         match (&self.settings.folder, self.is_prepared()) {
             (None, _) => "the pod was created before a policy asked for it; create the pod anew".to_owned(),
-            (_, false) => "the pod's certificate authority cannot be made or written; the sidecar's log says why".to_owned(),
+            (_, false) => {
+                "the pod's certificate authority is not made and written yet; the sidecar's log says why if it fails".to_owned()
+            }
             (_, true) if self.is_full() => format!(
                 "the pod's certificate authority has no room for {name}: clients take some 16 KiB of names; govern this pod by fewer \
                  servers with `tls: Intercept`"
@@ -255,7 +290,13 @@ impl Interception {
     ///
     /// # Errors
     /// The handshake came to nothing.
-    pub async fn accept<S>(&self, name: &str, stream: S, http2: bool, now: SystemTime) -> Result<TlsStream<S>, HandshakeError>
+    pub async fn accept<S>(
+        &self,
+        name: &str,
+        stream: S,
+        http2: bool,
+        now: SystemTime,
+    ) -> Result<(TlsStream<S>, OpenedTls), HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -263,8 +304,13 @@ impl Interception {
             Ok(()) => self.tls.accept(stream, http2).await,
             Err(error) => Err(HandshakeError::Failed(io::Error::other(error))),
         };
-        self.metrics.count(&accepted);
-        accepted
+        match accepted {
+            Ok(stream) => Ok((stream, self.metrics.opened(name))),
+            Err(error) => {
+                self.metrics.failed(&error);
+                Err(error)
+            }
+        }
     }
 
     /// Has a certificate of a name at hand that is still to be shown.

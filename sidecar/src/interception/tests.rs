@@ -71,9 +71,16 @@ impl PodFolders {
     }
 
     fn start_at(&self, first: &InForce, now: SystemTime, with_folder: bool) -> Interception {
+        let interception = self.undecided(with_folder);
+        interception.prepare(first, &self.files, now, Duration::from_secs(60));
+        interception
+    }
+
+    fn undecided(&self, with_folder: bool) -> Interception {
         let settings = InterceptionSettings {
             folder: with_folder.then(|| self.folder.join("agents")),
             state: StateDir::new(Some(self.folder.join("state"))),
+            patience: Duration::from_secs(5),
             extra_roots: Vec::new(),
             pod: "agents/social-0".to_owned(),
         };
@@ -81,7 +88,6 @@ impl PodFolders {
         let metrics = InterceptionMetrics::new(&MetricsRegistry::default()).unwrap();
         let interception = Interception::new(settings, SearchDomains::new(domains), metrics).unwrap();
         assert!(!interception.is_prepared());
-        interception.prepare(first, &self.files, now);
         interception
     }
 
@@ -131,7 +137,8 @@ async fn ask(
         Ok::<_, std::io::Error>(said)
     };
     let server = async {
-        let mut stream = interception.accept(name, there, http2, SystemTime::now()).await?;
+        let (mut stream, opened) = interception.accept(name, there, http2, SystemTime::now()).await?;
+        opened.asked();
         stream.write_all(b"hello").await.unwrap();
         stream.shutdown().await.unwrap();
         Ok(is_http2(&stream))
@@ -215,6 +222,29 @@ fn a_pod_without_servers_to_intercept_has_no_authority_for_ever() {
     assert_eq!(problems(&without.report(&policies(&[OPENED]))), [("bank", Some(problem))]);
 }
 
+#[test]
+fn the_first_policies_may_lack_the_one_for_which_the_pod_got_its_folder() {
+    let pod = PodFolders::new("late");
+    let interception = pod.undecided(true);
+    let prepare = |policies: &InForce, seconds| {
+        interception.prepare(policies, &pod.files, SystemTime::now(), Duration::from_secs(seconds));
+        interception.is_prepared()
+    };
+    assert!(!prepare(&policies(&["bank!=https://bank.tools.svc/mcp"]), 1) && !pod.path(BUNDLE).exists());
+    assert!(prepare(&policies(&[OPENED]), 2) && interception.covers("bank.tools.svc"));
+    assert!(pod.page().contains(r#"toolweir_file_failures_total{file="interception",operation="write"} 0"#));
+}
+
+#[tokio::test]
+async fn a_host_that_is_too_long_below_a_search_domain_does_not_close_the_others() {
+    let pod = PodFolders::new("long");
+    let long = ["a"; 4].map(|letter| letter.repeat(58)).join(".");
+    let interception = pod.start(&policies(&[OPENED, &format!("long=https://{long}/mcp")]));
+    for name in ["bank.tools", &long] {
+        assert_eq!(ask(&interception, pod.root(), name, &[], true).await.0.as_deref(), Ok("hello"), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn an_authority_that_is_lost_or_damaged_is_made_anew_and_old_agents_do_not_connect() {
     let pod = PodFolders::new("damaged");
@@ -241,9 +271,9 @@ fn a_sidecar_that_cannot_write_for_agents_is_not_ready() {
     assert!(!interception.is_prepared() && !interception.covers("bank.tools.svc"));
     assert!(pod.page().contains(r#"toolweir_file_failures_total{file="interception",operation="write"} 1"#));
     let report = interception.report(&policies(&[OPENED]));
-    assert!(problems(&report)[0].1.unwrap().starts_with("the pod's certificate authority cannot be made or written"));
+    assert!(problems(&report)[0].1.unwrap().starts_with("the pod's certificate authority is not made and written yet"));
     fs::remove_dir(pod.path(BUNDLE)).unwrap();
-    interception.prepare(&policies(&[OPENED]), &pod.files, SystemTime::now());
+    interception.prepare(&policies(&[OPENED]), &pod.files, SystemTime::now(), Duration::ZERO);
     assert!(interception.is_prepared() && interception.covers("bank.tools.svc"));
 }
 

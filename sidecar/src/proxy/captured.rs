@@ -216,7 +216,7 @@ impl CapturedConnection {
         let opened = self.capture.opened_name(&servers, &at);
         let judgement = if let (Ok(_), false) = (opened, is_other) {
             // A name that is hidden behind this one is none that the sidecar answers for: its client notices, and ends the handshake.
-            return self.open(at).await;
+            return self.open(at, hello.offers_http2).await;
         } else if hello.hides_name {
             Judgement::refused(refused(EgressReason::HiddenName))
         } else if is_other {
@@ -231,17 +231,17 @@ impl CapturedConnection {
     }
 
     /// Answers a handshake in place of the declared server at a host.
-    async fn open(self: Box<Self>, at: HostAndPort) -> Option<Box<OpenedConnection>> {
+    async fn open(self: Box<Self>, at: HostAndPort, offers_http2: bool) -> Option<Box<OpenedConnection>> {
         let Self { proxy, capture, stream, early, arrived, .. } = *self;
         bound_kernel(&stream);
         // Where no more connections over HTTP/2 may be, the client is offered HTTP/1.1.
-        let place = proxy.state.clients.http2_place();
+        let place = if offers_http2 { proxy.state.clients.http2_place() } else { None };
         let stream = PeekedConnection::new(early.freeze(), stream);
         let name = at.host.name().unwrap_or_default();
         match Box::pin(capture.interception.accept(name, stream, place.is_some(), arrived.time)).await {
-            Ok(stream) => {
+            Ok((stream, opened)) => {
                 let place = place.filter(|_| is_http2(&stream));
-                let http = Arc::new(CapturedHttp::opened(at, capture));
+                let http = Arc::new(CapturedHttp::opened(at, capture, opened));
                 Some(Box::new(OpenedConnection { proxy, stream, place, http }))
             }
             Err(error) => {

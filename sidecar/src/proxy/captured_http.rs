@@ -16,6 +16,7 @@ use crate::{
         place::{RequestPlace, place},
         target::ConnectionTarget,
     },
+    interception::metrics::OpenedTls,
     record::Arrival,
 };
 
@@ -24,8 +25,8 @@ use crate::{
 pub struct CapturedHttp {
     /// Where it leads.
     to: ConnectionTarget,
-    /// True if they come in TLS that was opened, whose client asked for the host of `to`.
-    tls: bool,
+    /// The TLS that was opened, in which they come; its client asked for the host of `to`.
+    opened: Option<OpenedTls>,
     /// Passes on what is for another host than a declared server's.
     egress: HttpEgress,
 }
@@ -33,17 +34,22 @@ pub struct CapturedHttp {
 impl CapturedHttp {
     /// A connection on which nothing was asked yet.
     pub fn new(to: ConnectionTarget, capture: Arc<Capture>) -> Self {
-        Self { to, tls: false, egress: HttpEgress::new(capture) }
+        Self { to, opened: None, egress: HttpEgress::new(capture) }
     }
 
     /// The same for TLS that was opened, to a host and port.
-    pub fn opened(at: HostAndPort, capture: Arc<Capture>) -> Self {
-        Self { tls: true, ..Self::new(ConnectionTarget { at, by_connect: false }, capture) }
+    pub fn opened(at: HostAndPort, capture: Arc<Capture>, opened: OpenedTls) -> Self {
+        Self { opened: Some(opened), ..Self::new(ConnectionTarget { at, by_connect: false }, capture) }
+    }
+
+    /// Returns whether they come in TLS that was opened.
+    fn is_tls(&self) -> bool {
+        self.opened.is_some()
     }
 
     /// The scheme of its URLs, with the port that they need not write (RFC 9110, section 4.2).
     fn scheme(&self) -> (&'static str, u16) {
-        if self.tls { ("https", 443) } else { ("http", 80) }
+        if self.is_tls() { ("https", 443) } else { ("http", 80) }
     }
 
     /// Finds the host that a request is for. A client that takes what it connects to for its proxy writes the whole URL, which holds
@@ -69,7 +75,7 @@ impl CapturedHttp {
         };
         let (host, port) = read_authority(authority).ok_or(EgressReason::Malformed)?;
         let found = HostAndPort { host, port: port.unwrap_or(usual_port) };
-        let is_named = self.to.by_connect || self.tls;
+        let is_named = self.to.by_connect || self.is_tls();
         let is_other = found.port != self.to.at.port
             // An address that is written leads there; a name is resolved anew, whatever address its client found.
             || (found.host.address().is_some() || is_named) && found.host != self.to.at.host;
@@ -99,21 +105,25 @@ impl Proxy {
         };
         let capture = &http.egress.capture;
         let declared = capture.declared(&in_force);
+        if let Some(opened) = &http.opened {
+            opened.asked();
+            // By other policies than those of now its TLS was opened. A new connection is decided by these.
+            if let Err(reason) = capture.opened_name(&declared.at(&to, &capture.domains), &to) {
+                let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(reason) };
+                let version = request.version();
+                let mut answer = self.refuse_captured(&(decision, None), &to, connection, (http.scheme().0, arrived));
+                if version < Version::HTTP_2 {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                return Ok(answer);
+            }
+        }
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match place(&declared, &capture.domains, (&to, http.tls), request.method(), &target) {
+        match place(&declared, &capture.domains, (&to, http.is_tls()), request.method(), &target) {
             RequestPlace::Server(target) => self.answer_request(connection, request, Some(&target)).await,
             RequestPlace::OtherPath => {
                 let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::OtherPath) };
                 Ok(self.refuse_captured(&(decision, None), &to, connection, (http.scheme().0, arrived)))
-            }
-            // It was declared when its TLS was opened. What is elsewhere now is decided on a new connection.
-            RequestPlace::Elsewhere if http.tls => {
-                let refusal = (refused(EgressReason::OtherName), None);
-                let mut answer = self.refuse_captured(&refusal, &to, connection, (http.scheme().0, arrived));
-                if request.version() < Version::HTTP_2 {
-                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok(answer)
             }
             RequestPlace::Elsewhere => self.pass_elsewhere(&http.egress, &in_force, to, connection, request, arrived).await,
         }

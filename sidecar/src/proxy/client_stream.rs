@@ -17,7 +17,7 @@ pub enum ClientStream {
     /// Without TLS.
     Plain(PeekedConnection),
     /// With TLS that the sidecar opened.
-    Opened(Box<TlsStream<PeekedConnection>>),
+    Opened(Box<PeekedConnection<TlsStream<PeekedConnection>>>),
 }
 
 impl AsyncRead for ClientStream {

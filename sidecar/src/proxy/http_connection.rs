@@ -10,7 +10,7 @@ use hyper_util::{
     server::conn::auto::Builder,
 };
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt},
     net::TcpStream,
     sync::{OwnedSemaphorePermit, watch},
     time::timeout,
@@ -38,7 +38,7 @@ const UNREAD: u32 = 64 * 1024;
 const LARGEST_HEAD: usize = 16 * 1024;
 
 /// Waits for the first bytes of a request: until they tell the protocol, no other timeout runs.
-async fn begins(mut stream: TcpStream) -> Option<PeekedConnection> {
+async fn begins<S: AsyncRead + Unpin>(mut stream: S) -> Option<PeekedConnection<S>> {
     let begun = async {
         let mut begun = [0; PREFACE.len()];
         let mut come = 0;
@@ -58,12 +58,7 @@ async fn begins(mut stream: TcpStream) -> Option<PeekedConnection> {
 
 /// Serves a connection of a client that calls the sidecar.
 pub(super) async fn connection(stream: TcpStream, proxy: Arc<Proxy>) {
-    let mut stopping = proxy.state.stopping.clone();
-    let begun = tokio::select! {
-        begun = begins(stream) => begun,
-        _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
-    };
-    let Some(stream) = begun else { return };
+    let Some(stream) = begun(stream, &proxy.state).await else { return };
     serve(stream, proxy, None).await;
 }
 
@@ -94,7 +89,17 @@ pub(super) async fn serve_opened(
     proxy: Arc<Proxy>,
     captured: Arc<CapturedHttp>,
 ) {
+    let Some(stream) = begun(stream, &proxy.state).await else { return };
     serve_one(ClientStream::Opened(Box::new(stream)), place, proxy, Some(captured)).await;
+}
+
+/// Waits for the first bytes of a request, until the sidecar stops.
+async fn begun<S: AsyncRead + Unpin>(stream: S, state: &ProxyState) -> Option<PeekedConnection<S>> {
+    let mut stopping = state.stopping.clone();
+    tokio::select! {
+        begun = begins(stream) => begun,
+        _ = async { stopping.wait_for(|stopping| *stopping).await.is_ok() } => None,
+    }
 }
 
 /// One function for all: hyper's code for a connection is large, and there would be one for each. With a place it is HTTP/2, without

@@ -17,15 +17,15 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A connection of which the first bytes were read; who reads it gets them first.
 #[derive(Debug)]
-pub struct PeekedConnection {
+pub struct PeekedConnection<S = TcpStream> {
     first: Bytes,
     is_http2: bool,
-    stream: TcpStream,
+    stream: S,
 }
 
-impl PeekedConnection {
+impl<S> PeekedConnection<S> {
     /// A connection, and what was read of it.
-    pub fn new(first: Bytes, stream: TcpStream) -> Self {
+    pub fn new(first: Bytes, stream: S) -> Self {
         Self { is_http2: first.starts_with(PREFACE), first, stream }
     }
 
@@ -35,7 +35,7 @@ impl PeekedConnection {
     }
 }
 
-impl AsyncRead for PeekedConnection {
+impl<S: AsyncRead + Unpin> AsyncRead for PeekedConnection<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.first.is_empty() {
@@ -53,7 +53,7 @@ impl AsyncRead for PeekedConnection {
     }
 }
 
-impl AsyncWrite for PeekedConnection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PeekedConnection<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }

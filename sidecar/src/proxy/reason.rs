@@ -124,6 +124,12 @@ fn tls(error: &rustls::Error) -> ConnectReason {
     }
 }
 
+/// A name of a certificate without what the TLS library writes around it: `DnsName("a.example")`, `IpAddress(192.0.2.1)`.
+fn bare_name(shown: &str) -> &str {
+    let inner = shown.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.map_or(shown, |inner| inner.trim_matches('"'))
+}
+
 fn certificate(error: &CertificateError) -> String {
     match error {
         // The latter is one of another authority that has the same name.
@@ -138,7 +144,7 @@ fn certificate(error: &CertificateError) -> String {
             if presented.is_empty() {
                 format!("its certificate names no host as subjectAltName; make one with subjectAltName {expected}")
             } else {
-                let mut names = presented.iter().take(5).map(|name| name.chars().take(100).collect::<String>());
+                let mut names = presented.iter().take(5).map(|name| bare_name(name).chars().take(100).collect::<String>());
                 let first = names.next().unwrap_or_default();
                 let names = names.fold(first, |names, name| format!("{names}, {name}"));
                 format!("its certificate is for {names} and not for {expected}; write such a name in the policy's url")

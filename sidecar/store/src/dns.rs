@@ -30,7 +30,7 @@ pub type DnsResolver = Resolver<DnsConnections>;
 
 /// Connections to DNS servers on which a lost datagram costs half a second. hickory alone asks again after a multiple of the time that a
 /// server takes, and counts 150 ms for each name that is not there. With the search domains of a pod, of which most names come to nothing,
-/// that makes up to 6 s, after which whoever wanted the name has given up.
+/// that makes up to 5 s, after which whoever wanted the name has given up.
 #[derive(Clone, Default)]
 pub struct DnsConnections(TokioRuntimeProvider);
 
