@@ -47,7 +47,8 @@ fn first_bytes(data: &[u8]) {
         match acceptor.accept() {
             Ok(Some(accepted)) => {
                 let name = accepted.client_hello().server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-                assert_eq!(hello.server_name, name);
+                let http2 = accepted.client_hello().alpn().is_some_and(|mut all| all.any(|protocol| protocol == b"h2"));
+                assert_eq!((hello.server_name, hello.offers_http2), (name, http2));
                 return;
             }
             Ok(None) => {}

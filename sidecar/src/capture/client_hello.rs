@@ -221,6 +221,20 @@ mod tests {
     }
 
     #[test]
+    fn http2_is_seen_among_the_protocols() {
+        for (offered, expected) in [
+            (&b"\x00\x03\x02h2"[..], true),
+            (b"\x00\x0c\x08http/1.1\x02h2", true),
+            (b"\x00\x09\x08http/1.1", false),
+            (b"\x00\x04\x03h2c", false),
+            (b"\x00\x03\x09h2", false),
+            (b"", false),
+        ] {
+            assert_eq!(offers_http2(offered), expected, "{}", offered.escape_ascii());
+        }
+    }
+
+    #[test]
     fn an_address_is_no_name() {
         assert_eq!(read(&sent("192.0.2.1")), HelloRead::Hello(ClientHello::default()));
     }
