@@ -160,6 +160,7 @@ impl Drop for RmcpServer {
 /// # Errors
 /// The policy is not in order, or the sidecar cannot start.
 pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir)> {
+    use_ring();
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("policy.yaml");
     fs::write(&file, policy)?;
