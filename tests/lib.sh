@@ -13,6 +13,16 @@ fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 # need COMMAND HOW: fails and says how to install the command if it is missing. Nothing is skipped silently.
 need() { command -v "$1" >/dev/null || fail "needs '$1'; install it with: $2"; }
 
+# need_namespaces: fails without what stages in network namespaces need.
+need_namespaces() {
+	need ip "apt-get install iproute2"
+	need nft "apt-get install nftables"
+	need setpriv "apt-get install util-linux"
+	need openssl "apt-get install openssl"
+	need curl "apt-get install curl"
+	[ "$(id -u)" = 0 ] || fail "needs root, for network namespaces"
+}
+
 # check NAME COMMAND...: runs a check, prints whether it passed, and counts it in `passed` or `failed`. If it fails, the end of its
 # output follows. With DETAIL=1, the last line of the output of a check that passed is printed too.
 passed=0 failed=0

@@ -4,6 +4,9 @@ A record of a scenario says how many of its checks failed (`failed`), and how ma
 for did not come, or a figure in seconds was missed. What got out, was let through, counted or said wrongly is never one of them.
 """
 
+import time
+import traceback
+
 
 class Late(Exception):
     """What a test waited for did not come in time. What must not be, such as a connection that must be closed, is never raised as this."""
@@ -26,6 +29,19 @@ class Checks:
         """The scenario, or a part of it, ended with an error."""
         check = self.in_time if isinstance(error, Late) else self.require
         check(False, part + str(error), "the scenario runs")
+
+    def run(self, body, expected):
+        """Runs the scenario, and records how it broke off, with an error that was `expected` or another, and how long it took."""
+        began = time.monotonic()
+        try:
+            body()
+        except expected as error:
+            self.broke_off(error)
+        except Exception as error:
+            traceback.print_exc()
+            self.require(False, f"{type(error).__name__}: {error}", "the scenario runs")
+        self.took = time.monotonic() - began
+        return self
 
 
 def with_second_try(attempt):

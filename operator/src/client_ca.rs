@@ -19,8 +19,7 @@ use rustls::{
     },
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
-
-use crate::certs::issue::provider;
+use toolweir_store::tls::provider;
 
 /// The time between two reads of the file.
 const LOOK: Duration = Duration::from_secs(10);

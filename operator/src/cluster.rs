@@ -233,20 +233,24 @@ mod tests {
         pod(&serde_json::from_value(object).unwrap()).unwrap().1
     }
 
-    #[test]
-    fn what_an_injected_pod_has_mounted_is_read_as_it_was_injected() {
-        let config = OperatorConfig::default();
-        let context = InjectionContext {
-            config: &config,
+    fn context(config: &OperatorConfig, intercepts: bool) -> InjectionContext<'_> {
+        InjectionContext {
+            config,
             namespace: "agents",
             namespace_info: None,
             operator_namespace: "toolweir-system",
             stream_url: "https://operator",
-            intercepts: false,
+            intercepts,
             seed: 0,
             ca: "ca",
             version: "0",
-        };
+        }
+    }
+
+    #[test]
+    fn what_an_injected_pod_has_mounted_is_read_as_it_was_injected() {
+        let config = OperatorConfig::default();
+        let context = context(&config, false);
         for (annotations, secret, audiences) in [
             (json!({}), false, &[][..]),
             (json!({CREDENTIALS: "tokens"}), true, &[]),
@@ -270,17 +274,7 @@ mod tests {
             ("enabled", false, PodInterception::Unprepared),
             ("enabled", true, PodInterception::Prepared),
         ] {
-            let context = InjectionContext {
-                config: &config,
-                namespace: "agents",
-                namespace_info: None,
-                operator_namespace: "toolweir-system",
-                stream_url: "https://operator",
-                intercepts,
-                seed: 0,
-                ca: "ca",
-                version: "0",
-            };
+            let context = context(&config, intercepts);
             let labels = json!({"toolweir.dev/capture": captured});
             let plain = json!({"metadata": {"name": "p", "labels": labels}, "spec": {"containers": [{"name": "agent"}]}});
             assert_eq!(read(plain.clone()).interception, PodInterception::NotCaptured);

@@ -200,7 +200,7 @@ pub fn tls(
     port: Port,
     clients: Option<Arc<ClientCa>>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let builder = ServerConfig::builder_with_provider(crate::certs::issue::provider()).with_safe_default_protocol_versions()?;
+    let builder = ServerConfig::builder_with_provider(toolweir_store::tls::provider()).with_safe_default_protocol_versions()?;
     let builder = match clients {
         Some(clients) => builder.with_client_cert_verifier(clients),
         None => builder.with_no_client_auth(),

@@ -175,9 +175,14 @@ impl Governor {
         interception.is_prepared()
     }
 
-    /// The states of servers whose TLS is opened; none where nothing is captured.
-    pub fn interception_report(&self) -> Option<InterceptionReport> {
-        Some(self.interception.get()?.report(&self.in_force()))
+    /// Returns a receiver that changes where it was decided what agents trust; none where nothing is captured.
+    pub fn interception_changes(&self) -> Option<watch::Receiver<()>> {
+        self.interception.get().map(|interception| interception.changes())
+    }
+
+    /// The states of servers in force whose TLS is to be opened.
+    pub fn interception_report(&self) -> InterceptionReport {
+        self.interception.get().map(|interception| interception.report(&self.in_force())).unwrap_or_default()
     }
 
     /// The counts of the engine, which live on when the policies are replaced.

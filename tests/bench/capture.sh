@@ -37,23 +37,15 @@ wait_inside "$OUTSIDE" "$SERVER" 8000 "$dir/upstream.log"
 wait_inside "$OUTSIDE" "$SERVER" 9000 "$dir/raw.log"
 
 # Inside: the sidecar and nginx, which runs as the sidecar's user so that the rules let it out.
-cat >"$dir/policy.yaml" <<-END
-	apiVersion: toolweir.dev/v1alpha1
-	kind: MCPPolicy
-	metadata: {name: bench, namespace: bench}
-	spec:
-	  podSelector: {}
-	  servers:
-	  - name: bench
-	    url: http://$SERVER:8000/mcp
-	    tools:
-	    - name: send_message
-	      limits: [{max: 1000000000, window: minute}]
-	  egress:
-	    allow:
-	    - {cidrs: [10.77.0.0/24], ports: [9000]}
-	    - {domainNames: [$NAME], cidrs: [10.77.0.0/24], ports: [9000]}
-END
+{
+	policy_of "http://$SERVER:8000/mcp" "{max: 1000000000, window: minute}"
+	cat <<-END
+		  egress:
+		    allow:
+		    - {cidrs: [10.77.0.0/24], ports: [9000]}
+		    - {domainNames: [$NAME], cidrs: [10.77.0.0/24], ports: [9000]}
+	END
+} >"$dir/policy.yaml"
 start_captured
 cat >"$dir/nginx.conf" <<-END
 	load_module $dir/ngx_stream_module.so;

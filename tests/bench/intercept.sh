@@ -27,20 +27,7 @@ PLAIN=http://127.0.0.1:15001/bench TLS=https://$NAME:8443/mcp
 make_pod "$NAME"
 start "$dir/upstream.log" ip netns exec "$OUTSIDE" "$bench" upstream --listen "$SERVER:8443" --tls "$NAME" --certificate "$dir/server.pem"
 wait_inside "$OUTSIDE" "$SERVER" 8443 "$dir/upstream.log"
-cat >"$dir/policy.yaml" <<-END
-	apiVersion: toolweir.dev/v1alpha1
-	kind: MCPPolicy
-	metadata: {name: bench, namespace: bench}
-	spec:
-	  podSelector: {}
-	  servers:
-	  - name: bench
-	    url: $TLS
-	    tls: Intercept
-	    tools:
-	    - name: send_message
-	      limits: [{max: 1000000000, window: minute}]
-END
+policy_of "$TLS" "{max: 1000000000, window: minute}" "tls: Intercept" >"$dir/policy.yaml"
 for folder in agents state; do install -d -o "$SIDECAR_UID" -g "$SIDECAR_GID" "$dir/$folder"; done
 flags=(--upstream-ca "$dir/server.pem")
 intercepting=("${flags[@]}" --agent-ca-dir "$dir/agents" --state-dir "$dir/state")

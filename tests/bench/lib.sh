@@ -18,8 +18,8 @@ work_dir() {
 	mktemp -d "$base/toolweir-bench.XXXXXX"
 }
 
-# policy UPSTREAM_PORT LIMIT: prints a policy for the upstream's one tool.
-policy() {
+# policy_of URL LIMIT [FIELD]: prints a policy for the tool of the upstream at URL. FIELD is one more of the server.
+policy_of() {
 	cat <<-END
 		apiVersion: toolweir.dev/v1alpha1
 		kind: MCPPolicy
@@ -28,12 +28,16 @@ policy() {
 		  podSelector: {}
 		  servers:
 		  - name: bench
-		    url: http://127.0.0.1:$1/mcp
+		    url: $1
 		    tools:
 		    - name: send_message
 		      limits: [$2]
 	END
+	[ $# -lt 3 ] || echo "    $3"
 }
+
+# policy UPSTREAM_PORT LIMIT: the same for an upstream of this machine.
+policy() { policy_of "http://127.0.0.1:$1/mcp" "$2"; }
 
 # start_sidecar BINARY DIR UPSTREAM_PORT LIMIT AUDIT_LOG: starts the sidecar with one limit, as start_sidecar_with does.
 start_sidecar() {

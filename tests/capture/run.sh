@@ -9,13 +9,8 @@
 
 . "$(dirname "$0")/../lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)
-need ip "apt-get install iproute2"
-need nft "apt-get install nftables"
-need setpriv "apt-get install util-linux"
-need openssl "apt-get install openssl"
-need curl "apt-get install curl"
+need_namespaces
 need python3 "apt-get install python3"
-[ "$(id -u)" = 0 ] || fail "needs root, for network namespaces"
 # Containers run as other users, to whom a Python below a home folder is closed.
 python=$(PATH=/usr/bin:/usr/local/bin:$PATH command -v python3)
 binary=${SIDECAR:-$(sidecar)}

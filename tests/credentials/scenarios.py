@@ -9,7 +9,6 @@ import signal
 import ssl
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from agent import ACCEPT, JUNK_HEADERS, call, calls, request
@@ -312,17 +311,12 @@ def run(name, number, args, shared):
     """One try of a scenario, with a folder of its own."""
     scenario = Scenario(name)
     print(f"\n== {name}: {inspect.getdoc(SCENARIOS[name])}", flush=True)
-    began = time.monotonic()
-    try:
+
+    def body():
         with Stage(args.sidecar, None, args.dir / (name if number == 1 else f"{name}-{number}")) as stage:
             SCENARIOS[name](scenario, stage, shared)
-    except (Broken, OSError) as error:
-        scenario.broke_off(error)
-    except Exception as error:
-        traceback.print_exc()
-        scenario.require(False, f"{type(error).__name__}: {error}", "the scenario runs")
-    scenario.took = time.monotonic() - began
-    return scenario
+
+    return scenario.run(body, (Broken, OSError))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@
 
 . "$(dirname "$0")/../lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)
-need ip "apt-get install iproute2"
-need nft "apt-get install nftables"
-need setpriv "apt-get install util-linux"
-need openssl "apt-get install openssl"
-need curl "apt-get install curl"
+need_namespaces
 need git "apt-get install git"
 need wget "apt-get install wget"
 need node "apt-get install nodejs npm (Node 20 or later)"
@@ -21,7 +17,6 @@ need go "https://go.dev/dl (Go 1.26 or later)"
 need java "apt-get install default-jdk-headless (Java 17 or later)"
 need javac "apt-get install default-jdk-headless (Java 17 or later)"
 need cargo "https://rustup.rs"
-[ "$(id -u)" = 0 ] || fail "needs root, for network namespaces"
 system_python=$(PATH=/usr/bin:/usr/local/bin:$PATH command -v python3)
 logs=$TARGET/test-intercept programs=$TARGET/test-intercept-programs
 mkdir -p "$logs" "$programs"

@@ -700,18 +700,14 @@ def main():
 
 def run(number, try_, args):
     """One try of a scenario, with a folder of its own."""
-    scenario, began = Scenario(number), time.monotonic()
+    scenario = Scenario(number)
     print(f"\n== scenario {number}", flush=True)
-    try:
+
+    def body():
         with Stage(args.sidecar, args.bench, args.dir / (f"scenario-{number}" if try_ == 1 else f"scenario-{number}-{try_}")) as stage:
             SCENARIOS[number](scenario, stage)
-    except (Broken, OSError) as error:
-        scenario.broke_off(error)
-    except Exception as error:
-        traceback.print_exc()
-        scenario.require(False, f"{type(error).__name__}: {error}", "the scenario runs")
-    scenario.took = time.monotonic() - began
-    return scenario
+
+    return scenario.run(body, (Broken, OSError))
 
 
 if __name__ == "__main__":

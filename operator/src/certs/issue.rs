@@ -10,10 +10,10 @@ use rcgen::{
 use rustls::{
     RootCertStore,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
-    crypto::CryptoProvider,
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime, pem::PemObject};
+use toolweir_store::tls::provider;
 
 use super::plan::{Authority, AuthoritySet, AuthoritySpan, LeafTimes};
 
@@ -34,11 +34,6 @@ pub enum IssueError {
     /// A client that trusts the authorities would not accept it.
     #[error("the certificate that was made would not be accepted: {0}")]
     Verify(String),
-}
-
-/// Returns the cryptography provider of the operator.
-pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 /// Returns the names of a Service. The first one is the one that clients of this project use.

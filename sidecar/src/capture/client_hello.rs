@@ -7,9 +7,10 @@
 pub const HANDSHAKE: u8 = 0x16;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
-/// The extension with the protocols that a client offers, and HTTP/2 among them.
+/// The extension with the protocols that a client offers.
 const PROTOCOLS: u16 = 16;
-const HTTP_2: &[u8] = b"h2";
+/// HTTP/2 among them (RFC 9113, section 3.2).
+pub const HTTP_2: &[u8] = b"h2";
 /// An encrypted `ClientHello` (RFC 9849): the name that can be read is then not the one that is asked for.
 const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 /// The largest content of a record in clear text.

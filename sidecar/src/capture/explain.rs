@@ -84,8 +84,7 @@ impl Capture {
         (at, is_tls): (&HostAndPort, bool),
         target: &PathAndQuery,
     ) -> Option<DeclaredPlace> {
-        let declared = self.declared(in_force);
-        let servers = declared.at(at, &self.domains);
+        let servers = self.declared(in_force).at(at, &self.domains);
         let first = servers.first()?;
         let mut found = DeclaredPlace::default();
         if is_tls {
@@ -94,7 +93,7 @@ impl Capture {
             }
             found.opened_by = self.interception.describe();
         }
-        match place(&declared, &self.domains, (at, is_tls), &Method::GET, target) {
+        match place(&servers, is_tls, &Method::GET, target) {
             RequestPlace::Server(
                 ServerTarget::Endpoint(server) | ServerTarget::Messages { server, .. } | ServerTarget::Description(server, _),
             ) => found.server = Some(server.name.clone()),

@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use http::{Method, Uri, uri::PathAndQuery};
 
-use super::{
-    declared::{DeclaredServer, DeclaredServers, intercepted},
-    names::{HostAndPort, SearchDomains},
-};
+use super::declared::{DeclaredServer, intercepted};
 use crate::in_force::ServerInForce;
 
 /// The prefix of the paths at which an origin describes its authorization (RFC 8414, section 3; RFC 9728, section 3).
@@ -48,19 +45,12 @@ pub enum RequestPlace {
     Elsewhere,
 }
 
-/// Finds where a request goes. A path is a server's exactly as its URL has it, or with one `/` more: what a server makes of others is
+/// Finds where a request goes, over TLS that was opened or in clear text. `servers` are those at its host and port. A path is a server's exactly as its URL has it, or with one `/` more: what a server makes of others is
 /// its own.
-pub fn place(
-    declared: &DeclaredServers,
-    domains: &SearchDomains,
-    (at, tls): (&HostAndPort, bool),
-    method: &Method,
-    target: &PathAndQuery,
-) -> RequestPlace {
-    let servers = declared.at(at, domains);
+pub fn place(servers: &[Arc<DeclaredServer>], tls: bool, method: &Method, target: &PathAndQuery) -> RequestPlace {
     // One that is declared with TLS is another, and plain HTTP to its port leads nowhere that is governed.
     let alike: Vec<&DeclaredServer> = if tls {
-        intercepted(&servers).collect()
+        intercepted(servers).collect()
     } else {
         servers.iter().map(|server| &**server).filter(|server| !server.tls).collect()
     };
@@ -110,7 +100,14 @@ mod tests {
     use toolweir_engine::{CompileOptions, Engine, Memory, Policy};
 
     use super::*;
-    use crate::{capture::declared::DeclaredCache, in_force::InForce, metrics::SidecarMetrics};
+    use crate::{
+        capture::{
+            declared::DeclaredCache,
+            names::{HostAndPort, SearchDomains, read_authority},
+        },
+        in_force::InForce,
+        metrics::SidecarMetrics,
+    };
 
     const POLICY: &str = "
 apiVersion: toolweir.dev/v1alpha1
@@ -141,10 +138,10 @@ spec:
         let (in_force, _) = InForce::new(engine, Vec::new(), "v".to_owned(), &SidecarMetrics::new().unwrap().servers);
         let domains = SearchDomains::new(["agents.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned));
         let declared = DeclaredCache::default().of(&Arc::new(in_force), &domains);
-        let (host, port) = super::super::names::read_authority(authority).unwrap();
+        let (host, port) = read_authority(authority).unwrap();
         let tls = scheme == "https";
         let at = HostAndPort { host, port: port.unwrap_or(if tls { 443 } else { 80 }) };
-        match place(&declared, &domains, (&at, tls), method, &target.parse().unwrap()) {
+        match place(&declared.at(&at, &domains), tls, method, &target.parse().unwrap()) {
             RequestPlace::Server(ServerTarget::Endpoint(server)) => server.name.clone(),
             RequestPlace::Server(ServerTarget::Messages { server, stream }) => format!("{}: stream {stream}", server.name),
             RequestPlace::Server(ServerTarget::Description(server, url)) => format!("{}: {url}", server.name),

@@ -34,7 +34,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use toolweir_crds::{
-    stream::{Ack, CredentialReport, Denials, InterceptionReport, KEEP_ALIVE_SECONDS, LONGEST_LINE, PATH},
+    stream::{Ack, Denials, KEEP_ALIVE_SECONDS, LONGEST_LINE, PATH},
     text::one_line,
 };
 use tower_service::Service;
@@ -360,20 +360,12 @@ impl StreamSender {
         self.send(denials, "nobody takes what was turned away").await
     }
 
-    /// Reports the states of credentials. Waits while the operator does not read.
+    /// Reports the state of something. Waits while the operator does not read.
     ///
     /// # Errors
     /// The stream has ended.
-    pub async fn send_credentials(&self, report: &CredentialReport) -> Result<(), Lost> {
-        self.send(report, "nobody takes the states of credentials").await
-    }
-
-    /// Reports which servers' TLS is opened. Waits while the operator does not read.
-    ///
-    /// # Errors
-    /// The stream has ended.
-    pub async fn send_interception(&self, report: &InterceptionReport) -> Result<(), Lost> {
-        self.send(report, "nobody takes the states of interception").await
+    pub async fn send_report(&self, report: &impl serde::Serialize) -> Result<(), Lost> {
+        self.send(report, "nobody takes reports").await
     }
 
     async fn send(&self, report: &impl serde::Serialize, lost: &str) -> Result<(), Lost> {

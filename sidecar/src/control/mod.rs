@@ -24,12 +24,13 @@ use std::{
 
 use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::Serialize;
 use tokio::{
     sync::watch,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
-use toolweir_crds::stream::{self, Ack, CredentialReport, InterceptionReport, Snapshot, StreamMessage};
+use toolweir_crds::stream::{self, Ack, Snapshot, StreamMessage};
 use toolweir_engine::CompileOptions;
 use toolweir_store::StoreConfig;
 
@@ -48,7 +49,7 @@ use crate::{audit::Audit, counts::Counts, freshness::Freshness, governor::Govern
 const LONGEST_TOKEN: u64 = 16 * 1024;
 /// The time between two reports of denied calls, if there were some.
 const TELL: Duration = Duration::from_secs(5);
-/// The time for which changes of credentials are gathered before they are reported.
+/// The time for which changes are gathered before they are reported.
 const GATHER: Duration = Duration::from_millis(200);
 /// The attempt with which to go on where somebody has to change something first.
 const SLOWER: u32 = 4;
@@ -151,28 +152,35 @@ async fn report_denials(governor: &Governor, sender: &StreamSender, reported: &m
     }
 }
 
-/// Reports the states of credentials to the operator whenever they change, until the stream ends.
-async fn report_credentials(governor: &Governor, sender: &StreamSender, mut acked: watch::Receiver<bool>) -> Lost {
-    // An operator that knows no such reports sends no policies with credentials.
+/// Reports something to the operator whenever it changes, until the stream ends. `changes` tells of that, as other policies do. Without it,
+/// there is nothing to report.
+async fn report_changes<R: Default + PartialEq + Serialize>(
+    governor: &Governor,
+    sender: &StreamSender,
+    mut acked: watch::Receiver<bool>,
+    changes: Option<watch::Receiver<()>>,
+    report: impl Fn() -> R,
+) -> Lost {
+    // An operator that knows no such reports sends no policies that ask for what is reported.
     if acked.wait_for(|acked| *acked).await.is_err() {
         return std::future::pending().await;
     }
-    let (Some(mut changed), mut replaced) = (governor.credential_changes(), governor.replacements()) else {
+    let (Some(mut told_of), mut replaced) = (changes, governor.replacements()) else {
         return std::future::pending().await;
     };
-    let mut reported = CredentialReport::default();
+    let mut reported = R::default();
     loop {
-        changed.mark_unchanged();
+        told_of.mark_unchanged();
         replaced.mark_unchanged();
-        let report = wire::short_report(governor.credential_report());
+        let report = report();
         if report != reported {
-            if let Err(lost) = sender.send_credentials(&report).await {
+            if let Err(lost) = sender.send_report(&report).await {
                 return lost;
             }
             reported = report;
         }
         tokio::select! {
-            told = changed.changed() => if told.is_err() { return std::future::pending().await },
+            told = told_of.changed() => if told.is_err() { return std::future::pending().await },
             told = replaced.changed() => if told.is_err() { return std::future::pending().await },
         }
         // Several change together.
@@ -180,29 +188,16 @@ async fn report_credentials(governor: &Governor, sender: &StreamSender, mut acke
     }
 }
 
-/// Reports to the operator which servers' TLS is opened whenever that changes, until the stream ends.
-async fn report_interception(governor: &Governor, sender: &StreamSender, mut acked: watch::Receiver<bool>) -> Lost {
-    // An operator that knows no such reports sends no policies that ask for it.
-    if acked.wait_for(|acked| *acked).await.is_err() {
-        return std::future::pending().await;
-    }
-    let (mut replaced, mut reported) = (governor.replacements(), InterceptionReport::default());
-    loop {
-        replaced.mark_unchanged();
-        let Some(report) = governor.interception_report().map(wire::short_interception) else {
-            return std::future::pending().await;
-        };
-        if report != reported {
-            if let Err(lost) = sender.send_interception(&report).await {
-                return lost;
-            }
-            reported = report;
-        }
-        if replaced.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-        sleep(GATHER).await;
-    }
+/// Reports the states of credentials to the operator, until the stream ends.
+async fn report_credentials(governor: &Governor, sender: &StreamSender, acked: watch::Receiver<bool>) -> Lost {
+    let report = || wire::short_report(governor.credential_report());
+    report_changes(governor, sender, acked, governor.credential_changes(), report).await
+}
+
+/// Reports to the operator which servers' TLS is opened, until the stream ends.
+async fn report_interception(governor: &Governor, sender: &StreamSender, acked: watch::Receiver<bool>) -> Lost {
+    let report = || wire::short_interception(governor.interception_report());
+    report_changes(governor, sender, acked, governor.interception_changes(), report).await
 }
 
 impl PolicyFollower {

@@ -21,7 +21,6 @@ use rcgen::{
 use rustls::{
     RootCertStore,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
-    crypto::CryptoProvider,
     sign::CertifiedKey,
 };
 use rustls_pki_types::{
@@ -29,6 +28,7 @@ use rustls_pki_types::{
     pem::{self, PemObject},
 };
 use serde::{Deserialize, Serialize};
+use toolweir_store::tls::provider;
 
 /// How long an authority lives: longer than its pod.
 const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -252,11 +252,6 @@ impl PodAuthority {
             .map_err(|error| refused(&error))?;
         Ok(())
     }
-}
-
-/// The cryptography of what the sidecar serves.
-pub(super) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -18,12 +18,13 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::authority::{HostCertificate, provider};
+use toolweir_store::tls::provider;
+
+use super::authority::HostCertificate;
+use crate::capture::client_hello::HTTP_2;
 
 /// The time that a client has for its handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
-/// HTTP/2 in a handshake (RFC 9113, section 3.2).
-pub const HTTP_2: &[u8] = b"h2";
 /// HTTP/1.1 in a handshake (RFC 7301, section 6).
 const HTTP_1: &[u8] = b"http/1.1";
 

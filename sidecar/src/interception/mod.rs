@@ -19,7 +19,10 @@ use std::{
 
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
 use tokio_rustls::server::TlsStream;
 use toolweir_crds::stream::{InterceptionReport, InterceptionState};
 
@@ -106,6 +109,8 @@ pub struct Interception {
     decided: OnceLock<PodTrust>,
     /// What was reported last. Held while it is decided, so that nobody decides twice.
     told: Mutex<InterceptionReport>,
+    /// Tells that it was decided.
+    changed: watch::Sender<()>,
     certificates: Arc<HostCertificates>,
     tls: TlsServer,
 }
@@ -128,7 +133,8 @@ impl Interception {
     ) -> Result<Self, rustls::Error> {
         let certificates = Arc::<HostCertificates>::default();
         let tls = TlsServer::new(Arc::clone(&certificates))?;
-        Ok(Self { settings, domains, metrics, decided: OnceLock::new(), told: Mutex::default(), certificates, tls })
+        let (decided, told, changed) = (OnceLock::new(), Mutex::default(), watch::Sender::new(()));
+        Ok(Self { settings, domains, metrics, decided, told, changed, certificates, tls })
     }
 
     /// Decides, at the first policies of the pod's life, on what the pod has to trust, and writes it for the agents. Later ones change
@@ -149,6 +155,7 @@ impl Interception {
                     tracing::info!(authority = authority.describe(), "TLS of agents to declared servers is opened");
                 }
                 let _ = self.decided.set(decided);
+                self.changed.send_replace(());
             }
         }
         let report = self.report(in_force);
@@ -159,6 +166,11 @@ impl Interception {
             }
         }
         *told = report;
+    }
+
+    /// Returns a receiver that changes when it was decided what agents trust.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Returns whether it was decided what agents trust, and they can read it.
@@ -173,6 +185,10 @@ impl Interception {
         files: &FileMetrics,
         (now, age): (SystemTime, Duration),
     ) -> Result<Option<PodTrust>, InterceptionError> {
+        let mut trusted = toolweir_store::tls::system_certificates();
+        if trusted.is_empty() {
+            return Err(InterceptionError::NoSystemRoots);
+        }
         let decided = match self.restore(files, now) {
             Some(kept) => kept,
             None => {
@@ -184,10 +200,6 @@ impl Interception {
                 self.make(hosts, files, now)?
             }
         };
-        let mut trusted = toolweir_store::tls::system_certificates();
-        if trusted.is_empty() {
-            return Err(InterceptionError::NoSystemRoots);
-        }
         trusted.extend(self.settings.extra_roots.iter().cloned());
         trusted.extend(decided.authority.iter().map(|authority| authority.root().clone()));
         for (name, bytes) in [(BUNDLE, trust_store::pem(&trusted)), (KEY_STORE, trust_store::jks(&trusted))] {
@@ -248,10 +260,6 @@ impl Interception {
         self.decided.get()?.authority.as_ref()
     }
 
-    fn is_full(&self) -> bool {
-        self.known().is_some_and(PodAuthority::is_full)
-    }
-
     /// Returns who signs what agents see, in words.
     pub fn describe(&self) -> Option<String> {
         self.known().map(PodAuthority::describe)
@@ -260,11 +268,12 @@ impl Interception {
     /// Returns the states of all servers in force with `tls: Intercept`.
     pub fn report(&self, in_force: &InForce) -> InterceptionReport {
         let state = |server: &Arc<ServerInForce>| {
-            let (problem, needs_new_pod) = match host(server) {
-                Some(name) if self.covers(&name) => (None, false),
-                Some(name) => (Some(self.problem(&name)), self.is_prepared() && !self.is_full()),
-                None => (Some("the host of its url is no name that can be connected to; correct the url".to_owned()), false),
+            let found = match host(server) {
+                Some(name) if self.covers(&name) => None,
+                Some(name) => Some(self.problem(&name)),
+                None => Some(("the host of its url is no name that can be connected to; correct the url".to_owned(), false)),
             };
+            let (problem, needs_new_pod) = found.map_or((None, false), |(problem, needs_new_pod)| (Some(problem), needs_new_pod));
             InterceptionState { server: server.name.clone(), problem, needs_new_pod }
         };
         let mut interception: Vec<InterceptionState> = intercepted(in_force).map(state).collect();
@@ -272,18 +281,23 @@ impl Interception {
         InterceptionReport { interception }
     }
 
-    fn problem(&self, name: &str) -> String {
-        match (&self.settings.folder, self.is_prepared()) {
-            (None, _) => "the pod was created before a policy asked for it; create the pod anew".to_owned(),
-            (_, false) => {
-                "the pod's certificate authority is not made and written yet; the sidecar's log says why if it fails".to_owned()
-            }
-            (_, true) if self.is_full() => format!(
+    /// Returns why a name is not covered, and whether a new pod helps.
+    fn problem(&self, name: &str) -> (String, bool) {
+        if self.settings.folder.is_none() {
+            return ("the pod was created before a policy asked for it; create the pod anew".to_owned(), self.is_prepared());
+        }
+        if !self.is_prepared() {
+            let problem = "the pod's certificate authority is not made and written yet; the sidecar's log says why if it fails";
+            return (problem.to_owned(), false);
+        }
+        if self.known().is_some_and(PodAuthority::is_full) {
+            let problem = format!(
                 "the pod's certificate authority has no room for {name}: clients take some 16 KiB of names; govern this pod by fewer \
                  servers with `tls: Intercept`"
-            ),
-            (_, true) => format!("the pod was created before a policy declared {name} with it; create the pod anew"),
+            );
+            return (problem, false);
         }
+        (format!("the pod was created before a policy declared {name} with it; create the pod anew"), true)
     }
 
     /// Takes part in the handshake of a client that asks for a name, which is in lower case and covered. With `http2`, HTTP/2 is offered.

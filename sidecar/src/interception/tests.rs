@@ -14,10 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::TlsConnector;
 use toolweir_crds::{read_documents, stream::InterceptionReport};
 use toolweir_engine::{CompileOptions, Engine, Memory, Policy};
+use toolweir_store::tls::provider;
 
 use super::{
     BUNDLE, Interception, InterceptionSettings, KEPT, KEY_STORE,
-    authority::provider,
     handshake::{HandshakeError, is_http2},
 };
 use crate::{
@@ -272,9 +272,12 @@ fn a_sidecar_that_cannot_write_for_agents_is_not_ready() {
     assert!(pod.page().contains(r#"toolweir_file_failures_total{file="interception",operation="write"} 1"#));
     let report = interception.report(&policies(&[OPENED]));
     assert!(problems(&report)[0].1.unwrap().starts_with("the pod's certificate authority is not made and written yet"));
+    let changes = interception.changes();
+    assert!(!changes.has_changed().unwrap());
     fs::remove_dir(pod.path(BUNDLE)).unwrap();
     interception.prepare(&policies(&[OPENED]), &pod.files, SystemTime::now(), Duration::ZERO);
     assert!(interception.is_prepared() && interception.covers("bank.tools.svc"));
+    assert!(changes.has_changed().unwrap(), "the operator is told, though no policy changed");
 }
 
 #[tokio::test]

@@ -104,11 +104,11 @@ impl Proxy {
             }
         };
         let capture = &http.egress.capture;
-        let declared = capture.declared(&in_force);
+        let servers = capture.declared(&in_force).at(&to, &capture.domains);
         if let Some(opened) = &http.opened {
             opened.asked();
             // By other policies than those of now its TLS was opened. A new connection is decided by these.
-            if let Err(reason) = capture.opened_name(&declared.at(&to, &capture.domains), &to) {
+            if let Err(reason) = capture.opened_name(&servers, &to) {
                 let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(reason) };
                 let version = request.version();
                 let mut answer = self.refuse_captured(&(decision, None), &to, connection, (http.scheme().0, arrived));
@@ -119,7 +119,7 @@ impl Proxy {
             }
         }
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match place(&declared, &capture.domains, (&to, http.is_tls()), request.method(), &target) {
+        match place(&servers, http.is_tls(), request.method(), &target) {
             RequestPlace::Server(target) => self.answer_request(connection, request, Some(&target)).await,
             RequestPlace::OtherPath => {
                 let decision = EgressDecision { name: Some(SERVER_NAME.into()), ..refused(EgressReason::OtherPath) };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustls::{ClientConfig, RootCertStore, client::Resumption};
+use rustls::{ClientConfig, RootCertStore, client::Resumption, crypto::CryptoProvider};
 use rustls_pki_types::{
     CertificateDer,
     pem::{self, PemObject},
@@ -61,13 +61,17 @@ pub fn add_pem_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), PemTru
     Ok(())
 }
 
+/// Returns the cryptography of TLS, as a client and as a server.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
 /// Returns a configuration of TLS that trusts these roots and nothing else.
 ///
 /// # Errors
 /// The crypto provider lacks a version of TLS: a defect of the build.
 pub fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
