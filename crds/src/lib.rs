@@ -8,7 +8,7 @@
 //!    ^  ^  ^
 //!    |  |  +- resource, status   the policies in a cluster (feature `kube`)
 //!    |  +---- select             the pods that they govern
-//!    +------- stream, explain    the operator and the plugin talk to a sidecar
+//!    +------- stream, explain, observed   the operator and the plugin talk to a sidecar
 //! ```
 //!
 //! [`credential`] says what a sidecar shows a server, [`egress`] where else a pod may connect to,
@@ -22,6 +22,7 @@ pub mod document;
 pub mod egress;
 pub mod error;
 pub mod explain;
+pub mod observed;
 pub mod policy;
 pub mod quoting;
 #[cfg(feature = "kube")]
@@ -32,6 +33,7 @@ pub mod sidecar;
 mod status;
 pub mod stream;
 pub mod text;
+mod tool_class;
 pub mod tool_name;
 pub mod window;
 
@@ -44,6 +46,7 @@ pub use policy::{
     SelectorOperator, Server, ServerTls, Tool, Validation,
 };
 pub use sidecar::SIDECAR_CONTAINER;
+pub use tool_class::{ToolClass, ToolSeverity};
 pub use window::Window;
 
 /// The `apiVersion` of every Toolweir resource.

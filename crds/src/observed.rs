@@ -1,0 +1,38 @@
+//! The answer of `GET /observed` at the sidecar's administration: the calls that it let through, and their peaks. The sidecar writes it
+//! and `suggest` reads it. Fields that are left out have their defaults, so the two can have different versions.
+
+use serde::{Deserialize, Serialize};
+
+/// The answer of `GET /observed`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObservedResponse {
+    /// When the sidecar began to observe, in RFC 3339.
+    pub since: String,
+    /// Whole seconds since then.
+    pub seconds: u64,
+    /// The tools that were called, ordered by server and name.
+    pub tools: Vec<ObservedTool>,
+    /// Calls of tools for which there was no room.
+    pub dropped_calls: u64,
+}
+
+/// The calls of one tool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObservedTool {
+    /// The server's name in the policies.
+    pub server: String,
+    /// The tool.
+    pub tool: String,
+    /// Calls that were let through, also those that a policy in audit mode would have denied.
+    pub calls: u64,
+    /// Calls that were denied.
+    pub denied: u64,
+    /// The most calls that were let through in any minute.
+    pub peak_minute: u64,
+    /// The most in any hour.
+    pub peak_hour: u64,
+    /// The most in any day.
+    pub peak_day: u64,
+}
