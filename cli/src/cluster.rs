@@ -11,6 +11,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::OnceCell;
 use toolweir_crds::{
     SIDECAR_CONTAINER,
     select::Labels,
@@ -70,6 +71,34 @@ impl ClusterFlags {
             config.auth_info.impersonate_groups = Some(act_as_group.clone());
         }
         Client::try_from(config).map_err(|error| anyhow!("{}", chain(&error)))
+    }
+}
+
+/// The cluster of the connection flags. It is connected to when it is first needed, so that commands that need none read no kubeconfig.
+#[derive(Clone, Default)]
+pub struct LazyClient {
+    flags: ClusterFlags,
+    connected: OnceCell<Client>,
+}
+
+impl LazyClient {
+    /// Takes the connection flags.
+    pub fn new(flags: ClusterFlags) -> Self {
+        Self { flags, connected: OnceCell::new() }
+    }
+
+    /// Returns the client.
+    ///
+    /// # Errors
+    /// As [`ClusterFlags::client`].
+    pub async fn get(&self) -> anyhow::Result<&Client> {
+        self.connected.get_or_try_init(|| self.flags.client()).await
+    }
+}
+
+impl From<Client> for LazyClient {
+    fn from(client: Client) -> Self {
+        Self { flags: ClusterFlags::default(), connected: OnceCell::new_with(Some(client)) }
     }
 }
 
