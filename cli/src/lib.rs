@@ -2,7 +2,8 @@
 //!
 //! [`command_line`] reads the arguments. [`status`], [`denials`] and [`explain`] (of connections: [`explain_url`]) collect data through the API
 //! server only ([`cluster`] lists objects, [`forward`] asks sidecars), parse it ([`audit`], [`servers`], [`scrape`]), and write it for people
-//! ([`table`]) or as JSON. [`tools`] needs no cluster: it reads what tools a server has, and says what they can do.
+//! ([`table`]) or as JSON. [`tools`] needs no cluster: it reads what tools a server has, and says what they can do;
+//! [`suggest`] makes a policy of that.
 
 pub mod audit;
 pub mod cluster;
@@ -15,6 +16,7 @@ pub mod forward;
 pub mod scrape;
 pub mod servers;
 pub mod status;
+pub mod suggest;
 pub mod table;
 pub mod tools;
 
