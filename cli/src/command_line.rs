@@ -12,7 +12,8 @@ use kube::Client;
 use crate::{
     CommandOutcome, OutputFormat,
     cluster::{ClusterFlags, LazyClient, NamespaceScope},
-    denials, explain, explain_url, status,
+    denials, explain, explain_url, status, suggest,
+    tools::limits::ReadLimits,
 };
 
 /// Shows what the policies of a cluster do, and why.
@@ -96,6 +97,9 @@ enum Command {
         #[arg(short, long, value_name = "NAME")]
         namespace: Option<String>,
     },
+    /// Suggest a policy for the tools of a server: an MCPPolicy with a comment on each tool. Look at it, then apply it. Without --from
+    /// and --observed, what a tool can do decides (reading 60 times a minute, writing 30, executing 10, all else denied)
+    Suggest(suggest::command::SuggestOptions),
 }
 
 /// Runs the command line of this process. `program` is what people call it by: `toolweir`, or `kubectl toolweir`.
@@ -154,6 +158,14 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
             };
             io::stdout().write_all(text.as_bytes())?;
             Ok(found)
+        }
+        Command::Suggest(options) => {
+            if form != OutputFormat::Text {
+                anyhow::bail!("a policy is written as YAML, with comments; leave out -o");
+            }
+            let text = suggest::command::run(&options, &cluster, &ReadLimits::default()).await?;
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(CommandOutcome::Positive)
         }
     }
 }

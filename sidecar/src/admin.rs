@@ -318,7 +318,9 @@ async fn answer(
             Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         (Listener::Admin, _, _) if !local(&parts) => plain(StatusCode::FORBIDDEN, "the Host header is not local"),
-        (Listener::Admin, &Method::GET, path @ ("/policy" | "/limits" | "/observed")) => match Arc::clone(&shared.large).try_acquire_owned() {
+        (Listener::Admin, &Method::GET, path @ ("/policy" | "/limits" | "/observed")) => match Arc::clone(&shared.large)
+            .try_acquire_owned()
+        {
             Ok(place) => {
                 let value = match path {
                     "/policy" => policy(&state),
@@ -344,7 +346,9 @@ async fn answer(
             Err(_) => plain(StatusCode::REQUEST_TIMEOUT, "the word did not come in time"),
         },
         (Listener::Metrics, ..) => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
-        (Listener::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /observed, /explain (POST) and /log-level"),
+        (Listener::Admin, ..) => {
+            plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /observed, /explain (POST) and /log-level")
+        }
     };
     Ok(answer)
 }

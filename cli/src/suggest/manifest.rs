@@ -3,12 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use anyhow::{anyhow, bail};
-use toolweir_crds::{
-    API_VERSION, Document, bounds,
-    document::Located,
-    quoting::scalar,
-    read_documents,
-};
+use toolweir_crds::{API_VERSION, Document, bounds, document::Located, quoting::scalar, read_documents};
 use toolweir_engine::{CompileOptions, Engine, Memory, Severity};
 
 use super::{
@@ -88,16 +83,28 @@ fn header(servers: &[ServerFacts], observed: Option<&Observations>) -> String {
     let Some(Observations { pods, seconds, dropped, .. }) = observed else { return text };
     let pods = if *pods == 1 { "1 pod".to_owned() } else { format!("{pods} pods") };
     let spent = humantime::format_duration(std::time::Duration::from_secs(*seconds));
-    comment(&mut text, 0, &format!("Observed: {pods}, for {spent}. Each limit is the largest number that is less than twice the peak."));
+    comment(
+        &mut text,
+        0,
+        &format!("Observed: {pods}, for {spent}. Each limit is the largest number that is less than twice the peak."),
+    );
     let unknown: Vec<&str> = WINDOWS.iter().filter(|(_, length)| length > seconds).map(|(window, _)| *window).collect();
     match unknown.as_slice() {
         [] => {}
         ["minute", ..] => comment(&mut text, 0, "That is less than a minute, so the limits are guesses: observe for longer."),
-        windows => comment(&mut text, 0, &format!("That is too short for limits of: {}. Observe for longer to get them.", windows.join(", "))),
+        windows => comment(
+            &mut text,
+            0,
+            &format!("That is too short for limits of: {}. Observe for longer to get them.", windows.join(", ")),
+        ),
     }
     if *dropped > 0 {
         let calls = if *dropped == 1 { "1 call was".to_owned() } else { format!("{dropped} calls were") };
-        comment(&mut text, 0, &format!("{calls} not kept by tool (droppedCalls in docs/sidecar.md): their tools may be missing here."));
+        comment(
+            &mut text,
+            0,
+            &format!("{calls} not kept by tool (droppedCalls in docs/sidecar.md): their tools may be missing here."),
+        );
     }
     text
 }
@@ -111,14 +118,19 @@ fn server_text(server: &ServerFacts, observed: Option<&Observations>) -> anyhow:
     if observed.is_some() && entries.is_empty() {
         let seen: Vec<&str> = observed.into_iter().flat_map(Observations::servers).collect();
         if seen.is_empty() {
-            bail!("no call was let through while it was observed; let the agent work first, under a policy in mode Audit for example");
+            bail!(
+                "no call was let through while it was observed; let the agent work first, under a policy in mode Audit for example"
+            );
         }
         bail!("no call was observed on the server {}, but on {}; name one of these with --server", server.name, seen.join(", "));
     }
     let many = entries.iter().filter(|entry| entry.rule.is_some()).count();
     if many > bounds::TOOLS {
         let used = if observed.is_some() { "" } else { "allow those that are used, with --from or --observed, or " };
-        bail!("a policy has room for {} entries of a server, and {many} tools need one; {used}write globs by hand", bounds::TOOLS);
+        bail!(
+            "a policy has room for {} entries of a server, and {many} tools need one; {used}write globs by hand",
+            bounds::TOOLS
+        );
     }
     let mut text = format!("  - name: {}\n", scalar(&server.name));
     match &server.url {
@@ -145,7 +157,8 @@ fn entry_text(text: &mut String, entry: &SuggestedEntry) {
     text.push_str(&format!("    - name: {}\n", scalar(name)));
     match rule {
         SuggestedRule::Allow(limits) => {
-            let limits: Vec<String> = limits.iter().map(|limit| format!("{{max: {}, window: {}}}", limit.max, limit.window)).collect();
+            let limits: Vec<String> =
+                limits.iter().map(|limit| format!("{{max: {}, window: {}}}", limit.max, limit.window)).collect();
             text.push_str(&format!("      limits: [{}]\n", limits.join(", ")));
         }
         SuggestedRule::Deny(reason) => text.push_str(&format!("      action: Deny\n      reason: {}\n", scalar(reason))),
@@ -168,7 +181,8 @@ fn comment(text: &mut String, indent: usize, of: &str) {
 /// Reads a manifest back and compiles it, for kubectl and for the sidecar.
 fn compiled(text: &str) -> anyhow::Result<()> {
     let fault = |why: &str| anyhow!("the suggested policy is not in order, which is a fault of this program: {why}");
-    let read = read_documents("policy", text).map_err(|errors| fault(&errors.first().map(ToString::to_string).unwrap_or_default()))?;
+    let read =
+        read_documents("policy", text).map_err(|errors| fault(&errors.first().map(ToString::to_string).unwrap_or_default()))?;
     if let Some(error) = read.iter().flat_map(Located::unquoted).next() {
         return Err(fault(&error.to_string()));
     }

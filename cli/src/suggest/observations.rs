@@ -6,10 +6,7 @@ use anyhow::{anyhow, bail};
 use toolweir_crds::observed::{ObservedResponse, ObservedTool};
 use toolweir_engine::case;
 
-use crate::{
-    table::shown,
-    tools::strict_json,
-};
+use crate::{table::shown, tools::strict_json};
 
 /// A window, and its length in seconds.
 pub const WINDOWS: [(&str, u64); 3] = [("minute", 60), ("hour", 3600), ("day", 86_400)];
@@ -87,7 +84,11 @@ pub fn parse(bytes: &[u8]) -> anyhow::Result<ObservedResponse> {
     })
 }
 
-fn read(bytes: &[u8]) -> anyhow::Result<ObservedResponse> {
+/// Reads the answer of `GET /observed`.
+///
+/// # Errors
+/// It has another form.
+pub fn read(bytes: &[u8]) -> anyhow::Result<ObservedResponse> {
     let value = strict_json::parse(bytes)?;
     // Every field has a default, so that versions can differ; but without these it is something else.
     for field in ["since", "seconds", "tools"] {
@@ -152,7 +153,10 @@ mod tests {
             (json!({"tools": []}).to_string(), "is not what a sidecar observed: it has no `since`"),
             (whole(json!({})), "is not what a sidecar observed: invalid type: map, expected a sequence"),
             (whole(json!([{"tool": "t", "calls": 1}])), "is not what a sidecar observed: a tool has no `server`"),
-            (whole(json!([{"server": "s", "tool": "t", "calls": 1}])), "is not what a sidecar observed: the peaks of `t` do not fit"),
+            (
+                whole(json!([{"server": "s", "tool": "t", "calls": 1}])),
+                "is not what a sidecar observed: the peaks of `t` do not fit",
+            ),
             (whole(json!([{"server": "s", "tool": "t", "calls": -1}])), "is not what a sidecar observed: invalid value"),
         ] {
             let error = parse(text.as_bytes()).unwrap_err().to_string();

@@ -93,7 +93,10 @@ pub fn by_use(tools: &[ToolFacts], server: &str, observed: &Observations) -> (Ve
         entries.push(entry(&tool.name, format!("{}{doubt}", class_comment(tool))));
     }
     for (name, _) in observed.tools(server).filter(|(name, _)| !listed.contains(name)) {
-        entries.push(entry(name, "Not among the tools that the server lists. It was called, so it is allowed: look at it".to_owned()));
+        entries.push(entry(
+            name,
+            "Not among the tools that the server lists. It was called, so it is allowed: look at it".to_owned(),
+        ));
     }
     let uncalled = tools.iter().filter(|tool| !called.contains(tool.name.as_str())).count();
     (entries, uncalled)
@@ -127,7 +130,9 @@ fn reason(tool: &ToolFacts) -> String {
     let is_short = tool.name.len() <= LONGEST_IN_REASON && tool.name.chars().all(|c| c.is_alphanumeric() || "_-./:".contains(c));
     let name = if is_short { &tool.name } else { "This tool" };
     match tool.class {
-        ToolClass::Unknown => format!("What {} does is not known. Ask the platform team to allow it.", if is_short { name } else { "this tool" }),
+        ToolClass::Unknown => {
+            format!("What {} does is not known. Ask the platform team to allow it.", if is_short { name } else { "this tool" })
+        }
         class => format!("{name} is classed as {}. Ask the platform team to allow it.", class.as_str()),
     }
 }
