@@ -13,6 +13,7 @@ use std::{
 
 use clap::Parser;
 use common::{ApiServer, RunningSidecar, pod, sidecar};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,12 +21,16 @@ use tokio::{
 };
 use toolweir_cli::{
     cluster::LazyClient,
-    suggest::command::{self, SuggestOptions},
+    suggest::{
+        command::{self, SuggestOptions},
+        manifest::{self, PolicyFacts, ServerFacts},
+        observations::Observations,
+    },
     tools::limits::ReadLimits,
 };
 use toolweir_crds::{Action, Document, MCPPolicySpec, read_documents};
-use toolweir_engine::Call;
-use toolweir_sidecar::record::Arrival;
+use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Severity, Timestamp};
+use toolweir_sidecar::{observed::ObservedCalls, record::Arrival};
 
 /// A folder that is gone with it.
 struct Folder(PathBuf);
@@ -324,4 +329,40 @@ async fn a_sidecar_that_is_too_old_is_told() {
     let expected =
         "the sidecar of pod agents/social-1 is too old for this: it has no /observed. Restart the pod to get a new sidecar";
     assert!(error.starts_with(expected), "{error}");
+}
+
+/// How many calls of a tool the engine denies, `times` at each moment.
+fn denied(text: &str, moments: &[u64], times: usize) -> usize {
+    let policies: Vec<_> = read_documents("policy", text).unwrap().into_iter().map(|read| read.document.into()).collect();
+    let (engine, problems) = Engine::compile(&policies, Memory::new(Memory::COUNTERS), &CompileOptions::default());
+    assert!(problems.iter().all(|problem| problem.severity != Severity::Invalid), "{problems:?}");
+    let call = Call { server: "shop", tool: "pay", arguments: None, session: "" };
+    let calls = moments.iter().flat_map(|moment| std::iter::repeat_n(*moment, times));
+    calls.filter(|moment| matches!(engine.decide(&call, Timestamp(*moment)).effect, Effect::Denied(_))).count()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever an agent does, from bursts to a call a day: who goes on as before is never denied, and who goes twice as fast is.
+    #[test]
+    fn limits_let_through_what_was_seen_and_not_twice_that(
+        steps in proptest::collection::vec((0_u32..9, 0_u64..1_000_000), 1..150),
+        afterwards in 0_u64..100_000,
+    ) {
+        let seen = ObservedCalls::new(std::time::UNIX_EPOCH, Timestamp(0));
+        let (mut now, mut moments) = (0, Vec::new());
+        for (scale, step) in steps {
+            now += step * 10_u64.pow(scale);
+            seen.tool("shop", "pay").unwrap().let_through(Timestamp(now));
+            moments.push(now);
+        }
+        let mut observed = Observations::default();
+        observed.add(&seen.response(Timestamp(now + afterwards * 1_000_000_000)));
+        let server = ServerFacts { name: "shop".to_owned(), ..ServerFacts::default() };
+        let policy = PolicyFacts { name: "shop".to_owned(), ..PolicyFacts::default() };
+        let text = manifest::suggest(&policy, &[server], Some(&observed)).unwrap();
+        prop_assert_eq!(denied(&text, &moments, 1), 0, "{}", text);
+        prop_assert!(denied(&text, &moments, 2) > 0, "{}", text);
+    }
 }
