@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -13,6 +14,7 @@ use crate::{
     CommandOutcome, OutputFormat,
     cluster::{ClusterFlags, LazyClient, NamespaceScope},
     denials, explain, explain_url, status,
+    tools::{limits::ReadLimits, report, source::ToolSource},
 };
 
 /// Shows what the policies of a cluster do, and why.
@@ -96,7 +98,23 @@ enum Command {
         #[arg(short, long, value_name = "NAME")]
         namespace: Option<String>,
     },
+    /// Show what the tools of a server can do, and what policies in files would do with them. Only a pod as the source needs a cluster
+    #[command(after_help = TOOLS_EXAMPLES)]
+    Tools {
+        #[command(flatten)]
+        source: ToolSource,
+        /// File or folder of policies; can be repeated
+        #[arg(long, value_name = "PATH")]
+        policy: Vec<PathBuf>,
+    },
 }
+
+const TOOLS_EXAMPLES: &str = "\
+Examples:
+  toolweir tools https://mcp.example.com/mcp --header 'Authorization: Bearer ...'
+  toolweir tools saved-tools.json --policy policies/ --server mail
+  toolweir tools -- npx -y @modelcontextprotocol/server-everything
+  kubectl toolweir tools -n agents social-1 mail";
 
 /// Runs the command line of this process. `program` is what people call it by: `toolweir`, or `kubectl toolweir`.
 pub fn main(program: &'static str) -> ExitCode {
@@ -154,6 +172,11 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
             };
             io::stdout().write_all(text.as_bytes())?;
             Ok(found)
+        }
+        Command::Tools { source, policy } => {
+            let text = report::tools(&source, &policy, &cluster, &ReadLimits::default(), form).await?;
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(CommandOutcome::Positive)
         }
     }
 }
