@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -13,7 +14,7 @@ use crate::{
     CommandOutcome, OutputFormat,
     cluster::{ClusterFlags, LazyClient, NamespaceScope},
     denials, explain, explain_url, status, suggest,
-    tools::limits::ReadLimits,
+    tools::{limits::ReadLimits, report, source::ToolSource},
 };
 
 /// Shows what the policies of a cluster do, and why.
@@ -97,10 +98,34 @@ enum Command {
         #[arg(short, long, value_name = "NAME")]
         namespace: Option<String>,
     },
+    /// Show what the tools of a server can do, and what policies in files would do with them. Only a pod as the source needs a cluster
+    #[command(after_help = TOOLS_EXAMPLES)]
+    Tools {
+        #[command(flatten)]
+        source: ToolSource,
+        /// File or folder of policies; can be repeated
+        #[arg(long, value_name = "PATH")]
+        policy: Vec<PathBuf>,
+    },
     /// Suggest a policy for the tools of a server: an MCPPolicy with a comment on each tool. Look at it, then apply it. Without --from
     /// and --observed, what a tool can do decides (reading 60 times a minute, writing 30, executing 10, all else denied)
+    #[command(after_help = SUGGEST_EXAMPLES)]
     Suggest(suggest::command::SuggestOptions),
 }
+
+const TOOLS_EXAMPLES: &str = "\
+Examples:
+  toolweir tools https://mcp.example.com/mcp --header 'Authorization: Bearer ...'
+  toolweir tools saved-tools.json --policy policies/ --server mail
+  toolweir tools -- npx -y @modelcontextprotocol/server-everything
+  kubectl toolweir tools -n agents social-1 mail";
+
+const SUGGEST_EXAMPLES: &str = "\
+Examples:
+  toolweir suggest https://mcp.example.com/mcp >policy.yaml
+  toolweir suggest --server files -- npx -y @modelcontextprotocol/server-filesystem /data
+  kubectl toolweir suggest -n agents --from social-1
+  toolweir suggest saved-tools.json --server mail --observed observed.json";
 
 /// Runs the command line of this process. `program` is what people call it by: `toolweir`, or `kubectl toolweir`.
 pub fn main(program: &'static str) -> ExitCode {
@@ -158,6 +183,11 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
             };
             io::stdout().write_all(text.as_bytes())?;
             Ok(found)
+        }
+        Command::Tools { source, policy } => {
+            let text = report::tools(&source, &policy, &cluster, &ReadLimits::default(), form).await?;
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(CommandOutcome::Positive)
         }
         Command::Suggest(options) => {
             if form != OutputFormat::Text {

@@ -1,12 +1,33 @@
 //! Where tools are read from.
 
-use std::{ffi::OsString, path::Path, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
-use anyhow::bail;
+use ::http::HeaderMap;
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use kube::Client;
+use reqwest::Url;
+use rmcp::{
+    ClientLifecycleMode,
+    transport::{StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig},
+};
 
-use super::{definition::ServerTools, file, limits::ReadLimits};
-use crate::cluster::LazyClient;
+use super::{
+    definition::{ServerTools, server_name},
+    fault::SourceFault,
+    file,
+    http::{self, McpHttp},
+    http_sse,
+    limits::ReadLimits,
+    message::ReadState,
+    pod::PodPort,
+    session::{self, SessionTools},
+    stdio,
+};
+use crate::{cluster::LazyClient, table::shown};
 
 /// The source of tools, as arguments of a command.
 #[derive(Args, Clone, Debug, Default)]
@@ -76,15 +97,83 @@ fn is_url(text: &str) -> bool {
 ///
 /// # Errors
 /// The tools cannot be read, or not all of them: one line that says why, and what to do.
-pub async fn read(source: &ToolSource, _cluster: &LazyClient, limits: &ReadLimits) -> anyhow::Result<ServerTools> {
+pub async fn read(source: &ToolSource, cluster: &LazyClient, limits: &ReadLimits) -> anyhow::Result<ServerTools> {
     let mut found = match source.chosen()? {
         ChosenSource::File(path) => file::read(path, limits)?,
-        other => bail!("cannot read {other:?} yet"),
+        ChosenSource::Command(command) => of_command(command, limits).await?,
+        ChosenSource::Url(text) => {
+            let (url, headers) = (http::parse_url(text)?, http::parse_headers(&source.headers)?);
+            let state = ReadState::new(*limits);
+            let http = McpHttp::new(&url, headers, source.ca.as_deref(), &state)?;
+            let listed = of_url(&http, &url).await.with_context(|| place(&url))?;
+            let name = listed.name.as_deref().or(url.host_str()).unwrap_or_default();
+            ServerTools { name: server_name(name), url: Some(text.to_owned()), tools: listed.tools }
+        }
+        ChosenSource::Pod { pod, server } => {
+            let client = cluster.get().await?;
+            let namespace = source.namespace.as_deref().unwrap_or(client.default_namespace());
+            of_pod(client, namespace, pod, server, limits).await?
+        }
     };
     if let Some(name) = &source.server {
         found.name.clone_from(name);
     }
     Ok(found)
+}
+
+/// Reads from a server at a URL: over Streamable HTTP, or else over HTTP+SSE.
+async fn of_url(http: &McpHttp, url: &Url) -> anyhow::Result<SessionTools> {
+    let state = http.state();
+    let mut config = StreamableHttpClientTransportConfig::with_uri(url.as_str()).reinit_on_expired_session(false);
+    config.allow_stateless = true;
+    let transport = StreamableHttpClientTransport::with_client(http.clone(), config);
+    let refused = match session::list(transport, session::either_era(), state).await {
+        Err(error) if error.downcast_ref::<SourceFault>().is_some_and(SourceFault::suggests_http_sse) => error,
+        listed => return listed,
+    };
+    match http_sse::open(http, url).await? {
+        Some(transport) => session::list(transport, ClientLifecycleMode::Initialize, state).await,
+        None => Err(refused),
+    }
+}
+
+/// Returns a URL without its query, which can hold a secret.
+fn place(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    shown(url.as_str()).into_owned()
+}
+
+async fn of_command(command: &[OsString], limits: &ReadLimits) -> anyhow::Result<ServerTools> {
+    let state = ReadState::new(*limits);
+    let transport = stdio::start(command, &state)?;
+    // The command is in a process group of its own, so that the terminal does not end it.
+    let listed = tokio::select! {
+        listed = session::list(transport, session::either_era(), &state) => listed?,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+    };
+    let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(ServerTools { name: server_name(listed.name.as_deref().unwrap_or(&program)), url: None, tools: listed.tools })
+}
+
+async fn of_pod(client: &Client, namespace: &str, pod: &str, server: &str, limits: &ReadLimits) -> anyhow::Result<ServerTools> {
+    let state = ReadState::new(*limits);
+    let port = PodPort::open(client, namespace, pod, &state).await?;
+    let what = || format!("server {} through pod {namespace}/{pod}", shown(server));
+    let mut url = Url::parse(&format!("http://{}", port.address))?;
+    url.path_segments_mut().map_err(|()| anyhow!("cannot open a local port"))?.push(server);
+    let http = McpHttp::new(&url, HeaderMap::new(), None, &state)?;
+    let listed = match of_url(&http, &url).await {
+        Err(error) if error.downcast_ref::<SourceFault>() == Some(&SourceFault::NotFound) => {
+            bail!(
+                "{}: no policy of the pod names this server; kubectl toolweir explain -n {namespace} {pod} TOOL --server {} lists those that are",
+                what(),
+                shown(server)
+            )
+        }
+        listed => listed.with_context(what)?,
+    };
+    Ok(ServerTools { name: server.to_owned(), url: None, tools: listed.tools })
 }
 
 #[cfg(test)]
