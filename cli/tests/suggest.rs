@@ -232,15 +232,16 @@ fn whole_request(bytes: &[u8]) -> Option<(String, usize)> {
 
 fn answer(body: &str) -> String {
     let message: Value = serde_json::from_str(body).unwrap_or_default();
-    let result = match message["method"].as_str() {
+    let (field, said) = match message["method"].as_str() {
         Some("initialize") => {
-            json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}})
+            let server = json!({"name": "s", "version": "1"});
+            ("result", json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": server}))
         }
-        Some("tools/list") => serde_json::from_str(TOOLS).unwrap(),
-        Some("tools/call") => json!({"content": []}),
-        _ => return "HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        Some("tools/list") => ("result", serde_json::from_str(TOOLS).unwrap()),
+        _ if message["id"].is_null() => return "HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        _ => ("error", json!({"code": -32601, "message": "Method not found"})),
     };
-    let text = json!({"jsonrpc": "2.0", "id": message["id"], "result": result}).to_string();
+    let text = json!({"jsonrpc": "2.0", "id": message["id"], field: said}).to_string();
     format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}", text.len())
 }
 
@@ -299,6 +300,38 @@ async fn from_a_pod_come_rates_labels_namespace_and_urls() {
         let error = suggest(&api, arguments).await.unwrap_err();
         assert!(error.starts_with(expected), "{error}");
     }
+}
+
+#[tokio::test]
+async fn the_tools_of_all_servers_that_were_called_come_through_the_sidecar() {
+    let (api, running, url) = cluster().await;
+    let error = suggest(&api, &["--from", "social-1"]).await.unwrap_err();
+    assert!(error.starts_with("no call was let through while it was observed; let the agent work first"), "{error}");
+    work(&running, "bank", "pay", 5);
+    work(&running, "bank", "on", 1);
+    work(&running, "shop", "get_posts", 2);
+    let text = suggest(&api, &["--from", "social-1"]).await.unwrap();
+    let read = spec(&text);
+    let found = read.servers.iter().map(|server| {
+        let entry = |tool: &toolweir_crds::Tool| (tool.name.clone(), tool.limits[0].max);
+        (server.name.as_str(), server.url.as_deref(), server.tools.iter().map(entry).collect::<Vec<_>>())
+    });
+    let entries = |entries: &[(&str, i64)]| entries.iter().map(|(name, max)| ((*name).to_owned(), *max)).collect::<Vec<_>>();
+    let expected = [
+        ("bank", Some(url.as_str()), entries(&[("pay", 9), ("on", 1)])),
+        ("shop", Some(url.as_str()), entries(&[("get_posts", 3)])),
+    ];
+    assert_eq!(found.collect::<Vec<_>>(), expected, "{text}");
+    assert!(text.contains("metadata:\n  name: social-1\n  namespace: agents\n"), "{text}");
+    assert!(text.contains("# bank: 3 tools, read from the sidecar of pod social-1\n"), "{text}");
+    // One of them, called by its name, and by its classes alone.
+    let one = suggest(&api, &["--from", "social-1", "--server", "shop", "--name", "shop"]).await.unwrap();
+    assert_eq!(spec(&one).servers.len(), 1);
+    let by_class = suggest(&api, &["social-1", "bank"]).await.unwrap();
+    assert_eq!((spec(&by_class).servers[0].tools.len(), spec(&by_class).servers[0].url.as_deref()), (3, Some(url.as_str())));
+    assert_eq!(spec(&by_class).pod_selector, read.pod_selector);
+    let error = suggest(&api, &["--from", "social-1", "--url", "http://a/mcp"]).await.unwrap_err();
+    assert!(error.starts_with("--url is for one server, and these are 2; choose one with --server"), "{error}");
 }
 
 #[tokio::test]
