@@ -28,7 +28,7 @@ use toolweir_sidecar::{
         client::{OperatorEndpoint, SILENCE},
     },
     credentials::keys::KeyFolders,
-    import::{self, ImportOptions},
+    import::command::ImportArgs,
     proxy::{Limits, through::UpstreamProxy},
     run::{self, CaptureSettings, PolicyErrors, PolicySource, RunConfig},
     source::{self, Urls},
@@ -78,7 +78,7 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Turn a `PolicyLayer` policy (version "1") into an `MCPPolicy` on stdout.
+    /// Turn `PolicyLayer` policies (version "1") into `MCPPolicies` on stdout.
     Import(ImportArgs),
     /// Enforce policy on a server that speaks MCP on stdin and stdout.
     Stdio(StdioArgs),
@@ -93,28 +93,6 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-}
-
-#[derive(Debug, Args)]
-struct ImportArgs {
-    /// The policy.
-    #[arg(value_name = "POLICY.json")]
-    file: PathBuf,
-    /// The server's name.
-    #[arg(long, value_name = "NAME")]
-    server: String,
-    /// The server's URL.
-    #[arg(long, value_name = "URL")]
-    url: String,
-    /// The policy's name; defaults to the server's.
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// The policy's namespace.
-    #[arg(long, value_name = "NAME")]
-    namespace: Option<String>,
-    /// Share each limit among all pods of a workload. This needs a shared store.
-    #[arg(long)]
-    shared_store: bool,
 }
 
 #[derive(Debug, Args)]
@@ -419,7 +397,7 @@ fn execute(command: Command, log_level: LogLevelControl) -> anyhow::Result<ExitC
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { files, shared_store } => check(&files, shared_store),
-        Command::Import(arguments) => import_policy(arguments),
+        Command::Import(arguments) => arguments.run(),
         Command::Stdio(arguments) => {
             let runtime = runtime()?;
             let code = runtime.block_on(stdio::run(arguments.config(), log_level))?;
@@ -507,34 +485,6 @@ impl StdioArgs {
             list_ttl: self.lists.list_ttl,
             counters: self.pod.max_counters,
             options: self.pod.options(),
-        }
-    }
-}
-
-/// Prints an imported policy on stdout, or what is wrong with it on stderr.
-fn import_policy(arguments: ImportArgs) -> anyhow::Result<ExitCode> {
-    let ImportArgs { file, server, url, name, namespace, shared_store } = arguments;
-    let text = std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-    match import::import(&text, &ImportOptions { server, url, name, namespace, shared_store }) {
-        Ok(document) => {
-            std::io::stdout().write_all(import::to_yaml(&document).as_bytes())?;
-            match import::counted_by_each_pod(&document) {
-                0 => {}
-                limits => writeln!(
-                    std::io::stderr(),
-                    "{}: warning: {} counted by each pod for itself, but by the original for the whole agent: N replicas allow \
-                     N times as much. If there is a shared store, import with --shared-store",
-                    file.display(),
-                    if limits == 1 { "1 limit is".to_owned() } else { format!("{limits} limits are") }
-                )?,
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(errors) => {
-            for error in errors {
-                writeln!(std::io::stderr(), "{}: {error}", file.display())?;
-            }
-            Ok(ExitCode::FAILURE)
         }
     }
 }
