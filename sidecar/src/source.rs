@@ -78,11 +78,36 @@ pub enum Urls {
     Unused,
 }
 
+/// The policies of files as they are written, and what came of compiling them.
+struct Compiled {
+    engine: Engine,
+    policies: Vec<Policy>,
+    version: String,
+    warnings: Vec<FileError>,
+    problems: Vec<PolicyProblem>,
+}
+
 /// Reads and compiles files.
 ///
 /// # Errors
 /// All that is wrong with the first file that is wrong, or with the policies together.
 pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &CompileOptions, urls: Urls) -> Result<Loaded, Vec<FileError>> {
+    let Compiled { engine, policies, version, warnings, problems } = compile(paths, counters, options, urls)?;
+    let policies = policies.into_iter().map(PolicyView::from).collect();
+    Ok(Loaded { engine, policies, version, warnings, problems, shared_store: options.shared_store })
+}
+
+/// Reads files, and checks their policies as those of one pod with a shared store. Also returns warnings.
+///
+/// # Errors
+/// As [`load`].
+pub fn read(paths: &[PathBuf]) -> Result<(Vec<Policy>, Vec<FileError>), Vec<FileError>> {
+    let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
+    let Compiled { policies, warnings, .. } = compile(paths, Memory::new(0), &options, Urls::MayFollow)?;
+    Ok((policies, warnings))
+}
+
+fn compile(paths: &[PathBuf], counters: Arc<Memory>, options: &CompileOptions, urls: Urls) -> Result<Compiled, Vec<FileError>> {
     let mut texts = Vec::new();
     for path in paths {
         let bytes = fs::read(path).map_err(|error| vec![file_error(path, format!("cannot be read: {error}"))])?;
@@ -119,10 +144,8 @@ pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &CompileOptions, 
         return Err(errors);
     }
     let whole: String = texts.iter().map(|(_, text)| text.as_str()).collect();
-    let views = policies.into_iter().map(PolicyView::from);
     let version = sha256(whole.as_bytes()).chars().take(12).collect();
-    let (policies, shared_store) = (views.collect(), options.shared_store);
-    Ok(Loaded { engine, policies, version, warnings, problems: closed, shared_store })
+    Ok(Compiled { engine, policies, version, warnings, problems: closed })
 }
 
 impl Loaded {
