@@ -8,10 +8,14 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use toolweir_crds::text::shown;
+use toolweir_crds::{policy_files, text::shown};
+use toolweir_engine::{
+    CompileOptions, Memory,
+    policy_files::{CompiledFiles, Urls, compile_files},
+};
 use toolweir_replay::{Replay, ReplayReport};
 
-use crate::{pod_args::PodArgs, run::PolicyErrors, source};
+use crate::{pod_args::PodArgs, run::PolicyErrors};
 
 /// The bytes of a log that are read at once.
 const BUFFER: usize = 256 * 1024;
@@ -50,9 +54,13 @@ enum ReplayOutput {
 pub fn replay(arguments: &ReplayArgs) -> anyhow::Result<()> {
     let mut files = Vec::new();
     for path in &arguments.policy {
-        files.extend(source::files(path).map_err(|error| PolicyErrors(vec![error]))?);
+        files.extend(policy_files::files(path).map_err(|error| PolicyErrors(vec![error]))?);
     }
-    let (policies, warnings) = source::read(&files).map_err(PolicyErrors)?;
+    let texts = policy_files::read(&files).map_err(|error| PolicyErrors(vec![error]))?;
+    // As `check --shared-store`: counts that pods share are kept here.
+    let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
+    let checked = compile_files(&texts, Memory::new(0), &options, Urls::MayFollow).map_err(PolicyErrors)?;
+    let CompiledFiles { policies, warnings, .. } = checked;
     let mut notes = io::stderr();
     for warning in warnings {
         writeln!(notes, "warning: {warning}")?;
