@@ -29,7 +29,9 @@ use toolweir_sidecar::{
     },
     credentials::keys::KeyFolders,
     import::command::ImportArgs,
+    pod_args::PodArgs,
     proxy::{Limits, through::UpstreamProxy},
+    replay_command::{self, ReplayArgs},
     run::{self, CaptureSettings, PolicyErrors, PolicySource, RunConfig},
     source::{self, Urls},
     stdio::{self, StdioConfig, keeper},
@@ -80,6 +82,8 @@ enum Command {
     },
     /// Turn `PolicyLayer` policies (version "1") into `MCPPolicies` on stdout.
     Import(ImportArgs),
+    /// Decide the calls of audit logs anew, by other policies, and print what would change.
+    Replay(ReplayArgs),
     /// Enforce policy on a server that speaks MCP on stdin and stdout.
     Stdio(StdioArgs),
     /// Write the rules that redirect a pod's connections to its sidecar, and prove them. Needs `NET_ADMIN`.
@@ -93,38 +97,6 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-}
-
-#[derive(Debug, Args)]
-struct PodArgs {
-    /// The pod's name, for expressions.
-    #[arg(long, env = "POD_NAME", default_value = "", hide_default_value = true)]
-    pod_name: String,
-    /// The pod's namespace, for expressions.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
-    pod_namespace: String,
-    /// The pod's service account, for expressions.
-    #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "", hide_default_value = true)]
-    pod_service_account: String,
-    /// The pod's workload as KIND/NAME, such as Deployment/agent, for limits of the scope Workload.
-    #[arg(long, env = "POD_WORKLOAD", default_value = "", hide_default_value = true)]
-    pod_workload: String,
-    /// Maximum number of live counts of sessions and keys; beyond it, calls that need a new one are denied.
-    #[arg(long, default_value_t = Memory::COUNTERS, value_name = "COUNT")]
-    max_counters: usize,
-}
-
-impl PodArgs {
-    fn options(&self) -> CompileOptions {
-        CompileOptions {
-            shared_store: false,
-            pod: self.pod_name.clone(),
-            namespace: self.pod_namespace.clone(),
-            service_account: self.pod_service_account.clone(),
-            workload: self.pod_workload.clone(),
-            of_any_pod: false,
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -398,6 +370,7 @@ fn execute(command: Command, log_level: LogLevelControl) -> anyhow::Result<ExitC
         }
         Command::Check { files, shared_store } => check(&files, shared_store),
         Command::Import(arguments) => arguments.run(),
+        Command::Replay(arguments) => replay_command::replay(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Stdio(arguments) => {
             let runtime = runtime()?;
             let code = runtime.block_on(stdio::run(arguments.config(), log_level))?;
