@@ -11,10 +11,11 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::OnceCell;
 use toolweir_crds::{
     SIDECAR_CONTAINER,
     select::Labels,
-    sidecar::{ADMIN_PORT, METRICS_PORT},
+    sidecar::{ADMIN_PORT, METRICS_PORT, PROXY_PORT},
 };
 
 /// Number of objects in one page of a list.
@@ -70,6 +71,34 @@ impl ClusterFlags {
             config.auth_info.impersonate_groups = Some(act_as_group.clone());
         }
         Client::try_from(config).map_err(|error| anyhow!("{}", chain(&error)))
+    }
+}
+
+/// The cluster of the connection flags. It is connected to when it is first needed, so that commands that need none read no kubeconfig.
+#[derive(Clone, Default)]
+pub struct LazyClient {
+    flags: ClusterFlags,
+    connected: OnceCell<Client>,
+}
+
+impl LazyClient {
+    /// Takes the connection flags.
+    pub fn new(flags: ClusterFlags) -> Self {
+        Self { flags, connected: OnceCell::new() }
+    }
+
+    /// Returns the client.
+    ///
+    /// # Errors
+    /// As [`ClusterFlags::client`].
+    pub async fn get(&self) -> anyhow::Result<&Client> {
+        self.connected.get_or_try_init(|| self.flags.client()).await
+    }
+}
+
+impl From<Client> for LazyClient {
+    fn from(client: Client) -> Self {
+        Self { flags: ClusterFlags::default(), connected: OnceCell::new_with(Some(client)) }
     }
 }
 
@@ -229,6 +258,8 @@ pub struct PodInfo {
     pub labels: Labels,
     /// Its sidecar, if it has one.
     pub sidecar: Option<SidecarState>,
+    /// The port at which its sidecar takes the agent's calls.
+    pub proxy_port: u16,
     /// The port of its sidecar's administration.
     pub admin_port: u16,
     /// The port of its sidecar's metrics.
@@ -275,6 +306,7 @@ impl From<&KubePod> for PodInfo {
             uid: pod.uid().unwrap_or_default(),
             labels: pod.labels().clone(),
             sidecar: sidecar.map(|_| seen.map(SidecarState::from).unwrap_or_default()),
+            proxy_port: listen_port(args, "--listen").unwrap_or(PROXY_PORT),
             admin_port: listen_port(args, "--admin-listen").unwrap_or(ADMIN_PORT),
             metrics_port: listen_port(args, "--metrics-listen").unwrap_or(METRICS_PORT),
             ended: phase == "Succeeded" || phase == "Failed",
@@ -312,12 +344,13 @@ mod tests {
             let containers = json!([{"name": SIDECAR_CONTAINER, "args": args}]);
             let pod = json!({"metadata": {"name": "p"}, "spec": {"initContainers": containers, "containers": []}});
             let pod = PodInfo::from(&serde_json::from_value::<KubePod>(pod).unwrap());
-            (pod.admin_port, pod.metrics_port)
+            (pod.proxy_port, pod.admin_port, pod.metrics_port)
         };
-        assert_eq!(of(json!(["run", "--log-level", "info"])), (15000, 15020));
-        let args = ["run", "--admin-listen", "127.0.0.1:16000", "--metrics-listen", "0.0.0.0:16020", "--log-level", "info"];
-        assert_eq!(of(json!(args)), (16000, 16020));
-        assert_eq!(of(json!(["run", "--admin-listen"])), (15000, 15020));
+        assert_eq!(of(json!(["run", "--log-level", "info"])), (15001, 15000, 15020));
+        let args =
+            ["run", "--admin-listen", "127.0.0.1:16000", "--metrics-listen", "0.0.0.0:16020", "--listen", "127.0.0.1:16001"];
+        assert_eq!(of(json!(args)), (16001, 16000, 16020));
+        assert_eq!(of(json!(["run", "--admin-listen"])), (15001, 15000, 15020));
     }
 
     #[test]

@@ -85,12 +85,7 @@ pub(crate) async fn ask(
     pod: &str,
     question: &impl Serialize,
 ) -> anyhow::Result<(PodInfo, PodResponse)> {
-    let pod = find(client, namespace, pod.strip_prefix("pod/").unwrap_or(pod)).await?;
-    let sidecar = pod.sidecar.clone().unwrap_or_default();
-    if !sidecar.running {
-        let why = sidecar.waiting_reason.map(|why| format!(" ({why})")).unwrap_or_default();
-        bail!("the sidecar of pod {} does not run{why}; kubectl -n {namespace} describe pod {} says why", pod.key, pod.key.name);
-    }
+    let pod = find_running(client, namespace, pod).await?;
     let question = serde_json::to_string(question)?;
     let answer = forward::request(client, &pod.key, pod.admin_port, "/explain", Some(question)).await?;
     if answer.status == StatusCode::NOT_FOUND {
@@ -148,6 +143,20 @@ pub async fn find(client: &Client, namespace: &str, name: &str) -> anyhow::Resul
              the pod (docs/injection.md lists the reasons why a pod is not injected)",
             pod.key
         );
+    }
+    Ok(pod)
+}
+
+/// Finds a pod whose sidecar runs. Its name may begin with `pod/`.
+///
+/// # Errors
+/// As [`find`], or the sidecar does not run.
+pub(crate) async fn find_running(client: &Client, namespace: &str, name: &str) -> anyhow::Result<PodInfo> {
+    let pod = find(client, namespace, name.strip_prefix("pod/").unwrap_or(name)).await?;
+    let sidecar = pod.sidecar.clone().unwrap_or_default();
+    if !sidecar.running {
+        let why = sidecar.waiting_reason.map(|why| format!(" ({why})")).unwrap_or_default();
+        bail!("the sidecar of pod {} does not run{why}; kubectl -n {namespace} describe pod {} says why", pod.key, pod.key.name);
     }
     Ok(pod)
 }

@@ -10,8 +10,11 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod as KubePod;
-use kube::{Api, Client};
-use tokio::time::timeout;
+use kube::{Api, Client, api::Portforwarder};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 
 use crate::cluster::{ApiAccess, NamespacedName};
 
@@ -51,12 +54,38 @@ pub async fn request(
     timeout(TIMEOUT, send).await.with_context(|| format!("pod {pod}, port {port}: no response within {} s", TIMEOUT.as_secs()))?
 }
 
-async fn send(client: &Client, pod: &NamespacedName, port: u16, path: &str, body: Option<String>) -> anyhow::Result<PodResponse> {
+/// A connection to a port of a pod.
+pub struct PortForward<S, E> {
+    /// What is sent and received.
+    pub stream: S,
+    /// Resolves to what is wrong with it, if something is.
+    pub broken: E,
+    /// The port-forward, for its end.
+    pub forwarder: Portforwarder,
+}
+
+/// Connects to a port of a pod.
+///
+/// # Errors
+/// A right is missing, or the API server refuses.
+pub async fn open(
+    client: &Client,
+    pod: &NamespacedName,
+    port: u16,
+) -> anyhow::Result<
+    PortForward<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, impl Future<Output = Option<String>> + Send + use<>>,
+> {
     let api: Api<KubePod> = Api::namespaced(client.clone(), &pod.namespace);
     // A port-forward over a WebSocket is a GET. API servers require the verb `get`, and newer ones also `create`.
     let access = ApiAccess { verb: "get", resource: "pods/portforward", namespace: Some(&pod.namespace) };
-    let mut forward = api.portforward(&pod.name, &[port]).await.map_err(|error| access.failed(&error))?;
-    let (stream, broken) = forward.take_stream(port).zip(forward.take_error(port)).context("the port-forward has no stream")?;
+    let mut forwarder = api.portforward(&pod.name, &[port]).await.map_err(|error| access.failed(&error))?;
+    let (stream, broken) =
+        forwarder.take_stream(port).zip(forwarder.take_error(port)).context("the port-forward has no stream")?;
+    Ok(PortForward { stream, broken, forwarder })
+}
+
+async fn send(client: &Client, pod: &NamespacedName, port: u16, path: &str, body: Option<String>) -> anyhow::Result<PodResponse> {
+    let PortForward { stream, broken, forwarder } = open(client, pod, port).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let request = match body {
@@ -85,7 +114,7 @@ async fn send(client: &Client, pod: &NamespacedName, port: u16, path: &str, body
         Some(why) = &mut told => Err(anyhow!("{}", why.trim())),
     };
     connection.abort();
-    forward.abort();
+    forwarder.abort();
     match answer {
         Ok(answer) => Ok(answer),
         Err(why) => bail!("pod {pod}, port {port}: {why:#}; does its sidecar run?"),

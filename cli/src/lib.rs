@@ -1,10 +1,13 @@
 //! `kubectl toolweir`: shows what the policies of a cluster do, and why.
 //!
-//! [`status`], [`denials`] and [`explain`] (of connections: [`explain_url`]) are the three commands. They collect data through the API server only ([`cluster`] lists
-//! objects, [`forward`] asks sidecars), parse it ([`audit`], [`servers`], [`scrape`]), and write it for people ([`table`]) or as JSON.
+//! [`command_line`] reads the arguments. [`status`], [`denials`] and [`explain`] (of connections: [`explain_url`]) collect data through the API
+//! server only ([`cluster`] lists objects, [`forward`] asks sidecars), parse it ([`audit`], [`servers`], [`scrape`]), and write it for people
+//! ([`table`]) or as JSON. [`tools`] needs no cluster: it reads what tools a server has, and says what they can do;
+//! [`suggest`] makes a policy of that.
 
 pub mod audit;
 pub mod cluster;
+pub mod command_line;
 pub mod condition;
 pub mod denials;
 pub mod explain;
@@ -13,7 +16,9 @@ pub mod forward;
 pub mod scrape;
 pub mod servers;
 pub mod status;
+pub mod suggest;
 pub mod table;
+pub mod tools;
 
 /// The outcome of a command, which determines the exit code. Errors have the exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

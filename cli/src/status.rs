@@ -528,6 +528,7 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
             uid: String::new(),
             labels: labels(&[("app", "a")]),
             sidecar: None,
+            proxy_port: 3,
             admin_port: 1,
             metrics_port: 2,
             ended: false,

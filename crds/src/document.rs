@@ -248,10 +248,29 @@ fn yaml_error(file: &str, error: &serde_yaml::Error) -> FileError {
 /// Returns the line and column of a field. The YAML library knows places only for errors, so this walks to the field and raises
 /// one there. A field that is not there gives the place of what should hold it.
 fn locate(text: &str, document: usize, path: &str) -> Option<(usize, usize)> {
-    let steps: Vec<&str> = path.split(['.', '[']).map(|step| step.trim_end_matches(']')).collect();
+    let steps = steps(path);
     let document = serde_yaml::Deserializer::from_str(text).nth(document)?;
     let place = Walk(&steps).deserialize(document).err()?.location()?;
     Some((place.line(), place.column()))
+}
+
+/// Returns the keys and indices of a path such as `a.b[0]["c.d"]`.
+fn steps(path: &str) -> Vec<&str> {
+    let (mut steps, mut rest) = (Vec::new(), path);
+    while !rest.is_empty() {
+        let (step, after) = match rest.strip_prefix("[\"") {
+            Some(quoted) => quoted.split_once("\"]").unwrap_or((quoted, "")),
+            None => {
+                let start = rest.strip_prefix(['.', '[']).unwrap_or(rest);
+                let end = start.find(['.', '[']).unwrap_or(start.len());
+                let (step, after) = start.split_at(end);
+                (step.trim_end_matches(']'), after)
+            }
+        };
+        steps.push(step);
+        rest = after;
+    }
+    steps
 }
 
 struct Walk<'a>(&'a [&'a str]);

@@ -1,7 +1,7 @@
 //! The policy language of Toolweir as types.
 //!
 //! `kubectl apply`, the operator, a local file and the sidecar all use the same type, [`MCPPolicySpec`]. This crate knows the form of a
-//! policy; `toolweir-engine` gives it a meaning. No I/O.
+//! policy; `toolweir-engine` gives it a meaning. No I/O, but for [`policy_files`].
 //!
 //! ```text
 //! policy (types) <- check (against bounds) <- document (a file with places of errors)
@@ -24,6 +24,7 @@ pub mod error;
 pub mod explain;
 pub mod observed;
 pub mod policy;
+pub mod policy_files;
 pub mod quoting;
 #[cfg(feature = "kube")]
 pub mod resource;

@@ -13,7 +13,7 @@ pub struct ObservedResponse {
     pub seconds: u64,
     /// The tools that were called, ordered by server and name.
     pub tools: Vec<ObservedTool>,
-    /// Calls of tools for which there was no room.
+    /// Calls that were let through and are not in `tools`: neither a policy nor a tools/list named their tool, or there was no room for it.
     pub dropped_calls: u64,
 }
 
@@ -29,7 +29,7 @@ pub struct ObservedTool {
     pub calls: u64,
     /// Calls that were denied.
     pub denied: u64,
-    /// The most calls that were let through in any minute.
+    /// The most calls that were let through in any minute, as limits count: no less than in any minute, no more than in one of 61 s.
     pub peak_minute: u64,
     /// The most in any hour.
     pub peak_hour: u64,

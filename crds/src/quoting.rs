@@ -1,4 +1,7 @@
-//! Unquoted texts that kubectl reads as another type: it reads YAML 1.1, where a plain `on` is a boolean.
+//! Unquoted texts that kubectl reads as another type: it reads YAML 1.1, where a plain `on` is a boolean. And texts as they are written so
+//! that nobody reads anything else.
+
+use std::{borrow::Cow, fmt::Write};
 
 use serde_yaml::Value;
 
@@ -46,6 +49,42 @@ fn is_number(text: &str) -> bool {
         && exponent.is_none_or(|digits| !digits.is_empty() && whole(digits))
 }
 
+/// Writes a text as a value or key of YAML on one line. kubectl and the sidecar read exactly this text of it, whatever it contains; of what
+/// cannot be seen for what it is, the code is written.
+///
+/// ```
+/// use toolweir_crds::quoting::scalar;
+///
+/// assert_eq!(scalar("send_dm"), "send_dm");
+/// assert_eq!(scalar("yes"), "\"yes\"");
+/// assert_eq!(scalar("a: b\n"), r#""a: b\x0a""#);
+/// ```
+pub fn scalar(text: &str) -> Cow<'_, str> {
+    let stands_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:?=&%+~@".contains(c);
+    let is_plain = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && text.chars().all(stands_plain)
+        && !text.ends_with(':')
+        && kubectl_reads(text).is_none();
+    if is_plain {
+        return Cow::Borrowed(text);
+    }
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        let code = u32::from(c);
+        // A write to a text does not fail.
+        let _ = match c {
+            '"' | '\\' => write!(quoted, "\\{c}"),
+            ' '..='~' => write!(quoted, "{c}"),
+            c if c.is_alphanumeric() => write!(quoted, "{c}"),
+            _ if code <= 0xff => write!(quoted, "\\x{code:02x}"),
+            _ if code <= 0xffff => write!(quoted, "\\u{code:04x}"),
+            _ => write!(quoted, "\\U{code:08x}"),
+        };
+    }
+    quoted.push('"');
+    Cow::Owned(quoted)
+}
+
 /// Returns the texts of a document that kubectl would read as another type if they are not quoted, and true for a key of a map.
 /// The path of a key is that of its value.
 pub(crate) fn doubtful(document: &Value) -> Vec<(FieldError, bool)> {
@@ -71,7 +110,11 @@ fn walk(value: &Value, path: &str, found: &mut Vec<(FieldError, bool)>) {
         Value::Mapping(members) => {
             for (key, value) in members {
                 let Value::String(key) = key else { continue };
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let path = match path {
+                    _ if key.contains(['.', '[', ']']) => format!("{path}[\"{key}\"]"),
+                    "" => key.clone(),
+                    _ => format!("{path}.{key}"),
+                };
                 found.extend(doubt(key, &path, true));
                 walk(value, &path, found);
             }
@@ -82,7 +125,51 @@ fn walk(value: &Value, path: &str, found: &mut Vec<(FieldError, bool)>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn what_could_be_read_otherwise_stands_in_quotes() {
+        for (text, written) in [
+            ("send_dm_to_user", "send_dm_to_user"),
+            ("files.read/v2-x", "files.read/v2-x"),
+            ("http://127.0.0.1:8000/mcp?a=b&c=%20", "http://127.0.0.1:8000/mcp?a=b&c=%20"),
+            ("no", "\"no\""),
+            ("null", "\"null\""),
+            ("1e3", "\"1e3\""),
+            ("0x10", "\"0x10\""),
+            ("2026-07-28", "\"2026-07-28\""),
+            ("12:30:45", "\"12:30:45\""),
+            ("-a", "\"-a\""),
+            ("a:", "\"a:\""),
+            ("<<", "\"<<\""),
+            (" a", "\" a\""),
+            ("a #b", "\"a #b\""),
+            ("a: b", "\"a: b\""),
+            (r#"\"'"#, r#""\\\"'""#),
+            ("grüße 検索", "\"grüße 検索\""),
+            ("a\nb\0", r#""a\x0ab\x00""#),
+            ("\u{85}\u{a0}\u{202e}\u{2028}\u{feff}\u{1f642}", r#""\x85\xa0\u202e\u2028\ufeff\U0001f642""#),
+            ("", "\"\""),
+        ] {
+            assert_eq!(scalar(text), written, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_written_text_is_one_line_and_read_as_itself(text in any::<String>(), short in "[-a-zA-Z0-9_.~:#'\"\\\\ !&*?|>{}\\[\\]%@`,\n\u{85}\u{2028}]{0,6}") {
+            for text in [text, short] {
+                let written = scalar(&text).into_owned();
+                let breaks = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
+                prop_assert!(!written.contains(breaks), "{written}");
+                let read: Value = serde_yaml::from_str(&format!("- k: {written}\n- {written}: 1\n")).unwrap();
+                prop_assert_eq!(read[0]["k"].as_str(), Some(text.as_str()));
+                prop_assert_eq!(read[1][text.as_str()].as_i64(), Some(1));
+            }
+        }
+    }
 
     #[test]
     fn kubectl_reads_these_as_something_else_and_no_other_text() {

@@ -328,6 +328,8 @@ spec:
       n: y
       "on": "off"
       app: 1.10
+      app.kubernetes.io/name: "no"
+      app.kubernetes.io/instance: off
   servers:
   - name: "1"
     url: http://a/mcp
@@ -343,10 +345,11 @@ spec:
     let expected = [
         "a.yaml:3:18: metadata.name: `007` without quotes is a number to kubectl; write \"007\"",
         "a.yaml:9:12: spec.podSelector.matchLabels.app: `1.10` without quotes is a number to kubectl; write \"1.10\"",
+        "a.yaml:11:35: spec.podSelector.matchLabels[\"app.kubernetes.io/instance\"]: `off` without quotes is a boolean to kubectl; write \"off\"",
         "a.yaml:7:10: spec.podSelector.matchLabels.n: the key `n` without quotes is a boolean to kubectl; write \"n\"",
         "a.yaml:7:10: spec.podSelector.matchLabels.n: `y` without quotes is a boolean to kubectl; write \"y\"",
-        "a.yaml:14:13: spec.servers[0].tools[0].name: `on` without quotes is a boolean to kubectl; write \"on\"",
-        "a.yaml:18:14: spec.servers[0].tools[2].name: `false` without quotes is a boolean to kubectl; write \"false\"",
+        "a.yaml:16:13: spec.servers[0].tools[0].name: `on` without quotes is a boolean to kubectl; write \"on\"",
+        "a.yaml:20:14: spec.servers[0].tools[2].name: `false` without quotes is a boolean to kubectl; write \"false\"",
     ];
     assert_eq!(told, expected);
     for (name, text) in samples("valid") {

@@ -64,7 +64,7 @@ pub struct AdminState {
 pub enum Listener {
     /// `/metrics`, `/healthz` and `/readyz`, for the cluster.
     Metrics,
-    /// `/policy`, `/limits`, `/explain` and `/log-level`, for this machine.
+    /// `/policy`, `/limits`, `/observed`, `/explain` and `/log-level`, for this machine.
     Admin,
 }
 
@@ -318,9 +318,15 @@ async fn answer(
             Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         (Listener::Admin, _, _) if !local(&parts) => plain(StatusCode::FORBIDDEN, "the Host header is not local"),
-        (Listener::Admin, &Method::GET, path @ ("/policy" | "/limits")) => match Arc::clone(&shared.large).try_acquire_owned() {
+        (Listener::Admin, &Method::GET, path @ ("/policy" | "/limits" | "/observed")) => match Arc::clone(&shared.large)
+            .try_acquire_owned()
+        {
             Ok(place) => {
-                let value = if path == "/policy" { policy(&state) } else { limits(&state).await };
+                let value = match path {
+                    "/policy" => policy(&state),
+                    "/observed" => json!(state.governor.observed()),
+                    _ => limits(&state).await,
+                };
                 let text = format!("{value:#}\n").into_bytes();
                 respond(StatusCode::OK, "application/json", Bytes::from_owner(Keeping { bytes: text, _kept: place }))
             }
@@ -340,7 +346,9 @@ async fn answer(
             Err(_) => plain(StatusCode::REQUEST_TIMEOUT, "the word did not come in time"),
         },
         (Listener::Metrics, ..) => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
-        (Listener::Admin, ..) => plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /explain (POST) and /log-level"),
+        (Listener::Admin, ..) => {
+            plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /observed, /explain (POST) and /log-level")
+        }
     };
     Ok(answer)
 }

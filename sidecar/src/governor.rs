@@ -9,7 +9,10 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use smallvec::SmallVec;
 use tokio::sync::watch;
-use toolweir_crds::stream::{CredentialReport, CredentialState, InterceptionReport};
+use toolweir_crds::{
+    observed::ObservedResponse,
+    stream::{CredentialReport, CredentialState, InterceptionReport},
+};
 use toolweir_engine::{
     Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Memory, Pending, Permit, Reason, Timestamp,
     shared::{self, Peeked},
@@ -21,10 +24,11 @@ use crate::{
     counts::Counts,
     credentials::set::CredentialSet,
     freshness::{Freshness, PolicyFreshness},
-    in_force::{InForce, ServerInForce},
+    in_force::{InForce, NamedTool, ServerInForce},
     interception::Interception,
     mcp_config::McpConfig,
     metrics::SidecarMetrics,
+    observed::ObservedCalls,
     outcome::Outcome,
     record::{Arrival, Record, RecordedDecision},
     server_metrics::{OTHER_TOOL, UNKNOWN_SERVER},
@@ -47,6 +51,7 @@ pub struct Governor {
     /// The freshness of the policies in force.
     pub freshness: PolicyFreshness,
     listed: ListedToolNames,
+    observed: OnceLock<ObservedCalls>,
     mcp_config: OnceLock<McpConfig>,
     credentials: OnceLock<CredentialSet>,
     interception: OnceLock<Arc<Interception>>,
@@ -77,6 +82,7 @@ impl Governor {
             started: Instant::now(),
             freshness,
             listed: ListedToolNames::default(),
+            observed: OnceLock::new(),
             mcp_config: OnceLock::new(),
             credentials: OnceLock::new(),
             interception: OnceLock::new(),
@@ -185,6 +191,16 @@ impl Governor {
         self.interception.get().map(|interception| interception.report(&self.in_force())).unwrap_or_default()
     }
 
+    /// Records from now on what agents do, for [`Governor::observed`].
+    pub fn observe(&self) {
+        self.observed.get_or_init(|| ObservedCalls::new(SystemTime::now(), self.now()));
+    }
+
+    /// What agents did since [`Governor::observe`]; none before.
+    pub fn observed(&self) -> Option<ObservedResponse> {
+        self.observed.get().map(|observed| observed.response(self.now()))
+    }
+
     /// The counts of the engine, which live on when the policies are replaced.
     pub fn counters(&self) -> &Arc<Memory> {
         &self.counts.memory
@@ -235,15 +251,31 @@ impl Governor {
         }
     }
 
-    /// Remembers the name of a tool that a server lists, for the label `tool`.
+    /// Remembers the name of a tool that a server lists, for the label `tool` and [`Governor::observed`].
     pub fn learn_tool(&self, server: &str, tool: &str) {
         self.listed.learn(server, tool);
     }
 
-    /// The label `tool`: names that neither a policy nor a tools/list gave are not told apart.
-    fn tool_label<'a>(&self, in_force: &InForce, server: &str, tool: &'a str) -> &'a str {
-        let named = in_force.server(server).is_some_and(|server| server.allowed.contains_key(tool));
-        if named || self.listed.contains(server, tool) { tool } else { OTHER_TOOL }
+    /// Records what was decided on a call of a tool that a policy names, or if `is_known` a tools/list; of others, nothing is kept.
+    fn observe_call(&self, call: &Call<'_>, named: Option<&NamedTool>, is_known: bool, is_let_through: bool, arrived: Instant) {
+        let Some(observed) = self.observed.get() else { return };
+        let find = || if is_known { observed.tool(call.server, call.tool) } else { None };
+        let listed;
+        let record = match named {
+            Some(named) => named.calls.get_or_init(find),
+            None => {
+                listed = find();
+                &listed
+            }
+        };
+        match record {
+            Some(record) if is_let_through => {
+                record.let_through(Timestamp::default().after(arrived.saturating_duration_since(self.started)));
+            }
+            Some(record) => record.denied(),
+            None if is_let_through => observed.drop_call(),
+            None => {}
+        }
     }
 
     /// Decides on a call and counts the decision, without waiting for anybody: limits across pods deny. The record writes the
@@ -303,11 +335,15 @@ impl Governor {
             self.counts.count_fallback(action);
         }
         let server = in_force.server(call.server);
-        match server.and_then(|server| server.allowed.get(call.tool)).filter(|_| name == "allowed") {
-            Some(counter) => counter.inc(),
+        let named = server.and_then(|server| server.tools.get(call.tool));
+        // Names that neither a policy nor a tools/list gave are not told apart.
+        let is_known = named.is_some() || self.listed.contains(call.server, call.tool);
+        self.observe_call(call, named, is_known, matches!(effect, Effect::Allowed(_)), arrived.instant);
+        match named.filter(|_| name == "allowed") {
+            Some(tool) => tool.allowed.inc(),
             None => {
                 let label = server.map_or(UNKNOWN_SERVER, |server| &server.name);
-                let tool = self.tool_label(in_force, call.server, call.tool);
+                let tool = if is_known { call.tool } else { OTHER_TOOL };
                 let policy = policy.as_deref().unwrap_or_default();
                 self.metrics.servers.tool_calls.with_label_values(&[label, tool, name, reason.as_str(), policy]).inc();
             }

@@ -12,6 +12,7 @@ use toolweir_engine::{Engine, Policy};
 
 use crate::{
     credentials::{server_credential::ServerCredential, set::CredentialSet},
+    observed::ToolCalls,
     outcome::Outcome,
     server_metrics::{OTHER_TOOL, ServerMetrics},
 };
@@ -98,8 +99,17 @@ pub struct ServerInForce {
     pub overhead: Histogram,
     /// `toolweir_requests_total` of tool calls that went well.
     pub calls_ok: IntCounter,
-    /// `toolweir_tool_calls_total` of allowed calls, for tools that a policy names.
-    pub allowed: HashMap<Box<str>, IntCounter>,
+    /// The tools that a policy names.
+    pub tools: HashMap<Box<str>, NamedTool>,
+}
+
+/// A tool that a policy names, with the handles that its calls need.
+#[derive(Debug)]
+pub struct NamedTool {
+    /// `toolweir_tool_calls_total` of allowed calls.
+    pub allowed: IntCounter,
+    /// The record of its calls, from the first one on; none where there was no room for it.
+    pub calls: OnceLock<Option<Arc<ToolCalls>>>,
 }
 
 impl InForce {
@@ -116,10 +126,11 @@ impl InForce {
                 found.ok()
             });
             let policy = engine.first_policy(view.name).map_or("", |policy| policy);
-            let allowed = engine
-                .tools(view.name)
-                .map(|tool| (tool.into(), metrics.tool_calls.with_label_values(&[view.name, tool, "allowed", "none", policy])))
-                .collect();
+            let named = |tool: &str| {
+                let allowed = metrics.tool_calls.with_label_values(&[view.name, tool, "allowed", "none", policy]);
+                (tool.into(), NamedTool { allowed, calls: OnceLock::new() })
+            };
+            let tools = engine.tools(view.name).map(named).collect();
             // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
             metrics.tools_hidden.with_label_values(&[view.name]);
             for verdict in engine.verdicts(view.name) {
@@ -141,7 +152,7 @@ impl InForce {
                 upstream_duration: metrics.upstream_duration.with_label_values(&[view.name]),
                 overhead: metrics.overhead.with_label_values(&[view.name]),
                 calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),
-                allowed,
+                tools,
             };
             servers.insert(server.name.clone(), Arc::new(server));
         }

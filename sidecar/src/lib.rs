@@ -9,6 +9,7 @@
 //!                        ├─ freshness  whether they are what their source says
 //!                        ├─ counts     of this pod, and of the store that pods share
 //!                        ├─ credentials  what servers are shown
+//!                        ├─ observed   what agents did: calls and peak rates of each tool
 //!                        ├─ capture    where connections lead that the kernel redirects
 //!                        └─ record     of one call ──> audit (the log)
 //! ```
@@ -37,6 +38,7 @@ pub mod mcp;
 pub mod mcp_config;
 pub mod metrics;
 pub mod net;
+pub mod observed;
 pub mod outcome;
 pub mod pending;
 pub mod policy_changes;

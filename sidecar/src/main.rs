@@ -186,7 +186,7 @@ struct RunArgs {
     /// Address of /metrics, /healthz and /readyz.
     #[arg(long, default_value_t = format!("0.0.0.0:{METRICS_PORT}"), value_name = "ADDR")]
     metrics_listen: String,
-    /// Address of /policy, /limits, /explain and /log-level.
+    /// Address of /policy, /limits, /observed, /explain and /log-level.
     #[arg(long, default_value_t = format!("127.0.0.1:{ADMIN_PORT}"), value_name = "ADDR")]
     admin_listen: String,
     /// CA certificates to trust in addition to the system's.

@@ -337,6 +337,7 @@ impl RunConfig {
 pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dyn io::Write + Send>) -> anyhow::Result<Sidecar> {
     let (stop, stopping) = watch::channel(false);
     let (governor, upkeep) = config.govern(audit, stopping.clone())?;
+    governor.observe();
     if let (Some(folder), PolicySource::Local(_)) = (&config.state, &config.source) {
         governor.metrics.files.record_result("policies", "write", control::state::create(folder));
     }

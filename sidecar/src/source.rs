@@ -1,15 +1,23 @@
 //! Policies from local files: read, compiled, and read again when they change.
 
 use std::{
-    collections::BTreeSet,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use toolweir_crds::{FileError, document::Located, read_documents, stream::PolicyProblem, text::one_line};
-use toolweir_engine::{CompileOptions, Engine, Memory, Policy, Severity};
+pub use toolweir_crds::policy_files::files;
+use toolweir_crds::{
+    FileError,
+    policy_files::{self, file_error},
+    stream::PolicyProblem,
+};
+pub use toolweir_engine::policy_files::Urls;
+use toolweir_engine::{
+    CompileOptions, Engine, Memory,
+    policy_files::{CompiledFiles, compile_files},
+};
 
 use crate::{
     audit::sha256,
@@ -38,91 +46,17 @@ pub struct Loaded {
     pub shared_store: bool,
 }
 
-/// The files of a path: itself, or those of a folder that end in .yaml, .yml or .json, by name.
-///
-/// # Errors
-/// The path cannot be read or the folder has no such file.
-pub fn files(path: &Path) -> Result<Vec<PathBuf>, FileError> {
-    let failed = |error: &io::Error| file_error(path, format!("cannot be read: {error}"));
-    if !fs::metadata(path).map_err(|error| failed(&error))?.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut found = BTreeSet::new();
-    for entry in fs::read_dir(path).map_err(|error| failed(&error))? {
-        let file = entry.map_err(|error| failed(&error))?.path();
-        // A mounted ConfigMap keeps its data in folders whose names begin with two dots.
-        let hidden = file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        let policy = file.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
-        if policy && !hidden && file.is_file() {
-            found.insert(file);
-        }
-    }
-    if found.is_empty() {
-        return Err(file_error(path, "is a folder without a .yaml, .yml or .json file; write a policy there".to_owned()));
-    }
-    Ok(found.into_iter().collect())
-}
-
-fn file_error(path: &Path, message: String) -> FileError {
-    FileError { file: path.display().to_string(), position: None, message }
-}
-
-/// The meaning of a server without a url.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Urls {
-    /// An error: the proxy needs the url to reach the server.
-    Needed,
-    /// A warning: other policies may give the url.
-    MayFollow,
-    /// In order: the server is a program.
-    Unused,
-}
-
 /// Reads and compiles files.
 ///
 /// # Errors
 /// All that is wrong with the first file that is wrong, or with the policies together.
 pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &CompileOptions, urls: Urls) -> Result<Loaded, Vec<FileError>> {
-    let mut texts = Vec::new();
-    for path in paths {
-        let bytes = fs::read(path).map_err(|error| vec![file_error(path, format!("cannot be read: {error}"))])?;
-        let text =
-            String::from_utf8(bytes).map_err(|error| vec![file_error(path, format!("is not UTF-8: {}", error.utf8_error()))])?;
-        texts.push((path.display().to_string(), text));
-    }
-    let mut located: Vec<Located<'_>> = Vec::new();
-    for (name, text) in &texts {
-        located.extend(read_documents(name, text)?);
-    }
-    let policies: Vec<Policy> = located.iter().map(|located| located.document.clone().into()).collect();
-    let (engine, problems) = Engine::compile(&policies, counters, options);
-    let (mut errors, mut warnings, mut closed) = (Vec::new(), Vec::new(), Vec::new());
-    warnings.extend(located.iter().flat_map(Located::unquoted));
-    for problem in problems {
-        let Some(place) = located.get(problem.policy) else { continue };
-        if let Some(policy) = policies.get(problem.policy).filter(|_| problem.severity == Severity::Closed) {
-            let message = one_line(&problem.error.to_string(), usize::MAX);
-            closed.push(PolicyProblem { policy: policy.id.to_string(), message });
-        }
-        match (problem.severity, urls) {
-            // A server that is closed is an error of `check`; `run` closes it, and goes on with the others.
-            (Severity::Invalid, _) | (Severity::NoUrl, Urls::Needed) | (Severity::Closed, Urls::MayFollow) => {
-                errors.push(place.error(&problem.error));
-            }
-            (Severity::Conflict | Severity::Closed | Severity::Doubt, _) | (Severity::NoUrl, Urls::MayFollow) => {
-                warnings.push(place.error(&problem.error));
-            }
-            (Severity::NoUrl, Urls::Unused) => {}
-        }
-    }
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    let whole: String = texts.iter().map(|(_, text)| text.as_str()).collect();
-    let views = policies.into_iter().map(PolicyView::from);
+    let texts = policy_files::read(paths).map_err(|error| vec![error])?;
+    let CompiledFiles { engine, policies, warnings, problems } = compile_files(&texts, counters, options, urls)?;
+    let whole: String = texts.iter().map(|file| file.text.as_str()).collect();
     let version = sha256(whole.as_bytes()).chars().take(12).collect();
-    let (policies, shared_store) = (views.collect(), options.shared_store);
-    Ok(Loaded { engine, policies, version, warnings, problems: closed, shared_store })
+    let policies = policies.into_iter().map(PolicyView::from).collect();
+    Ok(Loaded { engine, policies, version, warnings, problems, shared_store: options.shared_store })
 }
 
 impl Loaded {

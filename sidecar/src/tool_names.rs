@@ -1,4 +1,4 @@
-//! Tool names that servers list, for the label `tool`.
+//! Tool names that servers list, for the label `tool` and for what is observed.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,4 +1,5 @@
 //! A fake API server with the real port-forward protocol, and a real sidecar behind it.
+#![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{

@@ -19,6 +19,7 @@
 //! - [`Decision`] has the [`Effect`], with a [`Permit`] or a [`Denial`], and the denials of policies in audit mode.
 //! - [`Engine::explain`] says what would be decided, and why, without taking anything.
 //! - [`Engine::decide_connection`] decides on a connection to somewhere else than a server that a policy names.
+//! - [`policy_files`] compiles policies as they stand in files.
 //! - [`json`] reads the messages and arguments, [`cel`] evaluates expressions, [`window`] counts.
 //!
 //! # Example
@@ -69,6 +70,7 @@ mod explain;
 pub mod glob;
 pub mod json;
 mod policy;
+pub mod policy_files;
 mod rules;
 pub mod shared;
 pub mod take;

@@ -1,0 +1,226 @@
+//! The command line of `kubectl toolweir`, which is also installed as `toolweir`.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use kube::Client;
+
+use crate::{
+    CommandOutcome, OutputFormat,
+    cluster::{ClusterFlags, LazyClient, NamespaceScope},
+    denials, explain, explain_url, status, suggest,
+    tools::{limits::ReadLimits, report, source::ToolSource},
+};
+
+/// Shows what the policies of a cluster do, and why.
+///
+/// Exit codes: 0 everything is in order, or the call or connection is allowed; 1 something is not in order, or it is denied; 2 an
+/// error.
+#[derive(Debug, Parser)]
+#[command(name = "toolweir", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Output format
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORM")]
+    output: OutputFormat,
+    #[command(flatten)]
+    connection: ClusterFlags,
+}
+
+#[derive(Debug, Args)]
+struct NamespaceFlags {
+    /// Namespace [default: that of the context]
+    #[arg(short, long, value_name = "NAME", conflicts_with = "all_namespaces")]
+    namespace: Option<String>,
+    /// All namespaces
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+}
+
+impl NamespaceFlags {
+    fn scope(self, client: &Client) -> NamespaceScope {
+        if self.all_namespaces {
+            return NamespaceScope::All;
+        }
+        NamespaceScope::Namespace(self.namespace.unwrap_or_else(|| client.default_namespace().to_owned()))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show policies, the sidecars that enforce them, and pods without a sidecar
+    Status {
+        #[command(flatten)]
+        place: NamespaceFlags,
+    },
+    /// Show calls and connections that were denied, or would have been, from the sidecars' audit logs
+    Denials {
+        #[command(flatten)]
+        place: NamespaceFlags,
+        /// Keep showing new denials, also of new pods
+        #[arg(short, long)]
+        follow: bool,
+        /// Only this pod
+        #[arg(long, value_name = "POD")]
+        pod: Option<String>,
+        /// How far to look back, such as 30s, 10m or 2h
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+        since: Duration,
+    },
+    /// Show which entry of which policy decides a call, and how much of each limit is left; or, with --url, what becomes of a
+    /// connection. Nothing is called, connected to or counted
+    Explain {
+        /// Pod that would make the call or connection
+        #[arg(value_name = "POD")]
+        pod: String,
+        /// Tool
+        #[arg(value_name = "TOOL", required_unless_present = "url")]
+        tool: Option<String>,
+        /// Arguments of the call, as a JSON object
+        #[arg(value_name = "ARGS-JSON")]
+        arguments: Option<String>,
+        /// MCP server; optional if the pod's policies name only one
+        #[arg(long, value_name = "NAME")]
+        server: Option<String>,
+        /// MCP session, for limits with the scope Session
+        #[arg(long, value_name = "ID")]
+        session: Option<String>,
+        /// URL that the pod would connect to, in place of a tool
+        #[arg(long, value_name = "URL", conflicts_with_all = ["tool", "arguments", "server", "session"])]
+        url: Option<String>,
+        /// Namespace [default: that of the context]
+        #[arg(short, long, value_name = "NAME")]
+        namespace: Option<String>,
+    },
+    /// Show what the tools of a server can do, and what policies in files would do with them. Only a pod as the source needs a cluster
+    #[command(after_help = TOOLS_EXAMPLES)]
+    Tools {
+        #[command(flatten)]
+        source: ToolSource,
+        /// File or folder of policies; can be repeated
+        #[arg(long, value_name = "PATH")]
+        policy: Vec<PathBuf>,
+    },
+    /// Suggest a policy for the tools of a server: an MCPPolicy with a comment on each tool. Look at it, then apply it. Without --from
+    /// and --observed, what a tool can do decides (reading 60 times a minute, writing 30, executing 10, all else denied)
+    #[command(after_help = SUGGEST_EXAMPLES)]
+    Suggest(suggest::command::SuggestOptions),
+}
+
+const TOOLS_EXAMPLES: &str = "\
+Examples:
+  toolweir tools https://mcp.example.com/mcp --header 'Authorization: Bearer ...'
+  toolweir tools saved-tools.json --policy policies/ --server mail
+  toolweir tools -- npx -y @modelcontextprotocol/server-everything
+  kubectl toolweir tools -n agents social-1 mail";
+
+const SUGGEST_EXAMPLES: &str = "\
+Examples:
+  toolweir suggest https://mcp.example.com/mcp >policy.yaml
+  toolweir suggest --server files -- npx -y @modelcontextprotocol/server-filesystem /data
+  kubectl toolweir suggest -n agents --from social-1
+  toolweir suggest saved-tools.json --server mail --observed observed.json";
+
+/// Runs the command line of this process. `program` is what people call it by: `toolweir`, or `kubectl toolweir`.
+pub fn main(program: &'static str) -> ExitCode {
+    let matches = Cli::command().name(program).bin_name(program).get_matches();
+    let done = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(execute);
+    match done {
+        Ok(CommandOutcome::Positive) => ExitCode::SUCCESS,
+        Ok(CommandOutcome::Negative) => ExitCode::from(1),
+        // The reader of the output has closed the pipe.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<CommandOutcome> {
+    // The client of the API server needs a process-wide crypto provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(cli))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
+    let cluster = LazyClient::new(cli.connection);
+    let form = cli.output;
+    match cli.command {
+        Command::Status { place } => {
+            let client = cluster.get().await?;
+            let status = status::gather(client, &place.scope(client)).await?;
+            let text = match form {
+                OutputFormat::Text => status.text(),
+                OutputFormat::Json => format!("{}\n", serde_json::to_string_pretty(&status)?),
+            };
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(status.outcome())
+        }
+        Command::Denials { place, follow, pod, since } => {
+            let client = cluster.get().await?;
+            let options = denials::DenialsQuery { scope: place.scope(client), pod, since, follow, form };
+            denials::denials(client, &options, io::stdout(), io::stderr()).await?;
+            Ok(CommandOutcome::Positive)
+        }
+        Command::Explain { pod, tool, arguments, server, session, url, namespace } => {
+            let client = cluster.get().await?;
+            let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+            let (text, found) = if let Some(url) = url {
+                explain_url::explain_url(client, &namespace, &explain_url::UrlQuery { pod, url, form }).await?
+            } else {
+                let tool = tool.unwrap_or_default();
+                let options = explain::ExplainQuery { pod, tool, arguments, server, session, form };
+                explain::explain(client, &namespace, &options).await?
+            };
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(found)
+        }
+        Command::Tools { source, policy } => {
+            let text = report::tools(&source, &policy, &cluster, &ReadLimits::default(), form).await?;
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(CommandOutcome::Positive)
+        }
+        Command::Suggest(options) => {
+            if form != OutputFormat::Text {
+                anyhow::bail!("a policy is written as YAML, with comments; leave out -o");
+            }
+            let text = suggest::command::run(&options, &cluster, &ReadLimits::default()).await?;
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(CommandOutcome::Positive)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_in_order() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_the_connection_stand_anywhere() {
+        for line in ["kubectl-toolweir --context c status -A -o json", "kubectl-toolweir status --context c -A --output json"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!((cli.connection.context.as_deref(), cli.output), (Some("c"), OutputFormat::Json), "{line}");
+        }
+        assert!(Cli::try_parse_from(["kubectl-toolweir", "status", "-A", "-n", "x"]).is_err());
+        assert!(Cli::try_parse_from(["kubectl-toolweir", "explain", "p"]).is_err());
+        assert!(Cli::try_parse_from(["kubectl-toolweir", "explain", "p", "t", "--url", "http://a"]).is_err());
+        let cli = Cli::try_parse_from(["kubectl-toolweir", "explain", "p", "--url", "http://a"]).unwrap();
+        assert!(matches!(cli.command, Command::Explain { url: Some(url), tool: None, .. } if url == "http://a"));
+        let cli = Cli::try_parse_from(["kubectl-toolweir", "denials", "-f", "--since", "90s"]).unwrap();
+        assert!(matches!(cli.command, Command::Denials { follow: true, since, .. } if since == Duration::from_secs(90)));
+    }
+}

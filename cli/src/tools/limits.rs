@@ -1,0 +1,22 @@
+//! How much is read from a server before it is given up.
+
+use std::time::Duration;
+
+/// The bounds of reading one server's tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// The most pages.
+    pub pages: usize,
+    /// The most tools.
+    pub tools: usize,
+    /// The most bytes of one file, and of all answers of a server together.
+    pub bytes: usize,
+    /// The time that each answer may take.
+    pub answer: Duration,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self { pages: 1000, tools: 10_000, bytes: 16 * 1024 * 1024, answer: Duration::from_secs(30) }
+    }
+}

@@ -1,0 +1,106 @@
+//! `toolweir tools`: what the tools of a server can do, and what policies would do with them.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use toolweir_classes::Evidence;
+use toolweir_crds::{ToolClass, ToolSeverity};
+
+use super::{
+    definition::ListedTool,
+    limits::ReadLimits,
+    policy::ToolPolicies,
+    source::{self, ToolSource},
+};
+use crate::{
+    OutputFormat,
+    cluster::LazyClient,
+    table::{shown, table},
+};
+
+/// The longest reason in the table, in characters.
+const WHY: usize = 80;
+
+/// One tool.
+#[derive(Clone, Debug, Serialize)]
+pub struct ToolReport {
+    name: String,
+    class: ToolClass,
+    severity: ToolSeverity,
+    evidence: Vec<EvidenceReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    #[serde(skip)]
+    why: String,
+}
+
+/// Words of the definition that speak for a class.
+#[derive(Clone, Debug, Serialize)]
+struct EvidenceReport {
+    #[serde(rename = "in")]
+    part: String,
+    start: usize,
+    end: usize,
+    text: String,
+    class: ToolClass,
+}
+
+impl From<Evidence> for EvidenceReport {
+    fn from(evidence: Evidence) -> Self {
+        let Evidence { part, span, text, class } = evidence;
+        Self { part, start: span.start, end: span.end, text, class }
+    }
+}
+
+impl ToolReport {
+    /// Looks at a tool.
+    pub fn new(tool: &ListedTool, policies: Option<&ToolPolicies>) -> Self {
+        let classification = tool.classify();
+        Self {
+            name: tool.name().to_owned(),
+            class: classification.class,
+            severity: classification.severity(),
+            why: classification.why(),
+            policy: policies.map(|policies| policies.verdict(tool.name())),
+            evidence: classification.evidence.into_iter().map(EvidenceReport::from).collect(),
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let mut why: String = shown(&self.why).chars().take(WHY).collect();
+        if self.why.chars().nth(WHY).is_some() {
+            why.push_str("...");
+        }
+        let (class, severity) = (self.class.as_str().to_owned(), self.severity.as_str().to_owned());
+        [vec![shown(&self.name).into_owned(), class, severity, why], Vec::from_iter(self.policy.clone())].concat()
+    }
+}
+
+/// Reads the tools of a source, and returns the output.
+///
+/// # Errors
+/// The tools cannot be read, or the policies are not in order or do not name the server.
+pub async fn tools(
+    source: &ToolSource,
+    policies: &[PathBuf],
+    cluster: &LazyClient,
+    limits: &ReadLimits,
+    form: OutputFormat,
+) -> anyhow::Result<String> {
+    let found = source::read(source, cluster, limits).await?;
+    let policies = match policies {
+        [] => None,
+        paths => Some(ToolPolicies::load(paths, source.server.as_deref(), &found.name)?),
+    };
+    let rows: Vec<ToolReport> = found.tools.iter().map(|tool| ToolReport::new(tool, policies.as_ref())).collect();
+    Ok(match form {
+        OutputFormat::Json => format!("{}\n", serde_json::to_string_pretty(&rows)?),
+        OutputFormat::Text if rows.is_empty() => "The server lists no tools.\n".to_owned(),
+        OutputFormat::Text => {
+            let header = ["TOOL", "CLASS", "SEVERITY", "WHY", "POLICY"];
+            let columns = if policies.is_some() { 5 } else { 4 };
+            let rows: Vec<Vec<String>> = rows.iter().map(ToolReport::cells).collect();
+            table(0, header.get(..columns).unwrap_or_default(), &rows)
+        }
+    })
+}

@@ -1,0 +1,154 @@
+//! A session with a server, by the official SDK: which protocol it speaks, and the pages of its list.
+
+use std::{collections::HashSet, time::Duration};
+
+use anyhow::{anyhow, bail};
+use rmcp::{
+    ClientLifecycleMode, ClientServiceExt, RoleClient,
+    model::{
+        ClientCapabilities, ClientConfig, ClientRequest, ErrorData, Implementation, ListToolsRequest, PaginatedRequestParams,
+        ProtocolVersion, ServerPeerInfo,
+    },
+    service::{ClientInitializeError, PeerRequestOptions, RunningService, ServiceError},
+    transport::Transport,
+};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::{
+    definition::{ListedTool, ToolCollector},
+    fault::SourceFault,
+    message::{self, ReadState},
+};
+use crate::{cluster::chain, table::shown};
+
+/// The time in which a session is ended.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What a server lists.
+#[derive(Debug)]
+pub struct SessionTools {
+    /// What the server calls itself, if it does.
+    pub name: Option<String>,
+    /// Its tools.
+    pub tools: Vec<ListedTool>,
+}
+
+/// Asks whether a server speaks 2026-07-28, and else for a session of an earlier version.
+pub fn either_era() -> ClientLifecycleMode {
+    ClientLifecycleMode::Auto {
+        preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+        legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
+    }
+}
+
+/// Opens a session and lists all tools.
+///
+/// # Errors
+/// The server cannot be talked to, or its list cannot be read whole. A [`SourceFault`] is the root of what went wrong on the way.
+pub async fn list<T>(transport: T, lifecycle: ClientLifecycleMode, state: &ReadState) -> anyhow::Result<SessionTools>
+where
+    T: Transport<RoleClient> + 'static,
+{
+    let config = ClientConfig::new(ClientCapabilities::default(), Implementation::new("toolweir", env!("CARGO_PKG_VERSION")));
+    let started = timeout(state.limits.answer, config.serve_with_lifecycle(transport, lifecycle)).await;
+    let mut session = match started {
+        Ok(Ok(session)) => session,
+        Ok(Err(error)) => return Err(state.faults.take().map_or_else(|| not_started(&error), Into::into)),
+        Err(_) => return Err(state.faults.take().unwrap_or(SourceFault::Silent(state.limits.answer)).into()),
+    };
+    // What was noted on the way to a version that both speak is no fault.
+    state.faults.take();
+    let listed = pages(&session, state).await;
+    let _ = session.close_with_timeout(GOODBYE).await;
+    let tools = listed?;
+    let name = session.peer_info().and_then(|info| info.server_info.as_ref().map(|server| server.name.clone()));
+    Ok(SessionTools { name, tools })
+}
+
+async fn pages(session: &RunningService<RoleClient, ClientConfig>, state: &ReadState) -> anyhow::Result<Vec<ListedTool>> {
+    if !session.peer_info().is_some_and(|info: std::sync::Arc<ServerPeerInfo>| info.capabilities.tools.is_some()) {
+        bail!("the server has no tools: it does not declare the capability; no policy on tools is needed for it");
+    }
+    let (mut tools, mut cursors) = (ToolCollector::default(), HashSet::new());
+    let mut cursor: Option<String> = None;
+    for _ in 0..state.limits.pages {
+        let page = page(session, cursor.take(), state).await?;
+        let Value::Object(mut page) = page else {
+            bail!("the server answers tools/list with something else than a list of tools")
+        };
+        match page.remove("tools") {
+            Some(Value::Array(definitions)) => tools.add(definitions, &state.limits)?,
+            _ => bail!("the server answers tools/list with something else than a list of tools"),
+        }
+        match page.remove("nextCursor") {
+            None | Some(Value::Null) => return Ok(tools.finish()),
+            Some(Value::String(next)) if next.is_empty() => return Ok(tools.finish()),
+            Some(Value::String(next)) => {
+                if !cursors.insert(next.clone()) {
+                    bail!(
+                        "the server's list goes in circles: it gives the cursor {} twice; the server must be mended",
+                        cut(&next)
+                    );
+                }
+                cursor = Some(next);
+            }
+            Some(other) => bail!("the server gives {} for a cursor; the server must be mended", cut(&other.to_string())),
+        }
+    }
+    bail!("the server's list has more than {} pages, and no agent can use so many; the server must be mended", state.limits.pages)
+}
+
+fn cut(text: &str) -> String {
+    format!("`{}`", shown(text).chars().take(40).collect::<String>())
+}
+
+/// Requests one page.
+async fn page(
+    session: &RunningService<RoleClient, ClientConfig>,
+    cursor: Option<String>,
+    state: &ReadState,
+) -> anyhow::Result<Value> {
+    let params = PaginatedRequestParams::default().with_cursor(cursor);
+    let request = ClientRequest::ListToolsRequest(ListToolsRequest::with_param(params));
+    let asked = async {
+        let options = PeerRequestOptions::with_timeout(state.limits.answer);
+        session.send_cancellable_request(request, options).await?.await_response().await
+    };
+    match asked.await {
+        Ok(result) => message::listed(result)
+            .ok_or_else(|| anyhow!("the server answers tools/list with something else than a list of tools")),
+        Err(error) => Err(state.faults.take().map_or_else(|| not_listed(&error), Into::into)),
+    }
+}
+
+fn not_listed(error: &ServiceError) -> anyhow::Error {
+    match error {
+        ServiceError::McpError(error) => refused("tools/list", error),
+        ServiceError::Timeout { timeout } => SourceFault::Silent(*timeout).into(),
+        other => SourceFault::Broken(chain(other)).into(),
+    }
+}
+
+fn not_started(error: &ClientInitializeError) -> anyhow::Error {
+    match error {
+        ClientInitializeError::LegacyFallbackFailed { fallback, .. } => not_started(fallback),
+        ClientInitializeError::JsonRpcError(error) => refused("initialize", error),
+        ClientInitializeError::NoCompatibleProtocolVersion { server_supported, .. } => {
+            let versions: Vec<String> = server_supported.iter().map(ToString::to_string).collect();
+            anyhow!("the server speaks no version of MCP that is known here, but {}", cut(&versions.join(", ")))
+        }
+        ClientInitializeError::ExpectedInitResponse(_)
+        | ClientInitializeError::ExpectedInitResult(_)
+        | ClientInitializeError::ConflictInitResponseId(..)
+        | ClientInitializeError::UncorrelatedErrorResponse { .. } => {
+            anyhow!("the server answers `initialize` with something else than its result; check that it is an MCP server")
+        }
+        other => SourceFault::Broken(chain(other)).into(),
+    }
+}
+
+fn refused(method: &str, error: &ErrorData) -> anyhow::Error {
+    let said: String = shown(&error.message).replace('\u{fffd}', " ").chars().take(200).collect();
+    anyhow!("the server answers {method} with an error: {said} ({}); look at its log", error.code.0)
+}
