@@ -127,7 +127,7 @@ test-dashboards-live: ## Test dashboards and alerts with a real Prometheus on a 
 pictures: ## Draw both dashboards with ten minutes of real calls: docs/img
 	@LIVE_SECONDS=$${LIVE_SECONDS:-600} PICTURES=1 tests/dashboards/live.sh
 
-plugin: ## Build kubectl toolweir: target/release/kubectl-toolweir
+plugin: ## Build kubectl toolweir: target/release/kubectl-toolweir, also as target/release/toolweir
 	cargo build --release --locked -p toolweir-cli
 
 clean: ## Remove the build output

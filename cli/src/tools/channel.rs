@@ -99,3 +99,33 @@ impl Transport<RoleClient> for ChannelTransport {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rmcp::model::{ClientRequest, PingRequest};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn late_answers_are_left_out() {
+        let mut transport = ChannelTransport::start(|end| async move {
+            let TaskEnd { mut outgoing, incoming } = end;
+            // The first request is answered only when the second was sent.
+            outgoing.recv().await;
+            outgoing.recv().await;
+            for id in [0, 1] {
+                let answer = serde_json::json!({"jsonrpc": "2.0", "id": id, "error": {"code": id, "message": ""}});
+                incoming.send(serde_json::from_value(answer).unwrap()).await.unwrap();
+            }
+            assert!(outgoing.recv().await.is_none());
+        });
+        for id in [0, 1] {
+            let request = ClientRequest::PingRequest(PingRequest::default());
+            transport.send(ClientJsonRpcMessage::request(request, RequestId::Number(id))).await.unwrap();
+        }
+        let Some(JsonRpcMessage::Error(first)) = transport.receive().await else { panic!("no answer") };
+        assert_eq!(first.id, Some(RequestId::Number(1)));
+        transport.close().await.unwrap();
+        assert!(transport.task.is_finished() && transport.receive().await.is_none());
+    }
+}

@@ -78,6 +78,16 @@ pub enum SourceFault {
     /// An endpoint of the transport of 2024-11-05 at another origin.
     #[error("the server wants messages at another origin, {}, and nothing is sent there; give the URL of that server", foreign(.0))]
     ForeignEndpoint(String),
+    /// An error of JSON-RPC in place of an answer.
+    #[error("the server answers {method} with an error: {message} ({code}); look at its log")]
+    Refusal {
+        /// What was asked.
+        method: &'static str,
+        /// What it says, in one line.
+        message: String,
+        /// The code.
+        code: i32,
+    },
     /// A port-forward that fails.
     #[error("{0}")]
     Forward(String),
@@ -129,24 +139,29 @@ impl From<reqwest::Error> for SourceFault {
     fn from(error: reqwest::Error) -> Self {
         // A URL can hold secrets.
         let error = error.without_url();
-        let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
-        while let Some(inner) = cause {
-            // The source of an I/O error is the source of what it holds, not that itself.
-            let held = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref).map(|held| held as &(dyn Error + 'static));
-            for found in [Some(inner), held].into_iter().flatten() {
-                match found.downcast_ref::<rustls::Error>() {
-                    Some(tls @ rustls::Error::InvalidCertificate(_)) => return Self::Certificate(tls.to_string()),
-                    Some(tls) => return Self::Tls(tls.to_string()),
-                    None => {}
-                }
-            }
-            if inner.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-                return Self::Refused;
-            }
-            cause = inner.source();
+        if let Some(known) = known_cause(&error) {
+            return known;
         }
         if error.is_connect() { Self::Unreachable(chain(&error)) } else { Self::Broken(chain(&error)) }
     }
+}
+
+/// Finds a cause with a remedy of its own. The source of an I/O error is the source of what it holds, and passes that over.
+fn known_cause(error: &(dyn Error + 'static)) -> Option<SourceFault> {
+    match error.downcast_ref::<rustls::Error>() {
+        Some(tls @ rustls::Error::InvalidCertificate(_)) => return Some(SourceFault::Certificate(tls.to_string())),
+        Some(tls) => return Some(SourceFault::Tls(tls.to_string())),
+        None => {}
+    }
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            return Some(SourceFault::Refused);
+        }
+        if let Some(held) = error.get_ref() {
+            return known_cause(held);
+        }
+    }
+    error.source().and_then(known_cause)
 }
 
 /// The last fault of a source. The SDK does not hand every error of a transport on, so it is noted where it arises.

@@ -51,10 +51,10 @@ impl PodPort {
 async fn serve(listener: TcpListener, client: Client, pod: NamespacedName, port: u16, state: ReadState) {
     // They end with the task.
     let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
+    while let Ok((mut stream, _)) = listener.accept().await {
         let (client, pod, state) = (client.clone(), pod.clone(), state.clone());
         connections.spawn(async move {
-            if let Err(error) = join(stream, &client, &pod, port).await {
+            if let Err(error) = join(&mut stream, &client, &pod, port).await {
                 state.faults.note(SourceFault::Forward(format!("{error:#}")));
             }
         });
@@ -63,7 +63,7 @@ async fn serve(listener: TcpListener, client: Client, pod: NamespacedName, port:
 }
 
 /// Joins a connection with a port of a pod.
-async fn join(mut near: TcpStream, client: &Client, pod: &NamespacedName, port: u16) -> anyhow::Result<()> {
+async fn join(near: &mut TcpStream, client: &Client, pod: &NamespacedName, port: u16) -> anyhow::Result<()> {
     let forward::PortForward { mut stream, broken, forwarder } = forward::open(client, pod, port).await?;
     let told = async {
         match broken.await.filter(|why| !why.trim().is_empty()) {
@@ -73,7 +73,7 @@ async fn join(mut near: TcpStream, client: &Client, pod: &NamespacedName, port: 
     };
     let ended = tokio::select! {
         // Whoever ended the connection, HTTP says it.
-        _ = copy_bidirectional(&mut near, &mut stream) => Ok(()),
+        _ = copy_bidirectional(near, &mut stream) => Ok(()),
         why = told => bail!("pod {pod}, port {port}: {}; does its sidecar run?", why.trim()),
     };
     forwarder.abort();

@@ -7,7 +7,7 @@ use rmcp::{
     ClientLifecycleMode, ClientServiceExt, RoleClient,
     model::{
         ClientCapabilities, ClientConfig, ClientRequest, ErrorData, Implementation, ListToolsRequest, PaginatedRequestParams,
-        ProtocolVersion, ServerPeerInfo,
+        ProtocolVersion,
     },
     service::{ClientInitializeError, PeerRequestOptions, RunningService, ServiceError},
     transport::Transport,
@@ -67,7 +67,8 @@ where
 }
 
 async fn pages(session: &RunningService<RoleClient, ClientConfig>, state: &ReadState) -> anyhow::Result<Vec<ListedTool>> {
-    if !session.peer_info().is_some_and(|info: std::sync::Arc<ServerPeerInfo>| info.capabilities.tools.is_some()) {
+    let capabilities = session.peer_info().map(|info| info.capabilities.clone()).unwrap_or_default();
+    if capabilities.tools.is_none() {
         bail!("the server has no tools: it does not declare the capability; no policy on tools is needed for it");
     }
     let (mut tools, mut cursors) = (ToolCollector::default(), HashSet::new());
@@ -148,7 +149,7 @@ fn not_started(error: &ClientInitializeError) -> anyhow::Error {
     }
 }
 
-fn refused(method: &str, error: &ErrorData) -> anyhow::Error {
-    let said: String = shown(&error.message).replace('\u{fffd}', " ").chars().take(200).collect();
-    anyhow!("the server answers {method} with an error: {said} ({}); look at its log", error.code.0)
+fn refused(method: &'static str, error: &ErrorData) -> anyhow::Error {
+    let message = shown(&error.message).replace('\u{fffd}', " ").chars().take(200).collect();
+    SourceFault::Refusal { method, message, code: error.code.0 }.into()
 }

@@ -159,20 +159,20 @@ async fn of_command(command: &[OsString], limits: &ReadLimits) -> anyhow::Result
 async fn of_pod(client: &Client, namespace: &str, pod: &str, server: &str, limits: &ReadLimits) -> anyhow::Result<ServerTools> {
     let state = ReadState::new(*limits);
     let port = PodPort::open(client, namespace, pod, &state).await?;
-    let what = || format!("server {} through pod {namespace}/{pod}", shown(server));
     let mut url = Url::parse(&format!("http://{}", port.address))?;
     url.path_segments_mut().map_err(|()| anyhow!("cannot open a local port"))?.push(server);
     let http = McpHttp::new(&url, HeaderMap::new(), None, &state)?;
-    let listed = match of_url(&http, &url).await {
-        Err(error) if error.downcast_ref::<SourceFault>() == Some(&SourceFault::NotFound) => {
-            bail!(
-                "{}: no policy of the pod names this server; kubectl toolweir explain -n {namespace} {pod} TOOL --server {} lists those that are",
-                what(),
+    let listed = of_url(&http, &url).await.map_err(|error| match error.downcast_ref::<SourceFault>() {
+        // The sidecar says who denies.
+        Some(SourceFault::Refusal { message, code: 403, .. }) => {
+            anyhow!(
+                "{message} kubectl toolweir explain -n {namespace} {pod} TOOL --server {} shows the servers that are named",
                 shown(server)
             )
         }
-        listed => listed.with_context(what)?,
-    };
+        _ => error,
+    });
+    let listed = listed.with_context(|| format!("server {} through pod {namespace}/{pod}", shown(server)))?;
     Ok(ServerTools { name: server.to_owned(), url: None, tools: listed.tools })
 }
 
