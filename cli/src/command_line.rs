@@ -107,7 +107,7 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         policy: Vec<PathBuf>,
     },
-    /// Suggest a policy for the tools of a server: an MCPPolicy with a comment on each tool. Look at it, then apply it. Without --from
+    /// Suggest a policy for the tools of a server: a manifest with a comment on each tool. Look at it, then apply it. Without --from
     /// and --observed, what a tool can do decides (reading 60 times a minute, writing 30, executing 10, all else denied)
     #[command(after_help = SUGGEST_EXAMPLES)]
     Suggest(suggest::command::SuggestOptions),

@@ -58,20 +58,17 @@ impl ObservedCalls {
         Some(new)
     }
 
-    /// Counts a call that was let through and that no record keeps.
+    /// ToolCounts a call that was let through and that no record keeps.
     pub fn drop_call(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What was seen until now.
     pub fn response(&self, now: Timestamp) -> ObservedResponse {
-        let mut tools: Vec<ObservedTool> = {
-            let servers = self.lock();
-            let named = |(server, tools): (&Box<str>, &HashMap<Box<str>, Arc<ToolCalls>>)| {
-                tools.iter().map(|(tool, calls)| calls.observed(server, tool)).collect::<Vec<_>>()
-            };
-            servers.tools.iter().flat_map(named).collect()
-        };
+        let mut tools: Vec<ObservedTool> = Vec::new();
+        for (server, of_server) in &self.lock().tools {
+            tools.extend(of_server.iter().map(|(tool, calls)| calls.observed(server, tool)));
+        }
         tools.sort_by(|a, b| (&a.server, &a.tool).cmp(&(&b.server, &b.tool)));
         ObservedResponse {
             since: audit::timestamp(self.since),
@@ -88,10 +85,10 @@ impl ObservedCalls {
 
 /// The calls of one tool.
 #[derive(Debug, Default)]
-pub struct ToolCalls(Mutex<Counts>);
+pub struct ToolCalls(Mutex<ToolCounts>);
 
 #[derive(Debug)]
-struct Counts {
+struct ToolCounts {
     calls: u64,
     denied: u64,
     minute: Peak,
@@ -99,7 +96,7 @@ struct Counts {
     day: Peak,
 }
 
-impl Default for Counts {
+impl Default for ToolCounts {
     fn default() -> Self {
         let of = |seconds| Peak::new(Duration::from_secs(seconds));
         Self { calls: 0, denied: 0, minute: of(60), hour: of(3600), day: of(86_400) }
@@ -135,7 +132,7 @@ impl ToolCalls {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
+    fn lock(&self) -> MutexGuard<'_, ToolCounts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -35,12 +35,12 @@ struct PolicyInForce {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct PolicySpec {
-    servers: Vec<DeclaredServer>,
+    servers: Vec<UrlOfServer>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct DeclaredServer {
+struct UrlOfServer {
     name: String,
     url: Option<String>,
 }
@@ -98,11 +98,11 @@ async fn ask(client: &Client, pod: &PodInfo, path: &str) -> anyhow::Result<PodRe
 /// The labels that say which agent it is and that all these pods share.
 pub fn shared_labels(pods: &[AskedPod]) -> BTreeMap<String, String> {
     let Some((first, others)) = pods.split_first() else { return BTreeMap::new() };
-    let shared = |label: &&str| {
-        let value = first.pod.labels.get(*label)?;
-        others.iter().all(|other| other.pod.labels.get(*label) == Some(value)).then(|| ((*label).to_owned(), value.clone()))
+    let shared = |label: &str| {
+        let value = first.pod.labels.get(label)?;
+        others.iter().all(|other| other.pod.labels.get(label) == Some(value)).then(|| (label.to_owned(), value.clone()))
     };
-    LABELS.iter().filter_map(|label| shared(&label)).collect()
+    LABELS.iter().filter_map(|label| shared(label)).collect()
 }
 
 #[cfg(test)]
