@@ -83,6 +83,11 @@ step "An agent, at http://127.0.0.1:$proxy_port/facebook"
 agent "http://127.0.0.1:$proxy_port/facebook" "$(grep -c '^      limits:' "$work/policy.yaml")" >"$work/agent.out" || { indent <"$work/agent.out"; exit 1; }
 indent <"$work/agent.out"
 
+# The README shows the first lines of this. What is left until a place comes free may differ.
+head -4 "$work/agent.out" | sed -E 's/again in [0-9]+ s/again in 61 s/' | while IFS= read -r line; do
+	grep -qxF "   $line" "$ROOT/README.md" || fail "README.md does not have: $line"
+done
+
 step "What the server's own log says"
 delivered() { grep -c "\"tool\": \"$1\"" "$work/delivered.jsonl" || true; }
 printf '   send_dm_to_user: %s delivered\n   delete_post:     %s delivered\n' "$(delivered send_dm_to_user)" "$(delivered delete_post)"
@@ -92,7 +97,7 @@ expect "calls that the server got" 30 "$(wc -l <"$work/delivered.jsonl")"
 
 step "What $metrics/metrics says"
 get "$metrics/metrics" >"$work/metrics"
-grep '^toolweir_tool_calls_total{' "$work/metrics" | indent || fail "no toolweir_tool_calls_total among the metrics"
+grep '^toolweir_tool_calls_total{.* [1-9]' "$work/metrics" | indent || fail "no toolweir_tool_calls_total among the metrics"
 # calls LABEL...: prints the sum of the series that have all of these labels.
 calls() {
 	local label series

@@ -31,6 +31,8 @@ def faults(tool, definition):
         slices = {text.encode()[one["start"] : one["end"]].decode(errors="replace") for text in known.get(one["in"], ())}
         if not one["text"] or one["text"] not in slices:
             yield f"{tool['name']}: {one}: there stands {slices or 'nothing of that name'}"
+    if len({str(one) for one in tool["evidence"]}) < len(tool["evidence"]):
+        yield f"{tool['name']}: evidence is repeated: {tool['evidence']}"
     classes = {one["class"] for one in tool["evidence"]}
     if tool["class"] != "Unknown" and tool["class"] not in classes:
         yield f"{tool['name']}: is {tool['class']}, and no evidence speaks for that: {tool['evidence']}"

@@ -18,6 +18,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE.parent), str(HERE.parent / "shared")]
 from agent import call_all, call_often, listed  # noqa: E402
+import pages  # noqa: E402
 from evidence import faults  # noqa: E402
 from processes import Broken, Checks, Stage, free_port, verdict, wait_until, with_second_try  # noqa: E402
 from servers import SERVERS, listens  # noqa: E402
@@ -197,6 +198,15 @@ def run(name, number, args):
     return scenario.run(body, (Broken, OSError))
 
 
+def held_pages():
+    """The record of the pages."""
+    scenario = Scenario("pages")
+    print(f"\n== pages: {inspect.getdoc(pages)}", flush=True)
+    found, looked = pages.faults()
+    scenario.require(looked > 0 and not found, f"{looked} rows and entries in {', '.join(pages.PAGES)} are those of golden/", found)
+    return scenario
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--sidecar", required=True)
@@ -209,12 +219,14 @@ def main():
     # What was started ends with this process, however it ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     records = [with_second_try(lambda number, name=name: run(name, number, args)) for name in args.servers or SERVERS]
+    if not args.servers:
+        records.append(held_pages())
     print("\n== summary", flush=True)
     for record in records:
         word = f"{record.failed} " if record.failed else ""
         print(f"  {record.name}: {record.checks} checks, {word}{verdict(record)} ({record.took:.0f} s)")
     failed = sum(bool(record.failed) for record in records)
-    print(f"{len(records) - failed} servers passed, {failed} failed; logs are in {args.dir}")
+    print(f"{len(records) - failed} passed, {failed} failed; logs are in {args.dir}")
     return 1 if failed else 0
 
 
