@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import yaml
 
@@ -83,6 +84,7 @@ class Way:
         flags = ["--listen", f"127.0.0.1:{listen}", "--metrics-listen", f"127.0.0.1:{metrics}", "--admin-listen", f"127.0.0.1:{admin}"]
         self.stage.start(f"sidecar-{self.transport}", [self.args.sidecar, "run", "--policy", policy, *flags])
         wait_until("the sidecar listens", lambda: listens(listen))
+        self.observed = f"http://127.0.0.1:{admin}/observed"
         return f"http://127.0.0.1:{listen}/{self.name}"
 
 
@@ -115,6 +117,7 @@ def goes_the_way(scenario, stage, args):
         through(scenario, by_url, server, other, definitions, tools)
     if name == "facebook":
         thirty_of_thirty_five(scenario, first, server, policy)
+        fits(scenario, stage, first, policy)
 
 
 def says_why(scenario, tools, definitions, table):
@@ -184,6 +187,25 @@ def thirty_of_thirty_five(scenario, way, server, policy):
     scenario.require(reasons == {"rate_limit"}, "the others are over the limit", reasons)
     delivered = server.delivered("send_dm_to_user")
     scenario.require(delivered == server.DELIVERED, f"{delivered} were delivered, says the server's log", server.DELIVERED)
+
+
+def fits(scenario, stage, way, policy):
+    """A policy that is fitted to an agent lets it go on as before, and not twice as fast."""
+    tool, peak = "send_dm_to_user", 7
+    message = {"user_id": "2001", "message": "Rye at eight."}
+    failed, _ = asyncio.run(call_often(way.governed(policy), way.log(), tool, message, peak))
+    observed = stage.dir / "observed.json"
+    with urlopen(way.observed) as answer:
+        observed.write_bytes(answer.read())
+    fitted = stage.dir / "fitted.yaml"
+    fitted.write_text(way.toolweir("suggest", "--server", way.name, "--observed", observed))
+    entries = yaml.safe_load(fitted.read_text())["spec"]["servers"][0]["tools"]
+    right = [{"name": tool, "limits": [{"max": 2 * peak - 1, "window": "minute"}]}]
+    scenario.require(not any(failed) and entries == right, f"after {peak} calls, suggest --observed allows them alone, less than twice as fast", entries)
+    failed, _ = asyncio.run(call_often(way.governed(fitted), way.log(), tool, message, peak))
+    scenario.require(not any(failed), "the agent goes on as before, and is not denied", failed)
+    failed, _ = asyncio.run(call_often(way.governed(fitted), way.log(), tool, message, 2 * peak))
+    scenario.require(failed == [False] * (2 * peak - 1) + [True], "twice as fast, it is", failed)
 
 
 def run(name, number, args):
