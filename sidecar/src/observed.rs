@@ -58,7 +58,7 @@ impl ObservedCalls {
         Some(new)
     }
 
-    /// ToolCounts a call that was let through and that no record keeps.
+    /// Counts a call that was let through and that no record keeps.
     pub fn drop_call(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }

@@ -313,11 +313,11 @@ spec:
     # 4 other tools were not called, and so denied.
     tools:
     # Write (Medium): "send" in the name
-    # 412 calls; at most 9 in a minute, 61 in an hour, 398 in a day
+    # 412 calls; at most 9 in a minute, 61 in an hour
     - name: send_dm_to_user
       limits: [{max: 17, window: minute}, {max: 121, window: hour}]
     # Destructive (Critical): "delete" in the name. It was called, so it is allowed: look at it
-    # 1 call; at most 1 in a minute, 1 in an hour, 1 in a day
+    # 1 call; at most 1 in a minute, 1 in an hour
     - name: delete_post
       limits: [{max: 1, window: minute}, {max: 1, window: hour}]
 "#;

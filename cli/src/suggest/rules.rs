@@ -80,7 +80,8 @@ pub fn by_use(tools: &[ToolFacts], server: &str, observed: &Observations) -> (Ve
     let listed: HashSet<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
     let entry = |name: &str, first: String| {
         let seen = observed.counted(server, name);
-        with_name(name, vec![first, use_comment(seen, observed.pods)], SuggestedRule::Allow(fitted(seen, observed.seconds)))
+        let comments = vec![first, use_comment(seen, observed)];
+        with_name(name, comments, SuggestedRule::Allow(fitted(seen, observed.seconds)))
     };
     let mut entries: Vec<SuggestedEntry> = Vec::new();
     for tool in tools.iter().filter(|tool| called.contains(tool.name.as_str())) {
@@ -106,17 +107,24 @@ pub fn by_use(tools: &[ToolFacts], server: &str, observed: &Observations) -> (Ve
 /// not denied, and who goes twice as fast is. Nothing is known of windows that are longer than the time that was observed.
 fn fitted(seen: SeenCalls, seconds: u64) -> Vec<SuggestedLimit> {
     let most = u64::try_from(MAX).unwrap_or(u64::MAX);
-    let limit = |((window, length), peak): ((&'static str, u64), u64)| {
+    let limit = |(window, peak): (&'static str, u64)| {
         let max = peak.saturating_mul(2).saturating_sub(1).clamp(1, most);
-        (window == "minute" || length <= seconds).then_some(SuggestedLimit { max, window })
+        SuggestedLimit { max, window }
     };
-    WINDOWS.into_iter().zip(seen.peaks).filter_map(limit).collect()
+    known_peaks(seen, seconds).map(limit).collect()
 }
 
-fn use_comment(seen: SeenCalls, pods: usize) -> String {
-    let SeenCalls { calls, peaks: [minute, hour, day] } = seen;
-    let (calls_word, pod) = (if calls == 1 { "call" } else { "calls" }, if pods > 1 { " of one pod" } else { "" });
-    format!("{calls} {calls_word}; at most {minute} in a minute, {hour} in an hour, {day} in a day{pod}")
+/// The windows of which something is known after so many seconds, with their peaks. The minute always counts as one.
+fn known_peaks(seen: SeenCalls, seconds: u64) -> impl Iterator<Item = (&'static str, u64)> {
+    let known = move |((window, length), _): &((&str, u64), u64)| *window == "minute" || *length <= seconds;
+    WINDOWS.into_iter().zip(seen.peaks).filter(known).map(|((window, _), peak)| (window, peak))
+}
+
+fn use_comment(seen: SeenCalls, observed: &Observations) -> String {
+    let (calls, pod) = (if seen.calls == 1 { "call" } else { "calls" }, if observed.pods > 1 { " of one pod" } else { "" });
+    let in_a = |window| if window == "hour" { "an hour".to_owned() } else { format!("a {window}") };
+    let peaks = known_peaks(seen, observed.seconds).map(|(window, peak)| format!("{peak} in {}", in_a(window)));
+    format!("{} {calls}; at most {}{pod}", seen.calls, peaks.collect::<Vec<_>>().join(", "))
 }
 
 fn class_comment(tool: &ToolFacts) -> String {

@@ -1,5 +1,4 @@
 //! A fake API server with the real port-forward protocol, and a real sidecar behind it.
-#![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(dead_code, reason = "each test uses its part")]
 

@@ -53,7 +53,12 @@ pub fn evidence(properties: &[Property<'_>], known: &Known<'_>) -> Vec<Evidence>
 }
 
 fn of_property(property: &Property<'_>, known: &Known<'_>) -> Vec<Evidence> {
-    let filters = || prose::sentences_of(property.description.unwrap_or_default()).iter().flatten().any(|word| among("filter filters", &word.lower));
+    let filters = || {
+        prose::sentences_of(property.description.unwrap_or_default())
+            .iter()
+            .flatten()
+            .any(|word| among("filter filters", &word.lower))
+    };
     if property.ends_with(SELECTORS) && !(known.reads() && (known.history || filters())) {
         let chosen = selected(property);
         if !chosen.is_empty() {
@@ -84,7 +89,8 @@ fn selected(property: &Property<'_>) -> Vec<Evidence> {
     let Some(text) = property.description.filter(|_| property.values.is_empty()) else { return found };
     let path = format!("{}.description", property.path);
     for word in prose::sentences_of(text).iter().flatten() {
-        let http = property.ends_with("method") && text.get(word.span.clone()).is_some_and(|text| among("POST PUT PATCH DELETE", text));
+        let http =
+            property.ends_with("method") && text.get(word.span.clone()).is_some_and(|text| among("POST PUT PATCH DELETE", text));
         let quoted = text.get(..word.span.start).is_some_and(|before| before.ends_with(['\'', '"', '`']));
         let said = name::actions(&words::of_name(text.get(word.span.clone()).unwrap_or_default())).into_iter().next();
         let class = said.filter(|said| http || quoted && said.firm && said.class != Read).map(|said| said.class);
@@ -136,7 +142,9 @@ fn change(property: &Property<'_>) -> Option<ToolClass> {
 
 /// An amount of a currency, or one for somebody.
 fn money(properties: &[Property<'_>]) -> Option<Evidence> {
-    let amount = properties.iter().find(|property| property.ends_with("amount cents") && !property.begins_with("unit min max minimum maximum"))?;
+    let amount = properties
+        .iter()
+        .find(|property| property.ends_with("amount cents") && !property.begins_with("unit min max minimum maximum"))?;
     let with = "currency recipient payee beneficiary wallet iban payment";
     properties.iter().any(|property| property.has(with)).then(|| named(amount, Financial))
 }

@@ -115,11 +115,7 @@ const WITH_OBJECT: &[(&str, &str, ToolClass)] = &[
     ("take capture", "screenshot screenshots snapshot snapshots picture photo screen accessibility", Read),
     ("open", "node nodes document documents record records", Read),
     ("load", "skill skills guide instructions content contents", Read),
-    (
-        "resolve",
-        "library host hostname ip dns domain package module symbol provider path",
-        Read,
-    ),
+    ("resolve", "library host hostname ip dns domain package module symbol provider path", Read),
     ("transfer", "money funds fund balance payment payments amount cash crypto eth btc usdc usdt sol tokens", Financial),
     ("send", "transaction transactions", Financial),
     ("swap exchange", "token tokens coin coins currency", Financial),
@@ -132,7 +128,8 @@ const WITH_OBJECT: &[(&str, &str, ToolClass)] = &[
 ];
 
 /// With these verbs, what follows in [`MONEY`] is paid.
-const PAYING: &str = "create collect make send submit process initiate capture confirm authorize execute issue approve schedule place add start";
+const PAYING: &str =
+    "create collect make send submit process initiate capture confirm authorize execute issue approve schedule place add start";
 const MONEY: &str = "payment payments refund refunds payout payouts charge charges withdrawal transfer purchase order orders trade \
     trades donation funds money";
 
@@ -205,9 +202,7 @@ pub fn with_object<'a>(verb: &str, behind: impl Iterator<Item = &'a str> + Clone
         return Some(Financial);
     }
     let fits = |objects: &str| behind.clone().any(|word| among(objects, word));
-    WITH_OBJECT
-        .iter()
-        .find(|(verbs, objects, _)| among(verbs, verb) && fits(objects)).map(|(_, _, class)| *class)
+    WITH_OBJECT.iter().find(|(verbs, objects, _)| among(verbs, verb) && fits(objects)).map(|(_, _, class)| *class)
 }
 
 /// Whether a verb looks at a query or a script, and does not run it.

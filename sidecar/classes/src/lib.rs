@@ -141,7 +141,8 @@ impl Text {
         }
         let lead = prose::lead(&sentences);
         let title = name::actions(&words::of_name(definition.title.unwrap_or_default()));
-        let history = words.iter().any(|word| lexicon::among("log logs audit event events history activity activities", &word.lower));
+        let history =
+            words.iter().any(|word| lexicon::among("log logs audit event events history activity activities", &word.lower));
         Self { sentences, name, title, lead, history }
     }
 
@@ -181,7 +182,8 @@ fn said(definition: &ToolDefinition<'_>, text: &Text, evidence: &mut Vec<Evidenc
 
 /// The class of which a name's actions and a description's speak together.
 fn settled(named: &[Action], lead: &[Action]) -> ToolClass {
-    let worst = |actions: &[Action], firm: bool| actions.iter().filter(|action| action.firm || !firm).map(|action| action.class).max();
+    let worst =
+        |actions: &[Action], firm: bool| actions.iter().filter(|action| action.firm || !firm).map(|action| action.class).max();
     let firm = worst(named, true).max(worst(lead, true));
     let vague = worst(named, false).max(worst(lead, false));
     let returns = lead.first().is_some_and(|action| action.verb == "return");
@@ -233,7 +235,8 @@ fn only_reading(class: ToolClass, definition: &ToolDefinition<'_>, text: &Text, 
 fn queries(piece: &Evidence) -> bool {
     let text = piece.text.to_lowercase();
     let command = ["command", "cmd", "script", "shell", "code", "invoke", "trigger", "eval", "evaluate", "call"];
-    piece.class == Read || piece.class == Execute && !command.iter().any(|word| words::of_name(&text).iter().any(|found| found.lower == *word))
+    piece.class == Read
+        || piece.class == Execute && !command.iter().any(|word| words::of_name(&text).iter().any(|found| found.lower == *word))
 }
 
 /// What the server's hints add.
