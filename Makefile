@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel crds test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel crds test-tools test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ test-cel: ## Compare the CEL test results with those of cel-go, the engine of Ku
 
 crds: ## Generate the CRDs: crds/generated
 	cargo run --quiet --locked -p toolweir-crds --features kube --bin crdgen crds/generated
+
+test-tools: ## Read the tools of real servers, suggest policies, and call what they allow (ONLY="git fetch")
+	@ONLY="$(ONLY)" tests/tools/run.sh
 
 test-sdk: ## Run SDKs and agent frameworks through the sidecar (ONLY="gosdk java")
 	@tests/sdk/run.sh

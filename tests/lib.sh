@@ -119,6 +119,13 @@ sidecar() {
 	echo "$TARGET/release/toolweir-sidecar"
 }
 
+# toolweir: builds the release binary of `kubectl toolweir` under the name that needs no kubectl, and prints its path.
+toolweir() {
+	need cargo "https://rustup.rs"
+	cargo build --quiet --release --locked --manifest-path "$ROOT/Cargo.toml" -p toolweir-cli --bin toolweir >&2 || return
+	echo "$TARGET/release/toolweir"
+}
+
 # ensure_redis: makes redis-server and redis-cli available. If the machine does not have them, this unpacks Debian's packages into the
 # cache folder and puts them on PATH.
 ensure_redis() {

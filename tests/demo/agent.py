@@ -2,6 +2,7 @@
 
     agent.py URL        lists the tools, sends 35 direct messages, deletes a post, and says what came of it; exit 1 when
                         that is not what the demo promises
+    agent.py URL N      the same, if a policy shows N tools rather than send_dm_to_user alone
     agent.py URL list   only prints the number of tools
 """
 
@@ -35,10 +36,13 @@ def expect(what: str, want, got) -> None:
         sys.exit(f"agent.py: {what}: expected {want!r:.300}, got {got!r:.300}")
 
 
-async def main(url: str) -> None:
+async def main(url: str, shown: int = 1) -> None:
     async with Client(url) as client:
         tools = await list_tools(client)
-        print(f"tools it sees: {len(tools)} ({', '.join(tools)})")
+        # In a few words: a policy can allow very many.
+        others = [tool for tool in tools if tool != "send_dm_to_user"]
+        seen = ["send_dm_to_user"] * ("send_dm_to_user" in tools) + others[:2] + ["..."] * (len(others) > 2)
+        print(f"tools it sees: {len(tools)} ({', '.join(seen)})")
 
         results = []
         print(f"send_dm_to_user, {CALLS} times: ", end="", flush=True)
@@ -52,12 +56,14 @@ async def main(url: str) -> None:
         deleted = await client.call_tool("delete_post", {"post_id": "104255_1"})
         print(f"delete_post, once. The model reads:\n  {text(deleted)}")
 
-    expect("the tools that the agent sees", ["send_dm_to_user"], tools)
+    expect("the tools that the agent sees", shown, len(tools))
+    expect("whether it sees these", [True, False], [tool in tools for tool in ("send_dm_to_user", "delete_post")])
     # Not only how many: the first 30 pass, and none after them.
     expect("which calls were denied", list(range(MAX + 1, CALLS + 1)), [n for n, r in enumerate(results, 1) if r.is_error])
     expect("why they were", {"rate_limit"}, {denial(r).get("reason") for r in denied})
     expect("a time to try again in each", True, all(0 < denial(r)["retryAfterSeconds"] <= 61 for r in denied))
-    expect("the answer to delete_post", "not_listed", denial(deleted).get("reason"))
+    # A policy denies it by name, or does not list it.
+    expect("the answer to delete_post is a denial", True, denial(deleted).get("reason") in ("denied", "not_listed"))
 
 
 async def count_tools(url: str) -> None:
@@ -65,4 +71,4 @@ async def count_tools(url: str) -> None:
         print(len(await list_tools(client)))
 
 
-asyncio.run(count_tools(sys.argv[1]) if sys.argv[2:] == ["list"] else main(sys.argv[1]))
+asyncio.run(count_tools(sys.argv[1]) if sys.argv[2:] == ["list"] else main(sys.argv[1], *map(int, sys.argv[2:])))

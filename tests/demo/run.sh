@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Shows Toolweir in a minute, without Kubernetes: an MCP server, an agent, the sidecar between them, and a policy imported from
-# PolicyLayer. It prints what agent, server, metrics and audit log say about the same 36 calls, and fails if a number is wrong.
-# Needs Rust and Python 3.
+# Shows Toolweir in a minute, without Kubernetes: an MCP server, what its tools can do, the policy that this suggests, and an agent with
+# the sidecar in between. It prints what agent, server, metrics and audit log say about the same 36 calls, and fails if a number is wrong.
+# Needs Rust and Python 3. SIDECAR=BINARY, TOOLWEIR=BINARY: these programs instead of building them.
 
 . "$(dirname "$0")/../lib.sh"
 . "$ROOT/tests/demo/lib.sh"
@@ -18,11 +18,27 @@ finish() {
 }
 trap finish EXIT
 
+# entries NAMES: prints a suggested policy with the entries of these tools alone, and dots for the others.
+entries() {
+	awk -v names="$1" '
+		function flush() {
+			if (wanted) printf "%s", block
+			else if (named && !dots) print "    ..."
+			dots = !wanted; block = ""; named = 0
+		}
+		!listed { print; listed = /^    tools:/; next }
+		/^    #/ && named { flush() }
+		{ block = block $0 "\n" }
+		/^    - name:/ { named = 1; wanted = $3 ~ "^(" names ")$" }
+		END { flush() }'
+}
+
 # port PREFERRED: prints the port of the documentation, or another one if it is taken.
 port() { if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then free_port; else echo "$1"; fi; }
 
-echo "Building the sidecar and fetching the MCP SDK (the first time takes a few minutes) ..."
-sidecar=$(sidecar)
+echo "Building Toolweir and fetching the MCP SDK (the first time takes a few minutes) ..."
+sidecar=${SIDECAR:-$(sidecar)}
+toolweir=${TOOLWEIR:-$(toolweir)}
 python=$(python_env demo mcp==2.3.0)/bin/python
 agent() { "$python" "$here/agent.py" "$@"; }
 
@@ -35,11 +51,20 @@ offered=$(agent "$server" list)
 echo "It listens on $server and offers $offered tools, delete_post among them." | indent
 [ "$offered" -ge 30 ] || fail "the server offers $offered tools"
 
-step "A policy: PolicyLayer's file, and the MCPPolicy that the import writes"
-cat "$here/policylayer.json" | indent
-printf '\n   $ toolweir-sidecar import policylayer.json --server facebook --url %s\n\n' "$server"
-"$sidecar" import "$here/policylayer.json" --server facebook --url "$server" >"$work/policy.yaml"
-indent <"$work/policy.yaml"
+step "What its tools can do"
+shown="get_page_posts|send_dm_to_user|delete_post"
+printf '   $ toolweir tools %s\n' "$server"
+"$toolweir" tools "$server" >"$work/tools"
+grep -E "^(TOOL|$shown) " "$work/tools" | indent
+echo "... and $((offered - 3)) others." | indent
+expect "tools in the table" "$offered" "$(($(wc -l <"$work/tools") - 1))"
+
+step "A policy: what Toolweir suggests"
+printf '   $ toolweir suggest %s --server facebook >policy.yaml\n   $ cat policy.yaml\n' "$server"
+"$toolweir" suggest "$server" --server facebook >"$work/policy.yaml"
+entries "$shown" <"$work/policy.yaml" | indent
+printf '   $ toolweir-sidecar check policy.yaml\n'
+"$sidecar" check "$work/policy.yaml" | indent
 
 step "The sidecar, with this policy"
 proxy_port=$(port 15001) metrics_port=$(port 15020) admin_port=$(port 15000)
@@ -55,8 +80,13 @@ wait_port "$metrics_port" 10 "the sidecar's metrics"
 get "$metrics/readyz" >/dev/null || fail "the sidecar is not ready"
 
 step "An agent, at http://127.0.0.1:$proxy_port/facebook"
-agent "http://127.0.0.1:$proxy_port/facebook" >"$work/agent.out" || { indent <"$work/agent.out"; exit 1; }
+agent "http://127.0.0.1:$proxy_port/facebook" "$(grep -c '^      limits:' "$work/policy.yaml")" >"$work/agent.out" || { indent <"$work/agent.out"; exit 1; }
 indent <"$work/agent.out"
+
+# The README shows the first lines of this. What is left until a place comes free may differ.
+head -4 "$work/agent.out" | sed -E 's/again in [0-9]+ s/again in 61 s/' | while IFS= read -r line; do
+	grep -qxF "   $line" "$ROOT/README.md" || fail "README.md does not have: $line"
+done
 
 step "What the server's own log says"
 delivered() { grep -c "\"tool\": \"$1\"" "$work/delivered.jsonl" || true; }
@@ -67,7 +97,7 @@ expect "calls that the server got" 30 "$(wc -l <"$work/delivered.jsonl")"
 
 step "What $metrics/metrics says"
 get "$metrics/metrics" >"$work/metrics"
-grep '^toolweir_tool_calls_total{' "$work/metrics" | indent || fail "no toolweir_tool_calls_total among the metrics"
+grep '^toolweir_tool_calls_total{.* [1-9]' "$work/metrics" | indent || fail "no toolweir_tool_calls_total among the metrics"
 # calls LABEL...: prints the sum of the series that have all of these labels.
 calls() {
 	local label series
@@ -77,7 +107,7 @@ calls() {
 }
 expect "allowed in the metrics" 30 "$(calls 'tool="send_dm_to_user"' 'decision="allowed"')"
 expect "denied in the metrics" 5 "$(calls 'tool="send_dm_to_user"' 'decision="denied"' 'reason="rate_limit"')"
-expect "delete_post in the metrics" 1 "$(calls 'tool="delete_post"' 'decision="denied"' 'reason="not_listed"')"
+expect "delete_post in the metrics" 1 "$(calls 'tool="delete_post"' 'decision="denied"' 'reason="denied"')"
 expect "all calls in the metrics" 36 "$(calls)"
 
 step "What the audit log says: one line for each call; here the first that passed and the first that did not"
@@ -87,5 +117,19 @@ echo
 decided denied | sed -n 1p | indent
 expect "allowed in the audit log" 30 "$(decided allowed | wc -l)"
 expect "denied in the audit log" 6 "$(decided denied | wc -l)"
+
+step "Another policy, while the sidecar runs: PolicyLayer's file, imported"
+cat "$here/policylayer.json" | indent
+printf '\n   $ toolweir-sidecar import policylayer.json --server facebook --url %s >policy.yaml\n   $ cat policy.yaml\n' "$server"
+"$sidecar" import "$here/policylayer.json" --server facebook --url "$server" >"$work/imported"
+mv "$work/imported" "$work/policy.yaml"
+indent <"$work/policy.yaml"
+sees=
+for _ in 1 2 3 4 5; do
+	sees=$(agent "http://127.0.0.1:$proxy_port/facebook" list)
+	[ "$sees" != 1 ] || break
+done
+expect "tools that the agent sees" 1 "$sees"
+printf '\n   tools that the agent sees now: %s\n' "$sees"
 
 printf '\n%sAgent, server, metrics and audit log agree: 30 delivered, 5 over the limit, nothing deleted.%s\n' "$bold" "$plain"
