@@ -1,0 +1,60 @@
+//! Why a tool has its class, in one line.
+
+use toolweir_crds::ToolClass;
+
+use crate::{Classification, Evidence};
+
+/// How many pieces of evidence the line has.
+const PIECES: usize = 3;
+/// How many characters the line has at most.
+const CHARACTERS: usize = 100;
+/// How many characters of a text of the server.
+const QUOTED: usize = 28;
+
+pub fn line(classification: &Classification) -> String {
+    let mut line = String::new();
+    let strongest = classification.evidence.iter().filter(|piece| piece.class == classification.class);
+    for piece in strongest.take(PIECES).map(piece) {
+        let comma = if line.is_empty() { "" } else { ", " };
+        if line.contains(&piece) || line.chars().count() + comma.len() + piece.chars().count() > CHARACTERS {
+            continue;
+        }
+        line = line + comma + &piece;
+    }
+    if classification.class == ToolClass::Unknown || line.is_empty() {
+        return "nothing says what it does".to_owned();
+    }
+    line
+}
+
+fn piece(evidence: &Evidence) -> String {
+    let text = shown(&evidence.text, QUOTED);
+    let part = evidence.part.as_str();
+    if let Some(hint) = part.strip_prefix("annotations.") {
+        return format!("{hint} is {text}");
+    }
+    let Some(property) = part.rsplit_once("properties.").map(|(_, property)| property) else {
+        return format!("\"{text}\" in the {}", shown(part, QUOTED));
+    };
+    match property.split_once(['.', '[']) {
+        _ if property == evidence.text => format!("the argument \"{text}\""),
+        Some((name, _)) => format!("\"{text}\" of the argument \"{}\"", shown(name, QUOTED)),
+        None => format!("the argument \"{text}\""),
+    }
+}
+
+/// A stranger's text, without what could move the terminal's cursor or turn the line around.
+fn shown(text: &str, characters: usize) -> String {
+    let harmless = |c: char| if is_harmful(c) { '\u{fffd}' } else { c };
+    let mut shown: String = text.chars().take(characters).map(harmless).collect();
+    if text.chars().nth(characters).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+fn is_harmful(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{61c}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+        || matches!(c, '\u{ad}' | '\u{e0000}'..='\u{e007f}')
+}
