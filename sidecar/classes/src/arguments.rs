@@ -45,6 +45,9 @@ const PROGRAMS: &str = "code javascript python js snippet program";
 /// Files and folders.
 const FILES: &str = "path file dir directory folder filename filepath";
 
+/// How many sub-commands of a property are evidence: the worst ones.
+const SELECTED: usize = 4;
+
 /// What the arguments say, each with its evidence.
 pub fn evidence(properties: &[Property<'_>], known: &Known<'_>) -> Vec<Evidence> {
     let mut found: Vec<_> = properties.iter().flat_map(|property| of_property(property, known)).collect();
@@ -53,7 +56,12 @@ pub fn evidence(properties: &[Property<'_>], known: &Known<'_>) -> Vec<Evidence>
 }
 
 fn of_property(property: &Property<'_>, known: &Known<'_>) -> Vec<Evidence> {
-    let filters = || prose::sentences_of(property.description.unwrap_or_default()).iter().flatten().any(|word| among("filter filters", &word.lower));
+    let filters = || {
+        prose::sentences_of(property.description.unwrap_or_default())
+            .iter()
+            .flatten()
+            .any(|word| among("filter filters", &word.lower))
+    };
     if property.ends_with(SELECTORS) && !(known.reads() && (known.history || filters())) {
         let chosen = selected(property);
         if !chosen.is_empty() {
@@ -81,15 +89,20 @@ fn selected(property: &Property<'_>) -> Vec<Evidence> {
     if found.iter().all(|piece| piece.class == Read) && (found.len() < property.values.len() || property.ends_with("mode")) {
         found.clear();
     }
+    found.sort_by_key(|piece| std::cmp::Reverse(piece.class));
+    found.truncate(SELECTED);
     let Some(text) = property.description.filter(|_| property.values.is_empty()) else { return found };
     let path = format!("{}.description", property.path);
     for word in prose::sentences_of(text).iter().flatten() {
-        let http = property.ends_with("method") && text.get(word.span.clone()).is_some_and(|text| among("POST PUT PATCH DELETE", text));
+        let http =
+            property.ends_with("method") && text.get(word.span.clone()).is_some_and(|text| among("POST PUT PATCH DELETE", text));
         let quoted = text.get(..word.span.start).is_some_and(|before| before.ends_with(['\'', '"', '`']));
         let said = name::actions(&words::of_name(text.get(word.span.clone()).unwrap_or_default())).into_iter().next();
         let class = said.filter(|said| http || quoted && said.firm && said.class != Read).map(|said| said.class);
         found.extend(class.and_then(|class| Evidence::of(&path, text, word.span.clone(), class)));
     }
+    found.sort_by_key(|piece| std::cmp::Reverse(piece.class));
+    found.truncate(SELECTED);
     found
 }
 
@@ -136,7 +149,9 @@ fn change(property: &Property<'_>) -> Option<ToolClass> {
 
 /// An amount of a currency, or one for somebody.
 fn money(properties: &[Property<'_>]) -> Option<Evidence> {
-    let amount = properties.iter().find(|property| property.ends_with("amount cents") && !property.begins_with("unit min max minimum maximum"))?;
+    let amount = properties
+        .iter()
+        .find(|property| property.ends_with("amount cents") && !property.begins_with("unit min max minimum maximum"))?;
     let with = "currency recipient payee beneficiary wallet iban payment";
     properties.iter().any(|property| property.has(with)).then(|| named(amount, Financial))
 }

@@ -69,7 +69,7 @@ const GROUPS: &[(ToolClass, Use, &str)] = &[
         extend allocate trust migrate compress gzip zip unzip encrypt decrypt ingest populate bootstrap init initialize initialise
         setup complete finish finalize launch spawn boot reboot turn override escalate claim dismiss accept decline confirm
         customize refactor compose remember memorize hset lpush rpush sadd zadd xadd setex mset persist cordon uncordon
-        taint scaffold delegate sanitize upgrade downgrade tweet unlike retweet undo redo undelete consolidate commence compact
+        taint scaffold delegate sanitize upgrade downgrade tweet unlike retweet undo redo undelete consolidate commence
         reindex vacuum rewrite intake enrol enroll instantiate materialize ship swap resolve rebase relocate rearrange",
     ),
     (Write, Use::Firm, "update set commit fork refresh sync backup transfer autofix fix"),
@@ -77,10 +77,10 @@ const GROUPS: &[(ToolClass, Use, &str)] = &[
         Write,
         Use::Loose,
         "post issue comment message email mail tag label flag branch star like lock pull request schedule book order record
-        type select focus alert release link index draft page vote rate build train sign note upload event bookmark stream log report review print watch
+        type select focus alert release link index draft page vote rate build train sign note upload event bookmark stream log report review print watch compact
         whitelist allowlist blacklist denylist cache seed watermark forward store",
     ),
-    (Write, Use::Mild, "manage handle generate produce prepare make download export optimize administer control use go back load format transform sort dump"),
+    (Write, Use::Mild, "manage handle generate produce prepare make download export optimize administer control use go back load format transform sort dump simulate"),
     (Write, Use::Light, "take perform conduct do carry place capture empty submit exchange collect process initiate"),
     (Execute, Use::Verb, "execute exec eval evaluate invoke trigger rerun psql ssh"),
     (Execute, Use::Firm, "run call"),
@@ -115,11 +115,7 @@ const WITH_OBJECT: &[(&str, &str, ToolClass)] = &[
     ("take capture", "screenshot screenshots snapshot snapshots picture photo screen accessibility", Read),
     ("open", "node nodes document documents record records", Read),
     ("load", "skill skills guide instructions content contents", Read),
-    (
-        "resolve",
-        "library host hostname ip dns domain package module symbol provider path",
-        Read,
-    ),
+    ("resolve", "library host hostname ip dns domain package module symbol provider path", Read),
     ("transfer", "money funds fund balance payment payments amount cash crypto eth btc usdc usdt sol tokens", Financial),
     ("send", "transaction transactions", Financial),
     ("swap exchange", "token tokens coin coins currency", Financial),
@@ -132,7 +128,8 @@ const WITH_OBJECT: &[(&str, &str, ToolClass)] = &[
 ];
 
 /// With these verbs, what follows in [`MONEY`] is paid.
-const PAYING: &str = "create collect make send submit process initiate capture confirm authorize execute issue approve schedule place add start";
+const PAYING: &str =
+    "create collect make send submit process initiate capture confirm authorize execute issue approve schedule place add start";
 const MONEY: &str = "payment payments refund refunds payout payouts charge charges withdrawal transfer purchase order orders trade \
     trades donation funds money";
 
@@ -205,9 +202,7 @@ pub fn with_object<'a>(verb: &str, behind: impl Iterator<Item = &'a str> + Clone
         return Some(Financial);
     }
     let fits = |objects: &str| behind.clone().any(|word| among(objects, word));
-    WITH_OBJECT
-        .iter()
-        .find(|(verbs, objects, _)| among(verbs, verb) && fits(objects)).map(|(_, _, class)| *class)
+    WITH_OBJECT.iter().find(|(verbs, objects, _)| among(verbs, verb) && fits(objects)).map(|(_, _, class)| *class)
 }
 
 /// Whether a verb looks at a query or a script, and does not run it.

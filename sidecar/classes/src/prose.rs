@@ -30,14 +30,20 @@ const DOUBTFUL: &str = "open complete clear close block change share store ship 
     extend follow react respond join mark pin";
 /// Verbs that change something in every sentence about the tool.
 const HARD: &str = "create write modify insert replace send publish upsert patch edit update";
-const NEGATIONS: &str = "no not never non without nothing neither nor cannot can't doesn't don't isn't won't avoid avoids prevent prevents";
+const NEGATIONS: &str =
+    "no not never non without nothing neither nor cannot can't doesn't don't isn't won't avoid avoids prevent prevents";
 /// Words with which a text says that a language's changes are turned away.
-const REFUSALS: &str = "only reject rejects rejected block blocks blocked forbidden disallowed prohibited prevented denied refused disabled";
-const CHANGES: &str = "insert update delete ddl dml write writes modify modifies modified drop alter truncate mutate mutations changes";
+const REFUSALS: &str =
+    "only reject rejects rejected block blocks blocked forbidden disallowed prohibited prevented denied refused disabled";
+const CHANGES: &str =
+    "insert update delete ddl dml write writes modify modifies modified drop alter truncate mutate mutations changes";
 
-/// The sentences of a text.
+/// How much of a property's description is read, in bytes.
+const PROPERTY_BYTES: usize = 2 * 1024;
+
+/// The sentences of a property's description.
 pub fn sentences_of(text: &str) -> Vec<Vec<Word>> {
-    words::sentences(text)
+    words::sentences(words::beginning(text, PROPERTY_BYTES))
 }
 
 fn lower(words: &[Word], at: usize) -> &str {
@@ -77,7 +83,9 @@ pub fn unknown_verb(sentences: &[Vec<Word>], name: &str) -> bool {
 fn leading(sentence: &[Word]) -> Vec<Action> {
     let label = sentence.iter().take(9).position(|word| word.before == Before::Label);
     // "Use Search to find": what it is used for.
-    let purpose = among("use uses using", lower(sentence, 0)).then(|| sentence.iter().take(6).position(|word| word.lower == "to")).flatten();
+    let purpose = among("use uses using", lower(sentence, 0))
+        .then(|| sentence.iter().take(6).position(|word| word.lower == "to"))
+        .flatten();
     let mut found = [Some(0), label, purpose].into_iter().flatten().find_map(|from| verb(sentence, from));
     if found.is_none() && among("provide provides", lower(sentence, 0)) {
         found = sentence.first().map(|word| (0, Form::Third, action(word, "provide", Read, false)));
@@ -113,7 +121,11 @@ fn verb(sentence: &[Word], from: usize) -> Option<(usize, Form, Action)> {
 /// The words that a verb governs.
 pub fn object(sentence: &[Word], verb: usize) -> Vec<String> {
     let behind = sentence.iter().skip(verb + 1).take(8).map(|word| word.lower.clone());
-    behind.enumerate().take_while(|(at, word)| *at == 0 && word != "to" || !among(PREPOSITIONS, word)).map(|(_, word)| word).collect()
+    behind
+        .enumerate()
+        .take_while(|(at, word)| *at == 0 && word != "to" || !among(PREPOSITIONS, word))
+        .map(|(_, word)| word)
+        .collect()
 }
 
 fn is_preamble(sentence: &[Word], at: usize) -> bool {
@@ -177,7 +189,9 @@ pub fn statements(sentences: &[Vec<Word>]) -> Vec<Action> {
 /// `This will delete it`, `It also creates one`, `Removes the rest.`
 fn says_of_tool(sentence: &[Word]) -> Option<Action> {
     let subject = match lower(sentence, 0) {
-        "this" | "the" => 1 + usize::from(among("tool operation action command function endpoint method call", lower(sentence, 1))),
+        "this" | "the" => {
+            1 + usize::from(among("tool operation action command function endpoint method call", lower(sentence, 1)))
+        }
         "it" | "also" | "can" | "will" => 1,
         _ => 0,
     };
@@ -190,8 +204,10 @@ fn says_of_tool(sentence: &[Word]) -> Option<Action> {
     let form = if auxiliary { Form::Base } else { Form::Third };
     let word = sentence.get(at)?;
     let (verb, _, entry) = stem_of_form(&word.lower, form)?;
-    let certain = entry.class == Destructive || among(HARD, &verb) || subject > 0 && entry.usage == Use::Verb && !among(DOUBTFUL, &verb);
-    (certain && entry.class > Read && !matches!(entry.usage, Use::Loose | Use::Light)).then(|| action(word, &verb, entry.class, true))
+    let certain =
+        entry.class == Destructive || among(HARD, &verb) || subject > 0 && entry.usage == Use::Verb && !among(DOUBTFUL, &verb);
+    (certain && entry.class > Read && !matches!(entry.usage, Use::Loose | Use::Light))
+        .then(|| action(word, &verb, entry.class, true))
 }
 
 /// Words that leave no doubt, wherever they stand.
@@ -231,7 +247,9 @@ pub fn only_reads(sentences: &[Vec<Word>]) -> Option<Range<usize>> {
         let has = |words: &str| sentence.iter().any(|word| among(words, &word.lower));
         let refused = has(NEGATIONS) || has(REFUSALS);
         let here = (0..sentence.len()).find(|at| claims(sentence, *at)).and_then(|at| sentence.get(at));
-        if here.is_some() && has("default unless optional optionally configured configurable") || has(CHANGES) && !refused && here.is_none() {
+        if here.is_some() && has("default unless optional optionally configured configurable")
+            || has(CHANGES) && !refused && here.is_none()
+        {
             return None;
         }
         claim = claim.or_else(|| here.map(|word| word.span.clone()));

@@ -86,7 +86,8 @@ impl<'a> Walk<'a> {
             let path = format!("{path}.properties.{name}");
             let Some(inner) = self.resolved(property) else { continue };
             let property = self.property(path, name, inner);
-            if inner.contains_key("properties") && (alone || property.ends_with(WRAPPERS)) || alone && inner.contains_key("anyOf") {
+            if inner.contains_key("properties") && (alone || property.ends_with(WRAPPERS)) || alone && inner.contains_key("anyOf")
+            {
                 self.inner(inner, &property.path, depth - 1);
             }
             self.found.push(property);
