@@ -18,7 +18,7 @@
 //!                        └─> condition (as CEL)
 //! ```
 //!
-//! The YAML is that of the open-source proxy, whose code says what the pages leave open; see [`intercept`].
+//! The YAML is that of the open-source proxy, whose code says what the pages leave open.
 
 pub mod command;
 mod condition;
