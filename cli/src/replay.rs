@@ -75,7 +75,10 @@ pub async fn replay(
             told.extend(problems.iter().filter_map(|problem| problem_note(problem, &of_pod)));
         }
         if restarts > 1 {
-            told.insert(format!("pod {}: its sidecar was restarted {restarts} times; only the last two logs are there", info.key));
+            told.insert(format!(
+                "pod {}: its sidecar was restarted {restarts} times; only the last two logs are there",
+                info.key
+            ));
         }
     }
     let replay = RefCell::new(replay);
@@ -113,12 +116,7 @@ async fn namespace_labels(client: &Client, namespace: &str) -> anyhow::Result<La
 }
 
 /// Returns the pods to replay: the one that was asked for, or those for which the new policies change something.
-async fn pods(
-    client: &Client,
-    query: &ReplayQuery,
-    policies: &PoliciesToBe,
-    labels: &Labels,
-) -> anyhow::Result<Vec<KubePod>> {
+async fn pods(client: &Client, query: &ReplayQuery, policies: &PoliciesToBe, labels: &Labels) -> anyhow::Result<Vec<KubePod>> {
     let namespace = query.namespace.as_str();
     let api = NamespaceScope::Namespace(namespace.to_owned()).pods(client);
     if let Some(name) = &query.pod {
@@ -137,7 +135,9 @@ async fn pods(
     let mut pods: Vec<KubePod> = all.into_iter().filter(is_concerned).collect();
     pods.sort_by_key(ResourceExt::name_any);
     if pods.is_empty() {
-        bail!("the policies select no pod of namespace {namespace} that has a sidecar; correct podSelector, or name a pod with --pod");
+        bail!(
+            "the policies select no pod of namespace {namespace} that has a sidecar; correct podSelector, or name a pod with --pod"
+        );
     }
     Ok(pods)
 }
@@ -154,7 +154,8 @@ fn restarts(pod: &KubePod) -> i32 {
 fn options(pod: &KubePod) -> CompileOptions {
     let spec = pod.spec.as_ref();
     let containers = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
-    let args = containers.filter(|container| container.name == SIDECAR_CONTAINER).flat_map(|container| container.args.iter().flatten());
+    let args =
+        containers.filter(|container| container.name == SIDECAR_CONTAINER).flat_map(|container| container.args.iter().flatten());
     // Kubernetes writes a dollar twice.
     let workload = args.filter_map(|arg| arg.strip_prefix("--pod-workload=")).map(|name| name.replace("$$", "$")).next();
     CompileOptions {
@@ -175,12 +176,7 @@ fn problem_note(problem: &Problem, policies: &[toolweir_engine::Policy]) -> Opti
 }
 
 /// Reads a log. Returns a note where it cannot be read to its end.
-async fn read(
-    client: &Client,
-    log: &SidecarLog,
-    since: Duration,
-    replay: &RefCell<Replay>,
-) -> anyhow::Result<Option<String>> {
+async fn read(client: &Client, log: &SidecarLog, since: Duration, replay: &RefCell<Replay>) -> anyhow::Result<Option<String>> {
     let SidecarLog { pod, id, previous } = log;
     let api: Api<KubePod> = Api::namespaced(client.clone(), &pod.namespace);
     let parameters = LogParams {

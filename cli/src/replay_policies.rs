@@ -112,7 +112,10 @@ impl PoliciesToBe {
                 namespace.clone_into(&mut id.namespace);
             }
             if !id.cluster && id.namespace != namespace {
-                bail!("policy {id} governs no pod of namespace {namespace}; write -n {}, or leave it out of the files", id.namespace);
+                bail!(
+                    "policy {id} governs no pod of namespace {namespace}; write -n {}, or leave it out of the files",
+                    id.namespace
+                );
             }
             let before = policies.iter().position(|policy| policy.policy.id == new.policy.id).map(|at| policies.remove(at));
             // What is replaced keeps its age.

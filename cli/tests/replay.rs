@@ -63,8 +63,10 @@ fn cluster() -> ApiServer {
         world.namespaces = vec![json!({"metadata": {"name": "agents", "labels": {"team": "x"}}})];
         world.pods = vec![pod("agents", "social-1", true), pod("agents", "social-2", true), pod("agents", "old", false)];
         world.pods[1]["metadata"]["labels"]["app"] = "other".into();
-        let server = |name: &str, max: i64| json!({"name": name, "defaultAction": "Allow", "tools": [
-            {"name": "pay", "limits": [{"max": max, "window": "hour"}]}]});
+        let server = |name: &str, max: i64| {
+            json!({"name": name, "defaultAction": "Allow", "tools": [
+            {"name": "pay", "limits": [{"max": max, "window": "hour"}]}]})
+        };
         let mut bank = server("bank", 3);
         bank["url"] = "http://bank/mcp".into();
         let metadata = json!({"name": "bank", "namespace": "agents", "creationTimestamp": "2026-01-01T00:00:00Z"});
@@ -101,7 +103,8 @@ async fn report(api: &ApiServer, file: &PolicyFile, query: &ReplayQuery) -> anyh
 fn told(report: &Value) -> Vec<String> {
     let text = |change: &Value| {
         let first = &change["examples"][0];
-        format!("{} {} {} {}:{}", change["change"], change["calls"], first["policy"], first["log"], first["line"]).replace('"', "")
+        format!("{} {} {} {}:{}", change["change"], change["calls"], first["policy"], first["log"], first["line"])
+            .replace('"', "")
     };
     report["changes"].as_array().unwrap().iter().map(text).collect()
 }
@@ -111,11 +114,14 @@ async fn all_policies_of_a_pod_decide_and_those_of_files_replace_those_of_the_sa
     let api = cluster();
     // The old one of three calls no longer decides, the guardrail still does.
     let found = report(&api, &limited("bank", "social", 8), &query(None)).await.unwrap();
-    assert_eq!(told(&found), [
-        // What the policy no longer governs is governed by nothing but the guardrail, which names no server of its own.
-        "newly_denied 9 null agents/social-2:1",
-        "newly_denied 3 guardrail-x agents/social-1:7",
-    ]);
+    assert_eq!(
+        told(&found),
+        [
+            // What the policy no longer governs is governed by nothing but the guardrail, which names no server of its own.
+            "newly_denied 9 null agents/social-2:1",
+            "newly_denied 3 guardrail-x agents/social-1:7",
+        ]
+    );
     assert_eq!((&found["calls"], &found["unchanged"]), (&json!(18), &json!(6)));
     let read = api.seen("/log?");
     assert!(read.len() == 2 && read.iter().all(|request| request.contains("sinceSeconds=7200")), "{read:?}");

@@ -5,15 +5,7 @@ mod common;
 
 use std::process::Stdio;
 
-use common::{
-    call,
-    client::Ask,
-    folder::Folder,
-    policy, program,
-    sidecar::Sidecar,
-    upstream::Upstream,
-    within,
-};
+use common::{call, client::Ask, folder::Folder, policy, program, sidecar::Sidecar, upstream::Upstream, within};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use toolweir_sidecar::audit::MOST_ARGUMENTS;
@@ -51,7 +43,10 @@ async fn what_was_recorded_is_decided_as_it_was_and_otherwise_by_another_policy(
     assert_eq!((&same["calls"], &same["unchanged"], &same["changes"]), (&json!(5), &json!(5), &json!([])));
     let halved = replayed(&policy("http://bank/mcp", &THREE.replace("max: 3", "max: 1")), &with).await;
     assert_eq!(halved["changed"], json!({"newly_denied": 2}));
-    assert_eq!((&halved["changes"][0]["reason"], &halved["changes"][0]["examples"][0]["line"]), (&json!("rate_limit"), &json!(2)));
+    assert_eq!(
+        (&halved["changes"][0]["reason"], &halved["changes"][0]["examples"][0]["line"]),
+        (&json!("rate_limit"), &json!(2))
+    );
     // Without arguments, the limit alone is certain: what was denied for its arguments counts.
     let without = replayed(&policy("http://bank/mcp", THREE), &recorded(false).await).await;
     assert_eq!((&without["changed"], &without["unchanged"]), (&json!({"newly_denied": 1, "unknown": 3}), &json!(1)));

@@ -22,7 +22,8 @@ pub fn check(data: &[u8]) {
                 calls += 1;
                 // What is read as a call is one to others too.
                 let text = std::str::from_utf8(line).expect("a call is UTF-8").trim();
-                let text = text.get(text.find("{\"time\":").filter(|_| !text.starts_with('{')).unwrap_or(0)..).unwrap_or_default();
+                let text =
+                    text.get(text.find("{\"time\":").filter(|_| !text.starts_with('{')).unwrap_or(0)..).unwrap_or_default();
                 let value: Value = serde_json::from_str(text).expect("a call is JSON");
                 assert_eq!((value["server"].as_str(), value["tool"].as_str()), (Some(&*call.server), Some(&*call.tool)));
                 assert_eq!(value["reason"], call.reason.as_str());

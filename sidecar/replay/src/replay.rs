@@ -6,7 +6,7 @@ use toolweir_engine::{Call, CompileOptions, Effect, Permit, Policy, Problem, Rea
 
 use crate::{
     argument_store::ArgumentStore,
-    audit_line::{RecordedLine, CallLine, LineArguments, value},
+    audit_line::{CallLine, LineArguments, RecordedLine, value},
     lines::next_line,
     log_engine::LogEngine,
     names::CallNames,

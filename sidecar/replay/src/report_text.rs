@@ -10,14 +10,8 @@ const HEADER: [&str; 5] = ["CHANGE", "SERVER", "TOOL", "REASON", "CALLS"];
 
 impl ChangeKind {
     /// Every kind, in the order in which reports have them.
-    const ALL: [Self; 6] = [
-        Self::NewlyDenied,
-        Self::NewlyAllowed,
-        Self::NewlyWouldDeny,
-        Self::NoLongerWouldDeny,
-        Self::OtherReason,
-        Self::Unknown,
-    ];
+    const ALL: [Self; 6] =
+        [Self::NewlyDenied, Self::NewlyAllowed, Self::NewlyWouldDeny, Self::NoLongerWouldDeny, Self::OtherReason, Self::Unknown];
 
     fn phrase(self) -> &'static str {
         match self {

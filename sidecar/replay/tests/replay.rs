@@ -44,7 +44,8 @@ impl Recorded<'_> {
         let (policy, entry) = (json(self.decision.policy.as_deref()), json(self.decision.entry.as_deref()));
         let latency = f64::from(u32::try_from((self.end - self.time) / 1000).unwrap()) / 1e3;
         let (session, sha256) = (json(self.session), json(self.arguments.map(|_| "52f7")));
-        let arguments = self.arguments.filter(|_| with_arguments).map(|text| format!(",\"arguments\":{text}")).unwrap_or_default();
+        let arguments =
+            self.arguments.filter(|_| with_arguments).map(|text| format!(",\"arguments\":{text}")).unwrap_or_default();
         let line = format!(
             r#"{{"time":"{time}","server":"{server}","tool":"{tool}","decision":"{effect}","reason":"{reason}","policy":{policy},"entry":{entry},"outcome":"{outcome}","latencyMs":{latency},"session":{session},"argumentsSha256":{sha256}{arguments}}}"#
         );
