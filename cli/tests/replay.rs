@@ -127,7 +127,7 @@ async fn all_policies_of_a_pod_decide_and_those_of_files_replace_those_of_the_sa
     assert!(read.len() == 2 && read.iter().all(|request| request.contains("sinceSeconds=7200")), "{read:?}");
     // One of another name is added: the strictest decides.
     let found = report(&api, &limited("more", "social", 2), &query(None)).await.unwrap();
-    assert_eq!(told(&found), ["newly_denied 7 agents/bank agents/social-1:3"]);
+    assert_eq!(told(&found), ["newly_denied 7 agents/more agents/social-1:3"]);
     let found = report(&api, &limited("bank", "social", 8), &query(Some("social-2"))).await.unwrap();
     assert_eq!(told(&found), ["newly_denied 9 null agents/social-2:1"]);
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
 use common::{call, client::Ask, folder::Folder, policy, program, sidecar::Sidecar, upstream::Upstream, within};
 use serde_json::{Value, json};
@@ -22,6 +22,8 @@ async fn recorded(with_arguments: bool) -> String {
     let sidecar = Sidecar::start(&audited(&upstream.url(), THREE, with_arguments)).await;
     for n in [1, 2, 9, 3, 4] {
         sidecar.ask(&Ask::post(call("1", "pay", &format!("{{ \"n\": {n} }}")))).await;
+        // Within one millisecond, the log does not say which came first.
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     sidecar.audit(5).await;
     sidecar.audit_text()

@@ -398,8 +398,8 @@ fn a_line_that_is_longer_than_audit_lines_are_is_damaged() {
     let mut replay = Replay::new(1);
     let (log, _) = replay.add_log("a.log", &[limited(9)], &CompileOptions::default(), 1).unwrap();
     let call = passed(0, None, None).1;
-    let long = call.replace("\"tool\":\"t\"", &format!("\"tool\":\"{}\"", "x".repeat(toolweir_replay::MOST_BYTES)));
-    replay.read(log, format!("{long}\n{call}").as_bytes()).unwrap();
+    let too_long = call.replace("\"tool\":\"t\"", &format!("\"tool\":\"{}\"", "x".repeat(toolweir_replay::MOST_BYTES)));
+    replay.read(log, format!("{too_long}\n{call}").as_bytes()).unwrap();
     let report = replay.finish().unwrap();
     assert_eq!((report.calls, report.damages.len(), report.damages[0].line), (1, 1, 1));
 }
