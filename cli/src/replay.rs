@@ -100,7 +100,7 @@ fn write(report: &ReplayReport, form: OutputFormat, out: &mut impl Write, notes:
     }
     let text = match form {
         OutputFormat::Text => report.text(),
-        OutputFormat::Json => format!("{}\n", serde_json::to_string_pretty(report)?),
+        OutputFormat::Json => report.json()?,
     };
     out.write_all(text.as_bytes())?;
     Ok(())

@@ -37,7 +37,7 @@ pub fn check(data: &[u8]) {
     let mut replay = Replay::new(1);
     let (log, problems) = replay.add_log("a.log", &[policy], &CompileOptions::default(), Memory::COUNTERS).expect("a parser");
     assert!(problems.is_empty(), "{problems:?}");
-    replay.read(log, data).expect("bytes in memory");
+    replay.read(log, &mut &*data).expect("bytes in memory");
     let report = replay.finish().expect("arguments in memory");
     let counted: u64 = report.changes.iter().map(|change| change.calls).sum();
     assert_eq!(report.unchanged + counted, report.calls);

@@ -88,10 +88,10 @@ impl Replay {
     ///
     /// # Errors
     /// It cannot be read, or arguments cannot be kept.
-    pub fn read(&mut self, log: LogId, mut from: impl io::BufRead) -> Result<(), ReplayError> {
+    pub fn read(&mut self, log: LogId, from: &mut dyn io::BufRead) -> Result<(), ReplayError> {
         let mut line = Vec::new();
         loop {
-            match next_line(&mut from, &mut line) {
+            match next_line(from, &mut line) {
                 Ok(true) => self.add_line(log, &line)?,
                 Ok(false) => return Ok(()),
                 Err(error) => {

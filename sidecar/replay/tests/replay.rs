@@ -61,7 +61,7 @@ fn replay_logs(policies: &[Policy], logs: &[Vec<Line>]) -> ReplayReport {
         let mut lines = lines.clone();
         lines.sort_by_key(|(end, _)| *end);
         let text: String = lines.iter().map(|(_, line)| format!("{line}\n")).collect();
-        replay.read(log, text.as_bytes()).unwrap();
+        replay.read(log, &mut text.as_bytes()).unwrap();
     }
     replay.finish().unwrap()
 }
@@ -382,7 +382,7 @@ fn lines_that_are_no_calls_are_counted_and_damaged_ones_named() {
     bytes.extend_from_slice(b"\n{\"time\":\"\xff\"}\n\xff\xfe\n");
     let mut replay = Replay::new(1);
     let (log, _) = replay.add_log("a.log", &[limited(9)], &CompileOptions::default(), 1).unwrap();
-    replay.read(log, bytes.as_slice()).unwrap();
+    replay.read(log, &mut bytes.as_slice()).unwrap();
     let report = replay.finish().unwrap();
     assert_eq!((report.calls, report.unchanged, &report.changes), (2, 2, &vec![]), "{}", report.text());
     assert_eq!(report.not_decided.get("malformed"), Some(&1));
@@ -399,7 +399,7 @@ fn a_line_that_is_longer_than_audit_lines_are_is_damaged() {
     let (log, _) = replay.add_log("a.log", &[limited(9)], &CompileOptions::default(), 1).unwrap();
     let call = passed(0, None, None).1;
     let too_long = call.replace("\"tool\":\"t\"", &format!("\"tool\":\"{}\"", "x".repeat(toolweir_replay::MOST_BYTES)));
-    replay.read(log, format!("{too_long}\n{call}").as_bytes()).unwrap();
+    replay.read(log, &mut format!("{too_long}\n{call}").as_bytes()).unwrap();
     let report = replay.finish().unwrap();
     assert_eq!((report.calls, report.damages.len(), report.damages[0].line), (1, 1, 1));
 }
