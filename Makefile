@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -70,6 +70,9 @@ test-start: ## Measure the size of the binary and the time until it is ready
 
 test-scrape: ## Measure a scrape with 200 tools and 50 limits
 	@tests/bench/scrape.sh
+
+test-replay: ## Replay a million recorded calls, and those of the demo
+	@tests/replay/run.sh
 
 test-bounds: ## Attack sidecar and operator in small control groups; needs root (ONLY="keys items")
 	@ONLY="$(ONLY)" tests/bounds/run.sh

@@ -3,7 +3,7 @@
 # skipped. `tests/run.sh STAGE...` runs these stages only.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit cel classes demo tools sdk conformance hammer shared credentials capture intercept memory start scrape bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit cel classes demo tools sdk conformance hammer shared credentials capture intercept memory start scrape replay bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 # CI checks the code out anew each time. What does not change in between, the dependencies above all, stays compiled.
@@ -29,6 +29,7 @@ stage() {
 	memory) "$ROOT/tests/bench/memory.sh" ;;
 	start) "$ROOT/tests/bench/start.sh" ;;
 	scrape) "$ROOT/tests/bench/scrape.sh" ;;
+	replay) "$ROOT/tests/replay/run.sh" ;;
 	bounds) "$ROOT/tests/bounds/run.sh" ;;
 	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" && SMOKE=1 "$ROOT/tests/bench/capture.sh" && SMOKE=1 "$ROOT/tests/bench/intercept.sh" ;;
 	cluster) "$ROOT/tests/cluster/node.sh" build ;;

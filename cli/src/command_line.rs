@@ -13,7 +13,9 @@ use kube::Client;
 use crate::{
     CommandOutcome, OutputFormat,
     cluster::{ClusterFlags, LazyClient, NamespaceScope},
-    denials, explain, explain_url, status, suggest,
+    denials, explain, explain_url, replay,
+    replay_policies::NewPolicies,
+    status, suggest,
     tools::{limits::ReadLimits, report, source::ToolSource},
 };
 
@@ -94,6 +96,25 @@ enum Command {
         /// URL that the pod would connect to, in place of a tool
         #[arg(long, value_name = "URL", conflicts_with_all = ["tool", "arguments", "server", "session"])]
         url: Option<String>,
+        /// Namespace [default: that of the context]
+        #[arg(short, long, value_name = "NAME")]
+        namespace: Option<String>,
+    },
+    /// Decide the calls of the last hours anew, as if the policies in files were in force, and show what would change. Nothing is
+    /// called or changed
+    Replay {
+        /// File or folder of policies; can be repeated. They take the place of those of the same name, and the others stay
+        #[arg(long, required = true, value_name = "PATH")]
+        policy: Vec<PathBuf>,
+        /// Only this pod [default: those that the policies select]
+        #[arg(long, value_name = "POD")]
+        pod: Option<String>,
+        /// How far to look back, such as 30m or 24h
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
+        since: Duration,
+        /// Maximum number of examples of each change
+        #[arg(long, value_name = "COUNT", default_value_t = 3)]
+        examples: usize,
         /// Namespace [default: that of the context]
         #[arg(short, long, value_name = "NAME")]
         namespace: Option<String>,
@@ -183,6 +204,14 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
             };
             io::stdout().write_all(text.as_bytes())?;
             Ok(found)
+        }
+        Command::Replay { policy, pod, since, examples, namespace } => {
+            let policies = NewPolicies::load(&policy)?;
+            let client = cluster.get().await?;
+            let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+            let query = replay::ReplayQuery { namespace, pod, since, examples, form };
+            replay::replay(client, policies, &query, io::stdout(), io::stderr()).await?;
+            Ok(CommandOutcome::Positive)
         }
         Command::Tools { source, policy } => {
             let text = report::tools(&source, &policy, &cluster, &ReadLimits::default(), form).await?;

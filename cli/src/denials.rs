@@ -133,7 +133,8 @@ async fn pods(client: &Client, options: &DenialsQuery) -> anyhow::Result<Vec<Pod
     Ok(Some(pod).into_iter().filter(has_log).collect())
 }
 
-fn has_log(pod: &PodInfo) -> bool {
+/// Returns true if the sidecar of a pod has a log.
+pub(crate) fn has_log(pod: &PodInfo) -> bool {
     pod.sidecar.as_ref().is_some_and(|sidecar| sidecar.started)
 }
 
@@ -141,7 +142,8 @@ fn parameters() -> LogParams {
     LogParams { container: Some(SIDECAR_CONTAINER.to_owned()), timestamps: true, ..LogParams::default() }
 }
 
-fn whole_seconds(span: Duration) -> i64 {
+/// Returns a span in whole seconds, at least one, as the API server takes it.
+pub(crate) fn whole_seconds(span: Duration) -> i64 {
     i64::try_from(span.as_secs().max(1)).unwrap_or(i64::MAX)
 }
 
@@ -199,7 +201,7 @@ impl LogLines {
 }
 
 /// Reads a line without its line end, at most [`MAX_LINE`] bytes of it. Returns false at the end of the stream.
-async fn next_line(reader: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> io::Result<bool> {
+pub(crate) async fn next_line(reader: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     let mut any = false;
     loop {

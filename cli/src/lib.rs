@@ -3,7 +3,8 @@
 //! [`command_line`] reads the arguments. [`status`], [`denials`] and [`explain`] (of connections: [`explain_url`]) collect data through the API
 //! server only ([`cluster`] lists objects, [`forward`] asks sidecars), parse it ([`audit`], [`servers`], [`scrape`]), and write it for people
 //! ([`table`]) or as JSON. [`tools`] needs no cluster: it reads what tools a server has, and says what they can do;
-//! [`suggest`] makes a policy of that.
+//! [`suggest`] makes a policy of that. [`replay`] decides the calls of the sidecars' logs anew, by the
+//! policies of a cluster with others in their place ([`replay_policies`]).
 
 pub mod audit;
 pub mod cluster;
@@ -13,6 +14,8 @@ pub mod denials;
 pub mod explain;
 pub mod explain_url;
 pub mod forward;
+pub mod replay;
+pub mod replay_policies;
 pub mod scrape;
 pub mod servers;
 pub mod status;

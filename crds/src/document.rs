@@ -55,6 +55,8 @@ pub struct Metadata {
 pub struct Located<'a> {
     /// The document.
     pub document: Document,
+    /// False where the file leaves the namespace out: that of an `MCPPolicy` is `default` then.
+    pub has_namespace: bool,
     file: &'a str,
     text: &'a str,
     index: usize,
@@ -106,8 +108,8 @@ pub fn read_documents<'a>(file: &'a str, text: &'a str) -> Result<Vec<Located<'a
             let position = locate(text, index, &error.path);
             return Err(vec![FileError { file: file.to_owned(), position, message: error.to_string() }]);
         }
-        let document = head.read(body).map_err(|error| vec![yaml_error(file, &error)])?;
-        let located = Located { document, file, text, index };
+        let (document, has_namespace) = head.read(body).map_err(|error| vec![yaml_error(file, &error)])?;
+        let located = Located { document, has_namespace, file, text, index };
         let errors = check_document(&located.document);
         if !errors.is_empty() {
             return Err(errors.iter().map(|error| located.error(error)).collect());
@@ -179,15 +181,19 @@ impl Head {
         None
     }
 
-    fn read(&self, document: serde_yaml::Deserializer<'_>) -> Result<Document, serde_yaml::Error> {
+    /// Reads a document. Also returns whether it names a namespace.
+    fn read(&self, document: serde_yaml::Deserializer<'_>) -> Result<(Document, bool), serde_yaml::Error> {
         if self.kind == "MCPClusterPolicy" {
             let manifest = Manifest::<MCPClusterPolicySpec>::deserialize(document)?;
-            return Ok(Document::MCPClusterPolicy { metadata: manifest.metadata.into(), spec: manifest.spec });
+            let metadata: Metadata = manifest.metadata.into();
+            let has_namespace = metadata.namespace.is_some();
+            return Ok((Document::MCPClusterPolicy { metadata, spec: manifest.spec }, has_namespace));
         }
         let manifest = Manifest::<MCPPolicySpec>::deserialize(document)?;
         let mut metadata: Metadata = manifest.metadata.into();
+        let has_namespace = metadata.namespace.is_some();
         metadata.namespace.get_or_insert_with(|| "default".to_owned());
-        Ok(Document::MCPPolicy { metadata, spec: manifest.spec })
+        Ok((Document::MCPPolicy { metadata, spec: manifest.spec }, has_namespace))
     }
 }
 

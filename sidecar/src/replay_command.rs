@@ -71,10 +71,10 @@ pub fn replay(arguments: &ReplayArgs) -> anyhow::Result<()> {
         let name = if is_stdin { "stdin".to_owned() } else { path.display().to_string() };
         let (log, _) = replay.add_log(&name, &policies, &arguments.pod.options(), arguments.pod.max_counters)?;
         if is_stdin {
-            replay.read(log, io::stdin().lock())?;
+            replay.read(log, &mut io::stdin().lock())?;
         } else {
             let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
-            replay.read(log, BufReader::with_capacity(BUFFER, file))?;
+            replay.read(log, &mut BufReader::with_capacity(BUFFER, file))?;
         }
     }
     print(&replay.finish()?, arguments.output, io::stdout().lock(), notes)
@@ -84,11 +84,7 @@ fn print(report: &ReplayReport, output: ReplayOutput, mut out: impl Write, mut n
     for damage in &report.damages {
         writeln!(notes, "warning: {}:{}: is a damaged audit line: {}", shown(&damage.log), damage.line, shown(&damage.why))?;
     }
-    if output == ReplayOutput::Json {
-        serde_json::to_writer_pretty(&mut out, report)?;
-        writeln!(out)?;
-    } else {
-        out.write_all(report.text().as_bytes())?;
-    }
+    let text = if output == ReplayOutput::Json { report.json()? } else { report.text() };
+    out.write_all(text.as_bytes())?;
     Ok(())
 }

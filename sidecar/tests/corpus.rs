@@ -68,6 +68,11 @@ fn imports() {
 }
 
 #[test]
+fn audit_logs() {
+    replay(&["sidecar/fuzz/corpus/audit"], fuzz::audit::check);
+}
+
+#[test]
 fn challenges() {
     replay(&["sidecar/fuzz/corpus/challenge"], fuzz::challenge::check);
 }

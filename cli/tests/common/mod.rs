@@ -178,6 +178,11 @@ fn answer(world: &Mutex<ClusterState>, request: Request<Incoming>) -> Response<B
         ["pods", name, "log"] if query.contains("follow=true") => {
             world.followed.get_mut(*name).and_then(VecDeque::pop_front).map_or_else(silence, stream)
         }
+        // That of the run before a restart stands under its own name.
+        ["pods", name, "log"] if query.contains("previous=true") => match world.logs.get(&format!("{name} previous")) {
+            Some(lines) => text(200, lines.iter().map(|line| format!("{line}\n")).collect::<String>()),
+            None => refuse(400, "previous terminated container \"toolweir-sidecar\" not found"),
+        },
         ["pods", name, "log"] => match world.logs.get(*name) {
             Some(lines) => text(200, lines.iter().map(|line| format!("{line}\n")).collect::<String>()),
             None => missing(name),

@@ -76,6 +76,7 @@ fn all_valid_samples_compile_together_without_a_problem() {
         "maps",
         "office",
         "payments",
+        "payroll",
         "planning",
         "search",
         "tickets",

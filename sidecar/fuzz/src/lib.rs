@@ -10,6 +10,7 @@ use std::{
 };
 
 pub mod answers;
+pub mod audit;
 pub mod capture;
 pub mod challenge;
 pub mod classes;

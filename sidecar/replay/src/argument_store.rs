@@ -90,7 +90,8 @@ fn nameless() -> io::Result<File> {
     let name = format!("toolweir-replay-{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
     let path = env::temp_dir().join(name);
     let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path).map_err(|error| {
-        let message = format!("{} for the arguments of calls: {error}; set TMPDIR to a folder that can be written", path.display());
+        let message =
+            format!("{} for the arguments of calls: {error}; set TMPDIR to a folder that can be written", path.display());
         io::Error::new(error.kind(), message)
     })?;
     fs::remove_file(&path)?;

@@ -153,7 +153,10 @@ impl<'a> CallLine<'a> {
             Some(hash) => {
                 let number = u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16);
                 // None stands for no session, and no session hashes to zero in our lifetime.
-                Some(number.map_or(Err(unknown("session", hash)), |number| Ok(NonZeroU64::new(number).unwrap_or(NonZeroU64::MAX)))?)
+                Some(
+                    number
+                        .map_or(Err(unknown("session", hash)), |number| Ok(NonZeroU64::new(number).unwrap_or(NonZeroU64::MAX)))?,
+                )
             }
         };
         if !fields.latency_ms.is_finite() || fields.latency_ms < 0.0 {

@@ -9,7 +9,7 @@ pub const MOST_BYTES: usize = 64 * 1024;
 ///
 /// # Errors
 /// The input cannot be read.
-pub fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+pub fn next_line(reader: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     let mut any = false;
     loop {

@@ -24,11 +24,7 @@ impl LogEngine {
     ///
     /// # Errors
     /// The system has no thread for the parser.
-    pub fn compile(
-        policies: &[Policy],
-        options: &CompileOptions,
-        counters: usize,
-    ) -> Result<(Self, Vec<Problem>), String> {
+    pub fn compile(policies: &[Policy], options: &CompileOptions, counters: usize) -> Result<(Self, Vec<Problem>), String> {
         let memory = Memory::new(counters);
         // Counts that pods share are kept here, whatever is known of the pod.
         let options = CompileOptions { shared_store: true, of_any_pod: true, ..options.clone() };
@@ -67,10 +63,7 @@ impl LogEngine {
             ReadsOfCall { arguments: false, session: false } => lacking,
             _ => self.full.reads(call.server, call.tool),
         };
-        let needs = ReadsOfCall {
-            arguments: reads.arguments && lacking.arguments,
-            session: reads.session && lacking.session,
-        };
+        let needs = ReadsOfCall { arguments: reads.arguments && lacking.arguments, session: reads.session && lacking.session };
         // Where nothing is needed, none of the engines differs from the full one in this tool.
         let engine = self.partial.iter().find(|(without, _)| *without == needs).map_or(&self.full, |(_, engine)| engine);
         (shared.decide(engine, call, now), needs)
@@ -80,9 +73,10 @@ impl LogEngine {
 /// Returns the policies without validations and limits that read what is lacking; nothing where none reads it. The limits that
 /// remain keep their identities, and so their counts: a limit that differs from another in `max` alone goes or stays with it.
 fn without(policies: &[Policy], problems: &[Problem], lacking: ReadsOfCall) -> Result<Option<Vec<Policy>>, String> {
-    let has_expressions = policies.iter().flat_map(|policy| &policy.spec.servers).flat_map(|server| &server.tools).any(|tool| {
-        !tool.validations.is_empty() || tool.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
-    });
+    let has_expressions =
+        policies.iter().flat_map(|policy| &policy.spec.servers).flat_map(|server| &server.tools).any(|tool| {
+            !tool.validations.is_empty() || tool.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
+        });
     if !has_expressions {
         return Ok(None);
     }

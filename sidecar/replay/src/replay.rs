@@ -6,7 +6,7 @@ use toolweir_engine::{Call, CompileOptions, Effect, Permit, Policy, Problem, Rea
 
 use crate::{
     argument_store::ArgumentStore,
-    audit_line::{RecordedLine, CallLine, LineArguments, value},
+    audit_line::{CallLine, LineArguments, RecordedLine, value},
     lines::next_line,
     log_engine::LogEngine,
     names::CallNames,
@@ -88,10 +88,10 @@ impl Replay {
     ///
     /// # Errors
     /// It cannot be read, or arguments cannot be kept.
-    pub fn read(&mut self, log: LogId, mut from: impl io::BufRead) -> Result<(), ReplayError> {
+    pub fn read(&mut self, log: LogId, from: &mut dyn io::BufRead) -> Result<(), ReplayError> {
         let mut line = Vec::new();
         loop {
-            match next_line(&mut from, &mut line) {
+            match next_line(from, &mut line) {
                 Ok(true) => self.add_line(log, &line)?,
                 Ok(false) => return Ok(()),
                 Err(error) => {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
-use toolweir_engine::{Decision, Reason, ReadsOfCall};
+use toolweir_engine::{Decision, ReadsOfCall, Reason};
 
 use crate::{audit_line::RecordedEffect, names::MOST_NAMES, recording::RecordedCall};
 
@@ -298,5 +298,8 @@ fn calls_are(number: u64) -> String {
 }
 
 fn rfc3339(nanos: u64) -> String {
-    UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).map(|time| humantime::format_rfc3339_millis(time).to_string()).unwrap_or_default()
+    UNIX_EPOCH
+        .checked_add(Duration::from_nanos(nanos))
+        .map(|time| humantime::format_rfc3339_millis(time).to_string())
+        .unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! A report for people.
+//! A report for people and programs.
 
 use std::fmt::Write;
 
@@ -10,14 +10,8 @@ const HEADER: [&str; 5] = ["CHANGE", "SERVER", "TOOL", "REASON", "CALLS"];
 
 impl ChangeKind {
     /// Every kind, in the order in which reports have them.
-    const ALL: [Self; 6] = [
-        Self::NewlyDenied,
-        Self::NewlyAllowed,
-        Self::NewlyWouldDeny,
-        Self::NoLongerWouldDeny,
-        Self::OtherReason,
-        Self::Unknown,
-    ];
+    const ALL: [Self; 6] =
+        [Self::NewlyDenied, Self::NewlyAllowed, Self::NewlyWouldDeny, Self::NoLongerWouldDeny, Self::OtherReason, Self::Unknown];
 
     fn phrase(self) -> &'static str {
         match self {
@@ -32,6 +26,14 @@ impl ChangeKind {
 }
 
 impl ReplayReport {
+    /// Formats the report for programs: an object of JSON, indented.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self).map(|text| text + "\n")
+    }
+
     /// Formats the report for people.
     pub fn text(&self) -> String {
         let mut text = format!("{} call{}", self.calls, if self.calls == 1 { "" } else { "s" });

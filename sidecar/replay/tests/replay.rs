@@ -44,7 +44,8 @@ impl Recorded<'_> {
         let (policy, entry) = (json(self.decision.policy.as_deref()), json(self.decision.entry.as_deref()));
         let latency = f64::from(u32::try_from((self.end - self.time) / 1000).unwrap()) / 1e3;
         let (session, sha256) = (json(self.session), json(self.arguments.map(|_| "52f7")));
-        let arguments = self.arguments.filter(|_| with_arguments).map(|text| format!(",\"arguments\":{text}")).unwrap_or_default();
+        let arguments =
+            self.arguments.filter(|_| with_arguments).map(|text| format!(",\"arguments\":{text}")).unwrap_or_default();
         let line = format!(
             r#"{{"time":"{time}","server":"{server}","tool":"{tool}","decision":"{effect}","reason":"{reason}","policy":{policy},"entry":{entry},"outcome":"{outcome}","latencyMs":{latency},"session":{session},"argumentsSha256":{sha256}{arguments}}}"#
         );
@@ -60,7 +61,7 @@ fn replay_logs(policies: &[Policy], logs: &[Vec<Line>]) -> ReplayReport {
         let mut lines = lines.clone();
         lines.sort_by_key(|(end, _)| *end);
         let text: String = lines.iter().map(|(_, line)| format!("{line}\n")).collect();
-        replay.read(log, text.as_bytes()).unwrap();
+        replay.read(log, &mut text.as_bytes()).unwrap();
     }
     replay.finish().unwrap()
 }
@@ -381,7 +382,7 @@ fn lines_that_are_no_calls_are_counted_and_damaged_ones_named() {
     bytes.extend_from_slice(b"\n{\"time\":\"\xff\"}\n\xff\xfe\n");
     let mut replay = Replay::new(1);
     let (log, _) = replay.add_log("a.log", &[limited(9)], &CompileOptions::default(), 1).unwrap();
-    replay.read(log, bytes.as_slice()).unwrap();
+    replay.read(log, &mut bytes.as_slice()).unwrap();
     let report = replay.finish().unwrap();
     assert_eq!((report.calls, report.unchanged, &report.changes), (2, 2, &vec![]), "{}", report.text());
     assert_eq!(report.not_decided.get("malformed"), Some(&1));
@@ -397,8 +398,8 @@ fn a_line_that_is_longer_than_audit_lines_are_is_damaged() {
     let mut replay = Replay::new(1);
     let (log, _) = replay.add_log("a.log", &[limited(9)], &CompileOptions::default(), 1).unwrap();
     let call = passed(0, None, None).1;
-    let long = call.replace("\"tool\":\"t\"", &format!("\"tool\":\"{}\"", "x".repeat(toolweir_replay::MOST_BYTES)));
-    replay.read(log, format!("{long}\n{call}").as_bytes()).unwrap();
+    let too_long = call.replace("\"tool\":\"t\"", &format!("\"tool\":\"{}\"", "x".repeat(toolweir_replay::MOST_BYTES)));
+    replay.read(log, &mut format!("{too_long}\n{call}").as_bytes()).unwrap();
     let report = replay.finish().unwrap();
     assert_eq!((report.calls, report.damages.len(), report.damages[0].line), (1, 1, 1));
 }
