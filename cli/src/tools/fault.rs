@@ -164,18 +164,19 @@ fn known_cause(error: &(dyn Error + 'static)) -> Option<SourceFault> {
     error.source().and_then(known_cause)
 }
 
-/// The last fault of a source. The SDK does not hand every error of a transport on, so it is noted where it arises.
+/// The first fault of a source, which the others follow from. The SDK does not hand every error of a transport on, so it is noted where it
+/// arises.
 #[derive(Clone, Debug, Default)]
 pub struct FaultNote(Arc<Mutex<Option<SourceFault>>>);
 
 impl FaultNote {
-    /// Notes a fault, and returns it.
+    /// Notes a fault if it is the first, and returns it.
     pub fn note(&self, fault: SourceFault) -> SourceFault {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.clone());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| fault.clone());
         fault
     }
 
-    /// Takes the last fault.
+    /// Takes the fault.
     pub fn take(&self) -> Option<SourceFault> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

@@ -19,12 +19,12 @@ use super::{
 /// The member that holds a result of tools/list.
 const AS_LISTED: &str = "toolweir.dev/asListed";
 
-/// What the reading of one server shares: its bounds, what is left of its bytes, and its last fault.
+/// What the reading of one server shares: its bounds, what is left of its bytes, and its first fault.
 #[derive(Clone, Debug)]
 pub struct ReadState {
     /// The bounds.
     pub limits: ReadLimits,
-    /// The last fault.
+    /// The first fault.
     pub faults: FaultNote,
     left: Arc<AtomicUsize>,
 }

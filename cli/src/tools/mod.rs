@@ -1,7 +1,7 @@
 //! The tools of a server: read from wherever they are listed, told with their classes, and with what policies would do.
 //!
 //! [`source`] says where tools are read from and reads them: over HTTP ([`http`], or the transport of 2024-11-05, [`http_sse`]), from a
-//! program ([`stdio`]), through the sidecar of a pod ([`pod`]), or from a file ([`file`]). The first three speak MCP with the official SDK
+//! program ([`stdio`]), through the sidecar of a pod ([`pod`]), or from a file ([`file`](mod@file)). The first three speak MCP with the official SDK
 //! ([`session`]), over our own transports where it has none or drops something ([`channel`], [`message`]). A definition is kept whole
 //! ([`definition`], [`strict_json`]), within bounds ([`limits`]); what goes wrong says what helps ([`fault`]). [`report`] writes what is found,
 //! with what policies in files say of it ([`policy`]).

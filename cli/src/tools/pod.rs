@@ -1,7 +1,7 @@
 //! The way to a server through the sidecar of a pod: a local port of which each connection is forwarded to the port at which the pod's
 //! agent reaches its servers.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, bail};
 use kube::Client;
@@ -9,6 +9,7 @@ use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 
 use super::{fault::SourceFault, message::ReadState};
@@ -16,6 +17,9 @@ use crate::{
     cluster::{NamespacedName, PodInfo},
     explain, forward,
 };
+
+/// The time in which the cause of a broken port-forward comes.
+const LATER: Duration = Duration::from_millis(500);
 
 /// A local port that leads to the sidecar of a pod, for as long as this lives.
 #[derive(Debug)]
@@ -71,11 +75,19 @@ async fn join(near: &mut TcpStream, client: &Client, pod: &NamespacedName, port:
             None => std::future::pending().await,
         }
     };
-    let ended = tokio::select! {
-        // Whoever ended the connection, HTTP says it.
-        _ = copy_bidirectional(near, &mut stream) => Ok(()),
-        why = told => bail!("pod {pod}, port {port}: {}; does its sidecar run?", why.trim()),
+    tokio::pin!(told);
+    let why = tokio::select! {
+        copied = copy_bidirectional(near, &mut stream) => match copied {
+            // Whoever ended the connection, HTTP says it.
+            Ok((_, 1..)) => None,
+            // The kubelet may report the cause on a separate channel, a little later.
+            _ => timeout(LATER, &mut told).await.ok(),
+        },
+        why = &mut told => Some(why),
     };
     forwarder.abort();
-    ended
+    match why {
+        Some(why) => bail!("pod {pod}, port {port}: {}; does its sidecar run?", why.trim()),
+        None => Ok(()),
+    }
 }

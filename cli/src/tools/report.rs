@@ -18,9 +18,6 @@ use crate::{
     table::{shown, table},
 };
 
-/// The longest reason in the table, in characters.
-const WHY: usize = 80;
-
 /// One tool.
 #[derive(Clone, Debug, Serialize)]
 pub struct ToolReport {
@@ -67,10 +64,7 @@ impl ToolReport {
     }
 
     fn cells(&self) -> Vec<String> {
-        let mut why: String = shown(&self.why).chars().take(WHY).collect();
-        if self.why.chars().nth(WHY).is_some() {
-            why.push_str("...");
-        }
+        let why = shown(&self.why).into_owned();
         let (class, severity) = (self.class.as_str().to_owned(), self.severity.as_str().to_owned());
         [vec![shown(&self.name).into_owned(), class, severity, why], Vec::from_iter(self.policy.clone())].concat()
     }
