@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel crds test-tools test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ test-unit: ## Run unit, property and in-process integration tests
 
 test-cel: ## Compare the CEL test results with those of cel-go, the engine of Kubernetes
 	@tests/cel/run.sh
+
+test-classes: ## Measure the classes of tools on a public catalogue (UPDATE_GOLDEN=1 writes docs/classes.md)
+	@tests/classes/run.sh
 
 crds: ## Generate the CRDs: crds/generated
 	cargo run --quiet --locked -p toolweir-crds --features kube --bin crdgen crds/generated

@@ -7,7 +7,7 @@
 need cargo "https://rustup.rs"
 need c++ "apt-get install g++"
 seconds=${FUZZ_SECONDS:-300}
-read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store challenge answers credential capture}"
+read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store challenge answers credential capture classes}"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_SECONDS is '$seconds'; write a number of seconds"
 
 fuzz=$ROOT/sidecar/fuzz

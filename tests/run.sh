@@ -3,7 +3,7 @@
 # skipped. `tests/run.sh STAGE...` runs these stages only.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit cel demo tools sdk conformance hammer shared credentials capture intercept memory start scrape bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit cel classes demo tools sdk conformance hammer shared credentials capture intercept memory start scrape bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 # CI checks the code out anew each time. What does not change in between, the dependencies above all, stays compiled.
@@ -16,6 +16,7 @@ stage() {
 	lint) "$ROOT/tests/lint.sh" ;;
 	unit) "$ROOT/tests/unit.sh" ;;
 	cel) "$ROOT/tests/cel/run.sh" ;;
+	classes) "$ROOT/tests/classes/run.sh" ;;
 	demo) "$ROOT/tests/demo/run.sh" ;;
 	tools) "$ROOT/tests/tools/run.sh" ;;
 	sdk) "$ROOT/tests/sdk/run.sh" ;;

@@ -38,6 +38,11 @@ fn answers() {
 }
 
 #[test]
+fn classes() {
+    replay(&["sidecar/fuzz/corpus/classes"], fuzz::classes::check);
+}
+
+#[test]
 fn lists() {
     replay(&["sidecar/fuzz/corpus/list"], fuzz::list::check);
 }

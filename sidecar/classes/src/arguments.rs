@@ -45,6 +45,9 @@ const PROGRAMS: &str = "code javascript python js snippet program";
 /// Files and folders.
 const FILES: &str = "path file dir directory folder filename filepath";
 
+/// How many sub-commands of a property are evidence: the worst ones.
+const SELECTED: usize = 4;
+
 /// What the arguments say, each with its evidence.
 pub fn evidence(properties: &[Property<'_>], known: &Known<'_>) -> Vec<Evidence> {
     let mut found: Vec<_> = properties.iter().flat_map(|property| of_property(property, known)).collect();
@@ -86,6 +89,8 @@ fn selected(property: &Property<'_>) -> Vec<Evidence> {
     if found.iter().all(|piece| piece.class == Read) && (found.len() < property.values.len() || property.ends_with("mode")) {
         found.clear();
     }
+    found.sort_by_key(|piece| std::cmp::Reverse(piece.class));
+    found.truncate(SELECTED);
     let Some(text) = property.description.filter(|_| property.values.is_empty()) else { return found };
     let path = format!("{}.description", property.path);
     for word in prose::sentences_of(text).iter().flatten() {
@@ -96,6 +101,8 @@ fn selected(property: &Property<'_>) -> Vec<Evidence> {
         let class = said.filter(|said| http || quoted && said.firm && said.class != Read).map(|said| said.class);
         found.extend(class.and_then(|class| Evidence::of(&path, text, word.span.clone(), class)));
     }
+    found.sort_by_key(|piece| std::cmp::Reverse(piece.class));
+    found.truncate(SELECTED);
     found
 }
 

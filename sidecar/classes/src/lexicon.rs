@@ -69,7 +69,7 @@ const GROUPS: &[(ToolClass, Use, &str)] = &[
         extend allocate trust migrate compress gzip zip unzip encrypt decrypt ingest populate bootstrap init initialize initialise
         setup complete finish finalize launch spawn boot reboot turn override escalate claim dismiss accept decline confirm
         customize refactor compose remember memorize hset lpush rpush sadd zadd xadd setex mset persist cordon uncordon
-        taint scaffold delegate sanitize upgrade downgrade tweet unlike retweet undo redo undelete consolidate commence compact
+        taint scaffold delegate sanitize upgrade downgrade tweet unlike retweet undo redo undelete consolidate commence
         reindex vacuum rewrite intake enrol enroll instantiate materialize ship swap resolve rebase relocate rearrange",
     ),
     (Write, Use::Firm, "update set commit fork refresh sync backup transfer autofix fix"),
@@ -77,10 +77,10 @@ const GROUPS: &[(ToolClass, Use, &str)] = &[
         Write,
         Use::Loose,
         "post issue comment message email mail tag label flag branch star like lock pull request schedule book order record
-        type select focus alert release link index draft page vote rate build train sign note upload event bookmark stream log report review print watch
+        type select focus alert release link index draft page vote rate build train sign note upload event bookmark stream log report review print watch compact
         whitelist allowlist blacklist denylist cache seed watermark forward store",
     ),
-    (Write, Use::Mild, "manage handle generate produce prepare make download export optimize administer control use go back load format transform sort dump"),
+    (Write, Use::Mild, "manage handle generate produce prepare make download export optimize administer control use go back load format transform sort dump simulate"),
     (Write, Use::Light, "take perform conduct do carry place capture empty submit exchange collect process initiate"),
     (Execute, Use::Verb, "execute exec eval evaluate invoke trigger rerun psql ssh"),
     (Execute, Use::Firm, "run call"),

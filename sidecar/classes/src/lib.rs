@@ -12,7 +12,8 @@
 //! 3. The server's annotations make it worse, never better.
 //! 4. What nothing speaks for is [`ToolClass::Unknown`].
 //!
-//! It reads the first 512 bytes of each name and title and the first 16 KiB of each description, and at most 256 properties.
+//! It reads the first 512 bytes of each name and title, the first 16 KiB of the description, and at most 256 properties with 2 KiB of each
+//! one's description: a definition of any size takes a few milliseconds. What stands behind that counts for nothing.
 
 mod arguments;
 mod lexicon;
@@ -35,6 +36,9 @@ use crate::{
     name::Action,
     words::{PROSE_BYTES, Word},
 };
+
+/// How many pieces of evidence a classification has at most.
+const EVIDENCE: usize = 32;
 
 /// A tool as its server lists it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -117,6 +121,7 @@ pub fn classify(definition: &ToolDefinition<'_>) -> Classification {
     }
     // The class first; the order is stable within.
     evidence.sort_by_key(|piece| (piece.class != class, std::cmp::Reverse(piece.class)));
+    evidence.truncate(EVIDENCE);
     Classification { class, evidence }
 }
 
@@ -133,14 +138,9 @@ impl Text {
     fn of(definition: &ToolDefinition<'_>) -> Self {
         let sentences = words::sentences(definition.description.unwrap_or_default());
         let words: Vec<_> = words::of_name(definition.name).into_iter().filter(|word| word.lower != "tool").collect();
-        let mut name = name::actions(&words);
-        // `simulate_query`, "Simulates a query": the verb is not known, and `query` is not what it does.
-        let before = words.iter().take_while(|word| name.first().is_some_and(|action| word.span.start < action.span.start));
-        if before.into_iter().any(|word| prose::unknown_verb(&sentences, &word.lower)) {
-            name.clear();
-        }
+        let name = actions(&words, &sentences);
+        let title = actions(&words::of_name(definition.title.unwrap_or_default()), &sentences);
         let lead = prose::lead(&sentences);
-        let title = name::actions(&words::of_name(definition.title.unwrap_or_default()));
         let history =
             words.iter().any(|word| lexicon::among("log logs audit event events history activity activities", &word.lower));
         Self { sentences, name, title, lead, history }
@@ -154,6 +154,14 @@ impl Text {
             history: self.history,
         }
     }
+}
+
+/// The actions of a name or title, but for those behind a verb that is not known: a tool `foo_query` that "foos a query" does not query.
+fn actions(words: &[Word], sentences: &[Vec<Word>]) -> Vec<Action> {
+    let actions = name::actions(words);
+    let Some(first) = actions.first() else { return actions };
+    let mut before = words.iter().take_while(|word| word.span.start < first.span.start);
+    if before.any(|word| prose::unknown_verb(sentences, &word.lower)) { Vec::new() } else { actions }
 }
 
 /// What name, title and description say.

@@ -38,9 +38,12 @@ const REFUSALS: &str =
 const CHANGES: &str =
     "insert update delete ddl dml write writes modify modifies modified drop alter truncate mutate mutations changes";
 
-/// The sentences of a text.
+/// How much of a property's description is read, in bytes.
+const PROPERTY_BYTES: usize = 2 * 1024;
+
+/// The sentences of a property's description.
 pub fn sentences_of(text: &str) -> Vec<Vec<Word>> {
-    words::sentences(text)
+    words::sentences(words::beginning(text, PROPERTY_BYTES))
 }
 
 fn lower(words: &[Word], at: usize) -> &str {

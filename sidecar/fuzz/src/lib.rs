@@ -12,6 +12,7 @@ use std::{
 pub mod answers;
 pub mod capture;
 pub mod challenge;
+pub mod classes;
 pub mod credential;
 pub mod events;
 pub mod import;
