@@ -1,6 +1,8 @@
 //! Aligned text.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
+
+pub use toolweir_crds::text::shown;
 
 /// Columns as wide as their widest cell so far.
 #[derive(Clone, Debug, Default)]
@@ -41,13 +43,6 @@ pub fn table(indent: usize, header: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&format!("{:indent$}{}\n", "", columns.line(row)));
     }
     text
-}
-
-/// Makes an untrusted text safe for a terminal: replaces control characters and characters that change the writing direction.
-pub fn shown(text: &str) -> Cow<'_, str> {
-    let strange =
-        |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if text.contains(strange) { Cow::Owned(text.replace(strange, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
 /// Formats a duration in one unit, as `kubectl` shows an age.

@@ -301,6 +301,10 @@ pub struct Server {
     /// `Intercept`, or one says `Refuse`, it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ServerTls>,
+    /// Whether the audit log has the arguments of the calls, which may be secret. Left out, this policy has no say in that; they are
+    /// written where a policy of the pod says true for the server and none says false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_arguments: Option<bool>,
     /// The answer for tools that no entry matches.
     #[serde(default = "deny")]
     pub default_action: Action,

@@ -1,4 +1,6 @@
-//! Text of others in messages that must be one line.
+//! Text of others in messages that must be one line, and on terminals.
+
+use std::borrow::Cow;
 
 /// The start of a text that is not checked yet, to be shown in quotes: at most `most` characters, each that could be misread escaped.
 ///
@@ -22,4 +24,15 @@ pub fn one_line(text: &str, most: usize) -> String {
         c => c,
     };
     text.chars().map(shown).take(most).collect()
+}
+
+/// Makes a text that others wrote safe for a terminal: replaces control characters and characters that change the writing direction.
+///
+/// ```
+/// assert_eq!(toolweir_crds::text::shown("a\u{1b}[2Jb\nc\u{202e}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
+/// ```
+pub fn shown(text: &str) -> Cow<'_, str> {
+    let strange =
+        |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if text.contains(strange) { Cow::Owned(text.replace(strange, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }

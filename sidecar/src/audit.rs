@@ -13,6 +13,7 @@ use std::{
 use prometheus::IntCounter;
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::registry::MetricsRegistry;
 
@@ -22,7 +23,10 @@ const MOST: usize = 1024 * 1024;
 /// The time in which lines gather before they are written together: one wake-up for many calls.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// A line on a tool call. Arguments and session stand in it as hashes only.
+/// The most bytes that a line holds of the arguments of a call.
+pub const MOST_ARGUMENTS: usize = 16 * 1024;
+
+/// A line on a tool call. The session stands in it as a hash only, and so do the arguments unless a policy says otherwise.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditLine<'a> {
@@ -51,6 +55,53 @@ pub struct AuditLine<'a> {
     pub session: Option<String>,
     /// The SHA-256 of the arguments as they stand in the request.
     pub arguments_sha256: Option<String>,
+    /// The arguments, where policies ask for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<&'a RawValue>,
+    /// True if policies ask for the arguments, and they have more than [`MOST_ARGUMENTS`] bytes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub arguments_too_large: bool,
+}
+
+/// What a line holds of the arguments of a call.
+#[derive(Debug)]
+pub struct AuditedArguments(Option<Box<RawValue>>);
+
+impl AuditedArguments {
+    /// Of arguments as they stand in the request: a JSON value. Numbers, strings and the order of members stay as they are.
+    pub fn of(json: &str) -> Self {
+        Self(without_space(json).and_then(|text| RawValue::from_string(text).ok()))
+    }
+
+    /// The text, if it is not too large.
+    pub fn text(&self) -> Option<&RawValue> {
+        self.0.as_deref()
+    }
+
+    /// True if they have more than [`MOST_ARGUMENTS`] bytes.
+    pub fn is_too_large(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// A JSON text without the space between its tokens, if it has no more than [`MOST_ARGUMENTS`] bytes then.
+fn without_space(json: &str) -> Option<String> {
+    let mut compact = String::with_capacity(json.len().min(MOST_ARGUMENTS));
+    let (mut in_string, mut escaped) = (false, false);
+    for char in json.chars() {
+        match char {
+            _ if escaped => escaped = false,
+            '\\' if in_string => escaped = true,
+            '"' => in_string = !in_string,
+            ' ' | '\t' | '\n' | '\r' if !in_string => continue,
+            _ => {}
+        }
+        if compact.len() + char.len_utf8() > MOST_ARGUMENTS {
+            return None;
+        }
+        compact.push(char);
+    }
+    Some(compact)
 }
 
 /// A line of the audit log on a connection that leads to no declared server.
@@ -214,6 +265,8 @@ mod tests {
                 latency_ms: 0.5,
                 session: session_hash("abc"),
                 arguments_sha256: Some(sha256(b"{}")),
+                arguments: None,
+                arguments_too_large: false,
             });
         }
         audit.close();
@@ -224,5 +277,23 @@ mod tests {
         assert_eq!(lines[7]["tool"], "t\n7");
         assert_eq!(lines[7]["session"], "ba7816bf8f01cfea");
         assert_eq!(lines[7]["time"], "1970-01-01T00:00:00.000Z");
+        assert!(lines[7].get("arguments").is_none() && lines[7].get("argumentsTooLarge").is_none());
+    }
+
+    #[test]
+    fn arguments_are_written_as_they_were_sent_without_space() {
+        let text = |json: &str| AuditedArguments::of(json).text().map(|raw| raw.get().to_owned());
+        for (json, expected) in [
+            ("{}", "{}"),
+            (" { \"b\" : 1.50e+0 ,\n\t\"a\":[ 1 , -0, 9007199254740993 ] } ", r#"{"b":1.50e+0,"a":[1,-0,9007199254740993]}"#),
+            (r#"{"k": " a \" b \\", "k":  "\\\" "}"#, r#"{"k":" a \" b \\","k":"\\\" "}"#),
+            (r#"{"half": "\ud800", "é": "\u0020 "}"#, r#"{"half":"\ud800","é":"\u0020 "}"#),
+        ] {
+            assert_eq!(text(json).as_deref(), Some(expected));
+        }
+        let long = |bytes: usize| format!("[\"{}\" ]", "x".repeat(bytes - 4));
+        assert_eq!(text(&long(MOST_ARGUMENTS)).map(|text| text.len()), Some(MOST_ARGUMENTS));
+        assert!(AuditedArguments::of(&long(MOST_ARGUMENTS + 1)).is_too_large());
+        assert!(AuditedArguments::of(&format!("[{}]", "é".repeat(MOST_ARGUMENTS / 2))).is_too_large());
     }
 }

@@ -349,7 +349,8 @@ impl Governor {
             }
         }
         let decision = RecordedDecision { decision: name, reason, policy, entry, store_fallback };
-        let record = Record::new(&self.audit, call, arrived, decision);
+        let with_arguments = server.is_some_and(|server| server.audits_arguments);
+        let record = Record::new(&self.audit, call, arrived, decision, with_arguments);
         match effect {
             Effect::Allowed(permit) => (Decided::Allowed(permit), record),
             Effect::Denied(denial) => (Decided::Denied(Box::new(denial)), record),

@@ -93,6 +93,8 @@ pub struct ServerInForce {
     pub intercept: bool,
     /// True if a policy refuses that, whatever others say of the same url.
     pub refuses_tls: bool,
+    /// True if the audit log has the arguments of calls.
+    pub audits_arguments: bool,
     /// `toolweir_upstream_duration_seconds`
     pub upstream_duration: Histogram,
     /// `toolweir_overhead_seconds`
@@ -149,6 +151,7 @@ impl InForce {
                 credential: view.credential.map(CredentialSlot::new),
                 intercept: view.intercept,
                 refuses_tls: view.refuses_tls,
+                audits_arguments: view.audits_arguments,
                 upstream_duration: metrics.upstream_duration.with_label_values(&[view.name]),
                 overhead: metrics.overhead.with_label_values(&[view.name]),
                 calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),

@@ -28,8 +28,10 @@ use toolweir_sidecar::{
         client::{OperatorEndpoint, SILENCE},
     },
     credentials::keys::KeyFolders,
-    import::{self, ImportOptions},
+    import::command::ImportArgs,
+    pod_args::PodArgs,
     proxy::{Limits, through::UpstreamProxy},
+    replay_command::{self, ReplayArgs},
     run::{self, CaptureSettings, PolicyErrors, PolicySource, RunConfig},
     source::{self, Urls},
     stdio::{self, StdioConfig, keeper},
@@ -78,8 +80,10 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Turn a `PolicyLayer` policy (version "1") into an `MCPPolicy` on stdout.
+    /// Turn `PolicyLayer` policies (version "1") into `MCPPolicies` on stdout.
     Import(ImportArgs),
+    /// Decide the calls of audit logs anew, by other policies, and print what would change.
+    Replay(ReplayArgs),
     /// Enforce policy on a server that speaks MCP on stdin and stdout.
     Stdio(StdioArgs),
     /// Write the rules that redirect a pod's connections to its sidecar, and prove them. Needs `NET_ADMIN`.
@@ -93,60 +97,6 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-}
-
-#[derive(Debug, Args)]
-struct ImportArgs {
-    /// The policy.
-    #[arg(value_name = "POLICY.json")]
-    file: PathBuf,
-    /// The server's name.
-    #[arg(long, value_name = "NAME")]
-    server: String,
-    /// The server's URL.
-    #[arg(long, value_name = "URL")]
-    url: String,
-    /// The policy's name; defaults to the server's.
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// The policy's namespace.
-    #[arg(long, value_name = "NAME")]
-    namespace: Option<String>,
-    /// Share each limit among all pods of a workload. This needs a shared store.
-    #[arg(long)]
-    shared_store: bool,
-}
-
-#[derive(Debug, Args)]
-struct PodArgs {
-    /// The pod's name, for expressions.
-    #[arg(long, env = "POD_NAME", default_value = "", hide_default_value = true)]
-    pod_name: String,
-    /// The pod's namespace, for expressions.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
-    pod_namespace: String,
-    /// The pod's service account, for expressions.
-    #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "", hide_default_value = true)]
-    pod_service_account: String,
-    /// The pod's workload as KIND/NAME, such as Deployment/agent, for limits of the scope Workload.
-    #[arg(long, env = "POD_WORKLOAD", default_value = "", hide_default_value = true)]
-    pod_workload: String,
-    /// Maximum number of live counts of sessions and keys; beyond it, calls that need a new one are denied.
-    #[arg(long, default_value_t = Memory::COUNTERS, value_name = "COUNT")]
-    max_counters: usize,
-}
-
-impl PodArgs {
-    fn options(&self) -> CompileOptions {
-        CompileOptions {
-            shared_store: false,
-            pod: self.pod_name.clone(),
-            namespace: self.pod_namespace.clone(),
-            service_account: self.pod_service_account.clone(),
-            workload: self.pod_workload.clone(),
-            of_any_pod: false,
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -419,7 +369,8 @@ fn execute(command: Command, log_level: LogLevelControl) -> anyhow::Result<ExitC
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { files, shared_store } => check(&files, shared_store),
-        Command::Import(arguments) => import_policy(arguments),
+        Command::Import(arguments) => arguments.run(),
+        Command::Replay(arguments) => replay_command::replay(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Stdio(arguments) => {
             let runtime = runtime()?;
             let code = runtime.block_on(stdio::run(arguments.config(), log_level))?;
@@ -507,34 +458,6 @@ impl StdioArgs {
             list_ttl: self.lists.list_ttl,
             counters: self.pod.max_counters,
             options: self.pod.options(),
-        }
-    }
-}
-
-/// Prints an imported policy on stdout, or what is wrong with it on stderr.
-fn import_policy(arguments: ImportArgs) -> anyhow::Result<ExitCode> {
-    let ImportArgs { file, server, url, name, namespace, shared_store } = arguments;
-    let text = std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-    match import::import(&text, &ImportOptions { server, url, name, namespace, shared_store }) {
-        Ok(document) => {
-            std::io::stdout().write_all(import::to_yaml(&document).as_bytes())?;
-            match import::counted_by_each_pod(&document) {
-                0 => {}
-                limits => writeln!(
-                    std::io::stderr(),
-                    "{}: warning: {} counted by each pod for itself, but by the original for the whole agent: N replicas allow \
-                     N times as much. If there is a shared store, import with --shared-store",
-                    file.display(),
-                    if limits == 1 { "1 limit is".to_owned() } else { format!("{limits} limits are") }
-                )?,
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(errors) => {
-            for error in errors {
-                writeln!(std::io::stderr(), "{}: {error}", file.display())?;
-            }
-            Ok(ExitCode::FAILURE)
         }
     }
 }

@@ -15,7 +15,7 @@ use toolweir_crds::{
 use toolweir_engine::{Call, Reason, json::Raw};
 
 use crate::{
-    audit::{self, Audit},
+    audit::{self, Audit, AuditedArguments},
     outcome::Outcome,
 };
 
@@ -59,14 +59,15 @@ pub struct Record {
     tool: String,
     decision: RecordedDecision,
     session: Option<String>,
-    arguments: Option<String>,
+    arguments_sha256: Option<String>,
+    arguments: Option<AuditedArguments>,
     outcome: Outcome,
     cancelled: Option<Arc<AtomicBool>>,
 }
 
 impl Record {
-    /// The record of a call on which this was decided.
-    pub fn new(audit: &Audit, call: &Call<'_>, arrived: Arrival, decision: RecordedDecision) -> Self {
+    /// The record of a call on which this was decided, with its arguments or with their hash alone.
+    pub fn new(audit: &Audit, call: &Call<'_>, arrived: Arrival, decision: RecordedDecision, with_arguments: bool) -> Self {
         Self {
             audit: audit.clone(),
             arrived,
@@ -74,7 +75,8 @@ impl Record {
             tool: call.tool.chars().take(TOOL_NAME).collect(),
             decision,
             session: audit::session_hash(call.session),
-            arguments: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),
+            arguments_sha256: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),
+            arguments: call.arguments.filter(|_| with_arguments).map(|raw| AuditedArguments::of(raw.as_str())),
             outcome: Outcome::ClientGone,
             cancelled: None,
         }
@@ -113,7 +115,9 @@ impl Drop for Record {
             outcome: self.outcome.as_str(),
             latency_ms: (self.arrived.instant.elapsed().as_secs_f64() * 1e6).round() / 1e3,
             session: self.session.take(),
-            arguments_sha256: self.arguments.take(),
+            arguments_sha256: self.arguments_sha256.take(),
+            arguments: self.arguments.as_ref().and_then(AuditedArguments::text),
+            arguments_too_large: self.arguments.as_ref().is_some_and(AuditedArguments::is_too_large),
         });
     }
 }

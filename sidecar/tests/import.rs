@@ -13,7 +13,7 @@ use proptest::{
 use serde_json::{Value, json};
 use toolweir_crds::{Document, read_documents};
 use toolweir_engine::{Call, CompileOptions, Engine, Memory, Severity, Timestamp, json::Reader};
-use toolweir_sidecar::import::{ImportError, ImportOptions, counted_by_each_pod, import, to_yaml};
+use toolweir_sidecar::import::{ImportError, ImportOptions, import};
 
 fn options() -> ImportOptions {
     ImportOptions {
@@ -27,8 +27,8 @@ fn options() -> ImportOptions {
 
 /// The engine that a policy becomes, by way of the printed manifest.
 fn engine(policy: &Value) -> Engine {
-    let document = import(&policy.to_string(), &options()).unwrap_or_else(|errors| panic!("{policy}: {errors:?}"));
-    let yaml = to_yaml(&document);
+    let imported = import(&policy.to_string(), &options()).unwrap_or_else(|errors| panic!("{policy}: {errors:?}"));
+    let (yaml, document) = (imported.to_yaml(), imported.document);
     let read = read_documents("imported.yaml", &yaml).unwrap();
     assert_eq!(read.len(), 1);
     assert_eq!(read[0].document, document, "{yaml}");
@@ -58,7 +58,7 @@ fn policies_become_manifests() {
         let text = fs::read_to_string(&path).unwrap();
         let printed = |shared_store| {
             let options = ImportOptions { shared_store, ..options() };
-            to_yaml(&import(&text, &options).unwrap_or_else(|errors| panic!("{path:?}: {errors:?}")))
+            import(&text, &options).unwrap_or_else(|errors| panic!("{path:?}: {errors:?}")).to_yaml()
         };
         let (alone, shared) = (printed(false), printed(true));
         // A policy without limits is the same with a shared store.
@@ -82,27 +82,27 @@ fn a_limit_of_an_agent_is_one_of_its_workload_where_there_is_a_shared_store() {
     for (policy, shared_store, count) in
         [(&limited, false, 3), (&limited, true, 0), (&unlimited, false, 0), (&unlimited, true, 0)]
     {
-        let document = import(&policy.to_string(), &ImportOptions { shared_store, ..options() }).unwrap();
-        assert_eq!(counted_by_each_pod(&document), count);
-        let yaml = to_yaml(&document);
+        let imported = import(&policy.to_string(), &ImportOptions { shared_store, ..options() }).unwrap();
+        assert_eq!(imported.counted_by_each_pod(), count);
+        let yaml = imported.to_yaml();
         assert_eq!(yaml.matches("scope: Workload\n").count(), if shared_store && policy == &limited { 3 } else { 0 }, "{yaml}");
         assert_eq!(yaml.matches("scope: Pod\n").count(), count, "{yaml}");
         assert_eq!(yaml.starts_with("# Each pod counts for itself"), count > 0, "{yaml}");
-        assert_eq!(read_documents("imported.yaml", &yaml).unwrap()[0].document, document);
+        assert_eq!(read_documents("imported.yaml", &yaml).unwrap()[0].document, imported.document);
     }
 }
 
 #[test]
 fn options_name_the_policy_and_its_place() {
     let text = r#"{"version": "1", "default": "deny"}"#;
-    let name = |options: &ImportOptions| match import(text, options).unwrap() {
+    let name = |options: &ImportOptions| match import(text, options).unwrap().document {
         Document::MCPPolicy { metadata, .. } => (metadata.name, metadata.namespace),
         Document::MCPClusterPolicy { .. } => unreachable!(),
     };
     assert_eq!(name(&options()), ("bank".to_owned(), Some("agents".to_owned())));
     let named = ImportOptions { name: Some("guard".to_owned()), namespace: None, ..options() };
     assert_eq!(name(&named), ("guard".to_owned(), None));
-    assert!(!to_yaml(&import(text, &named).unwrap()).contains("namespace"));
+    assert!(!import(text, &named).unwrap().to_yaml().contains("namespace"));
     for (options, path) in [
         (ImportOptions { server: "Bank".to_owned(), ..options() }, "--server"),
         (ImportOptions { server: "*".to_owned(), ..options() }, "--server"),
@@ -363,7 +363,7 @@ fn any_name_that_a_tool_can_have_is_imported_as_it_is() {
             let engine = engine(&policy);
             assert_eq!(allows(&engine, name, &json!({}), 0), allowed, "{name}");
             assert_eq!(allows(&engine, &format!("{name}x"), &json!({}), 0), !allowed, "{name}");
-            let yaml = to_yaml(&import(&policy.to_string(), &options()).unwrap());
+            let yaml = import(&policy.to_string(), &options()).unwrap().to_yaml();
             let quoted = read_documents("imported.yaml", &yaml).unwrap()[0].unquoted().is_empty();
             assert!(quoted, "{yaml}");
         }
@@ -461,7 +461,8 @@ fn every_error_names_its_place() {
     let names: Vec<String> = (0..1025).map(|number| format!(r#""t{number}""#)).collect();
     let texts: Vec<String> = (0..300).map(|number| format!(r#""text{number}""#)).collect();
     let table: Vec<(String, &str, &str)> = vec![
-        (String::new(), "line 1, column 1", "not JSON"),
+        (String::new(), "policy", "holds no policy"),
+        ("{".into(), "line 1, column 2", "not JSON"),
         ("{\n  \"version\": \"1\",\n  oops}".into(), "line 3, column 3", "not JSON"),
         (r#"{"version": "1", "default": "deny"} x"#.into(), "line 1, column 37", "goes on"),
         (r#"{"version": "\ud800"}"#.into(), "line 1, column 13", "surrogate"),
@@ -738,8 +739,8 @@ proptest! {
         ],
     ) {
         match import(&text, &options()) {
-            Ok(document) => {
-                let (_, problems) = Engine::compile(&[document.into()], Memory::new(1), &CompileOptions::default());
+            Ok(imported) => {
+                let (_, problems) = Engine::compile(&[imported.document.into()], Memory::new(1), &CompileOptions::default());
                 prop_assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{:?}", problems);
             }
             Err(errors) => prop_assert!(!errors.is_empty() && errors.iter().all(|error| !error.path.is_empty())),

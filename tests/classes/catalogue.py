@@ -134,7 +134,7 @@ class Measured:
         if self.share() < READS:
             yield f"{self.half}: {self.share():.1%} of those that read are called Read; the bar is {READS:.0%}"
         for row, bar in BARS.items():
-            # The develop half has tools whose makers left the hints at a library's defaults.
+            # The develop half has three tools whose makers left the hints at a library's defaults: its figures stand in the document.
             if self.half == "unseen" and self.matrix[row, "Read"] > bar:
                 yield f"{self.half}: {self.matrix[row, 'Read']} of `{TRUTHS[row]}` are called Read; the bar is {bar}"
 

@@ -18,7 +18,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CRATES = ["crds", "sidecar/engine", "sidecar/store", "sidecar", "operator", "cli", "tests/bench", "tests/rmcp", "tests/simulator"]
+CRATES = ["crds", "sidecar/engine", "sidecar/replay", "sidecar/store", "sidecar", "operator", "cli", "tests/bench", "tests/rmcp", "tests/simulator"]
 LONGEST = 600
 
 TESTS = re.compile(r"#\[cfg\(test\)\]\s*(?:pub\(crate\) )?mod \w+ \{")

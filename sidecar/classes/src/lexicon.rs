@@ -43,30 +43,30 @@ const GROUPS: &[(ToolClass, Use, &str)] = &[
     ),
     (Read, Use::Firm, "search query count check scan crawl preview tail diff ping filter think research"),
     (Read, Use::Loose, "trace map answer access reason"),
-    (
-        Read,
-        Use::Mild,
-        "provide convert render pick look browse present rank assess audit help see reveal head",
-    ),
+    (Read, Use::Mild, "provide convert render pick look browse present rank assess audit help see reveal head"),
     (
         Read,
         Use::Noun,
         "info information status details detail stats statistics version versions summary history docs documentation doc schema
-        overview metrics metadata logs tree size health whoami capabilities usage balance screenshot snapshot findings top permalink breakdown replies lookup analysis insights reference examples guide outliers locks",
+        overview metrics metadata logs tree size health whoami capabilities usage balance screenshot snapshot findings top
+        permalink breakdown replies lookup analysis insights reference examples guide outliers locks",
     ),
     (
         Write,
         Use::Verb,
         "create add insert upsert write edit modify patch put send publish unpublish upload push append prepend assign unassign
-        reassign attach detach enable disable activate deactivate rename move copy duplicate clone import install deploy redeploy
+        reassign attach detach enable disable activate deactivate rename move copy duplicate clone import install deploy
+        redeploy
         provision configure register unregister deregister subscribe unsubscribe invite merge approve reject close reopen open
         restart start stop pause resume unpause suspend scale grant share unshare follow unfollow unstar pin unpin unlock hide
         unhide archive unarchive restore rollback revert promote demote synchronize reply respond react acknowledge
         unacknowledge snooze silence mark toggle switch change adjust increment decrement incr decr save stage unstage
         stash checkout login logout authenticate authorize connect disconnect reconnect click press fill hover drag scroll
-        navigate tap swipe resize maximize minimize reorder annotate notify reserve retry rebuild replay redirect dispatch enqueue
+        navigate tap swipe resize maximize minimize reorder annotate notify reserve retry rebuild replay redirect dispatch
+        enqueue
         requeue block unblock mute unmute join leave apply bind unbind associate disassociate transition replace rotate renew
-        extend allocate trust migrate compress gzip zip unzip encrypt decrypt ingest populate bootstrap init initialize initialise
+        extend allocate trust migrate compress gzip zip unzip encrypt decrypt ingest populate bootstrap init initialize
+        initialise
         setup complete finish finalize launch spawn boot reboot turn override escalate claim dismiss accept decline confirm
         customize refactor compose remember memorize hset lpush rpush sadd zadd xadd setex mset persist cordon uncordon
         taint scaffold delegate sanitize upgrade downgrade tweet unlike retweet undo redo undelete consolidate commence
@@ -77,10 +77,16 @@ const GROUPS: &[(ToolClass, Use, &str)] = &[
         Write,
         Use::Loose,
         "post issue comment message email mail tag label flag branch star like lock pull request schedule book order record
-        type select focus alert release link index draft page vote rate build train sign note upload event bookmark stream log report review print watch compact
+        type select focus alert release link index draft page vote rate build train sign note upload event bookmark stream log
+        report review print watch compact
         whitelist allowlist blacklist denylist cache seed watermark forward store",
     ),
-    (Write, Use::Mild, "manage handle generate produce prepare make download export optimize administer control use go back load format transform sort dump simulate"),
+    (
+        Write,
+        Use::Mild,
+        "manage handle generate produce prepare make download export optimize administer control use go back load format
+        transform sort dump simulate",
+    ),
     (Write, Use::Light, "take perform conduct do carry place capture empty submit exchange collect process initiate"),
     (Execute, Use::Verb, "execute exec eval evaluate invoke trigger rerun psql ssh"),
     (Execute, Use::Firm, "run call"),
@@ -130,11 +136,13 @@ const WITH_OBJECT: &[(&str, &str, ToolClass)] = &[
 /// With these verbs, what follows in [`MONEY`] is paid.
 const PAYING: &str =
     "create collect make send submit process initiate capture confirm authorize execute issue approve schedule place add start";
-const MONEY: &str = "payment payments refund refunds payout payouts charge charges withdrawal transfer purchase order orders trade \
+const MONEY: &str = "payment payments refund refunds payout payouts charge charges withdrawal transfer purchase order
+        orders trade \
     trades donation funds money";
 
 /// Verbs for which a query is no query that runs: `explain_query`.
-const NOT_RUN: &str = "explain plan validate lint format parse estimate translate optimize convert generate suggest verify check";
+const NOT_RUN: &str = "explain plan validate lint format parse estimate translate optimize convert generate suggest
+        verify check";
 
 static ENTRIES: LazyLock<HashMap<&'static str, Entry>> = LazyLock::new(|| {
     let mut entries = HashMap::new();
@@ -197,7 +205,7 @@ pub fn inflected(word: &str) -> Option<(String, Form, Entry)> {
 }
 
 /// The class of a verb with the words behind it, if these make it another than the verb's own.
-pub fn with_object<'a>(verb: &str, behind: impl Iterator<Item = &'a str> + Clone) -> Option<ToolClass> {
+pub fn with_object<'a>(verb: &str, behind: &(impl Iterator<Item = &'a str> + Clone)) -> Option<ToolClass> {
     if among(PAYING, verb) && behind.clone().any(|word| among(MONEY, word)) {
         return Some(Financial);
     }

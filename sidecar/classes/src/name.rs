@@ -31,7 +31,7 @@ fn entry(word: &Word) -> Option<Entry> {
 pub fn actions(words: &[Word]) -> Vec<Action> {
     let known = || words.iter().enumerate().filter_map(|(at, word)| Some((at, entry(word)?)));
     let Some((at, found)) = known().find(|(at, entry)| is_verb(words, *at, *entry)).map(|first| main_verb(first, known())) else {
-        let noun = known().last().and_then(|(at, _)| words.get(at));
+        let noun = known().next_back().and_then(|(at, _)| words.get(at));
         return noun.map(|word| action(word, Read, false)).into_iter().collect();
     };
     let Some(word) = words.get(at) else { return Vec::new() };
@@ -55,7 +55,7 @@ fn is_verb(words: &[Word], at: usize, entry: Entry) -> bool {
 fn with_object(verb: &Word, behind: &[Word]) -> Option<ToolClass> {
     let words = behind.iter().map(|word| word.lower.as_str());
     let object = words.enumerate().take_while(|(at, word)| *at == 0 || !lexicon::among("by for from in on to with", word));
-    lexicon::with_object(&verb.lower, object.map(|(_, word)| word))
+    lexicon::with_object(&verb.lower, &object.map(|(_, word)| word))
 }
 
 fn action(word: &Word, class: ToolClass, firm: bool) -> Action {

@@ -106,7 +106,7 @@ fn verb(sentence: &[Word], from: usize) -> Option<(usize, Form, Action)> {
     let word = sentence.get(at)?;
     let (verb, form, entry) = lexicon::inflected(&word.lower)?;
     let next = lower(sentence, at + 1);
-    let class = lexicon::with_object(&verb, object(sentence, at).iter().map(String::as_str));
+    let class = lexicon::with_object(&verb, &object(sentence, at).iter().map(String::as_str));
     let is_verb = match entry.usage {
         Use::Noun => false,
         Use::Light => class.is_some(),
@@ -114,8 +114,8 @@ fn verb(sentence: &[Word], from: usize) -> Option<(usize, Form, Action)> {
         Use::Firm => next != "of",
         Use::Verb | Use::Mild => true,
     };
-    let firm = matches!(entry.usage, Use::Verb | Use::Firm);
-    is_verb.then(|| (at, form, action(word, &verb, class.unwrap_or(entry.class), firm || class.is_some())))
+    let beyond_doubt = class.is_some() || matches!(entry.usage, Use::Verb | Use::Firm);
+    is_verb.then(|| (at, form, action(word, &verb, class.unwrap_or(entry.class), beyond_doubt)))
 }
 
 /// The words that a verb governs.
@@ -162,7 +162,7 @@ fn coordinated(sentence: &[Word], first: usize, form: Form) -> Vec<Action> {
         };
         if is_verb {
             row = at;
-            let class = lexicon::with_object(&verb, object(sentence, at).iter().map(String::as_str));
+            let class = lexicon::with_object(&verb, &object(sentence, at).iter().map(String::as_str));
             found.push(action(word, &verb, class.unwrap_or(entry.class), true));
         }
     }
@@ -216,9 +216,8 @@ fn no_doubt(sentence: &[Word], at: usize) -> Option<Action> {
     let (last, next) = (if at > 0 { lower(sentence, at - 1) } else { "" }, lower(sentence, at + 1));
     let found = match word.lower.as_str() {
         "permanently" | "irreversibly" => deletes(next) || deletes(last),
-        "irreversible" | "unrecoverable" => true,
+        "irreversible" | "unrecoverable" | "overwrites" => true,
         "destructive" => among("a is highly potentially", last) && among("operation action change tool command", next),
-        "overwrites" => true,
         "overwritten" => last == "be",
         "overwrite" => among("will may can completely", last),
         "undone" | "recovered" | "reversed" => {
@@ -261,17 +260,16 @@ fn claims(sentence: &[Word], at: usize) -> bool {
     let next = lower(sentence, at + 1);
     let negated = (at.saturating_sub(2)..at).any(|at| among("no not non isn't without", lower(sentence, at)));
     let found = match lower(sentence, at) {
-        "read-only" | "readonly" => true,
         "read" => next == "only" || among("query queries", next) || among("query queries", lower(sentence, at + 2)) && at > 0,
         "select" => among("query queries statement statements sql", next) || among("query queries", lower(sentence, at + 2)),
-        "promql" | "logql" | "traceql" | "kql" | "nrql" | "jql" | "esql" => true,
+        "read-only" | "readonly" | "promql" | "logql" | "traceql" | "kql" | "nrql" | "jql" | "esql" => true,
         _ => false,
     };
     found && !negated
 }
 
 /// Whether a description names a language whose queries may change something.
-pub fn language<'a>(sentences: &'a [Vec<Word>]) -> Option<&'a Word> {
+pub fn language(sentences: &[Vec<Word>]) -> Option<&Word> {
     sentences.iter().flatten().find(|word| among("sql cypher postgresql mysql sparql surrealql mutation mutations", &word.lower))
 }
 

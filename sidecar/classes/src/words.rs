@@ -61,14 +61,14 @@ pub fn of_name(name: &str) -> Vec<Word> {
         *start = None;
     };
     while let Some((at, c)) = chars.next() {
-        if !c.is_alphanumeric() {
-            finish(&mut start, at);
-        } else {
+        if c.is_alphanumeric() {
             let next_is_lower = chars.peek().is_some_and(|(_, next)| next.is_lowercase());
             if c.is_uppercase() && (last.is_lowercase() || last.is_numeric() || last.is_uppercase() && next_is_lower) {
                 finish(&mut start, at);
             }
             start.get_or_insert(at);
+        } else {
+            finish(&mut start, at);
         }
         last = c;
     }

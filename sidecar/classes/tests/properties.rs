@@ -170,8 +170,8 @@ proptest! {
 fn in_time(what: &str, tool: &Owned) -> Classification {
     let began = Instant::now();
     let found = tool.classify(ToolAnnotations::default());
-    let took = began.elapsed();
-    assert!(took < Duration::from_secs(2), "{what} took {took:?}");
+    let elapsed = began.elapsed();
+    assert!(elapsed < Duration::from_secs(2), "{what} took {elapsed:?}");
     found
 }
 

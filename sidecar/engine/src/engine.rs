@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     sync::Arc,
 };
 
@@ -13,7 +14,7 @@ use crate::{
     denial::Denial,
     egress_rules::EgressRules,
     entry::CompiledEntry,
-    rules::{PolicyRules, ServerRules},
+    rules::{PolicyRules, ServerRules, Step},
     shared::{SharedTake, SharedUsage},
     take::instance,
     window::{Amount, Timestamp},
@@ -42,6 +43,17 @@ pub struct ServerView<'a> {
     pub intercept: bool,
     /// True if a policy refuses captured TLS to the server. What another server says of the same URL does not open it either.
     pub refuses_tls: bool,
+    /// True if the audit log has the arguments of calls: a policy says so, and none refuses it.
+    pub audits_arguments: bool,
+}
+
+/// What the validations, keys and costs that can matter for a tool read of a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadsOfCall {
+    /// True if one reads the arguments.
+    pub arguments: bool,
+    /// True if one reads the session.
+    pub session: bool,
 }
 
 impl<'a> ServerView<'a> {
@@ -52,6 +64,7 @@ impl<'a> ServerView<'a> {
             credential: rules.credential.as_ref(),
             intercept: rules.intercept,
             refuses_tls: rules.refuses_tls,
+            audits_arguments: rules.audits_arguments,
         }
     }
 }
@@ -95,6 +108,22 @@ impl Engine {
     /// Returns true if `tools/list` shows a tool: no enforced policy denies it regardless of the arguments.
     pub fn shows(&self, server: &str, tool: &str) -> bool {
         self.servers.get(server).is_some_and(|rules| rules.plan(tool).enforced.denial.is_none())
+    }
+
+    /// Returns what the decision on a tool may read of a call. Nothing where it is denied regardless of the call.
+    pub fn reads(&self, server: &str, tool: &str) -> ReadsOfCall {
+        let Some(rules) = self.servers.get(server) else { return ReadsOfCall::default() };
+        let plan = rules.plan(tool);
+        let mut reads = ReadsOfCall::default();
+        if plan.enforced.denial.is_some() {
+            return reads;
+        }
+        let groups = iter::once(&plan.enforced).chain(plan.audited.iter().filter(|group| group.denial.is_none()));
+        for expression in groups.flat_map(|group| &group.steps).flat_map(Step::matching).flat_map(CompiledEntry::expressions) {
+            reads.arguments |= expression.reads_arguments();
+            reads.session |= expression.reads_session();
+        }
+        reads
     }
 
     /// Returns the denial of everything on a server, if one of its policies cannot be enforced.

@@ -85,7 +85,7 @@ pub use counters::{Memory, Permit};
 pub use decide::{Decision, DecisionStart, Effect, Pending};
 pub use denial::{Denial, LimitInfo, Reason};
 pub use egress::{AddressRanges, Destination, EgressDecision, EgressEffect, EgressReason};
-pub use engine::{Engine, LimitView, ServerView};
+pub use engine::{Engine, LimitView, ReadsOfCall, ServerView};
 pub use policy::{Policy, PolicyId, Problem, Severity};
 pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};

@@ -26,6 +26,8 @@ pub(crate) struct ServerRules {
     /// True if captured TLS to `url` is opened.
     pub intercept: bool,
     pub refuses_tls: bool,
+    /// True if the audit log has the arguments of calls.
+    pub audits_arguments: bool,
     /// The rules of each policy, in the order of the policies' names.
     pub policies: Vec<Arc<PolicyRules>>,
     /// The plan for each tool that some entry names exactly; `None` where it is made for each call.
@@ -53,6 +55,8 @@ pub(crate) struct PolicyRules {
     pub on_store_failure: OnStoreFailure,
     pub default_action: Action,
     pub server: Arc<str>,
+    /// Whether the audit log has the arguments of calls, if the policy has a say in that.
+    pub audit_arguments: Option<bool>,
     pub entries: Vec<CompiledEntry>,
     /// The entries with exact names, by these.
     exact: HashMap<Arc<str>, usize>,
@@ -235,6 +239,8 @@ impl PolicyRules {
             on_store_failure: spec.on_store_failure,
             default_action: server.default_action,
             server: server.name.as_str().into(),
+            // Of a policy that cannot be enforced nothing is opened.
+            audit_arguments: server.audit_arguments.filter(|audits| !audits || broken.is_none()),
             entries,
             exact,
             folded: by_folded,
@@ -251,6 +257,7 @@ impl PolicyRules {
             on_store_failure: self.on_store_failure,
             default_action: self.default_action,
             server: Arc::clone(&self.server),
+            audit_arguments: self.audit_arguments.filter(|audits| !audits),
             entries: Vec::new(),
             exact: HashMap::new(),
             folded: HashMap::new(),
@@ -288,7 +295,9 @@ impl ServerRules {
     /// Makes the plans of the tools that entries name exactly, as far as the budget goes. It takes what it spends from `budget`.
     pub(crate) fn new(access: ServerAccess, policies: Vec<Arc<PolicyRules>>, budget: &mut usize) -> Self {
         let ServerAccess { url, credential, intercept, refuses_tls } = access;
-        let mut rules = Self { url, credential, intercept, refuses_tls, policies, plans: HashMap::new() };
+        let says = |audits: bool| policies.iter().any(|rules| rules.audit_arguments == Some(audits));
+        let audits_arguments = says(true) && !says(false);
+        let mut rules = Self { url, credential, intercept, refuses_tls, audits_arguments, policies, plans: HashMap::new() };
         let names: BTreeSet<Arc<str>> = rules.policies.iter().flat_map(|rules| rules.exact.keys().cloned()).collect();
         let globs: usize = rules.policies.iter().map(|rules| 1 + rules.globs.len()).sum();
         for name in names {

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 use toolweir_crds::read_documents;
 use toolweir_engine::{Call, CompileOptions, Engine, Memory, Policy, Severity, Timestamp, json::Reader};
-use toolweir_sidecar::import::{ImportOptions, import, to_yaml};
+use toolweir_sidecar::import::{ImportOptions, import};
 
-use super::assert_one_line;
+use super::{assert_one_line, original::OriginalProxy};
 
 /// Arguments of calls, beside those that are made of the values in the policy.
 const ARGUMENTS: [&str; 6] = [
@@ -24,23 +24,59 @@ const CALLS: usize = 100;
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let options = ImportOptions { server: "bank".to_owned(), url: "http://bank.svc/mcp".to_owned(), ..ImportOptions::default() };
-    let document = match import(text, &options) {
-        Ok(document) => document,
+    let imported = match import(text, &options) {
+        Ok(imported) => imported,
         Err(errors) => {
             assert!(!errors.is_empty());
             errors.iter().for_each(|error| assert_one_line(&error.to_string()));
             return;
         }
     };
-    let yaml = to_yaml(&document);
+    let yaml = imported.to_yaml();
     let read = read_documents("policy.yaml", &yaml).unwrap_or_else(|errors| panic!("{errors:?} in\n{yaml}"));
     assert_eq!(read.len(), 1);
     let policies: Vec<Policy> = read.into_iter().map(|located| located.document.into()).collect();
     let (engine, problems) = Engine::compile(&policies, Memory::new(64), &CompileOptions::default());
     assert!(problems.iter().all(|problem| problem.severity == Severity::Doubt), "{problems:?} in\n{yaml}");
-    // Numbers past a double, which this reader does not take.
-    let Ok(original) = serde_json::from_str::<Value>(text) else { return };
-    never_looser(&original, &engine, &yaml);
+    if text.trim_start().starts_with('{') {
+        // Numbers past a double, which this reader does not take.
+        let Ok(original) = serde_json::from_str::<Value>(text) else { return };
+        never_looser(&original, &engine, &yaml);
+    } else {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let original = serde_yaml::from_str::<Value>(text).expect("what is imported is YAML");
+        never_turned_away(original, &engine, &yaml);
+    }
+}
+
+/// Holds decisions against the open-source proxy, which sees the calls that pass.
+fn never_turned_away(policy: Value, engine: &Engine, yaml: &str) {
+    let none = Map::new();
+    let tools = policy.get("tools").and_then(Value::as_object).unwrap_or(&none);
+    let mut arguments: Vec<Value> =
+        ARGUMENTS.iter().map(|text| serde_json::from_str(text).expect("arguments are JSON")).collect();
+    for rule in tools.values().filter_map(|tool| tool["rules"].as_array()).flatten() {
+        arguments.extend(made_of(&serde_json::json!({"require": rule["conditions"]})));
+        if let Some(path) = rule["state"]["increment_from"].as_str() {
+            arguments.extend(made_of(&serde_json::json!({"require": [{"path": path, "value": 1}]})));
+        }
+    }
+    let names: Vec<String> = tools.keys().cloned().chain(["no_such_tool".to_owned()]).collect();
+    let mut original = OriginalProxy::new(policy);
+    let calls = arguments.iter().cycle().zip(names.iter().cycle()).take(CALLS);
+    for (number, (arguments, tool)) in calls.enumerate() {
+        let text = arguments.to_string();
+        let raw = Reader::new(text.as_bytes()).and_then(|mut reader| reader.value()).expect("arguments are JSON");
+        // Some in each minute, over more than one hour.
+        let seconds = 50 + 37 * number as u64;
+        let call = Call { server: "bank", tool, arguments: Some(raw), session: "" };
+        if engine.decide(&call, Timestamp(seconds * 1_000_000_000)).denial().is_none() {
+            assert!(
+                original.passes(tool, arguments, seconds),
+                "{tool} passes with {text}, and not in the original; imported as\n{yaml}"
+            );
+        }
+    }
 }
 
 /// Holds decisions against the original's own meaning. Patterns are left out: there a call may pass here.

@@ -17,6 +17,7 @@ pub mod credential;
 pub mod events;
 pub mod import;
 pub mod list;
+pub mod original;
 pub mod policy;
 pub mod request;
 pub mod sse;

@@ -13,6 +13,9 @@ use super::{
 /// The fields of a condition.
 pub(super) const FIELDS: [&str; 3] = ["path", "op", "value"];
 
+/// A null as Go prints it.
+const PRINTED_NULL: &str = "<nil>";
+
 const OPERATORS: &str = "eq, neq, in, not_in, lt, lte, gt, gte, regex, contains, exists";
 
 /// The readings in which a condition must hold to count.
@@ -22,6 +25,9 @@ pub(super) enum Sense {
     Surely,
     /// Any of them: those of `deny_if`.
     Perhaps,
+    /// All of them, and as the open-source proxy does it, whose code is known: what is null does not exist, and what is no number is
+    /// compared as Go prints it.
+    Printed,
 }
 
 /// One of the parts of a condition, all of which must hold.
@@ -106,13 +112,18 @@ pub(super) fn parts(condition: &Object<'_, '_>, sense: Sense, errors: &mut Error
     });
     let operator = condition.need("op", errors).and_then(|value| value.string(&condition.path("op"), errors));
     let compared = match (operator?, condition.get("value")) {
-        ("exists", None) => &Json::Bool(true),
+        ("exists", None) if sense != Sense::Printed => &Json::Bool(true),
         _ => condition.need("value", errors)?,
     };
     let at = condition.path("value");
     let builder = Builder { sense, compared, at: &at, place: place.as_ref() };
     let built = builder.build(operator?, &condition.path("op"), errors);
     place.as_ref().and(built)
+}
+
+/// The value at a path such as `args.a.b`; an error where it is not there.
+pub(super) fn value(path: &str, at: &str, errors: &mut Errors) -> Option<String> {
+    place(path, at, errors).map(|place| place.value)
 }
 
 /// Reads a path such as `args.a.b`.
@@ -207,7 +218,10 @@ impl Builder<'_, '_> {
     }
 
     fn exists(&self, errors: &mut Errors) -> Option<Vec<ConditionPart>> {
-        let there: Vec<ConditionPart> = self.there().collect();
+        let mut there: Vec<ConditionPart> = self.there().collect();
+        if self.sense == Sense::Printed {
+            there.push(ConditionPart::Open(format!("{} != null", self.value())));
+        }
         match self.compared {
             Json::Bool(true) => Some(there),
             Json::Bool(false) => match there.as_slice() {
@@ -221,11 +235,43 @@ impl Builder<'_, '_> {
         }
     }
 
+    /// The values to compare with. Go prints some values of other types alike.
+    fn alike(&self, these: &[Json<'_>], opposite: bool, errors: &mut Errors) -> Option<Alike> {
+        if self.sense != Sense::Printed {
+            return Alike::new(these, self.at, errors);
+        }
+        let strings = these.iter().any(|value| matches!(value, Json::String(_)));
+        let mut twins = Vec::new();
+        for (index, value) in these.iter().enumerate() {
+            let problem = match value {
+                Json::List(_) | Json::Object(_) => "write conditions on texts, numbers and booleans",
+                Json::Number(text) if opposite && strings && text.contains('.') => {
+                    "beside texts write a whole number without a point"
+                }
+                Json::Null => {
+                    twins.push(string(PRINTED_NULL));
+                    continue;
+                }
+                Json::String(text) if text == PRINTED_NULL => {
+                    twins.push("null".to_owned());
+                    continue;
+                }
+                _ => continue,
+            };
+            let place = if these.len() == 1 { self.at.to_owned() } else { format!("{}[{index}]", self.at) };
+            errors.at(place, format!("is {}, which the original compares as it prints it; {problem}", value.kind()));
+            return None;
+        }
+        let mut alike = Alike::new(these, self.at, errors)?;
+        alike.twins.extend(twins);
+        Some(alike)
+    }
+
     /// That the value equals one of these.
     fn equal(&self, these: &[Json<'_>], errors: &mut Errors) -> Option<Vec<ConditionPart>> {
-        let alike = Alike::new(these, self.at, errors)?;
+        let alike = self.alike(these, false, errors)?;
         Some(match self.sense {
-            Sense::Surely => vec![ConditionPart::Open(alike.surely(self.value()))],
+            Sense::Surely | Sense::Printed => vec![ConditionPart::Open(alike.surely(self.value()))],
             Sense::Perhaps if alike.types.is_empty() => vec![ConditionPart::Open(alike.perhaps(self.value()))],
             Sense::Perhaps => vec![ConditionPart::Closed(format!("({})", alike.perhaps(self.value())))],
         })
@@ -233,9 +279,9 @@ impl Builder<'_, '_> {
 
     /// That the value equals none of these.
     fn unequal(&self, these: &[Json<'_>], errors: &mut Errors) -> Option<Vec<ConditionPart>> {
-        let alike = Alike::new(these, self.at, errors)?;
+        let alike = self.alike(these, true, errors)?;
         Some(match self.sense {
-            Sense::Surely => alike.surely_not(self.value()),
+            Sense::Surely | Sense::Printed => alike.surely_not(self.value()),
             Sense::Perhaps => vec![alike.perhaps_not(self.value())],
         })
     }
@@ -267,10 +313,10 @@ impl Builder<'_, '_> {
     /// That a string holds the text, or a list the element.
     fn contains(&self, errors: &mut Errors) -> Option<Vec<ConditionPart>> {
         let (value, one) = (self.value(), std::slice::from_ref(self.compared));
-        let alike = Alike::new(one, self.at, errors)?;
+        let alike = self.alike(one, false, errors)?;
         let element = literal(self.compared, self.at, errors)?;
         let in_list = match self.sense {
-            Sense::Surely => format!("type({value}) == list && {element} in {value}"),
+            Sense::Surely | Sense::Printed => format!("type({value}) == list && {element} in {value}"),
             // Anything but a list is an error here, which denies.
             Sense::Perhaps => format!("{value}.exists(x, {})", alike.perhaps("x")),
         };
@@ -278,7 +324,7 @@ impl Builder<'_, '_> {
             (Json::String(_), _) => {
                 ConditionPart::Closed(format!("(type({value}) == string ? {value}.contains({element}) : {in_list})"))
             }
-            (_, Sense::Surely) => ConditionPart::Open(in_list),
+            (_, Sense::Surely | Sense::Printed) => ConditionPart::Open(in_list),
             (_, Sense::Perhaps) => ConditionPart::Closed(in_list),
         };
         Some(self.not_null().into_iter().chain([contains]).collect())

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 #[error("{path}: {message}")]
 pub struct ImportError {
     /// The place in the original, such as `tools.send_dm_to_user.limits[0].window`; an option such as `--server`; a
-    /// line and column where the text is not JSON; or `policy` for the whole of it.
+    /// line and column where the text is not JSON or YAML; or `policy` for the whole of it.
     pub path: String,
     /// The fault, and what to write instead where that is possible.
     pub message: String,

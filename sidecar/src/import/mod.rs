@@ -10,48 +10,65 @@
 //! - A path with a missing step is missing, and fails every operator but `exists`.
 //! - Patterns are those of Go, as in our conditions.
 //! - A limit of the original holds for an agent, in however many pods it runs. Only a shared store can say that; without
-//!   one, each pod counts for itself, and the manifest and [`counted_by_each_pod`] say so.
+//!   one, each pod counts for itself, and the manifest and [`ImportedPolicy::counted_by_each_pod`] say so.
 //! - The original's windows are fixed to the clock; ours slide, and so admit no more.
+//!
+//! ```text
+//! read (JSON), yaml ─> convert (JSON), intercept (YAML) ─> entry (names, entries, places) ─> manifest (printed, read back, compiled)
+//!                        └─> condition (as CEL)
+//! ```
+//!
+//! The YAML is that of the open-source proxy, whose code says what the pages leave open.
 
+pub mod command;
 mod condition;
 mod convert;
+mod entry;
 mod errors;
+mod intercept;
+mod manifest;
 mod read;
+mod yaml;
 
-use serde_yaml::{Mapping, Value};
-use toolweir_crds::{API_VERSION, Document, MCPPolicySpec, Metadata, Scope, document::Located, read_documents};
+use toolweir_crds::{Document, MCPPolicySpec, Metadata, read_documents};
 use toolweir_engine::{CompileOptions, Engine, Memory, Severity};
 
-use self::errors::Errors;
-pub use self::{convert::ImportOptions, errors::ImportError};
+use self::{entry::Assembled, errors::Errors, manifest::spec_of};
+pub use self::{entry::ImportOptions, errors::ImportError, manifest::ImportedPolicy};
 
-/// Turns a `PolicyLayer` policy into an `MCPPolicy`. What it returns, printed by [`to_yaml`], is a policy file that
-/// compiles.
+/// Turns a `PolicyLayer` policy into an `MCPPolicy`: one in JSON, or one of the open-source proxy in YAML.
 ///
 /// # Errors
 /// All that is wrong with the policy, or that our language cannot say; never empty.
-pub fn import(text: &str, options: &ImportOptions) -> Result<Document, Vec<ImportError>> {
+pub fn import(text: &str, options: &ImportOptions) -> Result<ImportedPolicy, Vec<ImportError>> {
     let mut errors = Errors::default();
-    let root = read::parse(text).map_err(|error| vec![error])?;
+    let json = text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '[']);
+    let read = if json { read::parse(text) } else { yaml::parse(text) };
+    let root = read.map_err(|error| vec![error])?;
     root.repeated_keys(&mut errors);
-    let (server, sources) = convert::policy(&root, options, &mut errors);
+    let (assembled, description) = if json {
+        // Its fields keep their names, so there is nothing to note.
+        (Assembled { notes: Vec::new(), ..convert::policy(&root, options, &mut errors) }, None)
+    } else {
+        intercept::policy(&root, options, &mut errors)
+    };
     let metadata = Metadata {
         name: options.name.clone().unwrap_or_else(|| options.server.clone()),
         namespace: options.namespace.clone(),
         creation_timestamp: None,
     };
-    let spec = MCPPolicySpec { servers: vec![server], ..MCPPolicySpec::default() };
-    let document = Document::MCPPolicy { metadata, spec };
-    for (path, message) in problems(&document) {
-        errors.also(sources.original(&path, options), message);
+    let spec = MCPPolicySpec { servers: vec![assembled.server], ..MCPPolicySpec::default() };
+    let policy = ImportedPolicy { document: Document::MCPPolicy { metadata, spec }, description, notes: assembled.notes };
+    for (path, message) in problems(&policy) {
+        errors.also(assembled.sources.original(&path, options), message);
     }
     let errors = errors.into_distinct();
-    if errors.is_empty() { Ok(document) } else { Err(errors) }
+    if errors.is_empty() { Ok(policy) } else { Err(errors) }
 }
 
-/// Prints a document, reads it back and compiles it. Returns the problems: paths of the document, with messages.
-fn problems(document: &Document) -> Vec<(String, String)> {
-    let yaml = to_yaml(document);
+/// Prints a policy, reads it back and compiles it. Returns the problems: paths of the document, with messages.
+fn problems(policy: &ImportedPolicy) -> Vec<(String, String)> {
+    let (document, yaml) = (&policy.document, policy.to_yaml());
     let read = match read_documents("policy", &yaml) {
         Ok(read) => read,
         Err(errors) => {
@@ -72,64 +89,4 @@ fn problems(document: &Document) -> Vec<(String, String)> {
     // What is imported asks for types where the original does.
     let problems = problems.into_iter().filter(|problem| problem.severity != Severity::Doubt);
     problems.map(|problem| (problem.error.path, problem.error.message)).collect()
-}
-
-fn spec_of(document: &Document) -> Option<&MCPPolicySpec> {
-    match document {
-        Document::MCPPolicy { spec, .. } => Some(spec),
-        Document::MCPClusterPolicy { .. } => None,
-    }
-}
-
-/// Returns how many limits of an imported policy each pod counts for itself, where the original has one count for the agent.
-pub fn counted_by_each_pod(document: &Document) -> usize {
-    let limits = spec_of(document).into_iter().flat_map(|spec| &spec.servers).flat_map(|server| &server.tools);
-    limits.flat_map(|tool| &tool.limits).filter(|limit| limit.scope == Scope::Pod).count()
-}
-
-/// The comment with which a manifest with such limits begins.
-const COUNTED_BY_EACH_POD: &str = "\
-# Each pod counts for itself here (scope: Pod), where the original has one count for an agent: N replicas have N times each
-# limit. With a shared store, import with --shared-store, or write scope: Workload.
-";
-
-/// Prints an imported policy as a Kubernetes manifest, without what holds anyway.
-pub fn to_yaml(document: &Document) -> String {
-    let kind = match document {
-        Document::MCPPolicy { .. } => "MCPPolicy",
-        Document::MCPClusterPolicy { .. } => "MCPClusterPolicy",
-    };
-    let mut manifest = Mapping::new();
-    manifest.insert("apiVersion".into(), API_VERSION.into());
-    manifest.insert("kind".into(), kind.into());
-    if let Ok(Value::Mapping(mut body)) = serde_yaml::to_value(document) {
-        for part in ["metadata", "spec"] {
-            let mut value = body.remove(part).unwrap_or_default();
-            if let Value::Mapping(spec) = &mut value
-                && spec.get("mode").and_then(Value::as_str) == Some("Enforce")
-            {
-                spec.remove("mode");
-            }
-            manifest.insert(part.into(), value);
-        }
-    }
-    let comment = if counted_by_each_pod(document) > 0 { COUNTED_BY_EACH_POD } else { "" };
-    quoted(format!("{comment}{}", serde_yaml::to_string(&manifest).unwrap_or_default()))
-}
-
-/// The manifest with quotes around what kubectl would read as something else than a text: its YAML is an older one than ours.
-fn quoted(yaml: String) -> String {
-    let Ok(documents) = read_documents("policy", &yaml) else { return yaml };
-    let places: Vec<(usize, usize)> = documents.iter().flat_map(Located::unquoted).filter_map(|place| place.position).collect();
-    if places.is_empty() {
-        return yaml;
-    }
-    let mut lines: Vec<String> = yaml.lines().map(str::to_owned).collect();
-    for (line, column) in places {
-        let Some(line) = line.checked_sub(1).and_then(|line| lines.get_mut(line)) else { continue };
-        let at = column.saturating_sub(1);
-        let (before, text) = (line.chars().take(at).collect::<String>(), line.chars().skip(at).collect::<String>());
-        *line = format!("{before}\"{text}\"");
-    }
-    lines.join("\n") + "\n"
 }

@@ -1,6 +1,6 @@
-//! The policy's JSON as a tree, with the places of what is wrong in it.
+//! A policy as a tree, with the places of what is wrong in it; and its reader for JSON.
 
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet};
 
 use toolweir_engine::json::{JsonError, JsonKind, Reader};
 
@@ -9,20 +9,20 @@ use super::errors::{Errors, ImportError};
 /// From here on numbers of JSON are rounded, each parser in its way.
 pub(super) const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// A JSON value.
+/// A value of a policy.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Json<'a> {
     Null,
     Bool(bool),
     /// A number as it stands in the text.
-    Number(&'a str),
+    Number(Cow<'a, str>),
     String(String),
     List(Vec<Json<'a>>),
     /// The members in order, repeated keys and all.
     Object(Vec<(String, Json<'a>)>),
 }
 
-/// Reads a policy's text.
+/// Reads a policy's text in JSON.
 pub(super) fn parse(text: &str) -> Result<Json<'_>, ImportError> {
     let read = || {
         let mut reader = Reader::new(text.as_bytes())?;
@@ -72,7 +72,7 @@ fn value<'a>(reader: &mut Reader<'a>) -> Result<Json<'a>, JsonError> {
             Json::List(items)
         }
         JsonKind::String => Json::String(reader.value()?.string()?.unwrap_or_default().into_owned()),
-        JsonKind::Number => Json::Number(reader.value()?.as_str()),
+        JsonKind::Number => Json::Number(Cow::Borrowed(reader.value()?.as_str())),
         JsonKind::Bool => Json::Bool(reader.value()?.as_str() == "true"),
         JsonKind::Null => reader.value().map(|_| Json::Null)?,
     })

@@ -22,6 +22,8 @@ pub struct Checked {
     pub names: Vec<String>,
     /// True if it reads the arguments at all.
     pub reads_arguments: bool,
+    /// True if it reads the session.
+    pub reads_session: bool,
     /// Its patterns.
     pub patterns: Vec<Arc<Pattern>>,
 }
@@ -31,7 +33,7 @@ pub struct Checked {
 /// # Errors
 /// A description of the fault and of what to write instead, in one line.
 pub fn check(tree: &Expr, budget: &mut CompileBudget) -> Result<Checked, String> {
-    let found = Checked { names: Vec::new(), reads_arguments: false, patterns: Vec::new() };
+    let found = Checked { names: Vec::new(), reads_arguments: false, reads_session: false, patterns: Vec::new() };
     let mut check = TreeCheck { budget, found, scope: Vec::new(), inside_comprehension: false, depth: 0 };
     check.expression(tree)?;
     Ok(check.found)
@@ -69,6 +71,7 @@ impl<'a> TreeCheck<'a, '_> {
             Expr::Ident(name) => {
                 let name = name.as_str();
                 self.found.reads_arguments |= name == "args";
+                self.found.reads_session |= name == "session";
                 if !VARIABLES.contains(&name) && !TYPES.contains(&name) && !self.scope.contains(&name) {
                     return Err(format!("`{name}` is not a variable; the variables are {}", VARIABLES.join(", ")));
                 }

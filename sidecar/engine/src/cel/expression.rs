@@ -40,6 +40,7 @@ pub struct Expression {
     /// Every name that it could read of the arguments.
     names: Vec<String>,
     reads_arguments: bool,
+    reads_session: bool,
     /// Its patterns, to keep them.
     _patterns: Vec<Arc<Pattern>>,
     /// Parts that likely mean something else than intended.
@@ -106,10 +107,10 @@ impl Expression {
             let why = errors.to_string();
             if why.contains("Recursion limit") { too_deep() } else { format!("is not a CEL expression: {}", one_line(&why)) }
         })?;
-        let Checked { names, reads_arguments, patterns } = check(&tree.expr, budget)?;
+        let Checked { names, reads_arguments, reads_session, patterns } = check(&tree.expr, budget)?;
         let doubts = doubts::findings(&tree.expr);
         let cost = metered::metered(&mut tree)?;
-        Ok(Self { tree, cost, names, reads_arguments, _patterns: patterns, doubts })
+        Ok(Self { tree, cost, names, reads_arguments, reads_session, _patterns: patterns, doubts })
     }
 
     /// Returns the parts that likely mean something else than intended, each in one line. `before` are conditions that must hold
@@ -126,6 +127,11 @@ impl Expression {
     /// Returns true if it reads the arguments at all.
     pub fn reads_arguments(&self) -> bool {
         self.reads_arguments
+    }
+
+    /// Returns true if it reads the session. A variable of its own by that name counts as well.
+    pub fn reads_session(&self) -> bool {
+        self.reads_session
     }
 
     /// Evaluates the expression and reads its value with `read`.

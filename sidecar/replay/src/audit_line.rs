@@ -1,0 +1,194 @@
+//! Reads a line of an audit log.
+
+use std::{borrow::Cow, num::NonZeroU64, time::UNIX_EPOCH};
+
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::RawValue;
+use toolweir_crds::{bounds::TOOL_NAME, text::escaped};
+use toolweir_engine::{
+    Reason,
+    json::{JsonError, Raw, Reader},
+};
+
+/// A line of a log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RecordedLine<'a> {
+    /// The audit line of a call.
+    Call(CallLine<'a>),
+    /// The audit line of a captured connection.
+    Connection,
+    /// No audit line: such as one of the sidecar's own log.
+    Other,
+    /// An audit line that cannot be read, and why.
+    Damaged(String),
+}
+
+/// What was decided on a recorded call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordedEffect {
+    /// It was let through, and no policy objected.
+    Allowed,
+    /// It was let through, though a policy in audit mode objected.
+    WouldDeny,
+    /// It was denied.
+    Denied,
+}
+
+/// The audit line of a call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallLine<'a> {
+    /// When it came, in nanoseconds since 1970.
+    pub time: u64,
+    /// The server's name.
+    pub server: Cow<'a, str>,
+    /// The tool's name.
+    pub tool: Cow<'a, str>,
+    /// What was decided.
+    pub effect: RecordedEffect,
+    /// Why.
+    pub reason: Reason,
+    /// True if a policy decided; false where none governs the server, and where the call was turned away before.
+    pub by_policy: bool,
+    /// True if the shared store did not answer.
+    pub store_silent: bool,
+    /// True if nothing of the call was sent, so that what it had taken was given back.
+    pub nothing_sent: bool,
+    /// Nanoseconds from its arrival to its answer.
+    pub latency: u64,
+    /// The hash of its session, if it has one.
+    pub session: Option<NonZeroU64>,
+    /// Its arguments.
+    pub arguments: LineArguments<'a>,
+}
+
+/// What a line has of the arguments of its call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LineArguments<'a> {
+    /// The call has none.
+    None,
+    /// The line has only their hash.
+    Hashed,
+    /// The line has them.
+    Known(Raw<'a>),
+}
+
+/// The fields of the audit line of a call.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CallFields<'a> {
+    #[serde(borrow)]
+    time: Cow<'a, str>,
+    #[serde(borrow)]
+    server: Cow<'a, str>,
+    #[serde(borrow)]
+    tool: Cow<'a, str>,
+    #[serde(borrow)]
+    decision: Cow<'a, str>,
+    #[serde(borrow)]
+    reason: Cow<'a, str>,
+    policy: Option<IgnoredAny>,
+    shared_store: Option<IgnoredAny>,
+    #[serde(borrow)]
+    outcome: Cow<'a, str>,
+    latency_ms: f64,
+    session: Option<&'a str>,
+    arguments_sha256: Option<IgnoredAny>,
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
+}
+
+/// The fields that tell lines apart.
+#[derive(Deserialize)]
+struct LineKind {
+    decision: Option<IgnoredAny>,
+    destination: Option<IgnoredAny>,
+}
+
+/// How every audit line begins.
+const BEGINNING: &str = "{\"time\":";
+/// What only audit lines have.
+const DECISION: &str = "\"decision\":";
+/// The outcomes of calls of which nothing was sent (`RequestFailure::nothing_sent` of the sidecar).
+const NOTHING_SENT: [&str; 2] = ["connect_failed", "credential_unavailable"];
+
+impl<'a> RecordedLine<'a> {
+    /// Reads a line. What a log collector or `kubectl logs --timestamps` wrote before an audit line is skipped.
+    pub fn read(line: &'a [u8]) -> Self {
+        let Ok(text) = std::str::from_utf8(line) else {
+            let lossy = String::from_utf8_lossy(line);
+            let is_audit = lossy.contains(BEGINNING) || lossy.contains(DECISION);
+            return if is_audit { Self::Damaged("it is not UTF-8".to_owned()) } else { Self::Other };
+        };
+        let text = text.trim();
+        let start = if text.starts_with('{') { 0 } else { text.find(BEGINNING).unwrap_or(0) };
+        let text = text.get(start..).unwrap_or_default();
+        match serde_json::from_str::<CallFields<'_>>(text) {
+            Ok(fields) => match CallLine::new(fields) {
+                Ok(call) => Self::Call(call),
+                Err(why) => Self::Damaged(why),
+            },
+            Err(error) => match serde_json::from_str::<LineKind>(text) {
+                Ok(LineKind { decision: Some(_), destination: Some(_) }) => Self::Connection,
+                Ok(LineKind { decision: None, .. }) => Self::Other,
+                Err(_) if !text.starts_with(BEGINNING) && !text.contains(DECISION) => Self::Other,
+                _ => Self::Damaged(error.to_string()),
+            },
+        }
+    }
+}
+
+impl<'a> CallLine<'a> {
+    fn new(fields: CallFields<'a>) -> Result<Self, String> {
+        let unknown = |field: &str, text: &str| format!("its `{field}` is `{}`, which is not known here", escaped(text, 80));
+        let effect = match &*fields.decision {
+            "allowed" => RecordedEffect::Allowed,
+            "would_deny" => RecordedEffect::WouldDeny,
+            "denied" => RecordedEffect::Denied,
+            other => return Err(unknown("decision", other)),
+        };
+        let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == fields.reason);
+        let time = humantime::parse_rfc3339(&fields.time).ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let session = match fields.session {
+            None => None,
+            Some(hash) => {
+                let number = u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16);
+                // None stands for no session, and no session hashes to zero in our lifetime.
+                Some(number.map_or(Err(unknown("session", hash)), |number| Ok(NonZeroU64::new(number).unwrap_or(NonZeroU64::MAX)))?)
+            }
+        };
+        if !fields.latency_ms.is_finite() || fields.latency_ms < 0.0 {
+            return Err(unknown("latencyMs", &fields.latency_ms.to_string()));
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; `as` saturates")]
+        let latency = (fields.latency_ms * 1e6) as u64;
+        let arguments = match (fields.arguments, fields.arguments_sha256) {
+            (Some(raw), _) => LineArguments::Known(value(raw.get()).map_err(|why| format!("its `arguments` {why}"))?),
+            (None, Some(_)) => LineArguments::Hashed,
+            (None, None) => LineArguments::None,
+        };
+        Ok(Self {
+            time: time.and_then(|time| u64::try_from(time.as_nanos()).ok()).ok_or_else(|| unknown("time", &fields.time))?,
+            effect,
+            reason: reason.ok_or_else(|| unknown("reason", &fields.reason))?,
+            by_policy: fields.policy.is_some(),
+            store_silent: fields.shared_store.is_some() || reason == Some(Reason::StoreUnavailable),
+            nothing_sent: NOTHING_SENT.contains(&&*fields.outcome),
+            latency,
+            session,
+            arguments,
+            server: fields.server,
+            tool: fields.tool,
+        })
+    }
+
+    /// Returns true if it was turned away before policies were asked, or for a name that the line has only in part. No policy can
+    /// change that.
+    pub fn is_beyond_policies(&self) -> bool {
+        self.reason == Reason::Malformed && (!self.by_policy || self.tool.chars().count() >= TOOL_NAME)
+    }
+}
+
+/// Reads a JSON value as the engine does.
+pub fn value(json: &str) -> Result<Raw<'_>, JsonError> {
+    Reader::new(json.as_bytes())?.value()
+}

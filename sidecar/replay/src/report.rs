@@ -1,0 +1,302 @@
+//! What a replay found.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use toolweir_engine::{Decision, Reason, ReadsOfCall};
+
+use crate::{audit_line::RecordedEffect, names::MOST_NAMES, recording::RecordedCall};
+
+/// The number of damaged lines that are named.
+const MOST_DAMAGES: usize = 20;
+
+/// What would have been decided otherwise. Its JSON form is documented, and stays.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplayReport {
+    /// The number of logs.
+    pub logs: usize,
+    /// The number of calls that were decided anew.
+    pub calls: u64,
+    /// When the first came, in RFC 3339.
+    pub from: Option<String>,
+    /// When the last came.
+    pub to: Option<String>,
+    /// The number of calls on which the same was decided, for the same reason.
+    pub unchanged: u64,
+    /// The number of calls of each kind of change.
+    pub changed: BTreeMap<ChangeKind, u64>,
+    /// The changes, by kind, server, tool and reason.
+    pub changes: Vec<Change>,
+    /// The calls that were not decided anew, by reason: they were turned away before any policy was asked (`malformed`), or there are
+    /// too many names (`too_many_names`).
+    pub not_decided: BTreeMap<String, u64>,
+    /// The number of lines that are no calls.
+    pub skipped_lines: SkippedLines,
+    /// The first damaged lines.
+    pub damages: Vec<Damage>,
+    /// What to keep in mind about the result.
+    pub notes: Vec<String>,
+}
+
+/// A kind of change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// It was let through, and would be denied.
+    NewlyDenied,
+    /// It was denied, and would be let through.
+    NewlyAllowed,
+    /// It was allowed, and a policy in audit mode would object.
+    NewlyWouldDeny,
+    /// A policy in audit mode objected, and none would.
+    NoLongerWouldDeny,
+    /// As before, for another reason.
+    OtherReason,
+    /// It depends on what the log does not have.
+    Unknown,
+}
+
+/// Calls of one tool on which something else would be decided, for one reason.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Change {
+    /// What changes.
+    pub change: ChangeKind,
+    /// The server.
+    pub server: String,
+    /// The tool.
+    pub tool: String,
+    /// Why it would be denied; for what is no longer denied, why it was; for what is unknown, what is missing: `arguments`,
+    /// `session`, or `arguments and session`.
+    pub reason: &'static str,
+    /// The number of calls.
+    pub calls: u64,
+    /// The first of them.
+    pub examples: Vec<Example>,
+}
+
+/// A call of a [`Change`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Example {
+    /// When it came, in RFC 3339.
+    pub time: String,
+    /// Its log.
+    pub log: String,
+    /// Its line there, from 1.
+    pub line: u32,
+    /// The policy that would decide.
+    pub policy: Option<String>,
+    /// The entry of that policy.
+    pub entry: Option<String>,
+}
+
+/// The numbers of lines that are no calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SkippedLines {
+    /// Audit lines of captured connections.
+    pub connections: u64,
+    /// Lines that are no audit lines.
+    pub other: u64,
+    /// Audit lines that cannot be read.
+    pub damaged: u64,
+}
+
+/// An audit line that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// The log.
+    pub log: String,
+    /// The line there, from 1.
+    pub line: u32,
+    /// Why.
+    pub why: String,
+}
+
+/// A change as it is counted: its kind, the number of the name, and the reason.
+type ChangeKey = (ChangeKind, u32, &'static str);
+
+/// Gathers a [`ReplayReport`].
+#[derive(Debug)]
+pub struct ReportWriter {
+    pub skipped: SkippedLines,
+    most_examples: usize,
+    report: ReplayReport,
+    first: u64,
+    last: u64,
+    store_silent: u64,
+    changes: HashMap<ChangeKey, Change>,
+}
+
+impl ReportWriter {
+    /// Begins a report with up to so many examples of each change.
+    pub fn new(examples: usize) -> Self {
+        Self {
+            skipped: SkippedLines::default(),
+            most_examples: examples,
+            report: ReplayReport::default(),
+            first: u64::MAX,
+            last: 0,
+            store_silent: 0,
+            changes: HashMap::new(),
+        }
+    }
+
+    /// Counts a call that was turned away before policies were asked.
+    pub fn beyond_policies(&mut self, reason: Reason) {
+        *self.report.not_decided.entry(reason.as_str().to_owned()).or_default() += 1;
+    }
+
+    /// Counts a call of a tool beyond those that are told apart.
+    pub fn unnamed(&mut self) {
+        *self.report.not_decided.entry("too_many_names".to_owned()).or_default() += 1;
+    }
+
+    /// Counts a damaged line.
+    pub fn damaged(&mut self, log: &str, line: u32, why: String) {
+        self.skipped.damaged += 1;
+        if self.report.damages.len() < MOST_DAMAGES {
+            self.report.damages.push(Damage { log: log.to_owned(), line, why });
+        }
+    }
+
+    /// Counts a call for which the shared store did not answer.
+    pub fn store_silent(&mut self, was_silent: bool) {
+        self.store_silent += u64::from(was_silent);
+    }
+
+    /// Counts a call that was decided anew.
+    pub fn decided(&mut self, time: u64) {
+        self.report.calls += 1;
+        self.first = self.first.min(time);
+        self.last = self.last.max(time);
+    }
+
+    /// Compares a decision with what was recorded. `needs` is what it depends on and the log lacks.
+    pub fn change(
+        &mut self,
+        decision: &Decision,
+        needs: ReadsOfCall,
+        recorded: &RecordedCall,
+        (server, tool): (&str, &str),
+        log: &str,
+    ) {
+        let Some((kind, reason)) = compare(decision, needs, recorded) else {
+            self.report.unchanged += 1;
+            return;
+        };
+        let change = self.changes.entry((kind, recorded.name, reason)).or_insert_with(|| Change {
+            change: kind,
+            server: server.to_owned(),
+            tool: tool.to_owned(),
+            reason,
+            calls: 0,
+            examples: Vec::new(),
+        });
+        change.calls += 1;
+        if change.examples.len() < self.most_examples {
+            change.examples.push(Example {
+                time: rfc3339(recorded.time),
+                log: log.to_owned(),
+                line: recorded.line,
+                policy: decision.policy.as_deref().map(str::to_owned),
+                entry: decision.entry.as_deref().map(str::to_owned),
+            });
+        }
+    }
+
+    /// Ends the report on so many logs, and limits of windows up to `longest`.
+    pub fn finish(self, logs: usize, longest: Duration) -> ReplayReport {
+        let mut report = self.report;
+        (report.logs, report.skipped_lines) = (logs, self.skipped);
+        if report.calls > 0 {
+            (report.from, report.to) = (Some(rfc3339(self.first)), Some(rfc3339(self.last)));
+        }
+        for change in self.changes.values() {
+            *report.changed.entry(change.change).or_default() += change.calls;
+        }
+        report.changes = self.changes.into_values().collect();
+        report.changes.sort_by(|a, b| (a.change, &a.server, &a.tool, a.reason).cmp(&(b.change, &b.server, &b.tool, b.reason)));
+        report.add_notes(longest, self.store_silent);
+        report
+    }
+}
+
+/// Returns the kind of a change and its reason; nothing for a decision that is as before.
+fn compare(decision: &Decision, needs: ReadsOfCall, recorded: &RecordedCall) -> Option<(ChangeKind, &'static str)> {
+    let (label, reason) = decision.labels();
+    let is_certain = needs == ReadsOfCall::default();
+    let (reason, before) = (reason.as_str(), recorded.reason.as_str());
+    if label != "denied" && !is_certain {
+        let missing = match (needs.arguments, needs.session) {
+            (true, true) => "arguments and session",
+            (true, false) => "arguments",
+            _ => "session",
+        };
+        return Some((ChangeKind::Unknown, missing));
+    }
+    // What the log lacks could deny a call for a more severe reason.
+    let other = || (reason != before && is_certain).then_some((ChangeKind::OtherReason, reason));
+    match (recorded.effect, label) {
+        (RecordedEffect::Denied, "denied") | (RecordedEffect::WouldDeny, "would_deny") => other(),
+        (RecordedEffect::Allowed | RecordedEffect::WouldDeny, "denied") => Some((ChangeKind::NewlyDenied, reason)),
+        (RecordedEffect::Denied, _) => Some((ChangeKind::NewlyAllowed, before)),
+        (RecordedEffect::Allowed, "would_deny") => Some((ChangeKind::NewlyWouldDeny, reason)),
+        (RecordedEffect::WouldDeny, _) => Some((ChangeKind::NoLongerWouldDeny, before)),
+        (RecordedEffect::Allowed, _) => None,
+    }
+}
+
+impl ReplayReport {
+    /// Returns the number of calls of a kind of change.
+    pub fn count(&self, kind: ChangeKind) -> u64 {
+        self.changed.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// Adds a note.
+    pub fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    fn add_notes(&mut self, longest: Duration, store_silent: u64) {
+        let Some(from) = self.from.clone() else {
+            self.note("the logs have no call; give audit logs of sidecars (docs/replay.md)");
+            return;
+        };
+        if !longest.is_zero() {
+            self.note(format!(
+                "limits begin empty at {from}: what was called before does not count, which matters for up to {}",
+                humantime::format_duration(longest)
+            ));
+        }
+        let unknown = self.count(ChangeKind::Unknown);
+        if unknown > 0 {
+            self.note(format!(
+                "{} unknown: conditions read what the logs lack. In limits, these calls count as let through. Logs have arguments where \
+                 policies say auditArguments: true",
+                calls_are(unknown)
+            ));
+        }
+        if store_silent > 0 {
+            self.note(format!("{} recorded while the shared store did not answer; here it always does", calls_are(store_silent)));
+        }
+        if let Some(calls) = self.not_decided.get("too_many_names").copied() {
+            self.note(format!("{} left out: there are more than {MOST_NAMES} different tools", calls_are(calls)));
+        }
+        let refused: u64 = self.not_decided.iter().filter(|(why, _)| *why != "too_many_names").map(|(_, calls)| calls).sum();
+        if refused > 0 {
+            self.note(format!("{} left out: the sidecar turned them away before it asked policies", calls_are(refused)));
+        }
+    }
+}
+
+fn calls_are(number: u64) -> String {
+    if number == 1 { "1 call is".to_owned() } else { format!("{number} calls are") }
+}
+
+fn rfc3339(nanos: u64) -> String {
+    UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).map(|time| humantime::format_rfc3339_millis(time).to_string()).unwrap_or_default()
+}
