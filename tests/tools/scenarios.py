@@ -201,7 +201,8 @@ def fits(scenario, stage, way, policy):
     fitted.write_text(way.toolweir("suggest", "--server", way.name, "--observed", observed))
     entries = yaml.safe_load(fitted.read_text())["spec"]["servers"][0]["tools"]
     right = [{"name": tool, "limits": [{"max": 2 * peak - 1, "window": "minute"}]}]
-    scenario.require(not any(failed) and entries == right, f"after {peak} calls, suggest --observed allows them alone, less than twice as fast", entries)
+    what = f"after {peak} calls, suggest --observed allows this tool alone, less than twice as fast"
+    scenario.require(not any(failed) and entries == right, what, entries)
     failed, _ = asyncio.run(call_often(way.governed(fitted), way.log(), tool, message, peak))
     scenario.require(not any(failed), "the agent goes on as before, and is not denied", failed)
     failed, _ = asyncio.run(call_often(way.governed(fitted), way.log(), tool, message, 2 * peak))
