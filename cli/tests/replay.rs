@@ -1,7 +1,6 @@
 //! `replay` against an API server that is a function: which policies decide, on which logs, and what it says where it cannot.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-#[allow(dead_code, reason = "the tests of other commands use more of it")]
 mod common;
 
 use std::{path::PathBuf, time::Duration};

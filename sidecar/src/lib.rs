@@ -15,7 +15,7 @@
 //! ```
 //!
 //! [`run`] and [`stdio`] put these together. [`admin`] serves what is seen of them: [`scrape`] is the page of metrics, which
-//! each module registers in [`registry`], and [`explain`] says what would be decided. [`import`] and [`capture_rules`] stand alone.
+//! each module registers in [`registry`], and [`explain`] says what would be decided. [`import_command`], [`replay_command`] and [`capture_rules`] stand alone.
 
 pub mod account;
 pub mod admin;
@@ -30,7 +30,7 @@ pub mod explain;
 pub mod files;
 pub mod freshness;
 pub mod governor;
-pub mod import;
+pub mod import_command;
 pub mod in_force;
 pub mod interception;
 pub mod lists;

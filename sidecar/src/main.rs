@@ -28,7 +28,7 @@ use toolweir_sidecar::{
         client::{OperatorEndpoint, SILENCE},
     },
     credentials::keys::KeyFolders,
-    import::command::ImportArgs,
+    import_command::ImportArgs,
     pod_args::PodArgs,
     proxy::{Limits, through::UpstreamProxy},
     replay_command::{self, ReplayArgs},

@@ -64,7 +64,7 @@ fn stores() {
 
 #[test]
 fn imports() {
-    replay(&["sidecar/fuzz/corpus/import", "sidecar/tests/import", "sidecar/tests/import_yaml"], fuzz::import::check);
+    replay(&["sidecar/fuzz/corpus/import", "sidecar/import/tests/json", "sidecar/import/tests/yaml"], fuzz::import::check);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use toolweir_crds::read_documents;
 use toolweir_engine::{Call, CompileOptions, Engine, Memory, Policy, Severity, Timestamp, json::Reader};
-use toolweir_sidecar::import::{ImportOptions, import};
+use toolweir_import::{ImportOptions, import};
 
 use super::{assert_one_line, original::OriginalProxy};
 

@@ -13,7 +13,7 @@ use proptest::{
 use serde_json::{Value, json};
 use toolweir_crds::{Document, read_documents};
 use toolweir_engine::{Call, CompileOptions, Engine, Memory, Severity, Timestamp, json::Reader};
-use toolweir_sidecar::import::{ImportError, ImportOptions, import};
+use toolweir_import::{ImportError, ImportOptions, import};
 
 fn options() -> ImportOptions {
     ImportOptions {
@@ -50,7 +50,7 @@ fn errors(policy: &str) -> Vec<ImportError> {
 
 #[test]
 fn policies_become_manifests() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/import");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/json");
     let mut policies: Vec<_> = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).collect();
     policies.retain(|path| path.extension().is_some_and(|kind| kind == "json"));
     assert!(policies.len() >= 7, "{policies:?}");

@@ -8,8 +8,7 @@ use std::{
 };
 
 use clap::Args;
-
-use super::{ImportError, ImportOptions, ImportedPolicy, import};
+use toolweir_import::{ImportError, ImportOptions, ImportedPolicy, import};
 
 /// The most bytes of a policy's name that is made of a file's.
 const NAME: usize = 63;

@@ -20,7 +20,6 @@
 //!
 //! The YAML is that of the open-source proxy, whose code says what the pages leave open.
 
-pub mod command;
 mod condition;
 mod convert;
 mod entry;
