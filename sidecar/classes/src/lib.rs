@@ -168,7 +168,12 @@ fn actions(words: &[Word], sentences: &[Vec<Word>]) -> Vec<Action> {
 fn said(definition: &ToolDefinition<'_>, text: &Text, evidence: &mut Vec<Evidence>) -> ToolClass {
     let description = definition.description.unwrap_or_default();
     let mut add = |part: &str, whole: &str, actions: &[Action]| {
-        evidence.extend(actions.iter().filter_map(|action| Evidence::of(part, whole, action.span.clone(), action.class)));
+        for piece in actions.iter().filter_map(|action| Evidence::of(part, whole, action.span.clone(), action.class)) {
+            // A first sentence can also state what is worse.
+            if !evidence.contains(&piece) {
+                evidence.push(piece);
+            }
+        }
     };
     let named = if text.name.is_empty() { &text.title } else { &text.name };
     let mut lead = text.lead.clone();
