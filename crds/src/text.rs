@@ -26,13 +26,23 @@ pub fn one_line(text: &str, most: usize) -> String {
     text.chars().map(shown).take(most).collect()
 }
 
-/// Makes a text that others wrote safe for a terminal: replaces control characters and characters that change the writing direction.
+/// Makes a text that others wrote safe for a terminal: replaces control characters, characters that change the writing direction, and
+/// those that cannot be seen, so that no two texts look alike that are not.
 ///
 /// ```
 /// assert_eq!(toolweir_crds::text::shown("a\u{1b}[2Jb\nc\u{202e}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
+/// assert_eq!(toolweir_crds::text::shown("pay\u{200b} now"), "pay\u{fffd} now");
 /// ```
 pub fn shown(text: &str) -> Cow<'_, str> {
-    let strange =
-        |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let strange = |c: char| c.is_control() || is_unseen(c);
     if text.contains(strange) { Cow::Owned(text.replace(strange, "\u{fffd}")) } else { Cow::Borrowed(text) }
+}
+
+/// Returns whether a character is invisible or looks like a space: spaces of other widths, fillers, and characters that join, separate
+/// or reverse their neighbours.
+pub fn is_unseen(c: char) -> bool {
+    let blank = c.is_whitespace() && !matches!(c, ' ' | '\u{3000}');
+    let filler = matches!(c, '\u{ad}' | '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+    let joins = matches!(c, '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    blank || filler || joins
 }

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::bounds::TOOL_NAME;
+use crate::{bounds::TOOL_NAME, text::is_unseen};
 
 /// Returns the texts between the stars of an entry's name; a single one is the name of a tool. None where a backslash escapes
 /// nothing.
@@ -79,13 +79,6 @@ pub fn doubts(entry: &str) -> Vec<String> {
         ));
     }
     doubts
-}
-
-/// Returns whether a character is invisible or looks like a space: spaces of other widths, and characters that join, separate or
-/// reverse their neighbours.
-fn is_unseen(c: char) -> bool {
-    let blank = c.is_whitespace() && !matches!(c, ' ' | '\u{3000}');
-    blank || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]

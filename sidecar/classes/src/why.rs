@@ -1,6 +1,6 @@
 //! Why a tool has its class, in one line.
 
-use toolweir_crds::ToolClass;
+use toolweir_crds::{ToolClass, text};
 
 use crate::{Classification, Evidence};
 
@@ -45,16 +45,10 @@ fn piece(evidence: &Evidence) -> String {
 
 /// A stranger's text, without what could move the terminal's cursor or turn the line around.
 fn shown(text: &str, characters: usize) -> String {
-    let harmless = |c: char| if is_harmful(c) { '\u{fffd}' } else { c };
-    let mut shown: String = text.chars().take(characters).map(harmless).collect();
+    let start: String = text.chars().take(characters).collect();
+    let mut shown = text::shown(&start).into_owned();
     if text.chars().nth(characters).is_some() {
         shown.push('…');
     }
     shown
-}
-
-fn is_harmful(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{61c}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
-        || matches!(c, '\u{ad}' | '\u{e0000}'..='\u{e007f}')
 }
