@@ -32,6 +32,8 @@ const DOUBTFUL: &str = "open complete clear close block change share store ship 
 const HARD: &str = "create write modify insert replace send publish upsert patch edit update";
 const NEGATIONS: &str =
     "no not never non without nothing neither nor cannot can't doesn't don't isn't won't avoid avoids prevent prevents";
+/// Before these, what looks like a verb is a noun: `Updates are shown`.
+const PREDICATES: &str = "are is were was have has";
 /// Words with which a text says that a language's changes are turned away.
 const REFUSALS: &str =
     "only reject rejects rejected block blocks blocked forbidden disallowed prohibited prevented denied refused disabled";
@@ -154,6 +156,11 @@ fn coordinated(sentence: &[Word], first: usize, form: Form) -> Vec<Action> {
         let joined = among("and or then", lower(sentence, and)) && !things;
         let next_in_row = word.before == Before::Comma && row + 1 == at || joined && row + 2 == at;
         let Some((verb, _, entry)) = stem_of_form(&word.lower, form) else { continue };
+        // `Get view and edit permissions`, `counts them and changes nothing`
+        let kinds = joined && and == first + 2 && among("view read", lower(sentence, first + 1));
+        if kinds || of_nothing(sentence, at) {
+            continue;
+        }
         let is_verb = match entry.usage {
             Use::Verb => next_in_row || joined && !among(DOUBTFUL, &verb),
             Use::Firm => next_in_row || joined && among(DETERMINERS, lower(sentence, at + 1)),
@@ -167,6 +174,11 @@ fn coordinated(sentence: &[Word], first: usize, form: Form) -> Vec<Action> {
         }
     }
     found
+}
+
+/// `Changes nothing`, `creates no files`: the verb at this place has no object.
+fn of_nothing(sentence: &[Word], verb: usize) -> bool {
+    among("no nothing", lower(sentence, verb + 1))
 }
 
 fn stem_of_form(word: &str, form: Form) -> Option<(String, Form, lexicon::Entry)> {
@@ -203,6 +215,9 @@ fn says_of_tool(sentence: &[Word]) -> Option<Action> {
     let auxiliary = (0..at).any(|at| among("will can may", lower(sentence, at)));
     let form = if auxiliary { Form::Base } else { Form::Third };
     let word = sentence.get(at)?;
+    if of_nothing(sentence, at) || among(PREDICATES, lower(sentence, at + 1)) {
+        return None;
+    }
     let (verb, _, entry) = stem_of_form(&word.lower, form)?;
     let certain =
         entry.class == Destructive || among(HARD, &verb) || subject > 0 && entry.usage == Use::Verb && !among(DOUBTFUL, &verb);
