@@ -140,9 +140,15 @@ impl Text {
     fn of(definition: &ToolDefinition<'_>) -> Self {
         let sentences = words::sentences(definition.description.unwrap_or_default());
         let words: Vec<_> = words::of_name(definition.name).into_iter().filter(|word| word.lower != "tool").collect();
-        let lead = prose::lead(&sentences);
+        let mut lead = prose::lead(&sentences);
         let name = actions(&words, &sentences, &lead);
         let title = actions(&words::of_name(definition.title.unwrap_or_default()), &sentences, &lead);
+        // Where the name reads, a later sentence tells of the course of things: "Stops after a minute".
+        let reads = name.first().is_some_and(|action| action.firm && action.class == Read);
+        let course = |action: &Action| matches!(action.class, Write | Execute) && prose::is_later(&sentences, action);
+        if reads && lead.first().is_some_and(course) && !lead.iter().any(|action| action.class > Execute) {
+            lead.clear();
+        }
         let history = words.iter().any(|word| lexicon::among(ACTIONS_OF_OTHERS, &word.lower));
         Self { sentences, name, title, lead, history }
     }

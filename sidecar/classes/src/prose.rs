@@ -74,6 +74,12 @@ pub fn lead(sentences: &[Vec<Word>]) -> Vec<Action> {
     Vec::new()
 }
 
+/// Whether an action stands behind the first sentence, and that is no notice.
+pub fn is_later(sentences: &[Vec<Word>], action: &Action) -> bool {
+    let Some(first) = sentences.first().filter(|first| !among(NOTICES, lower(first, 0))) else { return false };
+    first.last().is_some_and(|last| last.span.end <= action.span.start)
+}
+
 /// The first word of a description, if it is a verb that is not known. `name` has it too.
 pub fn unknown_verb(sentences: &[Vec<Word>], name: &str) -> bool {
     let Some(first) = sentences.first() else { return false };
