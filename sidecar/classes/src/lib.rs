@@ -168,8 +168,8 @@ fn shows(action: &Action) -> bool {
     action.class == Read && action.firm && action.verb != "return"
 }
 
-/// The actions of a name or title, but for those behind a verb that is not known: a tool `foo_query` that "foos a query" does not query. The first
-/// word of `commit_details` is no verb where the description shows something.
+/// The actions of a name or title, but for those behind a verb that is not known: a tool `foo_query` that "foos a query" does not query. The
+/// first word of `commit_details` is no verb where the description shows something.
 fn actions(words: &[Word], sentences: &[Vec<Word>], lead: &[Action]) -> Vec<Action> {
     let mut actions = name::actions(words);
     let Some(first) = actions.first() else { return actions };
