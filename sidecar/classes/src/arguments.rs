@@ -20,7 +20,7 @@ pub struct Known<'a> {
     pub lead: Option<&'a Action>,
     /// Whether the description names a query language that can change something.
     pub language: bool,
-    /// Whether the tool reads what others did: its arguments choose among actions, and do none.
+    /// Whether the tool reads what others did or may do: its arguments choose among actions, and do none.
     pub history: bool,
 }
 
@@ -31,6 +31,12 @@ impl Known<'_> {
 
     fn reads(&self) -> bool {
         self.name.is_some_and(|action| action.class == Read && action.firm)
+    }
+
+    /// Whether name and description both say that it reads, as far as they say anything, and one of them beyond doubt.
+    fn only_reads(&self) -> bool {
+        let said = || [self.name, self.lead].into_iter().flatten();
+        said().all(|action| action.class == Read) && said().any(|action| action.firm)
     }
 }
 
@@ -68,7 +74,7 @@ fn of_property(property: &Property<'_>, known: &Known<'_>) -> Vec<Evidence> {
             return chosen;
         }
     }
-    let class = query(property, known).or_else(|| program(property, known)).or_else(|| change(property));
+    let class = query(property, known).or_else(|| program(property, known)).or_else(|| change(property, known));
     class.map(|class| named(property, class)).into_iter().collect()
 }
 
@@ -133,8 +139,8 @@ fn program(property: &Property<'_>, known: &Known<'_>) -> Option<ToolClass> {
     (property.ends_with(COMMANDS) || program && runs()).then_some(Execute)
 }
 
-/// What only a tool that changes something needs.
-fn change(property: &Property<'_>) -> Option<ToolClass> {
+/// What only a tool that changes something needs. A place where a reading tool may save what it has read changes nothing else.
+fn change(property: &Property<'_>, known: &Known<'_>) -> Option<ToolClass> {
     let words: Vec<_> = property.words.iter().map(|word| word.lower.as_str()).collect();
     let trial = matches!(words.as_slice(), ["dry", "run"] | ["dryrun"] | ["overwrite", ..]);
     let confirmed = property.boolean && property.begins_with("confirm confirmed confirmation");
@@ -144,7 +150,9 @@ fn change(property: &Property<'_>) -> Option<ToolClass> {
         let mut words = sentences.iter().flatten().map(|word| word.lower.as_str());
         words.any(|word| among("save saved saves written", word))
     };
-    (trial || confirmed || output || property.ends_with(FILES) && !property.has("json x") && saved()).then_some(Write)
+    let may_save = !property.required && known.only_reads();
+    let place = !may_save && (output || property.ends_with(FILES) && !property.has("json x") && saved());
+    (trial || confirmed || place).then_some(Write)
 }
 
 /// An amount of a currency, or one for somebody.

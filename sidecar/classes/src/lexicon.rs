@@ -121,7 +121,17 @@ const WITH_OBJECT: &[(&str, &str, ToolClass)] = &[
     ("take capture", "screenshot screenshots snapshot snapshots picture photo screen accessibility", Read),
     ("open", "node nodes document documents record records", Read),
     ("load", "skill skills guide instructions content contents", Read),
-    ("resolve", "library host hostname ip dns domain package module symbol provider path", Read),
+    (
+        "resolve",
+        "library host hostname ip dns domain package module symbol provider path name names id ids identifier alias",
+        Read,
+    ),
+    ("test", "connection connections connectivity reachability regex pattern", Read),
+    (
+        "generate",
+        "report reports summary summaries analysis overview breakdown comparison recommendations suggestions insights",
+        Read,
+    ),
     ("transfer", "money funds fund balance payment payments amount cash crypto eth btc usdc usdt sol tokens", Financial),
     ("send", "transaction transactions", Financial),
     ("swap exchange", "token tokens coin coins currency", Financial),

@@ -37,6 +37,8 @@ use crate::{
     words::{PROSE_BYTES, Word},
 };
 
+/// In a name: what the tool tells of is the actions of others.
+const ACTIONS_OF_OTHERS: &str = "log logs audit event events history activity activities permission permissions";
 /// How many pieces of evidence a classification has at most.
 const EVIDENCE: usize = 32;
 
@@ -138,11 +140,16 @@ impl Text {
     fn of(definition: &ToolDefinition<'_>) -> Self {
         let sentences = words::sentences(definition.description.unwrap_or_default());
         let words: Vec<_> = words::of_name(definition.name).into_iter().filter(|word| word.lower != "tool").collect();
-        let name = actions(&words, &sentences);
-        let title = actions(&words::of_name(definition.title.unwrap_or_default()), &sentences);
-        let lead = prose::lead(&sentences);
-        let history =
-            words.iter().any(|word| lexicon::among("log logs audit event events history activity activities", &word.lower));
+        let mut lead = prose::lead(&sentences);
+        let name = actions(&words, &sentences, &lead);
+        let title = actions(&words::of_name(definition.title.unwrap_or_default()), &sentences, &lead);
+        // Where the name reads, a later sentence tells of the course of things: "Stops after a minute".
+        let reads = name.first().is_some_and(|action| action.firm && action.class == Read);
+        let course = |action: &Action| matches!(action.class, Write | Execute) && prose::is_later(&sentences, action);
+        if reads && lead.first().is_some_and(course) && !lead.iter().any(|action| action.class > Execute) {
+            lead.clear();
+        }
+        let history = words.iter().any(|word| lexicon::among(ACTIONS_OF_OTHERS, &word.lower));
         Self { sentences, name, title, lead, history }
     }
 
@@ -156,10 +163,19 @@ impl Text {
     }
 }
 
-/// The actions of a name or title, but for those behind a verb that is not known: a tool `foo_query` that "foos a query" does not query.
-fn actions(words: &[Word], sentences: &[Vec<Word>]) -> Vec<Action> {
-    let actions = name::actions(words);
+/// Whether a description begins with a verb that reads beyond doubt. What a tool returns is not all that it does.
+fn shows(action: &Action) -> bool {
+    action.class == Read && action.firm && action.verb != "return"
+}
+
+/// The actions of a name or title, but for those behind a verb that is not known: a tool `foo_query` that "foos a query" does not query. The
+/// first word of `commit_details` is no verb where the description shows something.
+fn actions(words: &[Word], sentences: &[Vec<Word>], lead: &[Action]) -> Vec<Action> {
+    let mut actions = name::actions(words);
     let Some(first) = actions.first() else { return actions };
+    if name::is_of_things(words) && lead.first().is_some_and(shows) {
+        return actions.split_off(1);
+    }
     let mut before = words.iter().take_while(|word| word.span.start < first.span.start);
     if before.any(|word| prose::unknown_verb(sentences, &word.lower)) { Vec::new() } else { actions }
 }

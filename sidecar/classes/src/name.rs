@@ -93,3 +93,12 @@ fn more(main: &Word, found: Entry, behind: &[Word]) -> Vec<Action> {
     }
     more
 }
+
+/// Whether a name may be one of things: `commit_details`, `edit_history`. Its first verb is a noun too, and its last word something that is
+/// read.
+pub fn is_of_things(words: &[Word]) -> bool {
+    let [first, .., last] = words else { return false };
+    let noun = entry(first).is_some_and(|entry| entry.usage == Use::Firm && entry.class > Read)
+        || lexicon::among("edit change hover merge", &first.lower);
+    noun && entry(last).is_some_and(|entry| entry.usage == Use::Noun)
+}

@@ -32,6 +32,8 @@ const DOUBTFUL: &str = "open complete clear close block change share store ship 
 const HARD: &str = "create write modify insert replace send publish upsert patch edit update";
 const NEGATIONS: &str =
     "no not never non without nothing neither nor cannot can't doesn't don't isn't won't avoid avoids prevent prevents";
+/// Before these, what looks like a verb is a noun: `Updates are shown`.
+const PREDICATES: &str = "are is were was have has";
 /// Words with which a text says that a language's changes are turned away.
 const REFUSALS: &str =
     "only reject rejects rejected block blocks blocked forbidden disallowed prohibited prevented denied refused disabled";
@@ -70,6 +72,12 @@ pub fn lead(sentences: &[Vec<Word>]) -> Vec<Action> {
         }
     }
     Vec::new()
+}
+
+/// Whether an action stands behind the first sentence, and that is no notice.
+pub fn is_later(sentences: &[Vec<Word>], action: &Action) -> bool {
+    let Some(first) = sentences.first().filter(|first| !among(NOTICES, lower(first, 0))) else { return false };
+    first.last().is_some_and(|last| last.span.end <= action.span.start)
 }
 
 /// The first word of a description, if it is a verb that is not known. `name` has it too.
@@ -154,6 +162,11 @@ fn coordinated(sentence: &[Word], first: usize, form: Form) -> Vec<Action> {
         let joined = among("and or then", lower(sentence, and)) && !things;
         let next_in_row = word.before == Before::Comma && row + 1 == at || joined && row + 2 == at;
         let Some((verb, _, entry)) = stem_of_form(&word.lower, form) else { continue };
+        // `Get view and edit permissions`, `counts them and changes nothing`
+        let kinds = joined && and == first + 2 && among("view read", lower(sentence, first + 1));
+        if kinds || of_nothing(sentence, at) {
+            continue;
+        }
         let is_verb = match entry.usage {
             Use::Verb => next_in_row || joined && !among(DOUBTFUL, &verb),
             Use::Firm => next_in_row || joined && among(DETERMINERS, lower(sentence, at + 1)),
@@ -167,6 +180,11 @@ fn coordinated(sentence: &[Word], first: usize, form: Form) -> Vec<Action> {
         }
     }
     found
+}
+
+/// `Changes nothing`, `creates no files`: the verb at this place has no object.
+fn of_nothing(sentence: &[Word], verb: usize) -> bool {
+    among("no nothing", lower(sentence, verb + 1))
 }
 
 fn stem_of_form(word: &str, form: Form) -> Option<(String, Form, lexicon::Entry)> {
@@ -203,6 +221,9 @@ fn says_of_tool(sentence: &[Word]) -> Option<Action> {
     let auxiliary = (0..at).any(|at| among("will can may", lower(sentence, at)));
     let form = if auxiliary { Form::Base } else { Form::Third };
     let word = sentence.get(at)?;
+    if of_nothing(sentence, at) || among(PREDICATES, lower(sentence, at + 1)) {
+        return None;
+    }
     let (verb, _, entry) = stem_of_form(&word.lower, form)?;
     let certain =
         entry.class == Destructive || among(HARD, &verb) || subject > 0 && entry.usage == Use::Verb && !among(DOUBTFUL, &verb);

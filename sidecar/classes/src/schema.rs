@@ -30,6 +30,8 @@ pub struct Property<'a> {
     pub values: Vec<(String, &'a str)>,
     /// Whether it is true or false.
     pub boolean: bool,
+    /// Whether every call must give it.
+    pub required: bool,
 }
 
 impl Property<'_> {
@@ -85,7 +87,7 @@ impl<'a> Walk<'a> {
             }
             let path = format!("{path}.properties.{name}");
             let Some(inner) = self.resolved(property) else { continue };
-            let property = self.property(path, name, inner);
+            let property = self.property(path, name, inner, requires(schema, name));
             if inner.contains_key("properties") && (alone || property.ends_with(WRAPPERS)) || alone && inner.contains_key("anyOf")
             {
                 self.inner(inner, &property.path, depth - 1);
@@ -106,8 +108,9 @@ impl<'a> Walk<'a> {
             if self.found.len() >= PROPERTIES {
                 return;
             }
-            let Some(inner) = self.resolved(property).filter(|_| name.len() <= words::NAME_BYTES) else { continue };
-            let property = self.property(format!("{path}.properties.{name}"), name, inner);
+            let Some(part) = self.resolved(property).filter(|_| name.len() <= words::NAME_BYTES) else { continue };
+            let path = format!("{path}.properties.{name}");
+            let property = self.property(path, name, part, requires(inner, name));
             self.found.push(property);
         }
     }
@@ -119,7 +122,7 @@ impl<'a> Walk<'a> {
         target.and_then(|pointer| self.root.pointer(pointer)).and_then(Value::as_object).or(Some(schema))
     }
 
-    fn property(&self, path: String, name: &'a str, schema: &'a Map<String, Value>) -> Property<'a> {
+    fn property(&self, path: String, name: &'a str, schema: &'a Map<String, Value>, required: bool) -> Property<'a> {
         let mut values = Vec::new();
         enumerated(schema, &path, &mut values);
         for key in ["items", "anyOf", "oneOf"] {
@@ -140,8 +143,15 @@ impl<'a> Walk<'a> {
             description: schema.get("description").and_then(Value::as_str),
             values,
             boolean: schema.get("type").and_then(Value::as_str) == Some("boolean"),
+            required,
         }
     }
+}
+
+/// Whether a schema of an object requires this property.
+fn requires(schema: &Map<String, Value>, name: &str) -> bool {
+    let required = schema.get("required").and_then(Value::as_array);
+    required.into_iter().flatten().any(|required| required.as_str() == Some(name))
 }
 
 fn enumerated<'a>(schema: &'a Map<String, Value>, path: &str, values: &mut Vec<(String, &'a str)>) {

@@ -95,6 +95,9 @@ fn titles_count_where_names_say_nothing_and_where_they_are_worse() {
     assert_eq!(titled("thing", "List things"), ToolClass::Read);
     assert_eq!(titled("get_thing", "Delete things"), ToolClass::Destructive);
     assert_eq!(titled("delete_thing", "List things"), ToolClass::Destructive);
+    let shown = ToolDefinition { title: Some("Edit history"), description: Some("Show the edits"), ..ToolDefinition::default() };
+    assert_eq!(classify(&ToolDefinition { name: "edit_history", ..shown }).class, ToolClass::Read);
+    assert_eq!(classify(&ToolDefinition { name: "edit_item", ..shown }).class, ToolClass::Write);
 }
 
 #[test]
@@ -116,4 +119,11 @@ fn why_is_one_short_line() {
     let property = properties(&json!({"\u{202e}x\n\u{1b}[2J_sql": {"type": "string"}}));
     let why = with("list_rows", "List rows", &property).why();
     assert_eq!(why, "the argument \"\u{fffd}x\u{fffd}\u{fffd}[2J_sql\"");
+}
+
+#[test]
+fn what_others_may_do_is_chosen_and_not_done() {
+    let operations = properties(&json!({"operation": {"type": "string", "enum": ["read", "update", "delete"]}}));
+    assert_eq!(with("check_gate_permissions", "Check what a shepherd may do", &operations).class, ToolClass::Read);
+    assert_eq!(with("gate_permissions", "Manages who may pass", &operations).class, ToolClass::Destructive);
 }

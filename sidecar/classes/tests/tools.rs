@@ -7,7 +7,13 @@ use toolweir_classes::{ToolDefinition, classify};
 fn schema(arguments: &str) -> Value {
     let properties =
         arguments.split(',').filter(|name| !name.is_empty()).map(|name| (name.to_owned(), json!({"type": "string"})));
-    json!({"type": "object", "properties": properties.collect::<serde_json::Map<_, _>>()})
+    let required = arguments.split(',').filter_map(|name| name.strip_suffix('!'));
+    let properties = properties.map(|(name, schema)| (name.trim_end_matches('!').to_owned(), schema));
+    json!({
+        "type": "object",
+        "required": required.collect::<Vec<_>>(),
+        "properties": properties.collect::<serde_json::Map<_, _>>(),
+    })
 }
 
 #[test]
