@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, num::NonZeroU64, time::UNIX_EPOCH};
 
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 use toolweir_crds::{bounds::TOOL_NAME, text::escaped};
 use toolweir_engine::{
@@ -24,7 +24,7 @@ pub enum RecordedLine<'a> {
 }
 
 /// What was decided on a recorded call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RecordedEffect {
     /// It was let through, and no policy objected.
     Allowed,
@@ -93,8 +93,13 @@ struct CallFields<'a> {
     latency_ms: f64,
     session: Option<&'a str>,
     arguments_sha256: Option<IgnoredAny>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     arguments: Option<&'a RawValue>,
+}
+
+/// Reads a field that is there, even where it is `null`.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
 }
 
 /// The fields that tell lines apart.

@@ -74,11 +74,12 @@ impl Recording {
         self.chunks.get(index / CHUNK)?.get(index % CHUNK)
     }
 
-    /// Returns the calls by their times. Of calls in the same millisecond, those that were denied come last: what they found used up
-    /// was used by the others. Else the order of the lines is kept.
+    /// Returns the calls by their times. Of calls in the same millisecond, those to which policies in audit mode objected come after
+    /// the others, and those that were denied last: what they found used up was used by the others. Else the order of the lines is
+    /// kept.
     pub fn in_order(&self) -> impl Iterator<Item = &RecordedCall> {
         let mut order: Vec<u32> = (0..u32::try_from(self.len()).unwrap_or(u32::MAX)).collect();
-        order.sort_by_key(|index| self.get(*index).map(|call| (call.time, call.effect == RecordedEffect::Denied)));
+        order.sort_by_key(|index| self.get(*index).map(|call| (call.time, call.effect)));
         order.into_iter().filter_map(|index| self.get(index))
     }
 }

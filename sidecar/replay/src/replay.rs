@@ -2,7 +2,8 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, fmt::Write, io};
 
-use toolweir_engine::{Call, CompileOptions, Effect, Permit, Policy, Problem, ReadsOfCall, Timestamp};
+use toolweir_crds::text::shown;
+use toolweir_engine::{Call, CompileOptions, Decision, Effect, Permit, Policy, Problem, ReadsOfCall, Reason, Timestamp};
 
 use crate::{
     argument_store::ArgumentStore,
@@ -95,7 +96,7 @@ impl Replay {
                 Ok(true) => self.add_line(log, &line)?,
                 Ok(false) => return Ok(()),
                 Err(error) => {
-                    let name = self.logs.get(usize::from(log.0)).map(|log| log.name.clone());
+                    let name = self.logs.get(usize::from(log.0)).map(|log| shown(&log.name).into_owned());
                     return Err(ReplayError::Read(name.unwrap_or_default(), error));
                 }
             }
@@ -174,9 +175,8 @@ impl Replay {
                 arguments: matches!(recorded.arguments, RecordedArguments::Hashed),
                 session: recorded.session.is_some(),
             };
-            course.ends_until(recorded.time);
-            let (decision, needs) = log.engine.decide(&call, lacking, &course.shared, Timestamp(recorded.time));
-            report.decided(recorded.time);
+            let (decision, needs) = course.decide(&log.engine, &call, lacking, recorded);
+            report.decided(recorded.time, counts_places(&decision));
             report.change(&decision, needs, recorded, (server, tool), &log.name);
             if let Effect::Allowed(permit) = decision.effect {
                 course.go_on(number, permit, recorded);
@@ -185,6 +185,19 @@ impl Replay {
         let longest = logs.iter().map(|log| log.engine.longest_window).max().unwrap_or_default();
         Ok(report.finish(logs.len(), longest))
     }
+}
+
+/// The nanoseconds of a millisecond.
+const MILLISECOND: u64 = 1_000_000;
+
+/// Returns true if a call is denied for what other calls use or used.
+fn is_want_of_room(reason: Reason) -> bool {
+    matches!(reason, Reason::Concurrency | Reason::RateLimit)
+}
+
+/// Returns true if a decision depends on how many calls are in flight.
+fn counts_places(decision: &Decision) -> bool {
+    decision.labels().1 == Reason::Concurrency || matches!(&decision.effect, Effect::Allowed(permit) if permit.holds_places())
 }
 
 /// The calls that are under way while others are decided.
@@ -201,13 +214,38 @@ struct UnderWay {
 }
 
 impl Course {
-    /// Ends the calls that ended until then.
-    fn ends_until(&mut self, now: u64) {
+    /// Decides on a recorded call.
+    fn decide(
+        &mut self,
+        engine: &LogEngine,
+        call: &Call<'_>,
+        lacking: ReadsOfCall,
+        recorded: &RecordedCall,
+    ) -> (Decision, ReadsOfCall) {
+        let now = Timestamp(recorded.time);
+        self.ends_until(recorded.time);
+        let (decision, needs) = engine.decide(call, lacking, &self.shared, now);
+        // Its time is cut to the millisecond. If it found room, take it to have come after the calls that ended in that millisecond.
+        let end_of_millisecond = (recorded.time - recorded.time % MILLISECOND).saturating_add(MILLISECOND - 1);
+        let found_room = !is_want_of_room(recorded.reason);
+        if !(is_want_of_room(decision.labels().1) && found_room && self.ends_until(end_of_millisecond)) {
+            return (decision, needs);
+        }
+        if let Effect::Allowed(permit) = decision.effect {
+            permit.give_back();
+        }
+        engine.decide(call, lacking, &self.shared, now)
+    }
+
+    /// Ends the calls that ended until then. Returns true if there are any.
+    fn ends_until(&mut self, now: u64) -> bool {
+        let under_way = self.under_way.len();
         while self.under_way.peek().is_some_and(|call| call.ends.0.0 <= now) {
             if let Some(UnderWay { permit, nothing_sent: true, .. }) = self.under_way.pop() {
                 permit.give_back();
             }
         }
+        self.under_way.len() < under_way
     }
 
     /// Keeps the permit of a call for as long as the call was under way, if that matters.

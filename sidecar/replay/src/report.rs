@@ -1,17 +1,22 @@
 //! What a replay found.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, UNIX_EPOCH},
 };
 
 use serde::Serialize;
+use toolweir_crds::text::escaped;
 use toolweir_engine::{Decision, ReadsOfCall, Reason};
 
 use crate::{audit_line::RecordedEffect, names::MOST_NAMES, recording::RecordedCall};
 
 /// The number of damaged lines that are named.
 const MOST_DAMAGES: usize = 20;
+/// The number of servers that a note names.
+const MOST_SERVERS: usize = 5;
+/// The characters that a note shows of a server's name.
+const SERVER_NAME: usize = 63;
 
 /// What would have been decided otherwise. Its JSON form is documented, and stays.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -128,6 +133,8 @@ pub struct ReportWriter {
     first: u64,
     last: u64,
     store_silent: u64,
+    /// True if a decision depended on how many calls were in flight.
+    counts_places: bool,
     changes: HashMap<ChangeKey, Change>,
 }
 
@@ -141,6 +148,7 @@ impl ReportWriter {
             first: u64::MAX,
             last: 0,
             store_silent: 0,
+            counts_places: false,
             changes: HashMap::new(),
         }
     }
@@ -168,8 +176,9 @@ impl ReportWriter {
         self.store_silent += u64::from(was_silent);
     }
 
-    /// Counts a call that was decided anew.
-    pub fn decided(&mut self, time: u64) {
+    /// Counts a call that was decided anew, perhaps by how many calls were in flight.
+    pub fn decided(&mut self, time: u64, counts_places: bool) {
+        self.counts_places |= counts_places;
         self.report.calls += 1;
         self.first = self.first.min(time);
         self.last = self.last.max(time);
@@ -220,7 +229,14 @@ impl ReportWriter {
         }
         report.changes = self.changes.into_values().collect();
         report.changes.sort_by(|a, b| (a.change, &a.server, &a.tool, a.reason).cmp(&(b.change, &b.server, &b.tool, b.reason)));
-        report.add_notes(longest, self.store_silent);
+        report.add_notes(longest);
+        if self.counts_places {
+            report.note("maxConcurrent is approximate: the log has the time to the head of each response, not to its end");
+        }
+        if self.store_silent > 0 {
+            let calls = calls_are(self.store_silent);
+            report.note(format!("{calls} recorded while the shared store did not answer; here it always does"));
+        }
         report
     }
 }
@@ -261,12 +277,34 @@ impl ReplayReport {
         self.notes.push(note.into());
     }
 
-    fn add_notes(&mut self, longest: Duration, store_silent: u64) {
-        let Some(from) = self.from.clone() else {
-            self.note("the logs have no call; give audit logs of sidecars (docs/replay.md)");
-            return;
+    /// Adds a note that names the servers on which calls would be denied because no policy governs them, with the remedy.
+    pub fn note_ungoverned(&mut self, remedy: &str) {
+        let ungoverned = self.changes.iter().filter(|change| {
+            matches!(change.change, ChangeKind::NewlyDenied | ChangeKind::OtherReason)
+                && change.reason == Reason::NoPolicy.as_str()
+        });
+        let servers: BTreeSet<&str> = ungoverned.map(|change| change.server.as_str()).collect();
+        let shown: Vec<String> = servers.iter().take(MOST_SERVERS).map(|server| escaped(server, SERVER_NAME)).collect();
+        let more = match servers.len().saturating_sub(MOST_SERVERS) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
         };
-        if !longest.is_zero() {
+        let plural = if servers.len() == 1 { "" } else { "s" };
+        if !shown.is_empty() {
+            self.note(format!("no policy names server{plural} {}{more}: {remedy}", shown.join(", ")));
+        }
+    }
+
+    fn add_notes(&mut self, longest: Duration) {
+        match self.skipped_lines.damaged {
+            0 if self.from.is_none() && self.not_decided.is_empty() => {
+                self.note("the logs have no call; give audit logs of sidecars (docs/replay.md)");
+            }
+            0 => {}
+            1 => self.note("1 audit line could not be read and is left out"),
+            damaged => self.note(format!("{damaged} audit lines could not be read and are left out")),
+        }
+        if let Some(from) = self.from.clone().filter(|_| !longest.is_zero()) {
             self.note(format!(
                 "limits begin empty at {from}: what was called before does not count, which matters for up to {}",
                 humantime::format_duration(longest)
@@ -279,9 +317,6 @@ impl ReplayReport {
                  policies say auditArguments: true",
                 calls_are(unknown)
             ));
-        }
-        if store_silent > 0 {
-            self.note(format!("{} recorded while the shared store did not answer; here it always does", calls_are(store_silent)));
         }
         if let Some(calls) = self.not_decided.get("too_many_names").copied() {
             self.note(format!("{} left out: there are more than {MOST_NAMES} different tools", calls_are(calls)));

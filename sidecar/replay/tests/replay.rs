@@ -274,6 +274,11 @@ fn all_passed(milliseconds: &[u64]) -> Vec<Line> {
     milliseconds.iter().map(|at| passed(*at, None, None)).collect()
 }
 
+/// The line of a call that took so many milliseconds.
+fn taking((end, line): &Line, milliseconds: &str) -> Line {
+    (*end, line.replace("\"latencyMs\":0.5", &format!("\"latencyMs\":{milliseconds}")))
+}
+
 /// The calls of each kind of change, with the reason.
 fn told(report: &ReplayReport) -> Vec<(ChangeKind, &'static str, u64)> {
     report.changes.iter().map(|change: &Change| (change.change, change.reason, change.calls)).collect()
@@ -340,10 +345,10 @@ fn policies_in_audit_mode_only_object() {
 
 #[test]
 fn places_and_what_was_not_sent_come_free() {
-    // Each takes half a millisecond.
     let one = tools("{name: t, maxConcurrent: 1}");
     assert_eq!(told_of(&one, all_passed(&[0, 1, 2])), []);
-    assert_eq!(told_of(&one, all_passed(&[0, 0, 1])), [(ChangeKind::NewlyDenied, "concurrency", 1)]);
+    let long: Vec<Line> = all_passed(&[0, 0, 2]).iter().map(|line| taking(line, "1.5")).collect();
+    assert_eq!(told_of(&one, long), [(ChangeKind::NewlyDenied, "concurrency", 1)]);
     let failed = |line: &Line| (line.0, line.1.replace("\"ok\"", "\"connect_failed\""));
     assert_eq!(told_of(&limited(1), all_passed(&[0, 1, 2]).iter().map(failed).collect()), []);
 }
@@ -354,6 +359,78 @@ fn of_calls_in_one_millisecond_those_that_were_denied_come_last() {
     let denied = line.replace("\"allowed\"", "\"denied\"").replace("\"none\"", "\"rate_limit\"").replace("\"ok\"", "\"denied\"");
     // It ended first, so its line stands first.
     assert_eq!(told_of(&limited(1), vec![(0, denied), (end, line)]), []);
+}
+
+#[test]
+fn calls_that_ended_in_the_millisecond_of_the_next_did_not_overlap_it() {
+    let one = tools("{name: t, maxConcurrent: 1}");
+    assert_eq!(told_of(&one, all_passed(&[0, 0, 0, 1])), []);
+    let failed = |line: &Line| (line.0, line.1.replace("\"ok\"", "\"connect_failed\""));
+    assert_eq!(told_of(&limited(1), all_passed(&[0, 0, 0]).iter().map(failed).collect()), []);
+    // One that found no place came before them.
+    let full = |line: &Line| {
+        let denied = line.1.replace("\"allowed\"", "\"denied\"").replace("\"none\"", "\"concurrency\"");
+        (line.0, denied.replace("\"ok\"", "\"denied\""))
+    };
+    let lines = vec![taking(&passed(0, None, None), "1.5"), full(&passed(1, None, None))];
+    assert_eq!(told_of(&one, lines), []);
+}
+
+#[test]
+fn of_calls_in_one_millisecond_those_with_an_objection_come_after_the_others_and_before_the_denied() {
+    let audit =
+        policy("mode: Audit, servers: [{name: s, url: 'http://s/mcp', tools: [{name: t, limits: [{max: 1, window: minute}]}]}]");
+    let mut twice = limited(2);
+    twice.id.name = "twice".to_owned();
+    let (end, line) = passed(0, None, None);
+    let objected = line.replace("\"allowed\"", "\"would_deny\"").replace("\"none\"", "\"rate_limit\"");
+    let denied = line.replace("\"allowed\"", "\"denied\"").replace("\"none\"", "\"rate_limit\"").replace("\"ok\"", "\"denied\"");
+    let report = replay_logs(&[audit, twice], &[vec![(0, denied), (1, objected), (end, line)]]);
+    assert_eq!(told(&report), []);
+}
+
+#[test]
+fn places_depend_on_ends_that_the_log_does_not_have() {
+    let note = "maxConcurrent is approximate: the log has the time to the head of each response, not to its end";
+    let notes = |policy: Policy| replay_logs(&[policy], &[all_passed(&[0, 1])]).notes;
+    assert!(notes(tools("{name: t, maxConcurrent: 9}")).contains(&note.to_owned()));
+    assert!(notes(tools("{name: t, maxConcurrent: 9, maxConcurrentScope: Namespace}")).contains(&note.to_owned()));
+    assert_eq!(notes(tools("{name: t}, {name: u, maxConcurrent: 9}")), Vec::<String>::new());
+}
+
+#[test]
+fn arguments_that_are_null_are_known() {
+    let condition = tools("{name: t, validations: [{expression: '!has(args.n)'}]}");
+    assert_eq!(told_of(&condition, vec![passed(0, None, Some("null"))]), []);
+    let condition = tools("{name: t, validations: [{expression: 'has(args.n)'}]}");
+    assert_eq!(told_of(&condition, vec![passed(0, None, Some("null"))]), [(ChangeKind::NewlyDenied, "validation", 1)]);
+}
+
+#[test]
+fn logs_that_are_all_damaged_are_not_said_to_be_no_audit_logs() {
+    let damaged = |lines: usize| {
+        let (end, line) = passed(0, None, None);
+        replay_logs(&[limited(1)], &[vec![(end, line[..80].to_owned()); lines]]).notes
+    };
+    assert_eq!(damaged(1), ["1 audit line could not be read and is left out"]);
+    assert_eq!(damaged(3), ["3 audit lines could not be read and are left out"]);
+}
+
+#[test]
+fn servers_that_no_policy_names_are_named_safely() {
+    let on = |server: &str| (0, passed(0, None, None).1.replace("\"server\":\"s\"", &format!("\"server\":\"{server}\"")));
+    let noted = |servers: &[&str]| {
+        let mut report = replay_logs(&[limited(9)], &[servers.iter().map(|server| on(server)).collect()]);
+        let before = report.notes.len();
+        report.note_ungoverned("do this");
+        report.notes.split_off(before)
+    };
+    assert_eq!(noted(&["s"]), Vec::<String>::new());
+    assert_eq!(noted(&["s", "a\\u001bb", "a\\u001bb"]), ["no policy names server a\\u{1b}b: do this"]);
+    let many = ["a", "b", "c", "d", "e", "f", "g"];
+    assert_eq!(noted(&many), ["no policy names servers a, b, c, d, e and 2 more: do this"]);
+    let long = "x".repeat(200);
+    assert_eq!(noted(&[&long]), [format!("no policy names server {}: do this", &long[..63])]);
 }
 
 #[test]
