@@ -23,7 +23,7 @@ ARGUMENTS = {"send_dm_to_user": MESSAGE, "get_page_posts": {}}
 )
 def tools(cluster, measured):
     namespace = cluster.namespace("tools-read")
-    cluster.apply(cluster.policy(namespace, tools=[{"name": "*"}]))
+    cluster.apply(cluster.policy(namespace, defaultAction="Allow"))
     for name in ("watched", "steady", "hasty"):
         cluster.apply(agent(name), namespace=namespace)
     cluster.ready(namespace, "watched", "steady", "hasty")
