@@ -137,7 +137,7 @@ pub async fn read(source: &ToolSource, cluster: &LazyClient, limits: &ReadLimits
 /// Reads from a server at a URL, within the time for all. No error repeats the secrets.
 async fn of_url(http: &McpHttp, url: &Url) -> anyhow::Result<SessionTools> {
     let state = http.state();
-    let listed = in_time(state, over_http(http, url)).await;
+    let listed = in_time(state, Box::pin(over_http(http, url))).await;
     listed.map_err(|error| match error.downcast::<SourceFault>() {
         Ok(fault) => fault.without(&state.secrets).into(),
         Err(other) => anyhow!("{}", state.secrets.removed(&format!("{other:#}"))),
