@@ -5,7 +5,6 @@ mod common;
 
 use std::{
     fs,
-    path::PathBuf,
     process::Command,
     slice,
     sync::Arc,
