@@ -47,14 +47,18 @@ pub fn table(indent: usize, header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Formats as JSON of several lines that is safe on a terminal: control characters and those that cannot be seen are escaped, which
-/// leaves what the JSON says as it is.
+/// Formats as JSON of several lines that is safe on a terminal.
 ///
 /// # Errors
 /// The value has no form in JSON.
 pub fn json<T: Serialize>(value: &T) -> serde_json::Result<String> {
+    Ok(safe_json(&serde_json::to_string_pretty(value)?))
+}
+
+/// Makes JSON safe for a terminal: control characters and those that cannot be seen are escaped, which leaves what it says as it is.
+pub fn safe_json(json: &str) -> String {
     let mut text = String::new();
-    for c in serde_json::to_string_pretty(value)?.chars() {
+    for c in json.chars() {
         if !c.is_ascii_graphic() && !matches!(c, ' ' | '\n') && (c.is_control() || is_unseen(c)) {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 text.push_str(&format!("\\u{unit:04x}"));
@@ -63,7 +67,7 @@ pub fn json<T: Serialize>(value: &T) -> serde_json::Result<String> {
             text.push(c);
         }
     }
-    Ok(text)
+    text
 }
 
 /// Formats an error as one line that is safe on a terminal, whoever wrote its parts.
