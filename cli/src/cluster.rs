@@ -23,7 +23,7 @@ const PAGE: u32 = 500;
 
 /// The connection flags of `kubectl`. `kubectl` does not pass flags before a plugin's name to the plugin, so it has its own.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Cluster")]
+#[command(next_help_heading = "Cluster (only for what needs one, such as pods)")]
 pub struct ClusterFlags {
     /// Path to the kubeconfig [default: KUBECONFIG, else ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE")]

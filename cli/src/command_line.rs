@@ -16,10 +16,11 @@ use crate::{
     denials, explain, explain_url, replay,
     replay_policies::NewPolicies,
     status, suggest,
-    tools::{limits::ReadLimits, report, source::ToolSource},
+    table::{error_line, json},
+    tools::{interrupt::Interrupted, limits::ReadLimits, report, source::ToolSource},
 };
 
-/// Shows what the policies of a cluster do, and why.
+/// Shows what tools can do, suggests and tests policies, and shows what the policies of a cluster do.
 ///
 /// Exit codes: 0 everything is in order, or the call or connection is allowed; 1 something is not in order, or it is denied; 2 an
 /// error.
@@ -119,12 +120,12 @@ enum Command {
         #[arg(short, long, value_name = "NAME")]
         namespace: Option<String>,
     },
-    /// Show what the tools of a server can do, and what policies in files would do with them. Only a pod as the source needs a cluster
+    /// Show what the tools of a server can do, and, with --policy, what policies in files would do with them. Only a pod as the source needs a cluster
     #[command(after_help = TOOLS_EXAMPLES)]
     Tools {
         #[command(flatten)]
         source: ToolSource,
-        /// File or folder of policies; can be repeated
+        /// File or folder of policies; can be repeated. Needed to show what policies would do
         #[arg(long, value_name = "PATH")]
         policy: Vec<PathBuf>,
     },
@@ -160,8 +161,8 @@ pub fn main(program: &'static str) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {error:#}");
-            ExitCode::from(2)
+            let _ = writeln!(io::stderr(), "error: {}", error_line(&error));
+            ExitCode::from(error.downcast_ref::<Interrupted>().map_or(2, Interrupted::exit_code))
         }
     }
 }
@@ -181,7 +182,7 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
             let status = status::gather(client, &place.scope(client)).await?;
             let text = match form {
                 OutputFormat::Text => status.text(),
-                OutputFormat::Json => format!("{}\n", serde_json::to_string_pretty(&status)?),
+                OutputFormat::Json => format!("{}\n", json(&status)?),
             };
             io::stdout().write_all(text.as_bytes())?;
             Ok(status.outcome())

@@ -22,7 +22,7 @@ use crate::{
     OutputFormat,
     audit::{DenialLine, LogLine, Progress},
     cluster::{ApiAccess, NamespaceScope, NamespacedName, PodInfo, chain, is_forbidden, is_missing, list},
-    table::Columns,
+    table::{Columns, safe_json},
 };
 
 /// Number of logs that are read at once.
@@ -243,7 +243,7 @@ impl<W: Write> DenialWriter<W> {
         for (pod, denial) in denials {
             let line = match self.form {
                 OutputFormat::Text => self.columns.line(&denial.cells(&pod.namespace, &pod.name)),
-                OutputFormat::Json => denial.json(&pod.namespace, &pod.name),
+                OutputFormat::Json => safe_json(&denial.json(&pod.namespace, &pod.name)),
             };
             writeln!(self.out, "{line}")?;
         }

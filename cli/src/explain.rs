@@ -17,7 +17,7 @@ use crate::{
     CommandOutcome, OutputFormat,
     cluster::{ApiAccess, NamespaceScope, PodInfo, is_missing, list},
     forward::{self, PodResponse},
-    table::{number, short, shown, table},
+    table::{number, safe_json, short, shown, table},
 };
 
 /// Maximum number of pods that an error message lists.
@@ -73,7 +73,7 @@ pub async fn explain(client: &Client, namespace: &str, options: &ExplainQuery) -
     let found = if read.explanation.verdict.allowed { CommandOutcome::Positive } else { CommandOutcome::Negative };
     let written = match options.form {
         OutputFormat::Text => text(&pod.key.to_string(), &read),
-        OutputFormat::Json => json(&pod, &answer)?,
+        OutputFormat::Json => safe_json(&json(&pod, &answer)?),
     };
     Ok((written, found))
 }

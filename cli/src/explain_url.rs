@@ -9,7 +9,7 @@ use toolweir_crds::explain::ConnectionExplanation;
 use crate::{
     CommandOutcome, OutputFormat,
     explain::{ask, decision_text, json, parse},
-    table::{shown, table},
+    table::{safe_json, shown, table},
 };
 
 /// The connection to explain.
@@ -47,7 +47,7 @@ pub async fn explain_url(client: &Client, namespace: &str, query: &UrlQuery) -> 
     let found = if passes { CommandOutcome::Positive } else { CommandOutcome::Negative };
     let written = match query.form {
         OutputFormat::Text => text(&pod.key.to_string(), &read),
-        OutputFormat::Json => json(&pod, &answer)?,
+        OutputFormat::Json => safe_json(&json(&pod, &answer)?),
     };
     Ok((written, found))
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+use toolweir_crds::text::is_unseen;
 pub use toolweir_crds::text::shown;
 
 /// Columns as wide as their widest cell so far.
@@ -43,6 +45,35 @@ pub fn table(indent: usize, header: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&format!("{:indent$}{}\n", "", columns.line(row)));
     }
     text
+}
+
+/// Formats as JSON of several lines that is safe on a terminal.
+///
+/// # Errors
+/// The value has no form in JSON.
+pub fn json<T: Serialize>(value: &T) -> serde_json::Result<String> {
+    Ok(safe_json(&serde_json::to_string_pretty(value)?))
+}
+
+/// Makes JSON safe for a terminal: control characters and those that cannot be seen are escaped, which leaves what it says as it is.
+pub fn safe_json(json: &str) -> String {
+    let mut text = String::new();
+    for c in json.chars() {
+        if !c.is_ascii_graphic() && !matches!(c, ' ' | '\n') && (c.is_control() || is_unseen(c)) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text
+}
+
+/// Formats an error as one line that is safe on a terminal, whoever wrote its parts.
+pub fn error_line(error: &anyhow::Error) -> String {
+    let line = format!("{error:#}").replace(['\n', '\r', '\t'], " ");
+    shown(&line).into_owned()
 }
 
 /// Formats a duration in one unit, as `kubectl` shows an age.
@@ -89,6 +120,16 @@ mod tests {
     fn what_others_chose_does_not_move_the_cursor() {
         assert_eq!(shown("send_dm"), "send_dm");
         assert_eq!(shown("a\u{1b}[2Jb\nc\u{202e}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
+    }
+
+    #[test]
+    fn errors_and_json_do_not_move_the_cursor() {
+        let error = anyhow::anyhow!("a\u{9b}2J").context("no\u{1b}[2J\nfile");
+        assert_eq!(error_line(&error), "no\u{fffd}[2J file: a\u{fffd}2J");
+        let name = "a\u{1b}\u{7f}\u{9b}\u{202e}\u{e0041}é\n";
+        let text = json(&[name]).unwrap();
+        assert_eq!(text, "[\n  \"a\\u001b\\u007f\\u009b\\u202e\\udb40\\udc41é\\n\"\n]");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), [name]);
     }
 
     #[test]

@@ -127,12 +127,12 @@ fn a_file_of_observations_fits_the_limits() {
             .to_string()
     };
     folder.write("one.json", &observed(3, 7200));
-    let ran = program(&["shop.json", "--observed", "one.json", "--observed", "-"], &observed(4, 60), &folder.0);
+    let ran = program(&["shop.json", "--observed", "one.json", "--observed", "-"], &observed(4, 3600), &folder.0);
     let (text, errors) = (String::from_utf8(ran.stdout).unwrap(), String::from_utf8(ran.stderr).unwrap());
     assert_eq!((ran.status.code(), errors.as_str()), (Some(0), ""));
     let expected = [("pay", Some(vec![7, 17])), ("gone", Some(vec![7, 17]))];
     assert_eq!(entries(&text), expected.map(|(name, limits)| (name.to_owned(), limits)));
-    assert!(text.contains("# Observed: 2 pods, for 2h."), "{text}");
+    assert!(text.contains("# Observed: 2 pods, for 1h to 2h."), "{text}");
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod common;
 
 use std::{
     fs,
-    path::PathBuf,
     process::Command,
     slice,
     sync::Arc,
@@ -16,6 +15,7 @@ use common::{
     ApiServer,
     mcp_server::{McpServer, Reply, Seen, hello, json_reply, legacy, sse_server, text_reply},
     pod, sidecar,
+    tool_source::{IMPATIENT, LIMITS, Scratch, alive, at, command, found, names, of, shell},
 };
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use rmcp::transport::streamable_http_server::StreamableHttpServerConfig;
@@ -25,68 +25,12 @@ use toolweir_cli::{
     OutputFormat,
     cluster::LazyClient,
     tools::{
-        definition::{ListedTool, ServerTools},
         limits::ReadLimits,
         report::tools,
         source::{ToolSource, read},
     },
 };
 use toolweir_test_rmcp::RmcpServer;
-
-const LIMITS: ReadLimits = ReadLimits { pages: 1000, tools: 10_000, bytes: 16 * 1024 * 1024, answer: Duration::from_secs(30) };
-/// Short, so that silence is soon told.
-const IMPATIENT: ReadLimits = ReadLimits { answer: Duration::from_millis(500), ..LIMITS };
-
-fn at(place: &[&str]) -> ToolSource {
-    ToolSource { place: place.iter().map(|&text| text.to_owned()).collect(), ..ToolSource::default() }
-}
-
-fn command(words: &[&str]) -> ToolSource {
-    ToolSource { command: words.iter().map(Into::into).collect(), ..ToolSource::default() }
-}
-
-/// A shell that runs a script.
-fn shell(script: &str) -> ToolSource {
-    command(&["sh", "-c", script])
-}
-
-async fn found(source: &ToolSource, limits: ReadLimits) -> Result<ServerTools, String> {
-    let found = read(source, &LazyClient::default(), &limits).await;
-    let found = found.map_err(|error| format!("{error:#}"));
-    if let Err(error) = &found {
-        assert!(!error.contains('\n'), "{error}");
-    }
-    found
-}
-
-async fn of(server: &McpServer) -> Result<ServerTools, String> {
-    found(&at(&[&server.url()]), LIMITS).await
-}
-
-fn names(found: &ServerTools) -> Vec<&str> {
-    found.tools.iter().map(ListedTool::name).collect()
-}
-
-/// A file that is gone at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str, text: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("toolweir-tools-{}-{name}", std::process::id()));
-        fs::write(&path, text).unwrap();
-        Self(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
 
 #[tokio::test]
 async fn servers_of_the_official_sdk_are_read_in_every_way_they_speak() {
@@ -224,7 +168,10 @@ async fn a_bad_server_is_told_with_what_helps() {
     for (why, list) in [
         ("the server refuses access (401); give what it asks for with --header 'Authorization: ...'", raw(401, "text/plain", "")),
         ("the server refuses access (403)", raw(403, "application/json", "{}")),
-        ("the server answers with HTTP status 500: `oh no`", raw(500, "text/plain", "oh\nno")),
+        (
+            "the server answers with HTTP status 500: `oh no`; is this the URL of an MCP server, and does it work? See its log",
+            raw(500, "text/plain", "oh\nno"),
+        ),
         ("the server answers with HTTP status 502;", raw(502, "text/html", "<html>")),
         (
             "content of type `text/html; charset=utf-8`, which no MCP server does; check the path",
@@ -297,11 +244,9 @@ async fn redirects_stay_where_the_headers_were_meant_for() {
     };
     let same = McpServer::start(redirect(307, "/mcp/".to_owned())).await;
     assert_eq!(of(&same).await.unwrap().tools, []);
-    for (status, to) in [(307, good.url()), (302, "/mcp/".to_owned())] {
-        let server = McpServer::start(redirect(status, to.clone())).await;
-        let error = of(&server).await.unwrap_err();
-        assert!(error.contains(&format!("the server redirects to `{to}`, and headers are not sent elsewhere")), "{error}");
-    }
+    let server = McpServer::start(redirect(307, format!("{}?key=s3cret", good.url()))).await;
+    let error = of(&server).await.unwrap_err();
+    assert!(error.contains(&format!("the server redirects to `{}`, and headers are not sent elsewhere", good.url())), "{error}");
     assert_eq!(good.seen().len(), 0);
 }
 
@@ -338,23 +283,6 @@ async fn certificates_are_verified() {
     let empty = Scratch::new("empty.pem", "");
     source.ca = Some(empty.0.clone());
     assert!(found(&source, LIMITS).await.unwrap_err().contains("has no certificate; give a file with BEGIN CERTIFICATE lines"));
-}
-
-#[tokio::test]
-async fn secrets_of_the_command_line_are_never_shown() {
-    for (url, header, why) in [
-        ("http://127.0.0.1:1/", "s3cret", "--header number 1 has no colon; write 'Name: value'"),
-        ("http://127.0.0.1:1/", "s3 cret: x", "--header number 1 has no name of a header before the colon; write 'Name: value'"),
-        ("http://127.0.0.1:1/", "X-Key: s3cret\n", "nothing listens there"),
-        ("http://127.0.0.1:1/", "X-Key: s3\u{1}cret", "the value of --header x-key has a character that headers cannot hold"),
-        ("http://127.0.0.1:1/", "Mcp-Session-Id: s3cret", "--header mcp-session-id is written by the protocol; leave it out"),
-        ("http://u:s3cret@127.0.0.1:1/", "X-Key: a", "the URL holds a user or password; give it with --header"),
-        ("http://127.0.0.1:1/?key=s3cret", "X-Key: s3cret", "http://127.0.0.1:1/: nothing listens there"),
-    ] {
-        let source = ToolSource { headers: vec![header.to_owned()], ..at(&[url]) };
-        let error = found(&source, LIMITS).await.unwrap_err();
-        assert!(error.contains(why) && !error.contains("cret"), "{error}");
-    }
 }
 
 /// A server in shell, with the answer to each method.
@@ -395,11 +323,6 @@ async fn a_command_is_read_and_ended_with_all_that_it_started() {
         }
         assert!(!alive(pid), "{pid} goes on");
     }
-}
-
-/// Returns true of a process that is there, and has not ended.
-fn alive(pid: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim().starts_with('Z'))
 }
 
 #[tokio::test]
@@ -521,7 +444,7 @@ async fn the_output_says_what_policies_would_do() {
         ("read_mail", "allowed, 30 a minute, 100 a day for each args.folder"),
         ("send", "allowed, 500 of args.size an hour, 2 at once, if its validations hold"),
         ("move", "allowed if its validations hold, though in audit mode trial would deny it: not_listed"),
-        ("delete", "denied: denied (agents/mail, delete: Ask a person.)"),
+        ("delete", "denied by entry delete of agents/mail: Ask a person."),
         ("list", "allowed"),
         ("o\u{fffd}[2J\u{fffd}ther", "denied: not_listed"),
     ];

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     cluster::LazyClient,
     table::shown,
-    tools::{definition::ServerTools, limits::ReadLimits, source, source::ToolSource},
+    tools::{definition::ServerTools, limits::ReadLimits, secrets::without_url_secrets, source, source::ToolSource},
 };
 
 /// The options of the command.
@@ -37,7 +37,7 @@ pub struct SuggestOptions {
     /// SOURCE, the tools of all servers that it called are read through its sidecar
     #[arg(long, value_name = "POD")]
     from: Vec<String>,
-    /// The same from a saved response of GET /observed of a sidecar (- is the standard input). Can be repeated
+    /// File with a saved response of /observed of a sidecar (- is the standard input), in place of --from. Can be repeated
     #[arg(long, value_name = "FILE")]
     observed: Vec<PathBuf>,
 }
@@ -149,12 +149,15 @@ async fn observed_servers(
 }
 
 fn server_facts(found: ServerTools, pods: &[AskedPod], origin: String) -> ServerFacts {
-    let url = found.url.or_else(|| pods.iter().find_map(|pod| pod.urls.get(&found.name)).cloned());
+    // What people give on the command line can hold a key, and a policy is kept where many read it.
+    let query_left_out = found.url.as_deref().is_some_and(|url| url.contains(['?', '#']));
+    let own = found.url.as_deref().and_then(|url| url.split(['?', '#']).next()).map(str::to_owned);
+    let url = own.or_else(|| pods.iter().find_map(|pod| pod.urls.get(&found.name)).cloned());
     let facts = |tool: &crate::tools::definition::ListedTool| {
         let class = tool.classify();
         ToolFacts { name: tool.name().to_owned(), class: class.class, why: class.why() }
     };
-    ServerFacts { name: found.name, url, origin, tools: found.tools.iter().map(facts).collect() }
+    ServerFacts { name: found.name, url, query_left_out, origin, tools: found.tools.iter().map(facts).collect() }
 }
 
 /// Sets the url that is given, and checks all.
@@ -164,10 +167,14 @@ fn with_url(mut servers: Vec<ServerFacts>, url: Option<&str>) -> anyhow::Result<
             bail!("--url is for one server, and these are {}; choose one with --server, or leave --url out", servers.len());
         };
         only.url = Some(url.to_owned());
+        only.query_left_out = false;
     }
     for server in &servers {
         if let Some(url) = &server.url {
-            server_url(url).map_err(|why| anyhow!("the url of {} {why}; give another with --url", shown(&server.name)))?;
+            server_url(url).map_err(|why| {
+                let why = why.replace(&escaped(url, 80), &escaped(&without_url_secrets(url), 80));
+                anyhow!("the url of {} {why}; give another with --url", shown(&server.name))
+            })?;
         }
     }
     if servers.len() > bounds::SERVERS {
@@ -210,9 +217,38 @@ fn observed_file(path: &Path, limits: &ReadLimits) -> anyhow::Result<toolweir_cr
         File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes))
     };
     let place = || format!("--observed {}", shown(&path.display().to_string()));
-    read.map_err(|error| anyhow!("cannot be read: {error}")).with_context(place)?;
+    read.map_err(|error| anyhow!("cannot be read: {error}; give the path of a saved response of /observed"))
+        .with_context(place)?;
     if bytes.len() > limits.bytes {
         return Err(anyhow!("has more than {} bytes, which no sidecar writes", limits.bytes)).with_context(place);
     }
     observations::parse(&bytes).with_context(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(url: &str) -> ServerTools {
+        ServerTools { name: "a".to_owned(), url: Some(url.to_owned()), tools: Vec::new() }
+    }
+
+    #[test]
+    fn the_query_of_a_source_does_not_get_into_the_policy() {
+        let facts = server_facts(found("https://a/mcp?key=s3cret"), &[], String::new());
+        assert_eq!((facts.url.as_deref(), facts.query_left_out), (Some("https://a/mcp"), true));
+        let asked = with_url(vec![facts], Some("https://a/mcp?key=1")).unwrap().remove(0);
+        assert_eq!((asked.url.as_deref(), asked.query_left_out), (Some("https://a/mcp?key=1"), false));
+        assert!(!server_facts(found("https://a/mcp"), &[], String::new()).query_left_out);
+    }
+
+    #[test]
+    fn a_url_that_does_not_fit_is_told_without_its_secrets() {
+        let facts = server_facts(found("https://a/mcp"), &[], String::new());
+        let error = with_url(vec![facts], Some("ftp://u:s3cret@a/?s3cret")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the url of a `ftp://a/` is not a URL of an MCP server") && !error.contains("s3cret"),
+            "{error}"
+        );
+    }
 }

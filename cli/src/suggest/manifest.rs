@@ -10,6 +10,7 @@ use super::{
     observations::{Observations, WINDOWS},
     rules::{SuggestedEntry, SuggestedRule, ToolFacts, by_class, by_use},
 };
+use crate::table::shown;
 
 /// The most characters of a comment.
 const LONGEST_COMMENT: usize = 200;
@@ -21,6 +22,8 @@ pub struct ServerFacts {
     pub name: String,
     /// Its url, if it has one.
     pub url: Option<String>,
+    /// Whether the url had a query, which is left out.
+    pub query_left_out: bool,
     /// Where its tools were read, in words.
     pub origin: String,
     /// Its tools, in its order.
@@ -80,9 +83,10 @@ fn header(servers: &[ServerFacts], observed: Option<&Observations>) -> String {
         let tools = if count == 1 { "tool" } else { "tools" };
         comment(&mut text, 0, &format!("{}: {count} {tools}, read from {origin}", server.name));
     }
-    let Some(Observations { pods, seconds, dropped, .. }) = observed else { return text };
+    let Some(Observations { pods, seconds, least_seconds, dropped, .. }) = observed else { return text };
     let pods = if *pods == 1 { "1 pod".to_owned() } else { format!("{pods} pods") };
-    let spent = humantime::format_duration(std::time::Duration::from_secs(*seconds));
+    let span = |seconds: u64| humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string();
+    let spent = if least_seconds == seconds { span(*seconds) } else { format!("{} to {}", span(*least_seconds), span(*seconds)) };
     comment(
         &mut text,
         0,
@@ -97,6 +101,10 @@ fn header(servers: &[ServerFacts], observed: Option<&Observations>) -> String {
             0,
             &format!("That is too short for limits of: {}. Observe for longer to get them.", windows.join(", ")),
         ),
+    }
+    if least_seconds != seconds {
+        let said = "A tool has no limit for a window that is longer than one of the pods that called it was observed.";
+        comment(&mut text, 0, said);
     }
     if *dropped > 0 {
         let calls = if *dropped == 1 { "1 call was".to_owned() } else { format!("{dropped} calls were") };
@@ -116,13 +124,17 @@ fn server_text(server: &ServerFacts, observed: Option<&Observations>) -> anyhow:
         Some(observed) => by_use(&server.tools, &server.name, observed),
     };
     if observed.is_some() && entries.is_empty() {
-        let seen: Vec<&str> = observed.into_iter().flat_map(Observations::servers).collect();
+        let seen: Vec<_> = observed.into_iter().flat_map(Observations::servers).map(shown).collect();
         if seen.is_empty() {
             bail!(
                 "no call was let through while it was observed; let the agent work first, under a policy in mode Audit for example"
             );
         }
-        bail!("no call was observed on the server {}, but on {}; name one of these with --server", server.name, seen.join(", "));
+        bail!(
+            "no call was observed on the server {}, but on {}; name one of these with --server",
+            shown(&server.name),
+            seen.join(", ")
+        );
     }
     let many = entries.iter().filter(|entry| entry.rule.is_some()).count();
     if many > bounds::TOOLS {
@@ -134,7 +146,13 @@ fn server_text(server: &ServerFacts, observed: Option<&Observations>) -> anyhow:
     }
     let mut text = format!("  - name: {}\n", scalar(&server.name));
     match &server.url {
-        Some(url) => text.push_str(&format!("    url: {}\n", scalar(url))),
+        Some(url) => {
+            if server.query_left_out {
+                let said = "The query of the URL is left out: it may hold a secret. Add it if the server needs it.";
+                comment(&mut text, 4, said);
+            }
+            text.push_str(&format!("    url: {}\n", scalar(url)));
+        }
         None => comment(&mut text, 4, "url: where the server is. Only toolweir-sidecar stdio needs none."),
     }
     if uncalled > 0 {
@@ -218,6 +236,7 @@ mod tests {
         ServerFacts {
             name: "facebook".to_owned(),
             url: Some("http://127.0.0.1:8000/mcp".to_owned()),
+            query_left_out: false,
             origin: "http://127.0.0.1:8000/mcp".to_owned(),
             tools: vec![
                 tool("get_page_posts", ToolClass::Read, "\"get\" in the name"),
@@ -327,6 +346,22 @@ spec:
         assert_eq!(error, "no call was observed on the server bank, but on facebook; name one of these with --server");
         let error = suggest(&facts, &[facebook()], Some(&Observations::default())).unwrap_err().to_string();
         assert!(error.starts_with("no call was let through while it was observed; let the agent work first"), "{error}");
+    }
+
+    #[test]
+    fn names_of_servers_in_errors_do_not_move_the_cursor() {
+        let mut observed = Observations::default();
+        let calls = vec![seen("e\u{1b}[2Jv", "t", 1, [1; 3])];
+        observed.add(&ObservedResponse { seconds: 90, tools: calls, ..ObservedResponse::default() });
+        let error = suggest(&policy("a"), &[facebook()], Some(&observed)).unwrap_err().to_string();
+        assert!(error.contains("but on e\u{fffd}[2Jv; name one"), "{error}");
+    }
+
+    #[test]
+    fn a_query_is_left_out_and_a_comment_says_so() {
+        let server = ServerFacts { query_left_out: true, ..facebook() };
+        let text = suggest(&policy("a"), &[server], None).unwrap();
+        assert!(text.contains("    # The query of the URL is left out: it may hold a secret."), "{text}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct SeenCalls {
     pub calls: u64,
     /// The most that one pod had in each of [`WINDOWS`].
     pub peaks: [u64; 3],
+    /// The time that every pod which called it was observed, in seconds.
+    pub seconds: u64,
 }
 
 /// What agents did in one or more pods.
@@ -27,6 +29,8 @@ pub struct Observations {
     pub pods: usize,
     /// The time that was observed, in seconds: that of the pod with most.
     pub seconds: u64,
+    /// That of the pod with least.
+    pub least_seconds: u64,
     /// Calls that no tool here has.
     pub dropped: u64,
     servers: BTreeMap<String, BTreeMap<String, SeenCalls>>,
@@ -35,11 +39,15 @@ pub struct Observations {
 impl Observations {
     /// Adds what was seen in one more pod.
     pub fn add(&mut self, response: &ObservedResponse) {
+        self.least_seconds = if self.pods == 0 { response.seconds } else { self.least_seconds.min(response.seconds) };
         self.pods += 1;
         self.seconds = self.seconds.max(response.seconds);
         self.dropped = self.dropped.saturating_add(response.dropped_calls);
         for tool in response.tools.iter().filter(|tool| tool.calls > 0) {
-            let seen = self.servers.entry(tool.server.clone()).or_default().entry(tool.tool.clone()).or_default();
+            let first = SeenCalls { seconds: response.seconds, ..SeenCalls::default() };
+            let seen = self.servers.entry(tool.server.clone()).or_default().entry(tool.tool.clone()).or_insert(first);
+            // The peak of a pod says nothing of a window that is longer than it was observed.
+            seen.seconds = seen.seconds.min(response.seconds);
             seen.calls = seen.calls.saturating_add(tool.calls);
             for (peak, more) in seen.peaks.iter_mut().zip(peaks(tool)) {
                 *peak = more.max(*peak);
@@ -59,8 +67,10 @@ impl Observations {
 
     /// What a limit of an entry for this tool would have counted: calls of names in another case count, too.
     pub fn counted(&self, server: &str, tool: &str) -> SeenCalls {
-        let mut counted = SeenCalls::default();
-        for (_, seen) in self.tools(server).filter(|(name, _)| case::same_but_for_case(name, tool)) {
+        let mut found = self.tools(server).filter(|(name, _)| case::same_but_for_case(name, tool)).map(|(_, seen)| seen);
+        let mut counted = found.next().unwrap_or_default();
+        for seen in found {
+            counted.seconds = counted.seconds.min(seen.seconds);
             counted.calls = counted.calls.saturating_add(seen.calls);
             for (peak, more) in counted.peaks.iter_mut().zip(seen.peaks) {
                 *peak = peak.saturating_add(more);
@@ -133,12 +143,12 @@ mod tests {
         let mut seen = Observations::default();
         seen.add(&response(50, &[("a", "x", 9, [3, 9, 9]), ("b", "denied_only", 0, [0, 0, 0])]));
         seen.add(&response(90, &[("a", "x", 7, [5, 7, 7]), ("a", "X", 1, [1, 1, 1]), ("c", "y", 1, [1, 1, 1])]));
-        assert_eq!((seen.pods, seen.seconds, seen.dropped), (2, 90, 4));
+        assert_eq!((seen.pods, seen.seconds, seen.least_seconds, seen.dropped), (2, 90, 50, 4));
         assert_eq!(seen.servers().collect::<Vec<_>>(), ["a", "c"]);
-        let x = SeenCalls { calls: 16, peaks: [5, 9, 9] };
-        assert_eq!(seen.tools("a").collect::<Vec<_>>(), [("X", SeenCalls { calls: 1, peaks: [1, 1, 1] }), ("x", x)]);
+        let x = SeenCalls { calls: 16, peaks: [5, 9, 9], seconds: 50 };
+        assert_eq!(seen.tools("a").collect::<Vec<_>>(), [("X", SeenCalls { calls: 1, peaks: [1, 1, 1], seconds: 90 }), ("x", x)]);
         // A limit of an entry holds in any case.
-        assert_eq!(seen.counted("a", "x"), SeenCalls { calls: 17, peaks: [6, 10, 10] });
+        assert_eq!(seen.counted("a", "x"), SeenCalls { calls: 17, peaks: [6, 10, 10], seconds: 50 });
         assert_eq!(seen.counted("b", "x"), SeenCalls::default());
     }
 

@@ -81,7 +81,7 @@ pub fn by_use(tools: &[ToolFacts], server: &str, observed: &Observations) -> (Ve
     let entry = |name: &str, first: String| {
         let seen = observed.counted(server, name);
         let comments = vec![first, use_comment(seen, observed)];
-        with_name(name, comments, SuggestedRule::Allow(fitted(seen, observed.seconds)))
+        with_name(name, comments, SuggestedRule::Allow(fitted(seen)))
     };
     let mut entries: Vec<SuggestedEntry> = Vec::new();
     for tool in tools.iter().filter(|tool| called.contains(tool.name.as_str())) {
@@ -104,26 +104,26 @@ pub fn by_use(tools: &[ToolFacts], server: &str, observed: &Observations) -> (Ve
 }
 
 /// The limits for what was seen: of each window, the largest number that is less than twice the peak, so that who goes on as before is
-/// not denied, and who goes twice as fast is. Nothing is known of windows that are longer than the time that was observed.
-fn fitted(seen: SeenCalls, seconds: u64) -> Vec<SuggestedLimit> {
+/// not denied, and who goes twice as fast is. Nothing is known of windows that are longer than the time that each of its pods was observed.
+fn fitted(seen: SeenCalls) -> Vec<SuggestedLimit> {
     let most = u64::try_from(MAX).unwrap_or(u64::MAX);
     let limit = |(window, peak): (&'static str, u64)| {
         let max = peak.saturating_mul(2).saturating_sub(1).clamp(1, most);
         SuggestedLimit { max, window }
     };
-    known_peaks(seen, seconds).map(limit).collect()
+    known_peaks(seen).map(limit).collect()
 }
 
-/// The windows of which something is known after so many seconds, with their peaks. The minute always counts as one.
-fn known_peaks(seen: SeenCalls, seconds: u64) -> impl Iterator<Item = (&'static str, u64)> {
-    let known = move |((window, length), _): &((&str, u64), u64)| *window == "minute" || *length <= seconds;
+/// The windows of which something is known, with their peaks. The minute always counts as one.
+fn known_peaks(seen: SeenCalls) -> impl Iterator<Item = (&'static str, u64)> {
+    let known = move |((window, length), _): &((&str, u64), u64)| *window == "minute" || *length <= seen.seconds;
     WINDOWS.into_iter().zip(seen.peaks).filter(known).map(|((window, _), peak)| (window, peak))
 }
 
 fn use_comment(seen: SeenCalls, observed: &Observations) -> String {
     let (calls, pod) = (if seen.calls == 1 { "call" } else { "calls" }, if observed.pods > 1 { " of one pod" } else { "" });
     let in_a = |window| if window == "hour" { "an hour".to_owned() } else { format!("a {window}") };
-    let peaks = known_peaks(seen, observed.seconds).map(|(window, peak)| format!("{peak} in {}", in_a(window)));
+    let peaks = known_peaks(seen).map(|(window, peak)| format!("{peak} in {}", in_a(window)));
     format!("{} {calls}; at most {}{pod}", seen.calls, peaks.collect::<Vec<_>>().join(", "))
 }
 
@@ -238,6 +238,17 @@ mod tests {
         }
         let (entries, _) = by_use(&[], "s", &observed(1, vec![seen("w", u64::MAX, [u64::MAX; 3])]));
         assert_eq!(limits(&entries[0]), [(1_000_000_000_000, "minute")]);
+    }
+
+    #[test]
+    fn a_pod_that_was_observed_for_less_gives_no_limit_for_more() {
+        let mut seen_by_two = observed(86_400, vec![seen("w", 9, [9; 3]), seen("r", 9, [9; 3])]);
+        let young = ObservedResponse { seconds: 100, tools: vec![seen("w", 90, [90; 3])], ..ObservedResponse::default() };
+        seen_by_two.add(&young);
+        let (entries, _) = by_use(&[tool("w", ToolClass::Write), tool("r", ToolClass::Read)], "s", &seen_by_two);
+        assert_eq!(limits(&entries[0]), [(179, "minute")]);
+        assert_eq!(entries[0].comments[1], "99 calls; at most 90 in a minute of one pod");
+        assert_eq!(limits(&entries[1]), [(17, "minute"), (17, "hour"), (17, "day")]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use super::secrets::HeaderSecrets;
 use crate::{cluster::chain, table::shown};
 
 /// The longest part of a foreign text that an error shows, in characters.
@@ -34,7 +35,7 @@ pub enum SourceFault {
     #[error("the server has no MCP endpoint there (404); check the path of the URL")]
     NotFound,
     /// Another status that is no success.
-    #[error("the server answers with HTTP status {status}{}", text_of(.text))]
+    #[error("the server answers with HTTP status {status}{}; is this the URL of an MCP server, and does it work? See its log", text_of(.text))]
     Status {
         /// The status.
         status: u16,
@@ -42,8 +43,16 @@ pub enum SourceFault {
         text: String,
     },
     /// A redirect that is not followed.
-    #[error("the server redirects to {}, and headers are not sent elsewhere; give that URL if you trust it", foreign(.0))]
-    Redirect(String),
+    #[error("the server redirects to {}{}", foreign(.to), if *.same { "; give that URL" } else { ", and headers are not sent elsewhere; give that URL if you trust it" })]
+    Redirect {
+        /// Where to, without a query.
+        to: String,
+        /// Whether that is at the same origin.
+        same: bool,
+    },
+    /// A compressed answer, which was not asked for.
+    #[error("the server compresses its answer ({}), which it was not asked to do; make it answer without Content-Encoding", foreign(.0))]
+    Encoded(String),
     /// Something else than JSON or a stream of events.
     #[error("the server answers with {}, which no MCP server does; check the path of the URL", content(.0))]
     ContentType(String),
@@ -67,6 +76,9 @@ pub enum SourceFault {
     /// No answer in time.
     #[error("the server does not answer within {}; check that it runs and is an MCP server", seconds(.0))]
     Silent(Duration),
+    /// No whole list in time.
+    #[error("the server does not give its whole list within {}; look at its log to see why it is so slow", seconds(.0))]
+    Slow(Duration),
     /// A command that ended by itself.
     #[error("the command ended ({ended}) before it listed its tools{}; run it by hand to see why", text_of(.stderr))]
     Ended {
@@ -79,11 +91,11 @@ pub enum SourceFault {
     #[error("the server wants messages at another origin, {}, and nothing is sent there; give the URL of that server", foreign(.0))]
     ForeignEndpoint(String),
     /// An error of JSON-RPC in place of an answer.
-    #[error("the server answers {method} with an error: {message} ({code}); look at its log")]
+    #[error("the server answers {method} with an error: {} ({code}); look at its log", refusal(.message))]
     Refusal {
         /// What was asked.
         method: &'static str,
-        /// What it says, in one line.
+        /// What it says.
         message: String,
         /// The code.
         code: i32,
@@ -101,6 +113,11 @@ fn foreign(text: &str) -> String {
     if cut.is_empty() { "(nothing)".to_owned() } else { format!("`{cut}{more}`") }
 }
 
+/// Shortens what a server says to one line without quotes.
+fn refusal(text: &str) -> String {
+    shown(text).replace('\u{fffd}', " ").chars().take(200).collect()
+}
+
 fn text_of(text: &str) -> String {
     if text.trim().is_empty() { String::new() } else { format!(": {}", foreign(text)) }
 }
@@ -116,8 +133,7 @@ fn seconds(span: &Duration) -> String {
 impl SourceFault {
     /// Tells the fault of a text that is no message.
     pub fn garbage(text: &[u8], why: &dyn std::fmt::Display) -> Self {
-        let start: String = String::from_utf8_lossy(text).chars().take(SHOWN * 2).collect();
-        Self::Garbage { text: start, why: why.to_string() }
+        Self::Garbage { text: String::from_utf8_lossy(text).into_owned(), why: why.to_string() }
     }
 
     /// Tells the fault of a status that is no success.
@@ -125,8 +141,36 @@ impl SourceFault {
         match status {
             401 | 403 => Self::Unauthorized(status),
             404 => Self::NotFound,
-            _ => Self::Status { status, text: text.chars().take(SHOWN * 2).collect() },
+            _ => Self::Status { status, text: text.to_owned() },
         }
+    }
+
+    /// Returns the fault without secrets. They are removed before a text is shortened, which could leave a part of one.
+    #[must_use]
+    pub fn without(mut self, secrets: &HeaderSecrets) -> Self {
+        let texts: &mut [&mut String] = match &mut self {
+            Self::Unreachable(text)
+            | Self::Certificate(text)
+            | Self::Tls(text)
+            | Self::ContentType(text)
+            | Self::GarbageLine(text)
+            | Self::Broken(text)
+            | Self::ForeignEndpoint(text)
+            | Self::Encoded(text)
+            | Self::Forward(text)
+            | Self::Status { text, .. }
+            | Self::Redirect { to: text, .. }
+            | Self::Refusal { message: text, .. } => &mut [text],
+            Self::Garbage { text, why } => &mut [text, why],
+            Self::Ended { ended, stderr } => &mut [ended, stderr],
+            Self::Refused | Self::Unauthorized(_) | Self::NotFound | Self::TooLarge(_) | Self::Silent(_) | Self::Slow(_) => {
+                &mut []
+            }
+        };
+        for text in texts {
+            **text = secrets.removed(text);
+        }
+        self
     }
 
     /// Returns true where a server may know only the transport of 2024-11-05: the specification names these answers to a POST.
@@ -195,7 +239,10 @@ mod tests {
             "{text}"
         );
         assert!(text.len() < 300);
-        assert_eq!(SourceFault::status(500, " ").to_string(), "the server answers with HTTP status 500");
+        assert_eq!(
+            SourceFault::status(500, " ").to_string(),
+            "the server answers with HTTP status 500; is this the URL of an MCP server, and does it work? See its log"
+        );
         assert_eq!(
             SourceFault::ContentType(String::new()).to_string(),
             "the server answers with no content type, which no MCP server does; check the path of the URL"

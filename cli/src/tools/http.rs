@@ -17,6 +17,7 @@ use sse_stream::{Sse, SseStream};
 use super::{
     fault::SourceFault,
     message::{self, ReadState},
+    secrets::without_url_secrets,
 };
 use crate::table::shown;
 
@@ -48,7 +49,7 @@ pub type EventStream = BoxStream<'static, Result<Sse, SseError>>;
 /// # Errors
 /// It is none, or holds a password.
 pub fn parse_url(text: &str) -> anyhow::Result<Url> {
-    let url = Url::parse(text).map_err(|error| anyhow!("{} is not a URL: {error}", shown(text)))?;
+    let url = Url::parse(text).map_err(|error| anyhow!("{} is not a URL: {error}", shown(&without_url_secrets(text))))?;
     if !url.username().is_empty() || url.password().is_some() {
         bail!("the URL holds a user or password; give it with --header 'Authorization: Basic ...'");
     }
@@ -128,8 +129,15 @@ impl McpHttp {
         }
         let response = request.send().await?;
         if response.status().is_redirection() {
-            let to = response.headers().get(header::LOCATION).and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
-            return Err(SourceFault::Redirect(to.to_owned()));
+            let to = response.headers().get(header::LOCATION).and_then(|to| to.to_str().ok()).unwrap_or_default();
+            let from = response.url();
+            let Ok(url) = from.join(to) else { return Err(SourceFault::Redirect { to: to.to_owned(), same: false }) };
+            let same = url.origin() == from.origin();
+            return Err(SourceFault::Redirect { to: without_url_secrets(url.as_str()), same });
+        }
+        let encoding = response.headers().get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
+        if !matches!(encoding.trim_ascii(), b"" | b"identity") {
+            return Err(SourceFault::Encoded(String::from_utf8_lossy(encoding).into_owned()));
         }
         Ok(response)
     }
@@ -222,8 +230,9 @@ fn roots(ca: Option<&Path>) -> anyhow::Result<rustls::RootCertStore> {
     // A system without any is told by the certificate that cannot be verified.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let Some(path) = ca else { return Ok(roots) };
-    let name = path.display();
-    let pem = fs::read(path).map_err(|error| anyhow!("--ca {name} cannot be read: {error}"))?;
+    let name = shown(&path.display().to_string()).into_owned();
+    let pem = fs::read(path)
+        .map_err(|error| anyhow!("--ca {name} cannot be read: {error}; give the path of a file of certificates (PEM)"))?;
     let mut found = 0;
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| anyhow!("--ca {name} is not a file of certificates in PEM: {error}"))?;

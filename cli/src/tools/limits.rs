@@ -11,12 +11,20 @@ pub struct ReadLimits {
     pub tools: usize,
     /// The most bytes of one file, and of all answers of a server together.
     pub bytes: usize,
-    /// The time that each answer may take.
+    /// The time that each answer may take. All that opens a session is one answer.
     pub answer: Duration,
+    /// The time that the whole reading may take.
+    pub whole: Duration,
 }
 
 impl Default for ReadLimits {
     fn default() -> Self {
-        Self { pages: 1000, tools: 10_000, bytes: 16 * 1024 * 1024, answer: Duration::from_secs(30) }
+        Self {
+            pages: 1000,
+            tools: 10_000,
+            bytes: 16 * 1024 * 1024,
+            answer: Duration::from_secs(30),
+            whole: Duration::from_secs(300),
+        }
     }
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     fault::{FaultNote, SourceFault},
     limits::ReadLimits,
+    secrets::HeaderSecrets,
     strict_json,
 };
 
@@ -26,13 +27,21 @@ pub struct ReadState {
     pub limits: ReadLimits,
     /// The first fault.
     pub faults: FaultNote,
+    /// What no error repeats.
+    pub secrets: Arc<HeaderSecrets>,
     left: Arc<AtomicUsize>,
 }
 
 impl ReadState {
     /// Begins.
     pub fn new(limits: ReadLimits) -> Self {
-        Self { limits, faults: FaultNote::default(), left: Arc::new(AtomicUsize::new(limits.bytes)) }
+        Self::with_secrets(limits, HeaderSecrets::default())
+    }
+
+    /// Begins where there are secrets.
+    pub fn with_secrets(limits: ReadLimits, secrets: HeaderSecrets) -> Self {
+        let left = Arc::new(AtomicUsize::new(limits.bytes));
+        Self { limits, faults: FaultNote::default(), secrets: Arc::new(secrets), left }
     }
 
     /// Counts bytes that came.

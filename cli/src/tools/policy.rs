@@ -32,13 +32,13 @@ impl ToolPolicies {
     pub fn load(paths: &[PathBuf], server: Option<&str>, likely: &str) -> anyhow::Result<Self> {
         let mut files = Vec::new();
         for path in paths {
-            files.extend(policy_files::files(path).map_err(|error| faults(&[error]))?);
+            files.extend(policy_files::files(path).map_err(|error| unread(&error))?);
         }
-        let texts = policy_files::read(&files).map_err(|error| faults(&[error]))?;
+        let texts = policy_files::read(&files).map_err(|error| unread(&error))?;
         let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
         let compiled = compile_files(&texts, Memory::new(0), &options, Urls::MayFollow).map_err(|errors| faults(&errors))?;
         let named: Vec<&str> = compiled.engine.servers().map(|server| server.name).collect();
-        let list = || named.join(", ");
+        let list = || named.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
         let server = match (server, named.as_slice()) {
             (_, []) => bail!("the policies name no server; give those that name it"),
             (Some(name), _) if named.contains(&name) => name,
@@ -58,6 +58,10 @@ impl ToolPolicies {
     }
 }
 
+fn unread(error: &FileError) -> anyhow::Error {
+    anyhow!("{}; give the path of a file or folder of policies with --policy", faults(std::slice::from_ref(error)))
+}
+
 fn faults(errors: &[FileError]) -> anyhow::Error {
     let lines: Vec<String> = errors.iter().map(|error| error.to_string().replace('\n', " ")).collect();
     anyhow!("{}", lines.join("; "))
@@ -70,7 +74,10 @@ fn verdict(explanation: &Explanation) -> String {
         return format!("denied: {}", shown(&explanation.verdict.reason));
     }
     if let Some(policy) = policies().find(|policy| policy.mode == Mode::Enforce && denies(policy)) {
-        return format!("denied: {}", why(policy));
+        return match by_entry(policy) {
+            Some((entry, said)) => format!("denied by {entry} of {}{said}", shown(&policy.policy)),
+            None => format!("denied: {}", why(policy)),
+        };
     }
     let enforced = || policies().filter(|policy| policy.mode == Mode::Enforce);
     let entries = || enforced().flat_map(|policy| &policy.servers).flat_map(|server| &server.entries);
@@ -79,7 +86,11 @@ fn verdict(explanation: &Explanation) -> String {
         parts.push("if its validations hold".to_owned());
     }
     if let Some(policy) = policies().find(|policy| policy.mode != Mode::Enforce && denies(policy)) {
-        parts.push(format!("though in audit mode {} would deny it: {}", shown(&policy.policy), why(policy)));
+        parts.push(format!(
+            "though in audit mode {} would deny it: {}",
+            shown(&policy.policy),
+            by_entry(policy).map_or_else(|| why(policy), |(entry, said)| format!("{entry}{said}"))
+        ));
     }
     match parts.split_first() {
         None => "allowed".to_owned(),
@@ -96,13 +107,25 @@ fn denies(policy: &PolicyExplanation) -> bool {
     policy.broken.is_some() || policy.servers.iter().any(|server| server.action == Action::Deny)
 }
 
+/// Says which entry denies every call, and what it says to that; nothing where no entry does.
+fn by_entry(policy: &PolicyExplanation) -> Option<(String, String)> {
+    let entry = policy.verdict.entry.as_deref().filter(|_| policy.verdict.reason == "denied")?;
+    let said = said(policy);
+    let said = if said.is_empty() { String::new() } else { format!(": {}", shown(said)) };
+    Some((format!("entry {}", shown(entry)), said))
+}
+
+fn said(policy: &PolicyExplanation) -> &str {
+    let said = policy.verdict.message.as_deref().unwrap_or_default();
+    said.strip_prefix(&format!("Denied by policy {}: ", policy.policy)).unwrap_or(said)
+}
+
 fn why(policy: &PolicyExplanation) -> String {
-    let verdict = &policy.verdict;
-    let reason = shown(&verdict.reason);
-    let Some(entry) = &verdict.entry else { return reason.into_owned() };
-    let said = verdict.message.as_deref().unwrap_or_default();
-    let said = said.strip_prefix(&format!("Denied by policy {}: ", policy.policy)).unwrap_or(said);
-    format!("{reason} ({}, {}: {})", shown(&policy.policy), shown(entry), shown(said))
+    let reason = shown(&policy.verdict.reason);
+    match &policy.verdict.entry {
+        None => reason.into_owned(),
+        Some(entry) => format!("{reason} ({}, {}: {})", shown(&policy.policy), shown(entry), shown(said(policy))),
+    }
 }
 
 fn limits(entry: &EntryExplanation) -> Vec<String> {

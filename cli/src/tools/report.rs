@@ -15,8 +15,11 @@ use super::{
 use crate::{
     OutputFormat,
     cluster::LazyClient,
-    table::{shown, table},
+    table::{json, shown, table},
 };
+
+/// The most characters of a name in a table. JSON has all.
+const LONGEST_NAME: usize = 64;
 
 /// One tool.
 #[derive(Clone, Debug, Serialize)]
@@ -66,7 +69,11 @@ impl ToolReport {
     fn cells(&self) -> Vec<String> {
         let why = shown(&self.why).into_owned();
         let (class, severity) = (self.class.as_str().to_owned(), self.severity.as_str().to_owned());
-        [vec![shown(&self.name).into_owned(), class, severity, why], Vec::from_iter(self.policy.clone())].concat()
+        let mut name: String = shown(&self.name).chars().take(LONGEST_NAME).collect();
+        if self.name.chars().nth(LONGEST_NAME).is_some() {
+            name.push('…');
+        }
+        [vec![name, class, severity, why], Vec::from_iter(self.policy.clone())].concat()
     }
 }
 
@@ -88,7 +95,7 @@ pub async fn tools(
     };
     let rows: Vec<ToolReport> = found.tools.iter().map(|tool| ToolReport::new(tool, policies.as_ref())).collect();
     Ok(match form {
-        OutputFormat::Json => format!("{}\n", serde_json::to_string_pretty(&rows)?),
+        OutputFormat::Json => format!("{}\n", json(&rows)?),
         OutputFormat::Text if rows.is_empty() => "The server lists no tools.\n".to_owned(),
         OutputFormat::Text => {
             let header = ["TOOL", "CLASS", "SEVERITY", "WHY", "POLICY"];

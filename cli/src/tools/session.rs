@@ -89,12 +89,15 @@ async fn pages(session: &RunningService<RoleClient, ClientConfig>, state: &ReadS
                 if !cursors.insert(next.clone()) {
                     bail!(
                         "the server's list goes in circles: it gives the cursor {} twice; the server must be mended",
-                        cut(&next)
+                        cut(&state.secrets.removed(&next))
                     );
                 }
                 cursor = Some(next);
             }
-            Some(other) => bail!("the server gives {} for a cursor; the server must be mended", cut(&other.to_string())),
+            Some(other) => bail!(
+                "the server gives {} for a cursor; the server must be mended",
+                cut(&state.secrets.removed(&other.to_string()))
+            ),
         }
     }
     bail!("the server's list has more than {} pages, and no agent can use so many; the server must be mended", state.limits.pages)
@@ -150,6 +153,5 @@ fn not_started(error: &ClientInitializeError) -> anyhow::Error {
 }
 
 fn refused(method: &'static str, error: &ErrorData) -> anyhow::Error {
-    let message = shown(&error.message).replace('\u{fffd}', " ").chars().take(200).collect();
-    SourceFault::Refusal { method, message, code: error.code.0 }.into()
+    SourceFault::Refusal { method, message: error.message.to_string(), code: error.code.0 }.into()
 }

@@ -15,15 +15,19 @@ use rmcp::{
     transport::{StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig},
 };
 
+use tokio::time::timeout;
+
 use super::{
     definition::{ServerTools, server_name},
     fault::SourceFault,
     file,
     http::{self, McpHttp},
     http_sse,
+    interrupt::EndSignals,
     limits::ReadLimits,
     message::ReadState,
     pod::PodPort,
+    secrets::{HeaderSecrets, without_url_secrets},
     session::{self, SessionTools},
     stdio,
 };
@@ -48,7 +52,7 @@ pub struct ToolSource {
     /// File of certificates (PEM) that are trusted for https besides those of the system
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
-    /// Namespace [default: that of the context]
+    /// Namespace of the pod [default: that of the context]
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
 }
@@ -77,6 +81,9 @@ impl ToolSource {
             ([], command) => ChosenSource::Command(command),
             (_, [_, ..]) => bail!("a command after -- stands alone; {SOURCES}"),
             ([url], []) if is_url(url) => ChosenSource::Url(url),
+            ([other], []) if other.contains("://") => {
+                bail!("{} is no URL with http:// or https://; {SOURCES}", shown(&without_url_secrets(other)))
+            }
             ([file], []) => ChosenSource::File(Path::new(file)),
             ([pod, server], []) => ChosenSource::Pod { pod: pod.strip_prefix("pod/").unwrap_or(pod), server },
             _ => bail!("these are too many sources; {SOURCES}"),
@@ -84,13 +91,19 @@ impl ToolSource {
         if !matches!(chosen, ChosenSource::Url(_)) && (!self.headers.is_empty() || self.ca.is_some()) {
             bail!("--header and --ca are for a URL; leave them out, or give the URL of the server");
         }
+        if matches!(chosen, ChosenSource::Url(url) if self.ca.is_some() && !has_scheme(url, "https://")) {
+            bail!("--ca is for https; leave it out, or give a URL with https://");
+        }
         Ok(chosen)
     }
 }
 
 fn is_url(text: &str) -> bool {
-    let scheme = |scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    scheme("http://") || scheme("https://")
+    has_scheme(text, "http://") || has_scheme(text, "https://")
+}
+
+fn has_scheme(text: &str, scheme: &str) -> bool {
+    text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
 }
 
 /// Reads the tools of a source. Only a pod needs the cluster.
@@ -103,7 +116,7 @@ pub async fn read(source: &ToolSource, cluster: &LazyClient, limits: &ReadLimits
         ChosenSource::Command(command) => of_command(command, limits).await?,
         ChosenSource::Url(text) => {
             let (url, headers) = (http::parse_url(text)?, http::parse_headers(&source.headers)?);
-            let state = ReadState::new(*limits);
+            let state = ReadState::with_secrets(*limits, HeaderSecrets::of(&headers));
             let http = McpHttp::new(&url, headers, source.ca.as_deref(), &state)?;
             let listed = of_url(&http, &url).await.with_context(|| place(&url))?;
             let name = listed.name.as_deref().or(url.host_str()).unwrap_or_default();
@@ -121,8 +134,23 @@ pub async fn read(source: &ToolSource, cluster: &LazyClient, limits: &ReadLimits
     Ok(found)
 }
 
-/// Reads from a server at a URL: over Streamable HTTP, or else over HTTP+SSE.
+/// Reads from a server at a URL, within the time for all. No error repeats the secrets.
 async fn of_url(http: &McpHttp, url: &Url) -> anyhow::Result<SessionTools> {
+    let state = http.state();
+    let listed = in_time(state, Box::pin(over_http(http, url))).await;
+    listed.map_err(|error| match error.downcast::<SourceFault>() {
+        Ok(fault) => fault.without(&state.secrets).into(),
+        Err(other) => anyhow!("{}", state.secrets.removed(&format!("{other:#}"))),
+    })
+}
+
+async fn in_time(state: &ReadState, reading: impl Future<Output = anyhow::Result<SessionTools>>) -> anyhow::Result<SessionTools> {
+    let whole = state.limits.whole;
+    timeout(whole, reading).await.unwrap_or_else(|_| Err(SourceFault::Slow(whole).into()))
+}
+
+/// Reads over Streamable HTTP, or else over HTTP+SSE.
+async fn over_http(http: &McpHttp, url: &Url) -> anyhow::Result<SessionTools> {
     let state = http.state();
     let mut config = StreamableHttpClientTransportConfig::with_uri(url.as_str()).reinit_on_expired_session(false);
     config.allow_stateless = true;
@@ -146,11 +174,12 @@ fn place(url: &Url) -> String {
 
 async fn of_command(command: &[OsString], limits: &ReadLimits) -> anyhow::Result<ServerTools> {
     let state = ReadState::new(*limits);
+    // The command is in a process group of its own, so that what ends this program does not end it.
+    let mut signals = EndSignals::listen()?;
     let transport = stdio::start(command, &state)?;
-    // The command is in a process group of its own, so that the terminal does not end it.
     let listed = tokio::select! {
-        listed = session::list(transport, session::either_era(), &state) => listed?,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        listed = in_time(&state, session::list(transport, session::either_era(), &state)) => listed?,
+        interrupted = signals.next() => return Err(interrupted.into()),
     };
     let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(ServerTools { name: server_name(listed.name.as_deref().unwrap_or(&program)), url: None, tools: listed.tools })
@@ -166,7 +195,8 @@ async fn of_pod(client: &Client, namespace: &str, pod: &str, server: &str, limit
         // The sidecar says who denies.
         Some(SourceFault::Refusal { message, code: 403, .. }) => {
             anyhow!(
-                "{message} kubectl toolweir explain -n {namespace} {pod} TOOL --server {} shows the servers that are named",
+                "{} kubectl toolweir explain -n {namespace} {pod} TOOL --server {} shows the servers that are named",
+                shown(message),
                 shown(server)
             )
         }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod mcp_server;
+pub mod tool_source;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
