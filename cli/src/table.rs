@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use toolweir_crds::text::is_unseen;
-pub use toolweir_crds::text::shown;
+pub use toolweir_crds::text::{safe_json, shown};
 
 /// Columns as wide as their widest cell so far.
 #[derive(Clone, Debug, Default)]
@@ -53,21 +52,6 @@ pub fn table(indent: usize, header: &[&str], rows: &[Vec<String>]) -> String {
 /// The value has no form in JSON.
 pub fn json<T: Serialize>(value: &T) -> serde_json::Result<String> {
     Ok(safe_json(&serde_json::to_string_pretty(value)?))
-}
-
-/// Makes JSON safe for a terminal: control characters and those that cannot be seen are escaped, which leaves what it says as it is.
-pub fn safe_json(json: &str) -> String {
-    let mut text = String::new();
-    for c in json.chars() {
-        if !c.is_ascii_graphic() && !matches!(c, ' ' | '\n') && (c.is_control() || is_unseen(c)) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                text.push_str(&format!("\\u{unit:04x}"));
-            }
-        } else {
-            text.push(c);
-        }
-    }
-    text
 }
 
 /// Formats an error as one line that is safe on a terminal, whoever wrote its parts.

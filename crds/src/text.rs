@@ -38,6 +38,21 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     if text.contains(strange) { Cow::Owned(text.replace(strange, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
+/// Makes JSON safe for a terminal: control characters and those that cannot be seen are escaped, which leaves what it says as it is.
+pub fn safe_json(json: &str) -> String {
+    let mut text = String::new();
+    for c in json.chars() {
+        if !c.is_ascii_graphic() && !matches!(c, ' ' | '\n') && (c.is_control() || is_unseen(c)) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text
+}
+
 /// Returns whether a character is invisible or looks like a space: spaces of other widths, fillers, and characters that join, separate
 /// or reverse their neighbours.
 pub fn is_unseen(c: char) -> bool {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use toolweir_crds::text::shown;
+use toolweir_crds::text::{safe_json, shown};
 
 use crate::report::{Change, ChangeKind, ReplayReport};
 
@@ -31,7 +31,7 @@ impl ReplayReport {
     /// # Errors
     /// None that is known.
     pub fn json(&self) -> serde_json::Result<String> {
-        serde_json::to_string_pretty(self).map(|text| text + "\n")
+        serde_json::to_string_pretty(self).map(|text| safe_json(&text) + "\n")
     }
 
     /// Formats the report for people.
