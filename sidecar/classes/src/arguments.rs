@@ -1,14 +1,14 @@
 //! What the arguments of a tool say about it.
 
-use toolweir_crds::ToolClass::{self, Execute, Financial, Read, Write};
+use toolweir_crds::ToolClass::{self, Destructive, Execute, Financial, Read, Write};
 
 use crate::{
     Evidence,
-    lexicon::{among, only_looks},
+    lexicon::{self, among, only_looks},
     name::{self, Action},
     prose,
     schema::Property,
-    words,
+    words::{self, Word},
 };
 
 /// What is known of the tool before its arguments are read.
@@ -22,6 +22,8 @@ pub struct Known<'a> {
     pub language: bool,
     /// Whether the tool reads what others did or may do: its arguments choose among actions, and do none.
     pub history: bool,
+    /// Whether the name tells what a `code` is.
+    pub of_code: bool,
 }
 
 impl Known<'_> {
@@ -41,13 +43,17 @@ impl Known<'_> {
 }
 
 /// Properties that name what is done.
-const SELECTORS: &str = "action actions operation operations op method verb command commands subcommand mode";
+pub const SELECTORS: &str = "action actions operation operations op method verb command commands subcommand mode";
 /// Properties that are run.
-const COMMANDS: &str = "command commands cmd shell bash script scripts powershell";
+const COMMANDS: &str = "command commands cmd shell bash script scripts powershell exec";
 /// Languages in which changes can be said.
 const LANGUAGES: &str = "sql cypher ddl dml plsql sparql mutation";
 /// Programs.
 const PROGRAMS: &str = "code javascript python js snippet program";
+/// Languages in which programs are written.
+const RUN_LANGUAGES: &str = "python bash shell javascript js powershell ruby perl lua";
+/// Verbs of arguments that leave nothing.
+const ERASING: &str = "delete purge erase wipe destroy expunge shred obliterate nuke";
 /// Files and folders.
 const FILES: &str = "path file dir directory folder filename filepath";
 
@@ -58,6 +64,7 @@ const SELECTED: usize = 4;
 pub fn evidence(properties: &[Property<'_>], known: &Known<'_>) -> Vec<Evidence> {
     let mut found: Vec<_> = properties.iter().flat_map(|property| of_property(property, known)).collect();
     found.extend(money(properties));
+    found.extend(request(properties));
     found
 }
 
@@ -74,12 +81,17 @@ fn of_property(property: &Property<'_>, known: &Known<'_>) -> Vec<Evidence> {
             return chosen;
         }
     }
-    let class = query(property, known).or_else(|| program(property, known)).or_else(|| change(property, known));
-    class.map(|class| named(property, class)).into_iter().collect()
+    let found = query(property, known)
+        .or_else(|| program(property, known))
+        .or_else(|| destroys(property))
+        .or_else(|| change(property, known));
+    found.map(|(class, word)| named(property, word, class)).into_iter().collect()
 }
 
-fn named(property: &Property<'_>, class: ToolClass) -> Evidence {
-    Evidence { part: property.path.clone(), span: 0..property.name.len(), text: property.name.to_owned(), class }
+/// What the name of an argument says. Only that word is shown: the rest is a stranger's prose.
+fn named(property: &Property<'_>, word: &Word, class: ToolClass) -> Evidence {
+    let text = property.name.get(word.span.clone()).unwrap_or_default().to_owned();
+    Evidence { part: property.path.clone(), span: word.span.clone(), text, class }
 }
 
 /// The values of a sub-command, each with its class.
@@ -99,12 +111,15 @@ fn selected(property: &Property<'_>) -> Vec<Evidence> {
     found.truncate(SELECTED);
     let Some(text) = property.description.filter(|_| property.values.is_empty()) else { return found };
     let path = format!("{}.description", property.path);
-    for word in prose::sentences_of(text).iter().flatten() {
+    let sentences = prose::sentences_of(text);
+    // `list or delete`: no more than the values themselves.
+    let short = sentences.iter().flatten().count() <= 6;
+    for word in sentences.iter().flatten() {
         let http =
             property.ends_with("method") && text.get(word.span.clone()).is_some_and(|text| among("POST PUT PATCH DELETE", text));
         let quoted = text.get(..word.span.start).is_some_and(|before| before.ends_with(['\'', '"', '`']));
         let said = name::actions(&words::of_name(text.get(word.span.clone()).unwrap_or_default())).into_iter().next();
-        let class = said.filter(|said| http || quoted && said.firm && said.class != Read).map(|said| said.class);
+        let class = said.filter(|said| http || (quoted || short) && said.firm && said.class != Read).map(|said| said.class);
         found.extend(class.and_then(|class| Evidence::of(&path, text, word.span.clone(), class)));
     }
     found.sort_by_key(|piece| std::cmp::Reverse(piece.class));
@@ -113,34 +128,77 @@ fn selected(property: &Property<'_>) -> Vec<Evidence> {
 }
 
 /// A query in a language that can also change something.
-fn query(property: &Property<'_>, known: &Known<'_>) -> Option<ToolClass> {
+fn query<'a>(property: &'a Property<'_>, known: &Known<'_>) -> Option<(ToolClass, &'a Word)> {
     if property.boolean || known.verbs().any(only_looks) {
         return None;
     }
-    if property.has(LANGUAGES) && property.values.is_empty() {
-        return Some(Execute);
+    if let Some(word) = property.one_of(LANGUAGES).filter(|_| property.values.is_empty()) {
+        return Some((Execute, word));
     }
+    let word = property.last_of("query queries statement statements q expression")?;
     let sentences = prose::sentences_of(property.description.unwrap_or_default());
     let here = prose::language(&sentences).is_some();
     let runs = sentences.iter().flatten().any(|word| among("execute executed run executes runs", &word.lower));
     let queries = known.name.is_none_or(|action| action.class > Read || among("query search", &action.verb));
-    let worded = property.ends_with("query queries statement statements q expression");
-    (worded && (here && (runs || queries) || known.language && queries)).then_some(Execute)
+    let statement = property.ends_with("statement statements expression");
+    (here && (runs || queries || statement) || known.language && queries).then_some((Execute, word))
 }
 
 /// A command or a program.
-fn program(property: &Property<'_>, known: &Known<'_>) -> Option<ToolClass> {
+fn program<'a>(property: &'a Property<'_>, known: &Known<'_>) -> Option<(ToolClass, &'a Word)> {
     if property.boolean || !property.values.is_empty() || known.verbs().any(only_looks) {
         return None;
     }
-    let sentences = prose::sentences_of(property.description.unwrap_or_default());
-    let runs = || sentences.iter().flatten().any(|word| among("execute executed run", &word.lower));
-    let program = property.ends_with(PROGRAMS) || property.ends_with("function expression");
-    (property.ends_with(COMMANDS) || program && runs()).then_some(Execute)
+    if let Some(word) = property.last_of(COMMANDS) {
+        return Some((Execute, word));
+    }
+    let word = property.last_of(PROGRAMS).or_else(|| property.last_of("function expression"))?;
+    let text = property.description.unwrap_or_default();
+    let sentences = prose::sentences_of(text);
+    let says = |words: &str| sentences.iter().flatten().any(|word| among(words, &word.lower));
+    let code = property.ends_with("code source snippet");
+    let language = property.words.len() > 1 && code && property.has(RUN_LANGUAGES);
+    // `code` alone, of which nothing is said: that of a country has a tool that says so.
+    let bare = property.words.len() == 1 && word.lower == "code" && text.trim().is_empty() && !known.of_code;
+    let evaluated = says("eval evaluated evaluate evaluates") && (says(RUN_LANGUAGES) || says("eval code lambda"));
+    (language || bare || evaluated || says("execute executed run")).then_some((Execute, word))
+}
+
+/// `delete`, `purge`, `delete_matches`: what the tool also does where its caller asks for it.
+fn destroys<'a>(property: &'a Property<'_>) -> Option<(ToolClass, &'a Word)> {
+    let last = property.words.last()?;
+    let first = property.words.first()?;
+    let second = property.words.get(1).map_or("", |word| word.lower.as_str());
+    let thing =
+        among("marker markers flag protection time date at log logs event events permission by id key url token link", second);
+    if among(ERASING, &first.lower) && !thing {
+        return Some((Destructive, first));
+    }
+    let asks = !property.begins_with("can is has include show only with allow no skip exclude filter before on");
+    if !property.boolean || !asks {
+        return None;
+    }
+    if among(ERASING, &last.lower) {
+        return Some((Destructive, last));
+    }
+    let whole = property.words.len() == 1 || among("all after matches matching existing source original it them", second);
+    (whole && among("remove drop clear flush kill terminate revoke uninstall reset prune", &first.lower))
+        .then_some((Destructive, first))
+}
+
+/// A method of HTTP that the caller words, beside a body.
+fn request(properties: &[Property<'_>]) -> Option<Evidence> {
+    let body = properties.iter().any(|property| property.ends_with("body payload data json"));
+    let free = properties.iter().find(|property| {
+        let http = property.words.len() == 1 || property.has("http request");
+        property.ends_with("method verb") && http && property.values.is_empty() && !property.boolean
+    })?;
+    let word = free.words.last().filter(|_| body)?;
+    Some(named(free, word, Execute))
 }
 
 /// What only a tool that changes something needs. A place where a reading tool may save what it has read changes nothing else.
-fn change(property: &Property<'_>, known: &Known<'_>) -> Option<ToolClass> {
+fn change<'a>(property: &'a Property<'_>, known: &Known<'_>) -> Option<(ToolClass, &'a Word)> {
     let words: Vec<_> = property.words.iter().map(|word| word.lower.as_str()).collect();
     let trial = matches!(words.as_slice(), ["dry", "run"] | ["dryrun"] | ["overwrite", ..]);
     let confirmed = property.boolean && property.begins_with("confirm confirmed confirmation");
@@ -152,7 +210,22 @@ fn change(property: &Property<'_>, known: &Known<'_>) -> Option<ToolClass> {
     };
     let may_save = !property.required && known.only_reads();
     let place = !may_save && (output || property.ends_with(FILES) && !property.has("json x") && saved());
-    (trial || confirmed || place).then_some(Write)
+    let forced = property.boolean
+        && (words == ["force"] && !refreshes(property)
+            || words.first() == Some(&"force") && {
+                let forced = words.get(1).and_then(|word| lexicon::entry(word));
+                forced.is_some_and(|entry| entry.class > Read)
+                    && !among("refresh sync reload update", words.get(1).unwrap_or(&""))
+            });
+    let word = if place { property.words.last() } else { property.words.first() };
+    word.filter(|_| trial || confirmed || place || forced).map(|word| (Write, word))
+}
+
+/// `force` that only passes by a cache.
+fn refreshes(property: &Property<'_>) -> bool {
+    let sentences = prose::sentences_of(property.description.unwrap_or_default());
+    let words = "refresh cache cached refetch reload bypass fresh";
+    sentences.iter().flatten().any(|word| among(words, &word.lower))
 }
 
 /// An amount of a currency, or one for somebody.
@@ -161,5 +234,8 @@ fn money(properties: &[Property<'_>]) -> Option<Evidence> {
         .iter()
         .find(|property| property.ends_with("amount cents") && !property.begins_with("unit min max minimum maximum"))?;
     let with = "currency recipient payee beneficiary wallet iban payment";
-    properties.iter().any(|property| property.has(with)).then(|| named(amount, Financial))
+    properties
+        .iter()
+        .any(|property| property.has(with))
+        .then(|| amount.words.last().map(|word| named(amount, word, Financial)))?
 }

@@ -62,7 +62,7 @@ const GROUPS: &[(ToolClass, Use, &str)] = &[
         unhide archive unarchive restore rollback revert promote demote synchronize reply respond react acknowledge
         unacknowledge snooze silence mark toggle switch change adjust increment decrement incr decr save stage unstage
         stash checkout login logout authenticate authorize connect disconnect reconnect click press fill hover drag scroll
-        navigate tap swipe resize maximize minimize reorder annotate notify reserve retry rebuild replay redirect dispatch
+        navigate pop dequeue tap swipe resize maximize minimize reorder annotate notify reserve retry rebuild replay redirect dispatch
         enqueue
         requeue block unblock mute unmute join leave apply bind unbind associate disassociate transition replace rotate renew
         extend allocate trust migrate compress gzip zip unzip encrypt decrypt ingest populate bootstrap init initialize

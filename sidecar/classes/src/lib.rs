@@ -13,13 +13,17 @@
 //! 4. What nothing speaks for is [`ToolClass::Unknown`].
 //!
 //! It reads the first 512 bytes of each name and title, the first 16 KiB of the description, and at most 256 properties with 2 KiB of each
-//! one's description: a definition of any size takes a few milliseconds. What stands behind that counts for nothing.
+//! one's description: a definition of any size takes a few milliseconds. A definition that is longer, or whose letters are not what they
+//! seem (`unread.rs`), is [`ToolClass::Unknown`].
 
 mod arguments;
+mod effects;
 mod lexicon;
 mod name;
+mod promise;
 mod prose;
 mod schema;
+mod unread;
 mod why;
 mod words;
 
@@ -34,11 +38,15 @@ use toolweir_crds::{
 use crate::{
     arguments::Known,
     name::Action,
+    schema::Property,
     words::{PROSE_BYTES, Word},
 };
 
 /// In a name: what the tool tells of is the actions of others.
 const ACTIONS_OF_OTHERS: &str = "log logs audit event events history activity activities permission permissions";
+/// In a name: things that have a code, and tools that look at one.
+const CODES: &str = "country countries currency airport airline language postal zip error status product stock icd iata icao unit city region state \
+    address location barcode code codes symbol station coupon course diagnosis review analyze analyse lookup";
 /// How many pieces of evidence a classification has at most.
 const EVIDENCE: usize = 32;
 
@@ -93,6 +101,8 @@ pub struct Classification {
     pub class: ToolClass,
     /// What speaks for it, the strongest first, then what speaks for others. Empty for [`ToolClass::Unknown`].
     pub evidence: Vec<Evidence>,
+    /// Why the definition was not read whole, if it was not. The class is [`ToolClass::Unknown`] then.
+    pub unread: Option<&'static str>,
 }
 
 impl Classification {
@@ -109,14 +119,17 @@ impl Classification {
 
 /// Says what a tool can do.
 pub fn classify(definition: &ToolDefinition<'_>) -> Classification {
+    let arguments = definition.input_schema.map(schema::arguments).unwrap_or_default();
+    if let Some(reason) = unread::reason(definition, &arguments) {
+        return Classification { class: Unknown, evidence: Vec::new(), unread: Some(reason) };
+    }
     let text = Text::of(definition);
     let mut evidence = Vec::new();
     let mut class = said(definition, &text, &mut evidence);
     let known = text.known();
-    let properties = definition.input_schema.map(schema::properties).unwrap_or_default();
-    let arguments = arguments::evidence(&properties, &known);
-    class = with_arguments(class, &text, arguments, &mut evidence);
-    class = only_reading(class, definition, &text, &mut evidence);
+    let properties = &arguments.properties;
+    class = with_arguments(class, &text, arguments::evidence(properties, &known), &mut evidence);
+    class = only_reading(class, definition, &text, properties, &mut evidence);
     class = annotated(class, definition.annotations, &mut evidence);
     if class == Unknown {
         evidence.clear();
@@ -124,7 +137,7 @@ pub fn classify(definition: &ToolDefinition<'_>) -> Classification {
     // The class first; the order is stable within.
     evidence.sort_by_key(|piece| (piece.class != class, std::cmp::Reverse(piece.class)));
     evidence.truncate(EVIDENCE);
-    Classification { class, evidence }
+    Classification { class, evidence, unread: None }
 }
 
 /// The texts of a definition, read.
@@ -134,6 +147,8 @@ struct Text {
     title: Vec<Action>,
     lead: Vec<Action>,
     history: bool,
+    of_code: bool,
+    words: Vec<Word>,
 }
 
 impl Text {
@@ -150,7 +165,8 @@ impl Text {
             lead.clear();
         }
         let history = words.iter().any(|word| lexicon::among(ACTIONS_OF_OTHERS, &word.lower));
-        Self { sentences, name, title, lead, history }
+        let of_code = words.iter().any(|word| lexicon::among(CODES, &word.lower));
+        Self { sentences, name, title, lead, history, of_code, words }
     }
 
     fn known(&self) -> Known<'_> {
@@ -159,6 +175,7 @@ impl Text {
             lead: self.lead.first(),
             language: prose::language(&self.sentences).is_some(),
             history: self.history,
+            of_code: self.of_code,
         }
     }
 }
@@ -244,13 +261,19 @@ fn with_arguments(class: ToolClass, text: &Text, arguments: Vec<Evidence>, evide
 }
 
 /// A query that runs where the text says that it only reads; a tool that calls itself read-only and says nothing else.
-fn only_reading(class: ToolClass, definition: &ToolDefinition<'_>, text: &Text, evidence: &mut Vec<Evidence>) -> ToolClass {
+fn only_reading(
+    class: ToolClass,
+    definition: &ToolDefinition<'_>,
+    text: &Text,
+    properties: &[Property<'_>],
+    evidence: &mut Vec<Evidence>,
+) -> ToolClass {
+    let description = words::beginning(definition.description.unwrap_or_default(), PROSE_BYTES);
     let claim = match class {
-        Execute if evidence.iter().all(queries) => prose::only_reads(&text.sentences),
-        Unknown => prose::calls_itself_read_only(&text.sentences),
+        Execute if evidence.iter().all(queries) => promise::only_reads(&text.words, description, &text.sentences, properties),
+        Unknown => promise::calls_itself_read_only(description, &text.sentences),
         _ => None,
     };
-    let description = words::beginning(definition.description.unwrap_or_default(), PROSE_BYTES);
     match claim.and_then(|span| Evidence::of("description", description, span, Read)) {
         Some(piece) => {
             evidence.push(piece);
@@ -263,7 +286,7 @@ fn only_reading(class: ToolClass, definition: &ToolDefinition<'_>, text: &Text, 
 /// Whether the evidence is that of a query, and of nothing that commands.
 fn queries(piece: &Evidence) -> bool {
     let text = piece.text.to_lowercase();
-    let command = ["command", "cmd", "script", "shell", "code", "invoke", "trigger", "eval", "evaluate", "call"];
+    let command = ["command", "cmd", "script", "shell", "code", "invoke", "trigger", "eval", "evaluate", "call", "exec"];
     piece.class == Read
         || piece.class == Execute && !command.iter().any(|word| words::of_name(&text).iter().any(|found| found.lower == *word))
 }
@@ -278,7 +301,7 @@ fn annotated(class: ToolClass, hints: ToolAnnotations, evidence: &mut Vec<Eviden
     if hints.read_only == Some(false) && class != Unknown {
         class = class.max(raise("readOnlyHint", "false", Write));
     }
-    if hints.destructive == Some(true) && hints.read_only != Some(true) {
+    if hints.destructive == Some(true) {
         let to = raise("destructiveHint", "true", Destructive);
         class = if class == Unknown { to } else { class.max(to) };
     }

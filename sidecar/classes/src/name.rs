@@ -22,6 +22,9 @@ pub struct Action {
     pub span: Range<usize>,
 }
 
+/// Verbs that are no nouns, and change something.
+const CHANGING: &str = "write modify insert upsert create rename append send publish deploy overwrite execute";
+
 /// In names, a return is a thing that is sent back.
 fn entry(word: &Word) -> Option<Entry> {
     lexicon::entry(&word.lower).filter(|_| word.lower != "return")
@@ -86,12 +89,32 @@ fn more(main: &Word, found: Entry, behind: &[Word]) -> Vec<Action> {
         let thing = entry(last).filter(|entry| entry.usage == Use::Noun);
         more.extend(thing.map(|entry| action(last, entry.class, false)));
     }
+    if found.class == Read {
+        more.extend(
+            behind
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| does(main, behind, *at))
+                .filter_map(|(_, word)| entry(word).map(|entry| action(word, entry.class, true))),
+        );
+    }
     let noun = found.usage == Use::Firm || lexicon::among("list view display", &main.lower);
     if let Some(last) = behind.last().filter(|_| noun) {
         let verb = entry(last).filter(|entry| entry.usage == Use::Verb && entry.class > found.class);
         more.extend(verb.map(|entry| action(last, entry.class, true)));
     }
     more
+}
+
+/// Whether a word of a reading name is a verb of its own: `get_delete`, `read_write_file`; in `get_delete_markers` it tells which markers.
+fn does(main: &Word, behind: &[Word], at: usize) -> bool {
+    let word = |at: usize| behind.get(at).map_or("", |word| word.lower.as_str());
+    let next = word(at + 1);
+    let Some(entry) = lexicon::entry(word(at)).filter(|entry| entry.usage == Use::Verb) else { return false };
+    let changes = entry.class == ToolClass::Destructive || entry.class > Read && lexicon::among(CHANGING, word(at));
+    let alone = next.is_empty() || lexicon::among("all it them everything file files and or then", next);
+    let pair = main.lower == "read" && at == 0 && word(at) == "write" && !lexicon::among("access permission permissions", next);
+    changes && (alone || pair)
 }
 
 /// Whether a name may be one of things: `commit_details`, `edit_history`. Its first verb is a noun too, and its last word something that is

@@ -3,11 +3,10 @@
 //! Later sentences mostly advise ("use `delete_thing` to remove it"), so only those count that have the tool as their subject, and words
 //! that leave no doubt ("permanently deletes", "cannot be undone").
 
-use std::ops::Range;
-
 use toolweir_crds::ToolClass::{Destructive, Execute, Read, Write};
 
 use crate::{
+    effects,
     lexicon::{self, Form, Use, among},
     name::Action,
     words::{self, Before, Word},
@@ -16,7 +15,8 @@ use crate::{
 /// What may stand before the verb of a sentence.
 const PREAMBLE: &str = "this the a an tool tools function api endpoint command operation method action will can is are be used use uses to \
     for allow allows let lets you user users agent agents model models llm llms ai that which and it also deprecated beta experimental \
-    simply your ability way capability interface clients client assistant them";
+    simply your ability way capability interface clients client assistant them \
+    please dangerous danger destructive bulk batch mass caution";
 /// What may stand above a description.
 const NOTICES: &str = "deprecated deprecation important note warning beta experimental preview internal new";
 /// How many such words.
@@ -30,25 +30,21 @@ const DOUBTFUL: &str = "open complete clear close block change share store ship 
     extend follow react respond join mark pin";
 /// Verbs that change something in every sentence about the tool.
 const HARD: &str = "create write modify insert replace send publish upsert patch edit update";
-const NEGATIONS: &str =
+/// Words that deny.
+pub const NEGATIONS: &str =
     "no not never non without nothing neither nor cannot can't doesn't don't isn't won't avoid avoids prevent prevents";
 /// Before these, what looks like a verb is a noun: `Updates are shown`.
 const PREDICATES: &str = "are is were was have has";
-/// Words with which a text says that a language's changes are turned away.
-const REFUSALS: &str =
-    "only reject rejects rejected block blocks blocked forbidden disallowed prohibited prevented denied refused disabled";
-const CHANGES: &str =
-    "insert update delete ddl dml write writes modify modifies modified drop alter truncate mutate mutations changes";
-
 /// How much of a property's description is read, in bytes.
-const PROPERTY_BYTES: usize = 2 * 1024;
+pub const PROPERTY_BYTES: usize = 2 * 1024;
 
 /// The sentences of a property's description.
 pub fn sentences_of(text: &str) -> Vec<Vec<Word>> {
     words::sentences(words::beginning(text, PROPERTY_BYTES))
 }
 
-fn lower(words: &[Word], at: usize) -> &str {
+/// The word at this place, or nothing.
+pub fn lower(words: &[Word], at: usize) -> &str {
     words.get(at).map_or("", |word| word.lower.as_str())
 }
 
@@ -104,7 +100,8 @@ fn leading(sentence: &[Word]) -> Vec<Action> {
     actions
 }
 
-fn action(word: &Word, verb: &str, class: toolweir_crds::ToolClass, firm: bool) -> Action {
+/// What a verb says.
+pub fn action(word: &Word, verb: &str, class: toolweir_crds::ToolClass, firm: bool) -> Action {
     Action { verb: verb.to_owned(), class, firm, span: word.span.clone() }
 }
 
@@ -183,7 +180,7 @@ fn coordinated(sentence: &[Word], first: usize, form: Form) -> Vec<Action> {
 }
 
 /// `Changes nothing`, `creates no files`: the verb at this place has no object.
-fn of_nothing(sentence: &[Word], verb: usize) -> bool {
+pub fn of_nothing(sentence: &[Word], verb: usize) -> bool {
     among("no nothing", lower(sentence, verb + 1))
 }
 
@@ -199,6 +196,7 @@ pub fn statements(sentences: &[Vec<Word>]) -> Vec<Action> {
         if at > 0 {
             found.extend(says_of_tool(sentence));
         }
+        found.extend(effects::of(sentence, at == 0));
         found.extend((0..sentence.len()).filter_map(|at| no_doubt(sentence, at)));
     }
     found
@@ -207,6 +205,9 @@ pub fn statements(sentences: &[Vec<Word>]) -> Vec<Action> {
 /// `This will delete it`, `It also creates one`, `Removes the rest.`
 fn says_of_tool(sentence: &[Word]) -> Option<Action> {
     let subject = match lower(sentence, 0) {
+        "calling" | "running" | "using" | "invoking" if among("this it", lower(sentence, 1)) => {
+            2 + usize::from(among("tool operation action command function endpoint method", lower(sentence, 2)))
+        }
         "this" | "the" => {
             1 + usize::from(among("tool operation action command function endpoint method call", lower(sentence, 1)))
         }
@@ -260,48 +261,9 @@ fn deletes(word: &str) -> bool {
     [word, stem].into_iter().filter_map(lexicon::inflected).any(|(_, _, entry)| entry.class == Destructive)
 }
 
-/// Where a text says that a query language only reads there, if nothing in it speaks against that.
-pub fn only_reads(sentences: &[Vec<Word>]) -> Option<Range<usize>> {
-    let mut claim = None;
-    for sentence in sentences {
-        let has = |words: &str| sentence.iter().any(|word| among(words, &word.lower));
-        let refused = has(NEGATIONS) || has(REFUSALS);
-        let here = (0..sentence.len()).find(|at| claims(sentence, *at)).and_then(|at| sentence.get(at));
-        if here.is_some() && has("default unless optional optionally configured configurable")
-            || has(CHANGES) && !refused && here.is_none()
-        {
-            return None;
-        }
-        claim = claim.or_else(|| here.map(|word| word.span.clone()));
-    }
-    claim
-}
-
-fn claims(sentence: &[Word], at: usize) -> bool {
-    let next = lower(sentence, at + 1);
-    let negated = (at.saturating_sub(2)..at).any(|at| among("no not non isn't without", lower(sentence, at)));
-    let found = match lower(sentence, at) {
-        "read" => next == "only" || among("query queries", next) || among("query queries", lower(sentence, at + 2)) && at > 0,
-        "select" => among("query queries statement statements sql", next) || among("query queries", lower(sentence, at + 2)),
-        "read-only" | "readonly" | "promql" | "logql" | "traceql" | "kql" | "nrql" | "jql" | "esql" => true,
-        _ => false,
-    };
-    found && !negated
-}
-
 /// Whether a description names a language whose queries may change something.
 pub fn language(sentences: &[Vec<Word>]) -> Option<&Word> {
     sentences.iter().flatten().find(|word| among("sql cypher postgresql mysql sparql surrealql mutation mutations", &word.lower))
-}
-
-/// Whether a description calls the whole tool read-only.
-pub fn calls_itself_read_only(sentences: &[Vec<Word>]) -> Option<Range<usize>> {
-    let at_once = |sentence: &Vec<Word>| {
-        let at = sentence.iter().position(|word| word.lower == "read-only")?;
-        let tool = among("operation tool access call endpoint request query", lower(sentence, at + 1));
-        (tool && claims(sentence, at)).then(|| sentence.get(at).map(|word| word.span.clone()))?
-    };
-    sentences.iter().find_map(at_once)
 }
 
 /// Whether the verb runs a query that some language words.

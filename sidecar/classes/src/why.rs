@@ -2,7 +2,7 @@
 
 use toolweir_crds::{ToolClass, text};
 
-use crate::{Classification, Evidence};
+use crate::{Classification, Evidence, words};
 
 /// How many pieces of evidence the line has.
 const PIECES: usize = 3;
@@ -12,6 +12,9 @@ const CHARACTERS: usize = 100;
 const QUOTED: usize = 28;
 
 pub fn line(classification: &Classification) -> String {
+    if let Some(reason) = classification.unread {
+        return reason.to_owned();
+    }
     let mut line = String::new();
     let strongest = classification.evidence.iter().filter(|piece| piece.class == classification.class);
     for piece in strongest.take(PIECES).map(piece) {
@@ -33,13 +36,20 @@ fn piece(evidence: &Evidence) -> String {
     if let Some(hint) = part.strip_prefix("annotations.") {
         return format!("{hint} is {text}");
     }
-    let Some(property) = part.rsplit_once("properties.").map(|(_, property)| property) else {
+    let Some(property) = part.rsplit_once("roperties.").map(|(_, property)| property) else {
         return format!("\"{text}\" in the {}", shown(part, QUOTED));
     };
-    match property.split_once(['.', '[']) {
+    // Of a name that the server chose, only the word that counts is shown.
+    let value = property.ends_with(']') || matches!(property.rsplit_once('.'), Some((_, "description" | "const")));
+    let name = property.strip_suffix(".description").or_else(|| Some(property.rsplit_once('.')?.0));
+    match name {
         _ if property == evidence.text => format!("the argument \"{text}\""),
-        Some((name, _)) => format!("\"{text}\" of the argument \"{}\"", shown(name, QUOTED)),
-        None => format!("the argument \"{text}\""),
+        Some(name) if value => {
+            let words = words::of_name(name);
+            let word = words.last().and_then(|word| name.get(word.span.clone())).unwrap_or_default();
+            format!("\"{text}\" of the argument \"{}\"", shown(word, QUOTED))
+        }
+        _ => format!("\"{text}\" in the name of an argument"),
     }
 }
 

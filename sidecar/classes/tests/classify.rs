@@ -80,7 +80,9 @@ fn annotations_only_raise() {
     assert_eq!(hinted("get_user", Some(false), None), ToolClass::Write);
     assert_eq!(hinted("get_user", Some(false), Some(true)), ToolClass::Destructive);
     assert_eq!(hinted("get_user", None, Some(true)), ToolClass::Destructive);
-    assert_eq!(hinted("get_user", Some(true), Some(true)), ToolClass::Read);
+    // A contradiction: the worse counts.
+    assert_eq!(hinted("get_user", Some(true), Some(true)), ToolClass::Destructive);
+    assert_eq!(hinted("get_user", Some(true), Some(false)), ToolClass::Read);
     assert_eq!(hinted("delete_user", Some(true), Some(false)), ToolClass::Destructive);
     assert_eq!(hinted("thing", Some(true), Some(false)), ToolClass::Unknown);
     // Unknown is treated as the worst: what only changes something would be less.
@@ -116,9 +118,13 @@ fn why_is_one_short_line() {
     assert!(why.starts_with("\"delete\" in the name, \"removes\" in the description"), "{why}");
     assert!(why.chars().count() <= 100, "{why}");
     assert_eq!(with("thing", "", &json!({})).why(), "nothing says what it does");
-    let property = properties(&json!({"\u{202e}x\n\u{1b}[2J_sql": {"type": "string"}}));
-    let why = with("list_rows", "List rows", &property).why();
-    assert_eq!(why, "the argument \"\u{fffd}x\u{fffd}\u{fffd}[2J_sql\"");
+    // Only the word that counts is shown of a name that the server chose.
+    let property = properties(&json!({"x\n\u{1b}[2J_please_allow_me_sql": {"type": "string"}}));
+    let found = with("list_rows", "List rows", &property);
+    assert_eq!((found.why().as_str(), found.evidence[0].text.as_str()), ("\"sql\" in the name of an argument", "sql"));
+    let chosen = properties(&json!({"please allow me.action": {"enum": ["delete"]}}));
+    assert_eq!(with("list_rows", "List rows", &chosen).why(), "\"delete\" of the argument \"action\"");
+    assert_eq!(with("list_rows", "", &properties(&json!({"sql": {}}))).why(), "the argument \"sql\"");
 }
 
 #[test]

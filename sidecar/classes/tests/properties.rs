@@ -223,8 +223,9 @@ fn schemas_of_any_size_take_no_time() {
 }
 
 #[test]
-fn what_is_far_behind_counts_for_nothing() {
+fn what_is_far_behind_is_not_passed_over() {
     let description = format!("Lists things.{}\nThis will delete them.", " Really.".repeat(4096));
     let tool = Owned { name: "list_things".to_owned(), title: None, description: Some(description), schema: None };
-    assert_eq!(in_time("far", &tool).class, ToolClass::Read);
+    let found = in_time("far", &tool);
+    assert_eq!((found.class, found.why().as_str()), (ToolClass::Unknown, "its description is longer than what is read"));
 }
