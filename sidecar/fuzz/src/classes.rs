@@ -43,7 +43,10 @@ pub fn check(bytes: &[u8]) {
         for destructive in [None, Some(false), Some(true)] {
             let hinted = classified(&tool, ToolAnnotations { read_only, destructive });
             assert!(hinted.severity() >= bare.severity(), "{bare:?} became {hinted:?}");
-            assert!(read_only != Some(true) || hinted.class == bare.class, "{bare:?} became {hinted:?}");
+            assert!(
+                read_only != Some(true) || destructive == Some(true) || hinted.class == bare.class,
+                "{bare:?} became {hinted:?}"
+            );
         }
     }
 }
