@@ -78,7 +78,7 @@ async fn what_cannot_be_done_is_said_in_one_line_and_nothing_is_printed() {
     let log = folder.write("audit.log", "");
     for (policy, log, expected) in [
         (&bad, log.as_path(), "bad.yaml:8:40: spec.servers[0].tools[0].limits[0].max: is 0"),
-        (&good, &folder.path().join("none.log"), "none.log cannot be read: No such file"),
+        (&good, &folder.path().join("none.log"), "none.log is not there; give the path of an audit log"),
     ] {
         let output = program::run(&["replay", "--policy", policy.to_str().unwrap(), log.to_str().unwrap()]).await;
         let error = String::from_utf8(output.stderr).unwrap();
