@@ -4,7 +4,7 @@
 //! server only ([`cluster`] lists objects, [`forward`] asks sidecars), parse it ([`audit`], [`servers`], [`scrape`]), and write it for people
 //! ([`table`]) or as JSON. [`tools`] needs no cluster: it reads what tools a server has, and says what they can do;
 //! [`suggest`] makes a policy of that. [`replay`] decides the calls of the sidecars' logs anew, by the
-//! policies of a cluster with others in their place ([`replay_policies`]).
+//! policies of a cluster with others in their place ([`replay_policies`]). [`policy_files`] reads policies of files for both.
 
 pub mod audit;
 pub mod cluster;
@@ -14,6 +14,7 @@ pub mod denials;
 pub mod explain;
 pub mod explain_url;
 pub mod forward;
+pub mod policy_files;
 pub mod replay;
 pub mod replay_policies;
 pub mod scrape;

@@ -15,7 +15,6 @@ use crate::{
     cluster::{ApiAccess, NamespaceScope, NamespacedName, PodInfo, chain, is_forbidden, is_missing, list},
     denials::{has_log, next_line, whole_seconds},
     replay_policies::{NewPolicies, PoliciesToBe},
-    table::shown,
 };
 
 /// Number of logs that are read at once.
@@ -96,7 +95,7 @@ pub async fn replay(
 
 fn write(report: &ReplayReport, form: OutputFormat, out: &mut impl Write, notes: &mut impl Write) -> anyhow::Result<()> {
     for damage in &report.damages {
-        writeln!(notes, "warning: {}:{}: is a damaged audit line: {}", damage.log, damage.line, shown(&damage.why))?;
+        writeln!(notes, "warning: {damage}")?;
     }
     let text = match form {
         OutputFormat::Text => report.text(),

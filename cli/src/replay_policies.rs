@@ -10,16 +10,16 @@ use kube::{
 };
 use serde_json::Value;
 use toolweir_crds::{
-    Document, FileError, LabelSelector, MCPClusterPolicySpec, MCPPolicySpec, policy_files, read_documents,
+    Document, FileError, LabelSelector, MCPClusterPolicySpec, MCPPolicySpec, read_documents,
     resource::{MCPClusterPolicy, MCPPolicy},
     select::{Labels, selects},
 };
-use toolweir_engine::{
-    CompileOptions, Memory, Policy, PolicyId,
-    policy_files::{Urls, compile_files},
-};
+use toolweir_engine::{Policy, PolicyId};
 
-use crate::cluster::{ApiAccess, PodInfo, list};
+use crate::{
+    cluster::{ApiAccess, PodInfo, list},
+    policy_files::{self, faults},
+};
 
 /// A policy, and the namespaces whose pods it governs.
 #[derive(Clone, Debug)]
@@ -62,13 +62,7 @@ impl NewPolicies {
     /// # Errors
     /// They are not in order.
     pub fn load(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut files = Vec::new();
-        for path in paths {
-            files.extend(policy_files::files(path).map_err(|error| faults(&[error]))?);
-        }
-        let texts = policy_files::read(&files).map_err(|error| faults(&[error]))?;
-        let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
-        let checked = compile_files(&texts, Memory::new(0), &options, Urls::MayFollow).map_err(|errors| faults(&errors))?;
+        let (texts, checked) = policy_files::load(paths)?;
         let mut policies = Vec::new();
         for text in &texts {
             let documents = read_documents(&text.file, &text.text).map_err(|errors| faults(&errors))?;
@@ -82,12 +76,6 @@ impl NewPolicies {
         }
         Ok(Self { policies, warnings: checked.warnings })
     }
-}
-
-/// Returns errors as one line.
-fn faults(errors: &[FileError]) -> anyhow::Error {
-    let lines: Vec<String> = errors.iter().map(|error| error.to_string().replace('\n', " ")).collect();
-    anyhow!("{}", lines.join("; "))
 }
 
 /// The policies that would be in force.

@@ -42,6 +42,18 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(found.into_iter().collect())
 }
 
+/// Reads the files of paths, each a file or a folder.
+///
+/// # Errors
+/// One cannot be read, is not UTF-8, or is a folder without policies.
+pub fn read_all(paths: &[PathBuf]) -> Result<Vec<PolicyText>, FileError> {
+    let mut found = Vec::new();
+    for path in paths {
+        found.extend(files(path)?);
+    }
+    read(&found)
+}
+
 /// Reads files.
 ///
 /// # Errors

@@ -54,11 +54,7 @@ enum ReplayOutput {
 /// # Errors
 /// Policies are not in order, or a log cannot be read.
 pub fn replay(arguments: &ReplayArgs) -> anyhow::Result<()> {
-    let mut files = Vec::new();
-    for path in &arguments.policy {
-        files.extend(policy_files::files(path).map_err(policy_error)?);
-    }
-    let texts = policy_files::read(&files).map_err(policy_error)?;
+    let texts = policy_files::read_all(&arguments.policy).map_err(policy_error)?;
     check_logs(&arguments.logs)?;
     // As `check --shared-store`: counts that pods share are kept here.
     let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
@@ -141,7 +137,7 @@ fn check_logs(paths: &[PathBuf]) -> anyhow::Result<()> {
 
 fn print(report: &ReplayReport, output: ReplayOutput, mut out: impl Write, mut notes: impl Write) -> anyhow::Result<()> {
     for damage in &report.damages {
-        writeln!(notes, "warning: {}:{}: is a damaged audit line: {}", shown(&damage.log), damage.line, shown(&damage.why))?;
+        writeln!(notes, "warning: {damage}")?;
     }
     let text = if output == ReplayOutput::Json { report.json()? } else { report.text() };
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

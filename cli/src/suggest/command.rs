@@ -56,7 +56,7 @@ impl SuggestOptions {
         match (self.source.place.as_slice(), self.source.command.first()) {
             ([pod, server], _) => format!("the sidecar of pod {pod}, server {server}"),
             ([place], _) if place == "-" => "the standard input".to_owned(),
-            ([place], _) if place.contains("://") => place.split(['?', '#']).next().unwrap_or_default().to_owned(),
+            ([place], _) if place.contains("://") => without_url_secrets(place),
             ([place], _) => place.clone(),
             (_, command) => format!("the command {}", command.map(|program| program.to_string_lossy()).unwrap_or_default()),
         }
@@ -151,7 +151,7 @@ async fn observed_servers(
 fn server_facts(found: ServerTools, pods: &[AskedPod], origin: String) -> ServerFacts {
     // What people give on the command line can hold a key, and a policy is kept where many read it.
     let query_left_out = found.url.as_deref().is_some_and(|url| url.contains(['?', '#']));
-    let own = found.url.as_deref().and_then(|url| url.split(['?', '#']).next()).map(str::to_owned);
+    let own = found.url.as_deref().map(without_url_secrets);
     let url = own.or_else(|| pods.iter().find_map(|pod| pod.urls.get(&found.name)).cloned());
     let facts = |tool: &crate::tools::definition::ListedTool| {
         let class = tool.classify();

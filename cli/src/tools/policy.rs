@@ -2,19 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use toolweir_crds::{
-    Action, FileError, Mode,
+    Action, Mode,
     explain::{EntryExplanation, Explanation, LimitExplanation, PolicyExplanation},
-    policy_files,
 };
-use toolweir_engine::{
-    Call, CompileOptions, Engine, Memory, Timestamp,
-    policy_files::{Urls, compile_files},
-    shared::Peeked,
-};
+use toolweir_engine::{Call, Engine, Timestamp, shared::Peeked};
 
-use crate::table::shown;
+use crate::{policy_files, table::shown};
 
 /// Policies, and the server in them whose tools are looked at.
 #[derive(Debug)]
@@ -30,13 +25,7 @@ impl ToolPolicies {
     /// # Errors
     /// The policies are not in order, or do not name the server.
     pub fn load(paths: &[PathBuf], server: Option<&str>, likely: &str) -> anyhow::Result<Self> {
-        let mut files = Vec::new();
-        for path in paths {
-            files.extend(policy_files::files(path).map_err(|error| unread(&error))?);
-        }
-        let texts = policy_files::read(&files).map_err(|error| unread(&error))?;
-        let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
-        let compiled = compile_files(&texts, Memory::new(0), &options, Urls::MayFollow).map_err(|errors| faults(&errors))?;
+        let (_, compiled) = policy_files::load(paths)?;
         let named: Vec<&str> = compiled.engine.servers().map(|server| server.name).collect();
         let list = || named.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
         let server = match (server, named.as_slice()) {
@@ -56,15 +45,6 @@ impl ToolPolicies {
         let call = Call { server: &self.server, tool, arguments: None, session: "" };
         verdict(&self.engine.explain(&call, Timestamp(0), &Peeked::default()))
     }
-}
-
-fn unread(error: &FileError) -> anyhow::Error {
-    anyhow!("{}; give the path of a file or folder of policies with --policy", faults(std::slice::from_ref(error)))
-}
-
-fn faults(errors: &[FileError]) -> anyhow::Error {
-    let lines: Vec<String> = errors.iter().map(|error| error.to_string().replace('\n', " ")).collect();
-    anyhow!("{}", lines.join("; "))
 }
 
 /// Says in words what policies do with every call of a tool, as far as they do not depend on the call.

@@ -1,29 +1,22 @@
 //! `PolicyLayer` policies through the import and the engine.
 //!
-//! The files under `import/` are policies with the manifest that each becomes; `UPDATE=1` writes those anew.
+//! The files under `json/` are policies with the manifest that each becomes; `UPDATE=1` writes those anew.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-use std::{collections::BTreeSet, fs, path::Path};
+mod common;
 
+use std::collections::BTreeSet;
+
+use common::options;
 use proptest::{
     prelude::*,
     sample::{Index, select, subsequence},
 };
 use serde_json::{Value, json};
 use toolweir_crds::{Document, read_documents};
-use toolweir_engine::{Call, CompileOptions, Engine, Memory, Severity, Timestamp, json::Reader};
+use toolweir_engine::{CompileOptions, Engine, Memory, Severity, Timestamp};
 use toolweir_import::{ImportError, ImportOptions, import};
-
-fn options() -> ImportOptions {
-    ImportOptions {
-        server: "bank".to_owned(),
-        url: "https://bank.tools.svc:8000/mcp".to_owned(),
-        name: None,
-        namespace: Some("agents".to_owned()),
-        shared_store: false,
-    }
-}
 
 /// The engine that a policy becomes, by way of the printed manifest.
 fn engine(policy: &Value) -> Engine {
@@ -38,10 +31,7 @@ fn engine(policy: &Value) -> Engine {
 }
 
 fn allows(engine: &Engine, tool: &str, arguments: &Value, now: u64) -> bool {
-    let text = arguments.to_string();
-    let arguments = Reader::new(text.as_bytes()).unwrap().value().unwrap();
-    let call = Call { server: "bank", tool, arguments: Some(arguments), session: "" };
-    engine.decide(&call, Timestamp(now)).denial().is_none()
+    common::allows(engine, tool, arguments, Timestamp(now))
 }
 
 fn errors(policy: &str) -> Vec<ImportError> {
@@ -50,27 +40,7 @@ fn errors(policy: &str) -> Vec<ImportError> {
 
 #[test]
 fn policies_become_manifests() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/json");
-    let mut policies: Vec<_> = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).collect();
-    policies.retain(|path| path.extension().is_some_and(|kind| kind == "json"));
-    assert!(policies.len() >= 7, "{policies:?}");
-    for path in policies {
-        let text = fs::read_to_string(&path).unwrap();
-        let printed = |shared_store| {
-            let options = ImportOptions { shared_store, ..options() };
-            import(&text, &options).unwrap_or_else(|errors| panic!("{path:?}: {errors:?}")).to_yaml()
-        };
-        let (alone, shared) = (printed(false), printed(true));
-        // A policy without limits is the same with a shared store.
-        let shared = Some(("shared.yaml", shared)).filter(|(_, shared)| *shared != alone);
-        for (kind, yaml) in [("yaml", alone)].into_iter().chain(shared) {
-            let golden = path.with_extension(kind);
-            if std::env::var_os("UPDATE").is_some() {
-                fs::write(&golden, &yaml).unwrap();
-            }
-            assert_eq!(yaml, fs::read_to_string(&golden).unwrap_or_default(), "{golden:?}; UPDATE=1 writes it");
-        }
-    }
+    common::policies_become_manifests("json", |path| path.extension().is_some_and(|kind| kind == "json"), "yaml");
 }
 
 #[test]

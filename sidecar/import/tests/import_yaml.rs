@@ -4,32 +4,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-use std::{collections::BTreeSet, fs, path::Path};
+mod common;
 
+use std::collections::BTreeSet;
+
+use common::options;
 use proptest::{
     prelude::*,
     sample::{Index, select, subsequence},
 };
 use serde_json::{Value, json};
 use toolweir_crds::read_documents;
-use toolweir_engine::{Call, CompileOptions, Engine, Memory, Severity, Timestamp, json::Reader};
-use toolweir_import::{ImportError, ImportOptions, ImportedPolicy, import};
+use toolweir_engine::{CompileOptions, Engine, Memory, Severity, Timestamp};
+use toolweir_import::{ImportError, ImportedPolicy, import};
 
 #[path = "../../fuzz/src/original.rs"]
 #[allow(clippy::pedantic)]
 mod original;
 
 use original::OriginalProxy;
-
-fn options() -> ImportOptions {
-    ImportOptions {
-        server: "bank".to_owned(),
-        url: "https://bank.tools.svc:8000/mcp".to_owned(),
-        name: None,
-        namespace: Some("agents".to_owned()),
-        shared_store: false,
-    }
-}
 
 fn imported(yaml: &str) -> ImportedPolicy {
     import(yaml, &options()).unwrap_or_else(|errors| panic!("{yaml}: {errors:?}"))
@@ -52,10 +45,7 @@ fn written(policy: &Value) -> String {
 }
 
 fn allows(engine: &Engine, tool: &str, arguments: &Value, now: u64) -> bool {
-    let text = arguments.to_string();
-    let arguments = Reader::new(text.as_bytes()).unwrap().value().unwrap();
-    let call = Call { server: "bank", tool, arguments: Some(arguments), session: "" };
-    engine.decide(&call, Timestamp(now * 1_000_000_000)).denial().is_none()
+    common::allows(engine, tool, arguments, Timestamp(now * 1_000_000_000))
 }
 
 fn errors(policy: &str) -> Vec<ImportError> {
@@ -67,30 +57,7 @@ fn errors(policy: &str) -> Vec<ImportError> {
 
 #[test]
 fn policies_become_manifests() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/yaml");
-    let mut policies: Vec<_> = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).collect();
-    policies.retain(|path| !path.file_stem().unwrap().to_str().unwrap().contains('.'));
-    assert!(policies.len() >= 7, "{policies:?}");
-    for path in policies {
-        let text = fs::read_to_string(&path).unwrap();
-        let printed = |shared_store| {
-            let options = ImportOptions { shared_store, ..options() };
-            let policy = import(&text, &options).unwrap_or_else(|errors| panic!("{path:?}: {errors:?}"));
-            let yaml = policy.to_yaml();
-            assert_eq!(read_documents("imported.yaml", &yaml).unwrap()[0].document, policy.document);
-            yaml
-        };
-        let (alone, shared) = (printed(false), printed(true));
-        // A policy without limits is the same with a shared store.
-        let shared = Some(("shared.yaml", shared)).filter(|(_, shared)| *shared != alone);
-        for (kind, yaml) in [("alone.yaml", alone)].into_iter().chain(shared) {
-            let golden = path.with_extension(kind);
-            if std::env::var_os("UPDATE").is_some() {
-                fs::write(&golden, &yaml).unwrap();
-            }
-            assert_eq!(yaml, fs::read_to_string(&golden).unwrap_or_default(), "{golden:?}; UPDATE=1 writes it");
-        }
-    }
+    common::policies_become_manifests("yaml", |path| !path.file_stem().unwrap().to_str().unwrap().contains('.'), "alone.yaml");
 }
 
 /// A counter is held once a call is added: `lte 5` lets five through, and `lt 5` four.

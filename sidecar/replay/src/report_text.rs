@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use toolweir_crds::text::{safe_json, shown};
 
-use crate::report::{Change, ChangeKind, ReplayReport};
+use crate::report::{Change, ChangeKind, Damage, ReplayReport};
 
 const HEADER: [&str; 5] = ["CHANGE", "SERVER", "TOOL", "REASON", "CALLS"];
 
@@ -22,6 +22,12 @@ impl ChangeKind {
             Self::OtherReason => "other reason",
             Self::Unknown => "unknown",
         }
+    }
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}: is a damaged audit line: {}", shown(&self.log), self.line, shown(&self.why))
     }
 }
 
