@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-pins test-approvals test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-lists bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -31,6 +31,12 @@ crds: ## Generate the CRDs: crds/generated
 
 test-tools: ## Read the tools of real servers, suggest policies, and call what they allow (ONLY="git fetch")
 	@ONLY="$(ONLY)" tests/tools/run.sh
+
+test-pins: ## Change tools one part at a time, and hold them to pins and classes (ONLY="stdio classes")
+	@ONLY="$(ONLY)" tests/pins/run.sh
+
+test-approvals: ## Ask a person, with SDK clients, crashes and a flood; needs root (ONLY="clients once", SEED=1)
+	@ONLY="$(ONLY)" tests/approvals/run.sh
 
 test-sdk: ## Run SDKs and agent frameworks through the sidecar (ONLY="gosdk java")
 	@tests/sdk/run.sh
@@ -86,10 +92,14 @@ bench-capture: ## Measure what capture costs, and compare it with nginx; needs r
 bench-intercept: ## Measure what it costs to open TLS of captured agents; needs root
 	@tests/bench/intercept.sh
 
+bench-lists: ## Measure what pins and classes add to a tools/list (BASELINE=BINARY compares)
+	@tests/bench/lists.sh
+
 bench-smoke: ## Run these benchmarks for a few seconds; needs root
 	@SMOKE=1 tests/bench/run.sh
 	@SMOKE=1 tests/bench/capture.sh
 	@SMOKE=1 tests/bench/intercept.sh
+	@SMOKE=1 tests/bench/lists.sh
 
 bench-decide: ## Benchmark the decision of the engine
 	cargo bench --locked -p toolweir-engine

@@ -44,6 +44,20 @@ class Checks:
         return self
 
 
+class PrintedChecks(Checks):
+    """Prints a line for each check, too, with what was required where that does not hold."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.checks, self.took = 0, 0.0
+
+    def require(self, holds, what, required=None):
+        self.failed += not holds
+        self.checks += 1
+        print(f"{self.name}: {'ok' if holds else 'FAILED'}: {what}" + (f" (required: {required})" if required and not holds else ""), flush=True)
+        return holds
+
+
 def with_second_try(attempt):
     """Runs `attempt`, with the number of the try, and returns its record. Where everything that failed is about time, it runs once more, and
     the record of that has the earlier one as `first`."""
@@ -61,3 +75,14 @@ def verdict(record):
     if record.failed:
         return "FAILED twice" if record.first else "FAILED"
     return "passed at the second try" if record.first else "passed"
+
+
+def printed_summary(records, logs):
+    """Prints how each of these records of `PrintedChecks` ended. Returns the exit code of the whole."""
+    print("\n== summary", flush=True)
+    for record in records:
+        word = f"{record.failed} " if record.failed else ""
+        print(f"  {record.name}: {record.checks} checks, {word}{verdict(record)} ({record.took:.0f} s)")
+    failed = sum(bool(record.failed) for record in records)
+    print(f"{len(records) - failed} passed, {failed} failed; logs are in {logs}")
+    return 1 if failed else 0

@@ -9,6 +9,8 @@ SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "yellow", "orange", "red", "blue", "text"
 # What a decision looks like, everywhere.
 DECISIONS = {"allowed": GREEN, "denied": RED, "would_deny": ORANGE}
+# Of a tool call, which a policy may let a person decide.
+CALL_DECISIONS = DECISIONS | {"would_ask": YELLOW}
 
 
 # ---- queries

@@ -1,7 +1,8 @@
-"""Toolweir / Denials: which agents call which tools, which calls and connections are denied, by which policy and why, and which limits are nearly used up."""
+"""Toolweir / Denials: which agents call which tools, which calls and connections are denied, by which policy and why, which calls wait for a
+person, which tools are not as they were pinned, and which limits are nearly used up."""
 
 from common import (
-    BLUE, DECISIONS, GREEN, GREY, ORANGE, RED, YELLOW,
+    BLUE, CALL_DECISIONS, DECISIONS, GREEN, GREY, ORANGE, RED, YELLOW,
     board, coloured, counted, lines, number, prop, quantile, query, now, row, rows, source, stacked, steps, variable,
 )
 
@@ -19,6 +20,12 @@ CONNECTION = "toolweir_egress_connections_total"
 LIMIT = f"toolweir_limit_used_ratio{{{CALL}}}"
 NOT_PASSED = ', decision="denied"'
 NO_CONNECTIONS, NO_CONNECTION_DENIED = "No connection was captured in this range", "No connection was denied in this range"
+DRIFTED = f"toolweir_tools_drifted{{{SERVER}}}"
+DRIFT = f"toolweir_tool_drift_total{{{SERVER}}}"
+OF_PINS = ', reason=~"pin_drift|not_pinned|pin_unverified"'
+NO_PINS, NOTHING_CHANGED = "No server is held to pins", "No tool changed in this range"
+REQUESTS, WAITING = f"toolweir_approvals_total{{{SERVER}}}", f"toolweir_approvals_waiting{{{SERVER}}}"
+NOBODY_ASKS, NONE_ASKED = "No policy asks a person", "Nobody was asked in this range"
 NO_CALLS, NONE_DENIED = "No calls in this range", "No calls were denied in this range"
 
 
@@ -90,14 +97,14 @@ def build():
         .with_panel(
             coloured(
                 stacked(
-                    "Calls by decision", "Tool calls per second: allowed, denied, and allowed although a policy in audit mode would deny them.",
+                    "Calls by decision", "Tool calls per second: allowed, denied, and allowed although a policy in audit mode would deny them, or ask a person.",
                     "reqps", NO_CALLS,
                     *(
                         query(counted(calls(f', decision="{decision}"'), [], per_second=True), decision, ref)
-                        for decision, ref in zip(DECISIONS, "ABC")
+                        for decision, ref in zip(CALL_DECISIONS, "ABCD")
                     ),
                 ),
-                DECISIONS,
+                CALL_DECISIONS,
             )
         )
         .with_panel(
@@ -132,6 +139,56 @@ def build():
                 now(f"topk(20, {counted(WOULD, ['namespace', 'workload', 'server', 'tool', 'reason', 'policy'])} > 0)"),
                 sort="Would be denied", width=24, height=7,
             ).decimals(0)
+        )
+        .with_row(row("Approvals"))
+        .with_panel(
+            lines(
+                "Requests that wait now", "Calls about which a person has not decided yet, by agent and server. `kubectl toolweir approvals` shows them.",
+                "short", NOBODY_ASKS,
+                query(f"sum by (namespace, workload, server) ({WAITING})", "{{namespace}}/{{workload}} {{server}}"), width=8,
+            )
+        )
+        .with_panel(
+            stacked(
+                "Requests by outcome",
+                "What became of requests for approval, per second; and calls for which none could be made (full, unavailable). docs/metrics.md explains the outcomes.",
+                "reqps", NONE_ASKED,
+                query(f"{counted(REQUESTS, ['outcome'], per_second=True)} > 0", "{{outcome}}"), width=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Time to a decision", "From the request to the decision of a person. What nobody decided does not count.", "s", "Nobody decided in this range",
+                *(query(quantile(q, "toolweir_approval_decision_seconds", SERVER), name, ref) for q, name, ref in ((0.5, "p50", "A"), (0.95, "p95", "B"))),
+                width=8,
+            )
+        )
+        .with_row(row("Pins"))
+        .with_panel(
+            lines(
+                "Tools that are not as pinned",
+                "Tools that changed since a person looked at them, or are new, by agent and server: the most of its sidecars. `kubectl toolweir drift` shows what changed.",
+                "short", NO_PINS,
+                query(f"max by (namespace, workload, server) ({DRIFTED})", "{{namespace}}/{{workload}} {{server}}"), width=8, height=9,
+            )
+        )
+        .with_panel(
+            rows(
+                "What changed",
+                "The parts of tools that a list showed otherwise than pinned in this range, by agent and server: the 20 most frequent. tool: a tool that is not pinned.",
+                "short", NOTHING_CHANGED,
+                {"namespace": "Namespace", "workload": "Workload", "server": "Server", "part": "Part", "Value": "Changes"},
+                now(f"topk(20, {counted(DRIFT, ['namespace', 'workload', 'server', 'part'])} > 0)"),
+                sort="Changes", width=8,
+            ).decimals(0)
+        )
+        .with_panel(
+            stacked(
+                "Calls that pins object to",
+                "Calls per second of tools that changed (pin_drift), are new (not_pinned), or could not be compared (pin_unverified): denied, or only reported (would_deny).",
+                "reqps", "No such call in this range",
+                query(f"{counted(calls(OF_PINS), ['decision', 'reason'], per_second=True)} > 0", "{{decision}} {{reason}}"), width=8, height=9,
+            )
         )
         .with_row(row("Connections"))
         .with_panel(

@@ -66,10 +66,18 @@ impl DenialLine {
             field(if self.0.contains_key("destination") { "destination" } else { "server" }),
             field("tool"),
             field("decision"),
-            field("reason"),
+            self.reason_cell(),
             field("policy"),
             field("entry"),
         ]
+    }
+
+    /// Returns the reason, with the name of the request for approval where there is one: `kubectl toolweir approve` takes it.
+    fn reason_cell(&self) -> String {
+        match self.field("approval") {
+            "-" => shown(self.field("reason")).into_owned(),
+            name => format!("{} ({})", shown(self.field("reason")), shown(name)),
+        }
     }
 
     /// Returns one line of JSON: the audit line with namespace and pod.
@@ -148,6 +156,21 @@ mod tests {
         ] {
             assert_eq!(LogLine::parse(line), read, "{line}");
         }
+    }
+
+    #[test]
+    fn a_call_that_waits_names_its_request_and_a_step_of_one_is_no_denial() {
+        let waits = DENIED
+            .replace("\"rate_limit\"", "\"approval_pending\"")
+            .replace("\"latencyMs\"", "\"approval\":\"agents/pay-x7k2\u{1b}\",\"latencyMs\"");
+        let LogLine::Denial(denial) = LogLine::parse(&waits.replace('\u{1b}', "\\u001b")) else { panic!("no denial") };
+        assert_eq!(denial.cells("default", "agent-0")[5], "approval_pending (agents/pay-x7k2\u{fffd})");
+        let LogLine::Denial(audited) = LogLine::parse(&DENIED.replace("\"denied\"", "\"would_ask\"")) else {
+            panic!("no denial")
+        };
+        assert_eq!(audited.cells("default", "agent-0")[4], "would_ask");
+        let step = r#"{"time":"2026-11-24T17:08:44.414Z","event":"approval","step":"denied","approval":"pay-x7k2","server":"bank","tool":"pay","by":"jane","reason":"no"}"#;
+        assert_eq!(LogLine::parse(step), LogLine::Other);
     }
 
     #[test]

@@ -102,6 +102,27 @@ impl From<Client> for LazyClient {
     }
 }
 
+/// The flags that choose one namespace, or all.
+#[derive(Args, Clone, Debug, Default)]
+pub struct NamespaceFlags {
+    /// Namespace [default: that of the context]
+    #[arg(short, long, value_name = "NAME", conflicts_with = "all_namespaces")]
+    pub namespace: Option<String>,
+    /// All namespaces
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+}
+
+impl NamespaceFlags {
+    /// Returns what they choose.
+    pub fn scope(self, client: &Client) -> NamespaceScope {
+        if self.all_namespaces {
+            return NamespaceScope::All;
+        }
+        NamespaceScope::Namespace(self.namespace.unwrap_or_else(|| client.default_namespace().to_owned()))
+    }
+}
+
 /// One namespace, or all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamespaceScope {
@@ -132,7 +153,7 @@ impl NamespaceScope {
 /// A request to the API server, as the right that it needs: a verb on a resource.
 #[derive(Clone, Copy, Debug)]
 pub struct ApiAccess<'a> {
-    /// `get`, `list`, `watch` or `create`.
+    /// `get`, `list`, `watch`, `create` or `patch`.
     pub verb: &'a str,
     /// The resource, such as `pods/log`; outside the core group with its group, such as `mcppolicies.toolweir.dev`.
     pub resource: &'a str,

@@ -7,20 +7,23 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use kube::Client;
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+use k8s_openapi::jiff::Timestamp;
 
 use crate::{
     CommandOutcome, OutputFormat,
-    cluster::{ClusterFlags, LazyClient, NamespaceScope},
-    denials, explain, explain_url, replay,
+    approvals::command::{ApprovalsCommand, run as run_of_approvals},
+    cluster::{ClusterFlags, LazyClient, NamespaceFlags},
+    denials, explain, explain_url,
+    pins::{drift_command, pin_command},
+    replay,
     replay_policies::NewPolicies,
     status, suggest,
     table::{error_line, json},
     tools::{interrupt::Interrupted, limits::ReadLimits, report, source::ToolSource},
 };
 
-/// Shows what tools can do, suggests and tests policies, and shows what the policies of a cluster do.
+/// Shows what tools can do, suggests and tests policies, shows what the policies of a cluster do, and decides on calls that wait for a person.
 ///
 /// Exit codes: 0 everything is in order, or the call or connection is allowed; 1 something is not in order, or it is denied; 2 an
 /// error.
@@ -34,25 +37,6 @@ struct Cli {
     output: OutputFormat,
     #[command(flatten)]
     connection: ClusterFlags,
-}
-
-#[derive(Debug, Args)]
-struct NamespaceFlags {
-    /// Namespace [default: that of the context]
-    #[arg(short, long, value_name = "NAME", conflicts_with = "all_namespaces")]
-    namespace: Option<String>,
-    /// All namespaces
-    #[arg(short = 'A', long)]
-    all_namespaces: bool,
-}
-
-impl NamespaceFlags {
-    fn scope(self, client: &Client) -> NamespaceScope {
-        if self.all_namespaces {
-            return NamespaceScope::All;
-        }
-        NamespaceScope::Namespace(self.namespace.unwrap_or_else(|| client.default_namespace().to_owned()))
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,6 +62,7 @@ enum Command {
     },
     /// Show which entry of which policy decides a call, and how much of each limit is left; or, with --url, what becomes of a
     /// connection. Nothing is called, connected to or counted
+    #[command(after_help = EXPLAIN_ELSEWHERE)]
     Explain {
         /// Pod that would make the call or connection
         #[arg(value_name = "POD")]
@@ -120,6 +105,15 @@ enum Command {
         #[arg(short, long, value_name = "NAME")]
         namespace: Option<String>,
     },
+    #[command(flatten)]
+    OfApprovals(ApprovalsCommand),
+    #[command(flatten)]
+    OfTools(ToolsCommand),
+}
+
+/// The commands about the tools of a server. Most need no cluster.
+#[derive(Debug, Subcommand)]
+enum ToolsCommand {
     /// Show what the tools of a server can do, and, with --policy, what policies in files would do with them. Only a pod as the source needs a cluster
     #[command(after_help = TOOLS_EXAMPLES)]
     Tools {
@@ -133,7 +127,17 @@ enum Command {
     /// and --observed, what a tool can do decides (reading 60 times a minute, writing 30, executing 10, all else denied)
     #[command(after_help = SUGGEST_EXAMPLES)]
     Suggest(suggest::command::SuggestOptions),
+    /// Pin the tools of a server: a manifest with what they look like now. Read it, then apply it
+    #[command(after_help = PIN_EXAMPLES)]
+    Pin(pin_command::PinOptions),
+    /// Show how the tools of a server differ from what was pinned. The exit code is 1 if they do
+    #[command(after_help = DRIFT_EXAMPLES)]
+    Drift(drift_command::DriftOptions),
 }
+
+const EXPLAIN_ELSEWHERE: &str = "\
+A sidecar without a cluster answers the same at its administration port:
+  curl -s http://127.0.0.1:15000/explain -d '{\"tool\": \"pay_invoice\", \"arguments\": {\"amount\": 600}}'";
 
 const TOOLS_EXAMPLES: &str = "\
 Examples:
@@ -144,14 +148,53 @@ Examples:
 
 const SUGGEST_EXAMPLES: &str = "\
 Examples:
-  toolweir suggest https://mcp.example.com/mcp >policy.yaml
+  toolweir suggest https://mcp.example.com/mcp --out policy.yaml
   toolweir suggest --server files -- npx -y @modelcontextprotocol/server-filesystem /data
   kubectl toolweir suggest -n agents --from social-1
   toolweir suggest saved-tools.json --server mail --observed observed.json";
 
+const PIN_EXAMPLES: &str = "\
+Examples:
+  toolweir pin https://mcp.example.com/mcp --server mail --out mail.pins.yaml
+  toolweir pin --server files -- npx -y @modelcontextprotocol/server-filesystem /data
+  kubectl toolweir pin -n agents social-1 mail --out mail.pins.yaml
+  kubectl apply --server-side -f mail.pins.yaml
+
+Read the texts before you apply them. Pins of more than 256 KiB do not fit into the annotation that kubectl apply writes without --server-side.";
+
+const DRIFT_EXAMPLES: &str = "\
+Examples:
+  toolweir drift --pins mail.pins.yaml https://mcp.example.com/mcp
+  toolweir drift --pins files.pins.yaml -- npx -y @modelcontextprotocol/server-filesystem /data
+  kubectl toolweir drift -n agents social-1
+  kubectl toolweir drift -n agents social-1 mail";
+
+/// Returns the command line, with what common options mean for each command.
+fn command() -> clap::Command {
+    // Manifests have one form. An option that is not offered still says so.
+    let hidden = || {
+        Arg::new("output").short('o').long("output").hide(true).value_parser(value_parser!(OutputFormat)).default_value("text")
+    };
+    let says = |help: &'static str| move |arg: Arg| arg.help(help);
+    Cli::command()
+        .mut_subcommand("suggest", |suggest| {
+            let help = "Namespace of the policy [default: left out], and of pods [default: that of the context, which the policy gets too]";
+            suggest.arg(hidden()).mut_arg("namespace", says(help))
+        })
+        .mut_subcommand("pin", |pin| {
+            let help = "Namespace of the pins [default: left out], and of a pod [default: that of the context, which the pins get too]";
+            pin.arg(hidden())
+                .mut_arg("namespace", says(help))
+                .mut_arg("server", says("Name of the server in the pins [default: made of what the server is called]"))
+        })
+        .mut_subcommand("drift", |drift| {
+            drift.mut_arg("server", says("Server whose pins of --pins are compared [default: the only one, or that of the source's name]"))
+        })
+}
+
 /// Runs the command line of this process. `program` is what people call it by: `toolweir`, or `kubectl toolweir`.
 pub fn main(program: &'static str) -> ExitCode {
-    let matches = Cli::command().name(program).bin_name(program).get_matches();
+    let matches = command().name(program).bin_name(program).get_matches();
     let done = Cli::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(execute);
     match done {
         Ok(CommandOutcome::Positive) => ExitCode::SUCCESS,
@@ -179,7 +222,7 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
     match cli.command {
         Command::Status { place } => {
             let client = cluster.get().await?;
-            let status = status::gather(client, &place.scope(client)).await?;
+            let status = status::gather(client, &place.scope(client), Timestamp::now()).await?;
             let text = match form {
                 OutputFormat::Text => status.text(),
                 OutputFormat::Json => format!("{}\n", json(&status)?),
@@ -214,20 +257,41 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
             replay::replay(client, policies, &query, io::stdout(), io::stderr()).await?;
             Ok(CommandOutcome::Positive)
         }
-        Command::Tools { source, policy } => {
-            let text = report::tools(&source, &policy, &cluster, &ReadLimits::default(), form).await?;
-            io::stdout().write_all(text.as_bytes())?;
-            Ok(CommandOutcome::Positive)
-        }
-        Command::Suggest(options) => {
-            if form != OutputFormat::Text {
-                anyhow::bail!("a policy is written as YAML, with comments; leave out -o");
-            }
-            let text = suggest::command::run(&options, &cluster, &ReadLimits::default()).await?;
-            io::stdout().write_all(text.as_bytes())?;
-            Ok(CommandOutcome::Positive)
-        }
+        Command::OfApprovals(command) => run_of_approvals(command, cluster.get().await?, form).await,
+        Command::OfTools(command) => Box::pin(run_of_tools(command, &cluster, form)).await,
     }
+}
+
+async fn run_of_tools(command: ToolsCommand, cluster: &LazyClient, form: OutputFormat) -> anyhow::Result<CommandOutcome> {
+    let limits = ReadLimits::default();
+    let (text, found) = match command {
+        ToolsCommand::Tools { source, policy } => {
+            (report::tools(&source, &policy, cluster, &limits, form).await?, CommandOutcome::Positive)
+        }
+        ToolsCommand::Suggest(_) if form != OutputFormat::Text => {
+            anyhow::bail!("a policy is written as YAML, with comments; leave out -o")
+        }
+        ToolsCommand::Suggest(options) => {
+            let text = suggest::command::run(&options, cluster, &limits).await?;
+            options.out_file().write(&text, io::stdout())?;
+            return Ok(CommandOutcome::Positive);
+        }
+        ToolsCommand::Pin(_) if form != OutputFormat::Text => anyhow::bail!("pins are written as YAML; leave out -o"),
+        ToolsCommand::Pin(options) => {
+            let text = pin_command::pin(&options, cluster, &limits).await?;
+            options.out_file().write(&text, io::stdout())?;
+            return Ok(CommandOutcome::Positive);
+        }
+        ToolsCommand::Drift(options) => {
+            let (text, notes, found) = drift_command::drift(&options, cluster, &limits, form).await?;
+            for note in notes {
+                writeln!(io::stderr(), "note: {note}")?;
+            }
+            (text, found)
+        }
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -236,7 +300,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_in_order() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -9,16 +9,23 @@ use kube::{Api, Client};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 use toolweir_crds::{
-    Action,
-    explain::{ExplainResponse, Explanation, LimitExplanation, PolicyExplanation, ServerExplanation, VerdictExplanation},
+    Action, PartSet,
+    explain::{
+        ApprovalExplanation, AskExplanation, ConcurrencyExplanation, EntryExplanation, ExplainResponse, Explanation,
+        LimitExplanation, PinsExplanation, PolicyExplanation, ServerExplanation, ValidationExplanation, VerdictExplanation,
+    },
 };
 
 use crate::{
     CommandOutcome, OutputFormat,
+    approvals::request_text::{safe_line, value_line},
     cluster::{ApiAccess, NamespaceScope, PodInfo, is_missing, list},
     forward::{self, PodResponse},
     table::{number, safe_json, short, shown, table},
 };
+
+/// The reason of a call that a person must approve.
+const APPROVAL_PENDING: &str = "approval_pending";
 
 /// Maximum number of pods that an error message lists.
 const NAMED: usize = 10;
@@ -180,44 +187,32 @@ async fn others(client: &Client, namespace: &str) -> String {
 /// Formats the response for people.
 pub fn text(pod: &str, answer: &ExplainResponse) -> String {
     let ExplainResponse { version, servers, explanation } = answer;
-    let Explanation { server, tool, decision, verdict, would_deny, policies } = explanation;
+    let Explanation { server, tool, decision, verdict, would_deny, policies, class } = explanation;
     let mut text =
         format!("pod {pod}, server {}, tool {}: {}\n", shown(server), shown(tool), decision_text(decision, &verdict.reason));
     for line in verdict.message.iter().chain(would_deny.iter().filter_map(|verdict| verdict.message.as_ref())) {
         let _ = writeln!(text, "  {}", shown(line));
     }
+    let asks = verdict.approval.iter().chain(would_deny.iter().filter_map(|verdict| verdict.approval.as_ref()));
+    asks.for_each(|ask| ask_text(ask, &mut text));
     if policies.is_empty() {
         let known = if servers.is_empty() { "none".to_owned() } else { servers.join(", ") };
         let _ = writeln!(text, "\nServers in the policies of this pod: {}", shown(&known));
         return text;
     }
+    if let Some(class) = class {
+        let _ = writeln!(text, "\nClass of the tool, as its server listed it last: {}", class.as_str());
+    }
     let _ = writeln!(text, "\nPolicies in force, version {}:", shown(version));
     let rows: Vec<Vec<String>> = policies.iter().flat_map(policy_rows).collect();
     text.push_str(&table(2, &["POLICY", "MODE", "ACTION", "GIVEN BY", "ENTRIES THAT MATCH", "VERDICT"], &rows));
-    let (mut limits, mut places, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
-    for (policy, server) in policies.iter().flat_map(|policy| policy.servers.iter().map(move |server| (policy, server))) {
-        for entry in &server.entries {
-            let names = || vec![shown(&policy.policy).into_owned(), shown(&entry.name).into_owned()];
-            limits.extend(entry.limits.iter().map(|limit| [names(), limit_cells(limit)].concat()));
-            places.extend(entry.max_concurrent.map(|places| {
-                let now = if places.store_unavailable { "?".to_owned() } else { places.under_way.to_string() };
-                let scope = if places.scope.is_default() { String::new() } else { format!("/{:?}", places.scope) };
-                [names(), vec![now, format!("{}{scope}", places.max)]].concat()
-            }));
-            conditions.extend(entry.validations.iter().map(|validation| {
-                let holds = match (&validation.error, validation.holds) {
-                    (Some(error), _) => format!("no: {}", shown(error)),
-                    (None, true) => "yes".to_owned(),
-                    (None, false) => "no".to_owned(),
-                };
-                [names(), vec![shown(&validation.expression).into_owned(), holds]].concat()
-            }));
-        }
-    }
+    let DetailRows { pins, limits, places, conditions, approvals } = DetailRows::of(policies);
     for (title, header, rows) in [
+        ("Pins", &["POLICY", "PINS", "TOOL", "CHANGED"][..], pins),
         ("Limits", &["POLICY", "ENTRY", "LIMIT", "COUNT OF", "USED", "LEFT", "THIS CALL", "FITS"][..], limits),
         ("Calls under way", &["POLICY", "ENTRY", "NOW", "AT MOST"][..], places),
         ("Conditions", &["POLICY", "ENTRY", "CONDITION", "HOLDS"][..], conditions),
+        ("Approvals", &["POLICY", "ENTRY", "CONDITION", "ASKS", "HOLD", "EXPIRY", "PENDING"][..], approvals),
     ] {
         if !rows.is_empty() {
             let _ = writeln!(text, "\n{title}:");
@@ -227,10 +222,86 @@ pub fn text(pod: &str, answer: &ExplainResponse) -> String {
     text
 }
 
+/// Adds what a person would be asked. Whether one was asked already, a sidecar does not say here.
+fn ask_text(ask: &AskExplanation, text: &mut String) {
+    let AskExplanation { policies, message, shown: values, hold, expiry, pending } = ask;
+    let policies: Vec<String> = policies.iter().map(|policy| safe_line(policy)).collect();
+    let mut lines = vec![("by", policies.join(", "))];
+    lines.extend(Some(("why", safe_line(message))).filter(|_| !message.is_empty()));
+    lines.extend(values.iter().enumerate().map(|(number, value)| (if number == 0 { "shown" } else { "" }, value_line(value))));
+    lines.push(("for", format!("{expiry}; the call waits {hold}, and at most {pending} requests of the pod wait at once")));
+    text.push_str("\nA person would be asked:\n");
+    for (name, value) in lines {
+        let name = if name.is_empty() { String::new() } else { format!("{name}:") };
+        let _ = writeln!(text, "  {name:<7}{value}");
+    }
+}
+
+/// Rows of a table.
+type TableRows = Vec<Vec<String>>;
+
+/// What policies say of a call in detail: the rows of the tables that follow their verdicts.
+#[derive(Default)]
+struct DetailRows {
+    pins: TableRows,
+    limits: TableRows,
+    places: TableRows,
+    conditions: TableRows,
+    approvals: TableRows,
+}
+
+impl DetailRows {
+    fn of(policies: &[PolicyExplanation]) -> Self {
+        let mut rows = Self::default();
+        for (policy, server) in policies.iter().flat_map(|policy| policy.servers.iter().map(move |server| (policy, server))) {
+            rows.pins.extend(server.pins.as_ref().map(|pins| pin_cells(policy, pins)));
+            server.entries.iter().for_each(|entry| rows.add(policy, entry));
+        }
+        rows
+    }
+
+    fn add(&mut self, policy: &PolicyExplanation, entry: &EntryExplanation) {
+        let row =
+            |cells: Vec<String>| [vec![shown(&policy.policy).into_owned(), shown(&entry.name).into_owned()], cells].concat();
+        self.limits.extend(entry.limits.iter().map(limit_cells).map(row));
+        self.places.extend(entry.max_concurrent.as_ref().map(place_cells).map(row));
+        self.conditions.extend(entry.validations.iter().map(condition_cells).map(row));
+        self.approvals.extend(entry.approval.as_ref().map(approval_cells).map(row));
+    }
+}
+
+fn place_cells(places: &ConcurrencyExplanation) -> Vec<String> {
+    let now = if places.store_unavailable { "?".to_owned() } else { places.under_way.to_string() };
+    let scope = if places.scope.is_default() { String::new() } else { format!("/{:?}", places.scope) };
+    vec![now, format!("{}{scope}", places.max)]
+}
+
+fn condition_cells(validation: &ValidationExplanation) -> Vec<String> {
+    let holds = match (&validation.error, validation.holds) {
+        (Some(error), _) => format!("no: {}", shown(error)),
+        (None, true) => "yes".to_owned(),
+        (None, false) => "no".to_owned(),
+    };
+    vec![shown(&validation.expression).into_owned(), holds]
+}
+
+fn approval_cells(approval: &ApprovalExplanation) -> Vec<String> {
+    let ApprovalExplanation { when, asks, error, hold, expiry, pending } = approval;
+    let when = when.as_ref().map_or_else(|| "every call".to_owned(), |when| safe_line(when));
+    let asks = match (error, asks) {
+        (Some(error), _) => format!("yes, since it fails: {}", safe_line(error)),
+        (None, true) => "yes".to_owned(),
+        (None, false) => "no".to_owned(),
+    };
+    vec![when, asks, hold.to_string(), expiry.to_string(), pending.to_string()]
+}
+
 /// Returns a decision in words, with its reason.
 pub(crate) fn decision_text(decision: &str, reason: &str) -> String {
     let decision = match decision {
         "would_deny" => "allowed, though a policy in audit mode would deny it",
+        "would_ask" => "allowed, though a policy in audit mode would ask a person",
+        "denied" if reason == APPROVAL_PENDING => "needs a person's approval",
         other => other,
     };
     if reason == "none" { shown(decision).into_owned() } else { format!("{} ({})", shown(decision), shown(reason)) }
@@ -240,7 +311,11 @@ pub(crate) fn decision_text(decision: &str, reason: &str) -> String {
 fn policy_rows(policy: &PolicyExplanation) -> Vec<Vec<String>> {
     let mode = policy.mode.as_str();
     let VerdictExplanation { allowed, reason, retry_after_seconds, .. } = &policy.verdict;
-    let mut verdict = if *allowed { "allows".to_owned() } else { format!("denies ({})", shown(reason)) };
+    let mut verdict = match (allowed, reason.as_str()) {
+        (true, _) => "allows".to_owned(),
+        (false, APPROVAL_PENDING) => format!("asks ({APPROVAL_PENDING})"),
+        (false, reason) => format!("denies ({})", shown(reason)),
+    };
     if let Some(seconds) = retry_after_seconds {
         verdict.push_str(&format!(", again in {seconds} s"));
     }
@@ -263,6 +338,19 @@ fn policy_rows(policy: &PolicyExplanation) -> Vec<Vec<String>> {
         vec![shown(&policy.policy).into_owned(), mode.to_owned(), action.to_owned(), by, entries, verdict.clone()]
     };
     policy.servers.iter().map(row).collect()
+}
+
+fn pin_cells(policy: &PolicyExplanation, pins: &PinsExplanation) -> Vec<String> {
+    let PinsExplanation { pins, state, changed } = pins;
+    let state = match state.as_str() {
+        "same" => "as pinned",
+        "new" => "not pinned",
+        "unverified" => "not listed yet",
+        "missing" => "no such pins",
+        other => other,
+    };
+    let changed = if changed.is_empty() { "-".to_owned() } else { changed.iter().copied().collect::<PartSet>().to_string() };
+    vec![shown(&policy.policy).into_owned(), shown(pins).into_owned(), shown(state).into_owned(), changed]
 }
 
 fn limit_cells(limit: &LimitExplanation) -> Vec<String> {
@@ -367,6 +455,86 @@ Calls under way:
 ";
         let text = text("agents/social-1", &answer);
         assert!(text.ends_with(golden), "{text}");
+    }
+
+    #[test]
+    fn the_class_and_the_pins_of_the_tool_are_told() {
+        let mut answer = answer();
+        answer.explanation.class = Some(toolweir_crds::ToolClass::Financial);
+        answer.explanation.verdict.reason = "pin_drift".to_owned();
+        let policies = json!([
+            {"policy": "agents/bank", "mode": "Enforce", "verdict": {"allowed": false, "reason": "pin_drift"},
+             "servers": [{"server": "bank", "action": "Allow", "entry": "class:Financial", "entries": [{"name": "class:Financial"}],
+                          "pins": {"pins": "agents/bank", "state": "changed", "changed": ["description", "_meta"]}}]},
+            {"policy": "agents/other", "mode": "Enforce", "verdict": {"allowed": true, "reason": "none"},
+             "servers": [{"server": "bank", "action": "Allow", "pins": {"pins": "agents/other", "state": "missing"}}]},
+        ]);
+        answer.explanation.policies = serde_json::from_value(policies).unwrap();
+        let golden = "\
+pod agents/social-1, server bank, tool pay_invoice: denied (pin_drift)
+  Denied by policy agents/bank: pay_invoice is limited.
+
+Class of the tool, as its server listed it last: Financial
+
+Policies in force, version 3f2a9c:
+  POLICY        MODE     ACTION  GIVEN BY         ENTRIES THAT MATCH  VERDICT
+  agents/bank   Enforce  Allow   class:Financial  class:Financial     denies (pin_drift)
+  agents/other  Enforce  Allow   defaultAction    none                allows
+
+Pins:
+  POLICY        PINS          TOOL          CHANGED
+  agents/bank   agents/bank   changed       description, _meta
+  agents/other  agents/other  no such pins  -
+";
+        assert_eq!(text("agents/social-1", &answer), golden);
+    }
+
+    #[test]
+    fn what_a_person_would_be_asked_is_told() {
+        let mut answer = answer();
+        let ask = json!({"policies": ["agents/bank", "guardrail"], "message": "Invoices over 500 need a\u{1b} person.", "hold": "30s",
+            "expiry": "10m", "pending": 5, "shown": [{"expression": "args.amount", "value": "600"}, {"expression": "args.payee", "value": "A", "cut": true}]});
+        let verdict = json!({"allowed": false, "reason": "approval_pending", "policy": "agents/bank", "entry": "pay_invoice",
+            "message": "Denied by policy agents/bank: pay_invoice needs the approval of a person.", "approval": ask});
+        answer.explanation.verdict = serde_json::from_value(verdict).unwrap();
+        let approval = |when: Option<&str>, asks: bool, error: Option<&str>| json!({"when": when, "asks": asks, "error": error, "hold": "30s", "expiry": "10m", "pending": 5});
+        let entry = |name: &str, approval: Value| json!({"name": name, "approval": approval});
+        let entries = [
+            entry("pay_invoice", approval(Some("args.amount > 500"), true, None)),
+            entry("pay_*", approval(Some("args.x > 1"), true, Some("no such key\u{1b}"))),
+            entry("*", approval(Some("args.amount > 900"), false, None)),
+            entry("class:Financial", approval(None, true, None)),
+        ];
+        let policies = json!([{"policy": "agents/bank", "verdict": {"allowed": false, "reason": "approval_pending"},
+            "servers": [{"server": "bank", "action": "Allow", "entry": "pay_invoice", "entries": entries}]}]);
+        answer.explanation.policies = serde_json::from_value(policies).unwrap();
+        let golden = "\
+pod agents/social-1, server bank, tool pay_invoice: needs a person's approval (approval_pending)
+  Denied by policy agents/bank: pay_invoice needs the approval of a person.
+
+A person would be asked:
+  by:    agents/bank, guardrail
+  why:   Invoices over 500 need a\u{fffd} person.
+  shown: args.amount = 600
+         args.payee = A ... (cut)
+  for:   10m; the call waits 30s, and at most 5 requests of the pod wait at once
+
+Policies in force, version 3f2a9c:
+  POLICY       MODE     ACTION  GIVEN BY     ENTRIES THAT MATCH                      VERDICT
+  agents/bank  Enforce  Allow   pay_invoice  pay_invoice, pay_*, *, class:Financial  asks (approval_pending)
+
+Approvals:
+  POLICY       ENTRY            CONDITION          ASKS                               HOLD  EXPIRY  PENDING
+  agents/bank  pay_invoice      args.amount > 500  yes                                30s   10m     5
+  agents/bank  pay_*            args.x > 1         yes, since it fails: no such key\u{fffd}  30s   10m     5
+  agents/bank  *                args.amount > 900  no                                 30s   10m     5
+  agents/bank  class:Financial  every call         yes                                30s   10m     5
+";
+        assert_eq!(text("agents/social-1", &answer), golden);
+        answer.explanation.decision = "would_ask".to_owned();
+        answer.explanation.verdict.allowed = true;
+        let first = "pod agents/social-1, server bank, tool pay_invoice: allowed, though a policy in audit mode would ask a person (approval_pending)\n";
+        assert!(text("agents/social-1", &answer).starts_with(first));
     }
 
     #[test]

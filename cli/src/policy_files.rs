@@ -21,7 +21,8 @@ pub fn load(paths: &[PathBuf]) -> anyhow::Result<(Vec<PolicyText>, CompiledFiles
         anyhow!("{}; give the path of a file or folder of policies with --policy", faults(std::slice::from_ref(&error)))
     })?;
     let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
-    let compiled = compile_files(&texts, Memory::new(0), &options, Urls::MayFollow).map_err(|errors| faults(&errors))?;
+    let compiled = compile_files(&texts, Memory::new(0), &options, Urls::MayFollow, toolweir_pins::check_texts)
+        .map_err(|errors| faults(&errors))?;
     Ok((texts, compiled))
 }
 

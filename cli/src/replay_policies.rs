@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::Value;
 use toolweir_crds::{
-    Document, FileError, LabelSelector, MCPClusterPolicySpec, MCPPolicySpec, read_documents,
+    Document, FileError, LabelSelector, MCPClusterPolicySpec, MCPPolicySpec, read_manifests,
     resource::{MCPClusterPolicy, MCPPolicy},
     select::{Labels, selects},
 };
@@ -57,7 +57,8 @@ pub struct NewPolicies {
 }
 
 impl NewPolicies {
-    /// Reads and checks the policies of files and folders, as `toolweir-sidecar check` does.
+    /// Reads and checks the policies of files and folders, as `toolweir-sidecar check` does. Of pins, nothing is doubtful: a replay goes by what
+    /// the logs say of them.
     ///
     /// # Errors
     /// They are not in order.
@@ -65,8 +66,8 @@ impl NewPolicies {
         let (texts, checked) = policy_files::load(paths)?;
         let mut policies = Vec::new();
         for text in &texts {
-            let documents = read_documents(&text.file, &text.text).map_err(|errors| faults(&errors))?;
-            policies.extend(documents.into_iter().map(|located| {
+            let read = read_manifests(&text.file, &text.text).map_err(|errors| faults(&errors))?;
+            policies.extend(read.policies.into_iter().map(|located| {
                 let mut policy = GoverningPolicy::from(located.document);
                 if !located.has_namespace {
                     policy.policy.id.namespace.clear();
@@ -74,6 +75,7 @@ impl NewPolicies {
                 policy
             }));
         }
+        // A replay reads no pins: what is doubtful of them does not matter.
         Ok(Self { policies, warnings: checked.warnings })
     }
 }
@@ -164,5 +166,11 @@ fn policy_id(object: &AnySpec, namespace: Option<&str>) -> PolicyId {
 
 fn policy(object: &AnySpec, namespace: Option<&str>, spec: MCPPolicySpec) -> Policy {
     let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string());
-    Policy { id: policy_id(object, namespace), created, spec, unreadable: None }
+    Policy {
+        id: policy_id(object, namespace),
+        created,
+        spec,
+        version: object.metadata.uid.clone().zip(object.metadata.generation),
+        unreadable: None,
+    }
 }

@@ -1,4 +1,5 @@
-//! Which servers have a credential that policies give them, and of which kind, and which are intercepted. A policy holds no secret: it
+//! Which servers have a credential that policies give them, and of which kind, which are intercepted, which are held to pins, and which have tools
+//! that a person must approve. A policy holds no secret: it
 //! names keys of a Secret, which are not read.
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,15 @@ pub struct PolicyServer {
     name: String,
     credential: Option<Map<String, Value>>,
     tls: Option<Value>,
+    pins: Option<Map<String, Value>>,
+    tools: Vec<AskingEntry>,
+}
+
+/// An entry of a policy, as far as it matters whether it wants approval.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+struct AskingEntry {
+    approval: Option<Value>,
 }
 
 impl PolicyServer {
@@ -18,6 +28,34 @@ impl PolicyServer {
     pub fn intercepted(servers: &[Self]) -> Vec<String> {
         let opened = |server: &&Self| server.tls.as_ref().is_some_and(|tls| tls == INTERCEPT);
         servers.iter().filter(opened).map(|server| server.name.clone()).collect()
+    }
+
+    /// Returns true if an entry wants a person's approval.
+    pub fn any_asks(servers: &[Self]) -> bool {
+        servers.iter().flat_map(|server| &server.tools).any(|entry| entry.approval.is_some())
+    }
+}
+
+/// A server that a policy holds to pins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PinnedServerRow {
+    /// The server.
+    pub server: String,
+    /// The name of the pins, after a namespace that is not the policy's.
+    pub pins: String,
+}
+
+impl PinnedServerRow {
+    /// Returns the servers that are held to pins.
+    pub fn all(servers: &[PolicyServer]) -> Vec<Self> {
+        let row = |server: &PolicyServer| {
+            let field = |name: &str| server.pins.as_ref()?.get(name)?.as_str();
+            let name = field("name")?;
+            let pins = field("namespace").map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"));
+            Some(Self { server: server.name.clone(), pins })
+        };
+        servers.iter().filter_map(row).collect()
     }
 }
 
@@ -65,6 +103,26 @@ mod tests {
         let servers: Vec<PolicyServer> = serde_json::from_value(servers).unwrap();
         assert_eq!(PolicyServer::intercepted(&servers), ["a"]);
         assert_eq!(serde_json::to_value(toolweir_crds::ServerTls::Intercept).unwrap(), INTERCEPT);
+    }
+
+    #[test]
+    fn a_policy_asks_if_an_entry_does() {
+        let asks = |tools: Value| {
+            let servers: Vec<PolicyServer> =
+                serde_json::from_value(json!([{"name": "a"}, {"name": "b", "tools": tools}])).unwrap();
+            PolicyServer::any_asks(&servers)
+        };
+        assert!(asks(json!([{"name": "t", "newer": 1}, {"class": "Financial", "approval": {"newer": 1}}])));
+        assert!(!asks(json!([{"name": "t"}, {"name": "u", "approval": null}])));
+    }
+
+    #[test]
+    fn pins_are_named() {
+        let servers = json!([{"name": "a", "pins": {"name": "p", "onNew": "Newer"}}, {"name": "b", "pins": {"name": "p", "namespace": "n"}},
+            {"name": "c", "pins": null}, {"name": "d"}]);
+        let servers: Vec<PolicyServer> = serde_json::from_value(servers).unwrap();
+        let rows: Vec<_> = PinnedServerRow::all(&servers).into_iter().map(|row| (row.server, row.pins)).collect();
+        assert_eq!(rows, [("a", "p"), ("b", "n/p")].map(|(server, pins)| (server.to_owned(), pins.to_owned())));
     }
 
     #[test]

@@ -3,25 +3,25 @@
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    core::{ApiResource, Object},
-};
-use serde::{Deserialize, Serialize};
+use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
+use kube::{Api, Client, ResourceExt, core::ApiResource};
+use serde::Serialize;
 use toolweir_crds::{
-    LabelSelector,
-    resource::{MCPClusterPolicy, MCPPolicy, PolicyStatus},
+    resource::{MCPClusterPolicy, MCPPolicy},
     select::{Labels, selects},
 };
 
 use crate::{
-    CommandOutcome,
+    CommandOutcome, OutputFormat,
+    approvals::{
+        listing::{self, ApprovalsQuery},
+        waiting::WaitingApprovals,
+    },
     cluster::{ApiAccess, NamespaceScope, PodInfo, is_missing, list},
     condition::ConditionRow,
     forward,
+    policy_rows::{AnyPolicy, PolicyRow, ServersOf, full_name},
     scrape::PolicyMetrics,
-    servers::{CredentialRow, INTERCEPT, PolicyServer},
     table::{short, shown, table},
 };
 
@@ -43,41 +43,6 @@ pub struct StatusReport {
     pub without_sidecar: Vec<UnprotectedPod>,
     /// What could not be read, and what to do.
     pub notes: Vec<String>,
-}
-
-/// A policy and its status.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyRow {
-    /// `MCPPolicy` or `MCPClusterPolicy`.
-    pub kind: &'static str,
-    /// Its namespace; absent for an `MCPClusterPolicy`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
-    /// Its name.
-    pub name: String,
-    /// `Enforce` or `Audit`.
-    pub mode: String,
-    /// The condition `Accepted`.
-    pub accepted: ConditionRow,
-    /// The condition `Programmed`.
-    pub programmed: ConditionRow,
-    /// The number of pods that it governs.
-    pub selected: i32,
-    /// The number of these pods that enforce it.
-    pub acknowledged: i32,
-    /// The servers to which it gives a credential.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub credentials: Vec<CredentialRow>,
-    /// The condition `CredentialsReady`; absent if it gives none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub credentials_ready: Option<ConditionRow>,
-    /// The servers whose captured TLS it has opened.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub intercepted: Vec<String>,
-    /// The condition `InterceptionReady`; absent if it has none opened.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub interception_ready: Option<ConditionRow>,
 }
 
 /// A pod with a sidecar.
@@ -117,23 +82,11 @@ pub struct UnprotectedPod {
     pub policies: Vec<String>,
 }
 
-/// The fields of a policy that this command needs. Unknown fields of newer versions are ignored.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", default)]
-struct PolicySelectors {
-    namespace_selector: LabelSelector,
-    pod_selector: LabelSelector,
-    mode: String,
-    servers: Vec<PolicyServer>,
-}
-
-type AnyPolicy = Object<PolicySelectors, PolicyStatus>;
-
 /// Collects the report.
 ///
 /// # Errors
 /// Policies or pods cannot be listed. Other failures become notes.
-pub async fn gather(client: &Client, scope: &NamespaceScope) -> anyhow::Result<StatusReport> {
+pub async fn gather(client: &Client, scope: &NamespaceScope, now: Timestamp) -> anyhow::Result<StatusReport> {
     let mut status = StatusReport::default();
     let namespace = scope.namespace();
     let resource = ApiResource::erase::<MCPPolicy>(&());
@@ -160,11 +113,13 @@ pub async fn gather(client: &Client, scope: &NamespaceScope) -> anyhow::Result<S
         BTreeMap::new()
     });
     let pods: Vec<PodInfo> = pods?.iter().map(PodInfo::from).filter(|pod| !pod.ended && !pod.terminating).collect();
-    status.policies.extend(own.iter().map(|policy| policy_row("MCPPolicy", policy)));
-    status.policies.extend(cluster.iter().map(|policy| policy_row("MCPClusterPolicy", policy)));
+    status.policies.extend(own.iter().map(|policy| PolicyRow::of("MCPPolicy", policy)));
+    status.policies.extend(cluster.iter().map(|policy| PolicyRow::of("MCPClusterPolicy", policy)));
+    status.add_approvals(client, scope, now).await;
     for pod in pods.iter().filter(|pod| pod.sidecar.is_none()) {
         let labels = namespaces.get(&pod.key.namespace);
-        let policies: Vec<String> = own.iter().chain(&cluster).filter(|policy| governs(policy, pod, labels)).map(name).collect();
+        let policies: Vec<String> =
+            own.iter().chain(&cluster).filter(|policy| governs(policy, pod, labels)).map(full_name).collect();
         if !policies.is_empty() {
             let key = pod.key.clone();
             status.without_sidecar.push(UnprotectedPod { namespace: key.namespace, name: key.name, policies });
@@ -194,14 +149,6 @@ async fn labels(client: &Client, scope: &NamespaceScope) -> anyhow::Result<BTree
     Ok(all.into_iter().map(|namespace| (namespace.name_any(), namespace.labels().clone())).collect())
 }
 
-/// Returns the policy's name as in the audit log.
-fn name(policy: &AnyPolicy) -> String {
-    match policy.namespace() {
-        Some(namespace) => format!("{namespace}/{}", policy.name_any()),
-        None => policy.name_any(),
-    }
-}
-
 /// Returns true if a policy governs a pod. If the labels of the pod's namespace are unknown, only an empty selector selects it.
 fn governs(policy: &AnyPolicy, pod: &PodInfo, namespace: Option<&Labels>) -> bool {
     let of_namespace = match policy.namespace() {
@@ -212,28 +159,6 @@ fn governs(policy: &AnyPolicy, pod: &PodInfo, namespace: Option<&Labels>) -> boo
         }
     };
     of_namespace && selects(&policy.spec.pod_selector, &pod.labels)
-}
-
-fn policy_row(kind: &'static str, policy: &AnyPolicy) -> PolicyRow {
-    let status = policy.status.clone().unwrap_or_default();
-    let generation = policy.meta().generation;
-    let condition = |name: &str| ConditionRow::of(&status.conditions, name, generation);
-    let credentials = CredentialRow::all(&policy.spec.servers);
-    let intercepted = PolicyServer::intercepted(&policy.spec.servers);
-    PolicyRow {
-        kind,
-        namespace: policy.namespace(),
-        name: policy.name_any(),
-        mode: if policy.spec.mode.is_empty() { "Enforce".to_owned() } else { policy.spec.mode.clone() },
-        accepted: condition("Accepted"),
-        programmed: condition("Programmed"),
-        selected: status.selected,
-        acknowledged: status.acknowledged,
-        credentials_ready: (!credentials.is_empty()).then(|| condition("CredentialsReady")),
-        credentials,
-        interception_ready: (!intercepted.is_empty()).then(|| condition("InterceptionReady")),
-        intercepted,
-    }
 }
 
 /// Reads the metrics of a pod's sidecar.
@@ -258,12 +183,29 @@ async fn pod_row(client: &Client, pod: PodInfo) -> PodRow {
 }
 
 impl StatusReport {
+    /// Counts the calls that wait for a person, if a policy has such calls at all.
+    async fn add_approvals(&mut self, client: &Client, scope: &NamespaceScope, now: Timestamp) {
+        if !self.policies.iter().any(|row| row.asks) {
+            return;
+        }
+        let query = ApprovalsQuery { scope: scope.clone(), all: false, form: OutputFormat::Text };
+        match listing::gather(client, &query, now).await {
+            Ok((approvals, notes)) => {
+                self.notes.extend(notes);
+                for row in self.policies.iter_mut().filter(|row| row.asks) {
+                    row.approvals = Some(WaitingApprovals::of(&row.full_name(), &approvals, now));
+                }
+            }
+            Err(error) => self.notes.push(format!("it is unknown which calls wait for a person: {error:#}")),
+        }
+    }
+
     /// Whether everything is in order.
     pub fn outcome(&self) -> CommandOutcome {
         let policy = |row: &PolicyRow| {
             // A policy for pods that are still to come is in order.
             let in_order = |condition: &ConditionRow| condition.status == "True" || condition.reason == "NoPods";
-            let ready = [&row.credentials_ready, &row.interception_ready].into_iter().flatten();
+            let ready = [&row.credentials_ready, &row.interception_ready, &row.pins_matched].into_iter().flatten();
             row.accepted.status == "True" && in_order(&row.programmed) && ready.into_iter().all(in_order)
         };
         let pod = |row: &PodRow| row.ready && row.connected == Some(true) && row.invalid.is_empty();
@@ -286,8 +228,14 @@ impl StatusReport {
                 row.explain("Accepted", &row.accepted, &mut text);
                 row.explain("Programmed", &row.programmed, &mut text);
             }
-            self.servers_text("CredentialsReady", "CREDENTIAL", PolicyRow::with_credential, &mut text);
-            self.servers_text("InterceptionReady", "TLS", PolicyRow::with_interception, &mut text);
+            self.servers_text("CredentialsReady", ["CREDENTIAL", "READY"], PolicyRow::with_credential, &mut text);
+            self.servers_text("InterceptionReady", ["TLS", "READY"], PolicyRow::with_interception, &mut text);
+            self.servers_text("PinsMatched", ["PINS", "MATCHED"], PolicyRow::with_pins, &mut text);
+            let rows: Vec<Vec<String>> = self.policies.iter().filter_map(PolicyRow::approval_cells).collect();
+            if !rows.is_empty() {
+                text.push('\n');
+                text.push_str(&table(0, &["POLICY", "APPROVALS WAITING", "OLDEST"], &rows));
+            }
         }
         text.push('\n');
         if self.pods.is_empty() {
@@ -319,7 +267,7 @@ impl StatusReport {
     }
 
     /// Adds a table of the servers that a condition of their policies speaks of, and a line for each condition that does not hold.
-    fn servers_text(&self, condition: &str, column: &str, of: ServersOf, text: &mut String) {
+    fn servers_text(&self, condition: &str, [value, holds]: [&str; 2], of: ServersOf, text: &mut String) {
         let found: Vec<_> = self.policies.iter().filter_map(|row| Some((row, of(row)?))).collect();
         if found.is_empty() {
             return;
@@ -329,49 +277,10 @@ impl StatusReport {
         };
         let rows = found.iter().flat_map(|(row, (servers, ready))| servers.iter().map(|server| cells(row, server, ready)));
         text.push('\n');
-        text.push_str(&table(0, &["POLICY", "SERVER", column, "READY"], &rows.collect::<Vec<_>>()));
+        text.push_str(&table(0, &["POLICY", "SERVER", value, holds], &rows.collect::<Vec<_>>()));
         for (row, (_, ready)) in found {
             row.explain(condition, ready, text);
         }
-    }
-}
-
-/// Finds the servers of a policy that a condition speaks of, each with what the policy says of it, and the condition.
-type ServersOf = for<'a> fn(&'a PolicyRow) -> Option<(Vec<(&'a str, &'a str)>, &'a ConditionRow)>;
-
-impl PolicyRow {
-    /// Adds a line on a condition that does not hold.
-    fn explain(&self, name: &str, condition: &ConditionRow, text: &mut String) {
-        if condition.status != "True" {
-            let message = shown(&condition.message);
-            let _ = writeln!(text, "  {}: {name} is {}: {message}", self.full_name(), condition.status);
-        }
-    }
-
-    fn with_credential(&self) -> Option<(Vec<(&str, &str)>, &ConditionRow)> {
-        let servers = self.credentials.iter().map(|row| (row.server.as_str(), row.kind.as_str()));
-        Some((servers.collect(), self.credentials_ready.as_ref()?))
-    }
-
-    fn with_interception(&self) -> Option<(Vec<(&str, &str)>, &ConditionRow)> {
-        let servers = self.intercepted.iter().map(|server| (server.as_str(), INTERCEPT));
-        Some((servers.collect(), self.interception_ready.as_ref()?))
-    }
-
-    fn full_name(&self) -> String {
-        self.namespace.as_ref().map_or_else(|| self.name.clone(), |namespace| format!("{namespace}/{}", self.name))
-    }
-
-    fn cells(&self) -> Vec<String> {
-        let sidecars = format!("{}/{}", self.acknowledged, self.selected);
-        vec![
-            self.kind.to_owned(),
-            self.full_name(),
-            shown(&self.mode).into_owned(),
-            self.accepted.cell(),
-            self.programmed.cell(),
-            sidecars,
-        ]
     }
 }
 
@@ -421,6 +330,10 @@ mod tests {
             credentials_ready: None,
             intercepted: Vec::new(),
             interception_ready: None,
+            pinned: Vec::new(),
+            pins_matched: None,
+            asks: false,
+            approvals: None,
         };
         let cluster = PolicyRow {
             kind: "MCPClusterPolicy",
@@ -506,6 +419,8 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
         assert!(good(|status| status.policies[0].credentials_ready = Some(condition_row("Unknown", "NoPods", ""))));
         assert!(!good(|status| status.policies[0].credentials_ready = Some(condition_row("False", "NotMounted", ""))));
         assert!(!good(|status| status.policies[0].credentials_ready = Some(condition_row("Unknown", "Pending", ""))));
+        assert!(good(|status| status.policies[0].pins_matched = Some(condition_row("True", "Matched", ""))));
+        assert!(!good(|status| status.policies[0].pins_matched = Some(condition_row("False", "Drifted", ""))));
         assert!(good(|status| status.policies[0].interception_ready = Some(condition_row("True", "Ready", ""))));
         assert!(!good(|status| status.policies[0].interception_ready = Some(condition_row("False", "NewPodsNeeded", ""))));
         assert!(!good(|status| status.pods[0].ready = false));
@@ -557,12 +472,12 @@ note: pod agents/social-3: its sidecar does not run (ImagePullBackOff)
                    "lastTransitionTime": "2026-01-01T00:00:00Z"})
         };
         let mut policy = policy(&json!({"name": "p", "namespace": "n", "generation": 1}), &json!({"mode": "Audit"}));
-        assert_eq!(policy_row("MCPPolicy", &policy).accepted.reason, "NoStatus");
+        assert_eq!(PolicyRow::of("MCPPolicy", &policy).accepted.reason, "NoStatus");
         let status = json!({"conditions": [condition("Accepted"), condition("Programmed")], "selected": 2, "acknowledged": 1});
         policy.status = Some(serde_json::from_value(status).unwrap());
-        let told = policy_row("MCPPolicy", &policy);
+        let told = PolicyRow::of("MCPPolicy", &policy);
         assert_eq!((told.mode.as_str(), told.accepted.status.as_str(), told.acknowledged), ("Audit", "True", 1));
         policy.metadata.generation = Some(2);
-        assert_eq!(policy_row("MCPPolicy", &policy).programmed.reason, "OldStatus");
+        assert_eq!(PolicyRow::of("MCPPolicy", &policy).programmed.reason, "OldStatus");
     }
 }

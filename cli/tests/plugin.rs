@@ -7,6 +7,7 @@ mod common;
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use common::{ApiServer, RunningSidecar, SharedBuffer, pod, sidecar};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -95,7 +96,7 @@ async fn cluster() -> (ApiServer, RunningSidecar) {
 #[tokio::test]
 async fn status_shows_policies_sidecars_and_pods_where_nothing_enforces_them() {
     let (api, running) = cluster().await;
-    let found = status::gather(&api.client(), &NamespaceScope::All).await.unwrap();
+    let found = status::gather(&api.client(), &NamespaceScope::All, Timestamp::now()).await.unwrap();
     let version = running.sidecar.governor.in_force().version.clone();
     let golden = format!(
         "\
@@ -130,7 +131,7 @@ note: pod agents/social-2, port 15020: connection refused; does its sidecar run?
 
     // Of one namespace, nothing is asked beyond it but the policies of the cluster.
     api.change(|world| world.seen.clear());
-    let found = status::gather(&api.client(), &agents()).await.unwrap();
+    let found = status::gather(&api.client(), &agents(), Timestamp::now()).await.unwrap();
     assert_eq!((found.policies.len(), found.without_sidecar.len()), (3, 1));
     let beyond: Vec<String> = api.seen("").into_iter().filter(|path| !path.contains("/namespaces/agents")).collect();
     assert!(beyond.iter().all(|path| path.contains("/mcpclusterpolicies?")), "{beyond:?}");
@@ -161,7 +162,7 @@ async fn status_shows_which_servers_have_a_credential_and_whether_it_can_be_used
         world.cluster_policies.clear();
         world.pods.clear();
     });
-    let found = status::gather(&api.client(), &NamespaceScope::All).await.unwrap();
+    let found = status::gather(&api.client(), &NamespaceScope::All, Timestamp::now()).await.unwrap();
     let golden = "\
 KIND       POLICY        MODE     ACCEPTED  PROGRAMMED  SIDECARS
 MCPPolicy  agents/bank   Enforce  True      True        2/3
@@ -213,7 +214,7 @@ async fn status_shows_which_servers_are_intercepted_and_whether_their_pods_can_d
         world.cluster_policies.clear();
         world.pods.clear();
     });
-    let found = status::gather(&api.client(), &NamespaceScope::All).await.unwrap();
+    let found = status::gather(&api.client(), &NamespaceScope::All, Timestamp::now()).await.unwrap();
     let golden = "\
 KIND       POLICY          MODE     ACCEPTED  PROGRAMMED  SIDECARS
 MCPPolicy  agents/old      Enforce  True      True        2/3
@@ -240,12 +241,39 @@ No pod has a sidecar.
 }
 
 #[tokio::test]
+async fn status_shows_which_servers_are_held_to_pins_and_whether_their_tools_are_as_pinned() {
+    let (api, _running) = cluster().await;
+    api.change(|world| {
+        let drifted = condition("PinsMatched", false, "Drifted", "send of mail: description (agents/mail).");
+        let well = [condition("Accepted", true, "Accepted", ""), condition("Programmed", true, "Programmed", "")];
+        let spec =
+            json!({"servers": [{"name": "mail", "url": "https://mail.example/mcp", "pins": {"name": "mail"}}, {"name": "open"}]});
+        world.policies = vec![policy(Some("agents"), "mail", &spec, &[&well[..], &[drifted]].concat())];
+        world.cluster_policies.clear();
+        world.pods.clear();
+    });
+    let found = status::gather(&api.client(), &NamespaceScope::All, Timestamp::now()).await.unwrap();
+    let golden = "
+POLICY       SERVER  PINS  MATCHED
+agents/mail  mail    mail  False (Drifted)
+  agents/mail: PinsMatched is False: send of mail: description (agents/mail).
+";
+    assert!(found.text().contains(golden), "{}", found.text());
+    assert_eq!(found.outcome(), CommandOutcome::Negative);
+    let row = &serde_json::to_value(&found).unwrap()["policies"][0];
+    assert_eq!(
+        (&row["pinned"], &row["pinsMatched"]["reason"]),
+        (&json!([{"server": "mail", "pins": "mail"}]), &json!("Drifted"))
+    );
+}
+
+#[tokio::test]
 async fn status_says_which_right_is_missing_and_shows_what_it_may() {
     let (api, _running) = cluster().await;
     api.change(|world| {
         world.forbidden.extend([("list", "mcpclusterpolicies"), ("get", "namespaces"), ("get", "pods/portforward")]);
     });
-    let found = status::gather(&api.client(), &agents()).await.unwrap();
+    let found = status::gather(&api.client(), &agents(), Timestamp::now()).await.unwrap();
     assert_eq!((found.policies.len(), found.pods.len(), found.outcome()), (2, 2, CommandOutcome::Negative));
     let rights = ["`list` on `mcpclusterpolicies.toolweir.dev`", "`get` on `namespaces`", "`get` on `pods/portforward`"];
     assert_eq!(found.notes.len(), rights.len(), "{:#?}", found.notes);
@@ -254,7 +282,7 @@ async fn status_says_which_right_is_missing_and_shows_what_it_may() {
     }
     for right in [("list", "mcppolicies"), ("list", "pods")] {
         api.change(|world| world.forbidden = [right].into());
-        let error = status::gather(&api.client(), &agents()).await.unwrap_err().to_string();
+        let error = status::gather(&api.client(), &agents(), Timestamp::now()).await.unwrap_err().to_string();
         assert!(error.contains(&format!("the verb `{}` on `{}", right.0, right.1)), "{error}");
     }
 }
@@ -273,7 +301,7 @@ async fn explain_says_what_the_sidecar_would_decide_and_takes_nothing() {
         assert!(text.starts_with("pod agents/social-1, server bank, tool pay: allowed\n") && text.contains(limit), "{text}");
         assert_eq!(found, CommandOutcome::Positive);
     }
-    let call = toolweir_engine::Call { server: "bank", tool: "pay", arguments: None, session: "" };
+    let call = toolweir_engine::Call { server: "bank", tool: "pay", arguments: None, session: "", seen: None };
     let decision = running.sidecar.governor.in_force().engine.decide(&call, running.sidecar.governor.now());
     assert!(decision.denial().is_none());
     let (text, found) = ask(question("pay")).await.unwrap();

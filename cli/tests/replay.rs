@@ -152,6 +152,15 @@ async fn the_log_before_a_restart_is_read_with_counts_of_its_own() {
 }
 
 #[tokio::test]
+async fn pins_in_the_cluster_are_not_missed() {
+    let text = std::fs::read_to_string(&limited("bank", "social", 8).0).unwrap();
+    let pinned = file(&text.replace("- name: bank", "- name: bank\n    pins: {name: bank}"));
+    let new = NewPolicies::load(std::slice::from_ref(&pinned.0)).unwrap();
+    assert!(std::fs::read_to_string(&pinned.0).unwrap().contains("pins: {name: bank}"));
+    assert!(new.warnings.is_empty(), "{:?}", new.warnings);
+}
+
+#[tokio::test]
 async fn what_is_missing_is_said_in_one_line() {
     let api = cluster();
     let bank = limited("bank", "social", 2);

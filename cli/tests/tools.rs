@@ -415,6 +415,8 @@ spec:
     - {name: move, validations: [{expression: 'args.to != \"\"'}]}
     - {name: delete, action: Deny, reason: Ask a person.}
     - {name: list}
+    - {name: pay, approval: {}}
+    - {name: refund, approval: {when: args.amount > 500}}
 ---
 apiVersion: toolweir.dev/v1alpha1
 kind: MCPClusterPolicy
@@ -422,13 +424,14 @@ metadata: {name: trial}
 spec:
   mode: Audit
   servers:
-  - {name: '*', tools: [{name: list}, {name: 'read_*'}, {name: send}, {name: delete}]}
+  - {name: '*', tools: [{name: list}, {name: 'read_*'}, {name: send}, {name: delete}, {name: pay}, {name: refund}]}
 ";
 
 #[tokio::test]
 async fn the_output_says_what_policies_would_do() {
     let list = Scratch::new("mail.json", &json!({"tools": [
         {"name": "read_mail"}, {"name": "send"}, {"name": "move"}, {"name": "delete"}, {"name": "list"}, {"name": "o\u{1b}[2J\nther"},
+        {"name": "pay"}, {"name": "refund"},
     ]}).to_string());
     let policies = Scratch::new("policies.yaml", POLICIES);
     let source = ToolSource { server: Some("mail".to_owned()), ..at(&[list.path()]) };
@@ -447,6 +450,8 @@ async fn the_output_says_what_policies_would_do() {
         ("delete", "denied by entry delete of agents/mail: Ask a person."),
         ("list", "allowed"),
         ("o\u{fffd}[2J\u{fffd}ther", "denied: not_listed"),
+        ("pay", "allowed if a person approves it"),
+        ("refund", "allowed if a person approves it where its condition asks"),
     ];
     assert_eq!(verdicts, promised);
 

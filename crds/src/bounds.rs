@@ -1,6 +1,27 @@
 //! The bounds of a policy. The JSON schema has the same numbers as [`check`](mod@crate::check), so that a local file is held to
 //! what `kubectl apply` is held to.
 
+/// Expressions of one `show`.
+pub const SHOWN_VALUES: usize = 8;
+/// Bytes of an expression of `show`.
+pub const SHOWN_EXPRESSION: usize = 256;
+/// Bytes of a value that an approver is shown.
+pub const SHOWN_VALUE: usize = 512;
+/// The largest `pending`.
+pub const PENDING_APPROVALS: u32 = 50;
+/// Requests for approval of one pod that are not ended, whatever `pending` says.
+pub const POD_APPROVALS: usize = 64;
+/// Policies that one approval satisfies. The API server's budget for a check of the authorizer allows one expression each.
+pub const ASKING_POLICIES: usize = 8;
+/// Bytes of the texts of all policies that ask for one call.
+pub const APPROVAL_MESSAGE: usize = 2048;
+/// Values that one request shows, of all policies that ask.
+pub const APPROVAL_SHOWN: usize = 32;
+/// The largest generation of a policy: every number up to it is exact in JSON.
+pub const GENERATION: i64 = (1 << 53) - 1;
+/// Bytes of the name of a user.
+pub const USER_NAME: usize = 512;
+
 /// Servers of one policy.
 pub const SERVERS: usize = 64;
 /// Entries of one server.
@@ -16,6 +37,12 @@ pub const SERVER_NAME: usize = 63;
 /// Bytes of a tool's name. MCP 2025-11-25 (Tools, "Tool Names") wants 128; gateways that join names make longer ones. A call of a
 /// longer one is denied, so that names are compared in bounded time. The schema counts characters.
 pub const TOOL_NAME: usize = 512;
+/// Tools of one `MCPToolPins`.
+pub const PINNED_TOOLS: usize = 1024;
+/// Bytes that are kept of a part of a pinned tool.
+pub const PINNED_TEXT: usize = 8192;
+/// Bytes of the name of a Kubernetes object (RFC 1123, a subdomain).
+pub const OBJECT_NAME: usize = 253;
 /// Bytes of a counter's name.
 pub const COUNTER_NAME: usize = 128;
 /// Bytes of a URL.

@@ -5,16 +5,21 @@ use std::collections::HashMap;
 use http::Uri;
 
 use crate::{
+    approval::EntryApproval,
     bounds::{
-        CIDRS, CONCURRENT, COUNTER_NAME, DOMAIN_NAMES, EGRESS_RULES, EXPRESSION, HEADER_NAME, LIMITS, MAX, OAUTH_VALUE, PORTS,
-        SCOPES, SELECTOR_REQUIREMENTS, SERVER_NAME, SERVERS, SHARED_MAX, TEXT, TOOLS, URL, VALIDATIONS,
+        CIDRS, CONCURRENT, COUNTER_NAME, DOMAIN_NAMES, EGRESS_RULES, EXPRESSION, HEADER_NAME, LIMITS, MAX, OAUTH_VALUE,
+        OBJECT_NAME, PENDING_APPROVALS, PINNED_TEXT, PINNED_TOOLS, PORTS, SCOPES, SELECTOR_REQUIREMENTS, SERVER_NAME, SERVERS,
+        SHARED_MAX, SHOWN_EXPRESSION, SHOWN_VALUES, TEXT, TOOL_NAME, TOOLS, URL, VALIDATIONS,
     },
     credential::{Credential, CredentialKind, CredentialSource, audience_problem, secret_key_problem},
     egress::{Egress, EgressRule, domain_name_problem, read_cidr},
     error::FieldError,
-    policy::{LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, ServerTls, Tool},
+    policy::{Action, LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, ServerTls, Tool},
     text::escaped,
+    tool_class::ToolClass,
     tool_name,
+    tool_pins::{ServerPins, ToolPins},
+    url_port::port_of,
 };
 
 /// Checks a spec against the bounds and returns every field that is wrong. `cluster`: the spec is that of an `MCPClusterPolicy`.
@@ -115,12 +120,18 @@ impl FieldErrors {
             self.tls(&format!("{path}.tls"), tls, server);
         }
         self.count(&format!("{path}.tools"), server.tools.len(), 0, TOOLS);
+        if let Some(pins) = &server.pins {
+            self.pins(&format!("{path}.pins"), pins, server, cluster);
+        }
         let mut names = HashMap::new();
         for (index, tool) in server.tools.iter().take(TOOLS).enumerate() {
             let path = format!("{path}.tools[{index}]");
-            if let Some(first) = names.insert(tool.name.as_str(), index) {
-                let name = tool_name::shown(&tool.name);
-                self.report(format!("{path}.name"), format!("`{name}` is also the name of tools[{first}]; merge the two"));
+            if let Some(first) = names.insert((tool.name.as_str(), tool.class), index) {
+                let (field, what) = match tool.class {
+                    Some(class) => ("class", format!("`{}` is also the class", class.as_str())),
+                    None => ("name", format!("`{}` is also the name", tool_name::shown(&tool.name))),
+                };
+                self.report(format!("{path}.{field}"), format!("{what} of tools[{first}]; merge the two"));
             }
             self.tool(&path, tool);
         }
@@ -255,9 +266,39 @@ impl FieldErrors {
         }
     }
 
+    fn pins(&mut self, path: &str, pins: &ServerPins, server: &Server, cluster: bool) {
+        if server.name == "*" {
+            self.report(path, "are of one server, and `*` is every server; write them at a server that you name");
+        }
+        self.0.extend(object_name_problem(&format!("{path}.name"), &pins.name));
+        let at = format!("{path}.namespace");
+        match &pins.namespace {
+            // That is said already.
+            None if server.name == "*" => {}
+            None if cluster => self.report(at, "is left out, and an MCPClusterPolicy has none; write that of the pins"),
+            Some(_) if !cluster => self.report(at, "stands in an MCPPolicy, whose pins are in its own namespace; remove it"),
+            Some(namespace) => self.0.extend(object_name_problem(&at, namespace)),
+            None => {}
+        }
+    }
+
     fn tool(&mut self, path: &str, tool: &Tool) {
-        if let Some(problem) = tool_name::problem(&tool.name) {
-            self.report(format!("{path}.name"), problem);
+        match tool.class {
+            Some(_) if !tool.name.is_empty() => {
+                self.report(path, "has a name and a class; write one of the two, and the other in an entry of its own");
+            }
+            Some(ToolClass::Unknown) if tool.action != Some(Action::Deny) => {
+                self.report(format!("{path}.class"), "is Unknown, which allows nothing; write `action: Deny`, or name the tools");
+            }
+            Some(_) => {}
+            None if tool.name.is_empty() => {
+                self.report(format!("{path}.name"), "is left out or empty; write a tool's name, a glob, or `class` in its place");
+            }
+            None => {
+                if let Some(problem) = tool_name::problem(&tool.name) {
+                    self.report(format!("{path}.name"), problem);
+                }
+            }
         }
         self.optional_text(format!("{path}.reason"), tool.reason.as_deref(), TEXT);
         self.count(&format!("{path}.limits"), tool.limits.len(), 0, LIMITS);
@@ -269,6 +310,9 @@ impl FieldErrors {
             let path = format!("{path}.validations[{index}]");
             self.text(format!("{path}.expression"), &validation.expression, EXPRESSION);
             self.optional_text(format!("{path}.message"), validation.message.as_deref(), TEXT);
+        }
+        if let Some(approval) = &tool.approval {
+            self.approval(&format!("{path}.approval"), approval, tool.action);
         }
         if let Some(most) = tool.max_concurrent
             && !(1..=CONCURRENT).contains(&most)
@@ -291,6 +335,30 @@ impl FieldErrors {
         }
     }
 
+    fn approval(&mut self, path: &str, approval: &EntryApproval, action: Option<Action>) {
+        if action == Some(Action::Deny) {
+            self.report(path, "stands beside `action: Deny`, which nobody is asked about; remove one of the two");
+        }
+        self.optional_text(format!("{path}.when"), approval.when.as_deref(), EXPRESSION);
+        self.optional_text(format!("{path}.message"), approval.message.as_deref(), TEXT);
+        self.count(&format!("{path}.show"), approval.show.len(), 0, SHOWN_VALUES);
+        for (index, expression) in approval.show.iter().take(SHOWN_VALUES).enumerate() {
+            self.text(format!("{path}.show[{index}]"), expression, SHOWN_EXPRESSION);
+        }
+        if approval.hold.span() > EntryApproval::LONGEST_HOLD {
+            self.report(
+                format!("{path}.hold"),
+                format!("is {}; write 0s to 50s: clients give up on a call after 60 s", approval.hold),
+            );
+        }
+        if !(EntryApproval::SHORTEST_EXPIRY..=EntryApproval::LONGEST_EXPIRY).contains(&approval.expiry.span()) {
+            self.report(format!("{path}.expiry"), format!("is {}; write 10s to 24h", approval.expiry));
+        }
+        if !(1..=PENDING_APPROVALS).contains(&approval.pending) {
+            self.report(format!("{path}.pending"), format!("is {}; write 1 to {PENDING_APPROVALS}", approval.pending));
+        }
+    }
+
     fn limit(&mut self, path: &str, limit: &Limit) {
         if !(1..=MAX).contains(&limit.max) {
             self.report(
@@ -308,6 +376,42 @@ impl FieldErrors {
         self.optional_text(format!("{path}.cost"), limit.cost.as_deref(), EXPRESSION);
         self.optional_text(format!("{path}.counter"), limit.counter.as_deref(), COUNTER_NAME);
     }
+}
+
+/// Checks pins as the schema does, and that no tool or part stands twice.
+pub fn check_tool_pins(pins: &ToolPins) -> Vec<FieldError> {
+    let mut found = FieldErrors(Vec::new());
+    for (path, name) in [("metadata.name", &pins.name), ("metadata.namespace", &pins.namespace)] {
+        found.0.extend(object_name_problem(path, name));
+    }
+    let spec = &pins.spec;
+    found.text("spec.server".to_owned(), &spec.server, SERVER_NAME);
+    found.count("spec.tools", spec.tools.len(), 0, PINNED_TOOLS);
+    let mut names = HashMap::new();
+    for (index, tool) in spec.tools.iter().take(PINNED_TOOLS).enumerate() {
+        let path = format!("spec.tools[{index}]");
+        found.text(format!("{path}.name"), &tool.name, TOOL_NAME);
+        if let Some(first) = names.insert(tool.name.as_str(), index) {
+            found.report(format!("{path}.name"), format!("is also the name of tools[{first}]; remove one"));
+        }
+        let wrong = tool.digests().err();
+        found.0.extend(wrong.map(|FieldError { path: at, message }| FieldError { path: format!("{path}.{at}"), message }));
+        for (index, pinned) in tool.parts.iter().enumerate().filter(|(_, pinned)| pinned.text.len() > PINNED_TEXT) {
+            let message = format!("has {} bytes; at most {PINNED_TEXT} are possible", pinned.text.len());
+            found.report(format!("{path}.parts[{index}].text"), message);
+        }
+    }
+    found.0
+}
+
+/// Returns what is wrong with the name of a Kubernetes object, if something is (RFC 1123, a subdomain).
+pub(crate) fn object_name_problem(path: &str, name: &str) -> Option<FieldError> {
+    let fits = (1..=OBJECT_NAME).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.ends_with(|c: char| c.is_ascii_alphanumeric());
+    let message = || format!("`{}` is not a Kubernetes name; write lower case letters, digits, `-` and `.`", escaped(name, 80));
+    (!fits).then(|| FieldError { path: path.to_owned(), message: message() })
 }
 
 /// Checks a selector and returns every field that is wrong. Paths start at `path`.
@@ -408,12 +512,10 @@ fn http_url(url: &str, what: &str) -> Result<Uri, String> {
         return Err(format!("`{shown}` has a character that a URL cannot hold; percent-encode it"));
     }
     let uri: Uri = url.parse().map_err(|error| format!("`{shown}` is not a URL: {error}"))?;
-    let Some(authority) = uri.authority().filter(|authority| !authority.host().is_empty()) else {
+    if uri.host().is_none_or(str::is_empty) {
         return Err(format!("`{shown}` names no host"));
-    };
-    // The parser takes any text for a port, and whoever connects takes what is no number for none.
-    let (_, port) = authority.as_str().rsplit_once(authority.host()).unwrap_or_default();
-    if port.len() > 1 && authority.port_u16().is_none_or(|port| port == 0) {
+    }
+    if port_of(&uri).is_none() {
         return Err(format!("`{shown}` has a port that cannot be connected to; write a number from 1 to 65535, or none"));
     }
     Ok(uri)

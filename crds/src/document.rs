@@ -13,6 +13,7 @@ use crate::{
     policy::{MCPClusterPolicySpec, MCPPolicySpec},
     quoting,
     text::one_line,
+    tool_pins::{MCPToolPinsSpec, ToolPins},
 };
 
 /// One policy of a file.
@@ -48,6 +49,12 @@ pub struct Metadata {
     /// When it was created, in RFC 3339; of two policies that give a server different urls the older one's holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creation_timestamp: Option<String>,
+    /// Its uid in a cluster. An approval is bound to it, and to the generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// Its generation in a cluster, which changes with its spec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
 }
 
 /// A document with its place in a file, for errors that are found later.
@@ -57,23 +64,36 @@ pub struct Located<'a> {
     pub document: Document,
     /// False where the file leaves the namespace out: that of an `MCPPolicy` is `default` then.
     pub has_namespace: bool,
+    place: DocumentPlace<'a>,
+}
+
+/// Where a document stands.
+#[derive(Clone, Copy, Debug)]
+struct DocumentPlace<'a> {
     file: &'a str,
     text: &'a str,
     index: usize,
 }
 
+impl DocumentPlace<'_> {
+    /// Adds the place of a field in the file to an error.
+    fn error(&self, error: &FieldError) -> FileError {
+        FileError { file: self.file.to_owned(), position: locate(self.text, self.index, &error.path), message: error.to_string() }
+    }
+}
+
 impl Located<'_> {
     /// Adds the place of a field in the file to an error.
     pub fn error(&self, error: &FieldError) -> FileError {
-        FileError { file: self.file.to_owned(), position: locate(self.text, self.index, &error.path), message: error.to_string() }
+        self.place.error(error)
     }
 
     /// Returns an error for each unquoted text that kubectl reads as a boolean, a number or null.
     pub fn unquoted(&self) -> Vec<FileError> {
         let Ok(value) = serde_yaml::to_value(&self.document) else { return Vec::new() };
         let stands_plain = |path: &str, key: bool| {
-            let (line, column) = locate(self.text, self.index, path)?;
-            let line = self.text.lines().nth(line.checked_sub(1)?)?;
+            let (line, column) = locate(self.place.text, self.place.index, path)?;
+            let line = self.place.text.lines().nth(line.checked_sub(1)?)?;
             let before: String = line.chars().take(column.checked_sub(1)?).collect();
             let quotes = ['"', '\''];
             Some(if key {
@@ -90,37 +110,91 @@ impl Located<'_> {
     }
 }
 
-/// Reads every policy of a file and checks the bounds. `file` is only used to name it in errors.
+/// What a file holds.
+#[derive(Clone, Debug, Default)]
+pub struct Manifests<'a> {
+    /// The policies.
+    pub policies: Vec<Located<'a>>,
+    /// The pins.
+    pub pins: Vec<LocatedPins<'a>>,
+}
+
+/// Pins with their place in a file, for errors that are found later.
+#[derive(Clone, Debug)]
+pub struct LocatedPins<'a> {
+    /// The pins.
+    pub pins: ToolPins,
+    place: DocumentPlace<'a>,
+}
+
+impl LocatedPins<'_> {
+    /// Adds the place of a field in the file to an error.
+    pub fn error(&self, error: &FieldError) -> FileError {
+        self.place.error(error)
+    }
+}
+
+/// Reads every policy of a file, as [`read_manifests`] does, and passes over pins.
 ///
 /// # Errors
-/// All errors of the first document that has any; a file without a policy is an error too.
+/// Those of [`read_manifests`]; a file without a policy is an error too.
 pub fn read_documents<'a>(file: &'a str, text: &'a str) -> Result<Vec<Located<'a>>, Vec<FileError>> {
+    let policies = read_manifests(file, text)?.policies;
+    if policies.is_empty() { Err(vec![no_policy(file)]) } else { Ok(policies) }
+}
+
+/// Returns the error of a file, or a folder, that holds no policy.
+pub fn no_policy(file: &str) -> FileError {
+    let message = format!("holds no policy; write one with `apiVersion: {API_VERSION}` and `kind: MCPPolicy`");
+    FileError { file: file.to_owned(), position: None, message }
+}
+
+/// Reads every policy and all pins of a file, and checks the bounds. `file` is only used to name it in errors.
+///
+/// # Errors
+/// All errors of the first document that has any; a file with neither policies nor pins is an error too.
+pub fn read_manifests<'a>(file: &'a str, text: &'a str) -> Result<Manifests<'a>, Vec<FileError>> {
     // YAML lets a byte-order mark begin a file (YAML 1.2.2, section 5.2), and editors of Windows write one.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut documents = Vec::new();
+    let mut read = Manifests::default();
     let heads = serde_yaml::Deserializer::from_str(text);
     let bodies = serde_yaml::Deserializer::from_str(text);
     for (index, (head, body)) in heads.zip(bodies).enumerate() {
+        let place = DocumentPlace { file, text, index };
         let Some(head) = Option::<Head>::deserialize(head).map_err(|error| vec![yaml_error(file, &error)])? else {
             continue;
         };
         if let Some(error) = head.problem() {
-            let position = locate(text, index, &error.path);
-            return Err(vec![FileError { file: file.to_owned(), position, message: error.to_string() }]);
+            return Err(vec![place.error(&error)]);
+        }
+        if head.kind == PINS_KIND {
+            let pins = read_pins(body).map_err(|error| vec![yaml_error(file, &error)])?;
+            let errors = check::check_tool_pins(&pins);
+            let located = LocatedPins { pins, place };
+            if !errors.is_empty() {
+                return Err(errors.iter().map(|error| located.error(error)).collect());
+            }
+            read.pins.push(located);
+            continue;
         }
         let (document, has_namespace) = head.read(body).map_err(|error| vec![yaml_error(file, &error)])?;
-        let located = Located { document, has_namespace, file, text, index };
+        let located = Located { document, has_namespace, place };
         let errors = check_document(&located.document);
         if !errors.is_empty() {
             return Err(errors.iter().map(|error| located.error(error)).collect());
         }
-        documents.push(located);
+        read.policies.push(located);
     }
-    if documents.is_empty() {
-        let message = format!("holds no policy; write one with `apiVersion: {API_VERSION}` and `kind: MCPPolicy`");
-        return Err(vec![FileError { file: file.to_owned(), position: None, message }]);
-    }
-    Ok(documents)
+    if read.policies.is_empty() && read.pins.is_empty() { Err(vec![no_policy(file)]) } else { Ok(read) }
+}
+
+/// The kind of pins.
+const PINS_KIND: &str = "MCPToolPins";
+
+fn read_pins(document: serde_yaml::Deserializer<'_>) -> Result<ToolPins, serde_yaml::Error> {
+    let manifest = Manifest::<MCPToolPinsSpec>::deserialize(document)?;
+    let namespace = manifest.metadata.namespace.unwrap_or_else(|| "default".to_owned());
+    Ok(ToolPins { namespace, name: manifest.metadata.name, spec: manifest.spec })
 }
 
 fn check_document(document: &Document) -> Vec<FieldError> {
@@ -139,20 +213,7 @@ fn check_document(document: &Document) -> Vec<FieldError> {
         }
     };
     for (path, name) in [("metadata.name", Some(&metadata.name)), ("metadata.namespace", metadata.namespace.as_ref())] {
-        let Some(name) = name else { continue };
-        let fits = (1..=253).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
-            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.ends_with(|c: char| c.is_ascii_alphanumeric());
-        if !fits {
-            errors.push(FieldError {
-                path: path.to_owned(),
-                message: format!(
-                    "`{}` is not a Kubernetes name; write lower case letters, digits, `-` and `.`",
-                    name.chars().take(80).collect::<String>().escape_debug()
-                ),
-            });
-        }
+        errors.extend(name.and_then(|name| check::object_name_problem(path, name)));
     }
     errors
 }
@@ -175,8 +236,8 @@ impl Head {
         if self.api_version != API_VERSION {
             return error("apiVersion", &self.api_version, &format!("`{API_VERSION}`"));
         }
-        if !["MCPPolicy", "MCPClusterPolicy"].contains(&self.kind.as_str()) {
-            return error("kind", &self.kind, "`MCPPolicy` or `MCPClusterPolicy`");
+        if !["MCPPolicy", "MCPClusterPolicy", PINS_KIND].contains(&self.kind.as_str()) {
+            return error("kind", &self.kind, "`MCPPolicy`, `MCPClusterPolicy` or `MCPToolPins`");
         }
         None
     }
@@ -222,12 +283,12 @@ struct ObjectMeta {
     _labels: BTreeMap<String, String>,
     #[serde(default, rename = "annotations")]
     _annotations: BTreeMap<String, String>,
-    #[serde(default, rename = "uid")]
-    _uid: IgnoredAny,
+    #[serde(default)]
+    uid: Option<String>,
     #[serde(default, rename = "resourceVersion")]
     _resource_version: IgnoredAny,
-    #[serde(default, rename = "generation")]
-    _generation: IgnoredAny,
+    #[serde(default)]
+    generation: Option<i64>,
     #[serde(default, rename = "managedFields")]
     _managed_fields: IgnoredAny,
     #[serde(default, rename = "ownerReferences")]
@@ -238,7 +299,8 @@ struct ObjectMeta {
 
 impl From<ObjectMeta> for Metadata {
     fn from(meta: ObjectMeta) -> Self {
-        Self { name: meta.name, namespace: meta.namespace, creation_timestamp: meta.creation_timestamp }
+        let ObjectMeta { name, namespace, creation_timestamp, uid, generation, .. } = meta;
+        Self { name, namespace, creation_timestamp, uid, generation }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Action, Mode, Scope};
+use crate::{Action, Mode, Scope, TimeSpan, ToolClass, ToolPart, approval_request::ShownValue};
 
 /// The answer of `POST /explain`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,8 +26,11 @@ pub struct Explanation {
     pub server: String,
     /// The tool.
     pub tool: String,
-    /// `allowed`, `denied` or `would_deny`, as the audit log would say it.
+    /// `allowed`, `denied`, `would_deny` or `would_ask`, as the audit log would say it.
     pub decision: String,
+    /// The class of the tool, by the definitions that its server listed last; absent where no policy of the server reads them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<ToolClass>,
     /// Why, and by which entry of which policy.
     pub verdict: VerdictExplanation,
     /// The denials by policies in audit mode, the most severe first. Empty for a denied call.
@@ -56,6 +59,29 @@ pub struct VerdictExplanation {
     /// Whole seconds after which it is worth trying again; absent where waiting does not help or how long is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u64>,
+    /// What a person would be asked, for `approval_pending`. Whether one was asked already, and what was decided, it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<AskExplanation>,
+}
+
+/// What a person would be asked about a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AskExplanation {
+    /// The policies that ask, as `namespace/name`, or `name` of an `MCPClusterPolicy`. One approval satisfies them all.
+    pub policies: Vec<String>,
+    /// Why, in their words; empty where none says.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// What the person would be shown of the call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shown: Vec<ShownValue>,
+    /// How long the call would wait for the decision.
+    pub hold: TimeSpan,
+    /// How long the request would wait, and how long an approval could be used.
+    pub expiry: TimeSpan,
+    /// The requests that may wait at once.
+    pub pending: u32,
 }
 
 /// The explanation of one policy.
@@ -85,6 +111,9 @@ pub struct ServerExplanation {
     pub default_action: Action,
     /// Its action for the tool.
     pub action: Action,
+    /// How the tool compares with the pins of the policy; absent where it names none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pins: Option<PinsExplanation>,
     /// The entry that gives the action; absent where `defaultAction` does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entry: Option<String>,
@@ -103,11 +132,27 @@ pub struct EntryExplanation {
     pub action: Option<Action>,
     /// Its conditions.
     pub validations: Vec<ValidationExplanation>,
+    /// Its approval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalExplanation>,
     /// Its limits.
     pub limits: Vec<LimitExplanation>,
     /// Its `maxConcurrent`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<ConcurrencyExplanation>,
+}
+
+/// How a tool compares with the pins of a policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PinsExplanation {
+    /// The pins, as `namespace/name`.
+    pub pins: String,
+    /// `same`, `changed`, `new` (it is not pinned), `unverified` (no list had it yet) or `missing` (there are no such pins).
+    pub state: String,
+    /// The parts that changed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changed: Vec<ToolPart>,
 }
 
 /// The result of a condition.
@@ -121,6 +166,26 @@ pub struct ValidationExplanation {
     /// Why it could not be evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Whether an entry wants the approval of a person.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ApprovalExplanation {
+    /// The condition; absent where every call needs approval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// True if the call needs approval. It does where the condition cannot be evaluated.
+    pub asks: bool,
+    /// Why the condition could not be evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// How long a call waits for the decision.
+    pub hold: TimeSpan,
+    /// How long a request waits, and how long an approval can be used.
+    pub expiry: TimeSpan,
+    /// The requests that may wait at once.
+    pub pending: u32,
 }
 
 /// The state of a limit, and whether the call fits.
@@ -228,13 +293,28 @@ mod tests {
     fn an_answer_is_read_as_it_was_written() {
         let limit =
             LimitExplanation { limit: "1/minute".to_owned(), max: 1, used: 0.5, fits: true, ..LimitExplanation::default() };
+        let approval = ApprovalExplanation {
+            when: Some("args.n > 5".to_owned()),
+            asks: true,
+            hold: "30s".parse().unwrap(),
+            expiry: "1h30m".parse().unwrap(),
+            ..ApprovalExplanation::default()
+        };
+        let ask = AskExplanation {
+            policies: vec!["agents/p".to_owned()],
+            shown: vec![ShownValue { expression: "args.n".to_owned(), value: "7".to_owned(), cut: true }],
+            pending: 5,
+            ..AskExplanation::default()
+        };
         let entry = EntryExplanation {
+            approval: Some(approval),
             limits: vec![limit],
             max_concurrent: Some(ConcurrencyExplanation::default()),
             ..EntryExplanation::default()
         };
         let server = ServerExplanation { entries: vec![entry], action: Action::Allow, ..ServerExplanation::default() };
-        let said = PolicyExplanation { servers: vec![server], mode: Mode::Audit, ..PolicyExplanation::default() };
+        let verdict = VerdictExplanation { approval: Some(ask), ..VerdictExplanation::default() };
+        let said = PolicyExplanation { servers: vec![server], mode: Mode::Audit, verdict, ..PolicyExplanation::default() };
         let answer = ExplainResponse {
             explanation: Explanation { policies: vec![said], ..Explanation::default() },
             ..ExplainResponse::default()

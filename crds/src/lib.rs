@@ -8,13 +8,15 @@
 //!    ^  ^  ^
 //!    |  |  +- resource, status   the policies in a cluster (feature `kube`)
 //!    |  +---- select             the pods that they govern
-//!    +------- stream, explain, observed   the operator and the plugin talk to a sidecar
+//!    +------- stream, explain, observed, seen   the operator and the plugin talk to a sidecar
 //! ```
 //!
-//! [`credential`] says what a sidecar shows a server, [`egress`] where else a pod may connect to,
+//! [`approval_request`] has calls that wait for a person, [`tool_pins`] has what tools looked like when they were pinned, [`credential`] says what a sidecar shows a server, [`egress`] where else a pod may connect to,
 //! [`error`] has the errors, [`window`] and [`tool_name`] read single values, [`quoting`] finds texts that kubectl reads as another type,
 //! [`sidecar`] has the names and ports of an injected sidecar, [`text`] makes texts of others one line.
 
+mod approval;
+pub mod approval_request;
 pub mod bounds;
 pub mod check;
 pub mod credential;
@@ -28,6 +30,7 @@ pub mod policy_files;
 pub mod quoting;
 #[cfg(feature = "kube")]
 pub mod resource;
+pub mod seen;
 pub mod select;
 pub mod sidecar;
 #[cfg(feature = "kube")]
@@ -36,10 +39,13 @@ pub mod stream;
 pub mod text;
 mod tool_class;
 pub mod tool_name;
+pub mod tool_pins;
+mod url_port;
 pub mod window;
 
+pub use approval::{EntryApproval, TimeSpan};
 pub use credential::{Credential, CredentialKind, CredentialSource};
-pub use document::{Document, Metadata, read_documents};
+pub use document::{Document, Manifests, Metadata, read_documents, read_manifests};
 pub use egress::{Egress, EgressDefault, EgressRule};
 pub use error::{FieldError, FileError};
 pub use policy::{
@@ -48,6 +54,10 @@ pub use policy::{
 };
 pub use sidecar::SIDECAR_CONTAINER;
 pub use tool_class::{ToolClass, ToolSeverity};
+pub use tool_pins::{
+    MCPToolPinsSpec, OnDrift, OnNew, PartDigests, PartSet, PinnedPart, PinnedTool, ServerPins, ToolPart, ToolPins,
+};
+pub use url_port::port_of;
 pub use window::Window;
 
 /// The `apiVersion` of every Toolweir resource.

@@ -3,9 +3,15 @@
 use std::{collections::BTreeMap, fmt};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Visitor},
+};
 
-use crate::{bounds, credential::Credential, egress::Egress, window::Window};
+use crate::{
+    approval::EntryApproval, bounds, credential::Credential, egress::Egress, tool_class::ToolClass, tool_pins::ServerPins,
+    window::Window,
+};
 
 /// What the agents that `podSelector` names may call, and how often. It governs pods of its own namespace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -52,10 +58,16 @@ pub struct MCPPolicySpec {
         extend(
             "x-kubernetes-list-type" = "map",
             "x-kubernetes-list-map-keys" = ["name"],
-            "x-kubernetes-validations" = [{
-                "rule": "self.all(server, server.name != '*')",
-                "message": "`*` is for an MCPClusterPolicy; name the server",
-            }]
+            "x-kubernetes-validations" = [
+                {
+                    "rule": "self.all(server, server.name != '*')",
+                    "message": "`*` is for an MCPClusterPolicy; name the server",
+                },
+                {
+                    "rule": "self.all(server, !has(server.pins) || !has(server.pins.namespace))",
+                    "message": "the pins of an MCPPolicy are in its own namespace; remove `namespace`",
+                },
+            ]
         )
     )]
     pub servers: Vec<Server>,
@@ -110,7 +122,14 @@ pub struct MCPClusterPolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = bounds::SERVERS),
-        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+        extend(
+            "x-kubernetes-list-type" = "map",
+            "x-kubernetes-list-map-keys" = ["name"],
+            "x-kubernetes-validations" = [{
+                "rule": "self.all(server, !has(server.pins) || has(server.pins.namespace))",
+                "message": "an MCPClusterPolicy has no namespace; write that of the pins beside their name",
+            }]
+        )
     )]
     pub servers: Vec<Server>,
     /// Where else pods with captured connections may connect to. A policy without it has no say in that; where no policy of a pod has
@@ -256,6 +275,10 @@ impl OnStoreFailure {
         "message": "the server `*` is every server and has no url; remove it",
     },
     {
+        "rule": "self.name != '*' || !has(self.pins)",
+        "message": "pins are of one server, and `*` is every server; write them at a server that you name",
+    },
+    {
         "rule": "has(self.url) || !has(self.credential)",
         "message": "a credential goes only to a url that the same policy gives; write the url beside it",
     },
@@ -305,14 +328,18 @@ pub struct Server {
     /// written where a policy of the pod says true for the server and none says false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_arguments: Option<bool>,
+    /// What the server's tools looked like when a person looked at them, and what becomes of those that look otherwise. Left out, this
+    /// policy has no say in that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pins: Option<ServerPins>,
     /// The answer for tools that no entry matches.
     #[serde(default = "deny")]
     pub default_action: Action,
-    /// The entries. For a tool, the most specific one gives the action; limits and validations of all that match apply.
+    /// The entries. For a tool, the most specific one gives the action; limits, validations and approvals of all that match apply.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = bounds::TOOLS),
-        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name", "class"])
     )]
     pub tools: Vec<Tool>,
 }
@@ -335,22 +362,43 @@ pub enum ServerTls {
 /// Whether a tool may be called.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Action {
-    /// It may, within the limits and validations that match it.
+    /// It may, within the limits, validations and approvals that match it.
     Allow,
     /// It may not. What is left out is denied.
     #[default]
     Deny,
 }
 
-/// What holds for one tool, or for those that a glob matches.
+/// What holds for one tool, for those that a glob matches, or for those of a class.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "(self.name == '') != (self.class == '')",
+        "message": "an entry has a name or a class; write one of the two",
+    },
+    {
+        "rule": "self.class != 'Unknown' || (has(self.action) && self.action == 'Deny')",
+        "message": "the class Unknown allows nothing; write `action: Deny`, or name the tools",
+    },
+    {
+        "rule": "!has(self.approval) || !has(self.action) || self.action != 'Deny'",
+        "message": "nobody is asked about what `action: Deny` denies; remove `approval` or `action`",
+    },
+]))]
 pub struct Tool {
     /// The tool's exact name, or a glob in which `*` stands for any characters. A `*` that is part of the name is written `\*`, and
-    /// a backslash `\\`. What the entry allows it tells apart by case; what it denies, its limits, validations and maxConcurrent
-    /// hold for names in any case.
-    #[schemars(length(min = 1, max = bounds::TOOL_NAME))]
+    /// a backslash `\\`. What the entry allows it tells apart by case; what it denies, its limits, validations, approval and
+    /// maxConcurrent hold for names in any case. Empty where the entry is for a class.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = bounds::TOOL_NAME), extend("default" = ""))]
     pub name: String,
+    /// In place of a name: the class of the tools, by the definitions that their server listed last. The class of a tool that was not
+    /// listed, or whose server says that its list changed, is not known: what the entry denies, its limits, validations,
+    /// approval and maxConcurrent hold for such a tool too; it allows none.
+    #[serde(default, with = "optional_class", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", extend("enum" = ["", "Read", "Write", "Execute", "Destructive", "Financial", "Unknown"], "default" = ""))]
+    pub class: Option<ToolClass>,
     /// Left out, an entry that names its tools allows them. The entry `*` names none: left out there, the server's
     /// `defaultAction` holds, so that `*` can carry limits for every tool without opening one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -367,6 +415,9 @@ pub struct Tool {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = bounds::VALIDATIONS))]
     pub validations: Vec<Validation>,
+    /// Calls go through only once a person has approved them. Null is refused: it would ask about none.
+    #[serde(default, deserialize_with = "some_approval", skip_serializing_if = "Option::is_none")]
+    pub approval: Option<EntryApproval>,
     /// How many calls may be under way at once, of all pods that `maxConcurrentScope` counts together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = bounds::CONCURRENT))]
@@ -374,6 +425,67 @@ pub struct Tool {
     /// What `maxConcurrent` counts together: `Pod`, or a scope of several pods, which needs a shared store.
     #[serde(default, skip_serializing_if = "Scope::is_default")]
     pub max_concurrent_scope: Scope,
+}
+
+/// Reads an approval that may be left out, and not be null.
+fn some_approval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<EntryApproval>, D::Error> {
+    struct SomeApproval;
+    impl<'de> Visitor<'de> for SomeApproval {
+        type Value = Option<EntryApproval>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an approval")
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+            EntryApproval::deserialize(deserializer).map(Some)
+        }
+
+        fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
+            Err(E::custom("`approval` is null, and would ask about no call; write {} for every call, or remove it"))
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            self.visit_none()
+        }
+    }
+    deserializer.deserialize_option(SomeApproval)
+}
+
+/// Reads a class that may be empty: Kubernetes writes the empty text where it is left out, since it is a key of the list.
+mod optional_class {
+    use std::fmt;
+
+    use serde::{
+        Deserialize, Deserializer, Serialize, Serializer,
+        de::{Error, IntoDeserializer, Visitor},
+    };
+
+    use crate::ToolClass;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ToolClass>, D::Error> {
+        deserializer.deserialize_str(ClassOrEmpty)
+    }
+
+    #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(class: &Option<ToolClass>, serializer: S) -> Result<S::Ok, S::Error> {
+        class.map_or("", ToolClass::as_str).serialize(serializer)
+    }
+
+    /// Refuses a text while the reader still knows its place.
+    struct ClassOrEmpty;
+
+    impl Visitor<'_> for ClassOrEmpty {
+        type Value = Option<ToolClass>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("the name of a class")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            if text.is_empty() { Ok(None) } else { ToolClass::deserialize(text.into_deserializer()).map(Some) }
+        }
+    }
 }
 
 /// At most `max` in any span of `window`.

@@ -53,11 +53,58 @@ pub fn safe_json(json: &str) -> String {
     text
 }
 
-/// Returns whether a character is invisible or looks like a space: spaces of other widths, fillers, and characters that join, separate
-/// or reverse their neighbours.
+/// Adds a character of a text of others to one that is shown exactly: what cannot be seen, or would be obeyed, as its code.
+///
+/// ```
+/// let mut shown = String::new();
+/// "a\n\u{202e}b 🎉\u{fe0f}c\u{fe0f}".chars().for_each(|c| toolweir_crds::text::push_exact(&mut shown, c));
+/// assert_eq!(shown, "a\\n\\u{202e}b 🎉\u{fe0f}c\\u{fe0f}");
+/// ```
+pub fn push_exact(shown: &mut String, c: char) {
+    match c {
+        '\n' => shown.push_str("\\n"),
+        '\t' => shown.push_str("\\t"),
+        '\r' => shown.push_str("\\r"),
+        // Of a symbol, it chooses the form; after a letter or digit, it is not seen.
+        '\u{fe0e}' | '\u{fe0f}' if shown.ends_with(|before: char| before >= '\u{2190}' && !before.is_alphanumeric()) => {
+            shown.push(c);
+        }
+        c if c.is_control() || is_unseen(c) || matches!(c, '\u{fe0e}' | '\u{fe0f}') => {
+            shown.push_str(&format!("\\u{{{:x}}}", u32::from(c)));
+        }
+        c => shown.push(c),
+    }
+}
+
+/// Makes one word of a name that others chose, for a sentence or a column: what has blanks, quotes or more than visible ASCII stands in
+/// quotes, so that nothing of it passes for the text around it.
+///
+/// ```
+/// assert_eq!(toolweir_crds::text::one_word("pay_invoice"), "pay_invoice");
+/// assert_eq!(toolweir_crds::text::one_word("pay of server \"test\"\n"), r#""pay of server \"test\"\n""#);
+/// ```
+pub fn one_word(name: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '`');
+    if !name.is_empty() && name.chars().all(is_plain) {
+        return Cow::Borrowed(name);
+    }
+    let mut word = String::from('"');
+    for c in name.chars() {
+        if matches!(c, '"' | '\\') {
+            word.push('\\');
+        }
+        push_exact(&mut word, c);
+    }
+    word.push('"');
+    Cow::Owned(word)
+}
+
+/// Returns whether a character is invisible or looks like a space: spaces of other widths, fillers, characters that join, separate
+/// or reverse their neighbours, and those that choose a form of the one before them, but for the two that emoji have.
 pub fn is_unseen(c: char) -> bool {
     let blank = c.is_whitespace() && !matches!(c, ' ' | '\u{3000}');
-    let filler = matches!(c, '\u{ad}' | '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
-    let joins = matches!(c, '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
-    blank || filler || joins
+    let filler = matches!(c, '\u{ad}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{1d173}'..='\u{1d17a}');
+    let joins = matches!(c, '\u{34f}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    let chooses = matches!(c, '\u{180b}'..='\u{180f}' | '\u{fe00}'..='\u{fe0d}' | '\u{e0000}'..='\u{e0fff}');
+    blank || filler || joins || chooses
 }

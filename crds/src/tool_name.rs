@@ -72,6 +72,9 @@ pub fn doubts(entry: &str) -> Vec<String> {
              tool has it"
         ));
     }
+    if let Some(class) = entry.strip_prefix("class:") {
+        doubts.push(format!("`{shown}` is a tool of this name; for a class, write `class: {}` in place of `name`", class.trim()));
+    }
     if let Some(other) = entry.chars().find(|c| "?[]{}|^$,".contains(*c)) {
         doubts.push(format!(
             "`{shown}` has `{other}`, which stands for itself: only `*` stands for other characters; write an entry for each name \

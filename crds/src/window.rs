@@ -62,7 +62,7 @@ impl FromStr for Window {
 }
 
 /// Reads numbers with units, largest unit first: `1h30m`, `90s`, `1500ms`.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
     let (mut rest, mut total, mut smallest) = (text, 0_u64, u64::MAX);
     while !rest.is_empty() {

@@ -7,7 +7,9 @@ use serde_json::json;
 use toolweir_crds::{Document, FileError, bounds, read_documents};
 
 /// Errors that a reader cannot find and the compiler does: see the same test of `toolweir-engine`.
-const FOUND_BY_THE_COMPILER: [&str; 13] = [
+const FOUND_BY_THE_COMPILER: [&str; 15] = [
+    "approval-show-not-cel.yaml",
+    "approval-when-not-cel.yaml",
     "cel-bad-pattern.yaml",
     "cel-made-type.yaml",
     "cel-nested-comprehension.yaml",
@@ -154,7 +156,10 @@ fn errors_are_written_as_file_line_column_field_and_advice() {
             "window-unknown.yaml:14:17: spec.servers[0].tools[0].limits[0].window: `fortnight` is not a window; write second, \
              minute, hour, day, or a duration from 100ms to 744h such as 90s or 1h30m",
         ),
-        ("wrong-kind.yaml", "wrong-kind.yaml:4:7: kind: `McpPolicy` is not known; write `MCPPolicy` or `MCPClusterPolicy`"),
+        (
+            "wrong-kind.yaml",
+            "wrong-kind.yaml:4:7: kind: `McpPolicy` is not known; write `MCPPolicy`, `MCPClusterPolicy` or `MCPToolPins`",
+        ),
         (
             "wrong-api-version.yaml",
             "wrong-api-version.yaml:3:13: apiVersion: `toolweir.dev/v1` is not known; write `toolweir.dev/v1alpha1`",

@@ -1,5 +1,5 @@
-//! The acknowledgements of sidecars: which version each enforces, which credentials it can use, to which servers it can open TLS, and
-//! how many pods that makes for each policy.
+//! The acknowledgements of sidecars: which version each enforces, which credentials it can use, to which servers it can open TLS, which
+//! tools are not as they were pinned, and how many pods that makes for each policy.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -9,13 +9,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toolweir_crds::{
     bounds,
-    stream::{Ack, CredentialReport, InterceptionReport},
+    stream::{Ack, CredentialReport, DriftReport, InterceptionReport},
     text::one_line,
 };
 use toolweir_engine::PolicyId;
 
 use crate::{
     index::{Index, PodKey, PreparedSnapshot},
+    pins_status::{DriftTally, SaidOfPins},
     readiness::{SaidOfServer, ServersTally, first},
 };
 
@@ -41,6 +42,8 @@ struct AcknowledgedStream {
     credentials: BTreeMap<String, SaidOfServer>,
     /// What it said last of the TLS of agents to each server: whether it can open it.
     interception: BTreeMap<String, SaidOfServer>,
+    /// What it said last of tools of pinned servers; none before it said something.
+    drift: Option<SaidOfPins>,
 }
 
 /// A snapshot that is in force, and the policies in it that cannot be enforced, each with why.
@@ -63,6 +66,9 @@ pub struct PolicyTally {
     /// What sidecars of prepared pods said of the servers to which the policy has the TLS of agents opened.
     #[serde(default, skip_serializing_if = "ServersTally::is_empty")]
     pub interception: ServersTally,
+    /// What sidecars said of the servers that the policy holds to pins.
+    #[serde(default, skip_serializing_if = "DriftTally::is_empty")]
+    pub drift: DriftTally,
 }
 
 /// Tallies by the policy's uid.
@@ -73,7 +79,7 @@ impl Acknowledgements {
     pub fn open(&mut self, pod: PodKey, uid: String) -> u64 {
         self.next += 1;
         let (credentials, interception) = (BTreeMap::new(), BTreeMap::new());
-        let stream = AcknowledgedStream { pod, uid, sent: Vec::new(), enforced: None, credentials, interception };
+        let stream = AcknowledgedStream { pod, uid, sent: Vec::new(), enforced: None, credentials, interception, drift: None };
         self.streams.insert(self.next, stream);
         self.next
     }
@@ -147,6 +153,16 @@ impl Acknowledgements {
         stream.interception = stream.known(said, current, |prepared| &prepared.interception);
     }
 
+    /// Takes what a sidecar says of tools that are not as they were pinned. `current` is the snapshot for its pod.
+    pub fn report_drift(&mut self, stream: u64, current: Option<&PreparedSnapshot>, report: DriftReport) {
+        let Some(stream) = self.streams.get_mut(&stream) else { return };
+        let sent = &stream.sent;
+        let is_pinned = |server: &str, pins: &str| {
+            sent.iter().map(Arc::as_ref).chain(current).any(|prepared| prepared.is_pinned(server, pins))
+        };
+        stream.drift = Some(SaidOfPins::new(report, is_pinned));
+    }
+
     /// Counts the pods of this replica's streams that enforce the current generation of each policy. A pod with two streams
     /// counts once.
     pub fn tally(&self, index: &Index) -> Tallies {
@@ -181,6 +197,9 @@ impl Acknowledgements {
                 // Of others the operator knows by itself that they must be created anew.
                 if let Some(servers) = prepared.interception.get(&included.id).filter(|_| index.is_prepared(pod)) {
                     tally.interception.add(pod, servers, &stream.interception);
+                }
+                if let Some((servers, said)) = prepared.pinned.get(&included.id).zip(stream.drift.as_ref()) {
+                    tally.drift.add(servers, said);
                 }
             }
         }
@@ -225,6 +244,7 @@ pub fn sum(parts: impl IntoIterator<Item = Tallies>) -> Tallies {
                 held.acknowledged += tally.acknowledged;
                 held.credentials.merge(tally.credentials);
                 held.interception.merge(tally.interception);
+                held.drift.merge(tally.drift);
                 first(&mut held.refused, tally.refused);
             }
         }

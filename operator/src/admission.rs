@@ -19,9 +19,10 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use toolweir_crds::{FieldError, resource::PolicyStatus};
+use toolweir_crds::{FieldError, MCPPolicySpec, resource::PolicyStatus};
 
 use crate::{
+    approvals::service::ApprovalService,
     captured,
     cluster_state::ClusterState,
     config::OperatorConfig,
@@ -77,6 +78,8 @@ const LONGEST_WARNING: usize = 250;
 pub struct AdmissionHandler {
     /// The index, for what is known of namespaces.
     pub state: Arc<ClusterState>,
+    /// Whether people can be asked to approve calls.
+    pub approvals: Arc<ApprovalService>,
     /// The API server, where the index may be behind it.
     pub namespaces: NamespaceLookup,
     /// The configuration.
@@ -501,6 +504,13 @@ impl AdmissionHandler {
         self.in_context(asked, namespace, false, |context| answer(captured::check_new(&pod, context)))
     }
 
+    /// Returns the warning for whoever has calls approved where nobody can be asked.
+    fn approval_warnings(&self, entry: &PolicyEntry) -> Vec<String> {
+        let guard = self.approvals.guard();
+        let why = guard.unavailable().zip(asking_field(&entry.policy.spec));
+        why.map(|(why, field)| format!("{field}: these calls are denied for now: {why}")).into_iter().collect()
+    }
+
     /// Validates a policy.
     fn validate(&self, asked: &AdmissionRequest) -> AdmissionResponse {
         // What was let in before and only changes its labels or finalizers is not held up, also by a newer version that would
@@ -520,11 +530,20 @@ impl AdmissionHandler {
         };
         let entry = PolicyEntry::new(String::new(), 0, document, PolicyStatus::default(), &self.state.options);
         if entry.errors.is_empty() {
-            AdmissionResponse::allowed("allowed", "")
+            AdmissionResponse { warnings: self.approval_warnings(&entry), ..AdmissionResponse::allowed("allowed", "") }
         } else {
             AdmissionResponse::refused("Invalid", error_list(&entry.errors))
         }
     }
+}
+
+/// Returns the path of the first `approval` of a policy; none where nobody is asked.
+fn asking_field(policy: &MCPPolicySpec) -> Option<String> {
+    let mut servers = policy.servers.iter().enumerate();
+    servers.find_map(|(server, of_server)| {
+        let tool = of_server.tools.iter().position(|tool| tool.approval.is_some())?;
+        Some(format!("spec.servers[{server}].tools[{tool}].approval"))
+    })
 }
 
 /// Returns a number that cannot be foreseen: the keys of each hasher are random.

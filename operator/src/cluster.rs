@@ -10,8 +10,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use toolweir_crds::{
-    Document, SIDECAR_CONTAINER, bounds,
-    resource::{MCPClusterPolicy, MCPPolicy},
+    Document, SIDECAR_CONTAINER, ToolPins, bounds,
+    resource::{MCPClusterPolicy, MCPPolicy, MCPToolPins},
     select::Labels,
     sidecar::CAPTURE_CONTAINER,
 };
@@ -22,19 +22,22 @@ use crate::{
     credentials::{AUDIENCE_TOKENS_VOLUME, CREDENTIALS_VOLUME, MOST_AUDIENCES, MountedCredentials},
     index::{ClusterEvent, Pod, PodInterception, PodKey, PolicyEntry},
     inject::{AGENT_CA_DIR, MIRROR, NamespaceInfo, PodKind, SkipReason},
+    pins::{PinsEntry, PinsKey},
     watch::WatchFailures,
 };
 
 /// The most objects of a page of a list.
 const PAGE: u32 = 50;
+/// The most pins of a page: most of them are large.
+const PINS_PAGE: u32 = 8;
 
-/// Watches namespaces, pods and policies for ever. A watch that fails is begun anew, with a pause that grows.
+/// Watches namespaces, pods, policies and pins for ever. A watch that fails is begun anew, with a pause that grows.
 pub async fn watch(client: Client, state: Arc<ClusterState>, failures: WatchFailures) {
     let watches = Watches { state: &state, failures };
     tokio::join!(
         watches.follow(
             Api::<Namespace>::all(client.clone()),
-            "namespaces",
+            ("namespaces", PAGE),
             |namespace| ready(Some((namespace.name_any(), NamespaceInfo::new(labels(&namespace), namespace.annotations())))),
             ClusterEvent::Namespace,
             ClusterEvent::NamespaceGone,
@@ -42,7 +45,7 @@ pub async fn watch(client: Client, state: Arc<ClusterState>, failures: WatchFail
         ),
         watches.follow(
             Api::<KubePod>::all(client.clone()),
-            "pods",
+            ("pods", PAGE),
             |found| ready(pod(&found)),
             ClusterEvent::Pod,
             ClusterEvent::PodGone,
@@ -50,7 +53,7 @@ pub async fn watch(client: Client, state: Arc<ClusterState>, failures: WatchFail
         ),
         watches.follow(
             Api::<MCPPolicy>::all(client.clone()),
-            "mcppolicies",
+            ("mcppolicies", PAGE),
             |policy: MCPPolicy| {
                 let options = state.options.clone();
                 state.compile(move || {
@@ -64,8 +67,8 @@ pub async fn watch(client: Client, state: Arc<ClusterState>, failures: WatchFail
             |all| ClusterEvent::Policies { cluster: false, all },
         ),
         watches.follow(
-            Api::<MCPClusterPolicy>::all(client),
-            "mcpclusterpolicies",
+            Api::<MCPClusterPolicy>::all(client.clone()),
+            ("mcpclusterpolicies", PAGE),
             |policy: MCPClusterPolicy| {
                 let options = state.options.clone();
                 state.compile(move || {
@@ -78,6 +81,14 @@ pub async fn watch(client: Client, state: Arc<ClusterState>, failures: WatchFail
             ClusterEvent::PolicyGone,
             |all| ClusterEvent::Policies { cluster: true, all },
         ),
+        watches.follow(
+            Api::<MCPToolPins>::all(client),
+            ("mcptoolpins", PINS_PAGE),
+            |pins: MCPToolPins| ready(Some(pins_entry(&pins))),
+            ClusterEvent::Pins,
+            ClusterEvent::PinsGone,
+            ClusterEvent::AllPins,
+        ),
     );
 }
 
@@ -89,11 +100,11 @@ struct Watches<'a> {
 
 impl Watches<'_> {
     /// Follows one kind of object. `read` returns what is kept of an object, or none for one that counts as gone. `there`, `gone`
-    /// and `all` make the events.
+    /// and `all` make the events. `page` is the most objects of a page.
     async fn follow<K, I, V, R>(
         &self,
         api: Api<K>,
-        resource: &str,
+        (resource, page): (&str, u32),
         read: impl Fn(K) -> R,
         there: impl Fn(I, V) -> ClusterEvent,
         gone: impl Fn(I) -> ClusterEvent,
@@ -106,7 +117,7 @@ impl Watches<'_> {
     {
         let mut listed = BTreeMap::new();
         // A page is held whole, and each object of it may be as large as etcd takes it.
-        let config = watcher::Config::default().page_size(PAGE);
+        let config = watcher::Config::default().page_size(page);
         let mut events = pin!(watcher(api, config).default_backoff());
         while let Some(event) = events.next().await {
             match event {
@@ -144,6 +155,12 @@ impl FromMetadata for PodKey {
     }
 }
 
+impl FromMetadata for PinsKey {
+    fn from_metadata(meta: &kube::core::ObjectMeta) -> Self {
+        Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
+    }
+}
+
 impl FromMetadata for PolicyId {
     fn from_metadata(meta: &kube::core::ObjectMeta) -> Self {
         let namespace = meta.namespace.clone().unwrap_or_default();
@@ -165,6 +182,10 @@ fn generation(object: &impl ResourceExt) -> i64 {
 
 fn entry(entry: PolicyEntry) -> (PolicyId, PolicyEntry) {
     (entry.policy.id.clone(), entry)
+}
+
+fn pins_entry(pins: &MCPToolPins) -> (PinsKey, PinsEntry) {
+    (PinsKey::from_metadata(&pins.metadata), PinsEntry::new(uid(pins), generation(pins), &ToolPins::from(pins)))
 }
 
 /// Returns what the index keeps of a pod; none for one that will never run again.

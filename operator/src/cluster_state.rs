@@ -8,11 +8,12 @@ use std::{
 
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::{Semaphore, watch};
-use toolweir_crds::stream::{Ack, CredentialReport, InterceptionReport};
+use toolweir_crds::stream::{Ack, CredentialReport, DriftReport, InterceptionReport};
 use toolweir_engine::CompileOptions;
 
 use crate::{
     acks::Acknowledgements,
+    drift_events::{self, DriftedTool},
     index::{ClusterEvent, Index, PodKey},
     metrics::OperatorRegistry,
     shared_store::health::StoreHealth,
@@ -151,6 +152,20 @@ impl ClusterState {
         let current = self.index().snapshot(pod, uid);
         self.acks().report_interception(stream, current.as_deref(), report);
         self.notify();
+    }
+
+    /// Takes what a sidecar says of tools that are not as they were pinned. Returns those of which its policies ask it and whose pins are
+    /// there.
+    pub fn report_drift(&self, stream: u64, pod: &PodKey, uid: &str, report: DriftReport) -> Vec<DriftedTool> {
+        let (current, drifted) = {
+            let mut index = self.index();
+            let current = index.snapshot(pod, uid);
+            let drifted = current.as_deref().map(|current| drift_events::drifted(&index, current, pod, &report));
+            (current, drifted.unwrap_or_default())
+        };
+        self.acks().report_drift(stream, current.as_deref(), report);
+        self.notify();
+        drifted
     }
 
     /// Runs a job that compiles policies of the cluster, on a thread of its own. Jobs run one after another.

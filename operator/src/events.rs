@@ -1,20 +1,16 @@
 //! Denials of calls and connections as Kubernetes events of the pod, for `kubectl describe pod`. They are gathered, and written at most once a minute for
-//! each pod and reason.
+//! each pod and reason. Events of tools that changed are those of [`crate::drift_events`], those of approvals of [`crate::approvals`].
 //!
 //! [`Ledger`] is plain data and functions; [`write`](fn@write) talks to the API server.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt::Write as _,
     time::Duration,
 };
 
 use data_encoding::HEXLOWER;
-use k8s_openapi::{
-    api::core::v1::{Event, EventSource, ObjectReference},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
-    jiff::Timestamp,
-};
+use k8s_openapi::{api::core::v1::Event, jiff::Timestamp};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -24,7 +20,12 @@ use tokio::{sync::mpsc, time::Instant};
 use toolweir_crds::{stream::Denied, text::one_line};
 use toolweir_engine::{EgressReason, Reason};
 
-use crate::{index::PodKey, metrics::OperatorRegistry};
+use crate::{
+    drift_events::{DriftLedger, DriftedTool},
+    event_notice::{COMPONENT, EventNotice, EventObject, EventType},
+    index::PodKey,
+    metrics::OperatorRegistry,
+};
 
 /// At most one write in this time, for a pod and reason.
 const PACE: Duration = Duration::from_secs(60);
@@ -34,6 +35,8 @@ const FORGET: Duration = Duration::from_secs(30 * 60);
 const MOST: usize = 10_000;
 /// The most that are written in a round, so that many pods at once do not flood the API server.
 const ROUND: usize = 50;
+/// The most events of approvals that wait to be written.
+const APPROVALS: usize = 1000;
 /// Between two rounds.
 const LOOK: Duration = Duration::from_secs(1);
 /// The most tools or destinations, and policies, that a message names.
@@ -42,13 +45,11 @@ const NAMED: usize = 3;
 const LONGEST_NAME: usize = 128;
 /// The most kinds of denials that are taken of one line; a sidecar tells no more.
 const KINDS: usize = 64;
-/// The component that reports the events.
-const COMPONENT: &str = "toolweir-operator";
 
 /// The metric of events.
 #[derive(Clone, Debug)]
 pub struct EventMetrics {
-    /// Events of denied calls and connections, by result.
+    /// Events of denied calls and connections, of changed tools and of approvals, by result.
     pub events: IntCounterVec,
 }
 
@@ -58,15 +59,26 @@ impl EventMetrics {
     /// # Errors
     /// Those of [`OperatorRegistry::counter`].
     pub fn new(registry: &OperatorRegistry) -> Result<Self, prometheus::Error> {
-        let help = "Events of denied calls and connections, by what became of them.";
+        let help = "Events of denied calls and connections, of changed tools and of approvals, by what became of them.";
         let results = ["ok", "failed", "no_room"];
         Ok(Self { events: registry.counters_at_zero("toolweir_operator_events_total", help, "result", results)? })
     }
 
-    /// Counts denials that had no room.
+    /// Counts a report of which something had no room.
     pub fn count_no_room(&self) {
         self.events.with_label_values(&["no_room"]).inc();
     }
+}
+
+/// What becomes events.
+#[derive(Clone, Debug)]
+pub enum EventReport {
+    /// Calls and connections that were denied.
+    Denials(DenialReport),
+    /// Tools that are not as they were pinned.
+    Drift(Vec<DriftedTool>),
+    /// A call that waits for a person, or what was decided.
+    Approval(Box<EventNotice>),
 }
 
 /// The denials that a sidecar reported.
@@ -92,27 +104,6 @@ pub fn shorten(mut denials: Vec<Denied>) -> Vec<Denied> {
     }
     denials.shrink_to_fit();
     denials
-}
-
-/// An event that is to be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
-    /// The pod.
-    pub pod: PodKey,
-    /// Its uid.
-    pub uid: String,
-    /// The event's name.
-    pub name: String,
-    /// The event's reason.
-    pub reason: &'static str,
-    /// The message.
-    pub message: String,
-    /// When the first of these denials was reported.
-    pub first: Timestamp,
-    /// When the last one was.
-    pub last: Timestamp,
-    /// The number of denials.
-    pub count: u64,
 }
 
 /// What was denied, and why: for each pod, an event of its own.
@@ -213,7 +204,7 @@ impl Ledger {
     }
 
     /// Returns the events that are due, the longest overdue first, and counts them as written. Forgets events that are over.
-    pub fn due(&mut self, now: Instant) -> Vec<Notice> {
+    pub fn due(&mut self, now: Instant) -> Vec<EventNotice> {
         self.0.retain(|_, entry| entry.is_new || now.saturating_duration_since(entry.seen) < FORGET);
         let mut due: Vec<_> = self
             .0
@@ -236,7 +227,7 @@ impl Ledger {
 }
 
 impl EventEntry {
-    fn notice(&self, uid: &str, kind: DeniedKind) -> Notice {
+    fn notice(&self, uid: &str, kind: DeniedKind) -> EventNotice {
         let (what, reason, why) = kind.parts();
         let mut message = format!("{} {what}{} denied, {why}", self.count, if self.count == 1 { "" } else { "s" });
         let _ = write!(message, " ({reason})");
@@ -246,10 +237,16 @@ impl EventEntry {
             let _ = write!(message, ", by {}", list(named.iter()));
         }
         let _ = write!(message, ": {}.", list(self.targets.keys()));
-        Notice {
-            pod: self.pod.clone(),
-            uid: uid.to_owned(),
+        EventNotice {
+            regarding: EventObject {
+                api_version: "v1",
+                kind: "Pod",
+                namespace: self.pod.namespace.clone(),
+                name: self.pod.name.clone(),
+                uid: uid.to_owned(),
+            },
             name: name(&self.pod.name, uid, kind, self.first),
+            event_type: EventType::Warning,
             reason: kind.event(),
             message,
             first: self.first,
@@ -270,6 +267,14 @@ fn words(reason: Reason) -> &'static str {
         Reason::NoPolicy => "no policy names the server",
         Reason::InvalidPolicy => "a policy cannot be enforced as it is written",
         Reason::Malformed => "its meaning is not clear",
+        Reason::PinDrift => "the tool is not as it was pinned",
+        Reason::NotPinned => "the tool is not pinned",
+        Reason::PinUnverified => "it is not known whether the tool is as it was pinned",
+        Reason::ApprovalPending => "it waits for a person's approval",
+        Reason::ApprovalDenied => "a person has denied it",
+        Reason::ApprovalExpired => "nobody approved it in time",
+        Reason::ApprovalFull => "too many requests for approval wait",
+        Reason::ApprovalUnavailable => "nobody can be asked to approve it",
         Reason::StoreUnavailable => "the store of shared counts does not answer",
         Reason::None | Reason::ExpressionBudget | Reason::CountersExhausted => "it cannot be counted",
     }
@@ -300,15 +305,24 @@ fn name(pod: &str, uid: &str, kind: DeniedKind, first: Timestamp) -> String {
 }
 
 /// Writes the reports of sidecars as events, for ever.
-pub async fn write(client: Client, mut reports: mpsc::Receiver<DenialReport>, metrics: EventMetrics) {
-    let mut ledger = Ledger::default();
+pub async fn write(client: Client, mut reports: mpsc::Receiver<EventReport>, metrics: EventMetrics) {
+    let (mut denials, mut drifts, mut approvals) = (Ledger::default(), DriftLedger::default(), VecDeque::new());
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             report = reports.recv() => match report {
                 Some(report) => {
-                    let lost = ledger.add(report, Instant::now(), Timestamp::now());
-                    if lost > 0 {
+                    let (now, time) = (Instant::now(), Timestamp::now());
+                    let is_whole = match report {
+                        EventReport::Denials(report) => denials.add(report, now, time) == 0,
+                        EventReport::Drift(drifted) => drifts.add(drifted, now, time) == 0,
+                        EventReport::Approval(_) if approvals.len() >= APPROVALS => false,
+                        EventReport::Approval(notice) => {
+                            approvals.push_back(*notice);
+                            true
+                        }
+                    };
+                    if !is_whole {
                         metrics.count_no_room();
                     }
                 }
@@ -316,10 +330,12 @@ pub async fn write(client: Client, mut reports: mpsc::Receiver<DenialReport>, me
                 None => return std::future::pending().await,
             },
             _ = look.tick() => {
-                for notice in ledger.due(Instant::now()) {
+                let now = Instant::now();
+                let of_approvals: Vec<EventNotice> = approvals.drain(..approvals.len().min(ROUND)).collect();
+                for notice in of_approvals.into_iter().chain(denials.due(now)).chain(drifts.due(now)) {
                     let written = apply(&client, &notice).await;
                     if let Err(error) = &written {
-                        tracing::warn!(%error, pod = %notice.pod, "an event cannot be written");
+                        tracing::warn!(%error, kind = notice.regarding.kind, object = %notice.regarding, "an event cannot be written");
                     }
                     metrics.events.with_label_values(&[if written.is_ok() { "ok" } else { "failed" }]).inc();
                 }
@@ -328,38 +344,9 @@ pub async fn write(client: Client, mut reports: mpsc::Receiver<DenialReport>, me
     }
 }
 
-async fn apply(client: &Client, notice: &Notice) -> Result<(), kube::Error> {
-    let api: Api<Event> = Api::namespaced(client.clone(), &notice.pod.namespace);
-    let event = event(notice);
-    api.patch(&notice.name, &PatchParams::apply(COMPONENT).force(), &Patch::Apply(&event)).await.map(drop)
-}
-
-/// The event as the API has it.
-fn event(notice: &Notice) -> Event {
-    Event {
-        metadata: ObjectMeta {
-            name: Some(notice.name.clone()),
-            namespace: Some(notice.pod.namespace.clone()),
-            ..ObjectMeta::default()
-        },
-        involved_object: ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(notice.pod.namespace.clone()),
-            name: Some(notice.pod.name.clone()),
-            uid: Some(notice.uid.clone()),
-            ..ObjectReference::default()
-        },
-        type_: Some("Warning".to_owned()),
-        reason: Some(notice.reason.to_owned()),
-        message: Some(notice.message.clone()),
-        count: Some(i32::try_from(notice.count).unwrap_or(i32::MAX)),
-        first_timestamp: Some(Time(notice.first)),
-        last_timestamp: Some(Time(notice.last)),
-        source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: None }),
-        reporting_component: Some(COMPONENT.to_owned()),
-        ..Event::default()
-    }
+async fn apply(client: &Client, notice: &EventNotice) -> Result<(), kube::Error> {
+    let api: Api<Event> = Api::namespaced(client.clone(), &notice.regarding.namespace);
+    api.patch(&notice.name, &PatchParams::apply(COMPONENT).force(), &Patch::Apply(&notice.event())).await.map(drop)
 }
 
 #[cfg(test)]

@@ -2,25 +2,27 @@
 //! without I/O.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 use toolweir_crds::{
-    Document, FieldError, LabelSelector, Server, ServerTls, check,
+    Document, FieldError, LabelSelector, MCPPolicySpec, Server, ServerTls, check,
     resource::PolicyStatus,
     select::{Labels, selects},
-    stream::{Snapshot, StreamMessage},
+    stream::{LONGEST_LINE, Snapshot, StreamMessage},
 };
 use toolweir_engine::{CompileOptions, Engine, Memory, Policy, PolicyId, Severity};
 
 use crate::{
     credentials::MountedCredentials,
     inject::{NamespaceInfo, OptIn, SkipReason, namespace_opted_in},
+    pins::{IncludedPins, PinnedServer, PinsEntry, PinsKey},
 };
 
 /// The reason of a pod that has no sidecar and could have one.
@@ -106,11 +108,23 @@ impl PolicyEntry {
     fn servers_with(&self, holds: impl Fn(&Server) -> bool) -> Vec<String> {
         self.policy.spec.servers.iter().filter(|server| holds(server)).map(|server| server.name.clone()).collect()
     }
+
+    /// Returns the servers that it holds to pins.
+    pub fn pinned_servers(&self) -> impl Iterator<Item = PinnedServer> {
+        let Policy { id, spec, .. } = &self.policy;
+        let pinned = |server: &Server| Some(PinnedServer { server: server.name.clone(), pins: PinsKey::of(id, server)? });
+        spec.servers.iter().filter_map(pinned)
+    }
 }
 
 /// Returns whether a policy has the TLS of agents to a server opened.
 pub(crate) fn is_intercepted(server: &Server) -> bool {
     server.tls == Some(ServerTls::Intercept)
+}
+
+/// Returns whether a policy has calls approved by people.
+pub(crate) fn asks_people(spec: &MCPPolicySpec) -> bool {
+    spec.servers.iter().flat_map(|server| &server.tools).any(|tool| tool.approval.is_some())
 }
 
 /// A policy of a snapshot, in the state in which it is there.
@@ -124,6 +138,13 @@ pub struct IncludedPolicy {
     pub generation: i64,
 }
 
+/// What makes a snapshot another: its policies and the pins that they name, in the state in which they are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct SnapshotKey {
+    policies: Vec<IncludedPolicy>,
+    pins: Vec<IncludedPins>,
+}
+
 /// A snapshot, written once for all pods that it is for.
 #[derive(Debug)]
 pub struct PreparedSnapshot {
@@ -135,33 +156,52 @@ pub struct PreparedSnapshot {
     pub includes: Vec<IncludedPolicy>,
     /// True if one of them counts across pods.
     pub shares: bool,
+    /// True if one of them has calls approved by people.
+    pub asks_people: bool,
     /// The servers to which each of them gives a credential; without those that give none.
     pub credentials: BTreeMap<PolicyId, Vec<String>>,
     /// The servers to which each of them has the TLS of agents opened; without those that have none.
     pub interception: BTreeMap<PolicyId, Vec<String>>,
+    /// The servers that each of them holds to pins; without those that hold none.
+    pub pinned: BTreeMap<PolicyId, Vec<PinnedServer>>,
     policies: Vec<Policy>,
     conflicts: OnceLock<Vec<(PolicyId, FieldError)>>,
 }
 
 impl PreparedSnapshot {
-    /// Writes the line of a snapshot with these policies.
-    pub(crate) fn new(includes: Vec<IncludedPolicy>, entries: &[&PolicyEntry]) -> Self {
+    /// Writes the line of a snapshot with these policies and pins.
+    pub(crate) fn new(includes: Vec<IncludedPolicy>, entries: &[&PolicyEntry], pins: &[&PinsEntry]) -> Self {
         let documents: Vec<&Document> = entries.iter().map(|entry| &entry.document).collect();
-        let text = serde_json::to_vec(&documents).unwrap_or_default();
-        let hash = ring::digest::digest(&ring::digest::SHA256, &text);
-        let version: String = HEXLOWER.encode(hash.as_ref()).chars().take(16).collect();
-        let message = StreamMessage::Snapshot(Snapshot { version: version.clone(), policies: documents });
-        let mut line = serde_json::to_vec(&message).unwrap_or_default();
-        line.push(b'\n');
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        hash.update(&serde_json::to_vec(&documents).unwrap_or_default());
+        for pins in pins {
+            hash.update(pins.json().get().as_bytes());
+        }
+        let version: String = HEXLOWER.encode(hash.finish().as_ref()).chars().take(16).collect();
+        let mut line = line(&version, documents.clone(), pins.iter().map(|pins| pins.json()).collect());
+        if line.len() > LONGEST_LINE && !pins.is_empty() {
+            let short: Vec<Box<RawValue>> = pins.iter().map(|pins| pins.without_texts()).collect();
+            line = self::line(&version, documents, short.iter().map(AsRef::as_ref).collect());
+        }
         let policies = entries.iter().map(|entry| entry.policy.clone()).collect();
         let shares = entries.iter().any(|entry| entry.policy.spec.counts_across_pods());
+        let asks_people = entries.iter().any(|entry| asks_people(&entry.policy.spec));
         let servers = |holds: fn(&Server) -> bool| {
             let of_each = entries.iter().map(|entry| (entry.policy.id.clone(), entry.servers_with(holds)));
             of_each.filter(|(_, servers)| !servers.is_empty()).collect()
         };
         let credentials = servers(|server| server.credential.is_some());
         let interception = servers(is_intercepted);
-        Self { version, line: line.into(), includes, shares, credentials, interception, policies, conflicts: OnceLock::new() }
+        let pinned = entries.iter().map(|entry| (entry.policy.id.clone(), entry.pinned_servers().collect::<Vec<_>>()));
+        let pinned = pinned.filter(|(_, servers)| !servers.is_empty()).collect();
+        let line = line.into();
+        let conflicts = OnceLock::new();
+        Self { version, line, includes, shares, asks_people, credentials, interception, pinned, policies, conflicts }
+    }
+
+    /// Returns whether a policy holds a server to these pins, written as `namespace/name`.
+    pub fn is_pinned(&self, server: &str, pins: &str) -> bool {
+        self.pinned.values().flatten().any(|pinned| pinned.server == server && pinned.pins.to_string() == pins)
     }
 
     /// Returns whether [`PreparedSnapshot::conflicts`] are known, so that it takes no time.
@@ -191,6 +231,14 @@ impl PreparedSnapshot {
     }
 }
 
+/// Writes a snapshot as a line of the stream.
+fn line(version: &str, policies: Vec<&Document>, pins: Vec<&RawValue>) -> Vec<u8> {
+    let message = StreamMessage::Snapshot(Snapshot { version: version.to_owned(), policies, pins });
+    let mut line = serde_json::to_vec(&message).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
 /// A change of the cluster, or a list of all objects of a kind.
 #[derive(Debug)]
 pub enum ClusterEvent {
@@ -217,6 +265,12 @@ pub enum ClusterEvent {
         /// The policies.
         all: BTreeMap<PolicyId, PolicyEntry>,
     },
+    /// Pins are there.
+    Pins(PinsKey, PinsEntry),
+    /// Pins are gone.
+    PinsGone(PinsKey),
+    /// These are all pins.
+    AllPins(BTreeMap<PinsKey, PinsEntry>),
 }
 
 /// The pods that an event concerns.
@@ -242,9 +296,10 @@ pub struct Index {
     namespaces: BTreeMap<String, NamespaceInfo>,
     pods: BTreeMap<PodKey, Pod>,
     policies: BTreeMap<PolicyId, PolicyEntry>,
+    pins: BTreeMap<PinsKey, PinsEntry>,
     listed: Listed,
     subscriptions: BTreeMap<PodKey, Subscription>,
-    prepared: HashMap<Vec<IncludedPolicy>, Arc<PreparedSnapshot>>,
+    prepared: HashMap<SnapshotKey, Arc<PreparedSnapshot>>,
 }
 
 /// The kinds of objects that were listed once.
@@ -255,13 +310,14 @@ struct Listed {
     pods: bool,
     policies: bool,
     cluster_policies: bool,
+    pins: bool,
 }
 
 impl Index {
     /// Returns whether every kind of object was listed once. Before that nothing is known for sure of any pod.
     pub fn synced(&self) -> bool {
-        let Listed { namespaces, pods, policies, cluster_policies } = self.listed;
-        namespaces && pods && policies && cluster_policies
+        let Listed { namespaces, pods, policies, cluster_policies, pins } = self.listed;
+        namespaces && pods && policies && cluster_policies && pins
     }
 
     /// Applies an event and notifies the subscribers whose snapshot it changes.
@@ -322,7 +378,35 @@ impl Index {
                 *(if cluster { &mut self.listed.cluster_policies } else { &mut self.listed.policies }) = true;
                 Affected::AllPods
             }
+            ClusterEvent::Pins(key, entry) => self.update_pins(key, entry),
+            ClusterEvent::PinsGone(key) => {
+                self.pins.remove(&key);
+                self.held_to(&key)
+            }
+            ClusterEvent::AllPins(all) => {
+                (self.pins, self.listed.pins) = (all, true);
+                Affected::AllPods
+            }
         }
+    }
+
+    fn update_pins(&mut self, key: PinsKey, entry: PinsEntry) -> Affected {
+        let before = self.pins.get(&key).map(|old| (&old.uid, old.generation));
+        let affected = if before == Some((&entry.uid, entry.generation)) { Affected::NoPod } else { self.held_to(&key) };
+        self.pins.insert(key, entry);
+        affected
+    }
+
+    /// Returns the pods whose policies may name these pins.
+    fn held_to(&self, pins: &PinsKey) -> Affected {
+        let names = |entry: &PolicyEntry| {
+            entry.policy.spec.servers.iter().any(|server| PinsKey::of(&entry.policy.id, server).as_ref() == Some(pins))
+        };
+        let mut naming = self.policies.iter().filter(|(_, entry)| names(entry)).peekable();
+        if naming.peek().is_none() {
+            return Affected::NoPod;
+        }
+        if naming.any(|(id, _)| id.cluster) { Affected::AllPods } else { Affected::Namespace(pins.namespace.clone()) }
     }
 
     fn pods_of(id: &PolicyId) -> Affected {
@@ -390,11 +474,18 @@ impl Index {
             includes.push(IncludedPolicy { id: id.clone(), uid: entry.uid.clone(), generation: entry.generation });
             entries.push(entry);
         }
-        if let Some(prepared) = self.prepared.get(&includes) {
+        let named: BTreeSet<PinsKey> =
+            entries.iter().flat_map(|entry| entry.pinned_servers()).map(|pinned| pinned.pins).collect();
+        let there: Vec<(PinsKey, &PinsEntry)> =
+            named.into_iter().filter_map(|key| self.pins.get(&key).map(|pins| (key, pins))).collect();
+        let pins: Vec<&PinsEntry> = there.iter().map(|(_, pins)| *pins).collect();
+        let state = |(key, pins): (PinsKey, &PinsEntry)| IncludedPins { key, uid: pins.uid.clone(), generation: pins.generation };
+        let snapshot_key = SnapshotKey { policies: includes, pins: there.into_iter().map(state).collect() };
+        if let Some(prepared) = self.prepared.get(&snapshot_key) {
             return Some(Arc::clone(prepared));
         }
-        let prepared = Arc::new(PreparedSnapshot::new(includes.clone(), &entries));
-        self.prepared.insert(includes, Arc::clone(&prepared));
+        let prepared = Arc::new(PreparedSnapshot::new(snapshot_key.policies.clone(), &entries, &pins));
+        self.prepared.insert(snapshot_key, Arc::clone(&prepared));
         Some(prepared)
     }
 
@@ -459,6 +550,11 @@ impl Index {
             }
         }
         counts
+    }
+
+    /// Pins, if they are there.
+    pub fn pins(&self, key: &PinsKey) -> Option<&PinsEntry> {
+        self.pins.get(key)
     }
 
     /// The policies.

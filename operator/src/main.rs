@@ -1,9 +1,12 @@
 //! The command line.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use toolweir_operator::{check, run};
+use toolweir_operator::{
+    approvals::{settings::ApprovalSettings, webhook::WebhookFiles},
+    check, run,
+};
 use tracing_subscriber::{filter::LevelFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Injects the sidecar into agent pods and streams to each the policies that govern it.
@@ -84,6 +87,44 @@ struct Run {
     /// Where the kubelet finds /healthz and /readyz, served by a thread of their own.
     #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDR")]
     probe_listen: String,
+    #[command(flatten)]
+    approvals: Approvals,
+}
+
+#[derive(Debug, Args)]
+struct Approvals {
+    /// Whether people can be asked to approve calls.
+    #[arg(long = "approvals", default_value = "off", value_name = "WHETHER")]
+    is_on: Switch,
+    /// How long an `MCPApproval` is kept after it ended: 7d, 12h, 90s.
+    #[arg(long = "approvals-retention", default_value = "7d", value_name = "TIME", value_parser = humantime::parse_duration)]
+    retention: Duration,
+    /// The `ValidatingAdmissionPolicy` that checks who decides, and its binding of the same name.
+    #[arg(long = "approvals-guard", default_value = "toolweir-approvals", value_name = "NAME")]
+    guard: String,
+    /// The file with the URL that is told of requests. It is read again for each message.
+    #[arg(long = "approvals-webhook-url-file", value_name = "FILE")]
+    webhook_url: Option<PathBuf>,
+    /// The file with the key with which messages to it are signed. It is read again for each message.
+    #[arg(long = "approvals-webhook-secret-file", value_name = "FILE", requires = "webhook_url")]
+    webhook_secret: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    /// They can.
+    On,
+    /// They cannot.
+    Off,
+}
+
+impl Approvals {
+    /// Returns the settings; none where approvals are off.
+    fn settings(self) -> Option<ApprovalSettings> {
+        let Self { is_on, retention, guard, webhook_url, webhook_secret } = self;
+        let webhook = webhook_url.map(|url| WebhookFiles { url, secret: webhook_secret });
+        (is_on == Switch::On).then_some(ApprovalSettings { retention, guard, webhook })
+    }
 }
 
 fn main() -> ExitCode {
@@ -123,6 +164,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 stream_listen: run.stream_listen,
                 metrics_listen: run.metrics_listen,
                 probe_listen: run.probe_listen,
+                approvals: run.approvals.settings(),
             };
             runtime.block_on(run::run(options))
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use toolweir_crds::stream::SharedStore;
+use toolweir_crds::{approval_request::ApprovalNews, stream::SharedStore};
 
 use crate::{index::PreparedSnapshot, shared_store::health::SidecarStore};
 
@@ -15,6 +15,8 @@ pub struct StreamContent {
     pub store: SidecarStore,
     /// The policies of its pod.
     pub snapshot: Arc<PreparedSnapshot>,
+    /// What is known of its requests for approval; none where it asks nobody.
+    pub approvals: Option<Arc<ApprovalNews>>,
 }
 
 /// The last lines that were sent on one stream.
@@ -26,6 +28,7 @@ pub struct SentContent {
     snapshot: Option<Arc<PreparedSnapshot>>,
     /// True once policies of this stream counted across pods. The store then stays until the stream ends.
     shares: bool,
+    approvals: Option<Arc<ApprovalNews>>,
 }
 
 /// The last line of the shared store.
@@ -47,12 +50,15 @@ pub enum NextLine {
     Store(Option<Arc<SharedStore>>),
     /// The policies.
     Snapshot(Arc<PreparedSnapshot>),
+    /// What is known of requests for approval.
+    Approvals(Arc<ApprovalNews>),
 }
 
 impl SentContent {
     /// Returns the line that has to be sent next; `None` if the sidecar has everything.
     ///
-    /// The authorities come first, then the store, with which policies are compiled, then the policies. Only sidecars whose
+    /// The authorities come first, then the store, with which policies are compiled, then the policies, then what was decided: an approval
+    /// never comes before the change of a policy that voids it. Only sidecars whose
     /// policies count across pods get the store: the password is in it.
     pub fn next(&self, desired: &StreamContent) -> Option<NextLine> {
         if self.trust.as_ref() != Some(&desired.trust) {
@@ -69,7 +75,12 @@ impl SentContent {
             return Some(NextLine::Store(store));
         }
         let is_sent = self.snapshot.as_ref().is_some_and(|sent| Arc::ptr_eq(sent, &desired.snapshot));
-        (!is_sent).then(|| NextLine::Snapshot(Arc::clone(&desired.snapshot)))
+        if !is_sent {
+            return Some(NextLine::Snapshot(Arc::clone(&desired.snapshot)));
+        }
+        let news = desired.approvals.as_ref()?;
+        let is_told = self.approvals.as_ref().is_some_and(|told| Arc::ptr_eq(told, news));
+        (!is_told).then(|| NextLine::Approvals(Arc::clone(news)))
     }
 
     /// Records a line as sent. Policies have to be sent again once there is a store, or none any more: sidecars compile them with it.
@@ -87,6 +98,7 @@ impl SentContent {
                 self.shares |= snapshot.shares;
                 self.snapshot = Some(Arc::clone(snapshot));
             }
+            NextLine::Approvals(news) => self.approvals = Some(Arc::clone(news)),
         }
     }
 
@@ -100,7 +112,7 @@ mod tests {
     use super::*;
 
     fn snapshot(shares: bool) -> Arc<PreparedSnapshot> {
-        let mut snapshot = PreparedSnapshot::new(Vec::new(), &[]);
+        let mut snapshot = PreparedSnapshot::new(Vec::new(), &[], &[]);
         snapshot.shares = shares;
         Arc::new(snapshot)
     }
@@ -118,7 +130,7 @@ mod tests {
     }
 
     fn desired(trust: &str, store: SidecarStore, snapshot: &Arc<PreparedSnapshot>) -> StreamContent {
-        StreamContent { trust: trust.into(), store, snapshot: Arc::clone(snapshot) }
+        StreamContent { trust: trust.into(), store, snapshot: Arc::clone(snapshot), approvals: None }
     }
 
     /// Sends whatever is next until nothing is, and returns it in short.
@@ -130,6 +142,7 @@ mod tests {
                 NextLine::Trust(trust) => format!("trust {trust}"),
                 NextLine::Store(store) => format!("store {}", store.map_or_else(|| "none".to_owned(), |store| store.url.clone())),
                 NextLine::Snapshot(snapshot) => format!("snapshot {}", Arc::ptr_eq(&snapshot, &desired.snapshot)),
+                NextLine::Approvals(news) => format!("approvals {}", news.approvals.len()),
             });
             assert!(lines.len() < 4, "{lines:?}");
         }
@@ -153,6 +166,21 @@ mod tests {
             assert_eq!(drain(&mut sent, &all), lines);
             assert_eq!(drain(&mut sent, &all), "", "{lines}");
         }
+    }
+
+    #[test]
+    fn what_was_decided_comes_after_the_policies_and_only_when_it_changed() {
+        let (first, second) = (snapshot(false), snapshot(false));
+        let news = Arc::new(ApprovalNews::default());
+        let with = |snapshot: &Arc<PreparedSnapshot>, news: Option<&Arc<ApprovalNews>>| StreamContent {
+            approvals: news.cloned(),
+            ..desired("a", SidecarStore::Nowhere, snapshot)
+        };
+        let mut sent = SentContent::default();
+        assert_eq!(drain(&mut sent, &with(&first, None)), "trust a, store none, snapshot true");
+        assert_eq!(drain(&mut sent, &with(&second, Some(&news))), "snapshot true, approvals 0");
+        assert_eq!(drain(&mut sent, &with(&second, Some(&news))), "");
+        assert_eq!(drain(&mut sent, &with(&second, Some(&Arc::new(ApprovalNews::default())))), "approvals 0");
     }
 
     #[test]

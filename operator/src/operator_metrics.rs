@@ -1,9 +1,9 @@
 //! All metrics of the operator. docs/metrics.md lists them; a test holds it against a scrape.
 
 use crate::{
-    admission::AdmissionMetrics, certs::CertificateMetrics, cluster_state::StateMetrics, events::EventMetrics,
-    leader::LeaderMetrics, metrics::OperatorRegistry, metrics_port::ScrapeMetrics, publish::StatusMetrics, serve::PortMetrics,
-    shared_store::monitor::StoreMonitorMetrics, stream::StreamMetrics, watch::WatchFailures,
+    admission::AdmissionMetrics, approvals::metrics::MCPApprovalMetrics, certs::CertificateMetrics, cluster_state::StateMetrics,
+    events::EventMetrics, leader::LeaderMetrics, metrics::OperatorRegistry, metrics_port::ScrapeMetrics, publish::StatusMetrics,
+    serve::PortMetrics, shared_store::monitor::StoreMonitorMetrics, stream::StreamMetrics, watch::WatchFailures,
 };
 
 /// The metrics of each module, in one registry.
@@ -13,6 +13,8 @@ pub struct OperatorMetrics {
     pub registry: OperatorRegistry,
     /// Of the webhooks.
     pub admission: AdmissionMetrics,
+    /// Of approvals.
+    pub approvals: MCPApprovalMetrics,
     /// Of the certificates.
     pub certificates: CertificateMetrics,
     /// Of events.
@@ -44,6 +46,7 @@ impl OperatorMetrics {
         let registry = OperatorRegistry::new()?;
         Ok(Self {
             admission: AdmissionMetrics::new(&registry)?,
+            approvals: MCPApprovalMetrics::new(&registry)?,
             certificates: CertificateMetrics::new(&registry)?,
             events: EventMetrics::new(&registry)?,
             leader: LeaderMetrics::new(&registry)?,

@@ -57,6 +57,8 @@ pub struct StatusMetrics {
     policy_credentials: IntGaugeVec,
     /// Each policy that has the TLS of agents opened, with the reason of its condition `InterceptionReady`.
     policy_interception: IntGaugeVec,
+    /// Each policy that holds a server to pins, with the reason of its condition `PinsMatched`.
+    policy_pins: IntGaugeVec,
     /// The pods of each policy, by state.
     policy_pods: IntGaugeVec,
     /// Statuses that were written, by result.
@@ -93,6 +95,11 @@ impl StatusMetrics {
                  At the replica that leads.",
                 &["policy", "interception"],
             )?,
+            policy_pins: registry.gauges(
+                "toolweir_operator_policy_pins",
+                "A policy that holds a server to pins, with the reason of its condition PinsMatched; always 1. At the replica that leads.",
+                &["policy", "pins"],
+            )?,
             policy_pods: registry.gauges(
                 "toolweir_operator_policy_pods",
                 "Pods of a policy: selected, of these injected, of these acknowledged. At the replica that leads.",
@@ -126,6 +133,9 @@ impl StatusMetrics {
                 if let Some((reason, _)) = &desired.interception {
                     self.policy_interception.with_label_values(&[name.as_str(), reason.as_str()]).set(1);
                 }
+                if let Some((reason, _)) = &desired.pins {
+                    self.policy_pins.with_label_values(&[name.as_str(), reason.as_str()]).set(1);
+                }
                 for (state, count) in
                     [("selected", desired.selected), ("injected", desired.injected), ("acknowledged", desired.acknowledged)]
                 {
@@ -145,6 +155,7 @@ impl StatusMetrics {
         self.policy_status.reset();
         self.policy_credentials.reset();
         self.policy_interception.reset();
+        self.policy_pins.reset();
         self.policy_pods.reset();
     }
 }

@@ -204,6 +204,7 @@ pub(crate) mod fixtures {
         for cluster in [true, false] {
             index.apply(ClusterEvent::Policies { cluster, all: BTreeMap::new() });
         }
+        index.apply(ClusterEvent::AllPins(BTreeMap::new()));
         index
     }
 

@@ -241,7 +241,7 @@ impl AdmissionRequest {
     /// A part cannot be read.
     pub fn policy(&self) -> Result<Option<Document>, serde_json::Error> {
         let spec: &[u8] = if self.object.spec.is_empty() { b"null" } else { &self.object.spec };
-        let metadata = |namespace| Metadata { name: self.name.clone(), namespace, creation_timestamp: None };
+        let metadata = |namespace| Metadata { name: self.name.clone(), namespace, ..Metadata::default() };
         Ok(match self.kind.as_str() {
             "MCPPolicy" => {
                 let metadata = metadata(Some(self.namespace.clone()));

@@ -15,6 +15,10 @@ use toolweir_engine::CompileOptions;
 
 use crate::{
     admission::{AdmissionHandler, Intake},
+    approvals::{
+        settings::{ApprovalSettings, PreparedApprovals},
+        writer::EventQueue,
+    },
     auth::TokenReviewer,
     certs::{CertificateManager, CertificateSettings, StoreCertificateSettings, issue},
     client_ca::{ClientCa, ClientCaError},
@@ -35,8 +39,8 @@ use crate::{
 /// The time for which a stopping replica goes on serving, until no more requests are sent to it.
 const LAME_DUCK: Duration = Duration::from_secs(4);
 
-/// The most reports of denials that wait to become events. Each takes up to some 30 KiB.
-const DENIALS: usize = 256;
+/// The most reports that wait to become events. Each takes up to some 30 KiB, or what a line of a sidecar can have.
+const REPORTS: usize = 256;
 
 /// The command line.
 #[derive(Clone, Debug)]
@@ -67,6 +71,8 @@ pub struct RunOptions {
     pub metrics_listen: String,
     /// The address of the probes' port.
     pub probe_listen: String,
+    /// The settings of approvals; none where they are off.
+    pub approvals: Option<ApprovalSettings>,
 }
 
 /// Runs a replica until SIGTERM or SIGINT.
@@ -105,8 +111,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     };
     let certificates = CertificateManager::new(client.clone(), settings, metrics.certificates.clone(), metrics.watches.clone());
     let (serving, trust, certified) = (certificates.serving(), certificates.trust(), certificates.ready());
+    let (events, reports) = mpsc::channel(REPORTS);
+    let queue = EventQueue { reports: events.clone(), metrics: metrics.events.clone() };
+    let approvals = PreparedApprovals::new(options.approvals.clone(), client.clone(), queue, &metrics);
     let webhooks = AdmissionHandler {
         state: Arc::clone(&state),
+        approvals: Arc::clone(&approvals.service),
         namespaces: NamespaceLookup::new(&client),
         config: Arc::clone(&config),
         namespace: options.namespace.as_str().into(),
@@ -117,9 +127,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     };
     let store_monitor =
         StoreMonitor::new(config.shared_store.clone(), Arc::clone(&state), metrics.store.clone()).trusting(trust.clone());
-    let (denials, reports) = mpsc::channel(DENIALS);
     let streams = StreamServer {
-        denials,
+        approvals: Arc::clone(&approvals.service),
+        reports: events,
         state: Arc::clone(&state),
         reviewer: TokenReviewer::new(client.clone()),
         trust: trust.clone(),
@@ -163,6 +173,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let (leads, leading) = watch::channel(false);
     // None of these ends by itself.
     let mut parts = JoinSet::new();
+    approvals.start(&mut parts, &state, &metrics, leading.clone());
     parts.spawn(certificates.run());
     parts.spawn(health.beat());
     client_ca.map(|client_ca| parts.spawn(client_ca.follow()));

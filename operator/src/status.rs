@@ -6,7 +6,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
-use toolweir_crds::{resource::PolicyStatus, select::Labels};
+use toolweir_crds::{resource::PolicyStatus, select::Labels, stream::LONGEST_LINE};
 use toolweir_engine::{CompileOptions, PolicyId};
 
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     credential_status::CredentialNeeds,
     index::{Index, Pod, PodKey, PolicyEntry, PreparedSnapshot},
     interception_status::InterceptionNeeds,
+    pins_status::{PinsNeeds, PinsReason},
     readiness::{NamedPods, ReadyReason},
     shared_store::health::StoreHealth,
 };
@@ -98,10 +99,14 @@ pub struct DesiredStatus {
     pub credentials: Option<(ReadyReason, String)>,
     /// The condition `InterceptionReady`. None where the policy has the TLS of agents opened to no server.
     pub interception: Option<(ReadyReason, String)>,
+    /// The condition `PinsMatched`. None where the policy holds no server to pins.
+    pub pins: Option<(PinsReason, String)>,
 }
 
 /// The longest message, in characters; the API allows 32768 bytes.
 const LONGEST: usize = 1024;
+
+const MIB: usize = 1024 * 1024;
 
 /// Returns the snapshots of pods whose conflicts are not computed yet. [`desired`] would compute them while the index is locked.
 pub fn without_conflicts_computed(index: &mut Index) -> Vec<Arc<PreparedSnapshot>> {
@@ -129,12 +134,15 @@ pub fn desired(
     let mut governed: BTreeMap<PolicyId, Governed> = BTreeMap::new();
     for (id, entry) in index.policies() {
         let (credentials, interception) = (CredentialNeeds::of(&entry.policy), InterceptionNeeds::of(&entry.policy));
-        governed.insert(id.clone(), Governed { credentials, interception, ..Governed::default() });
+        let pins = PinsNeeds::of(entry, index);
+        governed.insert(id.clone(), Governed { credentials, interception, pins, ..Governed::default() });
     }
     for (key, pod) in pods {
         let Some(prepared) = index.snapshot(&key, &pod.uid) else { continue };
         for included in &prepared.includes {
-            governed.entry(included.id.clone()).or_default().add(&key, &pod);
+            let of = governed.entry(included.id.clone()).or_default();
+            of.add(&key, &pod);
+            of.too_long = of.too_long.max(Some(prepared.line.len()).filter(|length| *length > LONGEST_LINE));
         }
         for (id, error) in prepared.conflicts(options) {
             governed.entry(id.clone()).or_default().conflict.get_or_insert_with(|| error.to_string());
@@ -175,6 +183,9 @@ struct Governed {
     conflict: Option<String>,
     credentials: Option<CredentialNeeds>,
     interception: Option<InterceptionNeeds>,
+    pins: Option<PinsNeeds>,
+    /// The bytes of a snapshot that no sidecar takes, since it is too long.
+    too_long: Option<usize>,
 }
 
 impl Governed {
@@ -209,6 +220,7 @@ impl Governed {
         let credentials = self.credentials.as_ref();
         let credentials = credentials.map(|needs| needs.condition(self.injected, is_accepted, &tally.credentials));
         let interception = self.interception.as_ref().map(|needs| needs.condition(is_accepted, &tally.interception));
+        let pins = self.pins.as_ref().map(|needs| needs.condition(self.injected, is_accepted, &tally.drift));
         let programmed = if accepted.0 == Accepted::Invalid {
             (Programmed::Invalid, "It does not compile; see the condition Accepted.".to_owned())
         } else if self.selected == 0 {
@@ -223,7 +235,12 @@ impl Governed {
             );
             (Programmed::NoSidecar, message)
         } else if acknowledged < self.selected {
-            (Programmed::Pending, format!("{} of {} sidecars enforce it by now.", acknowledged, self.selected))
+            let hint = self.too_long.map(|length| {
+                let (takes, most) = (length.div_ceil(MIB), LONGEST_LINE / MIB);
+                format!(" The policies and pins of a pod have {takes} MiB, and a sidecar takes {most} MiB: split them, or remove some.")
+            });
+            let hint = hint.unwrap_or_default();
+            (Programmed::Pending, format!("{acknowledged} of {} sidecars enforce it by now.{hint}", self.selected))
         } else {
             (Programmed::Programmed, format!("All {} sidecars enforce it.", self.selected))
         };
@@ -238,6 +255,7 @@ impl Governed {
             store: store.map(|(status, reason, message)| (status, reason, message.chars().take(LONGEST).collect())),
             credentials: credentials.map(|(reason, message)| (reason, message.chars().take(LONGEST).collect())),
             interception: interception.map(|(reason, message)| (reason, message.chars().take(LONGEST).collect())),
+            pins: pins.map(|(reason, message)| (reason, message.chars().take(LONGEST).collect())),
         }
     }
 }
@@ -260,7 +278,7 @@ pub fn merge(old: &PolicyStatus, desired: &DesiredStatus, now: Timestamp) -> Opt
     let ready = |kind: &str, desired: &Option<(ReadyReason, String)>| {
         desired.as_ref().map(|(reason, message)| condition(kind, reason.status(), reason.as_str(), message))
     };
-    let store = desired.store.as_ref();
+    let (store, pins) = (desired.store.as_ref(), desired.pins.as_ref());
     let new = PolicyStatus {
         observed_generation: Some(desired.generation),
         selected: desired.selected,
@@ -275,6 +293,7 @@ pub fn merge(old: &PolicyStatus, desired: &DesiredStatus, now: Timestamp) -> Opt
         .chain(store.map(|(status, reason, message)| condition("SharedStoreReady", status, reason, message)))
         .chain(ready("CredentialsReady", &desired.credentials))
         .chain(ready("InterceptionReady", &desired.interception))
+        .chain(pins.map(|(reason, message)| condition("PinsMatched", reason.status(), reason.as_str(), message)))
         .collect(),
     };
     (new != *old).then_some(new)

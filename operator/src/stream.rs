@@ -13,17 +13,22 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
+use k8s_openapi::jiff::Timestamp;
 use prometheus::{IntCounter, IntCounterVec};
 use tokio::{
     sync::{Semaphore, SemaphorePermit, mpsc, watch},
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at},
 };
-use toolweir_crds::stream::{KEEP_ALIVE_SECONDS, LONGEST_ACK, PATH, Report, SharedStore, StreamMessage, TrustBundle};
+use toolweir_crds::{
+    approval_request::ApprovalNews,
+    stream::{KEEP_ALIVE_SECONDS, LONGEST_ACK, PATH, Report, SharedStore, StreamMessage, TrustBundle},
+};
 
 use crate::{
+    approvals::{records::RequestingPod, service::ApprovalService, session},
     auth::{self, PodIdentity, StreamRefusal, TokenReviewer},
     cluster_state::ClusterState,
-    events::{self, DenialReport, EventMetrics},
+    events::{self, DenialReport, EventMetrics, EventReport},
     evicting_semaphore::{EvictionSignal, evicted, eviction_signal},
     index::{CurrentSnapshot, Index},
     metrics::OperatorRegistry,
@@ -176,8 +181,10 @@ pub struct StreamServer {
     pub trust: watch::Receiver<Arc<str>>,
     /// The shared store.
     pub store: watch::Receiver<SidecarStore>,
-    /// The queue of denials that become events.
-    pub denials: mpsc::Sender<DenialReport>,
+    /// The requests for approval of pods.
+    pub approvals: Arc<ApprovalService>,
+    /// The queue of what becomes events.
+    pub reports: mpsc::Sender<EventReport>,
     /// Turns true when this replica stops.
     pub stopping: watch::Receiver<bool>,
     /// The limits on streams. One for a process.
@@ -293,10 +300,13 @@ impl StreamServer {
             let number = self.state.open_stream(identity.pod.clone(), identity.uid.clone());
             let replaced = self.bounds.opened(&identity.uid, number);
             tracing::debug!(pod = %identity.pod, stream = number, "stream opened");
+            let (news, approvals) = watch::channel(None);
+            let asking = session::serve(&self.approvals, number, &identity, current.clone(), news);
             let ended = tokio::select! {
-                ended = self.feed(number, expires, current, lines) => ended,
+                ended = self.feed(number, expires, (current, approvals), lines) => ended,
                 ended = self.receive(number, &identity, acks) => ended,
                 () = evicted(&replaced) => StreamEnd::Replaced,
+                () = asking => StreamEnd::PodGone,
             };
             self.bounds.closed(&identity.uid, number);
             self.state.close_stream(number);
@@ -314,17 +324,17 @@ impl StreamServer {
         response
     }
 
-    /// Sends the authorities, the shared store, the policies, and every change of these. A line that was not sent yet is replaced
+    /// Sends the authorities, the shared store, the policies, what was decided on calls, and every change of these. A line that was not sent yet is replaced
     /// by a newer one, so that a slow sidecar costs one line, and other sidecars nothing.
     async fn feed(
         &self,
         number: u64,
         expires: Instant,
-        current: watch::Receiver<CurrentSnapshot>,
+        pod: (watch::Receiver<CurrentSnapshot>, watch::Receiver<Option<Arc<ApprovalNews>>>),
         lines: mpsc::Sender<Bytes>,
     ) -> StreamEnd {
         let mut stopping = self.stopping.clone();
-        let mut updates = Updates::new(self, number, current);
+        let mut updates = Updates::new(self, number, pod);
         let every = Duration::from_secs(KEEP_ALIVE_SECONDS);
         let mut keep_alive = interval_at(Instant::now() + every, every);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -412,14 +422,28 @@ impl StreamServer {
             Ok(Report::Denials(report)) => {
                 let denials = events::shorten(report.denials);
                 let report = DenialReport { pod: identity.pod.clone(), uid: identity.uid.clone(), denials };
-                // Where events cannot be written as fast as they come, they are not waited for.
-                if self.denials.try_send(report).is_err() {
-                    self.events.count_no_room();
+                self.queue(EventReport::Denials(report));
+            }
+            Ok(Report::Drift(report)) => {
+                let drifted = self.state.report_drift(number, &identity.pod, &identity.uid, report);
+                if !drifted.is_empty() {
+                    self.queue(EventReport::Drift(drifted));
                 }
+            }
+            Ok(Report::Approvals(report)) => {
+                let pod = RequestingPod { namespace: identity.pod.namespace.clone(), uid: identity.uid.clone() };
+                self.approvals.report(number, &pod, report, Timestamp::now());
             }
             Err(_) => return false,
         }
         true
+    }
+
+    /// Queues what becomes events. Where these cannot be written as fast as they come, they are not waited for.
+    fn queue(&self, report: EventReport) {
+        if self.reports.try_send(report).is_err() {
+            self.events.count_no_room();
+        }
     }
 }
 
@@ -430,14 +454,19 @@ struct Updates<'a> {
     trust: watch::Receiver<Arc<str>>,
     store: watch::Receiver<SidecarStore>,
     current: watch::Receiver<CurrentSnapshot>,
+    approvals: watch::Receiver<Option<Arc<ApprovalNews>>>,
     sent: SentContent,
 }
 
 impl<'a> Updates<'a> {
-    /// Begins with everything still to be sent.
-    fn new(server: &'a StreamServer, number: u64, current: watch::Receiver<CurrentSnapshot>) -> Self {
-        let (trust, store) = (server.trust.clone(), server.store.clone());
-        Self { server, number, trust, store, current, sent: SentContent::default() }
+    /// Begins with everything still to be sent. `pod`: what changes for the pod alone.
+    fn new(
+        server: &'a StreamServer,
+        number: u64,
+        pod: (watch::Receiver<CurrentSnapshot>, watch::Receiver<Option<Arc<ApprovalNews>>>),
+    ) -> Self {
+        let (trust, store, (current, approvals)) = (server.trust.clone(), server.store.clone(), pod);
+        Self { server, number, trust, store, current, approvals, sent: SentContent::default() }
     }
 
     /// Waits for the next line. It may be cancelled: what is not returned counts as not sent.
@@ -450,6 +479,7 @@ impl<'a> Updates<'a> {
                 trust: Arc::clone(&self.trust.borrow_and_update()),
                 store: self.store.borrow_and_update().clone(),
                 snapshot: self.current.borrow_and_update().clone().ok_or(StreamEnd::PodGone)?,
+                approvals: self.approvals.borrow_and_update().clone(),
             };
             if let Some(next) = self.sent.next(&desired) {
                 self.sent.record(&next);
@@ -459,6 +489,7 @@ impl<'a> Updates<'a> {
                 changed = self.trust.changed() => changed.map_err(|_| StreamEnd::Stopping)?,
                 changed = self.store.changed() => changed.map_err(|_| StreamEnd::Stopping)?,
                 changed = self.current.changed() => changed.map_err(|_| StreamEnd::PodGone)?,
+                Ok(()) = self.approvals.changed() => {}
             }
         }
     }
@@ -472,6 +503,7 @@ impl<'a> Updates<'a> {
                 self.server.metrics.snapshots.inc();
                 snapshot.line.clone()
             }
+            NextLine::Approvals(news) => line(&StreamMessage::<()>::Approvals(ApprovalNews::clone(&news))),
         }
     }
 }

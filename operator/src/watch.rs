@@ -7,11 +7,13 @@ use prometheus::IntCounterVec;
 use crate::metrics::OperatorRegistry;
 
 /// The resources that are watched: the label `resource` of `toolweir_operator_watch_failures_total`.
-pub const RESOURCES: [&str; 7] = [
+pub const RESOURCES: [&str; 9] = [
     "namespaces",
     "pods",
     "mcppolicies",
     "mcpclusterpolicies",
+    "mcptoolpins",
+    "mcpapprovals",
     "configmaps",
     "mutatingwebhookconfigurations",
     "validatingwebhookconfigurations",

@@ -19,6 +19,7 @@ use toolweir_crds::{SIDECAR_CONTAINER, resource::PolicyStatus, select::Labels};
 use toolweir_engine::CompileOptions;
 use toolweir_operator::{
     admission::{AdmissionHandler, Intake},
+    approvals::service::ApprovalService,
     cluster_state::ClusterState,
     config::OperatorConfig,
     index::{ClusterEvent, PolicyEntry},
@@ -77,6 +78,7 @@ fn operator() -> Operator {
     let (trust, trusted) = watch::channel(Arc::from("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"));
     let api_server = ApiServer::new();
     let webhooks = AdmissionHandler {
+        approvals: Arc::new(ApprovalService::new(None, metrics.approvals.clone())),
         state: world,
         intake: Arc::new(Intake::default()),
         metrics: metrics.admission.clone(),

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 use tokio::sync::watch;
 use toolweir_crds::{
-    Document, read_documents,
+    Document, MCPToolPinsSpec, PinnedPart, PinnedTool, ToolPart, ToolPins, read_documents,
     resource::PolicyStatus,
     select::Labels,
     stream::{Ack, PolicyProblem},
@@ -18,6 +18,7 @@ use toolweir_operator::{
     acks::{self, Acknowledgements, Tallies},
     index::{ClusterEvent, CurrentSnapshot, Index, Pod, PodKey, PolicyEntry},
     inject::SkipReason,
+    pins::{PinsEntry, PinsKey},
     shared_store::health::{StoreFailure, StoreHealth},
     status::{self, Accepted, DesiredStatus, Programmed},
 };
@@ -74,6 +75,7 @@ fn cluster() -> Index {
     ])));
     index.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
     index.apply(ClusterEvent::Policies { cluster: true, all: BTreeMap::new() });
+    index.apply(ClusterEvent::AllPins(BTreeMap::new()));
     index
 }
 
@@ -155,13 +157,14 @@ mod governing {
     }
 
     #[test]
-    fn nothing_is_known_before_all_four_lists_came() {
+    fn nothing_is_known_before_all_five_lists_came() {
         let mut index = Index::default();
         index.apply(ClusterEvent::Namespaces(BTreeMap::new()));
         index.apply(ClusterEvent::Pods(BTreeMap::new()));
         index.apply(ClusterEvent::Policies { cluster: true, all: BTreeMap::new() });
-        assert!(!index.synced());
         index.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
+        assert!(!index.synced());
+        index.apply(ClusterEvent::AllPins(BTreeMap::new()));
         assert!(index.synced());
     }
 
@@ -446,10 +449,159 @@ mod the_status {
     }
 }
 
+mod pins {
+    use toolweir_crds::stream::LONGEST_LINE;
+
+    use super::*;
+
+    /// The pins of the snapshot for a pod, as a sidecar reads them.
+    fn of(index: &mut Index, pod: &str, uid: &str) -> Vec<ToolPins> {
+        let prepared = index.snapshot(&key(pod), uid).unwrap();
+        let line: serde_json::Value = serde_json::from_slice(&prepared.line).unwrap();
+        line["snapshot"].get("pins").map(|pins| serde_json::from_value(pins.clone()).unwrap()).unwrap_or_default()
+    }
+
+    fn put(index: &mut Index, name: &str, generation: i64, bytes: usize) {
+        let (key, entry) = pins_entry(name, generation, bytes);
+        index.apply(ClusterEvent::Pins(key, entry));
+    }
+
+    fn names(pins: &[ToolPins]) -> Vec<String> {
+        pins.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_pod_gets_those_that_its_policies_name_and_no_others() {
+        let mut index = cluster();
+        for name in ["agents/pins", "tools/pins", "agents/other", "tools/other"] {
+            put(&mut index, name, 1, 1);
+        }
+        apply(&mut index, entry("agents/p", 1, PINNED));
+        apply(&mut index, entry("agents/q", 1, &PINNED.replace("name: pins", "name: nowhere")));
+        assert_eq!(names(&of(&mut index, "agents/one", "u1")), ["agents/pins"]);
+        assert!(of(&mut index, "tools/three", "u3").is_empty());
+        // The cluster's policies name the namespace, also for pods of other ones.
+        apply(&mut index, entry("c", 1, &PINNED.replace("name: pins", "name: other, namespace: tools")));
+        assert_eq!(names(&of(&mut index, "agents/one", "u1")), ["agents/pins", "tools/other"]);
+        assert_eq!(names(&of(&mut index, "tools/three", "u3")), ["tools/other"]);
+    }
+
+    #[test]
+    fn a_policy_of_a_namespace_gets_none_of_another_whatever_it_says() {
+        let mut index = cluster();
+        put(&mut index, "tools/pins", 1, 1);
+        let (id, honest) = entry("agents/p", 1, PINNED);
+        // As one that the API server took before its schema forbade it.
+        let mut document = serde_json::to_value(&honest.document).unwrap();
+        document["spec"]["servers"][0]["pins"]["namespace"] = "tools".into();
+        let document = serde_json::from_value(document).unwrap();
+        let options = CompileOptions::default();
+        let written = PolicyEntry::new("uid".to_owned(), 1, document, PolicyStatus::default(), &options);
+        assert_eq!(written.policy.spec.servers[0].pins.as_ref().unwrap().namespace.as_deref(), Some("tools"));
+        apply(&mut index, (id, written));
+        assert!(of(&mut index, "agents/one", "u1").is_empty());
+    }
+
+    #[test]
+    fn a_change_of_them_changes_the_snapshots_that_have_them_and_no_others() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, PINNED));
+        let mut one = index.subscribe(&key("agents/one"), "u1").unwrap();
+        let mut three = index.subscribe(&key("tools/three"), "u3").unwrap();
+        let version =
+            |receiver: &mut watch::Receiver<CurrentSnapshot>| receiver.borrow_and_update().clone().unwrap().version.clone();
+        let mut versions = vec![version(&mut one)];
+        version(&mut three);
+        for (generation, bytes) in [(1, 1), (2, 2)] {
+            put(&mut index, "agents/pins", generation, bytes);
+            assert!(one.has_changed().unwrap());
+            versions.push(version(&mut one));
+        }
+        assert!(versions[0] != versions[1] && versions[1] != versions[2]);
+        // The same again, others, and those that no policy names.
+        put(&mut index, "agents/pins", 2, 2);
+        put(&mut index, "agents/other", 1, 1);
+        put(&mut index, "tools/pins", 1, 1);
+        assert!(!one.has_changed().unwrap() && !three.has_changed().unwrap());
+        index.apply(ClusterEvent::PinsGone(pins_key("agents/pins")));
+        assert_eq!(version(&mut one), versions[0]);
+        assert!(!three.has_changed().unwrap());
+        // A list is a change too.
+        index.apply(ClusterEvent::AllPins(BTreeMap::from([pins_entry("agents/pins", 2, 2)])));
+        assert_eq!(version(&mut one), versions[2]);
+    }
+
+    #[test]
+    fn pods_of_the_same_policies_share_one_snapshot_with_them() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, PINNED));
+        put(&mut index, "agents/pins", 1, 700_000);
+        let prepared = |receiver: &watch::Receiver<CurrentSnapshot>| receiver.borrow().clone().unwrap();
+        let one = index.subscribe(&key("agents/one"), "u1").unwrap();
+        let two = index.subscribe(&key("agents/two"), "u2").unwrap();
+        assert!(Arc::ptr_eq(&prepared(&one), &prepared(&two)));
+        put(&mut index, "agents/pins", 2, 700_000);
+        assert!(Arc::ptr_eq(&prepared(&one), &prepared(&two)));
+    }
+
+    #[test]
+    fn texts_are_left_out_of_a_line_that_no_sidecar_would_take() {
+        let mut index = cluster();
+        let server = |at: u8| format!("{{name: s{at}, url: 'http://s/mcp', pins: {{name: pins{at}}}}}");
+        apply(&mut index, entry("agents/p", 1, &format!("{{servers: [{}, {}]}}", server(0), server(1))));
+        put(&mut index, "agents/pins0", 1, LONGEST_LINE / 2 - 1000);
+        put(&mut index, "agents/pins1", 1, LONGEST_LINE / 2 - 1000);
+        let whole = of(&mut index, "agents/one", "u1");
+        assert_eq!((whole.len(), whole[0].spec.tools[0].parts[0].cut), (2, false));
+        put(&mut index, "agents/pins1", 2, LONGEST_LINE / 2 + 1000);
+        let short = of(&mut index, "agents/one", "u1");
+        assert!(index.snapshot(&key("agents/one"), "u1").unwrap().line.len() < 2000);
+        let (before, after) = (&whole[0].spec.tools[0], &short[0].spec.tools[0]);
+        assert_eq!((&short[0].name, before.digests()), (&whole[0].name, after.digests()));
+        assert!(after.parts.iter().all(|part| part.text.is_empty()));
+        assert_eq!(after.parts.iter().map(|part| part.cut).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[test]
+    fn the_status_says_that_no_sidecar_takes_a_line_that_is_too_long() {
+        let mut index = cluster();
+        apply(&mut index, entry("agents/p", 1, PINNED));
+        let key = pins_key("agents/pins");
+        // What is left of pins without texts.
+        let tools = vec![PinnedTool { name: "x".repeat(LONGEST_LINE), parts: Vec::new() }];
+        let spec = MCPToolPinsSpec { server: "s".to_owned(), tools };
+        let pins = ToolPins { namespace: key.namespace.clone(), name: key.name.clone(), spec };
+        index.apply(ClusterEvent::Pins(key, PinsEntry::new("uid".to_owned(), 1, &pins)));
+        let all = status::desired(&mut index, &Tallies::new(), &CompileOptions::default(), &StoreHealth::Absent);
+        let (reason, message) = all.values().next().unwrap().programmed.clone();
+        assert_eq!(reason, Programmed::Pending);
+        assert!(message.ends_with("have 9 MiB, and a sidecar takes 8 MiB: split them, or remove some."), "{message}");
+    }
+}
+
+/// A policy that holds its server to pins.
+const PINNED: &str = "{servers: [{name: s, url: 'http://s/mcp', pins: {name: pins}}]}";
+
+fn pins_key(name: &str) -> PinsKey {
+    let PodKey { namespace, name } = key(name);
+    PinsKey { namespace, name }
+}
+
+/// Pins `namespace/name` of one tool, with texts of so many bytes. The digests are those of the generation.
+fn pins_entry(name: &str, generation: i64, bytes: usize) -> (PinsKey, PinsEntry) {
+    let key = pins_key(name);
+    let part = |part, text| PinnedPart { part, sha256: format!("{generation:0>64}"), text, cut: false };
+    let parts = vec![part(ToolPart::Description, "x".repeat(bytes)), part(ToolPart::Icons, String::new())];
+    let spec = MCPToolPinsSpec { server: "s".to_owned(), tools: vec![PinnedTool { name: "t".to_owned(), parts }] };
+    let pins = ToolPins { namespace: key.namespace.clone(), name: key.name.clone(), spec };
+    (key, PinsEntry::new(format!("uid of {name}"), generation, &pins))
+}
+
 /// One of the events of a small cluster, by three numbers.
 fn event((kind, which, how): (u8, usize, usize)) -> ClusterEvent {
     let namespace = ["a", "b", "c"][which].to_owned();
     let pod_key = PodKey { namespace: namespace.clone(), name: "pod".to_owned() };
+    let pins = |generation| pins_entry(&format!("{namespace}/pins"), generation, 1);
     let label = ["team=x", "team=y", ""][how];
     let selector = ["{}", "{matchLabels: {team: x}}", "{matchExpressions: [{key: team, operator: DoesNotExist}]}"][how];
     let generation = i64::try_from(how).unwrap();
@@ -462,6 +614,14 @@ fn event((kind, which, how): (u8, usize, usize)) -> ClusterEvent {
         4 => ClusterEvent::PodGone(pod_key),
         5 => policy(entry(&format!("{namespace}/p"), generation, &open(&format!("podSelector: {selector}, ")))),
         6 => policy(entry(&format!("c{which}"), generation, &open(&format!("namespaceSelector: {selector}, ")))),
+        7 => policy(entry(&format!("{namespace}/held"), generation, PINNED)),
+        8 => policy(entry(
+            &format!("d{which}"),
+            generation,
+            &PINNED.replace("name: pins", &format!("name: pins, namespace: {namespace}")),
+        )),
+        9 => ClusterEvent::Pins(pins(generation).0, pins(generation).1),
+        10 => ClusterEvent::PinsGone(pins(0).0),
         _ => ClusterEvent::PolicyGone(PolicyId { cluster: false, namespace, name: "p".to_owned() }),
     }
 }
@@ -477,6 +637,9 @@ fn afresh(index: &Index) -> Index {
         let all = index.policies().filter(|(id, _)| id.cluster == cluster);
         fresh.apply(ClusterEvent::Policies { cluster, all: all.map(|(id, entry)| (id.clone(), entry.clone())).collect() });
     }
+    let keys = namespaces.map(|namespace| pins_key(&format!("{namespace}/pins")));
+    let known = keys.into_iter().filter_map(|key| Some((key.clone(), index.pins(&key)?.clone())));
+    fresh.apply(ClusterEvent::AllPins(known.collect()));
     fresh
 }
 
@@ -484,7 +647,7 @@ proptest! {
     /// Whatever happened in whatever order, a subscriber holds what an index holds that begins with what is there now.
     #[test]
     fn a_subscriber_always_holds_what_a_fresh_index_says(
-        events in prop::collection::vec((0_u8..8, 0_usize..3, 0_usize..3), 0..60)
+        events in prop::collection::vec((0_u8..12, 0_usize..3, 0_usize..3), 0..60)
     ) {
         let mut index = cluster();
         let mut receivers: BTreeMap<(PodKey, String), watch::Receiver<CurrentSnapshot>> = BTreeMap::new();

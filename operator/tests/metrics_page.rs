@@ -11,6 +11,7 @@ use toolweir_operator::{
     auth::StreamRefusal,
     index::{ClusterEvent, Index, NOT_INJECTED, PolicyEntry},
     operator_metrics::OperatorMetrics,
+    pins_status::PinsReason,
     readiness::ReadyReason,
     serve::{Closed, Port},
     shared_store::health::{StoreHealth, faults},
@@ -55,6 +56,7 @@ fn set<'a>(values: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 fn scraped(metrics: &OperatorMetrics) -> Listed {
     let without = BTreeMap::from([(("agents".to_owned(), NOT_INJECTED), 0)]);
     metrics.scrape.set(&without, 0);
+    metrics.approvals.set_guarded(true);
     let text = String::from_utf8(metrics.registry.scrape().unwrap()).unwrap();
     let mut types: BTreeMap<&str, &str> = BTreeMap::new();
     let mut listed = Listed::new();
@@ -85,7 +87,7 @@ fn the_page_lists_every_metric_with_its_type_and_labels_and_no_other() {
     // A family without series is not in a scrape.
     let mut index = Index::default();
     let text = "{apiVersion: toolweir.dev/v1alpha1, kind: MCPPolicy, metadata: {name: p, namespace: agents}, spec: {servers: \
-                [{name: s, url: 'https://s.example', tls: Intercept, credential: {bearer: {secretKey: token}}}]}}";
+                [{name: s, url: 'https://s.example', tls: Intercept, pins: {name: shop}, credential: {bearer: {secretKey: token}}}]}}";
     let document = read_documents("test", text).unwrap().remove(0).document;
     let options = CompileOptions::default();
     let entry = PolicyEntry::new("uid".to_owned(), 1, document, PolicyStatus::default(), &options);
@@ -111,6 +113,7 @@ fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         ("`programmed`", set(Programmed::ALL.map(Programmed::as_str))),
         ("`credentials`", set(ReadyReason::OF_CREDENTIALS.map(ReadyReason::as_str))),
         ("`interception`", set(ReadyReason::OF_INTERCEPTION.map(ReadyReason::as_str))),
+        ("`pins`", set(PinsReason::ALL.map(PinsReason::as_str))),
         ("`reason` of pods without a sidecar", set([NOT_INJECTED, "HostNetwork", "Windows", "MirrorPod"])),
         ("`fault`", faults().map(ToOwned::to_owned).collect()),
         ("`port`", set(Port::ALL.map(Port::as_str))),

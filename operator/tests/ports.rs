@@ -31,6 +31,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use toolweir_engine::CompileOptions;
 use toolweir_operator::{
     admission::{AdmissionHandler, Intake},
+    approvals::service::ApprovalService,
     client_ca::ClientCa,
     cluster_state::{ClusterState, StateMetrics},
     config::OperatorConfig,
@@ -100,6 +101,7 @@ async fn webhooks(clients: Option<Arc<ClientCa>>) -> Served {
     let tls: Arc<ServerConfig> = serve::tls(fixed, Port::Webhooks, clients).unwrap();
     let (trust, trusted) = watch::channel(Arc::from("PEM"));
     let webhooks = AdmissionHandler {
+        approvals: Arc::new(ApprovalService::new(None, metrics.approvals.clone())),
         state: Arc::clone(&world),
         intake: Arc::new(Intake::default()),
         metrics: metrics.admission.clone(),

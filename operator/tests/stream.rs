@@ -20,15 +20,17 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use toolweir_crds::{read_documents, resource::PolicyStatus, stream::SharedStore};
+use toolweir_crds::{read_documents, read_manifests, resource::PolicyStatus, stream::SharedStore};
 use toolweir_engine::{CompileOptions, PolicyId};
 use toolweir_operator::{
+    approvals::service::ApprovalService,
     auth::TokenReviewer,
     cluster_state::ClusterState,
-    events::DenialReport,
+    events::{DenialReport, EventReport},
     index::{ClusterEvent, Pod, PodInterception, PodKey, PolicyEntry},
     inject::NamespaceInfo,
     operator_metrics::OperatorMetrics,
+    pins::{PinsEntry, PinsKey},
     shared_store::health::SidecarStore,
     stream::{StreamBounds, StreamServer},
 };
@@ -128,7 +130,7 @@ struct Operator {
     trust: watch::Sender<Arc<str>>,
     store: watch::Sender<SidecarStore>,
     stop: watch::Sender<bool>,
-    told: mpsc::Receiver<DenialReport>,
+    told: mpsc::Receiver<EventReport>,
     streams: StreamServer,
 }
 
@@ -185,19 +187,21 @@ fn operator() -> Operator {
     world.apply(ClusterEvent::Pods(BTreeMap::new()));
     world.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
     world.apply(ClusterEvent::Policies { cluster: true, all: BTreeMap::new() });
+    world.apply(ClusterEvent::AllPins(BTreeMap::new()));
     world.apply(pod("one"));
     world.apply(pod("two"));
     let (trust, trusted) = watch::channel(Arc::from("PEM 1"));
     let (store, stores) = watch::channel(SidecarStore::Nowhere);
     let (stop, stopping) = watch::channel(false);
     let reviewer = TokenReviewer::new(kube::Client::new(ApiServer, "default"));
-    let (denials, told) = mpsc::channel(1);
+    let (reports, told) = mpsc::channel(1);
     let streams = StreamServer {
+        approvals: Arc::new(ApprovalService::new(None, metrics.approvals.clone())),
         state: Arc::clone(&world),
         reviewer,
         trust: trusted,
         store: stores,
-        denials,
+        reports,
         stopping,
         bounds: Arc::new(StreamBounds::default()),
         metrics: metrics.stream.clone(),
@@ -255,6 +259,17 @@ impl Operator {
         let response = self.streams.clone().answer(request.body(StreamBody::new(frames)).unwrap()).await;
         assert_eq!(response.status(), StatusCode::OK);
         Sidecar { acks, body: response.into_body() }
+    }
+
+    async fn reported(&mut self) -> EventReport {
+        timeout(Duration::from_secs(5), self.told.recv()).await.unwrap().unwrap()
+    }
+
+    async fn denied(&mut self) -> DenialReport {
+        match self.reported().await {
+            EventReport::Denials(report) => report,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn counted(&self, reason: &str) -> u64 {
@@ -400,7 +415,7 @@ async fn denials_are_those_of_the_pod_whose_token_it_is_and_nobody_waits_for_eve
     let version = sidecar.version().await;
     let denied = json!({"policy": "agents/p", "reason": "rate_limit", "server": "s", "tool": "t", "count": 5});
     sidecar.say(format!("{}\n", json!({"denials": [denied], "pod": "two"})));
-    let told = timeout(Duration::from_secs(5), operator.told.recv()).await.unwrap().unwrap();
+    let told = operator.denied().await;
     assert_eq!((told.pod.name.as_str(), told.uid.as_str(), told.denials[0].count), ("one", "uid-one", 5));
     // The channel has room for one, and nobody reads it now.
     for _ in 0..3 {
@@ -498,6 +513,67 @@ async fn what_a_sidecar_says_of_tls_counts_for_a_pod_that_can_have_it_opened() {
         timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
     }
     assert_eq!(said().new_pods.count, 0);
+}
+
+fn pins(generation: i64, digest: &str) -> ClusterEvent {
+    let text = format!(
+        "{{apiVersion: toolweir.dev/v1alpha1, kind: MCPToolPins, metadata: {{name: shop, namespace: agents}}, \
+         spec: {{server: s, tools: [{{name: pay, parts: [{{part: title, sha256: '{}', text: Pay}}]}}]}}}}",
+        digest.repeat(32)
+    );
+    let pins = read_manifests("test", &text).unwrap().pins.remove(0).pins;
+    let key = PinsKey { namespace: pins.namespace.clone(), name: pins.name.clone() };
+    ClusterEvent::Pins(key, PinsEntry::new("pins-uid".to_owned(), generation, &pins))
+}
+
+#[tokio::test]
+async fn changed_pins_reach_the_sidecars_as_changed_policies_do() {
+    let operator = operator();
+    operator.world.apply(policy(1, "https://s/one', pins: {name: shop}, defaultAction: 'Allow"));
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    let without = sidecar.version().await;
+    operator.world.apply(pins(1, "0a"));
+    let first = sidecar.line().await.unwrap();
+    assert_eq!(first["snapshot"]["pins"][0]["spec"]["tools"][0]["parts"][0]["sha256"], "0a".repeat(32));
+    assert_eq!(first["snapshot"]["policies"].as_array().unwrap().len(), 1);
+    operator.world.apply(pins(2, "0b"));
+    let second = sidecar.version().await;
+    assert!(first["snapshot"]["version"] != without && first["snapshot"]["version"] != second && without != second);
+    operator.world.apply(ClusterEvent::PinsGone(PinsKey { namespace: "agents".to_owned(), name: "shop".to_owned() }));
+    assert_eq!(sidecar.version().await, without);
+}
+
+#[tokio::test]
+async fn tools_that_changed_count_until_the_stream_ends_and_become_events_of_pins_that_are_there_and_asked_for() {
+    let mut operator = operator();
+    operator.world.apply(policy(1, "https://s/one', pins: {name: shop}, defaultAction: 'Allow"));
+    operator.world.apply(pins(3, "0a"));
+    let mut sidecar = operator.open(&pod_token("one")).await;
+    let version = sidecar.version().await;
+    let drift = |server: &str, pins: &str, tool: &str| json!({"server": server, "pins": pins, "tool": tool, "changes": [{"part": "title", "change": "text"}]});
+    let invented = [drift("s", "kube-system/secret", "a"), drift("t", "agents/shop", "b")];
+    let said = json!({"drift": [invented[0], drift("s", "agents/shop", "pay"), invented[1]]});
+    sidecar.say(format!("{}\n{said}\n", json!({"version": version})));
+    let EventReport::Drift(drifted) = operator.reported().await else { panic!("denials") };
+    assert_eq!(drifted.len(), 1, "{drifted:?}");
+    let told = &drifted[0];
+    assert_eq!((told.tool.as_str(), told.pins.to_string().as_str(), told.generation), ("pay", "agents/shop", 3));
+    assert_eq!((told.uid.as_str(), told.pod.to_string().as_str()), ("pins-uid", "agents/one"));
+    assert_eq!(told.changes.iter().map(|changed| changed.part.as_str()).collect::<Vec<_>>(), ["title"]);
+    let tally = || operator.world.acks().tally(&operator.world.index())["policy-uid"].drift.clone();
+    let mut changes = operator.world.changes();
+    while tally().drifted == 0 {
+        timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+    }
+    // The last report holds, whole.
+    sidecar.say(format!("{}\n", json!({"drift": []})));
+    while tally().drifted == 1 {
+        timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+    }
+    assert_eq!((tally().reported, operator.told.try_recv().is_err()), (1, true));
+    drop(sidecar);
+    assert!(operator.ended("client_gone").await);
+    assert_eq!(tally().reported, 0);
 }
 
 #[tokio::test]
@@ -676,7 +752,7 @@ async fn of_denials_only_so_much_is_kept() {
     let mut denials = vec![denied("no reason that there is")];
     denials.extend(vec![denied("rate_limit"); 150]);
     sidecar.say(format!("{}\n", json!({"denials": denials})));
-    let told = timeout(Duration::from_secs(5), operator.told.recv()).await.unwrap().unwrap();
+    let told = operator.denied().await;
     assert_eq!(told.denials.len(), 63);
     assert!(told.denials.iter().all(|denied| denied.policy.len() == 128 && denied.reason == "rate_limit"));
 }

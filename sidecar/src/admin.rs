@@ -318,20 +318,23 @@ async fn answer(
             Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         (Listener::Admin, _, _) if !local(&parts) => plain(StatusCode::FORBIDDEN, "the Host header is not local"),
-        (Listener::Admin, &Method::GET, path @ ("/policy" | "/limits" | "/observed")) => match Arc::clone(&shared.large)
-            .try_acquire_owned()
-        {
-            Ok(place) => {
-                let value = match path {
-                    "/policy" => policy(&state),
-                    "/observed" => json!(state.governor.observed()),
-                    _ => limits(&state).await,
-                };
-                let text = format!("{value:#}\n").into_bytes();
-                respond(StatusCode::OK, "application/json", Bytes::from_owner(Keeping { bytes: text, _kept: place }))
+        (Listener::Admin, &Method::GET, path @ ("/policy" | "/limits" | "/observed" | "/seen")) => {
+            match Arc::clone(&shared.large).try_acquire_owned() {
+                Ok(place) => {
+                    let value = match path {
+                        "/policy" => policy(&state),
+                        "/observed" => json!(state.governor.observed()),
+                        "/seen" => json!(state.governor.seen_response()),
+                        _ => limits(&state).await,
+                    };
+                    let text = format!("{value:#}\n").into_bytes();
+                    respond(StatusCode::OK, "application/json", Bytes::from_owner(Keeping { bytes: text, _kept: place }))
+                }
+                Err(_) => {
+                    plain(StatusCode::SERVICE_UNAVAILABLE, &format!("{LARGE} such questions are being answered; ask again"))
+                }
             }
-            Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, &format!("{LARGE} such questions are being answered; ask again")),
-        },
+        }
         (Listener::Admin, &Method::POST, "/explain") => match explained(&state, shared, body).await {
             Ok(answer) => match serde_json::to_value(&answer) {
                 Ok(answer) => json(&answer),
@@ -347,7 +350,7 @@ async fn answer(
         },
         (Listener::Metrics, ..) => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
         (Listener::Admin, ..) => {
-            plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /observed, /explain (POST) and /log-level")
+            plain(StatusCode::NOT_FOUND, "there are /policy, /limits, /observed, /seen, /explain (POST) and /log-level")
         }
     };
     Ok(answer)

@@ -1,4 +1,5 @@
-//! The audit log: one JSON line for each tool call, and for each captured connection to another destination than a declared server.
+//! The audit log: one JSON line for each tool call, for each step of a request for approval, and for each captured connection to another
+//! destination than a declared server.
 //!
 //! Lines are gathered in memory and written by a thread of their own, so that no call waits for who reads them. When
 //! nobody reads, lines are lost once `MOST` bytes wait, and a metric says so.
@@ -14,6 +15,7 @@ use prometheus::IntCounter;
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use toolweir_crds::{PartSet, ToolPart};
 
 use crate::registry::MetricsRegistry;
 
@@ -36,7 +38,7 @@ pub struct AuditLine<'a> {
     pub server: &'a str,
     /// The tool.
     pub tool: &'a str,
-    /// `allowed`, `denied` or `would_deny`.
+    /// `allowed`, `denied`, `would_deny` or `would_ask`.
     pub decision: &'a str,
     /// Why, as in the metrics.
     pub reason: &'a str,
@@ -47,6 +49,16 @@ pub struct AuditLine<'a> {
     /// The fallback where the shared store did not answer: `Deny`, `PerPod` or `Allow`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_store: Option<&'a str>,
+    /// The class of the tool, where policies of the server read definitions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<&'a str>,
+    /// The parts of the tool's definition that are not as pins of a policy have them; none of them where it is as pinned. Absent where no
+    /// pins of policies have the tool, or nothing is known of it.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "part_names")]
+    pub drift: Option<PartSet>,
+    /// The name of the request for approval, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<&'a str>,
     /// The request's outcome, as in the metrics.
     pub outcome: &'a str,
     /// Milliseconds from the request's arrival to the head of its answer.
@@ -61,6 +73,11 @@ pub struct AuditLine<'a> {
     /// True if policies ask for the arguments, and they have more than [`MOST_ARGUMENTS`] bytes.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub arguments_too_large: bool,
+}
+
+#[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn part_names<S: serde::Serializer>(parts: &Option<PartSet>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(parts.iter().flat_map(|parts| parts.iter()).map(ToolPart::as_str))
 }
 
 /// What a line holds of the arguments of a call.
@@ -120,6 +137,34 @@ pub struct EgressLine<'a> {
     pub reason: &'a str,
     /// The policy that decided.
     pub policy: Option<&'a str>,
+}
+
+/// A line of the audit log on a step of a request for approval.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalLine<'a> {
+    /// When it happened, in RFC 3339.
+    pub time: String,
+    /// `approval`: what tells it from a line on a call.
+    pub event: &'a str,
+    /// `requested`, `approved`, `denied`, `expired`, `voided`, `used` or `returned`.
+    pub step: &'a str,
+    /// The name of the request.
+    pub approval: &'a str,
+    /// The server that is called.
+    pub server: &'a str,
+    /// The tool that is called.
+    pub tool: &'a str,
+    /// The policies that ask.
+    pub policies: &'a [String],
+    /// Who decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<&'a str>,
+    /// The person's reason, or why it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+    /// The SHA-256 of the arguments in their canonical form.
+    pub arguments_sha256: &'a str,
 }
 
 /// A SHA-256 in hex.
@@ -261,6 +306,9 @@ mod tests {
                 policy: None,
                 entry: None,
                 shared_store: None,
+                class: None,
+                drift: None,
+                approval: None,
                 outcome: "ok",
                 latency_ms: 0.5,
                 session: session_hash("abc"),

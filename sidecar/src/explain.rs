@@ -70,7 +70,9 @@ pub async fn explain(
         }
     };
     let server = question.server(&in_force).map_err(bad)?;
-    let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
+    let seen = in_force.seen(&server, &question.tool);
+    let CallQuestion { tool, arguments, session, .. } = &question;
+    let call = Call { server: &server, tool, arguments: *arguments, session, seen: seen.as_deref() };
     let (engine, now) = (&in_force.engine, governor.now());
     let peeked = governor.peek(&in_force, &call, now).await;
     let version = in_force.version.clone();
@@ -82,7 +84,8 @@ pub async fn explain(
     let (server, again) = (server.into_owned(), bytes.clone());
     let explained = tokio::task::spawn_blocking(move || {
         let ExplainQuestion::Call(question) = self::question(&again)? else { return Err(FORM.to_owned()) };
-        let call = Call { server: &server, tool: &question.tool, arguments: question.arguments, session: &question.session };
+        let CallQuestion { tool, arguments, session, .. } = &question;
+        let call = Call { server: &server, tool, arguments: *arguments, session, seen: seen.as_deref() };
         Ok(in_force.engine.explain(&call, now, &peeked))
     });
     let explanation =

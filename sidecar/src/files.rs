@@ -13,7 +13,8 @@ use prometheus::IntCounterVec;
 use crate::registry::MetricsRegistry;
 
 /// The files of the sidecar: the label `file`.
-pub const FILES: [&str; 6] = ["policies", "trust", "shared_store", "mcp_config", "resolvers", "interception"];
+pub const FILES: [&str; 8] =
+    ["policies", "trust", "shared_store", "mcp_config", "resolvers", "interception", "tools", "approvals"];
 /// The operations that can fail: the label `operation`.
 pub const OPERATIONS: [&str; 2] = ["read", "write"];
 

@@ -11,16 +11,20 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 use toolweir_crds::{
     observed::ObservedResponse,
-    stream::{CredentialReport, CredentialState, InterceptionReport},
+    seen::SeenResponse,
+    stream::{CredentialReport, CredentialState, DriftReport, InterceptionReport},
 };
 use toolweir_engine::{
-    Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Memory, Pending, Permit, Reason, Timestamp,
+    ApprovalAsk, Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Memory, Pending, Permit, Reason, SeenTool,
+    Timestamp,
     shared::{self, Peeked},
 };
 use toolweir_store::{Store, StoreConfig, StoreError, UsageSnapshot};
 
 use crate::{
+    approvals::{Approvals, AskSettings},
     audit::Audit,
+    control::state::StateDir,
     counts::Counts,
     credentials::set::CredentialSet,
     freshness::{Freshness, PolicyFreshness},
@@ -31,6 +35,7 @@ use crate::{
     observed::ObservedCalls,
     outcome::Outcome,
     record::{Arrival, Record, RecordedDecision},
+    seen_tools::{SeenTools, book::PageChanges},
     server_metrics::{OTHER_TOOL, UNKNOWN_SERVER},
     tool_names::ListedToolNames,
 };
@@ -51,6 +56,8 @@ pub struct Governor {
     /// The freshness of the policies in force.
     pub freshness: PolicyFreshness,
     listed: ListedToolNames,
+    seen: SeenTools,
+    approvals: Arc<Approvals>,
     observed: OnceLock<ObservedCalls>,
     mcp_config: OnceLock<McpConfig>,
     credentials: OnceLock<CredentialSet>,
@@ -73,6 +80,10 @@ impl Governor {
         if let Some(store) = counts.store() {
             store.set_groups(first.engine.groups());
         }
+        let seen = SeenTools::default();
+        seen.attach(&first);
+        let approvals = Approvals::new(&options, Arc::clone(&metrics), audit.clone());
+        approvals.attach(&first);
         Arc::new(Self {
             in_force: ArcSwap::from_pointee(first),
             metrics,
@@ -82,6 +93,8 @@ impl Governor {
             started: Instant::now(),
             freshness,
             listed: ListedToolNames::default(),
+            seen,
+            approvals,
             observed: OnceLock::new(),
             mcp_config: OnceLock::new(),
             credentials: OnceLock::new(),
@@ -114,7 +127,11 @@ impl Governor {
         if let Some(interception) = self.interception.get() {
             interception.prepare(&new, &self.metrics.files, SystemTime::now(), self.started.elapsed());
         }
-        self.in_force.store(Arc::new(new));
+        self.seen.attach(&new);
+        let new = Arc::new(new);
+        self.in_force.store(Arc::clone(&new));
+        self.seen.compare_anew(&new, &self.metrics.servers);
+        self.approvals.attach(&new);
         self.replaced.send_replace(());
         self.freshness.set_current();
     }
@@ -256,6 +273,66 @@ impl Governor {
         self.listed.learn(server, tool);
     }
 
+    /// What a server's lists said last of a tool; none where that is not known, or no policy of the server reads it.
+    pub fn seen(&self, server: &str, tool: &str) -> Option<Arc<SeenTool>> {
+        self.in_force().seen(server, tool)
+    }
+
+    /// A server says that its list has changed: nothing is known of its tools until they are listed again.
+    pub fn list_changed(&self, server: &str) {
+        self.seen.list_changed(&self.in_force(), server, &self.metrics.servers);
+    }
+
+    /// A page of a server's list has passed, and has changed what was seen of its tools.
+    pub fn page_passed(&self, in_force: &InForce, server: &ServerInForce, changes: &PageChanges) {
+        self.seen.page_passed(in_force, server, changes, &self.metrics.servers);
+    }
+
+    /// Takes over what an earlier run has seen of tools. Call it before anything is decided.
+    pub fn restore_tools(&self, state: &StateDir) {
+        self.seen.restore(state, &self.metrics.files);
+        self.seen.compare_anew(&self.in_force(), &self.metrics.servers);
+    }
+
+    /// Takes over the requests for approval that an earlier run kept in a file of this name, and keeps them there. Call it before anything
+    /// is decided.
+    pub fn restore_approvals(&self, settings: &AskSettings, state: &StateDir, file: &str) {
+        self.approvals.restore(settings, state, file);
+        if self.freshness.has_policies() {
+            self.approvals.attach(&self.in_force());
+        }
+    }
+
+    /// The requests for approval.
+    pub fn approvals(&self) -> &Arc<Approvals> {
+        &self.approvals
+    }
+
+    /// Keeps what was seen of tools for a later run, where it has changed. It waits for the disk.
+    pub fn keep_tools(&self, state: &StateDir) {
+        self.seen.keep(state, &self.metrics.files);
+    }
+
+    /// Returns a receiver that changes whenever something else is known of tools.
+    pub fn tool_changes(&self) -> watch::Receiver<()> {
+        self.seen.changes()
+    }
+
+    /// The tools of servers in force that are not as they were pinned; nothing where no policy holds a server to pins.
+    pub fn drift_report(&self) -> Option<DriftReport> {
+        self.seen.drift(&self.in_force())
+    }
+
+    /// What was seen of the tools of servers in force.
+    pub fn seen_response(&self) -> SeenResponse {
+        self.seen.response(&self.in_force())
+    }
+
+    /// How often a server said that its list has changed.
+    pub fn list_changes(&self, server: &str) -> u64 {
+        self.in_force().server(server).and_then(|server| server.tools_seen()).map_or(0, |tools| tools.list_changes())
+    }
+
     /// Records what was decided on a call of a tool that a policy names, or if `is_known` a tools/list; of others, nothing is kept.
     fn observe_call(&self, call: &Call<'_>, named: Option<&NamedTool>, is_known: bool, is_let_through: bool, arrived: Instant) {
         let Some(observed) = self.observed.get() else { return };
@@ -280,17 +357,33 @@ impl Governor {
 
     /// Decides on a call and counts the decision, without waiting for anybody: limits across pods deny. The record writes the
     /// audit line when it is dropped.
-    pub fn decide(self: &Arc<Self>, in_force: &InForce, call: &Call<'_>, arrived: Arrival) -> (Decided, Record) {
+    ///
+    /// # Errors
+    /// A person must be asked first: the decision as it is until then. It is not counted.
+    pub fn decide(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        call: &Call<'_>,
+        arrived: Arrival,
+    ) -> Result<(Decided, Record), Box<Decision>> {
         let decision = in_force.engine.decide(call, self.now());
-        self.record(in_force, call, decision, arrived)
+        self.record_unless_asking(in_force, call, decision, arrived)
     }
 
     /// Decides as [`Governor::decide`] does, limits across pods included: for these it waits for the shared store, no longer than
     /// its budget.
-    pub async fn decide_shared(self: &Arc<Self>, in_force: &InForce, call: &Call<'_>, arrived: Arrival) -> (Decided, Record) {
+    ///
+    /// # Errors
+    /// As for [`Governor::decide`].
+    pub async fn decide_shared(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        call: &Call<'_>,
+        arrived: Arrival,
+    ) -> Result<(Decided, Record), Box<Decision>> {
         let now = self.now();
         let pending = match in_force.engine.begin(call, now) {
-            DecisionStart::Decided(decision) => return self.record(in_force, call, decision, arrived),
+            DecisionStart::Decided(decision) => return self.record_unless_asking(in_force, call, decision, arrived),
             DecisionStart::Pending(pending) => pending,
         };
         let mut undecided = Undecided { governor: self, in_force, call, arrived, pending: Some(pending) };
@@ -298,10 +391,37 @@ impl Governor {
             (Some(store), Some(pending)) => store.take(pending.demands(), now).await,
             _ => SmallVec::new(),
         };
-        undecided.finish(answers).unwrap_or_else(|| {
-            let denial = Denial::no_policy(call.server, call.tool);
-            self.record(in_force, call, Decision::denied(denial), arrived)
-        })
+        let decision = undecided.finish(answers);
+        let decision = decision.unwrap_or_else(|| Decision::denied(Denial::no_policy(call.server, call.tool)));
+        self.record_unless_asking(in_force, call, decision, arrived)
+    }
+
+    /// Decides as [`Governor::decide_shared`] does on a call of which a person has approved this. It counts nothing; dropped, it has taken
+    /// nothing.
+    pub async fn decide_approved(&self, in_force: &InForce, call: &Call<'_>, approved: &ApprovalAsk) -> Decision {
+        let now = self.now();
+        let pending = match in_force.engine.begin_approved(call, Some(approved), now) {
+            DecisionStart::Decided(decision) => return decision,
+            DecisionStart::Pending(pending) => pending,
+        };
+        let answers = match self.counts.store() {
+            Some(store) => store.take(pending.demands(), now).await,
+            None => SmallVec::new(),
+        };
+        pending.finish(answers, self.now())
+    }
+
+    fn record_unless_asking(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        call: &Call<'_>,
+        decision: Decision,
+        arrived: Arrival,
+    ) -> Result<(Decided, Record), Box<Decision>> {
+        if decision.denial().is_some_and(|denial| denial.ask.is_some()) {
+            return Err(Box::new(decision));
+        }
+        Ok(self.record(in_force, call, decision, arrived))
     }
 
     /// Returns the counts that pods share as far as explaining a call needs them. Nothing is taken.
@@ -330,7 +450,7 @@ impl Governor {
         arrived: Arrival,
     ) -> (Decided, Record) {
         let (name, reason) = decision.labels();
-        let Decision { effect, policy, entry, store_fallback, .. } = decision;
+        let Decision { effect, policy, entry, store_fallback, changed, .. } = decision;
         if let Some(action) = store_fallback {
             self.counts.count_fallback(action);
         }
@@ -348,7 +468,13 @@ impl Governor {
                 self.metrics.servers.tool_calls.with_label_values(&[label, tool, name, reason.as_str(), policy]).inc();
             }
         }
-        let decision = RecordedDecision { decision: name, reason, policy, entry, store_fallback };
+        let class = server.filter(|server| server.reads_definitions).map(|_| call.class());
+        let approval = match &effect {
+            Effect::Denied(denial) => denial.approval.clone(),
+            Effect::Allowed(_) => None,
+        };
+        let decision =
+            RecordedDecision { decision: name, reason, policy, entry, store_fallback, class, drift: changed, approval };
         let with_arguments = server.is_some_and(|server| server.audits_arguments);
         let record = Record::new(&self.audit, call, arrived, decision, with_arguments);
         match effect {
@@ -378,15 +504,16 @@ struct Undecided<'a> {
 }
 
 impl Undecided<'_> {
-    fn finish(&mut self, answers: impl IntoIterator<Item = shared::SharedAnswer>) -> Option<(Decided, Record)> {
-        let decision = self.pending.take()?.finish(answers, self.governor.now());
-        Some(self.governor.record(self.in_force, self.call, decision, self.arrived))
+    fn finish(&mut self, answers: impl IntoIterator<Item = shared::SharedAnswer>) -> Option<Decision> {
+        Some(self.pending.take()?.finish(answers, self.governor.now()))
     }
 }
 
 impl Drop for Undecided<'_> {
     fn drop(&mut self) {
-        self.finish([]);
+        if let Some(decision) = self.finish([]) {
+            self.governor.record(self.in_force, self.call, decision, self.arrived);
+        }
     }
 }
 
@@ -398,4 +525,13 @@ pub enum Decided {
     Allowed(Permit),
     /// The call is denied.
     Denied(Box<Denial>),
+}
+
+impl Decided {
+    /// Gives back what was taken: nothing of the call was sent to a server.
+    pub fn give_back(self) {
+        if let Self::Allowed(permit) = self {
+            permit.give_back();
+        }
+    }
 }

@@ -7,14 +7,15 @@ use std::{
 
 use http::Uri;
 use prometheus::{Histogram, IntCounter};
-use toolweir_crds::{Credential, check::server_url, stream::PolicyProblem};
-use toolweir_engine::{Engine, Policy};
+use toolweir_crds::{Credential, PinnedTool, ToolPart, ToolPins, check::server_url, stream::PolicyProblem};
+use toolweir_engine::{Engine, Policy, SeenTool};
 
 use crate::{
     credentials::{server_credential::ServerCredential, set::CredentialSet},
     observed::ToolCalls,
-    outcome::Outcome,
-    server_metrics::{OTHER_TOOL, ServerMetrics},
+    outcome::{ListingEnd, Outcome},
+    seen_tools::ToolsOfServer,
+    server_metrics::{OTHER_TOOL, ServerMetrics, TOOL_PART},
 };
 
 /// The policies in force.
@@ -24,6 +25,8 @@ pub struct InForce {
     pub engine: Engine,
     /// The policies, for display.
     pub policies: Vec<PolicyView>,
+    /// The pins that came with them.
+    pub pins: Vec<ToolPins>,
     /// The version of their content: the first 12 hex digits of the SHA-256 of the files' text, or what the operator says.
     pub version: String,
     /// Policies that cannot be enforced as they are written and deny instead. Of those from files, only such as close a server.
@@ -82,6 +85,7 @@ impl CredentialSlot {
 
 /// A server that policies name, with the handles of its metrics.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct ServerInForce {
     /// The server's name.
     pub name: String,
@@ -95,6 +99,13 @@ pub struct ServerInForce {
     pub refuses_tls: bool,
     /// True if the audit log has the arguments of calls.
     pub audits_arguments: bool,
+    /// True if decisions can depend on what the server's lists say of its tools.
+    pub reads_definitions: bool,
+    /// True if a policy asks a person about calls of some tool.
+    pub asks_people: bool,
+    /// The pins, as `namespace/name`, to which policies hold its tools.
+    pub pins: Vec<Arc<str>>,
+    tools_seen: OnceLock<Arc<ToolsOfServer>>,
     /// `toolweir_upstream_duration_seconds`
     pub upstream_duration: Histogram,
     /// `toolweir_overhead_seconds`
@@ -103,6 +114,18 @@ pub struct ServerInForce {
     pub calls_ok: IntCounter,
     /// The tools that a policy names.
     pub tools: HashMap<Box<str>, NamedTool>,
+}
+
+impl ServerInForce {
+    /// What the server's lists said of its tools; none where no policy reads it.
+    pub fn tools_seen(&self) -> Option<&Arc<ToolsOfServer>> {
+        self.tools_seen.get()
+    }
+
+    /// Sets where [`InForce::seen`] looks. The second time, it does nothing.
+    pub fn set_tools(&self, tools: Arc<ToolsOfServer>) {
+        let _ = self.tools_seen.set(tools);
+    }
 }
 
 /// A tool that a policy names, with the handles that its calls need.
@@ -115,9 +138,15 @@ pub struct NamedTool {
 }
 
 impl InForce {
-    /// Resolves the handles of the policies' metrics. Returns the urls that cannot be connected to as well: such a server is as
+    /// Resolves the handles of the policies' metrics. `pins` are those that the engine has. Returns the urls that cannot be connected to as well: such a server is as
     /// one without a url, so that nothing reaches it.
-    pub fn new(engine: Engine, policies: Vec<PolicyView>, version: String, metrics: &ServerMetrics) -> (Self, Vec<BadUrl>) {
+    pub fn new(
+        engine: Engine,
+        policies: Vec<PolicyView>,
+        pins: Vec<ToolPins>,
+        version: String,
+        metrics: &ServerMetrics,
+    ) -> (Self, Vec<BadUrl>) {
         let (mut servers, mut bad) = (HashMap::new(), Vec::new());
         for view in engine.servers() {
             let url = view.url.and_then(|url| {
@@ -135,6 +164,15 @@ impl InForce {
             let tools = engine.tools(view.name).map(named).collect();
             // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
             metrics.tools_hidden.with_label_values(&[view.name]);
+            for end in ListingEnd::ALL.into_iter().filter(|_| view.reads_definitions) {
+                metrics.own_lists.with_label_values(&[view.name, end.as_str()]);
+            }
+            let named_pins: Vec<Arc<str>> = engine.named_pins(view.name).into_iter().cloned().collect();
+            if !named_pins.is_empty() {
+                let parts = ToolPart::ALL.into_iter().map(ToolPart::as_str).chain([TOOL_PART]);
+                parts.for_each(|part| drop(metrics.tool_drift.with_label_values(&[view.name, part])));
+                metrics.tools_drifted.with_label_values(&[view.name]);
+            }
             for verdict in engine.verdicts(view.name) {
                 let tool = verdict.tool.unwrap_or(OTHER_TOOL);
                 metrics.tool_calls.with_label_values(&[
@@ -152,6 +190,10 @@ impl InForce {
                 intercept: view.intercept,
                 refuses_tls: view.refuses_tls,
                 audits_arguments: view.audits_arguments,
+                reads_definitions: view.reads_definitions,
+                asks_people: view.asks_people,
+                pins: named_pins,
+                tools_seen: OnceLock::new(),
                 upstream_duration: metrics.upstream_duration.with_label_values(&[view.name]),
                 overhead: metrics.overhead.with_label_values(&[view.name]),
                 calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),
@@ -159,7 +201,7 @@ impl InForce {
             };
             servers.insert(server.name.clone(), Arc::new(server));
         }
-        (Self { engine, policies, version, problems: Vec::new(), shared_store: false, servers }, bad)
+        (Self { engine, policies, pins, version, problems: Vec::new(), shared_store: false, servers }, bad)
     }
 
     /// Has the credentials looked after by `set`. Until then, servers that have one are not reached.
@@ -178,10 +220,30 @@ impl InForce {
         self.servers.values()
     }
 
-    /// Returns true if the same policies govern a server here and there.
+    /// Returns true if the same policies govern a server here and there, with the same pins.
     pub fn governs_alike(&self, other: &Self, server: &str) -> bool {
         let names = |policy: &&PolicyView| policy.spec.servers.iter().any(|named| named.name == server || named.name == "*");
-        self.policies.iter().filter(names).eq(other.policies.iter().filter(names))
+        let same_pins = || self.engine.named_pins(server).iter().all(|name| self.pins_named(name) == other.pins_named(name));
+        self.policies.iter().filter(names).eq(other.policies.iter().filter(names)) && same_pins()
+    }
+
+    /// What the pins of this name, `namespace/name`, have of a tool.
+    pub fn pinned_tool(&self, pins: &str, tool: &str) -> Option<&PinnedTool> {
+        self.pins_named(pins)?.spec.tools.iter().find(|pinned| pinned.name == tool)
+    }
+
+    fn pins_named(&self, name: &str) -> Option<&ToolPins> {
+        // Of two with the same name, the last holds.
+        self.pins.iter().rev().find(|pins| pins.to_string() == name)
+    }
+
+    /// What a server's lists said last of a tool; none where that is not known, or no policy reads it. What an earlier run saw counts where it
+    /// is not as pinned, so that calls are denied. What it allows has to be seen again.
+    pub fn seen(&self, server: &str, tool: &str) -> Option<Arc<SeenTool>> {
+        let of = self.server(server)?;
+        let tools = of.tools_seen()?;
+        let denies = |kept: &Arc<SeenTool>| self.engine.drift(server, tool, kept).iter().any(|drift| drift.denies);
+        tools.get(tool).or_else(|| tools.kept(tool).filter(|_| !of.pins.is_empty()).filter(denies))
     }
 
     /// A server, if some policy names it.

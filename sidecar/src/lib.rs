@@ -9,16 +9,19 @@
 //!                        ├─ freshness  whether they are what their source says
 //!                        ├─ counts     of this pod, and of the store that pods share
 //!                        ├─ credentials  what servers are shown
+//!                        ├─ approvals  calls that a person must approve: the requests, and what was decided
 //!                        ├─ observed   what agents did: calls and peak rates of each tool
 //!                        ├─ capture    where connections lead that the kernel redirects
 //!                        └─ record     of one call ──> audit (the log)
 //! ```
 //!
 //! [`run`] and [`stdio`] put these together. [`admin`] serves what is seen of them: [`scrape`] is the page of metrics, which
-//! each module registers in [`registry`], and [`explain`] says what would be decided. [`import_command`], [`replay_command`] and [`capture_rules`] stand alone.
+//! each module registers in [`registry`], and [`explain`] says what would be decided. [`import_command`], [`replay_command`] and [`capture_rules`] stand
+//! alone, and so does [`approvals::command`], which asks a running sidecar.
 
 pub mod account;
 pub mod admin;
+pub mod approvals;
 pub mod audit;
 pub mod capture;
 pub mod capture_rules;
@@ -40,6 +43,7 @@ pub mod metrics;
 pub mod net;
 pub mod observed;
 pub mod outcome;
+pub mod own_lists;
 pub mod pending;
 pub mod pod_args;
 pub mod policy_changes;
@@ -49,6 +53,7 @@ pub mod registry;
 pub mod replay_command;
 pub mod run;
 pub mod scrape;
+pub mod seen_tools;
 pub mod server_metrics;
 pub mod source;
 pub mod stdio;

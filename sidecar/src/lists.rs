@@ -17,13 +17,17 @@ use toolweir_engine::json::{JsonError, Raw};
 
 use crate::{
     governor::Governor,
+    in_force::ServerInForce,
     mcp::{
+        changes::is_list_changed,
         edits::Filtered,
         id::{is_same_id, message_id},
         list::{self, ListAnswer, ListPage, OwnRequest, Rules},
         page_request,
     },
+    outcome::ListingEnd,
     proxy::budget::HeldBytes,
+    seen_tools::{ToolsOfServer, tools_of_server::ListedPage},
 };
 
 /// The time for which a client may keep a list, unless said otherwise. So long an agent may see the tools of a policy that is no longer
@@ -63,15 +67,48 @@ impl Lists {
     /// The answer is not strict JSON.
     pub fn read<'a>(&self, answer: &'a [u8], own: Option<OwnRequest<'_>>) -> Result<ListAnswer<'a>, JsonError> {
         let in_force = self.governor.in_force();
-        let shows = |tool: &str| in_force.engine.shows(&self.server, tool);
-        let rules = Rules { shows: &shows, ttl: self.ttl, own };
-        list::filter(answer, &rules, &mut |tool, shown| {
-            self.governor.learn_tool(&self.server, tool);
-            if !shown {
-                self.hidden.inc();
+        let server = in_force.server(&self.server);
+        let learning = server.and_then(|server| Some((server, server.tools_seen()?)));
+        let is_for_nobody = own.is_some_and(|own| own.client_id.is_none());
+        let mut page: Option<ListedPage<'_>> = None;
+        let rules = Rules { ttl: self.ttl, own };
+        let read = list::filter(answer, &rules, &mut |entry| {
+            if let Some(learning) = learning {
+                page.get_or_insert_with(|| begin_page(learning)).learn(entry);
             }
-        })
+            let mut stays = true;
+            for tool in entry.names {
+                let seen = page.as_ref().and_then(|page| page.seen(tool));
+                let shown = in_force.engine.shows(&self.server, tool, seen);
+                self.governor.learn_tool(&self.server, tool);
+                if !shown && !is_for_nobody {
+                    self.hidden.inc();
+                }
+                stays &= shown;
+            }
+            stays
+        });
+        let found = read.as_ref().ok().and_then(|read| read.page);
+        // The last page of a list can be one without a tool.
+        let page = page.or_else(|| found.and(learning).map(begin_page));
+        if let Some((page, (server, _))) = page.zip(learning) {
+            let ends = found.is_some_and(|page| page.next.is_none());
+            self.governor.page_passed(&in_force, server, &page.finish(!ends));
+        }
+        read
     }
+
+    /// Takes note of a message of the server that is none of its lists.
+    pub fn server_said(&self, message: &[u8]) {
+        if is_list_changed(message) {
+            self.governor.list_changed(&self.server);
+        }
+    }
+}
+
+/// Begins a page of a list of a server.
+fn begin_page<'a>((server, tools): (&Arc<ServerInForce>, &'a Arc<ToolsOfServer>)) -> ListedPage<'a> {
+    tools.begin_page(!server.pins.is_empty(), std::time::Instant::now())
 }
 
 /// The most pages of a list that are read for one request of a client, the one that it asked for included.
@@ -132,13 +169,15 @@ impl Page {
 }
 
 impl Lists {
-    /// The page in the answer to a request of the sidecar's own. None if the answer holds none.
+    /// The page in the answer to a request of the sidecar's own. None if the answer holds none. Of one that no client gets, there is no
+    /// message.
     pub fn page(&self, answer: &[u8], own: OwnRequest<'_>) -> Option<Page> {
         let read = self.read(answer, Some(own)).ok()?;
         let page = read.page.filter(|page| page.id.string().is_ok_and(|id| id.as_deref() == Some(own.id)))?;
-        match read.filtered {
-            Filtered::Edited(message) => Some(Page::new(message, page.shown > 0, page.next)),
-            Filtered::Same => None,
+        match (own.client_id, read.filtered) {
+            (None, _) => Some(Page::new(Vec::new(), page.shown > 0, page.next)),
+            (Some(_), Filtered::Edited(message)) => Some(Page::new(message, page.shown > 0, page.next)),
+            (Some(_), Filtered::Same) => None,
         }
     }
 }
@@ -154,18 +193,50 @@ pub trait PageSource {
 pub async fn fill(asked: &ListRequest, mut page: Page, pages: &mut impl PageSource, until: Instant) -> Page {
     let mut before: Vec<String> = Vec::new();
     while !page.shown && before.len() + 1 < MOST_PAGES {
-        let Some(cursor) = page.next.take().filter(|cursor| cursor.len() <= LONGEST_CURSOR && !before.contains(cursor)) else {
-            break;
-        };
-        let Some(id) = own_id() else { break };
-        let Some(request) = page_request::for_page(&asked.request, &id, &cursor) else { break };
-        before.push(cursor);
-        match timeout_at(until, pages.page(request, OwnRequest { id: &id, client_id: &asked.id })).await {
+        let next = page.next.take().and_then(|cursor| request_for(&asked.request, cursor, &mut before));
+        let Some((id, request)) = next else { break };
+        match timeout_at(until, pages.page(request, OwnRequest { id: &id, client_id: Some(&asked.id) })).await {
             Ok(Some(next)) => page = next,
             _ => break,
         }
     }
     page
+}
+
+/// Asks for every page of a list, the first one with a message that `request` makes for an id, and lets each be learned from. No
+/// client gets them.
+pub async fn list_all(request: impl Fn(&str) -> Option<Vec<u8>>, pages: &mut impl PageSource, until: Instant) -> ListingEnd {
+    let mut before: Vec<String> = Vec::new();
+    let Some((id, first)) = own_id().and_then(|id| request(&id).map(|first| (id, Bytes::from(first)))) else {
+        return ListingEnd::Failed;
+    };
+    if first.len() > LARGEST_REQUEST {
+        return ListingEnd::Failed;
+    }
+    let (mut id, mut message) = (id, first.to_vec());
+    while before.len() < MOST_PAGES {
+        let page = match timeout_at(until, pages.page(message, OwnRequest { id: &id, client_id: None })).await {
+            Ok(Some(page)) => page,
+            Ok(None) => return ListingEnd::Failed,
+            Err(_) => return ListingEnd::Timeout,
+        };
+        let Some(cursor) = page.next else { return ListingEnd::Complete };
+        let Some(next) = request_for(&first, cursor, &mut before) else { break };
+        (id, message) = next;
+    }
+    ListingEnd::Failed
+}
+
+/// The request for the page of a cursor, made of that for the first one, with its id. None where there is no asking for it: the cursor
+/// is too long, or was asked for before. It becomes one of those.
+fn request_for(first: &Bytes, cursor: String, before: &mut Vec<String>) -> Option<(String, Vec<u8>)> {
+    if cursor.len() > LONGEST_CURSOR || before.contains(&cursor) {
+        return None;
+    }
+    let id = own_id()?;
+    let request = page_request::for_page(first, &id, &cursor)?;
+    before.push(cursor);
+    Some((id, request))
 }
 
 /// The prefix of the ids of the sidecar's own requests.
@@ -214,8 +285,8 @@ pub struct ExpectedPages(Mutex<HashMap<String, PageWaiter>>);
 
 #[derive(Debug)]
 struct PageWaiter {
-    /// The id that the page gets, as it is written.
-    client_id: String,
+    /// The id that the page gets, as it is written; none where no client gets it.
+    client_id: Option<String>,
     page: oneshot::Sender<Option<Page>>,
 }
 
@@ -227,7 +298,7 @@ impl ExpectedPages {
         if expected.len() >= MOST_EXPECTED {
             return None;
         }
-        expected.insert(own.id.to_owned(), PageWaiter { client_id: own.client_id.to_owned(), page });
+        expected.insert(own.id.to_owned(), PageWaiter { client_id: own.client_id.map(str::to_owned), page });
         Some(receiver)
     }
 
@@ -235,7 +306,7 @@ impl ExpectedPages {
     /// `room` gives what a page of so many bytes takes, or nothing where there is no room.
     pub fn answered(&self, message: &[u8], lists: &Lists, room: impl FnOnce(usize) -> Option<Option<HeldBytes>>) -> bool {
         let Some((id, waiter)) = self.find(message) else { return false };
-        let page = lists.page(message, OwnRequest { id: &id, client_id: &waiter.client_id }).and_then(|mut page| {
+        let page = lists.page(message, OwnRequest { id: &id, client_id: waiter.client_id.as_deref() }).and_then(|mut page| {
             page.held = room(page.message.len())?;
             Some(page)
         });

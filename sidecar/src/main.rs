@@ -21,6 +21,7 @@ use toolweir_crds::{
 use toolweir_engine::{CompileOptions, Memory, egress::AddressRanges};
 use toolweir_sidecar::{
     admin::LogLevelControl,
+    approvals::{AskSettings, command::ApprovalsArgs, socket_args::ApprovalsSocketArgs},
     capture_rules::{self, CaptureRulesArgs},
     control::{
         ControlPlaneConfig,
@@ -84,6 +85,8 @@ enum Command {
     Import(ImportArgs),
     /// Decide the calls of audit logs anew, by other policies, and print what would change.
     Replay(ReplayArgs),
+    /// List the calls that wait for a person at the socket of a sidecar, and approve or deny them.
+    Approvals(ApprovalsArgs),
     /// Enforce policy on a server that speaks MCP on stdin and stdout.
     Stdio(StdioArgs),
     /// Write the rules that redirect a pod's connections to its sidecar, and prove them. Needs `NET_ADMIN`.
@@ -107,10 +110,7 @@ struct ListArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    group = ArgGroup::new("policy_source").args(["policy", "control_plane"]).required(true),
-    group = ArgGroup::new("keeps_state").args(["control_plane", "capture_port"]).multiple(true)
-)]
+#[command(group = ArgGroup::new("policy_source").args(["policy", "control_plane"]).required(true))]
 struct RunArgs {
     /// Policy file, or a folder of them. Changes take effect within a second.
     #[arg(
@@ -121,12 +121,14 @@ struct RunArgs {
     policy: Option<PathBuf>,
     #[command(flatten)]
     control_plane: ControlPlaneArgs,
-    /// Folder that keeps what a restart needs: the operator's last policies, and of captured pods the nameservers and the certificate
-    /// authority.
-    #[arg(long, value_name = "DIR", requires = "keeps_state")]
+    /// Folder that keeps what a restart needs: what servers' tools looked like, approvals, the operator's last policies, and of captured pods
+    /// the nameservers and the certificate authority.
+    #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     shared_store: SharedStoreArgs,
+    #[command(flatten)]
+    approvals: ApprovalsSocketArgs,
     /// File to which the servers in force are written, in the usual format of MCP clients (`mcpServers`).
     #[arg(long, value_name = "FILE")]
     mcp_config: Option<PathBuf>,
@@ -136,7 +138,7 @@ struct RunArgs {
     /// Address of /metrics, /healthz and /readyz.
     #[arg(long, default_value_t = format!("0.0.0.0:{METRICS_PORT}"), value_name = "ADDR")]
     metrics_listen: String,
-    /// Address of /policy, /limits, /observed, /explain and /log-level.
+    /// Address of /policy, /limits, /observed, /seen, /explain and /log-level.
     #[arg(long, default_value_t = format!("127.0.0.1:{ADMIN_PORT}"), value_name = "ADDR")]
     admin_listen: String,
     /// CA certificates to trust in addition to the system's.
@@ -306,9 +308,14 @@ struct StdioArgs {
     /// File for audit lines; defaults to stderr.
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
+    /// Folder that keeps what a restart needs: what the server's tools looked like, and approvals. Several sidecars may share it.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// Maximum length of a message of the client, in bytes; one of the server may be 16 times as long.
     #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
     max_body: usize,
+    #[command(flatten)]
+    approvals: ApprovalsSocketArgs,
     #[command(flatten)]
     lists: ListArgs,
     #[command(flatten)]
@@ -370,6 +377,7 @@ fn execute(command: Command, log_level: LogLevelControl) -> anyhow::Result<ExitC
         }
         Command::Check { files, shared_store } => check(&files, shared_store),
         Command::Import(arguments) => arguments.run(),
+        Command::Approvals(arguments) => arguments.run(),
         Command::Replay(arguments) => replay_command::replay(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Stdio(arguments) => {
             let runtime = runtime()?;
@@ -401,6 +409,12 @@ impl RunArgs {
             anyhow::bail!("--agent-ca-dir: is the folder of --state-dir, which agents must not read; write another");
         }
         let in_pod = matches!(source, PolicySource::ControlPlane(_));
+        let socket = self.approvals.settings();
+        if in_pod && socket.is_some() {
+            anyhow::bail!(
+                "--approvals-socket: with --control-plane the operator asks people, who decide with kubectl toolweir approve; remove the flag"
+            );
+        }
         Ok(RunConfig {
             source,
             mcp_config: self.mcp_config,
@@ -429,6 +443,7 @@ impl RunArgs {
             drain: self.drain_timeout,
             shared_store: self.shared_store.config()?,
             options: self.pod.options(),
+            approvals: AskSettings { socket, ..self.pod.approvals() },
         })
     }
 }
@@ -454,10 +469,12 @@ impl StdioArgs {
             command: self.command,
             metrics_listen: self.metrics_listen,
             audit_log: self.audit_log,
+            state: self.state_dir,
             longest: self.max_body,
             list_ttl: self.lists.list_ttl,
             counters: self.pod.max_counters,
             options: self.pod.options(),
+            approvals: AskSettings { socket: self.approvals.settings(), ..self.pod.approvals() },
         }
     }
 }
@@ -480,8 +497,9 @@ fn check(paths: &[PathBuf], shared_store: bool) -> anyhow::Result<ExitCode> {
     let servers = loaded.engine.servers().count();
     writeln!(
         out,
-        "ok: {} of {} and {}",
+        "ok: {}{} of {} and {}",
         counted(loaded.policies.len(), "policy", "policies"),
+        if loaded.pins.is_empty() { String::new() } else { format!(" and {} MCPToolPins", loaded.pins.len()) },
         counted(files.len(), "file", "files"),
         counted(servers, "server", "servers")
     )?;

@@ -7,8 +7,8 @@
 use std::time::SystemTime;
 
 use crate::{
-    capture::metrics::EgressMetrics, connections::ConnectionMetrics, files::FileMetrics, freshness::FreshnessMetrics,
-    registry::MetricsRegistry, server_metrics::ServerMetrics,
+    approvals::metrics::ApprovalMetrics, capture::metrics::EgressMetrics, connections::ConnectionMetrics, files::FileMetrics,
+    freshness::FreshnessMetrics, registry::MetricsRegistry, server_metrics::ServerMetrics,
 };
 
 /// The metrics that every sidecar has, and the registry for others.
@@ -26,6 +26,8 @@ pub struct SidecarMetrics {
     pub connections: ConnectionMetrics,
     /// Captured connections to other destinations than declared servers.
     pub egress: EgressMetrics,
+    /// Requests for approval.
+    pub approvals: ApprovalMetrics,
 }
 
 impl SidecarMetrics {
@@ -45,6 +47,7 @@ impl SidecarMetrics {
             files: FileMetrics::new(&registry)?,
             connections: ConnectionMetrics::new(&registry)?,
             egress: EgressMetrics::new(&registry)?,
+            approvals: ApprovalMetrics::new(&registry)?,
             registry,
         })
     }

@@ -92,3 +92,28 @@ impl Outcome {
         }
     }
 }
+
+/// How a list ended that the sidecar asked for by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListingEnd {
+    /// The last page came.
+    Complete,
+    /// A page did not come, or there are more of them than are read, or nobody waits for it any more.
+    Failed,
+    /// It took too long.
+    Timeout,
+}
+
+impl ListingEnd {
+    /// Every end.
+    pub const ALL: [Self; 3] = [Self::Complete, Self::Failed, Self::Timeout];
+
+    /// The metrics' label `outcome`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+            Self::Timeout => "timeout",
+        }
+    }
+}

@@ -237,6 +237,11 @@ impl PendingRequest<'_> {
         }
     }
 
+    /// Returns true where it was neither cancelled nor answered.
+    pub fn is_under_way(&self) -> bool {
+        self.all.lock().kept.get(&self.id).is_some_and(|request| request.number == self.number)
+    }
+
     /// From now on the server may have taken it: it is kept, whatever becomes of who sent it.
     pub fn mark_sent(&mut self) {
         self.sent = true;

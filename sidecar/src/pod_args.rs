@@ -3,6 +3,8 @@
 use clap::Args;
 use toolweir_engine::{CompileOptions, Memory};
 
+use crate::approvals::AskSettings;
+
 /// The pod for which policies are compiled.
 #[derive(Debug, Args)]
 pub struct PodArgs {
@@ -15,6 +17,9 @@ pub struct PodArgs {
     /// The pod's service account, for expressions.
     #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "", hide_default_value = true)]
     pod_service_account: String,
+    /// The pod's uid, to which approvals of people are bound.
+    #[arg(long, env = "POD_UID", default_value = "", hide_default_value = true)]
+    pod_uid: String,
     /// The pod's workload as KIND/NAME, such as Deployment/agent, for limits of the scope Workload.
     #[arg(long, env = "POD_WORKLOAD", default_value = "", hide_default_value = true)]
     pod_workload: String,
@@ -24,6 +29,11 @@ pub struct PodArgs {
 }
 
 impl PodArgs {
+    /// How people are asked for approval.
+    pub fn approvals(&self) -> AskSettings {
+        AskSettings { pod_uid: self.pod_uid.clone(), ..AskSettings::default() }
+    }
+
     /// The options with which its policies are compiled.
     pub fn options(&self) -> CompileOptions {
         CompileOptions {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use toolweir_crds::{
-    OnStoreFailure,
+    OnStoreFailure, PartSet, ToolClass,
     bounds::{SERVER_NAME, TOOL_NAME},
 };
 use toolweir_engine::{Call, Reason, json::Raw};
@@ -38,7 +38,7 @@ impl Arrival {
 /// The parts of a decision that stand in the audit line.
 #[derive(Debug)]
 pub struct RecordedDecision {
-    /// `allowed`, `denied` or `would_deny`.
+    /// `allowed`, `denied`, `would_deny` or `would_ask`.
     pub decision: &'static str,
     /// Why.
     pub reason: Reason,
@@ -48,6 +48,12 @@ pub struct RecordedDecision {
     pub entry: Option<Arc<str>>,
     /// The fallback, where the shared store did not answer.
     pub store_fallback: Option<OnStoreFailure>,
+    /// The class of the tool, where policies of the server read definitions.
+    pub class: Option<ToolClass>,
+    /// The parts of the tool's definition that are not as pins of a policy have them; nothing where no pins have the tool.
+    pub drift: Option<PartSet>,
+    /// The name of the request for approval, where there is one.
+    pub approval: Option<Arc<str>>,
 }
 
 /// The record of one call. Dropped, it writes the audit line, so that none is missing when the client hangs up.
@@ -82,6 +88,11 @@ impl Record {
         }
     }
 
+    /// Names the request for approval of the call.
+    pub fn set_approval(&mut self, name: Arc<str>) {
+        self.decision.approval = Some(name);
+    }
+
     /// Records the call as `cancelled`, whatever else became of it, if the flag is up by then.
     pub fn cancelled_by(&mut self, flag: Arc<AtomicBool>) {
         self.cancelled = Some(flag);
@@ -102,7 +113,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         self.outcome = self.outcome_unless_cancelled(self.outcome);
-        let RecordedDecision { decision, reason, policy, entry, store_fallback } = &self.decision;
+        let RecordedDecision { decision, reason, policy, entry, store_fallback, class, drift, approval } = &self.decision;
         self.audit.write(&audit::AuditLine {
             time: audit::timestamp(self.arrived.time),
             server: &self.server,
@@ -112,6 +123,9 @@ impl Drop for Record {
             policy: policy.as_deref(),
             entry: entry.as_deref(),
             shared_store: store_fallback.map(OnStoreFailure::as_str),
+            class: class.map(ToolClass::as_str),
+            drift: *drift,
+            approval: approval.as_deref(),
             outcome: self.outcome.as_str(),
             latency_ms: (self.arrived.instant.elapsed().as_secs_f64() * 1e6).round() / 1e3,
             session: self.session.take(),

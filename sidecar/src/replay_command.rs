@@ -58,10 +58,11 @@ pub fn replay(arguments: &ReplayArgs) -> anyhow::Result<()> {
     check_logs(&arguments.logs)?;
     // As `check --shared-store`: counts that pods share are kept here.
     let options = CompileOptions { shared_store: true, of_any_pod: true, ..CompileOptions::default() };
-    let checked = compile_files(&texts, Memory::new(0), &options, Urls::MayFollow).map_err(policy_errors)?;
-    let CompiledFiles { policies, warnings, .. } = checked;
+    let checked =
+        compile_files(&texts, Memory::new(0), &options, Urls::MayFollow, toolweir_pins::check_texts).map_err(policy_errors)?;
+    let CompiledFiles { policies, warnings, pin_warnings, .. } = checked;
     let mut notes = io::stderr();
-    for warning in warnings {
+    for warning in warnings.into_iter().chain(pin_warnings) {
         writeln!(notes, "warning: {}", with_shown_name(warning))?;
     }
     let mut replay = Replay::new(arguments.examples);

@@ -21,6 +21,11 @@ use toolweir_engine::{CompileOptions, egress::AddressRanges};
 
 use crate::{
     admin::{self, AdminState, Listener, LogLevelControl},
+    approvals::{
+        self, AskSettings,
+        room::WaitingRoom,
+        socket::{self, ApprovalsSocket},
+    },
     audit::Audit,
     capture::{Capture, names::SearchDomains},
     control::{self, state::StateDir},
@@ -34,6 +39,7 @@ use crate::{
     mcp_config::McpConfig,
     metrics::SidecarMetrics,
     net,
+    own_lists::OwnLists,
     proxy::{
         Limits,
         budget::Budget,
@@ -49,6 +55,7 @@ use crate::{
         upstream::{UpstreamClient, UpstreamOptions},
     },
     scrape::Scraper,
+    seen_tools::keeper::{keep_tools, keep_tools_now},
     source::{self, FileWatch, Urls},
 };
 
@@ -109,6 +116,8 @@ pub struct RunConfig {
     pub shared_store: Option<toolweir_store::StoreConfig>,
     /// The pod, for expressions and scopes.
     pub options: CompileOptions,
+    /// How people are asked for approval.
+    pub approvals: AskSettings,
 }
 
 /// Connections that the kernel redirects to the sidecar.
@@ -173,6 +182,8 @@ pub struct Sidecar {
     pub metrics: std::net::SocketAddr,
     /// The address of the administration.
     pub admin: std::net::SocketAddr,
+    state: StateDir,
+    approvals_socket: Option<ApprovalsSocket>,
     stop: watch::Sender<bool>,
 }
 
@@ -184,7 +195,11 @@ impl Sidecar {
         if let Some(store) = self.governor.store() {
             store.leave(RETURN).await;
         }
+        keep_tools_now(&self.governor, &self.state).await;
+        self.governor.approvals().close().await;
         self.governor.audit().close();
+        // Until now calls could wait for a person.
+        drop(self.approvals_socket);
         drained
     }
 }
@@ -213,6 +228,15 @@ impl RunConfig {
                 Ok((Arc::clone(&governor), Box::pin(follower.run(governor, stopping))))
             }
         }
+    }
+
+    /// Takes over the requests for approval of an earlier run. From now on people can be asked, if there is a way.
+    async fn ask_people(&self, governor: &Governor, state: &StateDir) -> anyhow::Result<Option<ApprovalsSocket>> {
+        if let PolicySource::ControlPlane(_) = &self.source {
+            governor.approvals().ask_by_operator();
+        }
+        governor.restore_approvals(&self.approvals, state, approvals::FILE);
+        Ok(socket::open(self.approvals.socket.as_ref(), governor.approvals()).await?)
     }
 
     /// Reads the pod's nameservers, where they are asked for the operator, the store, or where captured connections lead.
@@ -316,6 +340,9 @@ impl RunConfig {
             budget,
             clients: Clients::new(limits.requests, limits.connections),
             governor: Arc::clone(governor),
+            own_lists: OwnLists::new(limits.own_list),
+            // Half of the memory for bodies, and seven of eight requests: others go on while people take their time.
+            waiting: WaitingRoom::new(limits.held / 2, limits.requests - limits.requests.div_ceil(8)),
             limits,
             streams: LegacyStreams::default(),
             sessions: Sessions::default(),
@@ -332,8 +359,8 @@ impl RunConfig {
 /// Starts the proxy, its small servers and what keeps the policies current.
 ///
 /// # Errors
-/// The policy is not in order, an address cannot be bound, a certificate cannot be read, or the agents' file cannot be
-/// written.
+/// The policy is not in order, an address cannot be bound, the socket of approvals cannot be made, a certificate cannot be read, or the
+/// agents' file cannot be written.
 pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dyn io::Write + Send>) -> anyhow::Result<Sidecar> {
     let (stop, stopping) = watch::channel(false);
     let (governor, upkeep) = config.govern(audit, stopping.clone())?;
@@ -341,6 +368,9 @@ pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dy
     if let (Some(folder), PolicySource::Local(_)) = (&config.state, &config.source) {
         governor.metrics.files.record_result("policies", "write", control::state::create(folder));
     }
+    let state_dir = StateDir::new(config.state.clone());
+    governor.restore_tools(&state_dir);
+    let approvals_socket = config.ask_people(&governor, &state_dir).await?;
     // Now, while no container of the pod can have written to it.
     config.read_resolvers(&governor)?;
     let tls = config.client_tls()?;
@@ -364,6 +394,8 @@ pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dy
     admin::start(metrics, Listener::Metrics, state.clone()).context("a thread cannot be started")?;
     admin::start(admin, Listener::Admin, state).context("a thread cannot be started")?;
     tokio::spawn(upkeep);
+    tokio::spawn(keep_tools(Arc::clone(&governor), state_dir.clone()));
+    tokio::spawn(Arc::clone(governor.approvals()).keep());
     let deciding = Arc::clone(&governor);
     tokio::spawn(async move {
         while !deciding.prepare_interception() {
@@ -385,7 +417,7 @@ pub async fn start(config: &RunConfig, log_level: LogLevelControl, audit: Box<dy
         if governor.freshness.has_policies() { "ready" } else { "no policy yet; every call is denied until the control plane sends one" }
     );
     drop(in_force);
-    Ok(Sidecar { governor, proxy, metrics: metrics_address, admin: admin_address, stop })
+    Ok(Sidecar { governor, proxy, metrics: metrics_address, admin: admin_address, state: state_dir, approvals_socket, stop })
 }
 
 /// Runs until SIGTERM or SIGINT, then drains.

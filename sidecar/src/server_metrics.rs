@@ -1,6 +1,6 @@
 //! Metrics with the label `server`: requests and calls.
 
-use prometheus::{HistogramVec, IntCounterVec};
+use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
 
 use crate::registry::MetricsRegistry;
 
@@ -8,6 +8,9 @@ use crate::registry::MetricsRegistry;
 pub const UNKNOWN_SERVER: &str = "_unknown";
 /// The label `tool` where neither a policy nor a tools/list gave the name.
 pub const OTHER_TOOL: &str = "_other";
+
+/// The label `part` of a tool that is not pinned.
+pub const TOOL_PART: &str = "tool";
 
 /// Buckets from 100 µs, which a fast server on loopback takes, to 60 s.
 const UPSTREAM_BUCKETS: [f64; 17] =
@@ -29,6 +32,12 @@ pub struct ServerMetrics {
     pub overhead: HistogramVec,
     /// `toolweir_tools_hidden_total`: tools that were cut out of tools/list answers.
     pub tools_hidden: IntCounterVec,
+    /// `toolweir_own_lists_total`: lists that the sidecar asked for by itself.
+    pub own_lists: IntCounterVec,
+    /// `toolweir_tool_drift_total`: parts of definitions that a list showed for the first time, and that are not as pinned.
+    pub tool_drift: IntCounterVec,
+    /// `toolweir_tools_drifted`: tools that are not as pinned now.
+    pub tools_drifted: IntGaugeVec,
 }
 
 impl ServerMetrics {
@@ -63,6 +72,21 @@ impl ServerMetrics {
             tools_hidden: registry.counters(
                 "toolweir_tools_hidden_total",
                 "Tools that were cut out of tools/list answers.",
+                &["server"],
+            )?,
+            own_lists: registry.counters(
+                "toolweir_own_lists_total",
+                "Lists of tools that the sidecar asked servers for by itself, for calls whose decision needs them.",
+                &["server", "outcome"],
+            )?,
+            tool_drift: registry.counters(
+                "toolweir_tool_drift_total",
+                "Parts of tools' definitions that a list showed anew and that are not as they were pinned; part=\"tool\": tools that are not pinned.",
+                &["server", "part"],
+            )?,
+            tools_drifted: registry.int_gauges(
+                "toolweir_tools_drifted",
+                "Tools that are not as they were pinned now, or not pinned where a policy minds.",
                 &["server"],
             )?,
         })

@@ -9,7 +9,7 @@ use std::{
 
 pub use toolweir_crds::policy_files::files;
 use toolweir_crds::{
-    FileError,
+    FileError, ToolPins,
     policy_files::{self, file_error},
     stream::PolicyProblem,
 };
@@ -36,6 +36,8 @@ pub struct Loaded {
     pub engine: Engine,
     /// The policies, for display.
     pub policies: Vec<PolicyView>,
+    /// The pins among them.
+    pub pins: Vec<ToolPins>,
     /// The first 12 hex digits of the SHA-256 of the text.
     pub version: String,
     /// Faults that are no reason to refuse the files.
@@ -52,11 +54,13 @@ pub struct Loaded {
 /// All that is wrong with the first file that is wrong, or with the policies together.
 pub fn load(paths: &[PathBuf], counters: Arc<Memory>, options: &CompileOptions, urls: Urls) -> Result<Loaded, Vec<FileError>> {
     let texts = policy_files::read(paths).map_err(|error| vec![error])?;
-    let CompiledFiles { engine, policies, warnings, problems } = compile_files(&texts, counters, options, urls)?;
+    let CompiledFiles { engine, policies, pins, mut warnings, pin_warnings, problems } =
+        compile_files(&texts, counters, options, urls, toolweir_pins::check_texts)?;
+    warnings.extend(pin_warnings);
     let whole: String = texts.iter().map(|file| file.text.as_str()).collect();
     let version = sha256(whole.as_bytes()).chars().take(12).collect();
     let policies = policies.into_iter().map(PolicyView::from).collect();
-    Ok(Loaded { engine, policies, version, warnings, problems, shared_store: options.shared_store })
+    Ok(Loaded { engine, policies, pins, version, warnings, problems, shared_store: options.shared_store })
 }
 
 impl Loaded {
@@ -68,7 +72,7 @@ impl Loaded {
         for warning in &self.warnings {
             tracing::warn!(%warning, "policy");
         }
-        let (mut in_force, bad) = InForce::new(self.engine, self.policies, self.version, metrics);
+        let (mut in_force, bad) = InForce::new(self.engine, self.policies, self.pins, self.version, metrics);
         (in_force.shared_store, in_force.problems) = (self.shared_store, self.problems);
         let errors: Vec<FileError> =
             bad.into_iter().map(|bad| file_error(path, format!("server {}: {}", bad.server, bad.why))).collect();

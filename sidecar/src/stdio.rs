@@ -3,17 +3,19 @@
 
 //!
 //! ```text
-//! client ── relay ── server      relay: the lines, one writer for each side; lines: how they are read and written
+//! client ── relay ── server      relay, to_server: the lines, one writer for each side; lines: how they are read and written
 //!             │
 //!            gate                what happens to a message: governor, lists, requests under way
 //! ```
 //!
 //! [`keeper`] starts and ends the server's process.
 
+pub mod asked_line;
 pub mod gate;
 pub mod keeper;
 pub mod lines;
 pub mod relay;
+pub mod to_server;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,11 +33,14 @@ use self::{
 };
 use crate::{
     admin::{self, AdminState, Listener, LogLevelControl},
+    approvals::{self, AskSettings, socket},
+    control::state::{self, StateDir},
     counts::Counts,
     metrics::SidecarMetrics,
     pending::PendingRequests,
     run::govern,
     scrape::Scraper,
+    seen_tools::keeper::{keep_tools, keep_tools_now},
     source::Urls,
 };
 
@@ -56,17 +61,21 @@ pub struct StdioConfig {
     pub longest: usize,
     /// The time for which the client may keep a list of tools.
     pub list_ttl: Duration,
+    /// The folder that keeps what a restart needs, if there is one. Several sidecars may share it.
+    pub state: Option<PathBuf>,
     /// The most live counts that are kept.
     pub counters: usize,
     /// The pod, for expressions and scopes.
     pub options: CompileOptions,
+    /// How people are asked for approval.
+    pub approvals: AskSettings,
 }
 
 /// Runs the server until it or the client ends, or a signal comes. Gives the exit code of the server, once nobody is left of
 /// it and of what it started ([`keeper`]).
 ///
 /// # Errors
-/// The policy is not in order or does not name the server, or the program cannot be started.
+/// The policy is not in order or does not name the server, the socket of approvals cannot be made, or the program cannot be started.
 pub async fn run(config: StdioConfig, log_level: LogLevelControl) -> anyhow::Result<u8> {
     let audit: Box<dyn std::io::Write + Send> = match &config.audit_log {
         None => Box::new(std::io::stderr()),
@@ -92,6 +101,12 @@ pub async fn run(config: StdioConfig, log_level: LogLevelControl) -> anyhow::Res
             "the policy's credential has no effect: the server is a program that the sidecar starts"
         );
     }
+    if let Some(folder) = &config.state {
+        governor.metrics.files.record_result("tools", "write", state::create(folder));
+    }
+    let state_dir = StateDir::new(config.state.clone());
+    governor.restore_tools(&state_dir);
+    governor.restore_approvals(&config.approvals, &state_dir, &approvals::file_of(&config.server));
     if let Some(address) = &config.metrics_listen {
         let listener = admin::bind(address, "--metrics-listen").await?;
         let (_, stopping) = tokio::sync::watch::channel(false);
@@ -100,6 +115,9 @@ pub async fn run(config: StdioConfig, log_level: LogLevelControl) -> anyhow::Res
         tokio::spawn(admin::serve(listener, Listener::Metrics, state));
     }
     tokio::spawn(watch.run(Arc::clone(&governor)));
+    tokio::spawn(keep_tools(Arc::clone(&governor), state_dir.clone()));
+    tokio::spawn(Arc::clone(governor.approvals()).keep());
+    let _socket = socket::open(config.approvals.socket.as_ref(), governor.approvals()).await?;
     let (mut process, stdin, stdout) = ServerProcess::start(&config.command)?;
     let gate = Gate {
         governor: Arc::clone(&governor),
@@ -112,6 +130,8 @@ pub async fn run(config: StdioConfig, log_level: LogLevelControl) -> anyhow::Res
     let client = (tokio::io::stdin(), tokio::io::stdout());
     let relay = relay(Arc::new(gate), config.longest, client.0, client.1, stdin, stdout, Arc::clone(&signals));
     let done = supervise(&mut process, relay, &signals).await;
+    keep_tools_now(&governor, &state_dir).await;
+    governor.approvals().close().await;
     governor.audit().close();
     done
 }

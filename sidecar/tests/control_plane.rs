@@ -18,13 +18,13 @@ use common::{
     client::{Ask, Http},
     denial,
     folder::Folder,
-    logs,
+    list, logs,
     operator::{Operator, Stream, documents},
-    policy, program,
+    policy, program, request,
     sidecar::{self, Sidecar},
     tls::Authority,
     until,
-    upstream::Upstream,
+    upstream::{Reply, Upstream},
     within,
 };
 use serde_json::{Value, json};
@@ -765,7 +765,6 @@ async fn flags_that_do_not_go_together_are_told() {
         ([policy, url].concat(), "cannot be used with"),
         (url.to_vec(), "--token-file <FILE>"),
         ([policy, token].concat(), "cannot be used with"),
-        ([policy, ["--state-dir", "x"]].concat(), "<--control-plane <URL>|--capture-port <PORT>>"),
         (token.to_vec(), "--control-plane <URL>"),
         ([["--control-plane", "http://operator:8444"], token].concat(), "plain http is allowed on loopback only"),
         ([["--control-plane", "operator:8444"], token].concat(), "write https://HOST[:PORT]"),
@@ -807,4 +806,28 @@ async fn the_operator_is_told_whether_credentials_work_and_nothing_of_what_they_
     }
     stream.enforce("2", &documents(&allow_all(&stage.upstream.url()))).await;
     assert_eq!(stream.report().await.credentials, []);
+}
+
+#[tokio::test]
+async fn the_operator_is_told_which_tools_are_not_as_pinned_and_that_none_is_known() {
+    let mut stage = Stage::new().await;
+    stage.upstream = Upstream::start(|_| Reply::json(list("1", &["pay", "get_balance"]))).await;
+    let sidecar = stage.sidecar().await;
+    let mut stream = stage.operator.opened().await;
+    stream.enforce("1", &stage.open()).await;
+    // It may be an operator that knows no pins.
+    assert!(tokio::time::timeout(A_SECOND / 2, stream.drift()).await.is_err(), "no policy asks for it");
+    let pinned = allow_all(&format!("{}\n    pins: {{name: bank}}", stage.upstream.url()));
+    let pins = json!({"namespace": "agents", "name": "bank",
+        "spec": {"server": "bank", "tools": []}});
+    stream.line(&json!({"snapshot": {"version": "2", "policies": documents(&pinned), "pins": [pins]}})).await;
+    assert_eq!(stream.ack().await, Ack { version: "2".into(), problems: Vec::new() });
+    assert_eq!(stream.drift().await.drift, []);
+    let listed = sidecar.post(&request("1", "tools/list", "{}")).await;
+    assert_eq!(listed["result"]["tools"], json!([]), "{listed}");
+    let told = stream.drift().await.drift;
+    let tools: Vec<_> = told.iter().map(|drift| (drift.pins.as_str(), drift.tool.as_str())).collect();
+    assert_eq!(tools, [("agents/bank", "get_balance"), ("agents/bank", "pay")]);
+    stream.enforce("3", &stage.open()).await;
+    assert_eq!(stream.drift().await.drift, []);
 }

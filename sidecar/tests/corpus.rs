@@ -38,8 +38,18 @@ fn answers() {
 }
 
 #[test]
+fn approvals() {
+    replay(&["sidecar/fuzz/corpus/approvals"], fuzz::approvals::check);
+}
+
+#[test]
 fn classes() {
     replay(&["sidecar/fuzz/corpus/classes"], fuzz::classes::check);
+}
+
+#[test]
+fn pins() {
+    replay(&["sidecar/fuzz/corpus/pins", "sidecar/fuzz/corpus/classes"], fuzz::pins::check);
 }
 
 #[test]

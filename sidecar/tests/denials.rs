@@ -118,7 +118,7 @@ fn close(sidecar: &Sidecar, text: &str) {
     let policies: Vec<Policy> = located.into_iter().map(|located| located.document.into()).collect();
     let (engine, problems) = Engine::compile(&policies, Memory::new(1), &CompileOptions::default());
     assert_eq!(problems.len(), 1);
-    let broken = InForce::new(engine, Vec::new(), "broken".to_owned(), &sidecar.governor.metrics.servers).0;
+    let broken = InForce::new(engine, Vec::new(), Vec::new(), "broken".to_owned(), &sidecar.governor.metrics.servers).0;
     sidecar.governor.replace(broken);
 }
 

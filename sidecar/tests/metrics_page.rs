@@ -22,19 +22,21 @@ use common::{
     upstream::{Reply, Upstream},
 };
 use tokio::{net::TcpListener, sync::mpsc};
-use toolweir_crds::{CredentialKind, OnStoreFailure};
+use toolweir_crds::{CredentialKind, OnStoreFailure, ToolPart};
 use toolweir_engine::{
     Reason,
     egress::{AddressRanges, EgressEffect, EgressReason},
 };
 use toolweir_sidecar::{
+    approvals::metrics::OUTCOMES,
     connections::CLOSED,
     control::{self, backoff::Backoff, client, wire},
     counts::STORE_OUTCOMES,
     credentials::grant::FetchOutcome,
     files::{FILES, OPERATIONS},
-    outcome::Outcome,
+    outcome::{ListingEnd, Outcome},
     run::{CaptureSettings, PolicySource},
+    server_metrics::TOOL_PART,
 };
 use toolweir_store::StoreFault;
 
@@ -105,6 +107,14 @@ fn servers_with_credentials(nobody: &str) -> String {
     format!("{vault}---\n{login}")
 }
 
+/// A policy that only watches a server, by the definitions of its tools.
+fn watched(url: &str) -> String {
+    let by_class = policy(url, "[{class: Read}, {name: pay, approval: {}}]")
+        .replace("bank", "watched")
+        .replace("spec:\n", "spec:\n  mode: Audit\n");
+    by_class.replace("    tools:", "    pins: {name: none}\n    tools:")
+}
+
 /// A sidecar after traffic of every kind.
 async fn after_traffic() -> Scrape {
     let (feeds, mut opened) = mpsc::unbounded_channel();
@@ -122,9 +132,9 @@ async fn after_traffic() -> Scrape {
     })
     .await;
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let tools = r#"[{name: pay, limits: [{max: 3, window: hour}], validations: [{expression: "args.x == 1"}]}, {name: wipe, action: Deny}]"#;
+    let tools = r#"[{name: pay, limits: [{max: 3, window: hour}], validations: [{expression: "args.x == 1"}]}, {name: wipe, action: Deny}, {name: ask, approval: {}}]"#;
     let shop = policy(&format!("http://{nobody}/mcp"), "[{name: \"*\", action: Allow}]").replace("bank", "shop");
-    let watched = policy(&upstream.url(), "[]").replace("bank", "watched").replace("spec:\n", "spec:\n  mode: Audit\n");
+    let watched = watched(&upstream.url());
     let with_credentials = servers_with_credentials(&nobody.to_string());
     let folder = Folder::new();
     // A JSON Web Token that expires in 2100.
@@ -142,6 +152,7 @@ async fn after_traffic() -> Scrape {
         ("/bank", pay("3")),
         ("/bank", call("4", "pay", "{}")),
         ("/bank", call("4", "wipe", "{}")),
+        ("/bank", call("4", "ask", "{}")),
         ("/bank", call("4", "made-up", "{}")),
         ("/bank", call("4", "pay", r#"{"x":1,"x":1}"#)),
         ("/bank", r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"pay"}}"#.to_owned()),
@@ -224,6 +235,8 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         let known: BTreeSet<String> = known.iter().map(|value| (*value).to_owned()).collect();
         assert_eq!(values(&page, label), known, "{label}");
     }
+    let parts = ToolPart::ALL.iter().map(ToString::to_string).chain([TOOL_PART.to_owned()]).collect();
+    assert_eq!(values(&page, "part"), parts);
     let causes: BTreeSet<String> = CLOSED.iter().map(|(_, cause)| (*cause).to_owned()).collect();
     assert_eq!(values(&page, "cause"), causes);
     // What is told of the shared store begins at 0, all of it.
@@ -255,9 +268,6 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
         series.map(|series| series.labels[label].clone()).collect()
     };
     assert_eq!(seen("toolweir_tool_calls_total", "decision"), values(&page, "decision"));
-    let fetches: BTreeSet<String> = FetchOutcome::ALL.iter().map(|outcome| outcome.as_str().to_owned()).collect();
-    assert_eq!(listed(&page, "`outcome` of `toolweir_credential_fetches_total`"), fetches);
-    assert_eq!(seen("toolweir_credential_fetches_total", "outcome"), fetches);
     let kinds: BTreeSet<String> = CredentialKind::ALL.iter().map(ToString::to_string).collect();
     assert_eq!(listed(&page, "`kind` of `toolweir_credential_ready`"), kinds);
     assert!(seen("toolweir_credential_ready", "kind").is_subset(&kinds));
@@ -270,6 +280,22 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
     {
         let seen = seen(name, label);
         assert!(seen.is_subset(&most) && seen.len() >= 7, "{label}: {seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_sidecar_asks_for_by_itself_begins_at_0_for_each_outcome() {
+    let (page, scrape) = (page(), after_traffic().await);
+    let seen = |name: &str| -> BTreeSet<String> {
+        scrape.series.iter().filter(|series| series.name == name).map(|series| series.labels["outcome"].clone()).collect()
+    };
+    for (name, all) in [
+        ("toolweir_credential_fetches_total", FetchOutcome::ALL.map(FetchOutcome::as_str).to_vec()),
+        ("toolweir_own_lists_total", ListingEnd::ALL.map(ListingEnd::as_str).to_vec()),
+        ("toolweir_approvals_total", OUTCOMES.to_vec()),
+    ] {
+        let all: BTreeSet<String> = all.into_iter().map(ToOwned::to_owned).collect();
+        assert_eq!((listed(&page, &format!("`outcome` of `{name}`")), seen(name)), (all.clone(), all), "{name}");
     }
 }
 
@@ -294,7 +320,10 @@ async fn denied_connections_begin_at_0_for_each_reason_also_where_nothing_is_cap
     assert!(seen.insert(EgressReason::None.to_string()));
     assert_eq!(seen, known);
     let effects = [EgressEffect::Allowed, EgressEffect::Denied, EgressEffect::WouldDeny].map(|effect| effect.as_str().to_owned());
-    assert_eq!(values(&page, "decision"), BTreeSet::from(effects));
+    // Nobody is asked about connections.
+    let mut decisions = values(&page, "decision");
+    assert!(decisions.remove("would_ask"));
+    assert_eq!(decisions, BTreeSet::from(effects));
 }
 
 #[tokio::test]

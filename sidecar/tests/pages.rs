@@ -364,16 +364,7 @@ async fn a_page_of_http_and_sse_is_the_one_so_far_where_the_next_is_not_to_be_ha
 
 #[tokio::test]
 async fn an_answer_that_comes_too_late_reaches_no_client() {
-    let (feeds, mut opened) = mpsc::unbounded_channel();
-    let upstream = Upstream::start(move |seen| {
-        if seen.method == "POST" {
-            return Reply::status(202);
-        }
-        let (reply, feed) = Reply::events();
-        feeds.send(feed).unwrap();
-        reply
-    })
-    .await;
+    let (upstream, mut opened) = Upstream::legacy().await;
     let hurried = |config: &mut toolweir_sidecar::run::RunConfig| config.limits.first_byte = Duration::from_millis(300);
     let sidecar = Sidecar::with(&policy(&upstream.url(), TOOLS), hurried).await;
     let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;

@@ -4,135 +4,22 @@
 
 mod common;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use common::{
     call, denial,
     folder::Folder,
     list,
-    logs::{self, Log},
     metrics::Scrape,
-    policy, program, request, result,
+    pipes::{Between, LONGEST, gate, governed, without_url},
+    program, request, result,
     stdio::Governed,
     until, within,
 };
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, ReadHalf, WriteHalf},
-    task::JoinHandle,
-};
+use tokio::io::AsyncWriteExt;
 use toolweir_engine::{CompileOptions, Engine, Memory, Policy};
-use toolweir_sidecar::{
-    counts::Counts,
-    governor::Governor,
-    in_force::InForce,
-    metrics::SidecarMetrics,
-    run,
-    source::Urls,
-    stdio::{
-        gate::{ClientMessageAction, Gate, ToolListState},
-        relay::{RelaySignals, relay},
-    },
-};
-
-const LONGEST: usize = 2000;
-
-type Reader = tokio::io::Lines<BufReader<ReadHalf<DuplexStream>>>;
-
-/// A client and a server with the relay between them.
-struct Between {
-    governor: Arc<Governor>,
-    audit: Log,
-    client: WriteHalf<DuplexStream>,
-    to_client: Reader,
-    server: WriteHalf<DuplexStream>,
-    to_server: Reader,
-    relay: JoinHandle<std::io::Result<()>>,
-    ends: Arc<RelaySignals>,
-    _folder: Folder,
-}
-
-fn governed(text: &str) -> (Folder, Arc<Governor>, Log) {
-    logs::log();
-    let folder = Folder::new();
-    let path = folder.write("policy.yaml", text);
-    let audit = Log::default();
-    // A server on stdin and stdout needs no url.
-    let counts = Counts::of_pod(Memory::COUNTERS);
-    let metrics = Arc::new(SidecarMetrics::new().unwrap());
-    let governed = run::govern(&path, Urls::Unused, metrics, counts, CompileOptions::default(), Box::new(audit.clone()));
-    let (governor, _watch) = governed.unwrap();
-    (folder, governor, audit)
-}
-
-fn gate(governor: &Arc<Governor>) -> Gate {
-    Gate {
-        governor: Arc::clone(governor),
-        server: "bank".to_owned(),
-        list_ttl: toolweir_sidecar::lists::TTL,
-        under_way: toolweir_sidecar::pending::PendingRequests::default(),
-        lists: ToolListState::default(),
-    }
-}
-
-fn without_url(tools: &str) -> String {
-    policy("X", tools).replace("    url: X\n", "")
-}
-
-impl Between {
-    fn new(tools: &str) -> Self {
-        Self::with(tools, 1 << 20)
-    }
-
-    /// With a pipe to the client that takes this many bytes.
-    fn with(tools: &str, capacity: usize) -> Self {
-        let (folder, governor, audit) = governed(&without_url(tools));
-        let (client, our_client) = tokio::io::duplex(capacity);
-        let (server, our_server) = tokio::io::duplex(1 << 20);
-        let ((client_in, client_out), (server_out, server_in)) = (tokio::io::split(our_client), tokio::io::split(our_server));
-        let ends = Arc::new(RelaySignals::default());
-        let gate = Arc::new(gate(&governor));
-        let relay = tokio::spawn(relay(gate, LONGEST, client_in, client_out, server_in, server_out, Arc::clone(&ends)));
-        let ((to_client, client), (to_server, server)) = (tokio::io::split(client), tokio::io::split(server));
-        let (to_client, to_server) = (BufReader::new(to_client).lines(), BufReader::new(to_server).lines());
-        Self { governor, audit, client, to_client, server, to_server, relay, ends, _folder: folder }
-    }
-
-    /// Sends bytes as the client.
-    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        within("the client's pipe", self.client.write_all(bytes.as_ref())).await.unwrap();
-    }
-
-    /// Sends a message as the client.
-    async fn ask(&mut self, message: &str) {
-        self.send(format!("{message}\n")).await;
-    }
-
-    /// The next message to the client.
-    async fn answered(&mut self) -> Value {
-        let line = within("an answer", self.to_client.next_line()).await.unwrap().unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    /// The next message to the server.
-    async fn forwarded(&mut self) -> String {
-        within("a message", self.to_server.next_line()).await.unwrap().unwrap()
-    }
-
-    /// Sends a message as the server, and gives what the client gets.
-    async fn answer(&mut self, message: &str) -> String {
-        within("the server's pipe", self.server.write_all(format!("{message}\n").as_bytes())).await.unwrap();
-        within("the answer", self.to_client.next_line()).await.unwrap().unwrap()
-    }
-
-    fn counted(&self, method: &str, outcome: &str) -> f64 {
-        let text = String::from_utf8(self.governor.metrics.registry.encode().unwrap()).unwrap();
-        Scrape::parse(&text).sum("toolweir_requests_total", &[("server", "bank"), ("method", method), ("outcome", outcome)])
-    }
-}
+use toolweir_sidecar::{governor::Governor, in_force::InForce, stdio::gate::ClientMessageAction};
 
 #[tokio::test]
 async fn messages_pass_byte_for_byte_in_both_directions() {
@@ -295,7 +182,7 @@ async fn a_change_of_policy_is_told_where_the_server_has_agreed_to_tell_it() {
         let policies: Vec<Policy> = located.into_iter().map(|located| located.document.into()).collect();
         let (engine, _) = Engine::compile(&policies, Memory::new(1), &CompileOptions::default());
         let views = policies.into_iter().map(Into::into).collect();
-        governor.replace(InForce::new(engine, views, tool.to_owned(), &governor.metrics.servers).0);
+        governor.replace(InForce::new(engine, views, Vec::new(), tool.to_owned(), &governor.metrics.servers).0);
     };
     // Nobody has agreed to anything.
     changed(&between.governor, "a");
@@ -553,7 +440,7 @@ fn nothing_passes_a_policy_that_does_not_compile_or_does_not_name_the_server() {
         let located = toolweir_crds::read_documents("policy.yaml", &text).unwrap();
         let policies: Vec<Policy> = located.into_iter().map(|located| located.document.into()).collect();
         let (engine, _) = Engine::compile(&policies, Memory::new(1), &CompileOptions::default());
-        governor.replace(InForce::new(engine, Vec::new(), "v".to_owned(), &governor.metrics.servers).0);
+        governor.replace(InForce::new(engine, Vec::new(), Vec::new(), "v".to_owned(), &governor.metrics.servers).0);
         let gate = gate(&governor);
         for message in [call("1", "pay", "{}"), request("1", "initialize", "{}"), request("1", "tools/list", "{}")] {
             let ClientMessageAction::Answer(answer) = gate.from_client(message.as_bytes()) else { panic!("{reason}: {message}") };

@@ -4,10 +4,10 @@
 # reload or scheduling noise. The load and the server run outside valgrind. Counts of two runs differ by less than 1 %.
 #
 #   callgrind.sh                    prints the count for each kind of request; fails if a call with a credential needs over PERCENT (3)
-#                                   more than one without
+#                                   more than one without, or one with pins and an entry by class over 2 %
 #   BASELINE=BINARY callgrind.sh    also counts with that sidecar, and fails if this one needs over PERCENT (3) more
 #
-# SIDECAR=BINARY: use this program instead of a release build. COUNT (9000) and KINDS="allowed denied list" make it shorter. Counts of
+# SIDECAR=BINARY, TOOLWEIR=BINARY: use these programs instead of building them. COUNT (9000) and KINDS="allowed denied list" make it shorter. Counts of
 # different toolchains or machines are not comparable, so no reference is recorded.
 
 . "$(dirname "$0")/lib.sh"
@@ -15,8 +15,8 @@
 need valgrind "apt-get install valgrind"
 need callgrind_control "apt-get install valgrind"
 COUNT=${COUNT:-9000} PERCENT=${PERCENT:-3} KINDS=${KINDS:-allowed denied list}
-# An older sidecar may know no credentials.
-[ "${BASELINE-}" ] || [[ $KINDS != *allowed* ]] || KINDS+=" credential"
+# An older sidecar may know no credentials, and no pins.
+[ "${BASELINE-}" ] || [[ $KINDS != *allowed* ]] || KINDS+=" credential pinned"
 bench=$(bench)
 binary=${SIDECAR:-$(sidecar)}
 for file in "$binary" "${BASELINE:-$binary}"; do [ -x "$file" ] || fail "there is no program $file"; done
@@ -39,6 +39,19 @@ wait_port "$upstream" 10 "the upstream"
 			      limits: [{max: 1000000, window: hour}]
 		END
 	fi
+	if [[ $KINDS == *pinned* ]]; then
+		cat <<-END
+			  - name: held
+			    url: http://127.0.0.1:$upstream/mcp
+			    pins: {name: held}
+			    tools:
+			    - name: send_message
+			      limits: [{max: 1000000, window: hour}]
+			    - {class: Destructive, action: Deny}
+			---
+		END
+		"${TOOLWEIR:-$(toolweir)}" pin --server held --name held -n bench "http://127.0.0.1:$upstream/mcp"
+	fi
 } >"$dir/policy.yaml"
 mkdir "$dir/keys"
 echo 5a1f0c3e9b7d4a628f1e6c0d2b9a7354 >"$dir/keys/token"
@@ -56,6 +69,7 @@ count() {
 	for kind in $KINDS; do
 		server=bench request=$kind
 		[ "$kind" != credential ] || server=vault request=allowed
+		[ "$kind" != pinned ] || server=held request=allowed
 		"$bench" calls --url "http://127.0.0.1:$port/$server" --kind "$request" --count 1000 >&2
 		dump "$pid" "$out" $((dumps += 1)) >/dev/null
 		for _ in 1 2 3; do
@@ -88,10 +102,14 @@ if ! [ "${BASELINE-}" ]; then
 	awk -v most="$PERCENT" '
 		{ printf "%-10s %8d instructions\n", $1, $2; counts[$1] = $2 }
 		END {
-			if (!counts["credential"]) exit
-			more = 100 * (counts["credential"] / counts["allowed"] - 1)
-			printf "%s: a credential adds %+.2f %% to a call (<= %+g %%)\n", (more > most) ? "FAILED" : "ok", more, most
-			exit (more > most)
+			if (counts["credential"]) bar("a credential adds", counts["credential"], most)
+			if (counts["pinned"]) bar("pins and an entry by class add", counts["pinned"], 2)
+			exit failed
+		}
+		function bar(what, count, most,   more) {
+			more = 100 * (count / counts["allowed"] - 1)
+			printf "%s: %s %+.2f %% to a call (<= %+g %%)\n", (more > most) ? "FAILED" : "ok", what, more, most
+			failed = failed || more > most
 		}' "$dir/sidecar"
 	exit
 fi

@@ -95,5 +95,13 @@ versions() {
 	echo "toolweir-sidecar at $(git -C "$ROOT" describe --always --dirty)"
 }
 
-# audited COUNT PATTERN: fails if fewer lines of the audit log than this have the pattern: what is measured went through the sidecar.
-audited() { [ "$(grep -c "$2" "$dir/audit.log")" -ge "$1" ] || fail "fewer than $1 lines of the audit log have $2"; }
+# audited COUNT PATTERN: fails if the audit log does not get as many lines with the pattern: what is measured went through the sidecar.
+# It waits for them, since the sidecar gathers lines before it writes them.
+audited() {
+	local i
+	for ((i = 0; i < 100; i++)); do
+		[ "$(grep -c "$2" "$dir/audit.log")" -lt "$1" ] || return 0
+		sleep 0.05
+	done
+	fail "fewer than $1 lines of the audit log have $2"
+}

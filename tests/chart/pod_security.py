@@ -6,9 +6,11 @@ Every fixture is created (as a dry run) in three namespaces: one where nothing i
 the policy. The verdicts of the last two must be equal, also with the init container of capture added in the last one. Says what does not
 hold, a line each, and exits with 1.
 """
-import concurrent.futures, copy, http.client, json, pathlib, ssl, sys, threading, time, urllib.parse
+import concurrent.futures, copy, json, pathlib, sys
 
 import yaml
+
+from api import Api, wait
 
 POLICY = "toolweir-restricted"
 problems = []
@@ -20,39 +22,11 @@ def expect(holds, *words):
     return holds
 
 
-class Api:
-    """An API server, over one connection for each thread."""
-
-    def __init__(self, url, token):
-        self.address, self.token, self.local = urllib.parse.urlsplit(url).netloc, token, threading.local()
-
-    def ask(self, method, path, body=None, kind="application/json"):
-        """Returns the status and the answer; 0 while nobody listens."""
-        if not hasattr(self.local, "connection"):
-            context = ssl._create_unverified_context()  # It made its certificate itself, a moment ago.
-            self.local.connection = http.client.HTTPSConnection(self.address, context=context, timeout=60)
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": kind}
-        try:
-            self.local.connection.request(method, path, body and json.dumps(body), headers)
-            answer = self.local.connection.getresponse()
-            text = answer.read()
-            return answer.status, json.loads(text) if text[:1] == b"{" else {"message": text.decode()}
-        except (OSError, http.client.HTTPException) as error:
-            self.local.connection.close()
-            return 0, {"message": str(error)}
-
+class Pods(Api):
     def create(self, namespace, pod):
         """Returns whether a pod can be created, and why not."""
         status, answer = self.ask("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", pod)
         return status == 201, answer.get("message", "")
-
-
-def wait(what, holds):
-    for _ in range(120):
-        if holds():
-            return
-        time.sleep(0.5)
-    sys.exit(f"pod_security.py: after a minute, {what} is not so")
 
 
 def fixtures(folder):
@@ -179,7 +153,7 @@ def check_updates(api, base, capture):
 
 def main():
     url, token, chart, folder, pods = sys.argv[1:]
-    api = Api(url, pathlib.Path(token).read_text().strip())
+    api = Pods(url, pathlib.Path(token).read_text().strip())
     wait("the API server answers", lambda: api.ask("GET", "/readyz")[0] == 200)
     kinds = {"ValidatingAdmissionPolicy": "validatingadmissionpolicies", "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings"}
     for document in yaml.safe_load_all(pathlib.Path(chart).read_text()):

@@ -73,6 +73,10 @@ class Rendered:
             sys.exit(f"{len(found)} ConfigMaps of the operator")
         return found[0]
 
+    def flags(self):
+        """Returns the operator's flags."""
+        return dict(arg.removeprefix("--").split("=", 1) for arg in self.container["args"][1:])
+
     def config(self):
         return yaml.load(self.config_map()["data"]["config.yaml"], Strict)
 
@@ -118,7 +122,7 @@ def parses(rendered):
 
 def names(rendered):
     """References between objects are correct: names, ports, selectors."""
-    flags = dict(arg.removeprefix("--").split("=", 1) for arg in rendered.container["args"][1:])
+    flags = rendered.flags()
     expect(rendered.container["args"][0] == "run", "the operator does not get `run`")
     expect(flags["service"] == rendered.service["metadata"]["name"] == rendered.operator, "--service", flags["service"])
     expect(flags["lease"] == rendered.operator, "--lease", flags["lease"])
@@ -254,7 +258,7 @@ def rbac(rendered):
     """The roles equal rbac.txt, are bound only to the operator's account, and each verb has a comment with its use."""
     there = set()
     for kind, where in (("ClusterRole", "cluster"), ("Role", "namespace")):
-        role = rendered.one(kind)
+        [role] = [role for role in rendered.all(kind) if role["metadata"]["name"] == rendered.operator]
         for rule in role["rules"]:
             expect(set(rule) <= {"apiGroups", "resources", "resourceNames", "verbs"}, kind, "has a rule with", sorted(rule))
             for group, resource, name in itertools.product(rule["apiGroups"], rule["resources"], rule.get("resourceNames", ["*"])):
@@ -266,9 +270,9 @@ def rbac(rendered):
         account = {"kind": "ServiceAccount", "name": rendered.pod["spec"]["serviceAccountName"], "namespace": rendered.namespace}
         expect(binding["subjects"] == [account], "the", kind, "is given to", binding["subjects"])
     lines = (ROOT / "tests/chart/rbac.txt").read_text().splitlines()
-    # A line that begins with a `?` is of a store of the chart that has TLS.
-    certificate = "certificate" in rendered.config().get("sharedStore", {})
-    lines = [line.removeprefix("?") for line in lines if certificate or not line.startswith("?")]
+    # What a line needs, if it does not always hold.
+    only = {"?tls": "certificate" in rendered.config().get("sharedStore", {}), "?approvals": "approvals" in rendered.flags()}
+    lines = [line.partition(" ")[2] if line.startswith("?") else line for line in lines if only.get(line.partition(" ")[0], True)]
     should = {tuple(line.split(None, 3)) for line in lines if line and not line.startswith("#")}
     should = {(where, what, name.replace("toolweir", rendered.fullname, 1), verbs) for where, what, name, verbs in should}
     for line in sorted(there - should):
@@ -287,12 +291,12 @@ def store(rendered):
     files = {}
     for mount in rendered.container["volumeMounts"]:
         secret = volumes[mount["name"]].get("secret")
-        if secret:
+        if secret and mount["name"] != "approvals-webhook":
             expect(secret["optional"] is True, "an operator would wait for the Secret", secret["secretName"])
             expect(mount["readOnly"] is True, mount["name"], "may be written")
             files |= {f"{mount['mountPath']}/{item['path']}": (secret["secretName"], item["key"]) for item in secret["items"]}
     expect(set(files) == {config[key] for key in ("passwordFile", "caFile") if key in config}, "files of the store:", files, config)
-    mounted = [volume["secret"]["secretName"] for volume in volumes.values() if "secret" in volume]
+    mounted = [volume["secret"]["secretName"] for name, volume in volumes.items() if "secret" in volume and name != "approvals-webhook"]
     for object in rendered.objects:
         if object["kind"] not in ("Secret", "Deployment", "StatefulSet"):
             continue
@@ -385,6 +389,40 @@ def restricted(rendered):
         expect(account["automountServiceAccountToken"] is False, "pods that happen to use the account get its token")
 
 
+def approvals(rendered, how):
+    """The policy that checks who decides is the one that the operator looks for, and the approvers' role is bound to nobody; or there are
+    none of them. `on` or `off`."""
+    flags, name = rendered.flags(), f"{rendered.fullname}-approvals"
+    guards = [one for kind in ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding") for one in rendered.all(kind) if one["metadata"]["name"] == name]
+    roles = [role for role in rendered.all("ClusterRole") if role["metadata"]["name"] != rendered.operator]
+    secrets = {volume["name"]: volume["secret"] for volume in rendered.pod["spec"]["volumes"] if volume["name"] == "approvals-webhook"}
+    if how == "off":
+        return expect(not (guards or roles or secrets or [flag for flag in flags if flag.startswith("approvals")]), "approvals are off, and there are", guards, roles, secrets)
+    expect(flags.get("approvals") == "on" and flags["approvals-guard"] == name, "the operator's flags are", flags)
+    guard, binding = guards
+    expect(binding["spec"] == {"policyName": name, "validationActions": ["Deny"]}, "the binding is", binding["spec"])
+    expect(guard["spec"]["failurePolicy"] == "Fail", "the policy fails open")
+    account = f"system:serviceaccount:{rendered.namespace}:{rendered.pod['spec']['serviceAccountName']}"
+    [operator] = [variable["expression"] for variable in guard["spec"]["variables"] if variable["name"] == "operator"]
+    expect(operator == f"request.userInfo.username == '{account}'", "the policy takes for the operator", operator)
+    [most] = re.findall(r"ASKING_POLICIES: usize = (\d+);", (ROOT / "crds/src/bounds.rs").read_text())
+    checked = [number for one in guard["spec"]["validations"] for number in re.findall(r"asking\.size\(\) <= (\d+) ", one["expression"])]
+    expect(checked == [str(number) for number in range(int(most))], "of the policies that ask, these are checked:", checked)
+    [role] = roles
+    expect(role["metadata"]["name"] == f"{rendered.fullname}-approver" and "aggregationRule" not in role, "the approvers' role is", role["metadata"])
+    expect(not any(label.startswith("rbac.authorization.k8s.io/") for label in role["metadata"]["labels"]), "another role includes the approvers'")
+    bound = [one["metadata"]["name"] for kind in ("ClusterRoleBinding", "RoleBinding") for one in rendered.all(kind) if one["roleRef"]["name"] == role["metadata"]["name"]]
+    expect(not bound, "the approvers' role is bound by", bound)
+    rights = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    should = {"mcpapprovals": "get list watch", "mcpapprovals/status": "get patch update", "mcppolicies": "approve", "mcpclusterpolicies": "approve"}
+    expect(rights == {(resource, verb) for resource, verbs in should.items() for verb in verbs.split()}, "approvers may", rights)
+    told = {flag: flags[flag] for flag in ("approvals-webhook-url-file", "approvals-webhook-secret-file") if flag in flags}
+    mounts = {mount["name"]: mount["mountPath"] for mount in rendered.container["volumeMounts"]}
+    files = [f"{mounts[volume]}/{item['path']}" for volume, secret in secrets.items() for item in secret["items"]]
+    expect(files == list(told.values()), "the files of the webhook are", files, "and its flags", told)
+    expect(all(secret["optional"] is True for secret in secrets.values()), "an operator would wait for the Secret of the webhook")
+
+
 def crds(rendered, how):
     """The CRDs equal crds/generated except for labels and annotations, and are kept or not: `keep`, `drop` or `none`."""
     there = {crd["metadata"]["name"]: crd for crd in rendered.all("CustomResourceDefinition")}
@@ -396,7 +434,7 @@ def crds(rendered, how):
         if expect(name in there, name, "is missing"):
             meta = there[name]["metadata"]
             expect(rest(there[name]) == rest(crd), name, "is not that of crds/generated")
-            expect(crd["metadata"]["labels"].items() <= meta["labels"].items(), name, "lost labels")
+            expect(crd["metadata"].get("labels", {}).items() <= meta["labels"].items(), name, "lost labels")
             expect(meta.get("annotations", {}) == ({"helm.sh/resource-policy": "keep"} if how == "keep" else {}), name, "annotations", meta.get("annotations"))
 
 
@@ -483,7 +521,7 @@ def monitoring(rendered, how):
 
 
 def main():
-    checks = {check.__name__: check for check in (parses, names, configuration, webhooks, rbac, store, images, restricted, crds, monitoring)}
+    checks = {check.__name__: check for check in (parses, names, configuration, webhooks, rbac, store, approvals, images, restricted, crds, monitoring)}
     if sys.argv[1:] == ["--list"]:
         return print(*checks)
     if len(sys.argv) < 4 or sys.argv[1] not in checks:

@@ -37,7 +37,7 @@ golden() {
 }
 rendered() { "$python" "$here/rendered.py" "$@"; }
 
-while read -r values release namespace crds monitoring; do
+while read -r values release namespace crds monitoring approvals; do
 	check "$values: lint" "$helm" lint --strict --quiet "$chart" -n "$namespace" -f "$here/values/$values.yaml"
 	check "$values: renders" render "$values" "$release" "$namespace" "$monitoring"
 	check "$values: equals the golden file" golden "$values"
@@ -47,19 +47,20 @@ while read -r values release namespace crds monitoring; do
 	check "$values: webhooks match opted-in namespaces and no protected ones" rendered webhooks "$out/$values.yaml" "$namespace"
 	check "$values: rights equal rbac.txt" rendered rbac "$out/$values.yaml" "$namespace"
 	check "$values: the shared store uses what is mounted" rendered store "$out/$values.yaml" "$namespace"
+	check "$values: approvals ($approvals)" rendered approvals "$out/$values.yaml" "$namespace" "$approvals"
 	check "$values: images are pinned" rendered images "$out/$values.yaml" "$namespace"
 	check "$values: pods meet the restricted standard" rendered restricted "$out/$values.yaml" "$namespace"
 	check "$values: CRDs ($crds)" rendered crds "$out/$values.yaml" "$namespace" "$crds"
 	check "$values: monitoring ($monitoring)" rendered monitoring "$out/$values.yaml" "$namespace" "$monitoring"
 done <<-END
-	defaults    toolweir  toolweir-system  keep  off
-	minimal     gate      mcp              keep  off
-	no-crds     toolweir  toolweir-system  none  off
-	everything  toolweir  toolweir-system  drop  on
-	annotated   toolweir  toolweir-system  keep  annotations
-	store       toolweir  toolweir-system  keep  off
-	embedded    toolweir  toolweir-system  keep  off
-	embedded-plain  gate  mcp              keep  off
+	defaults        toolweir  toolweir-system  keep  off          on
+	minimal         gate      mcp              keep  off          off
+	no-crds         toolweir  toolweir-system  none  off          on
+	everything      toolweir  toolweir-system  drop  on           on
+	annotated       toolweir  toolweir-system  keep  annotations  on
+	store           toolweir  toolweir-system  keep  off          on
+	embedded        toolweir  toolweir-system  keep  off          on
+	embedded-plain  gate      mcp              keep  off          on
 END
 
 # refused "FLAGS => MESSAGE": the chart refuses the flags with this message.
@@ -93,7 +94,7 @@ package() {
 	archive=$(echo "$out"/toolweir-*.tgz)
 	listed=$(tar -tzf "$archive")
 	for file in Chart.yaml README.md values.yaml values.schema.json files/crds/mcppolicies.yaml files/crds/mcpclusterpolicies.yaml \
-		alerts.yaml dashboards/toolweir-denials.json dashboards/toolweir-fleet.json; do
+		files/crds/mcpapprovals.yaml alerts.yaml dashboards/toolweir-denials.json dashboards/toolweir-fleet.json; do
 		grep -qx "toolweir/$file" <<<"$listed" || { echo "$archive has no $file"; return 1; }
 	done
 	"$helm" template toolweir "$archive" -n toolweir-system | diff - "$out/defaults.yaml"
@@ -106,6 +107,10 @@ versions() {
 old_cluster() {
 	! "$helm" template toolweir "$chart" --kube-version 1.28.9 && "$helm" template toolweir "$chart" --kube-version 1.29.0-eks-1 >/dev/null
 }
+no_guard() { # where nothing can check who decides, nobody is asked
+	"$helm" template toolweir "$chart" -n toolweir-system --kube-version 1.29.0 >"$out/old.yaml" && rendered approvals "$out/old.yaml" toolweir-system off &&
+		rendered rbac "$out/old.yaml" toolweir-system
+}
 made_password() { # without a password, the chart makes a new one each time, and writes it to the Secret only
 	local first second
 	first=$("$helm" template toolweir "$chart" -n toolweir-system --set sharedStore.embedded=true)
@@ -114,15 +119,17 @@ made_password() { # without a password, the chart makes a new one each time, and
 	echo "$first" >"$out/made.yaml"
 	rendered store "$out/made.yaml" toolweir-system && rendered parses "$out/made.yaml" toolweir-system
 }
+check "on Kubernetes 1.29, approvals are off" no_guard
 check "the chart makes the password of its own store" made_password
 check "the chart's store serves TLS only, and loads a new certificate without a restart" "$here/store.sh" "$out/embedded.yaml"
 check "the policy for captured namespaces is as strict as the Pod Security Standard" "$here/pod_security.sh"
+check "only who may decides about MCPApprovals, once, and nobody changes what is approved" "$here/approvals.sh"
 check "every value is in the schema and has an effect" "$python" "$here/values.py" "$helm"
 check "README.md is up to date with values.yaml" readme
 check "the CRDs are copies of crds/generated" "$here/sync-crds.sh" --check
 check "NOTES.txt shows the next commands" notes defaults "kubectl label namespace agents toolweir.dev/inject=enabled" \
 	"kubectl apply -f -" "kubectl -n agents get mcppolicies" "helm test toolweir -n toolweir-system"
-check "NOTES.txt warns about a single operator" notes minimal "There is one operator."
+check "NOTES.txt warns about a single operator, and that nobody can be asked" notes minimal "There is one operator." "Approvals are off"
 check "NOTES.txt warns that uninstalling removes the CRDs" notes everything "removes the CRDs"
 check "the chart can be packaged" package
 check "appVersion equals the version of the workspace" versions

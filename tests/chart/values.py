@@ -23,12 +23,15 @@ STORES = {
     "sharedStore": {"url": "rediss://store"},
 }
 CLIENTS = {"webhooks": {"clientCA": {"configMap": "ca"}}}
+CHAT = {"approvals": {"webhook": {"existingSecret": "chat"}}}
 
 
 def base(path):
     """Returns the values with which a value is tested."""
     if path.startswith("webhooks.clientCA.") and not path.endswith(".configMap"):
         return CLIENTS
+    if path.startswith("approvals.webhook.") and not path.endswith(".existingSecret"):
+        return CHAT
     found = next((store for prefix, store in STORES.items() if path == prefix or path.startswith(f"{prefix}.")), {})
     return {"sharedStore": found} if found else {}
 

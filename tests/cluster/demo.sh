@@ -17,7 +17,7 @@ finish() {
 		kubectl delete namespace agents tools --ignore-not-found --timeout=120s >/dev/null || code=1
 		helm uninstall toolweir -n toolweir-system --ignore-not-found --wait >/dev/null || code=1
 		kubectl delete namespace toolweir-system --ignore-not-found --timeout=120s >/dev/null || code=1
-		kubectl delete crd mcppolicies.toolweir.dev mcpclusterpolicies.toolweir.dev --ignore-not-found >/dev/null || code=1
+		kubectl delete crd mcppolicies.toolweir.dev mcpclusterpolicies.toolweir.dev mcptoolpins.toolweir.dev mcpapprovals.toolweir.dev --ignore-not-found >/dev/null || code=1
 	fi
 	cluster_down || code=1
 	exit "$code"

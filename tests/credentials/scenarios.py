@@ -28,8 +28,8 @@ from world import (
     Stage,
     governed,
     policy,
+    printed_summary,
     servers,
-    verdict,
     wait_until,
     with_second_try,
 )
@@ -298,13 +298,7 @@ def main():
             shared.start()
         for name in chosen:
             scenarios.append(with_second_try(lambda number, name=name: run(name, number, args, shared)))
-    print("\n== summary", flush=True)
-    for scenario in scenarios:
-        word = f"{scenario.failed} " if scenario.failed else ""
-        print(f"  {scenario.name}: {scenario.checks} checks, {word}{verdict(scenario)} ({scenario.took:.0f} s)")
-    failed = sum(bool(scenario.failed) for scenario in scenarios)
-    print(f"{len(scenarios) - failed} scenarios passed, {failed} failed; logs are in {args.dir}")
-    return 1 if failed else 0
+    return printed_summary(scenarios, args.dir)
 
 
 def run(name, number, args, shared):

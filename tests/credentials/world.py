@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "shared"))
-from processes import Broken, Sidecar, Stage, free_port, tail, verdict, wait_until, with_second_try  # noqa: E402, F401
+from processes import Broken, Sidecar, Stage, free_port, printed_summary, tail, wait_until, with_second_try  # noqa: E402, F401
 
 TOOL = "send_message"
 # What the agent shows of its own accord. No server may ever see it.

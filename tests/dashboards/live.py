@@ -57,6 +57,7 @@ def alerts(url):
     # What `for` waits for is time that the unit tests do not need; that the condition is met is seen at once.
     wanted = {
         "ToolweirDenialSpike": lambda labels: labels["workload"] == "social-agent" and labels["policy"] == "agents/facebook",
+        "ToolweirToolDrift": lambda labels: labels["workload"] == "social-agent" and labels["server"] == "facebook",
         "ToolweirPodWithoutSidecar": lambda labels: labels["pod_namespace"] == "agents" and labels["reason"] == "NotInjected",
         "ToolweirPolicyNotProgrammed": lambda labels: labels["policy"] == "guardrail" and labels["programmed"] == "NoSidecar",
     }

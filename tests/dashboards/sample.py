@@ -56,6 +56,7 @@ def burst(begin, rate, length=600):
 
 UPSTREAM = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 OVERHEAD = (0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1)
+DECISION = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0)
 ADMISSION = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 
 # pod, workload, namespace, its servers, policies (mode), version
@@ -78,12 +79,14 @@ for number, (pod, workload, namespace, servers, policies, version) in enumerate(
         call("facebook", "delete_post", "denied", "not_listed", "agents/facebook", burst(5600, 0.02))
         call("facebook", "get_post_comments", "denied", "rate_limit", "guardrail", burst(6000, 0.15, 400))
         call("facebook", "_other", "denied", "not_listed", "agents/facebook", 0)
+        call("facebook", "get_page_info", "denied", "pin_drift", "agents/facebook", burst(5000, 0.05))
     else:
         call("web", "fetch", "allowed", "none", "research/web", wave(2.0))
         call("web", "fetch", "would_deny", "validation", "research/web", wave(0.08))
         call("web", "search", "would_deny", "rate_limit", "research/web", burst(5000, 0.1))
         call("papers", "download", "denied", "concurrency", "guardrail", burst(5200, 0.04))
         call("papers", "download", "allowed", "none", "guardrail", wave(0.3))
+        call("papers", "cite", "would_deny", "not_pinned", "research/web", burst(5400, 0.02))
     for server in servers:
         put("counter", "toolweir_requests_total", {**scraped, "server": server, "method": "tools/call", "outcome": "ok"}, wave(1.6))
         histogram("toolweir_upstream_duration_seconds", {**scraped, "server": server}, UPSTREAM, 1.6, 0.08)
@@ -91,6 +94,11 @@ for number, (pod, workload, namespace, servers, policies, version) in enumerate(
         tool = {"facebook": "send_dm_to_user", "web": "fetch", "papers": "download"}[server]
         put("gauge", "toolweir_limit_used_ratio", {**scraped, "server": server, "tool": tool, "policy": policies[0][0], "limit": "30/minute"}, lambda at: round(0.6 + 0.4 * math.sin(at / 600 + number), 3))
         put("gauge", "toolweir_limit_used_ratio", {**scraped, "server": server, "tool": "*", "policy": "guardrail", "limit": "300/hour"}, lambda at: round(0.4 + 0.1 * math.sin(at / 900), 3))
+        call(server, tool, "would_ask", "approval_pending", policies[0][0], wave(0.02))
+        put("gauge", "toolweir_approvals_waiting", {**scraped, "server": server}, lambda at: max(0, round(2 * math.sin(at / 500 + number))))
+        for outcome, rate in (("requested", 0.02), ("approved", 0.012), ("denied", 0.004), ("expired", 0.004), ("used", 0.011), ("full", 0.001)):
+            put("counter", "toolweir_approvals_total", {**scraped, "server": server, "outcome": outcome}, wave(rate))
+        histogram("toolweir_approval_decision_seconds", {**scraped, "server": server}, DECISION, 0.016, 45)
     # A token of an OAuth server, which is renewed with a quarter of its life left; all others last.
     server, kind = servers[-1], {"agents": "serviceAccountToken", "research": "oauth2ClientCredentials"}[namespace]
     put("gauge", "toolweir_credential_ready", {**scraped, "server": server, "kind": kind}, lambda at: 0 if 3000 < at < 3090 and number == 2 else 1)
@@ -98,6 +106,12 @@ for number, (pod, workload, namespace, servers, policies, version) in enumerate(
     if kind == "oauth2ClientCredentials":
         put("counter", "toolweir_credential_fetches_total", {**scraped, "server": server, "outcome": "ok"}, lambda at: 1 + at // 2700)
         put("counter", "toolweir_credential_fetches_total", {**scraped, "server": server, "outcome": "timeout"}, burst(3000, 0.05, 90))
+    # A description that its server changed, and two tools that it added.
+    part, tools = {"agents": ("description", 1), "research": ("tool", 2)}[namespace]
+    put("gauge", "toolweir_tools_drifted", {**scraped, "server": server}, lambda at, tools=tools: tools if at >= 4900 else 0)
+    for known in ("title", "description", "inputSchema", "annotations", "tool"):
+        risen = tools if known == part else 0
+        put("counter", "toolweir_tool_drift_total", {**scraped, "server": server, "part": known}, lambda at, risen=risen: risen if at >= 4900 else 0)
     # Captured connections: to what policies allow, and of a library that reports home.
     connection = lambda decision, reason, name, value: put("counter", "toolweir_egress_connections_total", {**scraped, "decision": decision, "reason": reason, "name": name}, value)
     connection("allowed", "none", "api.example.com", wave(0.3))
@@ -136,6 +150,7 @@ for number, pod in enumerate(("toolweir-operator-6c9f8d7b5-4xq2p", "toolweir-ope
     put("gauge", "toolweir_build_info", {**scraped, "version": "0.1.0"}, 1)
     put("gauge", "process_start_time_seconds", scraped, END - LENGTH - 600)
     put("gauge", "toolweir_operator_synced", scraped, 1)
+    put("gauge", "toolweir_operator_approvals_guarded", scraped, 1)
     put("gauge", "toolweir_operator_streams", scraped, 2 - number)
     put("gauge", "toolweir_operator_streams_acknowledged", scraped, 2 - number)
     for result, reason, rate in (("injected", "", 0.02), ("skipped", "OptedOut", 0.005), ("skipped", "AlreadyInjected", 0.01), ("refused", "Invalid", 0)):

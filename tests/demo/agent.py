@@ -4,6 +4,7 @@
                         that is not what the demo promises
     agent.py URL N      the same, if a policy shows N tools rather than send_dm_to_user alone
     agent.py URL list   only prints the number of tools
+    agent.py URL delete POST   only deletes a post, and prints what the model reads
 """
 
 import asyncio
@@ -71,4 +72,17 @@ async def count_tools(url: str) -> None:
         print(len(await list_tools(client)))
 
 
-asyncio.run(count_tools(sys.argv[1]) if sys.argv[2:] == ["list"] else main(sys.argv[1], *map(int, sys.argv[2:])))
+async def delete_post(url: str, post: str) -> None:
+    async with Client(url) as client:
+        deleted = await client.call_tool("delete_post", {"post_id": post})
+    print(text(deleted))
+    expect("whether the post is deleted", False, bool(deleted.is_error))
+
+
+match sys.argv[1:]:
+    case [url, "list"]:
+        asyncio.run(count_tools(url))
+    case [url, "delete", post]:
+        asyncio.run(delete_post(url, post))
+    case [url, *shown]:
+        asyncio.run(main(url, *map(int, shown)))

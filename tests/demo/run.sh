@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shows Toolweir in a minute, without Kubernetes: an MCP server, what its tools can do, the policy that this suggests, and an agent with
-# the sidecar in between. It prints what agent, server, metrics and audit log say about the same 36 calls, and fails if a number is wrong.
+# the sidecar in between. It prints what agent, server, metrics and audit log say about the same 36 calls, has a person approve one more, and fails if a number is wrong.
 # Needs Rust and Python 3. SIDECAR=BINARY, TOOLWEIR=BINARY: these programs instead of building them.
 
 . "$(dirname "$0")/../lib.sh"
@@ -31,6 +31,17 @@ entries() {
 		{ block = block $0 "\n" }
 		/^    - name:/ { named = 1; wanted = $3 ~ "^(" names ")$" }
 		END { flush() }'
+}
+
+# sees_tools COUNT: waits until the agent sees so many tools, by a policy that the sidecar is about to read.
+sees_tools() {
+	local sees
+	for _ in 1 2 3 4 5; do
+		sees=$(agent "$facebook" list)
+		[ "$sees" != "$1" ] || break
+	done
+	expect "tools that the agent sees" "$1" "$sees"
+	printf '\n   tools that the agent sees now: %s\n\n' "$sees"
 }
 
 # port PREFERRED: prints the port of the documentation, or another one if it is taken.
@@ -69,7 +80,10 @@ printf '   $ toolweir-sidecar check policy.yaml\n'
 step "The sidecar, with this policy"
 proxy_port=$(port 15001) metrics_port=$(port 15020) admin_port=$(port 15000)
 flags="--listen 127.0.0.1:$proxy_port --metrics-listen 127.0.0.1:$metrics_port --admin-listen 127.0.0.1:$admin_port"
-printf '   $ toolweir-sidecar run --policy policy.yaml %s\n' "$flags"
+# You are the user of sidecar and agent here.
+asked="--approvals-socket approvals.sock --approvals-allow-same-user"
+printf '   $ toolweir-sidecar run --policy policy.yaml %s \\\n       %s\n' "$flags" "$asked"
+flags="$flags ${asked/approvals.sock/$work/approvals.sock}"
 # The audit log is stdout; the sidecar's own log is stderr.
 # shellcheck disable=SC2086,SC2016
 start "$work/sidecar.err" bash -c 'exec "${@:2}" >"$1"' - "$work/audit.jsonl" "$sidecar" run --policy "$work/policy.yaml" $flags
@@ -79,8 +93,10 @@ wait_port "$proxy_port" 10 "the sidecar"
 wait_port "$metrics_port" 10 "the sidecar's metrics"
 get "$metrics/readyz" >/dev/null || fail "the sidecar is not ready"
 
-step "An agent, at http://127.0.0.1:$proxy_port/facebook"
-agent "http://127.0.0.1:$proxy_port/facebook" "$(grep -c '^      limits:' "$work/policy.yaml")" >"$work/agent.out" || { indent <"$work/agent.out"; exit 1; }
+facebook=http://127.0.0.1:$proxy_port/facebook
+step "An agent, at $facebook"
+shown_tools=$(grep -c '^      limits:' "$work/policy.yaml")
+agent "$facebook" "$shown_tools" >"$work/agent.out" || { indent <"$work/agent.out"; exit 1; }
 indent <"$work/agent.out"
 
 # The README shows the first lines of this. What is left until a place comes free may differ.
@@ -118,18 +134,49 @@ decided denied | sed -n 1p | indent
 expect "allowed in the audit log" 30 "$(decided allowed | wc -l)"
 expect "denied in the audit log" 6 "$(decided denied | wc -l)"
 
+step "A call that a person must approve: delete_post"
+entry="      approval: {message: People delete posts., show: [args.post_id]}"
+sed "/name: delete_post\$/,/reason:/ {/action: Deny/d; s/^ *reason: .*/$entry/}" "$work/policy.yaml" >"$work/asking"
+mv "$work/asking" "$work/policy.yaml"
+grep -A1 'name: delete_post$' "$work/policy.yaml" | indent
+sees_tools $((shown_tools + 1))
+printf '   The agent calls delete_post, and waits.\n\n   $ toolweir-sidecar approvals --socket approvals.sock\n'
+agent "$facebook" delete 104255_1 >"$work/deleted" 2>&1 &
+STARTED+=($!)
+approvals() { "$sidecar" approvals --socket "$work/approvals.sock" "$@"; }
+request=
+for _ in {1..100}; do
+	approvals >"$work/waiting" 2>/dev/null
+	request=$(awk 'NR == 2 {print $1}' "$work/waiting")
+	[ -z "$request" ] || break
+	sleep 0.1
+done
+indent <"$work/waiting"
+[ -n "$request" ] || fail "no call waits for a person"
+expect "deletions before a person has decided" 0 "$(delivered delete_post)"
+printf '   $ toolweir-sidecar approvals --socket approvals.sock approve %s\n' "$request"
+approvals approve "$request" >"$work/decided"
+indent <"$work/decided"
+# The README shows these lines, of another request.
+cat "$work/waiting" "$work/decided" | sed -E 's/^(approved )?delete-post-[^ ;]*/\1delete-post-t2rwh6vd2f/; s/  [0-9]+s     9m[0-9]+s  /  0s     9m59s  /' | while IFS= read -r line; do
+	grep -qxF "   $line" "$ROOT/README.md" || fail "README.md does not have: $line"
+done
+wait "${STARTED[-1]}" || fail "the agent's call failed: $(cat "$work/deleted")"
+printf '\n   The call goes on, and the model reads: %s\n\n   The audit log has who approved it:\n' "$(tr -d ' \n' <"$work/deleted")"
+step_of() { grep -F "\"event\":\"approval\",\"step\":\"$1\"" "$work/audit.jsonl" || true; }
+step_of approved | indent
+for it in requested approved used; do expect "steps '$it' in the audit log" 1 "$(step_of "$it" | wc -l)"; done
+expect "deletions that the server got" 1 "$(delivered delete_post)"
+expect "calls that the server got" 31 "$(wc -l <"$work/delivered.jsonl")"
+expect "allowed in the audit log" 31 "$(decided allowed | wc -l)"
+expect "denied in the audit log" 6 "$(decided denied | wc -l)"
+
 step "Another policy, while the sidecar runs: PolicyLayer's file, imported"
 cat "$here/policylayer.json" | indent
 printf '\n   $ toolweir-sidecar import policylayer.json --server facebook --url %s >policy.yaml\n   $ cat policy.yaml\n' "$server"
 "$sidecar" import "$here/policylayer.json" --server facebook --url "$server" >"$work/imported"
 mv "$work/imported" "$work/policy.yaml"
 indent <"$work/policy.yaml"
-sees=
-for _ in 1 2 3 4 5; do
-	sees=$(agent "http://127.0.0.1:$proxy_port/facebook" list)
-	[ "$sees" != 1 ] || break
-done
-expect "tools that the agent sees" 1 "$sees"
-printf '\n   tools that the agent sees now: %s\n' "$sees"
+sees_tools 1
 
-printf '\n%sAgent, server, metrics and audit log agree: 30 delivered, 5 over the limit, nothing deleted.%s\n' "$bold" "$plain"
+printf '%sAgent, server, metrics and audit log agree: 30 delivered, 5 over the limit, nothing deleted but what a person approved.%s\n' "$bold" "$plain"

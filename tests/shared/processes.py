@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-from second_try import Checks, Late, verdict, with_second_try  # noqa: E402, F401
+from second_try import Checks, Late, PrintedChecks, printed_summary, verdict, with_second_try  # noqa: E402, F401
 
 _used = set()
 

@@ -21,7 +21,7 @@ sys.path += [str(HERE.parent), str(HERE.parent / "shared")]
 from agent import call_all, call_often, listed  # noqa: E402
 import pages  # noqa: E402
 from evidence import faults  # noqa: E402
-from processes import Broken, Checks, Stage, free_port, verdict, wait_until, with_second_try  # noqa: E402
+from processes import Broken, PrintedChecks, Stage, free_port, printed_summary, wait_until, with_second_try  # noqa: E402
 from servers import SERVERS, listens  # noqa: E402
 
 GOLDEN = HERE / "golden"
@@ -29,18 +29,8 @@ SEVERITY = {"Read": "Low", "Write": "Medium", "Execute": "High", "Destructive": 
 A_MINUTE = {"Read": 60, "Write": 30, "Execute": 10}
 
 
-class Scenario(Checks):
+class Scenario(PrintedChecks):
     """The record of one server: a line for each check."""
-
-    def __init__(self, name):
-        super().__init__(name)
-        self.checks, self.took = 0, 0.0
-
-    def require(self, holds, what, required=None):
-        self.failed += not holds
-        self.checks += 1
-        print(f"{self.name}: {'ok' if holds else 'FAILED'}: {what}" + (f" (required: {required})" if required and not holds else ""), flush=True)
-        return holds
 
     def golden(self, file, text):
         """Holds a text against its file in golden/, or writes it there."""
@@ -244,13 +234,7 @@ def main():
     records = [with_second_try(lambda number, name=name: run(name, number, args)) for name in args.servers or SERVERS]
     if not args.servers:
         records.append(held_pages())
-    print("\n== summary", flush=True)
-    for record in records:
-        word = f"{record.failed} " if record.failed else ""
-        print(f"  {record.name}: {record.checks} checks, {word}{verdict(record)} ({record.took:.0f} s)")
-    failed = sum(bool(record.failed) for record in records)
-    print(f"{len(records) - failed} passed, {failed} failed; logs are in {args.dir}")
-    return 1 if failed else 0
+    return printed_summary(records, args.dir)
 
 
 if __name__ == "__main__":

@@ -181,3 +181,17 @@ app.kubernetes.io/component: store
 {{- end }}
 {{- if or (eq $wanted "true") (and (eq $wanted "auto") $known (eq .Values.capture.method "Init")) }}true{{ end }}
 {{- end }}
+
+{{/* Whether people can be asked, `true` or nothing. */}}
+{{- define "toolweir.approvals" -}}
+{{- $wanted := toString .Values.approvals.enabled }}
+{{- $known := semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version }}
+{{- if and (eq $wanted "true") (not $known) }}
+{{- fail (printf "approvals.enabled is true, and Kubernetes %s has no ValidatingAdmissionPolicy, which checks who decides: it needs 1.30 or later. Say auto or false" .Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- $webhook := .Values.approvals.webhook }}
+{{- if and $webhook.existingSecret (eq $webhook.urlKey $webhook.secretKey) }}
+{{- fail (printf "approvals.webhook.secretKey is %s, as approvals.webhook.urlKey is: the URL and the secret of signatures need keys of their own" $webhook.urlKey) }}
+{{- end }}
+{{- if or (eq $wanted "true") (and (eq $wanted "auto") $known) }}true{{ end }}
+{{- end }}

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::{
     cluster::LazyClient,
+    object_names::GivenNames,
+    out_file::OutFile,
+    pins::pinned::pins_of,
     table::shown,
     tools::{definition::ServerTools, limits::ReadLimits, secrets::without_url_secrets, source, source::ToolSource},
 };
@@ -40,25 +43,24 @@ pub struct SuggestOptions {
     /// File with a saved response of /observed of a sidecar (- is the standard input), in place of --from. Can be repeated
     #[arg(long, value_name = "FILE")]
     observed: Vec<PathBuf>,
+    /// Also write pins of what the tools look like now, and hold the server to them
+    #[arg(long)]
+    pin: bool,
+    #[command(flatten)]
+    out: OutFile,
 }
 
 impl SuggestOptions {
+    /// Where the manifest goes.
+    pub fn out_file(&self) -> &OutFile {
+        &self.out
+    }
+
     /// The pod of a source POD SERVER.
     fn source_pod(&self) -> Option<&str> {
         match self.source.place.as_slice() {
             [pod, _] => Some(pod),
             _ => None,
-        }
-    }
-
-    /// Where the tools of the source are read, in words. Arguments of a command, and the query of a URL, may be secret.
-    fn origin(&self) -> String {
-        match (self.source.place.as_slice(), self.source.command.first()) {
-            ([pod, server], _) => format!("the sidecar of pod {pod}, server {server}"),
-            ([place], _) if place == "-" => "the standard input".to_owned(),
-            ([place], _) if place.contains("://") => without_url_secrets(place),
-            ([place], _) => place.clone(),
-            (_, command) => format!("the command {}", command.map(|program| program.to_string_lossy()).unwrap_or_default()),
         }
     }
 }
@@ -68,11 +70,12 @@ impl SuggestOptions {
 /// # Errors
 /// The tools or what agents did cannot be read, or do not fit into a policy: one line that says why, and what to do.
 pub async fn run(options: &SuggestOptions, cluster: &LazyClient, limits: &ReadLimits) -> anyhow::Result<String> {
-    let SuggestOptions { source, url, name, from, observed: files } = options;
+    let SuggestOptions { source, url, name, from, observed: files, pin, out: _ } = options;
     if !source.is_given() && from.is_empty() {
         bail!("whose tools? give the URL of a server, a file with its tools, a command after --, POD SERVER, or --from POD");
     }
-    check_names(options)?;
+    let given = GivenNames { server: source.server.as_deref(), name: name.as_deref(), namespace: source.namespace.as_deref() };
+    given.check()?;
     let mut observed = Observations::default();
     for file in files {
         observed.add(&observed_file(file, limits)?);
@@ -81,7 +84,7 @@ pub async fn run(options: &SuggestOptions, cluster: &LazyClient, limits: &ReadLi
     let fits_use = !files.is_empty() || !from.is_empty();
     let servers = if source.is_given() {
         let found = source::read(source, cluster, limits).await?;
-        vec![server_facts(found, &pods, options.origin())]
+        vec![server_facts(found, &pods, source.origin(), *pin)?]
     } else {
         observed_servers(options, cluster, limits, &pods, &observed).await?
     };
@@ -143,12 +146,13 @@ async fn observed_servers(
         let found = source::read(&through, cluster, limits)
             .await
             .with_context(|| format!("cannot list the tools of {}; give another SOURCE with --server {0}", shown(name)))?;
-        servers.push(server_facts(found, pods, format!("the sidecar of pod {pod}")));
+        servers.push(server_facts(found, pods, format!("the sidecar of pod {pod}"), options.pin)?);
     }
     Ok(servers)
 }
 
-fn server_facts(found: ServerTools, pods: &[AskedPod], origin: String) -> ServerFacts {
+fn server_facts(found: ServerTools, pods: &[AskedPod], origin: String, pin: bool) -> anyhow::Result<ServerFacts> {
+    let pins = if pin { Some(pins_of(&found.name, &found.tools)?) } else { None };
     // What people give on the command line can hold a key, and a policy is kept where many read it.
     let query_left_out = found.url.as_deref().is_some_and(|url| url.contains(['?', '#']));
     let own = found.url.as_deref().map(without_url_secrets);
@@ -157,7 +161,8 @@ fn server_facts(found: ServerTools, pods: &[AskedPod], origin: String) -> Server
         let class = tool.classify();
         ToolFacts { name: tool.name().to_owned(), class: class.class, why: class.why() }
     };
-    ServerFacts { name: found.name, url, query_left_out, origin, tools: found.tools.iter().map(facts).collect() }
+    let tools = found.tools.iter().map(facts).collect();
+    Ok(ServerFacts { name: found.name, url, query_left_out, origin, tools, pins })
 }
 
 /// Sets the url that is given, and checks all.
@@ -183,30 +188,6 @@ fn with_url(mut servers: Vec<ServerFacts>, url: Option<&str>) -> anyhow::Result<
     Ok(servers)
 }
 
-/// Checks the names that the policy gets from the command line.
-fn check_names(options: &SuggestOptions) -> anyhow::Result<()> {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let fits = |name: &str, most: usize, inside: &str| {
-        (1..=most).contains(&name.len())
-            && name.starts_with(plain)
-            && name.ends_with(plain)
-            && name.chars().all(|c| plain(c) || inside.contains(c))
-    };
-    for (flag, name, most, inside) in [
-        ("--server", &options.source.server, bounds::SERVER_NAME, "-"),
-        ("--name", &options.name, 253, "-."),
-        ("--namespace", &options.source.namespace, 63, "-"),
-    ] {
-        if let Some(name) = name.as_ref().filter(|name| !fits(name, most, inside)) {
-            let shown = escaped(name, 80);
-            bail!(
-                "{flag} `{shown}` does not fit; write 1 to {most} lower case letters, digits and {inside:?}, a letter or digit first and last"
-            );
-        }
-    }
-    Ok(())
-}
-
 /// Reads a saved response of a sidecar.
 fn observed_file(path: &Path, limits: &ReadLimits) -> anyhow::Result<toolweir_crds::observed::ObservedResponse> {
     let most = u64::try_from(limits.bytes).unwrap_or(u64::MAX).saturating_add(1);
@@ -230,21 +211,21 @@ mod tests {
     use super::*;
 
     fn found(url: &str) -> ServerTools {
-        ServerTools { name: "a".to_owned(), url: Some(url.to_owned()), tools: Vec::new() }
+        ServerTools { name: "a".to_owned(), says_name: true, url: Some(url.to_owned()), tools: Vec::new() }
     }
 
     #[test]
     fn the_query_of_a_source_does_not_get_into_the_policy() {
-        let facts = server_facts(found("https://a/mcp?key=s3cret"), &[], String::new());
+        let facts = server_facts(found("https://a/mcp?key=s3cret"), &[], String::new(), false).unwrap();
         assert_eq!((facts.url.as_deref(), facts.query_left_out), (Some("https://a/mcp"), true));
         let asked = with_url(vec![facts], Some("https://a/mcp?key=1")).unwrap().remove(0);
         assert_eq!((asked.url.as_deref(), asked.query_left_out), (Some("https://a/mcp?key=1"), false));
-        assert!(!server_facts(found("https://a/mcp"), &[], String::new()).query_left_out);
+        assert!(!server_facts(found("https://a/mcp"), &[], String::new(), false).unwrap().query_left_out);
     }
 
     #[test]
     fn a_url_that_does_not_fit_is_told_without_its_secrets() {
-        let facts = server_facts(found("https://a/mcp"), &[], String::new());
+        let facts = server_facts(found("https://a/mcp"), &[], String::new(), false).unwrap();
         let error = with_url(vec![facts], Some("ftp://u:s3cret@a/?s3cret")).unwrap_err().to_string();
         assert!(
             error.starts_with("the url of a `ftp://a/` is not a URL of an MCP server") && !error.contains("s3cret"),

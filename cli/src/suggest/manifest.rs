@@ -3,17 +3,18 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use anyhow::{anyhow, bail};
-use toolweir_crds::{API_VERSION, Document, bounds, document::Located, quoting::scalar, read_documents};
+use toolweir_crds::{API_VERSION, Document, MCPToolPinsSpec, bounds, document::Located, quoting::scalar, read_documents};
 use toolweir_engine::{CompileOptions, Engine, Memory, Severity};
 
 use super::{
     observations::{Observations, WINDOWS},
     rules::{SuggestedEntry, SuggestedRule, ToolFacts, by_class, by_use},
 };
-use crate::table::shown;
-
-/// The most characters of a comment.
-const LONGEST_COMMENT: usize = 200;
+use crate::{
+    pins::manifest::{ManifestName, pins_manifest},
+    table::shown,
+    yaml_text::comment,
+};
 
 /// A server, as far as its policy depends on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct ServerFacts {
     pub origin: String,
     /// Its tools, in its order.
     pub tools: Vec<ToolFacts>,
+    /// What its tools look like, where they are to be pinned.
+    pub pins: Option<MCPToolPinsSpec>,
 }
 
 /// What the policy is called, and whom it governs.
@@ -68,6 +71,11 @@ pub fn suggest(policy: &PolicyFacts, servers: &[ServerFacts], observed: Option<&
     line(format_args!("  servers:"));
     for server in servers {
         text.push_str(&server_text(server, observed)?);
+    }
+    for server in servers {
+        let Some(spec) = &server.pins else { continue };
+        let name = ManifestName { name: &server.name, namespace: policy.namespace.as_deref() };
+        text.push_str(&format!("---\n{}", pins_manifest(&name, spec, &server.origin)?));
     }
     compiled(&text)?;
     Ok(text)
@@ -155,6 +163,9 @@ fn server_text(server: &ServerFacts, observed: Option<&Observations>) -> anyhow:
         }
         None => comment(&mut text, 4, "url: where the server is. Only toolweir-sidecar stdio needs none."),
     }
+    if server.pins.is_some() {
+        text.push_str(&format!("    pins: {{name: {}}}\n", scalar(&server.name)));
+    }
     if uncalled > 0 {
         let tools = if uncalled == 1 { "1 other tool was" } else { &format!("{uncalled} other tools were") };
         comment(&mut text, 4, &format!("{tools} not called, and so denied."));
@@ -181,19 +192,6 @@ fn entry_text(text: &mut String, entry: &SuggestedEntry) {
         }
         SuggestedRule::Deny(reason) => text.push_str(&format!("      action: Deny\n      reason: {}\n", scalar(reason))),
     }
-}
-
-/// Adds a comment of one line, whatever others have written into it. What cannot be seen for what it is becomes U+FFFD.
-fn comment(text: &mut String, indent: usize, of: &str) {
-    let one = |c: char| match c {
-        '\n' | '\r' | '\t' => ' ',
-        '"' | '\'' | '\\' => c,
-        c if c.escape_debug().eq([c]) => c,
-        _ => '\u{fffd}',
-    };
-    let shown: String = of.chars().map(one).take(LONGEST_COMMENT).collect();
-    let more = if of.chars().nth(LONGEST_COMMENT).is_some() { "..." } else { "" };
-    text.push_str(&format!("{:indent$}# {}{more}\n", "", shown.trim()));
 }
 
 /// Reads a manifest back and compiles it, for kubectl and for the sidecar.
@@ -238,6 +236,7 @@ mod tests {
             url: Some("http://127.0.0.1:8000/mcp".to_owned()),
             query_left_out: false,
             origin: "http://127.0.0.1:8000/mcp".to_owned(),
+            pins: None,
             tools: vec![
                 tool("get_page_posts", ToolClass::Read, "\"get\" in the name"),
                 tool("send_dm_to_user", ToolClass::Write, "\"send\" in the name"),

@@ -84,6 +84,8 @@ impl ListedTool {
 pub struct ServerTools {
     /// A name for the server in policies, made of what is known of it. It always fits there.
     pub name: String,
+    /// True if the name is made of what the server calls itself.
+    pub says_name: bool,
     /// The URL at which agents reach it, if it has one.
     pub url: Option<String>,
     /// The tools.

@@ -51,12 +51,32 @@ fn bytes(path: &Path, limits: &ReadLimits) -> anyhow::Result<Vec<u8>> {
 /// Reads the tools of a file's content. `stem` names the server where the content does not.
 fn parse(bytes: &[u8], stem: &str, limits: &ReadLimits) -> anyhow::Result<ServerTools> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let file = strict_json::parse(bytes).map_err(|error| anyhow!("is not sound JSON: {error}; {FORMS}"))?;
+    let file = strict_json::parse(bytes).map_err(|error| {
+        let why =
+            if is_yaml(bytes) { "this is YAML, not a list of tools".to_owned() } else { format!("is not sound JSON: {error}") };
+        anyhow!("{why}; {FORMS}")
+    })?;
     let definitions = definitions(&file)?;
     let mut tools = ToolCollector::default();
     tools.add(definitions.clone(), limits)?;
     let of = |name: &str| file.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-    Ok(ServerTools { name: server_name(of("name").unwrap_or(stem)), url: remote(&file), tools: tools.finish() })
+    let name = of("name");
+    Ok(ServerTools {
+        name: server_name(name.unwrap_or(stem)),
+        says_name: name.is_some(),
+        url: remote(&file),
+        tools: tools.finish(),
+    })
+}
+
+/// Returns true of what is no JSON and begins as YAML does, such as a manifest.
+fn is_yaml(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let first = text.lines().map(str::trim_end).find(|line| !line.is_empty() && !line.starts_with('#')).unwrap_or_default();
+    let key = first.split_once(':').filter(|(key, value)| {
+        key.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) && (value.is_empty() || value.starts_with(' '))
+    });
+    first == "---" || first.starts_with("- ") || key.is_some_and(|(key, _)| !key.is_empty())
 }
 
 /// Finds the definitions: where a result of tools/list has them, or anywhere in what a registry writes.
@@ -182,7 +202,11 @@ mod tests {
             assert!(error.starts_with(why), "{error}");
         }
         let parsed = |bytes: &[u8]| parse(bytes, "x", &ReadLimits::default()).unwrap_err().to_string();
-        assert!(parsed(b"tools:\n- a").starts_with("is not sound JSON: expected ident at line 1 column 2; give"));
+        assert!(parsed(b"true or not").starts_with("is not sound JSON: trailing characters at line 1 column 6; give"));
+        for yaml in ["tools:\n- a", "# Pinned\n\n---\nkind: MCPToolPins", "apiVersion: x", "- a"] {
+            let error = parsed(yaml.as_bytes());
+            assert!(error.starts_with("this is YAML, not a list of tools; give a saved result"), "{error}");
+        }
         assert!(parsed(br#"[{"name": "a", "name": "b"}]"#).contains("`name` stands twice in one object"));
         let small = ReadLimits { bytes: 10, ..ReadLimits::default() };
         let error = format!("{:#}", super::read(Path::new("Cargo.toml"), &small).unwrap_err());

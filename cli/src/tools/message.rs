@@ -1,6 +1,6 @@
 //! Messages of a server on their way into the SDK. Its types drop what they do not know, leave out tools whose headers they do not like, and
 //! take a result for another where a field has an unexpected form. So a list of tools is hidden from them as a whole, and taken out again
-//! as it came.
+//! as it came: as a text, so that no number changes on the way.
 
 use std::sync::{
     Arc,
@@ -61,7 +61,7 @@ impl ReadState {
 pub fn hide_list(text: &[u8]) -> Result<String, SourceFault> {
     let mut message = strict_json::parse(text).map_err(|error| SourceFault::garbage(text, &error))?;
     if let Some(result) = message.get_mut("result").filter(|result| result.get("tools").is_some()) {
-        *result = json!({ AS_LISTED: result.take() });
+        *result = json!({ AS_LISTED: result.to_string() });
     }
     Ok(message.to_string())
 }
@@ -77,7 +77,8 @@ pub fn read(text: &[u8]) -> Result<ServerJsonRpcMessage, SourceFault> {
 /// Takes the list of tools out of a result again, if it is one.
 pub fn listed(result: ServerResult) -> Option<Value> {
     let ServerResult::CustomResult(CustomResult(Value::Object(mut fields))) = result else { return None };
-    fields.remove(AS_LISTED)
+    let text = fields.remove(AS_LISTED)?;
+    strict_json::parse(text.as_str()?.as_bytes()).ok()
 }
 
 #[cfg(test)]

@@ -4,17 +4,25 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use toolweir_crds::{
-    Action, Mode,
-    explain::{EntryExplanation, Explanation, LimitExplanation, PolicyExplanation},
+    Action, Mode, PartSet,
+    explain::{EntryExplanation, Explanation, LimitExplanation, PinsExplanation, PolicyExplanation, VerdictExplanation},
 };
-use toolweir_engine::{Call, Engine, Timestamp, shared::Peeked};
+use toolweir_engine::{
+    Call, CompileOptions, Engine, Memory, Reason, SeenTool, Timestamp, policy_files::CompiledFiles, shared::Peeked,
+};
 
-use crate::{policy_files, table::shown};
+use super::definition::ListedTool;
+use crate::{pins::pinned::definition_of, policy_files, table::shown};
+
+/// The reasons of denials by pins.
+const PINS: [Reason; 3] = [Reason::PinDrift, Reason::NotPinned, Reason::PinUnverified];
 
 /// Policies, and the server in them whose tools are looked at.
 #[derive(Debug)]
 pub struct ToolPolicies {
     engine: Engine,
+    /// That of the same policies without what depends on the call. It says what pins only report.
+    bare: Engine,
     server: String,
 }
 
@@ -37,18 +45,39 @@ impl ToolPolicies {
             (None, _) => bail!("which server of the policies is it? They have {}; name it with --server", list()),
         };
         let server = server.to_owned();
-        Ok(Self { engine: compiled.engine, server })
+        Ok(Self { bare: bare(&compiled), engine: compiled.engine, server })
     }
 
-    /// Says what would become of calls of a tool.
-    pub fn verdict(&self, tool: &str) -> String {
-        let call = Call { server: &self.server, tool, arguments: None, session: "" };
-        verdict(&self.engine.explain(&call, Timestamp(0), &Peeked::default()))
+    /// Says what would become of calls of a tool whose definition is this.
+    ///
+    /// # Errors
+    /// The definition cannot be read as a sidecar reads it.
+    pub fn verdict(&self, tool: &ListedTool) -> anyhow::Result<String> {
+        let definition = definition_of(tool)?;
+        let seen = SeenTool::new(tool.classify().class, definition.digests());
+        let call = Call { server: &self.server, tool: tool.name(), arguments: None, session: "", seen: Some(&seen) };
+        let explain = |engine: &Engine| engine.explain(&call, Timestamp(0), &Peeked::default());
+        Ok(verdict(&explain(&self.engine), &explain(&self.bare)))
     }
 }
 
-/// Says in words what policies do with every call of a tool, as far as they do not depend on the call.
-fn verdict(explanation: &Explanation) -> String {
+/// Compiles policies without validations, limits, approvals and `maxConcurrent`.
+fn bare(compiled: &CompiledFiles) -> Engine {
+    let mut policies = compiled.policies.clone();
+    let servers = policies.iter_mut().flat_map(|policy| &mut policy.spec.servers);
+    for tool in servers.flat_map(|server| &mut server.tools) {
+        tool.validations.clear();
+        tool.limits.clear();
+        tool.approval = None;
+        tool.max_concurrent = None;
+    }
+    let options = CompileOptions { of_any_pod: true, ..CompileOptions::default() };
+    Engine::compile(&policies, Memory::new(0), &options).0.with_pins(&compiled.pins)
+}
+
+/// Says in words what policies do with every call of a tool, as far as they do not depend on the call. `bare` is what they say without
+/// what does.
+fn verdict(explanation: &Explanation, bare: &Explanation) -> String {
     let policies = || explanation.policies.iter();
     if policies().next().is_none() {
         return format!("denied: {}", shown(&explanation.verdict.reason));
@@ -65,12 +94,27 @@ fn verdict(explanation: &Explanation) -> String {
     if entries().any(|entry| !entry.validations.is_empty()) {
         parts.push("if its validations hold".to_owned());
     }
+    let asks = || entries().filter_map(|entry| entry.approval.as_ref());
+    if asks().any(|approval| approval.when.is_none()) {
+        parts.push("if a person approves it".to_owned());
+    } else if asks().next().is_some() {
+        parts.push("if a person approves it where its condition asks".to_owned());
+    }
     if let Some(policy) = policies().find(|policy| policy.mode != Mode::Enforce && denies(policy)) {
         parts.push(format!(
             "though in audit mode {} would deny it: {}",
             shown(&policy.policy),
             by_entry(policy).map_or_else(|| why(policy), |(entry, said)| format!("{entry}{said}"))
         ));
+    }
+    // What the pins of an enforced policy only report.
+    let reports = |said: &&VerdictExplanation| {
+        is_of_pins(&said.reason) && enforced().any(|policy| Some(&policy.policy) == said.policy.as_ref())
+    };
+    for said in bare.would_deny.iter().filter(reports) {
+        let policy = policies().find(|policy| Some(&policy.policy) == said.policy.as_ref());
+        let of = policy.map(|policy| by_pins(policy, &said.reason)).unwrap_or_default();
+        parts.push(format!("though reported: {}{of}", shown(&said.reason)));
     }
     match parts.split_first() {
         None => "allowed".to_owned(),
@@ -84,7 +128,26 @@ fn verdict(explanation: &Explanation) -> String {
 
 /// Returns true of a policy that denies every call of the tool. What depends on the call is not known here.
 fn denies(policy: &PolicyExplanation) -> bool {
-    policy.broken.is_some() || policy.servers.iter().any(|server| server.action == Action::Deny)
+    policy.broken.is_some()
+        || policy.servers.iter().any(|server| server.action == Action::Deny)
+        || !policy.verdict.allowed && is_of_pins(&policy.verdict.reason)
+}
+
+fn is_of_pins(reason: &str) -> bool {
+    PINS.iter().any(|known| known.as_str() == reason)
+}
+
+/// Says of a denial by pins which they are, and what is not as in them.
+fn by_pins(policy: &PolicyExplanation, reason: &str) -> String {
+    let pins = policy.servers.iter().filter_map(|server| server.pins.as_ref()).find(|pins| pins.state != "same");
+    let Some(PinsExplanation { pins, changed, state }) = pins.filter(|_| is_of_pins(reason)) else { return String::new() };
+    let changed: PartSet = changed.iter().copied().collect();
+    let what = match state.as_str() {
+        "changed" => format!("pins {pins}: {changed}"),
+        "missing" => format!("there are no pins {pins}"),
+        _ => format!("pins {pins}"),
+    };
+    format!(" ({})", shown(&what))
 }
 
 /// Says which entry denies every call, and what it says to that; nothing where no entry does.
@@ -102,6 +165,9 @@ fn said(policy: &PolicyExplanation) -> &str {
 
 fn why(policy: &PolicyExplanation) -> String {
     let reason = shown(&policy.verdict.reason);
+    if is_of_pins(&policy.verdict.reason) {
+        return format!("{reason}{}", by_pins(policy, &policy.verdict.reason));
+    }
     match &policy.verdict.entry {
         None => reason.into_owned(),
         Some(entry) => format!("{reason} ({}, {}: {})", shown(&policy.policy), shown(entry), shown(said(policy))),

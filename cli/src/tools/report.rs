@@ -54,16 +54,19 @@ impl From<Evidence> for EvidenceReport {
 
 impl ToolReport {
     /// Looks at a tool.
-    pub fn new(tool: &ListedTool, policies: Option<&ToolPolicies>) -> Self {
+    ///
+    /// # Errors
+    /// There are policies, and its definition cannot be read as a sidecar reads it.
+    pub fn new(tool: &ListedTool, policies: Option<&ToolPolicies>) -> anyhow::Result<Self> {
         let classification = tool.classify();
-        Self {
+        Ok(Self {
             name: tool.name().to_owned(),
             class: classification.class,
             severity: classification.severity(),
             why: classification.why(),
-            policy: policies.map(|policies| policies.verdict(tool.name())),
+            policy: policies.map(|policies| policies.verdict(tool)).transpose()?,
             evidence: classification.evidence.into_iter().map(EvidenceReport::from).collect(),
-        }
+        })
     }
 
     fn cells(&self) -> Vec<String> {
@@ -93,7 +96,8 @@ pub async fn tools(
         [] => None,
         paths => Some(ToolPolicies::load(paths, source.server.as_deref(), &found.name)?),
     };
-    let rows: Vec<ToolReport> = found.tools.iter().map(|tool| ToolReport::new(tool, policies.as_ref())).collect();
+    let rows = found.tools.iter().map(|tool| ToolReport::new(tool, policies.as_ref()));
+    let rows = rows.collect::<anyhow::Result<Vec<ToolReport>>>()?;
     Ok(match form {
         OutputFormat::Json => format!("{}\n", json(&rows)?),
         OutputFormat::Text if rows.is_empty() => "The server lists no tools.\n".to_owned(),

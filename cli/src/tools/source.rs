@@ -75,6 +75,25 @@ impl ToolSource {
         !self.place.is_empty() || !self.command.is_empty()
     }
 
+    /// Returns the pod and the server of a source POD SERVER.
+    pub fn pod_and_server(&self) -> Option<(&str, &str)> {
+        match (self.place.as_slice(), self.command.as_slice()) {
+            ([pod, server], []) => Some((pod.strip_prefix("pod/").unwrap_or(pod), server)),
+            _ => None,
+        }
+    }
+
+    /// Says where the tools are read. Arguments of a command, and the query of a URL, may be secret.
+    pub fn origin(&self) -> String {
+        match (self.place.as_slice(), self.command.first()) {
+            ([pod, server], _) => format!("the sidecar of pod {pod}, server {server}"),
+            ([place], _) if place == "-" => "the standard input".to_owned(),
+            ([place], _) if place.contains("://") => without_url_secrets(place),
+            ([place], _) => place.clone(),
+            (_, command) => format!("the command {}", command.map(|program| program.to_string_lossy()).unwrap_or_default()),
+        }
+    }
+
     fn chosen(&self) -> anyhow::Result<ChosenSource<'_>> {
         let chosen = match (self.place.as_slice(), self.command.as_slice()) {
             ([], []) => bail!("whose tools? {SOURCES}"),
@@ -120,7 +139,8 @@ pub async fn read(source: &ToolSource, cluster: &LazyClient, limits: &ReadLimits
             let http = McpHttp::new(&url, headers, source.ca.as_deref(), &state)?;
             let listed = of_url(&http, &url).await.with_context(|| place(&url))?;
             let name = listed.name.as_deref().or(url.host_str()).unwrap_or_default();
-            ServerTools { name: server_name(name), url: Some(text.to_owned()), tools: listed.tools }
+            let says_name = listed.name.is_some();
+            ServerTools { name: server_name(name), says_name, url: Some(text.to_owned()), tools: listed.tools }
         }
         ChosenSource::Pod { pod, server } => {
             let client = cluster.get().await?;
@@ -182,7 +202,8 @@ async fn of_command(command: &[OsString], limits: &ReadLimits) -> anyhow::Result
         interrupted = signals.next() => return Err(interrupted.into()),
     };
     let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(ServerTools { name: server_name(listed.name.as_deref().unwrap_or(&program)), url: None, tools: listed.tools })
+    let name = server_name(listed.name.as_deref().unwrap_or(&program));
+    Ok(ServerTools { name, says_name: listed.name.is_some(), url: None, tools: listed.tools })
 }
 
 async fn of_pod(client: &Client, namespace: &str, pod: &str, server: &str, limits: &ReadLimits) -> anyhow::Result<ServerTools> {
@@ -203,7 +224,7 @@ async fn of_pod(client: &Client, namespace: &str, pod: &str, server: &str, limit
         _ => error,
     });
     let listed = listed.with_context(|| format!("server {} through pod {namespace}/{pod}", shown(server)))?;
-    Ok(ServerTools { name: server.to_owned(), url: None, tools: listed.tools })
+    Ok(ServerTools { name: server.to_owned(), says_name: false, url: None, tools: listed.tools })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod approval_objects;
 pub mod mcp_server;
 pub mod tool_source;
 
@@ -33,6 +34,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
 };
 use toolweir_sidecar::{
+    approvals::AskSettings,
     credentials::keys::KeyFolders,
     proxy::Limits,
     run::{self, PolicySource, RunConfig},
@@ -45,8 +47,10 @@ type Body = BoxBody<Bytes, Infallible>;
 pub struct ClusterState {
     pub policies: Vec<Value>,
     pub cluster_policies: Vec<Value>,
+    pub pins: Vec<Value>,
     pub namespaces: Vec<Value>,
     pub pods: Vec<Value>,
+    pub approvals: approval_objects::ApprovalObjects,
     /// What each pod has logged so far.
     pub logs: HashMap<String, Vec<String>>,
     /// What comes of a pod's log, for each time that it is followed.
@@ -95,7 +99,14 @@ impl tower_service::Service<Request<kube::client::Body>> for ApiServer {
             let (near, far) = tokio::io::duplex(64 * 1024);
             let service = service_fn(move |request| {
                 let world = Arc::clone(&world);
-                async move { Ok::<_, Infallible>(answer(&world, request)) }
+                async move {
+                    let answered = if request.method() == http::Method::GET {
+                        answer(&world, request)
+                    } else {
+                        answer_write(&world, request).await
+                    };
+                    Ok::<_, Infallible>(answered)
+                }
             });
             let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades();
             tokio::spawn(serve);
@@ -167,6 +178,11 @@ fn answer(world: &Mutex<ClusterState>, request: Request<Incoming>) -> Response<B
         |all: &[Value], name: &str| in_namespace(all, namespace).into_iter().find(|object| object["metadata"]["name"] == name);
     let missing = |name: &str| refuse(404, &format!("{resource} \"{name}\" not found"));
     match parts.as_slice() {
+        ["mcpapprovals"] if watch => world.approvals.watched.pop_front().map_or_else(silence, stream),
+        ["mcpapprovals"] => page(&in_namespace(&world.approvals.objects, namespace), &query),
+        ["mcpapprovals", name] => {
+            named(&world.approvals.objects, name).map_or_else(|| missing(name), |found| text(200, found.to_string()))
+        }
         ["pods"] if watch => world.watched.take().map_or_else(silence, stream),
         ["mcppolicies"] => page(&in_namespace(&world.policies, namespace), &query),
         ["mcpclusterpolicies"] => page(&world.cluster_policies, &query),
@@ -175,6 +191,7 @@ fn answer(world: &Mutex<ClusterState>, request: Request<Incoming>) -> Response<B
         ["namespaces", name] => {
             named(&world.namespaces, name).map_or_else(|| missing(name), |found| text(200, found.to_string()))
         }
+        ["mcptoolpins", name] => named(&world.pins, name).map_or_else(|| missing(name), |found| text(200, found.to_string())),
         ["pods", name] => named(&world.pods, name).map_or_else(|| missing(name), |found| text(200, found.to_string())),
         ["pods", name, "log"] if query.contains("follow=true") => {
             world.followed.get_mut(*name).and_then(VecDeque::pop_front).map_or_else(silence, stream)
@@ -191,6 +208,37 @@ fn answer(world: &Mutex<ClusterState>, request: Request<Incoming>) -> Response<B
         ["pods", name, "portforward"] => {
             let port: u16 = query.split_once("ports=").unwrap().1.parse().unwrap();
             port_forward(request, port, world.ports.get(&((*name).to_owned(), port)).copied())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Answers what is written, and what is asked with a body.
+async fn answer_write(world: &Mutex<ClusterState>, request: Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    if head.uri.path().ends_with("/portforward") {
+        return answer(world, Request::from_parts(head, body));
+    }
+    let body: Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+    let mut world = world.lock().unwrap();
+    world.seen.push(format!("{} {}", head.method, head.uri.path()));
+    let path: Vec<&str> = head.uri.path().split('/').collect();
+    let resource = if path.contains(&"mcpapprovals") { "mcpapprovals/status" } else { path.last().unwrap() };
+    let verb = if head.method == http::Method::PATCH { "patch" } else { "create" };
+    if world.forbidden.contains(&(verb, resource)) {
+        return refuse(403, &format!("{resource} is forbidden: User \"eve\" cannot {verb} resource \"{resource}\""));
+    }
+    match path.as_slice() {
+        ["", "apis", "authentication.k8s.io", "v1", "selfsubjectreviews"] => text(201, world.approvals.review().to_string()),
+        ["", "apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => {
+            text(201, world.approvals.access(&body).to_string())
+        }
+        ["", "apis", "toolweir.dev", "v1alpha1", "namespaces", namespace, "mcpapprovals", name, "status"] => {
+            assert_eq!(head.headers["content-type"], "application/merge-patch+json");
+            match world.approvals.patch_status(namespace, name, &body) {
+                Ok(object) => text(200, object.to_string()),
+                Err((code, message)) => refuse(code, &message),
+            }
         }
         other => panic!("{other:?}"),
     }
@@ -297,6 +345,7 @@ pub async fn sidecar(policy: &str) -> RunningSidecar {
         drain: std::time::Duration::from_secs(1),
         shared_store: None,
         options: toolweir_engine::CompileOptions::default(),
+        approvals: AskSettings::default(),
     };
     let sidecar = run::start(&config, Arc::new(|_| Ok("info".to_owned())), Box::new(std::io::sink())).await.unwrap();
     RunningSidecar { sidecar, path }

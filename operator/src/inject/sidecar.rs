@@ -204,6 +204,7 @@ fn variables(context: &InjectionContext<'_>, captured: bool) -> Vec<Value> {
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
         field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field("POD_UID", "metadata.uid"),
     ];
     if captured {
         variables.extend([field("POD_IPS", "status.podIPs"), field("NODE_IPS", "status.hostIPs")]);

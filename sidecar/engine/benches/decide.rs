@@ -20,6 +20,7 @@ fn policy(name: &str, tools: Vec<Tool>) -> Policy {
         id: PolicyId { cluster: false, namespace: "agents".to_owned(), name: name.to_owned() },
         created: None,
         spec: MCPPolicySpec { servers: vec![server], ..MCPPolicySpec::default() },
+        version: None,
         unreadable: None,
     }
 }
@@ -69,7 +70,7 @@ fn decide(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, policies: &[Poli
     let engine = compile(policies, Memory::new(Memory::COUNTERS));
     let (tool, arguments) = call;
     let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
-    let call = Call { server: "server", tool, arguments: Some(arguments), session: "session" };
+    let call = Call { server: "server", tool, arguments: Some(arguments), session: "session", seen: None };
     let reason = || engine.decide(&call, Timestamp(0)).denial().map_or(Reason::None, |denial| denial.reason);
     for _ in 0..20 {
         reason();
@@ -127,7 +128,10 @@ fn sessions(criterion: &mut Criterion) {
     let engine = compile(&policies, Memory::new(Memory::COUNTERS));
     let decide = |session: usize| {
         let session = format!("session-{session:08}");
-        engine.decide(&Call { server: "server", tool: "get", arguments: None, session: &session }, Timestamp(1_000_000_000))
+        engine.decide(
+            &Call { server: "server", tool: "get", arguments: None, session: &session, seen: None },
+            Timestamp(1_000_000_000),
+        )
     };
     for session in 0..Memory::COUNTERS {
         assert!(matches!(decide(session).effect, Effect::Allowed(_)));
@@ -195,7 +199,7 @@ fn dearest(criterion: &mut Criterion) {
     for worst::Case { name, policy, tool, arguments, ends } in worst::cases() {
         let engine = compile(&[policy], Memory::new(Memory::COUNTERS));
         let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
-        let call = Call { server: "server", tool: &tool, arguments: Some(arguments), session: "" };
+        let call = Call { server: "server", tool: &tool, arguments: Some(arguments), session: "", seen: None };
         let spent = engine.decide(&call, Timestamp(0)).denial().is_some_and(|denial| denial.reason == Reason::ExpressionBudget);
         assert_eq!(spent, ends == worst::Ends::Spent, "{name}");
         group.bench_function(name, |bencher| {

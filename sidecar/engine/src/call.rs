@@ -2,9 +2,13 @@
 
 use std::cell::OnceCell;
 
+use toolweir_crds::ToolClass;
+
 use crate::{
+    ask::ApprovalAsk,
     cel::{self, ArgumentsError, CelObject, work::Meter},
     json::Raw,
+    seen::SeenTool,
 };
 
 /// A tool call.
@@ -18,6 +22,15 @@ pub struct Call<'a> {
     pub arguments: Option<Raw<'a>>,
     /// The MCP session; empty where there is none.
     pub session: &'a str,
+    /// What the server's lists said last of the tool; none where that is not known.
+    pub seen: Option<&'a SeenTool>,
+}
+
+impl Call<'_> {
+    /// Returns the class of the tool.
+    pub fn class(&self) -> ToolClass {
+        self.seen.map_or(ToolClass::Unknown, |seen| seen.class)
+    }
 }
 
 /// A call with what all policies share that decide on it: one budget, and arguments that are read once.
@@ -25,19 +38,21 @@ pub(crate) struct CallContext<'a> {
     pub call: &'a Call<'a>,
     /// The work that expressions may still do.
     pub meter: Meter,
+    /// What a person has approved of the call.
+    pub approved: Option<&'a ApprovalAsk>,
     /// Read on first use.
     arguments: OnceCell<Result<CelObject<'a>, ArgumentsError>>,
 }
 
 impl<'a> CallContext<'a> {
-    /// Makes the context of a call with the budget of one decision.
-    pub fn new(call: &'a Call<'a>) -> Self {
-        Self::with_meter(call, Meter::default())
+    /// Makes the context of a call of which a person has approved this, with the budget of one decision.
+    pub fn new(call: &'a Call<'a>, approved: Option<&'a ApprovalAsk>) -> Self {
+        Self { call, meter: Meter::default(), approved, arguments: OnceCell::new() }
     }
 
-    /// Makes the context of a call with this budget.
+    /// Makes the context of a call that nobody has approved, with this budget.
     pub fn with_meter(call: &'a Call<'a>, meter: Meter) -> Self {
-        Self { call, meter, arguments: OnceCell::new() }
+        Self { call, meter, approved: None, arguments: OnceCell::new() }
     }
 
     /// Returns the arguments as expressions see them.

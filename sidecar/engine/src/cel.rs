@@ -20,6 +20,7 @@ mod names;
 mod operators;
 mod pattern;
 mod re2;
+mod shown;
 pub mod work;
 
 #[cfg(test)]
@@ -34,4 +35,5 @@ pub use self::{
     error::EvalError,
     expression::{Expression, Inputs},
     names::ArgumentNames,
+    shown::shown_text,
 };

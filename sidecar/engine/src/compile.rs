@@ -7,11 +7,13 @@ use std::{
 };
 
 use toolweir_crds::{
-    Credential, CredentialSource, FieldError, Limit, MCPPolicySpec, Scope, Server, ServerTls, Tool, check::server_url, tool_name,
+    Credential, CredentialSource, EntryApproval, FieldError, Limit, MCPPolicySpec, Scope, Server, ServerTls, Tool,
+    check::server_url, tool_name,
 };
 
 use crate::{
     access::{GivenAccess, choose_access},
+    ask::{AskingPolicy, CompiledApproval},
     cel::{self, CompileBudget, Expression, ExpressionUse},
     counters::Memory,
     egress_doubts,
@@ -19,6 +21,7 @@ use crate::{
     engine::Engine,
     entry::{CompiledEntry, CompiledLimit, CompiledValidation, EntryHold},
     glob::Glob,
+    pins::{PinRule, PinnedTools},
     policy::{Policy, PolicyId, Problem, Severity},
     rules::{self, Broken, PolicyRules, ServerRules},
     take::{Hold, Identity},
@@ -50,7 +53,9 @@ impl Engine {
         let has_expressions = policies.iter().any(|policy| {
             let mut tools = policy.spec.servers.iter().flat_map(|server| &server.tools);
             tools.any(|tool| {
-                !tool.validations.is_empty() || tool.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
+                !tool.validations.is_empty()
+                    || tool.approval.as_ref().is_some_and(|approval| approval.when.is_some() || !approval.show.is_empty())
+                    || tool.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
             })
         });
         if !has_expressions {
@@ -66,6 +71,7 @@ impl Engine {
         let broken = |policy: &Policy| Policy {
             id: policy.id.clone(),
             created: policy.created.clone(),
+            version: policy.version.clone(),
             spec: MCPPolicySpec { servers: policy.spec.servers.iter().map(bare).collect(), ..MCPPolicySpec::default() },
             unreadable: Some(policy.unreadable.clone().unwrap_or_else(error)),
         };
@@ -122,7 +128,7 @@ impl Engine {
             }
         }
         let pod = cel::pod(&options.pod, &options.namespace, &options.service_account);
-        (Self { servers, egress: all_egress, counters, pod }, problems)
+        (Self { servers, egress: all_egress, counters, pod, pins: PinnedTools::default() }, problems)
     }
 }
 
@@ -156,9 +162,17 @@ fn compile_policy(
         // What a policy that cannot be read says is not known.
         egress => (egress.is_some() || policy.unreadable.is_some()).then(|| EgressRules::broken(Arc::clone(&name))),
     };
+    let mut asking: Option<Arc<AskingPolicy>> = None;
     let rules = policy.spec.servers.iter().zip(servers).map(|(server, entries)| {
         let entries = if broken.is_some() { Vec::new() } else { entries };
-        Arc::new(PolicyRules::new(Arc::clone(&name), &policy.spec, server, entries, broken.clone()))
+        let pins = server.pins.as_ref().map(|pins| PinRule::new(pins, &policy.id.namespace));
+        let asking = entries
+            .iter()
+            .any(|entry| entry.approval.is_some())
+            .then(|| Arc::clone(asking.get_or_insert_with(|| Arc::new(AskingPolicy::of(policy)))));
+        let mut rules = PolicyRules::new(Arc::clone(&name), &policy.spec, server, pins, entries, broken.clone());
+        rules.asking = asking;
+        Arc::new(rules)
     });
     let rules = rules.collect();
     // Doubts are reported for policies that compile.
@@ -241,7 +255,7 @@ impl Compiler<'_> {
     fn contradictions(&mut self, path: &str, entries: &[CompiledEntry]) {
         let mut by_weight: HashMap<usize, Vec<(usize, Glob, &CompiledEntry)>> = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
-            let Some(glob) = Glob::parse(&entry.name) else { continue };
+            let Some(glob) = Glob::parse(&entry.name).filter(|_| entry.class.is_none()) else { continue };
             let same = by_weight.entry(glob.weight()).or_default();
             let contradicts = |other: &&(usize, Glob, &CompiledEntry)| {
                 other.2.effective_action() != entry.effective_action() && other.1.overlaps(&glob)
@@ -311,7 +325,12 @@ impl Compiler<'_> {
         for message in tool_name::doubts(&tool.name) {
             self.doubts.push(FieldError { path: format!("{path}.name"), message });
         }
-        let place = format!("{}|{server}|{}", self.id, tool.name);
+        // No name has a control character.
+        let (name, place) = match tool.class {
+            Some(class) => (format!("class:{}", class.as_str()), format!("\u{0}class:{}", class.as_str())),
+            None => (tool.name.clone(), tool.name.clone()),
+        };
+        let place = format!("{}|{server}|{place}", self.id);
         let mut twins: HashMap<String, usize> = HashMap::new();
         let limits = tool.limits.iter().enumerate();
         let limits: Vec<Arc<CompiledLimit>> =
@@ -326,7 +345,8 @@ impl Compiler<'_> {
                 Some(CompiledValidation { expression, source, message })
             })
             .collect();
-        self.expression_doubts(path, &limits, &validations);
+        let approval = tool.approval.as_ref().map(|approval| self.approval(&format!("{path}.approval"), approval));
+        self.expression_doubts(path, &limits, &validations, approval.as_ref());
         let hold = tool.max_concurrent.map(|max| {
             let scope = tool.max_concurrent_scope;
             let pod_group = self.pod_group(&format!("{path}.maxConcurrentScope"), scope, "Pod");
@@ -334,13 +354,28 @@ impl Compiler<'_> {
             EntryHold { hold: Hold { identity, max: u64::try_from(max).unwrap_or(0) }, scope, pod_group }
         });
         CompiledEntry {
-            name: tool.name.as_str().into(),
+            name: name.into(),
+            class: tool.class,
             action: tool.action,
             reason: tool.reason.clone(),
             limits,
             validations,
+            approval,
             hold,
         }
+    }
+
+    /// Compiles the approval of an entry.
+    fn approval(&mut self, path: &str, approval: &EntryApproval) -> CompiledApproval {
+        let when = approval.when.as_ref();
+        let when = when.and_then(|source| Some((self.optional(&format!("{path}.when"), Some(source))?, source.clone())));
+        let show = approval
+            .show
+            .iter()
+            .enumerate()
+            .filter_map(|(at, source)| Some((self.optional(&format!("{path}.show[{at}]"), Some(source))?, source.clone())));
+        let show = show.collect();
+        CompiledApproval::new(approval, when, show)
     }
 
     /// Compiles a limit of the entry at `place`. `twins` counts the limits of the entry that differ in `max` alone.
@@ -396,7 +431,13 @@ impl Compiler<'_> {
     }
 
     /// Collects the doubts about the expressions of an entry.
-    fn expression_doubts(&mut self, path: &str, limits: &[Arc<CompiledLimit>], validations: &[CompiledValidation]) {
+    fn expression_doubts(
+        &mut self,
+        path: &str,
+        limits: &[Arc<CompiledLimit>],
+        validations: &[CompiledValidation],
+        approval: Option<&CompiledApproval>,
+    ) {
         let conditions: Vec<&Expression> = validations.iter().map(|validation| &validation.expression).collect();
         for (at, condition) in conditions.iter().enumerate() {
             self.doubts.extend(doubts(&validation_path(path, at), condition, ExpressionUse::Condition, &[]));
@@ -409,6 +450,13 @@ impl Compiler<'_> {
                     .flat_map(|(expression, _)| doubts(&format!("{path}.limits[{at}].{field}"), expression, used, &conditions));
                 self.doubts.extend(found);
             }
+        }
+        let Some(approval) = approval else { return };
+        if let Some((when, _)) = &approval.when {
+            self.doubts.extend(doubts(&format!("{path}.approval.when"), when, ExpressionUse::Approval, &conditions));
+        }
+        for (at, (shown, _)) in approval.show.iter().enumerate() {
+            self.doubts.extend(doubts(&format!("{path}.approval.show[{at}]"), shown, ExpressionUse::Shown, &conditions));
         }
     }
 

@@ -40,6 +40,11 @@ impl Permit {
         Self::from_shared(None, Some(places))
     }
 
+    /// Makes a permit of these amounts; they stay taken unless it is given back.
+    pub fn with_amounts(amounts: Box<dyn GrantedAmounts>) -> Self {
+        Self::from_shared(Some(amounts), None)
+    }
+
     /// Gives back everything: nothing of the call was sent to a server.
     pub fn give_back(mut self) {
         self.amounts.drain(..).for_each(GrantedAmounts::give_back);
@@ -290,16 +295,12 @@ impl Memory {
         Ok(permit)
     }
 
-    /// Returns what counts against a limit now: of the fullest of its counts.
-    pub fn used(&self, identity: &Identity, span: Span, now: Timestamp) -> Amount {
-        let mut state = self.lock();
-        if let Some(counter) = state.counters.get_mut(&CounterKeyRef { identity, instance: &[] }) {
-            return counter.usage.used(span, now);
-        }
-        state
+    /// Returns what counts now in the fullest count of an identity; `keyed` leaves out the one that is for no session and no value.
+    pub fn fullest(&self, identity: &Identity, keyed: bool, span: Span, now: Timestamp) -> Amount {
+        self.lock()
             .counters
             .iter_mut()
-            .filter(|(key, _)| key.identity == *identity)
+            .filter(|(key, _)| key.identity == *identity && !(keyed && key.instance.is_empty()))
             .map(|(_, counter)| counter.usage.used(span, now))
             .max()
             .unwrap_or_default()

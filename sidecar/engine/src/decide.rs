@@ -1,17 +1,19 @@
 //! The decision on one call: begun with this pod's own counts, and finished with the answers for those that pods share.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use smallvec::SmallVec;
-use toolweir_crds::OnStoreFailure;
+use toolweir_crds::{OnStoreFailure, PartSet};
 
 use crate::{
+    ask::ApprovalAsk,
     call::{Call, CallContext},
     cel::work::Meter,
     counters::Permit,
     denial::{Denial, Reason},
     engine::Engine,
     evaluate::Evaluator,
+    pin_findings::PinFindings,
     rules::{Group, Step, ToolPlan},
     shared::{Peeked, SharedAnswer, SharedDemand, SharedGrant, SharedHold, SharedTake},
     take::TakeError,
@@ -32,6 +34,8 @@ pub struct Decision {
     pub entry: Option<Arc<str>>,
     /// The action that was taken instead, where the store of shared counts did not answer.
     pub store_fallback: Option<OnStoreFailure>,
+    /// The parts of the tool's definition that are not as pins have them; nothing where no pins that were looked at have the tool.
+    pub changed: Option<PartSet>,
 }
 
 /// The effect of a [`Decision`].
@@ -69,7 +73,13 @@ struct PendingState<'a> {
     demands: Vec<SharedDemand>,
     /// For each demand, what the group took of this pod's own counts, or its denial.
     groups: Vec<Result<(LocalPermit, Origins), Denial>>,
+    /// What is only reported of pins.
+    pin_audits: PinAudits,
+    changed: Option<PartSet>,
 }
+
+/// Denials for pins that policies only report.
+type PinAudits = Vec<Denial>;
 
 /// The permit for this pod's own counts. Dropping it gives everything back, unless it is kept.
 #[derive(Debug)]
@@ -90,19 +100,22 @@ impl Drop for LocalPermit {
 }
 
 impl Decision {
-    /// Makes the decision of a plan. `decide` is called for each group whose decision depends on the call: it returns the
-    /// permit for all of the group's limits, or the most severe denial.
-    pub(crate) fn of_plan(plan: &ToolPlan, decide: impl FnMut(&Group) -> Result<Permit, Denial>) -> Self {
-        let mut decide = decide;
-        let mut decide = |group: &Group| match &group.denial {
-            Some(denial) => Err(denial.clone()),
-            None => decide(group),
-        };
-        let permit = match decide(&plan.enforced) {
-            Ok(permit) => permit,
+    /// Makes the decision of a plan. `check` finds what is denied before anything is taken, and what is only reported. `decide` is then
+    /// called for each group whose decision depends on the call: it returns the permit for all of the group's limits, or the most severe
+    /// denial.
+    pub(crate) fn of_plan(
+        plan: &ToolPlan,
+        check: impl Fn(&Group) -> Result<PinAudits, Denial>,
+        mut decide: impl FnMut(&Group) -> Result<Permit, Denial>,
+    ) -> Self {
+        let enforced = check(&plan.enforced).and_then(|audits| Ok((audits, decide(&plan.enforced)?)));
+        let (audits, permit) = match enforced {
+            Ok(enforced) => enforced,
             Err(denial) => return Self::denied(denial),
         };
-        Self::allowed(permit, plan.audited.iter().map(decide), plan.policy.clone(), plan.entry.clone())
+        let audited = plan.audited.iter().map(|group| check(group).and_then(|audits| no_audit(audits, || decide(group))));
+        let audited = audited.chain(audits.into_iter().map(Err));
+        Self::allowed(permit, audited, plan.policy.clone(), plan.entry.clone())
     }
 
     /// Makes the decision on a call that the enforced policies allow. `audited` holds the results of those in audit mode.
@@ -113,7 +126,7 @@ impl Decision {
         entry: Option<Arc<str>>,
     ) -> Self {
         let effect = Effect::Allowed(permit);
-        let mut decision = Self { effect, would_deny: Vec::new(), policy, entry, store_fallback: None };
+        let mut decision = Self { effect, would_deny: Vec::new(), policy, entry, store_fallback: None, changed: None };
         for result in audited {
             match (result, &mut decision.effect) {
                 (Ok(taken), Effect::Allowed(permit)) => permit.join(taken),
@@ -137,14 +150,16 @@ impl Decision {
             effect: Effect::Denied(denial),
             would_deny: Vec::new(),
             store_fallback: None,
+            changed: None,
         }
     }
 
     /// Returns the values of the labels `decision` and `reason`, as in metrics and the audit log. The first is `allowed`,
-    /// `denied` or `would_deny`.
+    /// `denied`, `would_deny` or `would_ask`.
     pub fn labels(&self) -> (&'static str, Reason) {
         match (&self.effect, self.would_deny.first()) {
             (Effect::Denied(denial), _) => ("denied", denial.reason),
+            (Effect::Allowed(_), Some(denial)) if denial.ask.is_some() => ("would_ask", denial.reason),
             (Effect::Allowed(_), Some(denial)) => ("would_deny", denial.reason),
             (Effect::Allowed(_), None) => ("allowed", Reason::None),
         }
@@ -159,7 +174,35 @@ impl Decision {
     }
 }
 
+/// Decides for a policy in audit mode, unless pins have something to report: nothing that it says is more than reported.
+fn no_audit<T>(audits: PinAudits, decide: impl FnOnce() -> Result<T, Denial>) -> Result<T, Denial> {
+    match audits.into_iter().next() {
+        Some(denial) => Err(denial),
+        None => decide(),
+    }
+}
+
 impl Engine {
+    /// Returns the denial of a group that does not depend on the call's arguments, or what its pins only report. Adds to `changed` the parts
+    /// of the tool that are not as pins have them.
+    pub(crate) fn check_group(
+        &self,
+        plan: &ToolPlan,
+        group: &Group,
+        call: &Call<'_>,
+        changed: &Cell<Option<PartSet>>,
+    ) -> Result<PinAudits, Denial> {
+        if let Some(denial) = &group.denial {
+            return Err(denial.clone());
+        }
+        if !plan.has_pins {
+            return Ok(PinAudits::new());
+        }
+        let PinFindings { denied, audited, changed: parts } = self.pin_findings(group, call);
+        changed.set(changed.get().into_iter().chain(parts).reduce(PartSet::union));
+        denied.map_or(Ok(audited), Err)
+    }
+
     /// Decides on a call. Every enforced policy must allow it; denials of policies in audit mode are only reported. The limits
     /// of all policies that decide together are taken, or none is. A call that wants shared counts is denied: use
     /// [`Engine::begin`] for these.
@@ -172,36 +215,52 @@ impl Engine {
 
     /// Begins to decide on a call as [`Engine::decide`] does, as far as that depends on this pod alone.
     pub fn begin<'a>(&'a self, call: &Call<'a>, now: Timestamp) -> DecisionStart<'a> {
+        self.begin_approved(call, None, now)
+    }
+
+    /// Begins to decide on a call, as [`Engine::begin`] does, of which a person has approved this. A policy that asks and is not among
+    /// those that were named to the person, in the same state, asks again.
+    pub fn begin_approved<'a>(&'a self, call: &Call<'a>, approved: Option<&ApprovalAsk>, now: Timestamp) -> DecisionStart<'a> {
         let Some(rules) = self.servers.get(call.server) else {
             return DecisionStart::Decided(Decision::denied(Denial::no_policy(call.server, call.tool)));
         };
-        let plan = rules.plan(call.tool);
+        let plan = rules.plan(call.tool, call.class());
         if plan.shares {
-            return self.begin_shared(&plan, call, now);
+            return self.begin_shared(&plan, call, approved, now);
         }
         // One budget for all policies, the enforced ones first.
-        let context = CallContext::new(call);
-        DecisionStart::Decided(Decision::of_plan(&plan, |group| {
-            self.evaluator(group, &context, now).take(&group.steps, &mut Wants::default())
-        }))
+        let context = CallContext::new(call, approved);
+        let decide = |group: &Group| self.evaluator(group, &context, now).take(&group.steps, &mut Wants::default());
+        let changed = Cell::new(None);
+        let mut decision = Decision::of_plan(&plan, |group| self.check_group(&plan, group, call, &changed), decide);
+        decision.changed = changed.get();
+        DecisionStart::Decided(decision)
     }
 
-    fn begin_shared<'a>(&'a self, plan: &ToolPlan, call: &Call<'a>, now: Timestamp) -> DecisionStart<'a> {
-        let context = CallContext::new(call);
+    fn begin_shared<'a>(
+        &'a self,
+        plan: &ToolPlan,
+        call: &Call<'a>,
+        approved: Option<&ApprovalAsk>,
+        now: Timestamp,
+    ) -> DecisionStart<'a> {
+        let context = CallContext::new(call, approved);
         let take = |group: &Group| {
-            if let Some(denial) = &group.denial {
-                return Err(denial.clone());
-            }
             let mut wants = Wants::default();
             let permit = self.evaluator(group, &context, now).take(&group.steps, &mut wants)?;
             Ok((LocalPermit(Some(permit)), wants.shared))
         };
-        let enforced = match take(&plan.enforced) {
-            Ok(enforced) => Ok(enforced),
-            Err(denial) => return DecisionStart::Decided(Decision::denied(denial)),
+        let changed = Cell::new(None);
+        let check = |group: &Group| self.check_group(plan, group, call, &changed);
+        let (pin_audits, enforced) = match check(&plan.enforced).and_then(|audits| Ok((audits, take(&plan.enforced)?))) {
+            Ok((audits, enforced)) => (audits, Ok(enforced)),
+            Err(denial) => {
+                return DecisionStart::Decided(Decision { changed: changed.get(), ..Decision::denied(denial) });
+            }
         };
+        let audited = plan.audited.iter().map(|group| check(group).and_then(|audits| no_audit(audits, || take(group))));
         let (mut demands, mut groups) = (Vec::new(), Vec::new());
-        for taken in std::iter::once(enforced).chain(plan.audited.iter().map(take)) {
+        for taken in std::iter::once(enforced).chain(audited) {
             let (demand, group) = match taken {
                 Ok((local, SharedWants { demand, origins })) => (demand, Ok((local, origins))),
                 Err(denial) => (SharedDemand::default(), Err(denial)),
@@ -211,7 +270,9 @@ impl Engine {
         }
         let nothing = demands.iter().all(SharedDemand::is_empty);
         let (policy, entry) = (plan.policy.clone(), plan.entry.clone());
-        let pending = Pending(Box::new(PendingState { engine: self, call: *call, now, policy, entry, demands, groups }));
+        let changed = changed.get();
+        let state = PendingState { engine: self, call: *call, now, policy, entry, demands, groups, pin_audits, changed };
+        let pending = Pending(Box::new(state));
         if nothing { DecisionStart::Decided(pending.finish([], now)) } else { DecisionStart::Pending(pending) }
     }
 }
@@ -226,10 +287,10 @@ impl Pending<'_> {
     /// Decides by the answers to [`Pending::demands`], in the same order. A missing answer is [`SharedAnswer::Unavailable`].
     /// This pod's own counts count from `now` on, the moment at which the answers are there.
     pub fn finish(self, answers: impl IntoIterator<Item = SharedAnswer>, now: Timestamp) -> Decision {
-        let PendingState { engine, call, now: begun, policy, entry, demands, groups } = *self.0;
+        let PendingState { engine, call, now: begun, policy, entry, demands, groups, pin_audits, changed } = *self.0;
         let late = (now > begun).then_some(now);
         let meter = Meter::default();
-        let evaluator = Evaluator { engine, call: &call, now, arguments: Ok(None), meter: &meter };
+        let evaluator = Evaluator { engine, call: &call, now, arguments: Ok(None), meter: &meter, asks: false, approved: None };
         let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let mut store_fallback = None;
         let settled = groups.into_iter().zip(demands).zip(answers).map(|((group, demand), answer)| {
@@ -248,10 +309,11 @@ impl Pending<'_> {
             }
             enforced => {
                 let permit = enforced.and_then(Result::ok).unwrap_or_default();
-                Decision::allowed(permit, settled, policy, entry)
+                Decision::allowed(permit, settled.chain(pin_audits.into_iter().map(Err)), policy, entry)
             }
         };
         decision.store_fallback = store_fallback;
+        decision.changed = changed;
         decision
     }
 }

@@ -3,7 +3,9 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, Serializer};
-use toolweir_crds::{Scope, text};
+use toolweir_crds::{PartSet, Scope, text};
+
+use crate::ask::ApprovalAsk;
 
 /// The reason for a decision: the closed set of values of the metrics' label `reason`, in the order of severity. Of several
 /// denials, the most severe is reported.
@@ -21,10 +23,26 @@ pub enum Reason {
     NotListed,
     /// Two readers could understand the call differently, or the tool's name is too long.
     Malformed,
+    /// The tool is not as it was when it was pinned.
+    PinDrift,
+    /// The tool is not pinned.
+    NotPinned,
+    /// It is not known whether the tool is as it was when it was pinned.
+    PinUnverified,
     /// A validation does not hold, or a validation, key or cost could not be computed.
     Validation,
     /// The validations, keys and costs take more work than one call is given.
     ExpressionBudget,
+    /// The call waits for a person's approval.
+    ApprovalPending,
+    /// A person has denied the call.
+    ApprovalDenied,
+    /// Nobody decided in time, or the call did not come again in time.
+    ApprovalExpired,
+    /// More requests for approval wait than may.
+    ApprovalFull,
+    /// Nobody can be asked.
+    ApprovalUnavailable,
     /// A limit is used up.
     RateLimit,
     /// Too many calls are in flight.
@@ -37,15 +55,23 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 20] = [
         Self::None,
         Self::NoPolicy,
         Self::InvalidPolicy,
         Self::Denied,
         Self::NotListed,
         Self::Malformed,
+        Self::PinDrift,
+        Self::NotPinned,
+        Self::PinUnverified,
         Self::Validation,
         Self::ExpressionBudget,
+        Self::ApprovalPending,
+        Self::ApprovalDenied,
+        Self::ApprovalExpired,
+        Self::ApprovalFull,
+        Self::ApprovalUnavailable,
         Self::RateLimit,
         Self::Concurrency,
         Self::CountersExhausted,
@@ -61,8 +87,16 @@ impl Reason {
             Self::Denied => "denied",
             Self::NotListed => "not_listed",
             Self::Malformed => "malformed",
+            Self::PinDrift => "pin_drift",
+            Self::NotPinned => "not_pinned",
+            Self::PinUnverified => "pin_unverified",
             Self::Validation => "validation",
             Self::ExpressionBudget => "expression_budget",
+            Self::ApprovalPending => "approval_pending",
+            Self::ApprovalDenied => "approval_denied",
+            Self::ApprovalExpired => "approval_expired",
+            Self::ApprovalFull => "approval_full",
+            Self::ApprovalUnavailable => "approval_unavailable",
             Self::RateLimit => "rate_limit",
             Self::Concurrency => "concurrency",
             Self::CountersExhausted => "counters_exhausted",
@@ -95,34 +129,61 @@ pub struct LimitInfo {
 }
 
 /// A denial. Serialized, it is `_meta["toolweir.dev/denial"]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     /// The reason.
     pub reason: Reason,
     /// The policy that denied; absent where none governs.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Arc<str>>,
     /// The tool that was called.
     pub tool: String,
     /// The limit, for `rate_limit`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitInfo>,
     /// The time after which it is worth trying again, serialized as whole seconds, rounded up; absent where waiting does not help
     /// or the time is not known.
-    #[serde(rename = "retryAfterSeconds", skip_serializing_if = "Option::is_none", serialize_with = "seconds")]
     pub retry_after: Option<Duration>,
     /// The text for the model.
-    #[serde(skip)]
     pub message: String,
     /// The entry of the policy that decided, for the audit log.
-    #[serde(skip)]
     pub entry: Option<Arc<str>>,
+    /// The parts of the tool's definition that changed, for `pin_drift`.
+    pub changed: PartSet,
+    /// The reason that the caller is told, where that is another.
+    pub told: Option<Reason>,
+    /// What must be asked of a person first, for `approval_pending`.
+    pub ask: Option<Box<ApprovalAsk>>,
+    /// The name of the request for approval, where there is one.
+    pub approval: Option<Arc<str>>,
 }
 
-#[expect(clippy::ref_option, reason = "serde's signature")]
-fn seconds<S: Serializer>(wait: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    wait.map(whole_seconds).serialize(serializer)
+/// What the caller is told of a denial, for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ToldDenial<'a> {
+    reason: Reason,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a str>,
+    tool: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a LimitInfo>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_seconds: Option<u64>,
+}
+
+impl Serialize for Denial {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let told = ToldDenial {
+            reason: self.told.unwrap_or(self.reason),
+            policy: self.policy.as_deref(),
+            tool: &self.tool,
+            limit: self.limit.as_ref(),
+            approval: self.approval.as_deref(),
+            retry_after_seconds: self.retry_after.map(whole_seconds),
+        };
+        told.serialize(serializer)
+    }
 }
 
 /// Returns whole seconds, rounded up, so that waiting that many is long enough.
@@ -141,7 +202,16 @@ impl Denial {
             retry_after: None,
             message: one_line(format!("Denied by policy {policy}: {what}")),
             entry: entry.map(Arc::clone),
+            changed: PartSet::default(),
+            told: None,
+            ask: None,
+            approval: None,
         }
+    }
+
+    /// Returns what is said of a tool that may not be called and is not shown.
+    pub(crate) fn not_among(shown_name: &str) -> String {
+        format!("{shown_name} is not among the tools that may be called. Use one that tools/list shows.")
     }
 
     /// Makes the denial for a server that no policy names.
@@ -154,6 +224,10 @@ impl Denial {
             retry_after: None,
             message: format!("Denied: no policy in force names the server {}.", display_name(server)),
             entry: None,
+            changed: PartSet::default(),
+            told: None,
+            ask: None,
+            approval: None,
         }
     }
 }

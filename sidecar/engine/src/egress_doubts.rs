@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use toolweir_crds::{Egress, EgressDefault, EgressRule, FieldError, Server, check::server_url, egress::read_cidr};
+use toolweir_crds::{Egress, EgressDefault, EgressRule, FieldError, Server, check::server_url, egress::read_cidr, port_of};
 
 /// Returns the doubts about the `egress` of a policy with these servers.
 pub(crate) fn doubts(egress: &Egress, servers: &[Server]) -> Vec<FieldError> {
@@ -25,8 +25,7 @@ pub(crate) fn doubts(egress: &Egress, servers: &[Server]) -> Vec<FieldError> {
 /// Returns where a server is: its index, its host and its port.
 fn host(at: usize, server: &Server) -> Option<(usize, String, u16)> {
     let url = server_url(server.url.as_deref()?).ok()?;
-    let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
-    Some((at, url.host()?.trim_end_matches('.').to_ascii_lowercase(), port))
+    Some((at, url.host()?.trim_end_matches('.').to_ascii_lowercase(), port_of(&url)?))
 }
 
 /// A rule for a declared server's own name and port is never asked: the server's rules hold first.

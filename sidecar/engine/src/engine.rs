@@ -6,15 +6,19 @@ use std::{
     sync::Arc,
 };
 
-use toolweir_crds::{Credential, Scope};
+use toolweir_crds::{Credential, Scope, ToolClass};
 
 use crate::{
+    ask::AskingPolicy,
+    call::Call,
     cel::CelObject,
     counters::Memory,
     denial::Denial,
     egress_rules::EgressRules,
     entry::CompiledEntry,
+    pins::PinnedTools,
     rules::{PolicyRules, ServerRules, Step},
+    seen::SeenTool,
     shared::{SharedTake, SharedUsage},
     take::instance,
     window::{Amount, Timestamp},
@@ -28,10 +32,12 @@ pub struct Engine {
     pub(crate) egress: Vec<EgressRules>,
     pub(crate) counters: Arc<Memory>,
     pub(crate) pod: CelObject<'static>,
+    pub(crate) pins: PinnedTools,
 }
 
 /// A server that some policy names.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct ServerView<'a> {
     /// Its name.
     pub name: &'a str,
@@ -45,6 +51,10 @@ pub struct ServerView<'a> {
     pub refuses_tls: bool,
     /// True if the audit log has the arguments of calls: a policy says so, and none refuses it.
     pub audits_arguments: bool,
+    /// True if decisions can depend on what the server's lists say of its tools: a policy has an entry for a class, or names pins.
+    pub reads_definitions: bool,
+    /// True if a policy asks a person about calls of some tool.
+    pub asks_people: bool,
 }
 
 /// What the validations, keys and costs that can matter for a tool read of a call.
@@ -65,6 +75,8 @@ impl<'a> ServerView<'a> {
             intercept: rules.intercept,
             refuses_tls: rules.refuses_tls,
             audits_arguments: rules.audits_arguments,
+            reads_definitions: rules.reads_definitions(),
+            asks_people: rules.policies.iter().any(|policy| policy.asking.is_some()),
         }
     }
 }
@@ -105,23 +117,31 @@ impl Engine {
         self.servers.get_key_value(name).map(|(name, rules)| ServerView::new(name, rules))
     }
 
-    /// Returns true if `tools/list` shows a tool: no enforced policy denies it regardless of the arguments.
-    pub fn shows(&self, server: &str, tool: &str) -> bool {
-        self.servers.get(server).is_some_and(|rules| rules.plan(tool).enforced.denial.is_none())
+    /// Returns true if `tools/list` shows a tool that its server lists so: no enforced policy denies it regardless of the arguments.
+    pub fn shows(&self, server: &str, tool: &str, seen: Option<&SeenTool>) -> bool {
+        let Some(rules) = self.servers.get(server) else { return false };
+        let call = Call { server, tool, arguments: None, session: "", seen };
+        let plan = rules.plan(tool, call.class());
+        plan.enforced.denial.is_none() && (!plan.has_pins || self.pin_findings(&plan.enforced, &call).denied.is_none())
     }
 
-    /// Returns what the decision on a tool may read of a call. Nothing where it is denied regardless of the call.
+    /// Returns true if what a server's lists say of a tool can make a difference to calls of it.
+    pub fn depends_on_definition(&self, server: &str, tool: &str) -> bool {
+        self.servers.get(server).is_some_and(|rules| rules.depends_on_definition(tool))
+    }
+
+    /// Returns what the decision on a tool may read of a call, whatever the tool's class. Nothing where it is denied regardless of the
+    /// call.
     pub fn reads(&self, server: &str, tool: &str) -> ReadsOfCall {
         let Some(rules) = self.servers.get(server) else { return ReadsOfCall::default() };
-        let plan = rules.plan(tool);
         let mut reads = ReadsOfCall::default();
-        if plan.enforced.denial.is_some() {
-            return reads;
-        }
-        let groups = iter::once(&plan.enforced).chain(plan.audited.iter().filter(|group| group.denial.is_none()));
-        for expression in groups.flat_map(|group| &group.steps).flat_map(Step::matching).flat_map(CompiledEntry::expressions) {
-            reads.arguments |= expression.reads_arguments();
-            reads.session |= expression.reads_session();
+        for plan in rules.plans(tool).filter(|plan| plan.enforced.denial.is_none()) {
+            let groups = iter::once(&plan.enforced).chain(plan.audited.iter().filter(|group| group.denial.is_none()));
+            for expression in groups.flat_map(|group| &group.steps).flat_map(Step::matching).flat_map(CompiledEntry::expressions)
+            {
+                reads.arguments |= expression.reads_arguments();
+                reads.session |= expression.reads_session();
+            }
         }
         reads
     }
@@ -129,7 +149,7 @@ impl Engine {
     /// Returns the denial of everything on a server, if one of its policies cannot be enforced.
     pub fn closed(&self, server: &str) -> Option<Denial> {
         let rules = self.servers.get(server)?.policies.iter().find(|rules| rules.broken.is_some())?;
-        rules.step("").denial("")
+        rules.step("", ToolClass::Unknown).denial("")
     }
 
     /// Returns the first policy that governs a server: where all allow, calls are counted under it.
@@ -171,6 +191,11 @@ impl Engine {
         takes
     }
 
+    /// Returns the policies that ask a person about calls.
+    pub fn asking_policies(&self) -> impl Iterator<Item = &AskingPolicy> {
+        self.servers.values().flat_map(|server| &server.policies).filter_map(|rules| rules.asking.as_deref())
+    }
+
     /// Returns the rules in force, each once: those of the server `*` stand under every server.
     fn policy_rules(&self) -> Vec<&Arc<PolicyRules>> {
         let mut policies: Vec<&Arc<PolicyRules>> = self.servers.values().flat_map(|server| &server.policies).collect();
@@ -188,7 +213,7 @@ impl Engine {
             for entry in &rules.entries {
                 for limit in &entry.limits {
                     let used = match &limit.pod_group {
-                        None => self.counters.used(&limit.identity, limit.span, now),
+                        None => limit.used(&self.counters, now),
                         Some(_) => known.used(&limit.identity).unwrap_or_default(),
                     };
                     views.push(LimitView {

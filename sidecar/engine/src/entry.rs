@@ -2,22 +2,27 @@
 
 use std::sync::Arc;
 
-use toolweir_crds::{Action, Scope, Window};
+use toolweir_crds::{Action, Scope, ToolClass, Window};
 
 use crate::{
+    ask::CompiledApproval,
     cel::Expression,
-    take::{Hold, Identity, Instance, Take},
-    window::{Amount, Span},
+    counters::Memory,
+    take::{Hold, Identity, Instance, Take, instance},
+    window::{Amount, Span, Timestamp},
 };
 
-/// A compiled entry of a policy: a tool's name or glob, with all that it says.
+/// A compiled entry of a policy: a tool's name, a glob or a class, with all that it says.
 #[derive(Debug)]
 pub(crate) struct CompiledEntry {
+    /// The name or glob; for a class `class:` and the class.
     pub name: Arc<str>,
+    pub class: Option<ToolClass>,
     pub action: Option<Action>,
     pub reason: Option<String>,
     pub limits: Vec<Arc<CompiledLimit>>,
     pub validations: Vec<CompiledValidation>,
+    pub approval: Option<CompiledApproval>,
     pub hold: Option<EntryHold>,
 }
 
@@ -25,6 +30,11 @@ impl CompiledEntry {
     /// Returns the action for the tools that it matches. An entry of stars alone has none unless it names one.
     pub(crate) fn effective_action(&self) -> Option<Action> {
         self.action.or_else(|| self.name.contains(|c| c != '*').then_some(Action::Allow))
+    }
+
+    /// Returns true if it can deny a call of a tool that it matches, its action aside.
+    pub(crate) fn restricts(&self) -> bool {
+        !self.limits.is_empty() || !self.validations.is_empty() || self.approval.is_some() || self.hold.is_some()
     }
 
     /// Returns true if pods share one of its counts.
@@ -38,15 +48,20 @@ impl CompiledEntry {
         self.limits.iter().filter_map(|limit| limit.pod_group.as_ref()).chain(hold)
     }
 
-    /// Returns true if it can deny a call for its arguments.
-    pub(crate) fn has_expressions(&self) -> bool {
-        self.expressions().next().is_some()
+    /// Returns true if an expression of it can deny a call. A condition of an approval only asks.
+    pub(crate) fn has_conditions(&self) -> bool {
+        !self.validations.is_empty() || self.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
     }
 
-    /// Returns its expressions: validations, keys and costs.
+    /// Returns its expressions: validations, conditions of approvals and what these show, keys and costs.
     pub(crate) fn expressions(&self) -> impl Iterator<Item = &Expression> {
         let limits = self.limits.iter().flat_map(|limit| limit.key.iter().chain(&limit.cost));
-        self.validations.iter().map(|validation| &validation.expression).chain(limits.map(|(expression, _)| expression))
+        let approval = self.approval.iter().flat_map(CompiledApproval::expressions);
+        self.validations
+            .iter()
+            .map(|validation| &validation.expression)
+            .chain(approval)
+            .chain(limits.map(|(expression, _)| expression))
     }
 }
 
@@ -78,6 +93,15 @@ impl CompiledLimit {
     /// Returns what a call takes of it.
     pub(crate) fn take(&self, instance: Instance, amount: Amount) -> Take {
         Take { identity: self.identity.clone(), instance, span: self.span, max: self.maximum(), amount }
+    }
+
+    /// Returns what counts against it now, of the fullest of its counts that this pod keeps itself. Limits of one counter have the same
+    /// identity; one with a key has other counts than one without.
+    pub(crate) fn used(&self, counters: &Memory, now: Timestamp) -> Amount {
+        if self.key.is_none() && self.scope != Scope::Session {
+            return counters.peek(&self.take(instance(""), Amount::ZERO), now).0;
+        }
+        counters.fullest(&self.identity, self.key.is_some(), self.span, now)
     }
 }
 

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use toolweir_crds::Scope;
 
 use crate::{
+    ask::ApprovalAsk,
     call::{Call, CallContext},
     cel::{
         ArgumentsError, CelObject, EvalError, Expression, Inputs,
@@ -30,6 +31,10 @@ pub(crate) struct Evaluator<'a> {
     pub arguments: Result<Option<&'a CelObject<'a>>, ArgumentsError>,
     /// The work that expressions may still do.
     pub meter: &'a Meter,
+    /// True if a policy may ask a person about the call.
+    pub asks: bool,
+    /// What a person has approved of this call.
+    pub approved: Option<&'a ApprovalAsk>,
 }
 
 impl Engine {
@@ -40,7 +45,15 @@ impl Engine {
             object.check(names, &context.meter)?;
             Ok(object)
         });
-        Evaluator { engine: self, call: context.call, now, arguments: arguments.transpose(), meter: &context.meter }
+        Evaluator {
+            engine: self,
+            call: context.call,
+            now,
+            arguments: arguments.transpose(),
+            meter: &context.meter,
+            asks: group.asks,
+            approved: context.approved,
+        }
     }
 }
 
@@ -69,7 +82,8 @@ impl Evaluator<'_> {
                 wants.add_hold(step, entry);
             }
         }
-        Ok(())
+        // Last, so that nobody is asked about a call that is denied anyway.
+        if self.asks { self.check_approval(steps, wants) } else { Ok(()) }
     }
 
     /// Returns what the call would take of shared counts, also where something denies it. Skips limits whose key or cost has
@@ -91,7 +105,7 @@ impl Evaluator<'_> {
         shared.demand
     }
 
-    fn inputs(&self, step: &Step, entry: &Arc<str>, expression: &Expression) -> Result<Inputs<'_>, Denial> {
+    pub(crate) fn inputs(&self, step: &Step, entry: &Arc<str>, expression: &Expression) -> Result<Inputs<'_>, Denial> {
         let args = match &self.arguments {
             Ok(args) => *args,
             Err(_) if !expression.reads_arguments() => None,
@@ -110,7 +124,7 @@ impl Evaluator<'_> {
     }
 
     /// Returns the denial of a call on which expressions take more work than one call is given.
-    fn budget_denial(&self, step: &Step, entry: &Arc<str>) -> Denial {
+    pub(crate) fn budget_denial(&self, step: &Step, entry: &Arc<str>) -> Denial {
         let what = "the conditions on this call take more work than one call is given. Send smaller arguments.";
         self.denial(&step.rules.policy, entry, Reason::ExpressionBudget, what)
     }

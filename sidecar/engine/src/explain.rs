@@ -1,17 +1,18 @@
 //! Explanations: what would be decided on a call, and why, without taking anything. The verdict comes from the functions that
 //! decide, and so do the details beside it.
 
-use std::iter;
+use std::{cell::Cell, iter};
 
 use toolweir_crds::{
-    Action, OnStoreFailure,
+    Action, OnStoreFailure, TimeSpan,
     explain::{
-        ConcurrencyExplanation, EntryExplanation, Explanation, LimitExplanation, PolicyExplanation, ServerExplanation,
-        ValidationExplanation, VerdictExplanation,
+        ApprovalExplanation, AskExplanation, ConcurrencyExplanation, EntryExplanation, Explanation, LimitExplanation,
+        PinsExplanation, PolicyExplanation, ServerExplanation, ValidationExplanation, VerdictExplanation,
     },
 };
 
 use crate::{
+    ask::{ApprovalAsk, CompiledApproval},
     call::{Call, CallContext},
     cel::work::{BUDGET, Meter},
     counters::Permit,
@@ -34,14 +35,15 @@ impl Engine {
         let Some(rules) = self.servers.get(call.server) else {
             return explanation(call, &Decision::denied(Denial::no_policy(call.server, call.tool)), Vec::new());
         };
-        let plan = rules.plan(call.tool);
+        let plan = rules.plan(call.tool, call.class());
         let mut new = 0;
-        let context = CallContext::new(call);
-        let decision = Decision::of_plan(&plan, |group| {
+        let context = CallContext::new(call, None);
+        let decide = |group: &Group| {
             // Counts that the policies before it would have made by now are counts that are no longer to be had.
             self.evaluator(group, &context, now).check(&group.steps, &mut new, peeked)?;
             Ok(Permit::default())
-        });
+        };
+        let decision = Decision::of_plan(&plan, |group| self.check_group(&plan, group, call, &Cell::new(None)), decide);
         let mut policies: Vec<PolicyExplanation> = Vec::new();
         // The details beside it evaluate everything up to four times, with as large a budget.
         let context = CallContext::with_meter(call, Meter::new(4 * BUDGET));
@@ -52,18 +54,20 @@ impl Engine {
             );
         }
         policies.sort_by_key(|explained| rules.policies.iter().position(|own| *own.policy == *explained.policy));
-        explanation(call, &decision, policies)
+        let mut explained = explanation(call, &decision, policies);
+        explained.class = rules.reads_definitions().then(|| call.class());
+        explained
     }
 
     /// Returns what to look up of counts that pods share before [`Engine::explain`]: all that the call would take of them, also
     /// where something else denies it; first for the enforced policies, then for each in audit mode.
     pub fn shared_demands(&self, call: &Call<'_>, now: Timestamp) -> Vec<SharedDemand> {
         let Some(rules) = self.servers.get(call.server) else { return Vec::new() };
-        let plan = rules.plan(call.tool);
+        let plan = rules.plan(call.tool, call.class());
         if !plan.shares {
             return Vec::new();
         }
-        let context = CallContext::new(call);
+        let context = CallContext::new(call, None);
         iter::once(&plan.enforced)
             .chain(&plan.audited)
             .map(|group| self.evaluator(group, &context, now).shared_demand(&group.steps))
@@ -90,6 +94,7 @@ fn explanation(call: &Call<'_>, decision: &Decision, policies: Vec<PolicyExplana
         verdict,
         would_deny: decision.would_deny.iter().map(denied).collect(),
         policies,
+        class: None,
     }
 }
 
@@ -101,6 +106,18 @@ fn denied(denial: &Denial) -> VerdictExplanation {
         entry: denial.entry.as_deref().map(str::to_owned),
         message: Some(denial.message.clone()),
         retry_after_seconds: denial.retry_after.map(whole_seconds),
+        approval: denial.ask.as_deref().map(asked),
+    }
+}
+
+fn asked(ask: &ApprovalAsk) -> AskExplanation {
+    AskExplanation {
+        policies: ask.policies.iter().map(|asking| asking.policy.to_string()).collect(),
+        message: ask.message.clone(),
+        shown: ask.shown.clone(),
+        hold: TimeSpan::of(ask.hold),
+        expiry: TimeSpan::of(ask.expiry),
+        pending: ask.pending,
     }
 }
 
@@ -117,7 +134,8 @@ impl Evaluator<'_> {
     /// Explains the part of one policy.
     fn explain_policy(&self, steps: &[Step], peeked: &Peeked) -> PolicyExplanation {
         let own = Group::new(steps.into(), self.call.tool);
-        let denial = own.denial.clone().or_else(|| self.check(steps, &mut 0, peeked).err());
+        let by_pins = || self.engine.pin_findings(&own, self.call).denied;
+        let denial = own.denial.clone().or_else(by_pins).or_else(|| self.check(steps, &mut 0, peeked).err());
         let first = steps.first();
         let policy = first.map(|step| step.rules.policy.to_string()).unwrap_or_default();
         let verdict = match &denial {
@@ -151,6 +169,11 @@ impl Evaluator<'_> {
                 default_action: step.rules.default_action,
                 action: if step.allows() { Action::Allow } else { Action::Deny },
                 entry: step.deciding().map(|entry| entry.name.to_string()),
+                pins: step.rules.pins.as_ref().zip(self.engine.pin_state(step, self.call)).map(|(rule, state)| PinsExplanation {
+                    pins: rule.id.to_string(),
+                    state: state.as_str().to_owned(),
+                    changed: state.changed().iter().collect(),
+                }),
                 entries: step
                     .entries_with_actions()
                     .map(|(entry, action)| EntryExplanation {
@@ -182,6 +205,7 @@ impl Evaluator<'_> {
             name: entry.name.to_string(),
             action: None,
             validations: entry.validations.iter().map(|validation| self.explain_validation(step, entry, validation)).collect(),
+            approval: entry.approval.as_ref().map(|approval| self.explain_approval(step, entry, approval)),
             limits: limits.map(|(limit, counted)| self.explain_limit(step, entry, limit, counted, together, peeked)).collect(),
             max_concurrent: entry.hold.as_ref().map(|hold| self.explain_hold(hold, peeked)),
         }
@@ -207,6 +231,23 @@ impl Evaluator<'_> {
             Err(denial) => (false, Some(reason_text(denial))),
         };
         ValidationExplanation { expression: validation.source.clone(), holds, error }
+    }
+
+    fn explain_approval(&self, step: &Step, entry: &CompiledEntry, approval: &CompiledApproval) -> ApprovalExplanation {
+        let (asks, error) = match self.asks(step, entry, approval) {
+            Ok(Ok(asks)) => (asks, None),
+            Ok(Err(why)) => (true, Some(why)),
+            Err(denial) => (true, Some(reason_text(denial))),
+        };
+        let CompiledApproval { when, hold, expiry, pending, .. } = approval;
+        ApprovalExplanation {
+            when: when.as_ref().map(|(_, source)| source.clone()),
+            asks,
+            error,
+            hold: TimeSpan::of(*hold),
+            expiry: TimeSpan::of(*expiry),
+            pending: *pending,
+        }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "for display")]
@@ -238,7 +279,7 @@ impl Evaluator<'_> {
                     return explained;
                 }
                 explained.fullest = true;
-                Some(counters.used(&limit.identity, limit.span, self.now))
+                Some(limit.used(counters, self.now))
             }
             Ok((instance, amount)) => {
                 let (amount, max) =

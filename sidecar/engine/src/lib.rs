@@ -19,6 +19,8 @@
 //! - [`Decision`] has the [`Effect`], with a [`Permit`] or a [`Denial`], and the denials of policies in audit mode.
 //! - [`Engine::explain`] says what would be decided, and why, without taking anything.
 //! - [`Engine::decide_connection`] decides on a connection to somewhere else than a server that a policy names.
+//! - [`SeenTool`] is what the caller knows of the tool's definition: its class for entries of classes, and digests for pins
+//!   ([`Engine::with_pins`]).
 //! - [`policy_files`] compiles policies as they stand in files.
 //! - [`json`] reads the messages and arguments, [`cel`] evaluates expressions, [`window`] counts.
 //!
@@ -32,13 +34,13 @@
 //!     {"name": "pay", "limits": [{"max": 1, "window": "minute"}]}
 //! ]}]}"#;
 //! let id = PolicyId { cluster: false, namespace: "agents".to_owned(), name: "payments".to_owned() };
-//! let policy = Policy { id, created: None, spec: serde_json::from_str(spec)?, unreadable: None };
+//! let policy = Policy { id, created: None, spec: serde_json::from_str(spec)?, version: None, unreadable: None };
 //!
 //! let counters = Memory::new(Memory::COUNTERS);
 //! let (engine, problems) = Engine::compile(&[policy], counters, &CompileOptions::default());
 //! assert!(problems.is_empty());
 //!
-//! let call = Call { server: "bank", tool: "pay", arguments: None, session: "" };
+//! let call = Call { server: "bank", tool: "pay", arguments: None, session: "", seen: None };
 //! let first = engine.decide(&call, Timestamp(0));
 //! assert!(matches!(first.effect, Effect::Allowed(_)));
 //! let second = engine.decide(&call, Timestamp(1));
@@ -51,6 +53,8 @@
 
 mod access;
 mod address;
+mod approval;
+mod ask;
 mod call;
 pub mod case;
 pub mod cel;
@@ -69,9 +73,12 @@ mod evaluate;
 mod explain;
 pub mod glob;
 pub mod json;
+mod pin_findings;
+mod pins;
 mod policy;
 pub mod policy_files;
 mod rules;
+mod seen;
 pub mod shared;
 pub mod take;
 mod take_denial;
@@ -79,6 +86,7 @@ mod verdicts;
 mod wants;
 pub mod window;
 
+pub use ask::{ApprovalAsk, AskingPolicy};
 pub use call::Call;
 pub use compile::CompileOptions;
 pub use counters::{Memory, Permit};
@@ -86,6 +94,9 @@ pub use decide::{Decision, DecisionStart, Effect, Pending};
 pub use denial::{Denial, LimitInfo, Reason};
 pub use egress::{AddressRanges, Destination, EgressDecision, EgressEffect, EgressReason};
 pub use engine::{Engine, LimitView, ReadsOfCall, ServerView};
+pub use pin_findings::PinDrift;
+pub use pins::PinState;
 pub use policy::{Policy, PolicyId, Problem, Severity};
+pub use seen::SeenTool;
 pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};

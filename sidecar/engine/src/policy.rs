@@ -28,6 +28,8 @@ pub struct Policy {
     pub id: PolicyId,
     /// The time of its creation, in RFC 3339 and UTC as Kubernetes writes it.
     pub created: Option<String>,
+    /// Its uid and generation in a cluster, if it is known there.
+    pub version: Option<(String, i64)>,
     /// Its rules.
     pub spec: MCPPolicySpec,
     /// The reason why it cannot be read, if so: regardless of `spec`, the policy denies everything on its servers.
@@ -39,7 +41,7 @@ impl Policy {
     pub fn unreadable(id: PolicyId, error: FieldError) -> Self {
         let every = Server { name: "*".to_owned(), ..Server::default() };
         let spec = MCPPolicySpec { servers: vec![every], ..MCPPolicySpec::default() };
-        Self { id, created: None, spec, unreadable: Some(error) }
+        Self { id, created: None, version: None, spec, unreadable: Some(error) }
     }
 }
 
@@ -50,7 +52,8 @@ impl From<Document> for Policy {
             Document::MCPClusterPolicy { metadata, spec } => (true, metadata, spec.into()),
         };
         let id = PolicyId { cluster, namespace: metadata.namespace.unwrap_or_default(), name: metadata.name };
-        Self { id, created: metadata.creation_timestamp, spec, unreadable: None }
+        let version = metadata.uid.zip(metadata.generation);
+        Self { id, created: metadata.creation_timestamp, version, spec, unreadable: None }
     }
 }
 

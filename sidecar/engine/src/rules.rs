@@ -7,14 +7,16 @@ use std::{borrow::Cow, cmp::Reverse, collections::BTreeSet, sync::Arc};
 
 use hashbrown::HashMap;
 use smallvec::SmallVec;
-use toolweir_crds::{Action, Credential, MCPPolicySpec, Mode, OnStoreFailure, Server, bounds, tool_name};
+use toolweir_crds::{Action, Credential, MCPPolicySpec, Mode, OnStoreFailure, Server, ToolClass, bounds, tool_name};
 
 use crate::{
+    ask::AskingPolicy,
     case::folded,
     cel::{ArgumentNames, Expression},
     denial::{Denial, Reason, display_name},
     entry::CompiledEntry,
     glob::{Glob, Match},
+    pins::PinRule,
 };
 
 /// The rules of one server.
@@ -30,8 +32,19 @@ pub(crate) struct ServerRules {
     pub audits_arguments: bool,
     /// The rules of each policy, in the order of the policies' names.
     pub policies: Vec<Arc<PolicyRules>>,
-    /// The plan for each tool that some entry names exactly; `None` where it is made for each call.
-    plans: HashMap<Box<str>, Option<ToolPlan>>,
+    /// The plans for each tool that some entry names exactly: one, or one for each class where a policy has entries for classes. `None`
+    /// where they are made for each call.
+    plans: HashMap<Box<str>, Option<SmallVec<[ToolPlan; 1]>>>,
+    reads: DefinitionReads,
+}
+
+/// What policies of a server read of the definitions of its tools.
+#[derive(Clone, Copy, Debug)]
+struct DefinitionReads {
+    /// One has an entry for a class.
+    classes: bool,
+    /// One holds the server to pins.
+    pins: bool,
 }
 
 /// How the sidecar reaches a server.
@@ -64,6 +77,11 @@ pub(crate) struct PolicyRules {
     folded: HashMap<Box<str>, SmallVec<[usize; 1]>>,
     /// The entries with globs, most specific first; of equals, those that deny.
     globs: Vec<(Glob, usize)>,
+    /// The entries for classes.
+    classes: Vec<(ToolClass, usize)>,
+    pub pins: Option<PinRule>,
+    /// The policy, where an entry asks for approval.
+    pub asking: Option<Arc<AskingPolicy>>,
     /// The reason why the policy cannot be enforced, if so. It denies everything then, in any mode.
     pub broken: Option<Broken>,
 }
@@ -101,10 +119,28 @@ impl Broken {
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub rules: Arc<PolicyRules>,
-    /// The entries that match, most specific first, and how.
-    entries: SmallVec<[(usize, Match); 2]>,
+    /// The entries that match, most specific first, and how far.
+    entries: SmallVec<[(usize, Reach); 2]>,
     /// The reason to deny every call.
     reason: Option<Reason>,
+}
+
+/// How far an entry applies to a tool that it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// As it is written.
+    Whole,
+    /// Only as far as it restricts: it names the tool in another case, or the tool's class is not known.
+    Restricts,
+}
+
+impl From<Match> for Reach {
+    fn from(how: Match) -> Self {
+        match how {
+            Match::Exact => Self::Whole,
+            Match::Folded => Self::Restricts,
+        }
+    }
 }
 
 impl Step {
@@ -114,12 +150,13 @@ impl Step {
     }
 
     /// Returns the entries that match, each with its action on the tool. An entry that denies matches without regard to case, so
-    /// that no other spelling gets around it; an entry that allows matches the exact spelling only.
+    /// that no other spelling gets around it; an entry that allows matches the exact spelling only. The same holds for entries of classes
+    /// and a tool whose class is not known.
     pub(crate) fn entries_with_actions(&self) -> impl Iterator<Item = (&CompiledEntry, Option<Action>)> {
-        let of = |(index, how): &(usize, Match)| {
+        let of = |(index, reach): &(usize, Reach)| {
             let entry = self.rules.entries.get(*index)?;
             let action = entry.effective_action();
-            Some((entry, if *how == Match::Folded { action.filter(|action| *action == Action::Deny) } else { action }))
+            Some((entry, if *reach == Reach::Restricts { action.filter(|action| *action == Action::Deny) } else { action }))
         };
         self.entries.iter().filter_map(of)
     }
@@ -145,9 +182,7 @@ impl Step {
         let what = match (reason, entry.and_then(|entry| entry.reason.as_ref()), &self.rules.broken) {
             (Reason::Malformed, ..) => too_long(tool),
             (_, _, Some(broken)) => broken.sentence(),
-            (Reason::NotListed, ..) => {
-                format!("{} is not among the tools that may be called. Use one that tools/list shows.", display_name(tool))
-            }
+            (Reason::NotListed, ..) => Denial::not_among(&display_name(tool)),
             (_, Some(reason), _) => reason.clone(),
             _ => format!("{} may not be called.", display_name(tool)),
         };
@@ -172,6 +207,8 @@ pub(crate) struct Group {
     pub denial: Option<Denial>,
     /// The names that their expressions could read of the arguments; `None` where none reads them.
     pub names: Option<ArgumentNames>,
+    /// True if one of their entries may ask a person about the call.
+    pub asks: bool,
 }
 
 impl Group {
@@ -182,7 +219,8 @@ impl Group {
         let expressions = || steps.iter().flat_map(Step::matching).flat_map(CompiledEntry::expressions);
         let names = || expressions().flat_map(Expression::names).collect();
         let names = expressions().any(Expression::reads_arguments).then(names);
-        Self { steps, denial, names }
+        let asks = steps.iter().flat_map(Step::matching).any(|entry| entry.approval.is_some());
+        Self { steps, denial, names, asks }
     }
 }
 
@@ -197,9 +235,26 @@ pub(crate) struct ToolPlan {
     pub entry: Option<Arc<str>>,
     /// True if pods share one of the counts.
     pub shares: bool,
+    /// True if a policy holds the server to pins.
+    pub has_pins: bool,
 }
 
 impl ToolPlan {
+    /// Returns true where another plan for the same tool decides every call alike.
+    fn decides_as(&self, other: &Self) -> bool {
+        let steps = |plan: &Self| {
+            let groups = std::iter::once(&plan.enforced).chain(&plan.audited);
+            let restricting = |step: &Step| {
+                let restricts =
+                    |(index, _): &&(usize, Reach)| step.rules.entries.get(*index).is_some_and(CompiledEntry::restricts);
+                let entries = step.entries.iter().filter(restricts).map(|(index, _)| *index);
+                (step.reason, step.deciding().map(|entry| Arc::clone(&entry.name)), entries.collect::<SmallVec<[usize; 2]>>())
+            };
+            groups.flat_map(|group| &group.steps).map(restricting).collect::<SmallVec<[_; 2]>>()
+        };
+        steps(self) == steps(other)
+    }
+
     /// Returns the approximate size, in entries and names.
     fn weight(&self) -> usize {
         let of = |group: &Group| {
@@ -216,12 +271,17 @@ impl PolicyRules {
         policy: Arc<str>,
         spec: &MCPPolicySpec,
         server: &Server,
+        pins: Option<PinRule>,
         entries: Vec<CompiledEntry>,
         broken: Option<Broken>,
     ) -> Self {
-        let (mut exact, mut globs) = (HashMap::new(), Vec::new());
+        let (mut exact, mut globs, mut classes) = (HashMap::new(), Vec::new(), Vec::new());
         let mut by_folded: HashMap<Box<str>, SmallVec<[usize; 1]>> = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
+            if let Some(class) = entry.class {
+                classes.push((class, index));
+                continue;
+            }
             // Policies with other names do not compile.
             let literals = tool_name::literals(&entry.name).unwrap_or_default();
             if let [name] = literals.as_slice() {
@@ -245,6 +305,9 @@ impl PolicyRules {
             exact,
             folded: by_folded,
             globs,
+            classes,
+            pins,
+            asking: None,
             broken,
         }
     }
@@ -262,12 +325,16 @@ impl PolicyRules {
             exact: HashMap::new(),
             folded: HashMap::new(),
             globs: Vec::new(),
+            classes: Vec::new(),
+            pins: None,
+            asking: None,
             broken: Some(self.broken.clone().unwrap_or_else(|| Broken::Credential(why.to_owned()))),
         }
     }
 
-    /// Matches a tool with the entries.
-    pub(crate) fn step(self: &Arc<Self>, tool: &str) -> Step {
+    /// Matches a tool of a class with the entries. The class is a stranger's text: where it allows, every name and glob counts more;
+    /// where it denies, only the exact name does.
+    pub(crate) fn step(self: &Arc<Self>, tool: &str, class: ToolClass) -> Step {
         if self.broken.is_some() {
             return Step { rules: Arc::clone(self), entries: SmallVec::new(), reason: Some(Reason::InvalidPolicy) };
         }
@@ -276,10 +343,12 @@ impl PolicyRules {
         }
         let exact = self.exact.get(tool).copied();
         let lower = folded(tool);
-        let mut entries: SmallVec<[(usize, Match); 2]> = exact.into_iter().map(|index| (index, Match::Exact)).collect();
+        let mut entries: SmallVec<[(usize, Reach); 2]> = exact.into_iter().map(|index| (index, Reach::Whole)).collect();
         let others = self.folded.get(&*lower).into_iter().flatten().filter(|index| Some(**index) != exact);
-        entries.extend(others.map(|index| (*index, Match::Folded)));
-        entries.extend(self.globs.iter().filter_map(|(glob, index)| Some((*index, glob.match_name(tool, &lower)?))));
+        entries.extend(others.map(|index| (*index, Reach::Restricts)));
+        entries.extend(self.of_class(class, true));
+        entries.extend(self.globs.iter().filter_map(|(glob, index)| Some((*index, glob.match_name(tool, &lower)?.into()))));
+        entries.extend(self.of_class(class, false));
         let mut step = Step { rules: Arc::clone(self), entries, reason: None };
         step.reason = match step.verdict().map(|(_, action)| action) {
             Some(Action::Allow) => None,
@@ -291,25 +360,69 @@ impl PolicyRules {
     }
 }
 
+impl PolicyRules {
+    /// Returns the entries for a class that deny, or the others.
+    fn of_class(&self, class: ToolClass, denies: bool) -> impl Iterator<Item = (usize, Reach)> {
+        let is_denial = |index: usize| self.entries.get(index).and_then(CompiledEntry::effective_action) == Some(Action::Deny);
+        self.classes.iter().filter(move |(_, index)| is_denial(*index) == denies).filter_map(move |(of, index)| {
+            let reach = if class == ToolClass::Unknown { Reach::Restricts } else { Reach::Whole };
+            (*of == class || class == ToolClass::Unknown).then_some((*index, reach))
+        })
+    }
+}
+
 impl ServerRules {
     /// Makes the plans of the tools that entries name exactly, as far as the budget goes. It takes what it spends from `budget`.
     pub(crate) fn new(access: ServerAccess, policies: Vec<Arc<PolicyRules>>, budget: &mut usize) -> Self {
         let ServerAccess { url, credential, intercept, refuses_tls } = access;
         let says = |audits: bool| policies.iter().any(|rules| rules.audit_arguments == Some(audits));
         let audits_arguments = says(true) && !says(false);
-        let mut rules = Self { url, credential, intercept, refuses_tls, audits_arguments, policies, plans: HashMap::new() };
+        let reads = DefinitionReads {
+            classes: policies.iter().any(|rules| !rules.classes.is_empty()),
+            pins: policies.iter().any(|rules| rules.pins.is_some()),
+        };
+        let plans = HashMap::new();
+        let mut rules = Self { url, credential, intercept, refuses_tls, audits_arguments, policies, plans, reads };
         let names: BTreeSet<Arc<str>> = rules.policies.iter().flat_map(|rules| rules.exact.keys().cloned()).collect();
-        let globs: usize = rules.policies.iter().map(|rules| 1 + rules.globs.len()).sum();
+        let globs: usize = rules.policies.iter().map(|rules| 1 + rules.globs.len() + rules.classes.len()).sum();
         for name in names {
-            let mut left = budget.checked_sub(globs.saturating_mul(1 + name.len() / 16));
-            let plan = left.map(|_| rules.build(&name));
-            if let (Some(plan), Some(rest)) = (&plan, left) {
-                left = rest.checked_sub(plan.weight());
+            let work = globs.saturating_mul(1 + name.len() / 16).saturating_mul(rules.classes().len());
+            let mut left = budget.checked_sub(work);
+            let plans = left.map(|_| rules.classes().iter().map(|class| rules.build(&name, *class)).collect());
+            let plans: Option<SmallVec<[ToolPlan; 1]>> = plans;
+            if let (Some(plans), Some(rest)) = (&plans, left) {
+                left = rest.checked_sub(plans.iter().map(ToolPlan::weight).sum());
             }
             *budget = left.unwrap_or(0);
-            rules.plans.insert(Box::from(&*name), plan.filter(|_| left.is_some()));
+            rules.plans.insert(Box::from(&*name), plans.filter(|_| left.is_some()));
         }
         rules
+    }
+
+    /// Returns true if decisions can depend on what the server lists.
+    pub(crate) fn reads_definitions(&self) -> bool {
+        self.reads.classes || self.reads.pins
+    }
+
+    /// Returns true if the class of a tool, or its pins, can make a difference to calls of it.
+    pub(crate) fn depends_on_definition(&self, tool: &str) -> bool {
+        if !self.reads_definitions() {
+            return false;
+        }
+        let plans: SmallVec<[Cow<'_, ToolPlan>; 6]> = self.plans(tool).collect();
+        let is_open = plans.iter().any(|plan| plan.enforced.denial.is_none());
+        let differs = || plans.windows(2).any(|pair| matches!(pair, [a, b] if !a.decides_as(b)));
+        is_open && (self.reads.pins || differs())
+    }
+
+    /// Returns the classes that make a difference.
+    fn classes(&self) -> &'static [ToolClass] {
+        if self.reads.classes { &ToolClass::ALL } else { &[ToolClass::Unknown] }
+    }
+
+    /// Returns the plans for a tool, whatever its class.
+    pub(crate) fn plans(&self, tool: &str) -> impl Iterator<Item = Cow<'_, ToolPlan>> {
+        self.classes().iter().map(move |class| self.plan(tool, *class))
     }
 
     /// Returns the names of tools that some entry names exactly.
@@ -317,20 +430,21 @@ impl ServerRules {
         self.plans.keys().map(|name| &**name)
     }
 
-    /// Returns the plan for a tool: the prepared one, or one that is made now.
-    pub(crate) fn plan(&self, tool: &str) -> Cow<'_, ToolPlan> {
-        let ready = self.plans.get(tool).and_then(Option::as_ref);
-        ready.map_or_else(|| Cow::Owned(self.build(tool)), Cow::Borrowed)
+    /// Returns the plan for a tool of a class: the prepared one, or one that is made now.
+    pub(crate) fn plan(&self, tool: &str, class: ToolClass) -> Cow<'_, ToolPlan> {
+        let index = if self.reads.classes { class as usize } else { 0 };
+        let ready = self.plans.get(tool).and_then(|plans| plans.as_ref()?.get(index));
+        ready.map_or_else(|| Cow::Owned(self.build(tool, class)), Cow::Borrowed)
     }
 
-    fn build(&self, tool: &str) -> ToolPlan {
-        let all: SmallVec<[Step; 2]> = self.policies.iter().map(|rules| rules.step(tool)).collect();
+    fn build(&self, tool: &str, class: ToolClass) -> ToolPlan {
+        let all: SmallVec<[Step; 2]> = self.policies.iter().map(|rules| rules.step(tool, class)).collect();
         let policy = all.first().map(|step| Arc::clone(&step.rules.policy));
         let entry = all.first().and_then(Step::deciding).map(|entry| Arc::clone(&entry.name));
         let shares = all.iter().flat_map(Step::matching).any(CompiledEntry::shares);
         let (enforced, audited): (SmallVec<_>, SmallVec<[Step; 1]>) =
             all.into_iter().partition(|step| step.rules.mode == Mode::Enforce || step.rules.broken.is_some());
         let audited = audited.chunk_by(|a, b| a.rules.policy == b.rules.policy).map(|own| Group::new(own.into(), tool)).collect();
-        ToolPlan { enforced: Group::new(enforced, tool), audited, policy, entry, shares }
+        ToolPlan { enforced: Group::new(enforced, tool), audited, policy, entry, shares, has_pins: self.reads.pins }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use toolweir_crds::OnStoreFailure;
+use toolweir_crds::{OnDrift, OnNew, OnStoreFailure};
 
 use crate::{
     denial::Reason,
@@ -16,7 +16,7 @@ use crate::{
 pub struct Verdict<'a> {
     /// The tool's name; `None` for all tools that no entry names exactly.
     pub tool: Option<&'a str>,
-    /// `allowed`, `denied` or `would_deny`, as in metrics and the audit log.
+    /// `allowed`, `denied`, `would_deny` or `would_ask`, as in metrics and the audit log.
     pub decision: &'static str,
     /// The reason.
     pub reason: Reason,
@@ -32,7 +32,6 @@ impl Engine {
         let mut verdicts: Vec<Verdict<'_>> = Vec::new();
         // No entry but `*` matches a tool without a name.
         for tool in self.tools(server).map(Some).chain([None]) {
-            let plan = rules.plan(tool.unwrap_or_default());
             let mut add = |decision, reason, policy| {
                 let verdict = Verdict { tool, decision, reason, policy };
                 // A policy can reach the same verdict by its rules for the server and by those for `*`.
@@ -40,23 +39,64 @@ impl Engine {
                     verdicts.push(verdict);
                 }
             };
-            // Where every call is denied, no other verdict is possible.
-            let open = plan.enforced.denial.is_none();
-            for (reason, policy) in possible_denials(&plan.enforced) {
-                add("denied", reason, policy);
-            }
-            for (reason, policy) in plan.audited.iter().filter(|_| open).flat_map(possible_denials) {
-                add("would_deny", reason, policy);
-            }
-            if let Some(policy) = &plan.policy
-                && open
-                && plan.audited.iter().all(|group| group.denial.is_none())
-            {
-                add("allowed", Reason::None, Arc::clone(policy));
+            for plan in rules.plans(tool.unwrap_or_default()) {
+                // Where every call is denied, no other verdict is possible.
+                let open = plan.enforced.denial.is_none();
+                for (reason, policy) in possible_denials(&plan.enforced) {
+                    add("denied", reason, policy);
+                }
+                for policy in plan.enforced.steps.iter().filter(|_| open).filter_map(asking) {
+                    for reason in APPROVAL_DENIALS {
+                        add("denied", reason, Arc::clone(policy));
+                    }
+                }
+                for (decision, reason, policy) in plan.enforced.steps.iter().filter(|_| open).flat_map(pin_verdicts) {
+                    add(decision, reason, policy);
+                }
+                for (reason, policy) in plan.audited.iter().filter(|_| open).flat_map(possible_denials) {
+                    add("would_deny", reason, policy);
+                }
+                let audited = plan.audited.iter().filter(|group| open && group.denial.is_none());
+                for policy in audited.flat_map(|group| &group.steps).filter_map(asking) {
+                    add("would_ask", Reason::ApprovalPending, Arc::clone(policy));
+                }
+                for (_, reason, policy) in
+                    plan.audited.iter().filter(|_| open).flat_map(|group| &group.steps).flat_map(pin_verdicts)
+                {
+                    add("would_deny", reason, policy);
+                }
+                if let Some(policy) = &plan.policy
+                    && open
+                    && plan.audited.iter().all(|group| group.denial.is_none())
+                {
+                    add("allowed", Reason::None, Arc::clone(policy));
+                }
             }
         }
         verdicts
     }
+}
+
+/// The denials of a call that needs the approval of a person.
+const APPROVAL_DENIALS: [Reason; 5] =
+    [Reason::ApprovalPending, Reason::ApprovalDenied, Reason::ApprovalExpired, Reason::ApprovalFull, Reason::ApprovalUnavailable];
+
+/// Returns the policy if it may ask a person about calls of the tool.
+fn asking(step: &Step) -> Option<&Arc<str>> {
+    step.matching().any(|entry| entry.approval.is_some()).then_some(&step.rules.policy)
+}
+
+/// Returns the verdicts for pins that a policy which is enforced can reach, if the tool is not denied anyway.
+fn pin_verdicts(step: &Step) -> Vec<(&'static str, Reason, Arc<str>)> {
+    let Some(rule) = &step.rules.pins else { return Vec::new() };
+    let drift = if rule.on_drift == OnDrift::Audit { "would_deny" } else { "denied" };
+    let mut verdicts = vec![(drift, Reason::PinDrift), (drift, Reason::PinUnverified)];
+    match rule.on_new {
+        OnNew::Deny => verdicts.push(("denied", Reason::NotPinned)),
+        OnNew::Audit => verdicts.push(("would_deny", Reason::NotPinned)),
+        OnNew::Allow => {}
+    }
+    verdicts.into_iter().map(|(decision, reason)| (decision, reason, Arc::clone(&step.rules.policy))).collect()
 }
 
 /// Returns the denials that policies which decide together can give.
@@ -69,7 +109,7 @@ fn possible_denials(group: &Group) -> Vec<(Reason, Arc<str>)> {
     };
     let mut denials = Vec::new();
     for step in &group.steps {
-        denials.extend(denial(step, Reason::Validation, CompiledEntry::has_expressions));
+        denials.extend(denial(step, Reason::Validation, CompiledEntry::has_conditions));
         denials.extend(denial(step, Reason::RateLimit, |entry| !entry.limits.is_empty()));
         denials.extend(denial(step, Reason::Concurrency, |entry| entry.hold.is_some()));
         if step.rules.on_store_failure == OnStoreFailure::Deny {

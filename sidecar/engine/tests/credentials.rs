@@ -66,7 +66,7 @@ fn policies_that_disagree_on_it_close_the_server_and_no_other() {
         assert_eq!((denial.reason, denial.policy.as_deref()), (Reason::InvalidPolicy, Some("n/p1")));
         assert!(denial.message.contains("policies disagree on the server's credential") && denial.message.contains(said));
         assert!(engine.server("bank").unwrap().credential.is_none() && engine.closed("shop").is_none());
-        assert!(!engine.shows("bank", "any") && engine.shows("shop", "any"));
+        assert!(!engine.shows("bank", "any", None) && engine.shows("shop", "any", None));
     }
 }
 
@@ -79,7 +79,7 @@ fn of_a_policy_that_does_not_compile_nothing_is_shown_to_anybody() {
     let spec =
         serde_json::json!({"servers": [{"name": "bank", "url": HERE, "credential": {"bearer": {"secretKey": "../token"}}}]});
     let id = PolicyId { cluster: false, namespace: "n".to_owned(), name: "p".to_owned() };
-    let policy = Policy { id, created: None, spec: serde_json::from_value(spec).unwrap(), unreadable: None };
+    let policy = Policy { id, created: None, spec: serde_json::from_value(spec).unwrap(), version: None, unreadable: None };
     let (engine, _) = Engine::compile(&[policy], Memory::new(0), &CompileOptions::default());
     assert!(engine.server("bank").unwrap().credential.is_none() && engine.closed("bank").is_some());
 }

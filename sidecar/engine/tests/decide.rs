@@ -39,7 +39,7 @@ mod which_entry_gives_the_action {
             let decision = call(&engine, tool, "", 0);
             let expected = message.map(|message| format!("Denied by policy agents/p: {message}"));
             assert_eq!(decision.denial().map(|denial| denial.message.clone()), expected, "{tool}");
-            assert_eq!(engine.shows("s", tool), message.is_none(), "{tool}");
+            assert_eq!(engine.shows("s", tool, None), message.is_none(), "{tool}");
         }
     }
 
@@ -86,7 +86,7 @@ mod which_entry_gives_the_action {
             ("kick", Reason::Denied),
         ] {
             assert_eq!(reason(&call(&engine, tool, "", 0)), expected, "{tool}");
-            assert_eq!(engine.shows("s", tool), expected == Reason::None, "{tool}");
+            assert_eq!(engine.shows("s", tool, None), expected == Reason::None, "{tool}");
         }
     }
 
@@ -121,7 +121,7 @@ mod which_entry_gives_the_action {
     #[test]
     fn an_explanation_shows_that_an_entry_in_another_case_allows_nothing() {
         let engine = engine(&[tools("{name: pay, limits: [{max: 1, window: day}]}")]);
-        let call = Call { server: "s", tool: "PAY", arguments: None, session: "" };
+        let call = Call { server: "s", tool: "PAY", arguments: None, session: "", seen: None };
         let explained = engine.explain(&call, Timestamp(0), &Peeked::default());
         assert_eq!(explained.verdict.reason, "not_listed");
         let entry = &explained.policies[0].servers[0].entries[0];
@@ -137,7 +137,7 @@ mod which_entry_gives_the_action {
         let denial = denied(call(&engine, &"a".repeat(513), "", 0));
         assert_eq!(denial.reason, Reason::Malformed);
         assert!(denial.message.contains("the tool's name has 513 bytes; at most 512 are possible"), "{}", denial.message);
-        assert!(!engine.shows("s", &"a".repeat(513)));
+        assert!(!engine.shows("s", &"a".repeat(513), None));
         // Also one that only exact names could have stood for.
         let names = super::engine(&[tools("{name: b}")]);
         assert_eq!(reason(&call(&names, &"é".repeat(4 << 20), "", 0)), Reason::Malformed);
@@ -147,7 +147,7 @@ mod which_entry_gives_the_action {
     fn a_star_without_action_carries_limits_and_opens_no_tool() {
         let engine = engine(&[tools("{name: '*', limits: [{max: 1, window: minute}]}, {name: get_post}")]);
         assert_eq!(reason(&call(&engine, "delete_post", "", 0)), Reason::NotListed);
-        assert!(!engine.shows("s", "delete_post"));
+        assert!(!engine.shows("s", "delete_post", None));
         assert_eq!(reason(&call(&engine, "get_post", "", 0)), Reason::None);
         assert_eq!(reason(&call(&engine, "get_post", "", 0)), Reason::RateLimit);
     }
@@ -201,7 +201,7 @@ mod what_a_denied_caller_is_told {
         let denial = denied(call_in(&engine, "other", "a", "", "", 0));
         assert_eq!((denial.reason, denial.policy), (Reason::NoPolicy, None));
         assert_eq!(denial.message, "Denied: no policy in force names the server other.");
-        assert!(!engine.shows("other", "a"));
+        assert!(!engine.shows("other", "a", None));
     }
 
     #[test]
@@ -363,7 +363,9 @@ mod what_a_denied_caller_is_told {
         allowed(call(&engine, "a", "", 10));
         // The longer of the two waits.
         let wait = denied(call(&engine, "a", "", 20)).retry_after.unwrap();
-        let at = |time: Timestamp| reason(&engine.decide(&Call { server: "s", tool: "a", arguments: None, session: "" }, time));
+        let at = |time: Timestamp| {
+            reason(&engine.decide(&Call { server: "s", tool: "a", arguments: None, session: "", seen: None }, time))
+        };
         let then = Timestamp(20 * SECOND).after(wait);
         assert_eq!(at(Timestamp(then.0 - 1)), Reason::RateLimit);
         assert_eq!(at(then), Reason::None);
@@ -383,7 +385,7 @@ mod several_policies {
         for (tool, denial) in [("a", Some("agents/two")), ("b", None), ("c", Some("agents/one"))] {
             let decision = call(&engine, tool, "", 0);
             assert_eq!(decision.denial().map(|denial| denial.policy.as_deref().unwrap()), denial, "{tool}");
-            assert_eq!(engine.shows("s", tool), denial.is_none());
+            assert_eq!(engine.shows("s", tool, None), denial.is_none());
         }
     }
 
@@ -547,7 +549,7 @@ mod a_policy_that_does_not_compile {
                 assert!(
                     denial.message.contains("does not compile (spec.servers[0].tools[0].validations[0].expression: is not a CEL")
                 );
-                assert!(!engine.shows("s", tool));
+                assert!(!engine.shows("s", tool, None));
             }
             assert_eq!(engine.closed("s").unwrap().reason, Reason::InvalidPolicy);
             assert_eq!(engine.closed("t"), None);
@@ -755,7 +757,7 @@ mod audit {
     #[test]
     fn lets_through_what_it_would_deny_and_says_so() {
         let engine = engine(&[auditing("{name: a, limits: [{max: 1, window: minute}]}")]);
-        assert!(engine.shows("s", "b"));
+        assert!(engine.shows("s", "b", None));
         let decision = call(&engine, "b", "", 0);
         assert_eq!(reason(&decision), Reason::None);
         assert_eq!(decision.would_deny.iter().map(|denial| denial.reason).collect::<Vec<_>>(), [Reason::NotListed]);
@@ -1252,5 +1254,25 @@ mod what_a_call_is_counted_under {
         assert_eq!(engine.limits(Timestamp(0), &NothingKnown)[0].used.to_bits(), 2.0_f64.to_bits());
         assert_eq!(engine.counters().len(), 3);
         assert!(engine.counters().take(&[], &[], Timestamp(0)).is_ok());
+    }
+
+    #[test]
+    fn usage_is_not_that_of_calls_without_a_session_or_a_key() {
+        let used =
+            |engine: &Engine| -> Vec<f64> { engine.limits(Timestamp(0), &NothingKnown).iter().map(|limit| limit.used).collect() };
+        let sessions = engine(&[tools("{name: a, limits: [{max: 9, window: hour, scope: Session}]}")]);
+        for session in ["one", "one", ""] {
+            allowed(call_in(&sessions, "s", "a", session, "", 0));
+        }
+        assert_eq!(used(&sessions), [2.0], "of the fullest session");
+        let counter = engine(&[tools(
+            "{name: a, limits: [{max: 9, window: hour, key: args.k, counter: c}]}, {name: b, limits: [{max: 9, window: hour, counter: c}]}",
+        )]);
+        let keyed = || allowed(call(&counter, "a", r#"{"k": 1}"#, 0));
+        drop([keyed(), keyed()]);
+        allowed(call(&counter, "b", "", 0)).give_back();
+        assert_eq!(used(&counter), [2.0, 0.0], "each limit has counts of its own");
+        (0..3).for_each(|_| drop(allowed(call(&counter, "b", "", 0))));
+        assert_eq!(used(&counter), [2.0, 3.0], "each limit has counts of its own");
     }
 }

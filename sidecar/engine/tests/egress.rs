@@ -14,6 +14,7 @@ fn engine(specs: &[&str]) -> Engine {
             id: PolicyId { cluster: false, namespace: "agents".to_owned(), name: format!("p{index}") },
             created: None,
             spec: serde_yaml::from_str(spec).unwrap_or_else(|error| panic!("{spec}: {error}")),
+            version: None,
             unreadable: None,
         })
         .collect();

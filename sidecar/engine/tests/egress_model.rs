@@ -166,6 +166,7 @@ fn compile(given: &[Given]) -> Engine {
                     egress: given.egress.clone(),
                     ..MCPPolicySpec::default()
                 },
+                version: None,
                 unreadable: (!given.readable).then(|| FieldError { path: "spec".to_owned(), message: "unknown".to_owned() }),
             }
         })

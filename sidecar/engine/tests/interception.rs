@@ -13,7 +13,7 @@ fn policy(name: &str, mode: &str, url: Option<&str>, tls: Option<ServerTls>, too
     let server = json!({"name": "bank", "url": url, "tls": tls, "defaultAction": "Allow", "tools": tools});
     let spec = serde_json::from_value(json!({"mode": mode, "servers": [server]})).unwrap();
     let id = PolicyId { cluster: false, namespace: "n".to_owned(), name: name.to_owned() };
-    Policy { id, created: None, spec, unreadable: None }
+    Policy { id, created: None, spec, version: None, unreadable: None }
 }
 
 fn said(name: &str, url: &str, tls: Option<ServerTls>) -> Policy {
@@ -60,7 +60,7 @@ fn a_refusal_that_overrules_another_policy_is_told_to_that_one() {
     let told: Vec<_> = problems.iter().map(|problem| (problem.policy, problem.severity, problem.error.to_string())).collect();
     assert_eq!(told, [(0, Severity::Conflict, message.to_owned())]);
     // The calls are governed all the same.
-    assert!(engine.closed("bank").is_none() && engine.shows("bank", "any"));
+    assert!(engine.closed("bank").is_none() && engine.shows("bank", "any", None));
 }
 
 #[test]

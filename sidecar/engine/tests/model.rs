@@ -12,15 +12,31 @@ mod naive;
 #[path = "model/run.rs"]
 mod run;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use engines::{compile, compile_for, decide, explain, explains, permit, settle, told, usage, with_shared};
-use generate::{Step, Then, policies, policy, steps};
+use engines::{compile, compile_for, decide, explain, explains, of_any_state, permit, settle, told, usage, with_shared};
+use generate::{Step, Then, policies, policy, seen, steps};
 use naive::Seen;
 use proptest::{collection::vec, option, prelude::*, sample::select, test_runner::FileFailurePersistence};
 use run::Run;
-use toolweir_crds::Scope;
-use toolweir_engine::{Call, Decision, DecisionStart, Denial, Memory, Permit, Timestamp, json::Reader};
+use toolweir_crds::{Scope, explain::Explanation};
+use toolweir_engine::{Call, Decision, DecisionStart, Denial, Engine, Memory, Permit, Timestamp, json::Reader};
+
+/// Decides on a call with a store that answers, as it was explained. What needs approval then gets it, if so.
+fn decided_and_explained(
+    engine: &Engine,
+    store: &Arc<Memory>,
+    call: &Call<'_>,
+    approved: bool,
+    explained: &Explanation,
+    now: u64,
+) -> Result<Decision, TestCaseError> {
+    let decision = common::decide(engine, store, call, Timestamp(now));
+    explains(explained, &decision)?;
+    let ask = decision.denial().and_then(|denial| denial.ask.as_deref()).filter(|_| approved);
+    let again = ask.map(|ask| common::decide_approved(engine, store, call, Some(ask), Timestamp(now)));
+    Ok(again.unwrap_or(decision))
+}
 
 proptest! {
     #![proptest_config(ProptestConfig {
@@ -34,9 +50,10 @@ proptest! {
         extra in policy("k"),
         start in 0_u64..2_000_000_000_000_000_000,
         steps in steps(),
+        known in seen(),
     ) {
         let mut run = Run::new(policies, shuffled, extra, start);
-        run.shows_what_no_enforced_policy_denies_by_action()?;
+        run.shows_what_no_enforced_policy_denies_by_action(known.as_ref())?;
         for (number, step) in steps.iter().enumerate() {
             run.step(step)?;
             if number % 16 == 15 {
@@ -77,18 +94,19 @@ proptest! {
                         permits.into_iter().flatten().for_each(|permit| settle(permit, *failed));
                     }
                 }
-                Step::Call { after, server, tool, session, arguments, then, .. } => {
+                Step::Call { after, server, tool, session, arguments, then, approved, seen, .. } => {
                     now += after;
-                    let expected = decide(&alone, &Seen { server, tool, session, arguments, now });
+                    let known = seen.as_ref();
+                    let expected = decide(&alone, &Seen { server, tool, session, arguments, now, known, approved: *approved });
                     let text = arguments.json();
                     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-                    let call = Call { server, tool, arguments, session };
+                    let call = Call { server, tool, arguments, session, seen: known };
                     let pod = &pods[number % 2];
                     let peeked = common::peek(pod, &store, &call, Timestamp(now));
                     let explained = pod.explain(&call, Timestamp(now), &peeked);
-                    let decision = common::decide(pod, &store, &call, Timestamp(now));
-                    explains(&explained, &decision)?;
-                    let without_scope = |mut denial: Denial| {
+                    let decision = decided_and_explained(pod, &store, &call, *approved, &explained, now)?;
+                    let without_scope = |denial: Denial| {
+                        let mut denial = of_any_state(denial);
                         denial.limit.iter_mut().for_each(|limit| limit.scope = Scope::Pod);
                         denial.message.clear();
                         denial
@@ -131,12 +149,13 @@ proptest! {
                         permits.into_iter().flatten().for_each(|permit| settle(permit, *failed));
                     }
                 }
-                Step::Call { after, server, tool, session, arguments, then, obedient } => {
+                Step::Call { after, server, tool, session, arguments, then, approved, obedient, seen } => {
                     now += after;
-                    let seen = Seen { server, tool, session, arguments, now };
+                    let known = seen.as_ref();
+                    let seen = Seen { server, tool, session, arguments, now, known, approved: *approved };
                     let text = arguments.json();
                     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-                    let call = Call { server, tool, arguments, session };
+                    let call = Call { server, tool, arguments, session, seen: known };
                     if *obedient {
                         // A request that ends before the store has answered leaves nothing behind.
                         let before = usage(&pod, now);
@@ -149,8 +168,7 @@ proptest! {
                     let peeked = common::peek(&pod, &store, &call, Timestamp(now));
                     let explained = pod.explain(&call, Timestamp(now), &peeked);
                     let before = usage(&pod, now);
-                    let decision = common::decide(&pod, &store, &call, Timestamp(now));
-                    explains(&explained, &decision)?;
+                    let decision = decided_and_explained(&pod, &store, &call, *approved, &explained, now)?;
                     let by = |decision: &Decision| {
                         let policies = decision.would_deny.iter().filter_map(|denial| denial.policy.clone());
                         (decision.denial().is_none(), policies.collect::<BTreeSet<_>>())
@@ -190,9 +208,9 @@ proptest! {
                         permits.into_iter().flatten().for_each(|permit| settle(permit, *failed));
                     }
                 }
-                Step::Call { after, server, tool, session, arguments, then, .. } => {
+                Step::Call { after, server, tool, session, arguments, then, seen, .. } => {
                     now += after;
-                    let call = Seen { server, tool, session, arguments, now };
+                    let call = Seen { server, tool, session, arguments, now, known: seen.as_ref(), approved: false };
                     let explained = explain(&engine, &call);
                     let before = usage(&engine, now);
                     prop_assert_eq!(&explained, &explain(&engine, &call), "it says another thing the second time");

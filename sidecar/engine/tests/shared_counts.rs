@@ -47,7 +47,7 @@ fn shared(policies: &[Policy]) -> Engine {
 
 /// A call of the server `s` without arguments.
 const fn of(tool: &str) -> Call<'_> {
-    Call { server: "s", tool, arguments: None, session: "session-1" }
+    Call { server: "s", tool, arguments: None, session: "session-1", seen: None }
 }
 
 #[track_caller]
@@ -232,7 +232,7 @@ fn refused_or_unanswered_it_denies_and_nothing_stays_taken() {
 fn what_the_pod_counts_itself_counts_from_when_the_call_goes_on() {
     let engine = shared(&[tools("{name: a, limits: [{max: 1, window: second}, {max: 9, window: hour, scope: Workload}]}")]);
     let at = |milliseconds: u64| {
-        let call = Call { server: "s", tool: "a", arguments: None, session: "" };
+        let call = Call { server: "s", tool: "a", arguments: None, session: "", seen: None };
         engine.begin(&call, Timestamp(milliseconds * SECOND / 1000))
     };
     let DecisionStart::Pending(slow) = at(0) else { panic!("it is shared") };

@@ -16,7 +16,7 @@ fn engine(policies: &[Policy]) -> Engine {
 
 fn call<'a>(tool: &'a str, arguments: &'a str) -> Call<'a> {
     let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
-    Call { server: "server", tool, arguments: Some(arguments), session: "" }
+    Call { server: "server", tool, arguments: Some(arguments), session: "", seen: None }
 }
 
 fn reason(engine: &Engine, call: &Call<'_>) -> Reason {

@@ -29,11 +29,12 @@ pub fn check(data: &[u8]) {
                 assert_eq!(value["reason"], call.reason.as_str());
             }
             RecordedLine::Damaged(why) => assert_one_line(&why),
-            RecordedLine::Connection | RecordedLine::Other => {}
+            RecordedLine::Connection | RecordedLine::Approval | RecordedLine::Other => {}
         }
     }
     let id = PolicyId { cluster: false, namespace: "default".to_owned(), name: "facebook".to_owned() };
-    let policy = Policy { id, created: None, spec: serde_json::from_str(SPEC).expect("a policy"), unreadable: None };
+    let policy =
+        Policy { id, created: None, spec: serde_json::from_str(SPEC).expect("a policy"), version: None, unreadable: None };
     let mut replay = Replay::new(1);
     let (log, problems) = replay.add_log("a.log", &[policy], &CompileOptions::default(), Memory::COUNTERS).expect("a parser");
     assert!(problems.is_empty(), "{problems:?}");

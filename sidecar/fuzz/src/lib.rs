@@ -10,6 +10,7 @@ use std::{
 };
 
 pub mod answers;
+pub mod approvals;
 pub mod audit;
 pub mod capture;
 pub mod challenge;
@@ -19,6 +20,7 @@ pub mod events;
 pub mod import;
 pub mod list;
 pub mod original;
+pub mod pins;
 pub mod policy;
 pub mod request;
 pub mod sse;

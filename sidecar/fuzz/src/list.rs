@@ -3,7 +3,7 @@
 use toolweir_engine::json::{JsonError, same_but_for_case};
 use toolweir_sidecar::mcp::{
     edits::Filtered,
-    list::{Rules, filter},
+    list::{ListEntry, MOST_NAMES, Rules, filter},
 };
 
 use super::tree::Tree;
@@ -14,7 +14,12 @@ pub fn shows(name: &str) -> bool {
 }
 
 /// The rules by which lists are shown.
-pub const RULES: Rules<'_> = Rules { shows: &shows, ttl: 5000, own: None };
+pub const RULES: Rules<'_> = Rules { ttl: 5000, own: None };
+
+/// Returns true where an entry is shown.
+pub fn shows_entry(entry: &ListEntry<'_>) -> bool {
+    entry.names.iter().all(|name| shows(name))
+}
 
 /// The same on a tree.
 fn hide(answer: &mut Tree) {
@@ -30,7 +35,9 @@ fn hide(answer: &mut Tree) {
                 Tree::Object(members) => {
                     let mut names =
                         members.iter().filter(|(key, _)| same_but_for_case(key, "name")).map(|(_, name)| name).peekable();
-                    names.peek().is_some() && names.all(|name| name.string().is_some_and(shows))
+                    names.peek().is_some()
+                        && names.clone().count() <= MOST_NAMES
+                        && names.all(|name| name.string().is_some_and(shows))
                 }
                 _ => true,
             });
@@ -52,12 +59,13 @@ fn hide(answer: &mut Tree) {
 /// The check.
 pub fn check(body: &[u8]) {
     let mut told = 0;
-    let filtered = filter(body, &RULES, &mut |name, shown| {
-        assert_eq!(shown, shows(name));
+    let filtered = filter(body, &RULES, &mut |entry| {
+        assert!((1..=MOST_NAMES).contains(&entry.names.len()), "an entry without a name is not told");
         told += 1;
+        shows_entry(entry)
     })
     .map(|read| read.filtered);
-    assert!(told <= body.len(), "each name is told once");
+    assert!(told <= body.len(), "each entry is told once");
     let tree = Tree::read(body);
     let after = match filtered {
         Ok(Filtered::Same) => body.to_vec(),
@@ -72,7 +80,7 @@ pub fn check(body: &[u8]) {
         }
     };
     // What it does is done once.
-    assert_eq!(filter(&after, &RULES, &mut |_, _| {}).map(|read| read.filtered), Ok(Filtered::Same));
+    assert_eq!(filter(&after, &RULES, &mut shows_entry).map(|read| read.filtered), Ok(Filtered::Same));
     let Some(mut expected) = tree.expect("what is accepted is JSON") else { return };
     match &mut expected {
         Tree::List(answers) => answers.iter_mut().for_each(hide),

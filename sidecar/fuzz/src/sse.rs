@@ -8,7 +8,7 @@ use toolweir_sidecar::mcp::{
 
 use super::{
     events::{Event, events},
-    list::RULES,
+    list::{RULES, shows_entry},
 };
 
 /// Longer than any input of the fuzzer.
@@ -90,7 +90,7 @@ fn pass(_: &[u8]) -> EventVerdict {
 }
 
 fn filter(data: &[u8]) -> EventVerdict {
-    match list::filter(data, &RULES, &mut |_, _| {}).map(|read| read.filtered) {
+    match list::filter(data, &RULES, &mut shows_entry).map(|read| read.filtered) {
         Ok(Filtered::Edited(new)) => EventVerdict::Replace(new),
         Ok(Filtered::Same) | Err(_) => EventVerdict::Pass,
     }

@@ -1,17 +1,20 @@
 //! The lines of an operator: cut into lines, read, brought into force, and asked about a few calls.
 
+use std::time::UNIX_EPOCH;
+
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use toolweir_approvals::Book;
 use toolweir_crds::{
     Document,
-    stream::{Ack, LONGEST_ACK, Snapshot, StreamMessage},
+    stream::{Ack, LONGEST_ACK, StreamMessage},
 };
 use toolweir_engine::{Call, CompileOptions, Memory, Timestamp};
 use toolweir_sidecar::{
     control::{
         snapshot, trust,
-        wire::{self, BadLine, LineSplitter, RawPolicy, StreamLine},
+        wire::{self, BadLine, LineSplitter, RawDocument, RawSnapshot, StreamLine},
     },
     metrics::SidecarMetrics,
 };
@@ -52,9 +55,17 @@ pub fn check(data: &[u8]) {
             Err(error) => assert_one_line(&error.to_string()),
             Ok(StreamLine::Unknown(kind)) => {
                 assert!(serde_json::from_slice::<IgnoredAny>(&line).is_ok(), "no JSON is passed over");
-                assert!(!["snapshot", "trust", "keepAlive", "sharedStore"].contains(&kind.as_str()), "{kind} is known");
+                assert!(
+                    !["snapshot", "trust", "keepAlive", "sharedStore", "approvals"].contains(&kind.as_str()),
+                    "{kind} is known"
+                );
             }
             Ok(StreamLine::Message(StreamMessage::KeepAlive | StreamMessage::SharedStore(_))) => {}
+            Ok(StreamLine::Message(StreamMessage::Approvals(news))) => {
+                let mut book = Book::default();
+                book.learn(&news, UNIX_EPOCH);
+                assert!(book.report().approvals.is_empty(), "no news make a request");
+            }
             Ok(StreamLine::Message(StreamMessage::Trust(trust))) => {
                 if let Err(error) = trust::authorities(&trust.certificates) {
                     assert_one_line(&error.to_string());
@@ -65,7 +76,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-fn enforce(snapshot: &Snapshot<RawPolicy>) {
+fn enforce(snapshot: &RawSnapshot) {
     let metrics = SidecarMetrics::new().expect("metrics have names of their own");
     let in_force = snapshot::in_force(snapshot, &Memory::new(64), &CompileOptions::default(), &metrics.servers);
     for problem in &in_force.problems {
@@ -76,7 +87,7 @@ fn enforce(snapshot: &Snapshot<RawPolicy>) {
     let ack: Ack = serde_json::from_slice(&line).expect("an acknowledgement is JSON");
     assert_eq!(ack.version, snapshot.version);
     // The simple way to read a policy: strict where this knows a field, and nothing beside the three.
-    let readable = |raw: &RawPolicy| {
+    let readable = |raw: &RawDocument| {
         let fields = serde_json::from_str::<Value>(raw.get()).is_ok_and(|value| {
             value
                 .as_object()
@@ -89,7 +100,7 @@ fn enforce(snapshot: &Snapshot<RawPolicy>) {
     let named: Vec<String> = in_force.servers().map(|server| server.name.clone()).collect();
     for server in named.iter().map(String::as_str).take(20).chain(["no such server"]) {
         for tool in ["pay_invoice", "a", ""] {
-            let call = Call { server, tool, arguments: None, session: "" };
+            let call = Call { server, tool, arguments: None, session: "", seen: None };
             let denied = in_force.engine.decide(&call, Timestamp::default()).denial().is_some();
             let known = named.iter().any(|name| name == server);
             assert!(denied || (known && !closed), "{tool} passes on {server}");

@@ -28,6 +28,20 @@ pub(super) enum Sense {
     /// All of them, and as the open-source proxy does it, whose code is known: what is null does not exist, and what is no number is
     /// compared as Go prints it.
     Printed,
+    /// Any of them, of the conditions under which the open-source proxy asks a person; what cannot be compared is an error, which asks.
+    Asks,
+}
+
+impl Sense {
+    /// Returns true where the conditions are the open-source proxy's, to which a null does not exist.
+    fn is_of_proxy(self) -> bool {
+        matches!(self, Sense::Printed | Sense::Asks)
+    }
+
+    /// Returns true where a condition holds if it does in any reading.
+    fn is_wide(self) -> bool {
+        matches!(self, Sense::Perhaps | Sense::Asks)
+    }
 }
 
 /// One of the parts of a condition, all of which must hold.
@@ -112,7 +126,7 @@ pub(super) fn parts(condition: &Object<'_, '_>, sense: Sense, errors: &mut Error
     });
     let operator = condition.need("op", errors).and_then(|value| value.string(&condition.path("op"), errors));
     let compared = match (operator?, condition.get("value")) {
-        ("exists", None) if sense != Sense::Printed => &Json::Bool(true),
+        ("exists", None) if !sense.is_of_proxy() => &Json::Bool(true),
         _ => condition.need("value", errors)?,
     };
     let at = condition.path("value");
@@ -219,7 +233,7 @@ impl Builder<'_, '_> {
 
     fn exists(&self, errors: &mut Errors) -> Option<Vec<ConditionPart>> {
         let mut there: Vec<ConditionPart> = self.there().collect();
-        if self.sense == Sense::Printed {
+        if self.sense.is_of_proxy() {
             there.push(ConditionPart::Open(format!("{} != null", self.value())));
         }
         match self.compared {
@@ -237,16 +251,22 @@ impl Builder<'_, '_> {
 
     /// The values to compare with. Go prints some values of other types alike.
     fn alike(&self, these: &[Json<'_>], opposite: bool, errors: &mut Errors) -> Option<Alike> {
-        if self.sense != Sense::Printed {
+        if !self.sense.is_of_proxy() {
             return Alike::new(these, self.at, errors);
         }
         let strings = these.iter().any(|value| matches!(value, Json::String(_)));
+        let numbers = these.iter().any(|value| matches!(value, Json::Number(_)));
+        // Where all that is alike must be found.
+        let twins_count = opposite != self.sense.is_wide();
         let mut twins = Vec::new();
         for (index, value) in these.iter().enumerate() {
             let problem = match value {
                 Json::List(_) | Json::Object(_) => "write conditions on texts, numbers and booleans",
-                Json::Number(text) if opposite && strings && text.contains('.') => {
+                Json::Number(text) if twins_count && strings && text.contains('.') => {
                     "beside texts write a whole number without a point"
+                }
+                Json::String(text) if twins_count && numbers && is_large_number(text) => {
+                    "beside numbers write no text that is a number of 2^53 or more"
                 }
                 Json::Null => {
                     twins.push(string(PRINTED_NULL));
@@ -272,8 +292,8 @@ impl Builder<'_, '_> {
         let alike = self.alike(these, false, errors)?;
         Some(match self.sense {
             Sense::Surely | Sense::Printed => vec![ConditionPart::Open(alike.surely(self.value()))],
-            Sense::Perhaps if alike.types.is_empty() => vec![ConditionPart::Open(alike.perhaps(self.value()))],
-            Sense::Perhaps => vec![ConditionPart::Closed(format!("({})", alike.perhaps(self.value())))],
+            Sense::Perhaps | Sense::Asks if alike.types.is_empty() => vec![ConditionPart::Open(alike.perhaps(self.value()))],
+            Sense::Perhaps | Sense::Asks => vec![ConditionPart::Closed(format!("({})", alike.perhaps(self.value())))],
         })
     }
 
@@ -282,7 +302,7 @@ impl Builder<'_, '_> {
         let alike = self.alike(these, true, errors)?;
         Some(match self.sense {
             Sense::Surely | Sense::Printed => alike.surely_not(self.value()),
-            Sense::Perhaps => vec![alike.perhaps_not(self.value())],
+            Sense::Perhaps | Sense::Asks => vec![alike.perhaps_not(self.value())],
         })
     }
 
@@ -304,10 +324,10 @@ impl Builder<'_, '_> {
         Some(self.not_null().into_iter().chain([ConditionPart::Closed(matches)]).collect())
     }
 
-    /// The part that keeps a null from being an error, which denies: it is no number, text or list in any reading, so it never sets off a
+    /// The part that keeps a null from being an error, which denies or asks: it is no number, text or list in any reading, so it never sets off a
     /// condition on these. Some clients send it for what was left out.
     fn not_null(&self) -> Option<ConditionPart> {
-        (self.sense == Sense::Perhaps).then(|| ConditionPart::Open(format!("{} != null", self.value())))
+        self.sense.is_wide().then(|| ConditionPart::Open(format!("{} != null", self.value())))
     }
 
     /// That a string holds the text, or a list the element.
@@ -317,15 +337,15 @@ impl Builder<'_, '_> {
         let element = literal(self.compared, self.at, errors)?;
         let in_list = match self.sense {
             Sense::Surely | Sense::Printed => format!("type({value}) == list && {element} in {value}"),
-            // Anything but a list is an error here, which denies.
-            Sense::Perhaps => format!("{value}.exists(x, {})", alike.perhaps("x")),
+            // Anything but a list is an error here, which denies, or asks.
+            Sense::Perhaps | Sense::Asks => format!("{value}.exists(x, {})", alike.perhaps("x")),
         };
         let contains = match (self.compared, self.sense) {
             (Json::String(_), _) => {
                 ConditionPart::Closed(format!("(type({value}) == string ? {value}.contains({element}) : {in_list})"))
             }
             (_, Sense::Surely | Sense::Printed) => ConditionPart::Open(in_list),
-            (_, Sense::Perhaps) => ConditionPart::Closed(in_list),
+            (_, Sense::Perhaps | Sense::Asks) => ConditionPart::Closed(in_list),
         };
         Some(self.not_null().into_iter().chain([contains]).collect())
     }
@@ -457,6 +477,11 @@ fn number(text: &str) -> Result<String, &'static str> {
         return Ok("0".to_owned());
     }
     Ok(if number.fract() == 0.0 { format!("{number:.0}") } else { format!("{number:?}") })
+}
+
+/// Returns true if a text is a number that a double does not tell from its neighbours.
+fn is_large_number(text: &str) -> bool {
+    text.trim().parse::<f64>().is_ok_and(|number| number.abs() >= EXACT)
 }
 
 /// A text in CEL.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use toolweir_crds::{Action, Limit, Scope, Server, Tool, Validation, bounds, tool_name};
 
 use super::{
+    approval::ConvertedApproval,
     condition,
     errors::Errors,
     read::{Json, Object},
@@ -65,6 +66,7 @@ pub(super) struct ConvertedEntry {
     pub(super) reason_path: Option<String>,
     pub(super) limits: Vec<ConvertedLimit>,
     pub(super) checks: Vec<Check>,
+    pub(super) approval: Option<ConvertedApproval>,
     /// What became of which rule, each one line.
     pub(super) notes: Vec<String>,
 }
@@ -80,6 +82,7 @@ impl ConvertedEntry {
             reason_path: None,
             limits,
             checks,
+            approval: None,
             notes,
         }
     }
@@ -164,7 +167,7 @@ impl Assembled {
                 entry.reason = entry.reason.take().or_else(|| every.reason.clone());
             }
         }
-        if every.action.is_some() || !every.limits.is_empty() || !every.checks.is_empty() {
+        if every.action.is_some() || !every.limits.is_empty() || !every.checks.is_empty() || every.approval.is_some() {
             entries.push(every);
         }
         for (index, entry) in entries.into_iter().enumerate() {
@@ -173,6 +176,9 @@ impl Assembled {
     }
 
     fn push(&mut self, mut entry: ConvertedEntry, target: &str, errors: &mut Errors) {
+        if entry.action == Some(Action::Deny) && entry.approval.take().is_some() {
+            entry.notes.push("nobody is asked about what is denied".to_owned());
+        }
         self.notes.push(std::mem::take(&mut entry.notes));
         let tool = finish(entry, target, &mut self.sources, errors);
         self.server.tools.push(tool);
@@ -290,6 +296,11 @@ fn finish(entry: ConvertedEntry, target: &str, sources: &mut Sources, errors: &m
         }
         sources.0.insert(place, path);
         tool.limits.push(limit);
+    }
+    if let Some(ConvertedApproval { approval, fields, .. }) = entry.approval {
+        let fields = fields.into_iter().map(|(field, path)| (format!("{target}.approval.{field}"), path));
+        sources.0.extend(fields);
+        tool.approval = Some(approval);
     }
     let many = entry.checks.len();
     let checks = join(entry.checks);

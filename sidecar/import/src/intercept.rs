@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use toolweir_crds::{Action, Limit, Scope, bounds, text::escaped};
 
 use super::{
+    approval::{AskingRule, ConvertedApproval},
     condition::{self, ConditionPart, Sense},
     convert::version,
     entry::{Assembled, Check, ConvertedEntry, ConvertedLimit, Hidden, ImportOptions, PolicyParts, is_tool_name, scope, text},
@@ -23,11 +24,14 @@ const WINDOWS: [&str; 3] = ["minute", "hour", "day"];
 /// Converts a policy; its description comes with it. What is wrong goes to `errors`, and what it gives is then incomplete.
 pub(super) fn policy(root: &Json<'_>, options: &ImportOptions, errors: &mut Errors) -> (Assembled, Option<String>) {
     let mut out = Assembled::new(options);
-    let Some(root) = root.object("", &["version", "description", "default", "hide", "tools"], errors) else {
+    let Some(root) = root.object("", &["version", "description", "default", "hide", "tools", "approvals"], errors) else {
         return (out, None);
     };
     if !matches!(root.get("version"), Some(Json::Number(version)) if version == "1") {
         version(&root, errors);
+    }
+    if root.get("approvals").is_some() {
+        errors.at("approvals", "says whom the original tells of calls that wait, which no policy says here; remove it");
     }
     let description = text(&root, "description", errors).map(|text| one_line(&text));
     let default = match root.get("default") {
@@ -107,10 +111,7 @@ impl RuleReader {
             Some("evaluate") if rule.get("rate_limit").is_some() => self.rate_limit(made, errors),
             Some("evaluate") => self.evaluate(made, errors),
             Some("deny") => deny(made, errors),
-            Some("require_approval") => errors.at(
-                action_at,
-                "is `require_approval`, and approvals do not exist here yet; write `deny`, or conditions that leave such calls out",
-            ),
+            Some("require_approval") => require_approval(made, errors),
             Some(other) => {
                 errors.at(action_at, format!("is `{}`; there is evaluate, deny and require_approval", shown(other)));
             }
@@ -265,6 +266,16 @@ fn limit(made: RuleInProgress<'_, '_, '_>, limited: Limited<'_>, scope: Scope, c
     let Ok(window) = window.parse() else { return };
     let limit = Limit { max, window, scope, key: None, cost: cost.map(|cost| cost.expression), counter };
     made.entry.limits.push(ConvertedLimit { limit, path: made.path.to_owned(), fields });
+}
+
+fn require_approval(made: RuleInProgress<'_, '_, '_>, errors: &mut Errors) {
+    alone(made.rule, &["state", "rate_limit"], "`action: require_approval`; write a rule for each", errors);
+    let Some(asking) = AskingRule::read(made.rule, made.path, made.message, errors) else { return };
+    made.entry.notes.push(format!("{}: {}", made.title, asking.note()));
+    match &mut made.entry.approval {
+        Some(approval) => approval.add(asking, errors),
+        none => *none = Some(ConvertedApproval::new(asking)),
+    }
 }
 
 fn deny(made: RuleInProgress<'_, '_, '_>, errors: &mut Errors) {

@@ -9,6 +9,7 @@
 //!   is not surely 5, nor surely another number. `null` is equal to `null` alone, and is no number, text or list.
 //! - A path with a missing step is missing, and fails every operator but `exists`.
 //! - Patterns are those of Go, as in our conditions.
+//! - The conditions of a rule that asks a person count if they hold in any reading, and so does a call to which they cannot be put.
 //! - A limit of the original holds for an agent, in however many pods it runs. Only a shared store can say that; without
 //!   one, each pod counts for itself, and the manifest and [`ImportedPolicy::counted_by_each_pod`] say so.
 //! - The original's windows are fixed to the clock; ours slide, and so admit no more.
@@ -20,6 +21,7 @@
 //!
 //! The YAML is that of the open-source proxy, whose code says what the pages leave open.
 
+mod approval;
 mod condition;
 mod convert;
 mod entry;
@@ -54,7 +56,7 @@ pub fn import(text: &str, options: &ImportOptions) -> Result<ImportedPolicy, Vec
     let metadata = Metadata {
         name: options.name.clone().unwrap_or_else(|| options.server.clone()),
         namespace: options.namespace.clone(),
-        creation_timestamp: None,
+        ..Metadata::default()
     };
     let spec = MCPPolicySpec { servers: vec![assembled.server], ..MCPPolicySpec::default() };
     let policy = ImportedPolicy { document: Document::MCPPolicy { metadata, spec }, description, notes: assembled.notes };

@@ -1,7 +1,7 @@
 //! An imported policy as a Kubernetes manifest.
 
 use serde_yaml::{Mapping, Value};
-use toolweir_crds::{API_VERSION, Document, MCPPolicySpec, Scope, document::Located, read_documents};
+use toolweir_crds::{API_VERSION, Document, MCPPolicySpec, Scope, Tool, document::Located, read_documents};
 
 /// A policy of `PolicyLayer` in our language.
 #[derive(Clone, Debug)]
@@ -23,6 +23,12 @@ const COUNTED_BY_EACH_POD: &str = "\
 # limit. With a shared store, import with --shared-store, or write scope: Workload.
 ";
 
+/// The comment with which a manifest begins that asks people.
+const ASKS_A_PERSON: &str = "\
+# Calls wait up to `hold` for the person's answer, where the original answers them at once. People see no arguments of a call
+# until `show` names some.
+";
+
 pub(super) fn spec_of(document: &Document) -> Option<&MCPPolicySpec> {
     match document {
         Document::MCPPolicy { spec, .. } => Some(spec),
@@ -33,8 +39,11 @@ pub(super) fn spec_of(document: &Document) -> Option<&MCPPolicySpec> {
 impl ImportedPolicy {
     /// Returns how many limits each pod counts for itself, where the original has one count for the agent.
     pub fn counted_by_each_pod(&self) -> usize {
-        let limits = spec_of(&self.document).into_iter().flat_map(|spec| &spec.servers).flat_map(|server| &server.tools);
-        limits.flat_map(|tool| &tool.limits).filter(|limit| limit.scope == Scope::Pod).count()
+        self.entries().flat_map(|tool| &tool.limits).filter(|limit| limit.scope == Scope::Pod).count()
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Tool> {
+        spec_of(&self.document).into_iter().flat_map(|spec| &spec.servers).flat_map(|server| &server.tools)
     }
 
     /// Prints the policy without what holds anyway, and with its notes as comments.
@@ -63,6 +72,9 @@ impl ImportedPolicy {
         }
         if self.counted_by_each_pod() > 0 {
             text.push_str(COUNTED_BY_EACH_POD);
+        }
+        if self.entries().any(|tool| tool.approval.is_some()) {
+            text.push_str(ASKS_A_PERSON);
         }
         text.push_str(&self.with_notes(&quoted(serde_yaml::to_string(&manifest).unwrap_or_default())));
         text

@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use common::options;
 use proptest::{
@@ -14,8 +14,8 @@ use proptest::{
     sample::{Index, select, subsequence},
 };
 use serde_json::{Value, json};
-use toolweir_crds::read_documents;
-use toolweir_engine::{CompileOptions, Engine, Memory, Severity, Timestamp};
+use toolweir_crds::{Document, read_documents};
+use toolweir_engine::{Call, CompileOptions, Engine, Memory, Severity, Timestamp};
 use toolweir_import::{ImportError, ImportedPolicy, import};
 
 #[path = "../../fuzz/src/original.rs"]
@@ -127,6 +127,10 @@ fn every_error_names_its_place() {
         rule(&format!("{{conditions: [{{path: state.t.c, op: lte, value: 5}}], state: {{counter: c, window: day, {body}}}}}"))
     };
     let bound = |body: &str| rule(&format!("{{conditions: [{{path: state.t.c, {body}}}], state: {{counter: c, window: day}}}}"));
+    let approval = |body: &str| rule(&format!("{{action: require_approval, conditions: [{body}]}}"));
+    let asking: Vec<String> = (0..5)
+        .map(|n| format!("{{action: require_approval, conditions: [{{path: args.p, op: eq, value: {}{n}}}]}}", "x".repeat(400)))
+        .collect();
     let value = |text: &str| condition(&format!("{{path: args.p, op: eq, value: {text}}}"));
     let long = "x".repeat(600);
     let at = "tools.t.rules[0]";
@@ -177,8 +181,34 @@ fn every_error_names_its_place() {
         (rule("{name: x, conditions: []}"), in_rule(".conditions"), "missing or empty"),
         (rule("{name: x, conditions: {}}"), in_rule(".conditions"), "a list"),
         (rule("{action: allow}"), in_rule(".action"), "there is evaluate"),
-        (rule("{action: require_approval}"), in_rule(".action"), "approvals do not exist here yet"),
-        (rule("{action: require_approval, approval_timeout: 30m, rate_limit: 1/day}"), in_rule(".action"), "approvals"),
+        (
+            "version: \"1\"\napprovals: {webhook: {url: https://example.com}}\n".into(),
+            "approvals".into(),
+            "whom the original tells",
+        ),
+        (rule("{action: require_approval, approval_timeout: 30m, rate_limit: 1/day}"), in_rule(".rate_limit"), "a rule for each"),
+        (rule("{action: require_approval, state: {counter: c, window: day}}"), in_rule(".state"), "a rule for each"),
+        (rule("{action: require_approval, approval_timeout: 30}"), in_rule(".approval_timeout"), "write a string"),
+        (rule("{action: require_approval, approval_timeout: 1.5h}"), in_rule(".approval_timeout"), "`1.5h`; write 10s to 24h"),
+        (rule("{action: require_approval, approval_timeout: 5s}"), in_rule(".approval_timeout"), "`5s`; write 10s to 24h"),
+        (rule("{action: require_approval, approval_timeout: 48h}"), in_rule(".approval_timeout"), "`48h`; write 10s to 24h"),
+        (rule("{action: require_approval, conditions: {}}"), in_rule(".conditions"), "a list"),
+        (approval("{path: state.t.c, op: gt, value: 5}"), in_rule(".conditions[0].path"), "counters are read by `limits`"),
+        (approval("{path: args.p, op: eq, value: [a]}"), in_rule(".conditions[0].value"), "compares as it prints"),
+        (approval("{path: args.p, op: in, value: [a, 1.0]}"), in_rule(".conditions[0].value[1]"), "without a point"),
+        (approval("{path: args.p, op: in, value: [\"1e+21\", 1]}"), in_rule(".conditions[0].value[0]"), "2^53"),
+        (condition("{path: args.p, op: not_in, value: [\"1e+21\", 1]}"), in_rule(".conditions[0].value[0]"), "2^53"),
+        (rule(&format!("{{action: require_approval, on_deny: {long}}}")), in_rule(".on_deny"), "600"),
+        (
+            rule(&format!(
+                "{{action: require_approval, on_deny: {0}}}, {{action: require_approval, on_deny: {1}}}",
+                "y".repeat(300),
+                "z".repeat(300)
+            )),
+            "tools.t.rules[1].on_deny".into(),
+            "601 bytes",
+        ),
+        (rule(&asking.join(", ")), "tools.t.rules[4]".into(), "split it"),
         (rule("{approval_timeout: 30m, rate_limit: 1/day}"), in_rule(".approval_timeout"), "belongs to"),
         (rule("{action: deny, conditions: [{path: args.p, op: eq, value: 1}]}"), in_rule(".conditions"), "stands beside"),
         (rule("{action: deny, state: {counter: c, window: day}}"), in_rule(".state"), "stands beside"),
@@ -471,6 +501,66 @@ fn every_operator_admits_no_more_than_the_original_and_no_less_where_it_is_plain
     assert!(denied_there > 1000, "{denied_there}");
 }
 
+/// The same, of a rule that asks a person: it asks wherever the original does, and where it is plain about nothing else.
+#[test]
+fn every_operator_asks_about_no_less_than_the_original_and_no_more_where_it_is_plain() {
+    let mut arguments: Vec<Option<Value>> = values().into_iter().map(Some).collect();
+    arguments.push(None);
+    let mut asked_there = 0;
+    for operator in OPERATORS {
+        for value in compared(operator) {
+            let condition = json!({"path": "args.p", "op": operator, "value": value});
+            let rules = json!([{"action": "require_approval", "conditions": [condition]}]);
+            let policy = json!({"version": "1", "tools": {"t": {"rules": rules}}});
+            let engine = engine_of(&imported(&written(&policy)));
+            for argument in &arguments {
+                let given = argument.as_ref().map_or(json!({}), |value| json!({"p": value}));
+                let ours = !allows(&engine, "t", &given, 0);
+                let theirs = !OriginalProxy::new(policy.clone()).passes("t", &given, 0);
+                asked_there += usize::from(theirs);
+                assert!(ours || !theirs, "{condition} lets {given} pass");
+                assert!(!ours || theirs || !is_plain(operator, &value, argument.as_ref()), "{condition} asks about {given}");
+            }
+        }
+    }
+    assert!(asked_there > 1000, "{asked_there}");
+}
+
+/// One approval is for all rules of a tool; those of `*` ask for every tool, and a person is not asked about what is denied.
+#[test]
+fn rules_that_ask_become_one_approval() {
+    let rules = |rules: &str| {
+        format!("version: \"1\"\nhide: [h]\ntools:\n  t: {{rules: [{rules}]}}\n  h: {{rules: [{{action: require_approval}}]}}\n")
+    };
+    let over = |most: i32, more: &str| {
+        format!("{{action: require_approval, conditions: [{{path: args.amount, op: gt, value: {most}}}]{more}}}")
+    };
+    let approval = |yaml: &str| {
+        let Document::MCPPolicy { spec, .. } = imported(yaml).document else { panic!("{yaml}") };
+        let tools = spec.servers.into_iter().next().unwrap().tools;
+        assert!(tools.iter().all(|tool| tool.approval.is_none() || tool.action.is_none()), "{yaml}");
+        tools.into_iter().find(|tool| tool.name == "t").unwrap().approval.unwrap()
+    };
+    let two = format!(
+        "{}, {}",
+        over(500, ", on_deny: Over 500., approval_timeout: 2h"),
+        over(100, ", on_deny: Over 100., approval_timeout: 1h")
+    );
+    let both = approval(&rules(&two));
+    assert_eq!(both.message.as_deref(), Some("Over 500. Over 100."));
+    assert_eq!((both.expiry.as_str(), both.hold.as_str(), both.pending), ("1h", "30s", 5));
+    let engine = engine_of(&imported(&rules(&two)));
+    let passes = |amount: Value| allows(&engine, "t", &json!({"amount": amount}), 0);
+    assert_eq!([json!(100), json!(101), json!(501), json!("501"), json!(null)].map(passes), [true, false, false, false, true]);
+    // A rule that always asks leaves the other no condition; one without a timeout has that of our language.
+    let always = approval(&rules(&format!("{}, {{action: require_approval}}", over(1, ", approval_timeout: 11m"))));
+    assert_eq!((always.when, always.message, always.expiry.as_str()), (None, None, "10m"));
+    let every = engine_of(&imported("version: \"1\"\ntools: {\"*\": {rules: [{action: require_approval}]}}\n"));
+    let denial = |call: &Call<'_>| every.decide(call, Timestamp(0)).denial().and_then(|denial| denial.ask.clone());
+    let ask = denial(&Call { server: "bank", tool: "any", arguments: None, session: "", seen: None }).unwrap();
+    assert_eq!((ask.expiry, ask.shown.len()), (Duration::from_secs(600), 0));
+}
+
 fn condition() -> impl Strategy<Value = Value> {
     let paths = vec!["args.a", "args.n", "args.a.b", "args.x-y", "args.a.x-y", "args.b.a"];
     (select(paths), select(&OPERATORS[..]), any::<Index>()).prop_map(|(path, operator, which)| {
@@ -507,6 +597,13 @@ fn rule(scope: &'static str) -> impl Strategy<Value = Value> {
         5 => of_state,
         2 => conditions.prop_map(|conditions| json!({"conditions": conditions, "on_deny": "Not so."})),
         1 => Just(json!({"name": "never", "action": "deny"})),
+        2 => (prop::collection::vec(condition(), 0..3), prop::option::of(select(vec!["10s", "30m", "24h"]))).prop_map(|(conditions, timeout)| {
+            let mut rule = json!({"name": "asked", "action": "require_approval", "conditions": conditions});
+            if let Some(timeout) = timeout {
+                rule["approval_timeout"] = timeout.into();
+            }
+            rule
+        }),
     ]
 }
 
@@ -604,7 +701,8 @@ proptest! {
     /// Any text is itself after YAML, CEL and YAML.
     #[test]
     fn texts_stay_what_they_are(text in any::<String>(), name in any::<String>()) {
-        prop_assume!(text.len() < 200);
+        // Texts of conditions may be names of arguments, and none is to differ from one in case alone.
+        prop_assume!(text.len() < 200 && !text.eq_ignore_ascii_case("p"));
         let policy = json!({"version": "1", "description": name, "tools": {"t": {"rules": [
             {"name": name, "conditions": [{"path": "args.p", "op": "eq", "value": text}]}, {"name": text, "rate_limit": "9/hour", "on_deny": name}]}}});
         // What a reader of YAML cannot take, or not like another, is an error.

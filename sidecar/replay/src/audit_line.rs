@@ -4,7 +4,7 @@ use std::{borrow::Cow, num::NonZeroU64, time::UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
-use toolweir_crds::{bounds::TOOL_NAME, text::escaped};
+use toolweir_crds::{ToolClass, ToolPart, bounds::TOOL_NAME, text::escaped};
 use toolweir_engine::{
     Reason,
     json::{JsonError, Raw, Reader},
@@ -17,6 +17,8 @@ pub enum RecordedLine<'a> {
     Call(CallLine<'a>),
     /// The audit line of a captured connection.
     Connection,
+    /// The audit line of a step of a request for approval. What became of the call itself, its own line says.
+    Approval,
     /// No audit line: such as one of the sidecar's own log.
     Other,
     /// An audit line that cannot be read, and why.
@@ -28,8 +30,10 @@ pub enum RecordedLine<'a> {
 pub enum RecordedEffect {
     /// It was let through, and no policy objected.
     Allowed,
-    /// It was let through, though a policy in audit mode objected.
+    /// It was let through, though a policy in audit mode objected: it would have denied it, or asked a person.
     WouldDeny,
+    /// A person had to be asked, or was, and it was not let through.
+    Asked,
     /// It was denied.
     Denied,
 }
@@ -47,6 +51,8 @@ pub struct CallLine<'a> {
     pub effect: RecordedEffect,
     /// Why.
     pub reason: Reason,
+    /// Whether a person had approved it.
+    pub approval: LineApproval,
     /// True if a policy decided; false where none governs the server, and where the call was turned away before.
     pub by_policy: bool,
     /// True if the shared store did not answer.
@@ -59,6 +65,49 @@ pub struct CallLine<'a> {
     pub session: Option<NonZeroU64>,
     /// Its arguments.
     pub arguments: LineArguments<'a>,
+    /// The class of its tool, if the line says it.
+    pub class: Option<ToolClass>,
+    /// How its tool compared with pins.
+    pub pins: LinePins,
+}
+
+/// What a line says of how the tool compared with the pins that were in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinePins {
+    /// Nothing: it was as pinned, or no policy held it to pins.
+    #[default]
+    NotSaid,
+    /// It was as pinned.
+    Same,
+    /// It was another.
+    Changed,
+    /// It was not pinned.
+    New,
+    /// It was not known.
+    Unverified,
+}
+
+impl LinePins {
+    /// Reads the parts that differed, where the line has them, and the reason of the decision.
+    fn new(drift: Option<&[Cow<'_, str>]>, reason: Option<Reason>) -> Self {
+        match (drift, reason) {
+            (Some([_, ..]), _) | (None, Some(Reason::PinDrift)) => Self::Changed,
+            (_, Some(Reason::NotPinned)) => Self::New,
+            (_, Some(Reason::PinUnverified)) => Self::Unverified,
+            (Some([]), _) => Self::Same,
+            (None, _) => Self::NotSaid,
+        }
+    }
+}
+
+/// Whether a person had approved a call when it was decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LineApproval {
+    /// Nobody had: nobody was asked, or it waited.
+    #[default]
+    None,
+    /// Somebody had.
+    Approved,
 }
 
 /// What a line has of the arguments of its call.
@@ -95,6 +144,11 @@ struct CallFields<'a> {
     arguments_sha256: Option<IgnoredAny>,
     #[serde(borrow, default, deserialize_with = "present")]
     arguments: Option<&'a RawValue>,
+    #[serde(borrow)]
+    class: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    drift: Option<Vec<Cow<'a, str>>>,
+    approval: Option<IgnoredAny>,
 }
 
 /// Reads a field that is there, even where it is `null`.
@@ -104,15 +158,19 @@ fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, 
 
 /// The fields that tell lines apart.
 #[derive(Deserialize)]
-struct LineKind {
+struct LineKind<'a> {
     decision: Option<IgnoredAny>,
     destination: Option<IgnoredAny>,
+    #[serde(borrow)]
+    event: Option<Cow<'a, str>>,
 }
 
 /// How every audit line begins.
 const BEGINNING: &str = "{\"time\":";
 /// What only audit lines have.
 const DECISION: &str = "\"decision\":";
+/// The `event` of the audit line of a step of a request for approval.
+const APPROVAL: &str = "approval";
 /// The outcomes of calls of which nothing was sent (`RequestFailure::nothing_sent` of the sidecar).
 const NOTHING_SENT: [&str; 2] = ["connect_failed", "credential_unavailable"];
 
@@ -132,8 +190,9 @@ impl<'a> RecordedLine<'a> {
                 Ok(call) => Self::Call(call),
                 Err(why) => Self::Damaged(why),
             },
-            Err(error) => match serde_json::from_str::<LineKind>(text) {
-                Ok(LineKind { decision: Some(_), destination: Some(_) }) => Self::Connection,
+            Err(error) => match serde_json::from_str::<LineKind<'_>>(text) {
+                Ok(LineKind { decision: Some(_), destination: Some(_), .. }) => Self::Connection,
+                Ok(LineKind { decision: None, event: Some(event), .. }) if event == APPROVAL => Self::Approval,
                 Ok(LineKind { decision: None, .. }) => Self::Other,
                 Err(_) if !text.starts_with(BEGINNING) && !text.contains(DECISION) => Self::Other,
                 _ => Self::Damaged(error.to_string()),
@@ -145,13 +204,14 @@ impl<'a> RecordedLine<'a> {
 impl<'a> CallLine<'a> {
     fn new(fields: CallFields<'a>) -> Result<Self, String> {
         let unknown = |field: &str, text: &str| format!("its `{field}` is `{}`, which is not known here", escaped(text, 80));
+        let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == fields.reason);
         let effect = match &*fields.decision {
             "allowed" => RecordedEffect::Allowed,
-            "would_deny" => RecordedEffect::WouldDeny,
+            "would_deny" | "would_ask" => RecordedEffect::WouldDeny,
+            "denied" if reason.is_some_and(is_of_approval) => RecordedEffect::Asked,
             "denied" => RecordedEffect::Denied,
             other => return Err(unknown("decision", other)),
         };
-        let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == fields.reason);
         let time = humantime::parse_rfc3339(&fields.time).ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let session = match fields.session {
             None => None,
@@ -169,6 +229,17 @@ impl<'a> CallLine<'a> {
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; `as` saturates")]
         let latency = (fields.latency_ms * 1e6) as u64;
+        let class = match fields.class.as_deref() {
+            None => None,
+            Some(name) => {
+                let known = ToolClass::ALL.into_iter().find(|class| class.as_str() == name);
+                Some(known.ok_or_else(|| unknown("class", name))?)
+            }
+        };
+        let is_part = |name: &str| ToolPart::ALL.into_iter().any(|part| part.as_str() == name);
+        if let Some(name) = fields.drift.iter().flatten().find(|name| !is_part(name)) {
+            return Err(unknown("drift", name));
+        }
         let arguments = match (fields.arguments, fields.arguments_sha256) {
             (Some(raw), _) => LineArguments::Known(value(raw.get()).map_err(|why| format!("its `arguments` {why}"))?),
             (None, Some(_)) => LineArguments::Hashed,
@@ -178,12 +249,19 @@ impl<'a> CallLine<'a> {
             time: time.and_then(|time| u64::try_from(time.as_nanos()).ok()).ok_or_else(|| unknown("time", &fields.time))?,
             effect,
             reason: reason.ok_or_else(|| unknown("reason", &fields.reason))?,
+            // A call that waits names its request, too. One that a limit denied had been approved.
+            approval: match fields.approval {
+                Some(_) if effect != RecordedEffect::Asked => LineApproval::Approved,
+                _ => LineApproval::None,
+            },
             by_policy: fields.policy.is_some(),
             store_silent: fields.shared_store.is_some() || reason == Some(Reason::StoreUnavailable),
             nothing_sent: NOTHING_SENT.contains(&&*fields.outcome),
             latency,
             session,
             arguments,
+            class,
+            pins: LinePins::new(fields.drift.as_deref(), reason),
             server: fields.server,
             tool: fields.tool,
         })
@@ -194,6 +272,18 @@ impl<'a> CallLine<'a> {
     pub fn is_beyond_policies(&self) -> bool {
         self.reason == Reason::Malformed && (!self.by_policy || self.tool.chars().count() >= TOOL_NAME)
     }
+}
+
+/// Returns true if a call was denied since a person had to approve it.
+fn is_of_approval(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ApprovalPending
+            | Reason::ApprovalDenied
+            | Reason::ApprovalExpired
+            | Reason::ApprovalFull
+            | Reason::ApprovalUnavailable
+    )
 }
 
 /// Reads a JSON value as the engine does.

@@ -20,7 +20,7 @@ mod report;
 mod report_text;
 mod shared_counts;
 
-pub use audit_line::{CallLine, RecordedEffect, RecordedLine};
+pub use audit_line::{CallLine, LineApproval, LinePins, RecordedEffect, RecordedLine};
 pub use lines::{MOST_BYTES, next_line};
 pub use replay::{LogId, Replay, ReplayError};
-pub use report::{Change, ChangeKind, Damage, Example, ReplayReport, SkippedLines};
+pub use report::{Change, Damage, DecisionChange, Example, ReplayReport, SkippedLines};

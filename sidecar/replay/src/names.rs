@@ -27,6 +27,11 @@ impl CallNames {
         Some(number)
     }
 
+    /// Returns the tools of all pairs.
+    pub fn tools(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|(_, tool)| &**tool)
+    }
+
     /// Returns server and tool of a number.
     pub fn get(&self, number: u32) -> (&str, &str) {
         self.all.get(number as usize).map_or(("", ""), |(server, tool)| (server, tool))

@@ -2,9 +2,13 @@
 
 use std::num::NonZeroU64;
 
+use toolweir_crds::ToolClass;
 use toolweir_engine::Reason;
 
-use crate::{argument_store::StoredArguments, audit_line::RecordedEffect};
+use crate::{
+    argument_store::StoredArguments,
+    audit_line::{LineApproval, LinePins, RecordedEffect},
+};
 
 /// A recorded call.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +25,11 @@ pub struct RecordedCall {
     pub log: u16,
     pub effect: RecordedEffect,
     pub reason: Reason,
+    pub approval: LineApproval,
     pub nothing_sent: bool,
+    /// The class of its tool, if it was recorded.
+    pub class: Option<ToolClass>,
+    pub pins: LinePins,
 }
 
 /// What is known of the arguments of a recorded call.
@@ -75,8 +83,8 @@ impl Recording {
     }
 
     /// Returns the calls by their times. Of calls in the same millisecond, those to which policies in audit mode objected come after
-    /// the others, and those that were denied last: what they found used up was used by the others. Else the order of the lines is
-    /// kept.
+    /// the others, then those of which a person was asked, and those that were denied last: what they found used up was used by the others.
+    /// Else the order of the lines is kept.
     pub fn in_order(&self) -> impl Iterator<Item = &RecordedCall> {
         let mut order: Vec<u32> = (0..u32::try_from(self.len()).unwrap_or(u32::MAX)).collect();
         order.sort_by_key(|index| self.get(*index).map(|call| (call.time, call.effect)));

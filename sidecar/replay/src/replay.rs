@@ -9,7 +9,7 @@ use crate::{
     argument_store::ArgumentStore,
     audit_line::{CallLine, LineArguments, RecordedLine, value},
     lines::next_line,
-    log_engine::LogEngine,
+    log_engine::{LogEngine, Unknowns},
     names::CallNames,
     recording::{RecordedArguments, RecordedCall, Recording},
     report::{ReplayReport, ReportWriter},
@@ -71,7 +71,7 @@ impl Replay {
     /// is wrong with the policies; those that do not compile deny, as in a pod.
     ///
     /// # Errors
-    /// There are too many logs, or no thread for the parser.
+    /// There are too many logs.
     pub fn add_log(
         &mut self,
         name: &str,
@@ -80,7 +80,7 @@ impl Replay {
         counters: usize,
     ) -> Result<(LogId, Vec<Problem>), ReplayError> {
         let id = u16::try_from(self.logs.len()).map_err(|_| ReplayError::TooManyLogs)?;
-        let (engine, problems) = LogEngine::compile(policies, options, counters).map_err(ReplayError::Compile)?;
+        let (engine, problems) = LogEngine::compile(policies, options, counters);
         self.logs.push(ReplayedLog { name: name.to_owned(), engine, lines: 0 });
         Ok((LogId(id), problems))
     }
@@ -114,6 +114,7 @@ impl Replay {
             RecordedLine::Call(call) if call.is_beyond_policies() => self.report.beyond_policies(call.reason),
             RecordedLine::Call(call) => self.add_call(id, &call)?,
             RecordedLine::Connection => self.report.skipped.connections += 1,
+            RecordedLine::Approval => self.report.skipped.approvals += 1,
             RecordedLine::Other if line.iter().all(u8::is_ascii_whitespace) => {}
             RecordedLine::Other => self.report.skipped.other += 1,
             RecordedLine::Damaged(why) => self.report.damaged(&log.name, log.lines, why),
@@ -145,7 +146,10 @@ impl Replay {
             log: id.0,
             effect: call.effect,
             reason: call.reason,
+            approval: call.approval,
             nothing_sent: call.nothing_sent,
+            class: call.class,
+            pins: call.pins,
         });
         Ok(())
     }
@@ -153,29 +157,25 @@ impl Replay {
     /// Decides all calls in the order of their times, and returns what changes.
     ///
     /// # Errors
-    /// Arguments that were kept cannot be read.
+    /// Arguments that were kept cannot be read, or there is no thread for the parser.
     pub fn finish(self) -> Result<ReplayReport, ReplayError> {
-        let Self { logs, names, recording, arguments, mut report } = self;
+        let Self { mut logs, names, recording, arguments, mut report } = self;
         let mut course = Course { shared: SharedCounts::default(), under_way: BinaryHeap::new() };
         let (mut session, mut text) = (String::new(), String::new());
         for (number, recorded) in recording.in_order().enumerate() {
-            let Some(log) = logs.get(usize::from(recorded.log)) else { continue };
+            let Some(log) = logs.get_mut(usize::from(recorded.log)) else { continue };
             let (server, tool) = names.get(recorded.name);
             session.clear();
             // The hash tells sessions apart as their ids do.
             if let Some(hash) = recorded.session {
                 let _ = write!(session, "{hash:016x}");
             }
-            let mut call = Call { server, tool, arguments: None, session: &session };
+            let mut call = Call { server, tool, arguments: None, session: &session, seen: None };
             if let RecordedArguments::Stored(place) = recorded.arguments {
                 arguments.read(place, &mut text).map_err(ReplayError::Arguments)?;
                 call.arguments = value(&text).ok();
             }
-            let lacking = ReadsOfCall {
-                arguments: matches!(recorded.arguments, RecordedArguments::Hashed),
-                session: recorded.session.is_some(),
-            };
-            let (decision, needs) = course.decide(&log.engine, &call, lacking, recorded);
+            let (decision, needs) = course.decide(&mut log.engine, &names, &call, recorded)?;
             report.decided(recorded.time, counts_places(&decision));
             report.change(&decision, needs, recorded, (server, tool), &log.name);
             if let Effect::Allowed(permit) = decision.effect {
@@ -217,24 +217,31 @@ impl Course {
     /// Decides on a recorded call.
     fn decide(
         &mut self,
-        engine: &LogEngine,
+        engine: &mut LogEngine,
+        names: &CallNames,
         call: &Call<'_>,
-        lacking: ReadsOfCall,
         recorded: &RecordedCall,
-    ) -> (Decision, ReadsOfCall) {
+    ) -> Result<(Decision, Unknowns), ReplayError> {
         let now = Timestamp(recorded.time);
+        let of_call = ReadsOfCall {
+            arguments: matches!(recorded.arguments, RecordedArguments::Hashed),
+            session: recorded.session.is_some(),
+        };
         self.ends_until(recorded.time);
-        let (decision, needs) = engine.decide(call, lacking, &self.shared, now);
+        let chosen = engine.choose(call, of_call, recorded, names).map_err(ReplayError::Compile)?;
+        let call = Call { seen: Some(&chosen.seen), ..*call };
+        let (engine, needs) = (chosen.engine, chosen.needs);
+        let decision = self.shared.decide(engine, &call, now);
         // Its time is cut to the millisecond. If it found room, take it to have come after the calls that ended in that millisecond.
         let end_of_millisecond = (recorded.time - recorded.time % MILLISECOND).saturating_add(MILLISECOND - 1);
         let found_room = !is_want_of_room(recorded.reason);
         if !(is_want_of_room(decision.labels().1) && found_room && self.ends_until(end_of_millisecond)) {
-            return (decision, needs);
+            return Ok((decision, needs));
         }
         if let Effect::Allowed(permit) = decision.effect {
             permit.give_back();
         }
-        engine.decide(call, lacking, &self.shared, now)
+        Ok((self.shared.decide(engine, &call, now), needs))
     }
 
     /// Ends the calls that ended until then. Returns true if there are any.

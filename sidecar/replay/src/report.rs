@@ -7,9 +7,9 @@ use std::{
 
 use serde::Serialize;
 use toolweir_crds::text::escaped;
-use toolweir_engine::{Decision, ReadsOfCall, Reason};
+use toolweir_engine::{Decision, Reason};
 
-use crate::{audit_line::RecordedEffect, names::MOST_NAMES, recording::RecordedCall};
+use crate::{audit_line::RecordedEffect, log_engine::Unknowns, names::MOST_NAMES, recording::RecordedCall};
 
 /// The number of damaged lines that are named.
 const MOST_DAMAGES: usize = 20;
@@ -33,7 +33,7 @@ pub struct ReplayReport {
     /// The number of calls on which the same was decided, for the same reason.
     pub unchanged: u64,
     /// The number of calls of each kind of change.
-    pub changed: BTreeMap<ChangeKind, u64>,
+    pub changed: BTreeMap<DecisionChange, u64>,
     /// The changes, by kind, server, tool and reason.
     pub changes: Vec<Change>,
     /// The calls that were not decided anew, by reason: they were turned away before any policy was asked (`malformed`), or there are
@@ -50,12 +50,14 @@ pub struct ReplayReport {
 /// A kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ChangeKind {
-    /// It was let through, and would be denied.
+pub enum DecisionChange {
+    /// It was let through, or a person was asked, and it would be denied.
     NewlyDenied,
-    /// It was denied, and would be let through.
+    /// A person would be asked, who was not.
+    NewlyAsks,
+    /// It was denied, or a person was asked, and it would be let through.
     NewlyAllowed,
-    /// It was allowed, and a policy in audit mode would object.
+    /// It was allowed, and a policy in audit mode would object: deny it, or ask a person.
     NewlyWouldDeny,
     /// A policy in audit mode objected, and none would.
     NoLongerWouldDeny,
@@ -70,13 +72,13 @@ pub enum ChangeKind {
 #[serde(rename_all = "camelCase")]
 pub struct Change {
     /// What changes.
-    pub change: ChangeKind,
+    pub change: DecisionChange,
     /// The server.
     pub server: String,
     /// The tool.
     pub tool: String,
     /// Why it would be denied; for what is no longer denied, why it was; for what is unknown, what is missing: `arguments`,
-    /// `session`, or `arguments and session`.
+    /// `session`, `class` and `pins`, or several of these, such as `arguments and session`.
     pub reason: &'static str,
     /// The number of calls.
     pub calls: u64,
@@ -104,6 +106,8 @@ pub struct Example {
 pub struct SkippedLines {
     /// Audit lines of captured connections.
     pub connections: u64,
+    /// Audit lines of steps of requests for approval.
+    pub approvals: u64,
     /// Lines that are no audit lines.
     pub other: u64,
     /// Audit lines that cannot be read.
@@ -122,7 +126,7 @@ pub struct Damage {
 }
 
 /// A change as it is counted: its kind, the number of the name, and the reason.
-type ChangeKey = (ChangeKind, u32, &'static str);
+type ChangeKey = (DecisionChange, u32, &'static str);
 
 /// Gathers a [`ReplayReport`].
 #[derive(Debug)]
@@ -188,7 +192,7 @@ impl ReportWriter {
     pub fn change(
         &mut self,
         decision: &Decision,
-        needs: ReadsOfCall,
+        needs: Unknowns,
         recorded: &RecordedCall,
         (server, tool): (&str, &str),
         log: &str,
@@ -242,33 +246,38 @@ impl ReportWriter {
 }
 
 /// Returns the kind of a change and its reason; nothing for a decision that is as before.
-fn compare(decision: &Decision, needs: ReadsOfCall, recorded: &RecordedCall) -> Option<(ChangeKind, &'static str)> {
+fn compare(decision: &Decision, needs: Unknowns, recorded: &RecordedCall) -> Option<(DecisionChange, &'static str)> {
     let (label, reason) = decision.labels();
-    let is_certain = needs == ReadsOfCall::default();
+    let asks = decision.denial().is_some_and(|denial| denial.ask.is_some());
+    let is_certain = needs == Unknowns::default();
+    let would_ask = asks || label == "would_ask";
+    // Whoever is asked is asked before limits are.
+    let may_ask = asks || !is_certain && reason > Reason::ApprovalPending;
     let (reason, before) = (reason.as_str(), recorded.reason.as_str());
     if label != "denied" && !is_certain {
-        let missing = match (needs.arguments, needs.session) {
-            (true, true) => "arguments and session",
-            (true, false) => "arguments",
-            _ => "session",
-        };
-        return Some((ChangeKind::Unknown, missing));
+        return Some((DecisionChange::Unknown, needs.as_str()));
     }
     // What the log lacks could deny a call for a more severe reason.
-    let other = || (reason != before && is_certain).then_some((ChangeKind::OtherReason, reason));
+    let other = || (reason != before && is_certain).then_some((DecisionChange::OtherReason, reason));
     match (recorded.effect, label) {
-        (RecordedEffect::Denied, "denied") | (RecordedEffect::WouldDeny, "would_deny") => other(),
-        (RecordedEffect::Allowed | RecordedEffect::WouldDeny, "denied") => Some((ChangeKind::NewlyDenied, reason)),
-        (RecordedEffect::Denied, _) => Some((ChangeKind::NewlyAllowed, before)),
-        (RecordedEffect::Allowed, "would_deny") => Some((ChangeKind::NewlyWouldDeny, reason)),
-        (RecordedEffect::WouldDeny, _) => Some((ChangeKind::NoLongerWouldDeny, before)),
+        // What a person says is not known here.
+        (RecordedEffect::Asked, "denied") if may_ask => None,
+        // Nor can anybody be asked about what can be read in two ways.
+        (RecordedEffect::Denied | RecordedEffect::WouldDeny, _) if would_ask && recorded.reason == Reason::Malformed => None,
+        (RecordedEffect::Denied, "denied") if asks && !is_certain => Some((DecisionChange::Unknown, needs.as_str())),
+        (_, "denied") if asks => Some((DecisionChange::NewlyAsks, reason)),
+        (RecordedEffect::Denied, "denied") | (RecordedEffect::WouldDeny, "would_deny" | "would_ask") => other(),
+        (_, "denied") => Some((DecisionChange::NewlyDenied, reason)),
+        (RecordedEffect::Denied | RecordedEffect::Asked, _) => Some((DecisionChange::NewlyAllowed, before)),
+        (RecordedEffect::Allowed, "would_deny" | "would_ask") => Some((DecisionChange::NewlyWouldDeny, reason)),
+        (RecordedEffect::WouldDeny, _) => Some((DecisionChange::NoLongerWouldDeny, before)),
         (RecordedEffect::Allowed, _) => None,
     }
 }
 
 impl ReplayReport {
     /// Returns the number of calls of a kind of change.
-    pub fn count(&self, kind: ChangeKind) -> u64 {
+    pub fn count(&self, kind: DecisionChange) -> u64 {
         self.changed.get(&kind).copied().unwrap_or(0)
     }
 
@@ -280,7 +289,7 @@ impl ReplayReport {
     /// Adds a note that names the servers on which calls would be denied because no policy governs them, with the remedy.
     pub fn note_ungoverned(&mut self, remedy: &str) {
         let ungoverned = self.changes.iter().filter(|change| {
-            matches!(change.change, ChangeKind::NewlyDenied | ChangeKind::OtherReason)
+            matches!(change.change, DecisionChange::NewlyDenied | DecisionChange::OtherReason)
                 && change.reason == Reason::NoPolicy.as_str()
         });
         let servers: BTreeSet<&str> = ungoverned.map(|change| change.server.as_str()).collect();
@@ -293,6 +302,12 @@ impl ReplayReport {
         if !shown.is_empty() {
             self.note(format!("no policy names server{plural} {}{more}: {remedy}", shown.join(", ")));
         }
+    }
+
+    /// Returns the number of calls that are unknown for the lack of one of these.
+    fn unknown_for(&self, lacking: &[&str]) -> u64 {
+        let unknown = self.changes.iter().filter(|change| change.change == DecisionChange::Unknown);
+        unknown.filter(|change| lacking.iter().any(|what| change.reason.contains(what))).map(|change| change.calls).sum()
     }
 
     fn add_notes(&mut self, longest: Duration) {
@@ -310,11 +325,27 @@ impl ReplayReport {
                 humantime::format_duration(longest)
             ));
         }
-        let unknown = self.count(ChangeKind::Unknown);
+        let unknown = self.unknown_for(&["arguments", "session"]);
         if unknown > 0 {
             self.note(format!(
                 "{} unknown: conditions read what the logs lack. In limits, these calls count as let through. Logs have arguments where \
                  policies say auditArguments: true",
+                calls_are(unknown)
+            ));
+        }
+        let unknown = self.unknown_for(&["class"]);
+        if unknown > 0 {
+            self.note(format!(
+                "{} unknown: entries decide by a class that the logs lack. In limits, these calls count as let through. Logs have classes \
+                 where policies had entries for classes, or pins, when the calls came",
+                calls_are(unknown)
+            ));
+        }
+        let unknown = self.unknown_for(&["pins"]);
+        if unknown > 0 {
+            self.note(format!(
+                "{} unknown: the logs do not say whether their tools were as pinned. In limits, these calls count as let through. \
+                 toolweir drift says how tools compare with pins now",
                 calls_are(unknown)
             ));
         }

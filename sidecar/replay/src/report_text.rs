@@ -4,18 +4,26 @@ use std::fmt::Write;
 
 use toolweir_crds::text::{safe_json, shown};
 
-use crate::report::{Change, ChangeKind, Damage, ReplayReport};
+use crate::report::{Change, Damage, DecisionChange, ReplayReport};
 
 const HEADER: [&str; 5] = ["CHANGE", "SERVER", "TOOL", "REASON", "CALLS"];
 
-impl ChangeKind {
+impl DecisionChange {
     /// Every kind, in the order in which reports have them.
-    const ALL: [Self; 6] =
-        [Self::NewlyDenied, Self::NewlyAllowed, Self::NewlyWouldDeny, Self::NoLongerWouldDeny, Self::OtherReason, Self::Unknown];
+    const ALL: [Self; 7] = [
+        Self::NewlyDenied,
+        Self::NewlyAsks,
+        Self::NewlyAllowed,
+        Self::NewlyWouldDeny,
+        Self::NoLongerWouldDeny,
+        Self::OtherReason,
+        Self::Unknown,
+    ];
 
     fn phrase(self) -> &'static str {
         match self {
             Self::NewlyDenied => "newly denied",
+            Self::NewlyAsks => "newly asks",
             Self::NewlyAllowed => "newly allowed",
             Self::NewlyWouldDeny => "newly would_deny",
             Self::NoLongerWouldDeny => "no longer would_deny",
@@ -46,12 +54,17 @@ impl ReplayReport {
         if let (Some(from), Some(to)) = (&self.from, &self.to) {
             let _ = write!(text, " from {from} to {to}: {} as before", self.unchanged);
         }
-        for kind in ChangeKind::ALL.into_iter().filter(|kind| self.count(*kind) > 0) {
+        for kind in DecisionChange::ALL.into_iter().filter(|kind| self.count(*kind) > 0) {
             let _ = write!(text, ", {} {}", self.count(kind), kind.phrase());
         }
         text.push('\n');
         let skipped = self.skipped_lines;
-        let skipped = [(skipped.connections, "of connections"), (skipped.other, "other"), (skipped.damaged, "damaged")];
+        let skipped = [
+            (skipped.connections, "of connections"),
+            (skipped.approvals, "of approvals"),
+            (skipped.other, "other"),
+            (skipped.damaged, "damaged"),
+        ];
         let skipped: Vec<String> =
             skipped.iter().filter(|(lines, _)| *lines > 0).map(|(lines, what)| format!("{lines} {what}")).collect();
         if !skipped.is_empty() {

@@ -10,11 +10,11 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use generate::{Step, Then, policies, steps};
+use generate::{Step, Then, pins, policies, steps};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use toolweir_crds::{Scope, read_documents};
-use toolweir_engine::{Call, CompileOptions, Decision, Effect, Engine, Memory, Policy, Timestamp, json::Reader};
-use toolweir_replay::{Change, ChangeKind, Replay, ReplayReport};
+use toolweir_engine::{Call, CompileOptions, Decision, DecisionStart, Effect, Engine, Memory, Policy, Timestamp, json::Reader};
+use toolweir_replay::{Change, DecisionChange, Replay, ReplayReport};
 
 const MS: u64 = 1_000_000;
 /// 2026-01-01T00:00:00Z
@@ -33,6 +33,8 @@ struct Recorded<'a> {
     decision: &'a Decision,
     outcome: &'a str,
     arguments: Option<&'a str>,
+    /// What it says of the tool's definition: fields of JSON.
+    of_tool: &'a str,
 }
 
 impl Recorded<'_> {
@@ -40,14 +42,14 @@ impl Recorded<'_> {
         let json = |text: Option<&str>| serde_json::to_string(&text).unwrap();
         let (effect, reason) = self.decision.labels();
         let time = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(self.time));
-        let Self { server, tool, outcome, .. } = self;
+        let Self { server, tool, outcome, of_tool, .. } = self;
         let (policy, entry) = (json(self.decision.policy.as_deref()), json(self.decision.entry.as_deref()));
         let latency = f64::from(u32::try_from((self.end - self.time) / 1000).unwrap()) / 1e3;
         let (session, sha256) = (json(self.session), json(self.arguments.map(|_| "52f7")));
         let arguments =
             self.arguments.filter(|_| with_arguments).map(|text| format!(",\"arguments\":{text}")).unwrap_or_default();
         let line = format!(
-            r#"{{"time":"{time}","server":"{server}","tool":"{tool}","decision":"{effect}","reason":"{reason}","policy":{policy},"entry":{entry},"outcome":"{outcome}","latencyMs":{latency},"session":{session},"argumentsSha256":{sha256}{arguments}}}"#
+            r#"{{"time":"{time}","server":"{server}","tool":"{tool}","decision":"{effect}","reason":"{reason}","policy":{policy},"entry":{entry},"outcome":"{outcome}","latencyMs":{latency},"session":{session},"argumentsSha256":{sha256}{of_tool}{arguments}}}"#
         );
         (self.end, line)
     }
@@ -84,12 +86,13 @@ struct UnderWay {
     tool: &'static str,
     session: &'static str,
     arguments: Option<String>,
+    of_tool: String,
     decision: Decision,
 }
 
 impl Recorder {
     fn new(policies: &[Policy], with_arguments: bool) -> Self {
-        let engine = Engine::compile(policies, Memory::new(Memory::COUNTERS), &CompileOptions::default()).0;
+        let engine = Engine::compile(policies, Memory::new(Memory::COUNTERS), &CompileOptions::default()).0.with_pins(&pins());
         Self { engine, now: START, under_way: Vec::new(), lines: Vec::new(), with_arguments }
     }
 
@@ -111,14 +114,17 @@ impl Recorder {
                     self.end(call, 500_000, *failed);
                 }
             }
-            Step::Call { after, server, tool, session, arguments, then, .. } => {
+            Step::Call { after, server, tool, session, arguments, then, seen, approved, .. } => {
                 self.now += (after / MS).max(1) * MS;
                 // A call without a session has the empty one.
                 let session = if *session == "s1" { "00000000000000a1" } else { "" };
                 let arguments = arguments.json();
                 let raw = arguments.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-                let decision = self.engine.decide(&Call { server, tool, arguments: raw, session }, Timestamp(self.now));
-                let call = UnderWay { number, time: self.now, server, tool, session, arguments, decision };
+                let call = Call { server, tool, arguments: raw, session, seen: seen.as_ref() };
+                let (decision, was_approved) = self.decide(&call, *approved);
+                let name = if was_approved { ",\"approval\":\"agents/t-x7k2\"" } else { "" };
+                let of_tool = self.of_tool(&call) + name;
+                let call = UnderWay { number, time: self.now, server, tool, session, arguments, of_tool, decision };
                 match then {
                     Then::Keep if call.decision.denial().is_none() => self.under_way.push(call),
                     then => self.end(call, 250_000, *then == Then::GiveBack),
@@ -127,13 +133,37 @@ impl Recorder {
         }
     }
 
+    /// Decides, and has a person approve what is asked, or not. Also returns whether that was so.
+    fn decide(&self, call: &Call<'_>, approved: bool) -> (Decision, bool) {
+        let decision = self.engine.decide(call, Timestamp(self.now));
+        let Some(ask) = decision.denial().and_then(|denial| denial.ask.clone()).filter(|_| approved) else {
+            return (decision, false);
+        };
+        match self.engine.begin_approved(call, Some(&ask), Timestamp(self.now)) {
+            DecisionStart::Decided(decision) => (decision, true),
+            DecisionStart::Pending(pending) => (pending.finish([], Timestamp(self.now)), true),
+        }
+    }
+
+    /// What the line says of the tool's definition.
+    fn of_tool(&self, call: &Call<'_>) -> String {
+        if !self.engine.server(call.server).is_some_and(|server| server.reads_definitions) {
+            return String::new();
+        }
+        let drift = call.seen.map(|seen| self.engine.drift(call.server, call.tool, seen)).unwrap_or_default();
+        let changed: Vec<_> =
+            drift.iter().flat_map(|drift| drift.state.changed().iter()).map(|part| format!("\"{part}\"")).collect();
+        let drift = if changed.is_empty() { String::new() } else { format!(",\"drift\":[{}]", changed.join(",")) };
+        format!(",\"class\":\"{}\"{drift}", call.class().as_str())
+    }
+
     fn end(&mut self, call: UnderWay, after: u64, failed: bool) {
-        let UnderWay { number, time, server, tool, session, arguments, decision } = call;
+        let UnderWay { number, time, server, tool, session, arguments, of_tool, decision } = call;
         let session = (!session.is_empty()).then_some(session);
         let is_denied = decision.denial().is_some();
         let outcome = if is_denied { "denied" } else { ["ok", "connect_failed"][usize::from(failed)] };
         let (end, arguments) = (self.now + after, arguments.as_deref());
-        let recorded = Recorded { time, end, server, tool, session, decision: &decision, outcome, arguments };
+        let recorded = Recorded { time, end, server, tool, session, decision: &decision, outcome, arguments, of_tool: &of_tool };
         self.lines.push((number, recorded.line(self.with_arguments)));
         if let Effect::Allowed(permit) = decision.effect {
             if failed { permit.give_back() } else { drop(permit) }
@@ -141,10 +171,27 @@ impl Recorder {
     }
 }
 
+/// Of a tool of which the log does not say how it compared with pins, it is not known.
 fn is_unchanged(report: &ReplayReport, calls: usize) -> Result<(), TestCaseError> {
-    prop_assert_eq!(report.unchanged, u64::try_from(calls).unwrap(), "{}", report.text());
-    prop_assert_eq!(&report.changes, &vec![]);
+    let unknown: u64 = report.changes.iter().filter(|change| change.reason == "pins").map(|change| change.calls).sum();
+    prop_assert_eq!(report.unchanged + unknown, u64::try_from(calls).unwrap(), "{}", report.text());
+    prop_assert_eq!(report.count(DecisionChange::Unknown), unknown);
     Ok(())
+}
+
+/// Policies whose pins are all the same, since a line speaks of all pins together.
+fn pinned_alike() -> impl Strategy<Value = Vec<Policy>> {
+    policies().prop_map(|mut policies| {
+        for policy in &mut policies {
+            policy
+                .spec
+                .servers
+                .iter_mut()
+                .filter_map(|server| server.pins.as_mut())
+                .for_each(|pins| "p".clone_into(&mut pins.name));
+        }
+        policies
+    })
 }
 
 fn lines_of(recorded: Vec<(usize, Line)>) -> Vec<Line> {
@@ -153,7 +200,7 @@ fn lines_of(recorded: Vec<(usize, Line)>) -> Vec<Line> {
 
 proptest! {
     #[test]
-    fn the_same_policies_decide_the_same((policies, steps) in (policies(), steps())) {
+    fn the_same_policies_decide_the_same((policies, steps) in (pinned_alike(), steps())) {
         let lines = lines_of(Recorder::new(&policies, true).run(&steps));
         is_unchanged(&replay_logs(&policies, slice::from_ref(&lines)), lines.len())?;
     }
@@ -161,7 +208,7 @@ proptest! {
     /// Limits that pods share count over all logs: they decide as one pod that has all the calls.
     #[test]
     fn pods_that_share_their_counts_are_replayed_as_one(
-        (policies, steps) in (policies(), steps()),
+        (policies, steps) in (pinned_alike(), steps()),
         scope in prop_oneof![Just(Scope::Workload), Just(Scope::ServiceAccount), Just(Scope::Namespace), Just(Scope::Policy)],
         pods in vec(any::<Index>(), 60),
     ) {
@@ -188,6 +235,7 @@ proptest! {
     #[test]
     fn what_needs_arguments_is_unknown_without_them((policies, steps) in (policies(), steps())) {
         let mut policies = policies;
+        policies.iter_mut().flat_map(|policy| &mut policy.spec.servers).for_each(|server| server.pins = None);
         for tool in policies.iter_mut().flat_map(|policy| &mut policy.spec.servers).flat_map(|server| &mut server.tools) {
             tool.limits.clear();
             tool.max_concurrent = None;
@@ -203,7 +251,7 @@ proptest! {
         let lines = lines_of(recorder.run(&steps));
         let report = replay_logs(&policies, slice::from_ref(&lines));
         // Of those that something else denies, it is known.
-        let unknown = report.count(ChangeKind::Unknown);
+        let unknown = report.count(DecisionChange::Unknown);
         prop_assert!(unknown <= u64::try_from(reading).unwrap(), "{}", report.text());
         prop_assert_eq!(unknown + report.unchanged, u64::try_from(lines.len()).unwrap(), "{}", report.text());
     }
@@ -228,7 +276,7 @@ proptest! {
         let engine = Engine::compile(&[limited(max)], Memory::new(1), &CompileOptions::default()).0;
         let recorded = |now: &u64| {
             let time = START + now * 1000 * MS;
-            let call = Call { server: "s", tool: "t", arguments: None, session: "" };
+            let call = Call { server: "s", tool: "t", arguments: None, session: "", seen: None };
             line(time, &engine.decide(&call, Timestamp(time)), None, None)
         };
         let report = replay_logs(&[limited(new)], &[times.iter().map(recorded).collect()]);
@@ -236,7 +284,7 @@ proptest! {
             u64::try_from(before.iter().zip(&after).filter(|pair| *pair == (&was, &is)).count()).unwrap()
         };
         prop_assert_eq!(
-            (report.count(ChangeKind::NewlyDenied), report.count(ChangeKind::NewlyAllowed), report.unchanged),
+            (report.count(DecisionChange::NewlyDenied), report.count(DecisionChange::NewlyAllowed), report.unchanged),
             (count(true, false), count(false, true), count(true, true) + count(false, false))
         );
     }
@@ -260,13 +308,13 @@ fn limited(max: i64) -> Policy {
 fn line(time: u64, decision: &Decision, session: Option<&str>, arguments: Option<&str>) -> Line {
     let outcome = if decision.denial().is_some() { "denied" } else { "ok" };
     let end = time + MS / 2;
-    Recorded { time, end, server: "s", tool: "t", session, decision, outcome, arguments }.line(true)
+    Recorded { time, end, server: "s", tool: "t", session, decision, outcome, arguments, of_tool: "" }.line(true)
 }
 
 /// A line of a call that was let through.
 fn passed(milliseconds: u64, session: Option<&str>, arguments: Option<&str>) -> Line {
     let engine = Engine::compile(&[tools("{name: t}")], Memory::new(1), &CompileOptions::default()).0;
-    let call = Call { server: "s", tool: "t", arguments: None, session: "" };
+    let call = Call { server: "s", tool: "t", arguments: None, session: "", seen: None };
     line(START + milliseconds * MS, &engine.decide(&call, Timestamp(0)), session, arguments)
 }
 
@@ -280,18 +328,18 @@ fn taking((end, line): &Line, milliseconds: &str) -> Line {
 }
 
 /// The calls of each kind of change, with the reason.
-fn told(report: &ReplayReport) -> Vec<(ChangeKind, &'static str, u64)> {
+fn told(report: &ReplayReport) -> Vec<(DecisionChange, &'static str, u64)> {
     report.changes.iter().map(|change: &Change| (change.change, change.reason, change.calls)).collect()
 }
 
-fn told_of(policy: &Policy, lines: Vec<Line>) -> Vec<(ChangeKind, &'static str, u64)> {
+fn told_of(policy: &Policy, lines: Vec<Line>) -> Vec<(DecisionChange, &'static str, u64)> {
     told(&replay_logs(slice::from_ref(policy), &[lines]))
 }
 
 #[test]
 fn each_log_is_a_pod() {
     let log = || all_passed(&[0, 1, 2]);
-    let newly = |new: &Policy, logs: &[Vec<Line>]| replay_logs(slice::from_ref(new), logs).count(ChangeKind::NewlyDenied);
+    let newly = |new: &Policy, logs: &[Vec<Line>]| replay_logs(slice::from_ref(new), logs).count(DecisionChange::NewlyDenied);
     assert_eq!(newly(&limited(3), &[log(), log()]), 0);
     assert_eq!(newly(&limited(2), &[log(), log()]), 2);
     let shared = tools("{name: t, limits: [{max: 4, window: minute, scope: Workload}]}");
@@ -305,27 +353,27 @@ fn each_log_is_a_pod() {
 fn a_condition_needs_what_it_reads() {
     let condition = tools("{name: t, validations: [{expression: 'args.n < 3'}]}");
     assert_eq!(told_of(&condition, vec![passed(0, None, Some("{\"n\":2}"))]), []);
-    assert_eq!(told_of(&condition, vec![passed(0, None, Some("{\"n\":3}"))]), [(ChangeKind::NewlyDenied, "validation", 1)]);
-    assert_eq!(told_of(&condition, vec![passed(0, None, None)]), [(ChangeKind::NewlyDenied, "validation", 1)]);
+    assert_eq!(told_of(&condition, vec![passed(0, None, Some("{\"n\":3}"))]), [(DecisionChange::NewlyDenied, "validation", 1)]);
+    assert_eq!(told_of(&condition, vec![passed(0, None, None)]), [(DecisionChange::NewlyDenied, "validation", 1)]);
     let hashed = |at: u64| {
         let (end, line) = passed(at, None, Some("{\"n\":2}"));
         (end, line.split(",\"arguments\":").next().unwrap().to_owned() + "}")
     };
-    assert_eq!(told_of(&condition, vec![hashed(0)]), [(ChangeKind::Unknown, "arguments", 1)]);
+    assert_eq!(told_of(&condition, vec![hashed(0)]), [(DecisionChange::Unknown, "arguments", 1)]);
     // What denies without them is certain.
     let full = tools("{name: t, validations: [{expression: 'args.n < 3'}], limits: [{max: 1, window: minute}]}");
-    let expected = [(ChangeKind::NewlyDenied, "rate_limit", 1), (ChangeKind::Unknown, "arguments", 1)];
+    let expected = [(DecisionChange::NewlyDenied, "rate_limit", 1), (DecisionChange::Unknown, "arguments", 1)];
     assert_eq!(told_of(&full, vec![hashed(0), hashed(1)]), expected);
     let denied = tools("{name: t, action: Deny}, {name: '*', validations: [{expression: 'args.n < 3'}]}");
-    assert_eq!(told_of(&denied, vec![hashed(0)]), [(ChangeKind::NewlyDenied, "denied", 1)]);
+    assert_eq!(told_of(&denied, vec![hashed(0)]), [(DecisionChange::NewlyDenied, "denied", 1)]);
     let session = tools("{name: t, validations: [{expression: \"session == ''\"}]}");
     assert_eq!(told_of(&session, vec![passed(0, None, None)]), []);
     let of_session = passed(0, Some("00000000000000a1"), None);
-    assert_eq!(told_of(&session, vec![of_session]), [(ChangeKind::Unknown, "session", 1)]);
+    assert_eq!(told_of(&session, vec![of_session]), [(DecisionChange::Unknown, "session", 1)]);
     let both = tools("{name: t, validations: [{expression: \"session == '' && args.n < 3\"}]}");
     let (end, line) = hashed(0);
     let of_session = (end, line.replace("\"session\":null", "\"session\":\"00000000000000a1\""));
-    assert_eq!(told_of(&both, vec![of_session]), [(ChangeKind::Unknown, "arguments and session", 1)]);
+    assert_eq!(told_of(&both, vec![of_session]), [(DecisionChange::Unknown, "arguments and session", 1)]);
 }
 
 #[test]
@@ -333,14 +381,14 @@ fn policies_in_audit_mode_only_object() {
     let limits = "tools: [{name: t, limits: [{max: 1, window: minute}]}]";
     let audit = policy(&format!("mode: Audit, servers: [{{name: s, url: 'http://s/mcp', {limits}}}]"));
     let lines = all_passed(&[0, 1, 2]);
-    assert_eq!(told_of(&audit, lines.clone()), [(ChangeKind::NewlyWouldDeny, "rate_limit", 2)]);
+    assert_eq!(told_of(&audit, lines.clone()), [(DecisionChange::NewlyWouldDeny, "rate_limit", 2)]);
     let objected = |line: &Line| (line.0, line.1.replace("\"allowed\"", "\"would_deny\"").replace("\"none\"", "\"rate_limit\""));
     let before: Vec<Line> = lines.iter().map(objected).collect();
-    assert_eq!(told_of(&limited(9), before.clone()), [(ChangeKind::NoLongerWouldDeny, "rate_limit", 3)]);
-    let expected = [(ChangeKind::NewlyDenied, "rate_limit", 2), (ChangeKind::NoLongerWouldDeny, "rate_limit", 1)];
+    assert_eq!(told_of(&limited(9), before.clone()), [(DecisionChange::NoLongerWouldDeny, "rate_limit", 3)]);
+    let expected = [(DecisionChange::NewlyDenied, "rate_limit", 2), (DecisionChange::NoLongerWouldDeny, "rate_limit", 1)];
     assert_eq!(told_of(&limited(1), before), expected);
     let nowhere = policy("servers: [{name: other, url: 'http://s/mcp'}]");
-    assert_eq!(told_of(&nowhere, lines), [(ChangeKind::NewlyDenied, "no_policy", 3)]);
+    assert_eq!(told_of(&nowhere, lines), [(DecisionChange::NewlyDenied, "no_policy", 3)]);
 }
 
 #[test]
@@ -348,7 +396,7 @@ fn places_and_what_was_not_sent_come_free() {
     let one = tools("{name: t, maxConcurrent: 1}");
     assert_eq!(told_of(&one, all_passed(&[0, 1, 2])), []);
     let long: Vec<Line> = all_passed(&[0, 0, 2]).iter().map(|line| taking(line, "1.5")).collect();
-    assert_eq!(told_of(&one, long), [(ChangeKind::NewlyDenied, "concurrency", 1)]);
+    assert_eq!(told_of(&one, long), [(DecisionChange::NewlyDenied, "concurrency", 1)]);
     let failed = |line: &Line| (line.0, line.1.replace("\"ok\"", "\"connect_failed\""));
     assert_eq!(told_of(&limited(1), all_passed(&[0, 1, 2]).iter().map(failed).collect()), []);
 }
@@ -403,7 +451,7 @@ fn arguments_that_are_null_are_known() {
     let condition = tools("{name: t, validations: [{expression: '!has(args.n)'}]}");
     assert_eq!(told_of(&condition, vec![passed(0, None, Some("null"))]), []);
     let condition = tools("{name: t, validations: [{expression: 'has(args.n)'}]}");
-    assert_eq!(told_of(&condition, vec![passed(0, None, Some("null"))]), [(ChangeKind::NewlyDenied, "validation", 1)]);
+    assert_eq!(told_of(&condition, vec![passed(0, None, Some("null"))]), [(DecisionChange::NewlyDenied, "validation", 1)]);
 }
 
 #[test]
@@ -520,5 +568,210 @@ fn nothing_in_is_nothing_found() {
 fn policies_that_do_not_compile_deny_with_and_without_arguments() {
     let broken = tools("{name: t, validations: [{expression: 'args.n <'}, {expression: 'args.n < 3'}]}");
     let lines = vec![passed(0, None, Some("{}")), passed(1, None, None)];
-    assert_eq!(told_of(&broken, lines), [(ChangeKind::NewlyDenied, "invalid_policy", 2)]);
+    assert_eq!(told_of(&broken, lines), [(DecisionChange::NewlyDenied, "invalid_policy", 2)]);
+}
+
+/// The line of a call that was let through, with these fields more.
+fn with_fields(line: &Line, fields: &str) -> Line {
+    (line.0, format!("{},{fields}}}", line.1.strip_suffix('}').unwrap()))
+}
+
+/// The line of a call to which pins objected.
+fn objected(decision: &str, reason: &str, fields: &str) -> Line {
+    let (end, line) = with_fields(&passed(0, None, None), fields);
+    (end, line.replace("\"allowed\"", &format!("\"{decision}\"")).replace("\"none\"", &format!("\"{reason}\"")))
+}
+
+#[test]
+fn the_class_of_the_line_decides() {
+    let guard = tools("{class: Destructive, action: Deny}, {class: Read}, {name: named}");
+    let of = |class: &str| told_of(&guard, vec![with_fields(&passed(0, None, None), &format!("\"class\":\"{class}\""))]);
+    assert_eq!(of("Read"), []);
+    assert_eq!(of("Write"), [(DecisionChange::NewlyDenied, "not_listed", 1)]);
+    assert_eq!(of("Destructive"), [(DecisionChange::NewlyDenied, "denied", 1)]);
+    // What every entry for a class denies, and none allows.
+    assert_eq!(of("Unknown"), [(DecisionChange::NewlyDenied, "denied", 1)]);
+    let unknown = [(DecisionChange::Unknown, "class", 1)];
+    assert_eq!(told_of(&guard, vec![passed(0, None, None)]), unknown);
+    // Where the class makes no difference, it is not needed.
+    let by_name = tools("{class: Destructive, action: Deny}, {name: t}");
+    assert_eq!(told_of(&by_name, vec![passed(0, None, None)]), []);
+    let by_glob = tools("{class: Read}, {name: 't*', action: Deny}");
+    assert_eq!(told_of(&by_glob, vec![passed(0, None, None)]), [(DecisionChange::NewlyDenied, "denied", 1)]);
+    let limited = tools("{class: Write, limits: [{max: 9, window: minute}]}, {name: t}");
+    assert_eq!(told_of(&limited, vec![passed(0, None, None)]), unknown);
+    let asking = tools("{class: Write, approval: {}}, {name: t}");
+    assert_eq!(told_of(&asking, vec![passed(0, None, None)]), unknown);
+    assert_eq!(told_of(&asking, vec![with_fields(&passed(0, None, None), "\"class\":\"Read\"")]), []);
+    let elsewhere = policy("servers: [{name: s, url: 'http://s/mcp', tools: [{name: t}]}, {name: o, tools: [{class: Read}]}]");
+    assert_eq!(told_of(&elsewhere, vec![passed(0, None, None)]), []);
+}
+
+#[test]
+fn a_call_of_an_unknown_class_counts_in_the_limits_of_names() {
+    let both = tools("{class: Read}, {name: 't*', limits: [{max: 1, window: minute}]}, {class: Write, action: Deny}");
+    let lines = all_passed(&[0, 1, 2]);
+    assert_eq!(
+        told_of(&both, lines.clone()),
+        [(DecisionChange::NewlyDenied, "rate_limit", 2), (DecisionChange::Unknown, "class", 1)]
+    );
+    let report = replay_logs(&[both], &[lines]);
+    let note = "1 call is unknown: entries decide by a class that the logs lack. In limits, these calls count as let through. Logs have \
+                classes where policies had entries for classes, or pins, when the calls came";
+    assert!(report.notes.contains(&note.to_owned()), "{:?}", report.notes);
+    assert!(!report.notes.iter().any(|note| note.contains("auditArguments")), "{:?}", report.notes);
+}
+
+#[test]
+fn pins_are_judged_by_what_the_log_says_of_them() {
+    let pinned = |rest: &str| {
+        let spec = format!("servers: [{{name: s, url: 'http://s/mcp', pins: {{name: pins{rest}}}, tools: [{{name: t}}]}}]");
+        policy(&spec)
+    };
+    let read = "\"class\":\"Read\"";
+    let changed = |decision: &str| objected(decision, "pin_drift", &format!("{read},\"drift\":[\"description\"]"));
+    let (new, unverified) = (objected("denied", "not_pinned", read), objected("denied", "pin_unverified", read));
+    let strict = pinned("");
+    for line in [changed("denied"), new.clone(), unverified.clone()] {
+        assert_eq!(told_of(&strict, vec![line.clone()]), [], "{}", line.1);
+    }
+    // What a policy in audit mode, or one of other reasons, saw to be another.
+    assert_eq!(told_of(&strict, vec![changed("would_deny")]), [(DecisionChange::NewlyDenied, "pin_drift", 1)]);
+    let limited = objected("denied", "rate_limit", &format!("{read},\"drift\":[\"inputSchema\",\"_meta\"]"));
+    assert_eq!(told_of(&strict, vec![limited]), [(DecisionChange::OtherReason, "pin_drift", 1)]);
+    let lenient = pinned(", onDrift: Audit, onNew: Allow");
+    let newly = |reason| [(DecisionChange::NewlyAllowed, reason, 1)];
+    assert_eq!(told_of(&lenient, vec![changed("denied")]), newly("pin_drift"));
+    assert_eq!(told_of(&lenient, vec![changed("would_deny")]), []);
+    assert_eq!(told_of(&lenient, vec![unverified]), newly("pin_unverified"));
+    assert_eq!(told_of(&lenient, vec![new.clone()]), newly("not_pinned"));
+    assert_eq!(
+        told_of(&tools("{name: t}"), vec![changed("denied"), new]),
+        [(DecisionChange::NewlyAllowed, "not_pinned", 1), (DecisionChange::NewlyAllowed, "pin_drift", 1)]
+    );
+    // A line that says nothing of pins: they may not have been in force.
+    let silent = with_fields(&passed(0, None, None), read);
+    assert_eq!(told_of(&strict, vec![silent.clone()]), [(DecisionChange::Unknown, "pins", 1)]);
+    assert_eq!(told_of(&strict, vec![with_fields(&silent, "\"drift\":[]")]), []);
+    let denied = policy("servers: [{name: s, url: 'http://s/mcp', pins: {name: pins}, tools: [{name: t, action: Deny}]}]");
+    assert_eq!(told_of(&denied, vec![silent.clone()]), [(DecisionChange::NewlyDenied, "denied", 1)]);
+    let note = "the logs do not say whether their tools were as pinned";
+    assert!(replay_logs(&[strict], &[vec![silent]]).notes.iter().any(|told| told.contains(note)));
+}
+
+/// The line of a call that was not let through, for this reason and with these fields more.
+fn denied(reason: &str, fields: &str) -> Line {
+    let (end, line) = objected("denied", reason, fields);
+    (end, line.replace("\"ok\"", "\"denied\""))
+}
+
+#[test]
+fn what_a_person_approved_passes_policies_that_ask_and_what_waited_asks() {
+    let asks = tools("{name: t, approval: {}}");
+    let name = "\"approval\":\"agents/t-x7k2\"";
+    let approved = with_fields(&passed(0, None, None), name);
+    let waited = denied("approval_pending", name);
+    // It was let through once a person had approved it, and nobody was asked about another call.
+    let newly = |change, reason| [(change, reason, 1)];
+    assert_eq!(told_of(&asks, vec![waited.clone(), approved.clone()]), []);
+    assert_eq!(told_of(&asks, vec![passed(0, None, None)]), newly(DecisionChange::NewlyAsks, "approval_pending"));
+    for reason in ["approval_denied", "approval_expired", "approval_full", "approval_unavailable"] {
+        assert_eq!(told_of(&asks, vec![denied(reason, name)]), [], "{reason}");
+        assert_eq!(told_of(&tools("{name: t}"), vec![denied(reason, name)]), newly(DecisionChange::NewlyAllowed, reason));
+    }
+    // An approval is not all that a call needs.
+    let no = tools("{name: t, action: Deny}");
+    assert_eq!(told_of(&no, vec![approved.clone()]), newly(DecisionChange::NewlyDenied, "denied"));
+    assert_eq!(told_of(&no, vec![waited]), newly(DecisionChange::NewlyDenied, "denied"));
+    assert_eq!(told_of(&asks, vec![denied("denied", "\"x\":1")]), newly(DecisionChange::NewlyAsks, "approval_pending"));
+    assert_eq!(told_of(&asks, vec![denied("malformed", "\"x\":1")]), []);
+    // What it takes of limits is taken; one that had been approved and found no room may find it now.
+    let limited = tools("{name: t, approval: {}, limits: [{max: 1, window: minute}]}");
+    assert_eq!(told_of(&limited, vec![approved.clone(), approved.clone()]), newly(DecisionChange::NewlyDenied, "rate_limit"));
+    let full = denied("rate_limit", name);
+    assert_eq!(told_of(&limited, vec![approved.clone(), full.clone()]), []);
+    assert_eq!(told_of(&asks, vec![full]), newly(DecisionChange::NewlyAllowed, "rate_limit"));
+    assert_eq!(
+        replay_logs(&[asks], &[vec![passed(0, None, None)]]).text().lines().next(),
+        Some("1 call from 2026-01-01T00:00:00.000Z to 2026-01-01T00:00:00.000Z: 0 as before, 1 newly asks")
+    );
+}
+
+#[test]
+fn policies_in_audit_mode_would_ask_whatever_was_approved() {
+    let audit = policy("mode: Audit, servers: [{name: s, url: 'http://s/mcp', tools: [{name: t, approval: {}}]}]");
+    let of_other = "\"approval\":\"t-x7k2\"";
+    let would_ask = [(DecisionChange::NewlyWouldDeny, "approval_pending", 1)];
+    assert_eq!(told_of(&audit, vec![passed(0, None, None)]), would_ask);
+    assert_eq!(told_of(&audit, vec![with_fields(&passed(0, None, None), of_other)]), would_ask);
+    let asked = objected("would_ask", "approval_pending", "\"x\":1");
+    assert_eq!(told_of(&audit, vec![asked.clone()]), []);
+    assert_eq!(told_of(&tools("{name: t}"), vec![asked.clone()]), [(DecisionChange::NoLongerWouldDeny, "approval_pending", 1)]);
+    let mut enforced = tools("{name: t, approval: {}}");
+    enforced.id.name = "enforced".to_owned();
+    assert_eq!(told_of(&enforced, vec![asked]), [(DecisionChange::NewlyAsks, "approval_pending", 1)]);
+    // A policy in audit mode asks besides the one whose asking a person has answered.
+    let both = objected("would_ask", "approval_pending", of_other);
+    assert_eq!(told(&replay_logs(&[audit, enforced], &[vec![both]])), []);
+}
+
+#[test]
+fn an_approval_needs_the_arguments_that_its_condition_reads_and_not_those_that_it_shows() {
+    let hashed = |(end, line): Line| {
+        let argued = line.replace("\"argumentsSha256\":null", "\"argumentsSha256\":\"52f7\"");
+        (end, argued)
+    };
+    let name = "\"approval\":\"t-x7k2\"";
+    let (call, approved) = (hashed(passed(0, None, None)), hashed(with_fields(&passed(0, None, None), name)));
+    let shows = tools("{name: t, approval: {show: [args.n]}}");
+    assert_eq!(told_of(&shows, vec![call.clone()]), [(DecisionChange::NewlyAsks, "approval_pending", 1)]);
+    assert_eq!(told_of(&shows, vec![approved.clone()]), []);
+    let reads = tools("{name: t, approval: {when: args.n > 3}}");
+    let unknown = [(DecisionChange::Unknown, "arguments", 1)];
+    assert_eq!(told_of(&reads, vec![call.clone()]), unknown);
+    // Whether it asks does not matter to a call that was approved.
+    assert_eq!(told_of(&reads, vec![approved.clone()]), []);
+    assert_eq!(told_of(&reads, vec![hashed(denied("approval_pending", name))]), unknown);
+    assert_eq!(told_of(&reads, vec![passed(0, None, Some("{\"n\":3}"))]), []);
+    assert_eq!(told_of(&reads, vec![passed(0, None, Some("{\"n\":4}"))]), [(DecisionChange::NewlyAsks, "approval_pending", 1)]);
+    // What a validation would say comes first, and is not known: it is asked about at most, or denied as before.
+    let validated = tools("{name: t, approval: {}, validations: [{expression: 'args.n < 9'}]}");
+    assert_eq!(told_of(&validated, vec![call]), [(DecisionChange::NewlyAsks, "approval_pending", 1)]);
+    assert_eq!(told_of(&validated, vec![approved]), unknown);
+    assert_eq!(told_of(&validated, vec![hashed(denied("validation", "\"x\":1"))]), unknown);
+    let full = tools("{name: t, approval: {when: args.n > 3}, limits: [{max: 1, window: minute}]}");
+    let waited = hashed(denied("approval_pending", name));
+    assert_eq!(told_of(&full, vec![passed(0, None, Some("{\"n\":1}")), waited]), []);
+}
+
+#[test]
+fn steps_of_requests_are_counted_and_no_calls() {
+    let step = r#"{"time":"2026-01-01T00:00:00.000Z","event":"approval","step":"approved","approval":"t-x7k2","server":"s","tool":"t","policies":["agents/p"],"by":"jane","argumentsSha256":"52f7"}"#;
+    let other = step.replace("\"event\":\"approval\"", "\"event\":\"newer\"");
+    let lines =
+        vec![(0, step.to_owned()), (1, format!("2026-01-01T00:00:00.1Z stdout F {step}")), (2, other), passed(0, None, None)];
+    let report = replay_logs(&[tools("{name: t}")], &[lines]);
+    let skipped = report.skipped_lines;
+    assert_eq!((report.calls, skipped.approvals, skipped.other, skipped.damaged), (1, 2, 1, 0));
+    assert!(report.text().contains("Lines that are no calls: 2 of approvals, 1 other\n"), "{}", report.text());
+}
+
+#[test]
+fn all_that_is_missing_is_told() {
+    let spec = "servers: [{name: s, url: 'http://s/mcp', pins: {name: pins}, \
+                tools: [{class: Read}, {name: t, validations: [{expression: 'args.n < 3'}]}, {class: Write, limits: [{max: 1, window: minute}]}]}]";
+    let (end, line) = passed(0, None, Some("{\"n\":2}"));
+    let hashed = (end, line.split(",\"arguments\":").next().unwrap().to_owned() + "}");
+    assert_eq!(told_of(&policy(spec), vec![hashed]), [(DecisionChange::Unknown, "arguments, class and pins", 1)]);
+}
+
+#[test]
+fn classes_and_parts_that_are_not_known_are_damage() {
+    for (fields, why) in [
+        ("\"class\":\"Harmless\"", "its `class` is `Harmless`, which is not known here"),
+        ("\"drift\":[\"title\",\"colour\"]", "its `drift` is `colour`, which is not known here"),
+    ] {
+        let report = replay_logs(&[limited(9)], &[vec![with_fields(&passed(0, None, None), fields)]]);
+        assert_eq!(report.damages.iter().map(|damage| damage.why.as_str()).collect::<Vec<_>>(), [why]);
+    }
 }

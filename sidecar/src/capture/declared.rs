@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{Uri, uri::PathAndQuery};
+use toolweir_crds::port_of;
 
 use super::names::{Host, HostAndPort, SearchDomains};
 use crate::in_force::{InForce, ServerInForce};
@@ -75,7 +76,7 @@ impl DeclaredServers {
             let Some(url) = server.url.clone() else { continue };
             let tls = url.scheme() == Some(&http::uri::Scheme::HTTPS);
             let Some(host) = url.host().and_then(Host::read) else { continue };
-            let port = url.port_u16().unwrap_or(if tls { 443 } else { 80 });
+            let Some(port) = port_of(&url) else { continue };
             let found =
                 Arc::new(DeclaredServer { server: Arc::clone(server), url, host: host.clone(), tls, last: Mutex::default() });
             for meaning in domains.meanings(&host) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Method, Uri, uri::PathAndQuery};
-use toolweir_crds::explain::ConnectionExplanation;
+use toolweir_crds::{explain::ConnectionExplanation, port_of};
 use toolweir_engine::egress::EgressReason;
 
 use super::{
@@ -42,9 +42,7 @@ impl Capture {
         let host = uri.host().and_then(Host::read).ok_or_else(unclear)?;
         let scheme = uri.scheme_str().ok_or_else(unclear)?.to_ascii_lowercase();
         let (is_http, is_tls) = (scheme == "http", scheme == "https");
-        let usual = if is_http { Some(80) } else { is_tls.then_some(443) };
-        let port =
-            uri.port_u16().or(usual).ok_or_else(|| format!("`url` has no port, and {scheme} has none of its own; write one"))?;
+        let port = port_of(&uri).ok_or("`url` has no port that can be connected to; write one from 1 to 65535")?;
         let at = HostAndPort { host, port };
         let explanation = |decision: &str, reason: EgressReason, message: String| ConnectionExplanation {
             url: url.to_owned(),

@@ -135,7 +135,7 @@ spec:
         let policies: Vec<Policy> = documents.into_iter().map(|located| located.document.into()).collect();
         let (engine, problems) = Engine::compile(&policies, Memory::new(0), &CompileOptions::default());
         assert!(problems.is_empty(), "{problems:?}");
-        let (in_force, _) = InForce::new(engine, Vec::new(), "v".to_owned(), &SidecarMetrics::new().unwrap().servers);
+        let (in_force, _) = InForce::new(engine, Vec::new(), Vec::new(), "v".to_owned(), &SidecarMetrics::new().unwrap().servers);
         let domains = SearchDomains::new(["agents.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned));
         let declared = DeclaredCache::default().of(&Arc::new(in_force), &domains);
         let (host, port) = read_authority(authority).unwrap();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use prometheus::{IntCounterVec, core::Collector};
 use toolweir_crds::stream::{Denials, Denied};
+use toolweir_engine::Reason;
 
 use crate::metrics::SidecarMetrics;
 
@@ -60,7 +61,9 @@ fn denied(counter: &IntCounterVec, kind: impl Fn(&dyn Fn(&str) -> String) -> Kin
         };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter")]
         let count = metric.get_counter().get_value() as u64;
-        (label("decision") == "denied").then(|| (kind(&label), count))
+        // What waits for a person, the operator is told otherwise.
+        let is_denied = label("decision") == "denied" && label("reason") != Reason::ApprovalPending.as_str();
+        is_denied.then(|| (kind(&label), count))
     });
     denied.collect()
 }
@@ -85,6 +88,7 @@ mod tests {
         assert_eq!(reported.take_new(&metrics), None);
         metrics.servers.tool_calls.with_label_values(&["s", "a", "allowed", "none", "agents/p"]).inc();
         metrics.servers.tool_calls.with_label_values(&["s", "a", "would_deny", "rate_limit", "agents/p"]).inc();
+        metrics.servers.tool_calls.with_label_values(&["s", "a", "denied", "approval_pending", "agents/p"]).inc();
         assert_eq!(reported.take_new(&metrics), None);
         deny("a", "rate_limit", 2);
         deny("_other", "not_listed", 5);

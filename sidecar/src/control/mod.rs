@@ -41,7 +41,7 @@ use self::{
     metrics::ControlPlaneMetrics,
     state::StateDir,
     trust::{Trust, TrustError},
-    wire::{RawPolicy, StreamLine},
+    wire::{RawSnapshot, StreamLine},
 };
 use crate::{audit::Audit, counts::Counts, freshness::Freshness, governor::Governor, metrics::SidecarMetrics};
 
@@ -50,7 +50,7 @@ const LONGEST_TOKEN: u64 = 16 * 1024;
 /// The time between two reports of denied calls, if there were some.
 const TELL: Duration = Duration::from_secs(5);
 /// The time for which changes are gathered before they are reported.
-const GATHER: Duration = Duration::from_millis(200);
+const GATHER: Duration = Duration::from_millis(250);
 /// The attempt with which to go on where somebody has to change something first.
 const SLOWER: u32 = 4;
 
@@ -100,7 +100,7 @@ pub fn govern(
     let kept = metrics.files.record_result("policies", "read", state.policies(SystemTime::now())).flatten();
     let (snapshot, freshness) = match kept {
         Some((snapshot, age)) => (snapshot, Freshness::Stale(Instant::now(), age)),
-        None => (Snapshot { version: String::new(), policies: Vec::new() }, Freshness::Nothing(Instant::now())),
+        None => (Snapshot { version: String::new(), policies: Vec::new(), pins: Vec::new() }, Freshness::Nothing(Instant::now())),
     };
     let kept = metrics.files.record_result("shared_store", "read", state.shared_store()).flatten();
     counts.set_store(kept.as_ref().map(StoreConfig::try_from));
@@ -153,13 +153,13 @@ async fn report_denials(governor: &Governor, sender: &StreamSender, reported: &m
 }
 
 /// Reports something to the operator whenever it changes, until the stream ends. `changes` tells of that, as other policies do. Without it,
-/// there is nothing to report.
-async fn report_changes<R: Default + PartialEq + Serialize>(
+/// there is nothing to report. `report` returns nothing as long as no policy asks for it; after a report, that is reported as an empty one.
+async fn report_changes<R: Default + PartialEq + Serialize, T>(
     governor: &Governor,
     sender: &StreamSender,
     mut acked: watch::Receiver<bool>,
-    changes: Option<watch::Receiver<()>>,
-    report: impl Fn() -> R,
+    changes: Option<watch::Receiver<T>>,
+    report: impl Fn() -> Option<R>,
 ) -> Lost {
     // An operator that knows no such reports sends no policies that ask for what is reported.
     if acked.wait_for(|acked| *acked).await.is_err() {
@@ -168,13 +168,13 @@ async fn report_changes<R: Default + PartialEq + Serialize>(
     let (Some(mut told_of), mut replaced) = (changes, governor.replacements()) else {
         return std::future::pending().await;
     };
-    let mut reported = R::default();
+    let (empty, mut reported) = (R::default(), None);
     loop {
         told_of.mark_unchanged();
         replaced.mark_unchanged();
         let report = report();
         if report != reported {
-            if let Err(lost) = sender.send_report(&report).await {
+            if let Err(lost) = sender.send_report(report.as_ref().unwrap_or(&empty)).await {
                 return lost;
             }
             reported = report;
@@ -190,14 +190,30 @@ async fn report_changes<R: Default + PartialEq + Serialize>(
 
 /// Reports the states of credentials to the operator, until the stream ends.
 async fn report_credentials(governor: &Governor, sender: &StreamSender, acked: watch::Receiver<bool>) -> Lost {
-    let report = || wire::short_report(governor.credential_report());
+    let report = || Some(wire::short_report(governor.credential_report())).filter(|report| !report.credentials.is_empty());
     report_changes(governor, sender, acked, governor.credential_changes(), report).await
 }
 
 /// Reports to the operator which servers' TLS is opened, until the stream ends.
 async fn report_interception(governor: &Governor, sender: &StreamSender, acked: watch::Receiver<bool>) -> Lost {
-    let report = || wire::short_interception(governor.interception_report());
+    let report =
+        || Some(wire::short_interception(governor.interception_report())).filter(|report| !report.interception.is_empty());
     report_changes(governor, sender, acked, governor.interception_changes(), report).await
+}
+
+/// Reports to the operator which tools are not as they were pinned, until the stream ends.
+async fn report_drift(governor: &Governor, sender: &StreamSender, acked: watch::Receiver<bool>) -> Lost {
+    // That there is none is told too: the operator waits for it.
+    let report = || governor.drift_report().map(wire::short_drift);
+    report_changes(governor, sender, acked, Some(governor.tool_changes()), report).await
+}
+
+/// Reports the requests for approval to the operator, until the stream ends. `heard` turns true when the operator has spoken of them on
+/// this stream: an older one knows none.
+async fn report_approvals(governor: &Governor, sender: &StreamSender, heard: watch::Receiver<bool>) -> Lost {
+    let approvals = governor.approvals();
+    let report = || Some(wire::short_approvals((*approvals.report()).clone()));
+    report_changes(governor, sender, heard, Some(approvals.reports()), report).await
 }
 
 impl PolicyFollower {
@@ -220,12 +236,14 @@ impl PolicyFollower {
                     self.metrics.connects.with_label_values(&["ok"]).inc();
                     tracing::info!("connected to the control plane");
                     let began = Instant::now();
-                    let acked = watch::Sender::new(false);
+                    let (acked, heard) = (watch::Sender::new(false), watch::Sender::new(false));
                     let lost = tokio::select! {
-                        lost = self.listen(governor, &sender, &mut messages, &acked) => lost,
+                        lost = self.listen(governor, &sender, &mut messages, (&acked, &heard)) => lost,
                         lost = report_denials(governor, &sender, &mut reported) => lost,
                         lost = report_credentials(governor, &sender, acked.subscribe()) => lost,
                         lost = report_interception(governor, &sender, acked.subscribe()) => lost,
+                        lost = report_drift(governor, &sender, acked.subscribe()) => lost,
+                        lost = report_approvals(governor, &sender, heard.subscribe()) => lost,
                     };
                     governor.freshness.set_stale();
                     self.metrics.disconnects.with_label_values(&[lost.as_str()]).inc();
@@ -262,13 +280,14 @@ impl PolicyFollower {
         client::connect(&self.config.endpoint, self.trust.tls(), &token).await
     }
 
-    /// Does what a stream says, until it ends.
+    /// Does what a stream says, until it ends. Sets `acked` when a snapshot was acknowledged, and `heard` when the operator spoke of requests
+    /// for approval.
     async fn listen(
         &mut self,
         governor: &Arc<Governor>,
         sender: &StreamSender,
         messages: &mut Messages,
-        acked: &watch::Sender<bool>,
+        (acked, heard): (&watch::Sender<bool>, &watch::Sender<bool>),
     ) -> Lost {
         let silence = self.config.silence;
         loop {
@@ -282,6 +301,10 @@ impl PolicyFollower {
                     tracing::warn!(kind, "ignored a message from the operator: this sidecar does not know its kind");
                 }
                 StreamLine::Message(StreamMessage::KeepAlive) => {}
+                StreamLine::Message(StreamMessage::Approvals(news)) => {
+                    governor.approvals().learn(&news);
+                    heard.send_replace(true);
+                }
                 StreamLine::Message(StreamMessage::SharedStore(store)) => self.set_store(governor, store).await,
                 StreamLine::Message(StreamMessage::Trust(trust)) => self.update_trust(governor, trust).await,
                 StreamLine::Message(StreamMessage::Snapshot(snapshot)) => {
@@ -344,7 +367,7 @@ impl PolicyFollower {
 }
 
 /// Brings a snapshot into force and keeps it. Returns the acknowledgement.
-fn enforce(governor: &Governor, state: &StateDir, snapshot: &Snapshot<RawPolicy>) -> Ack {
+fn enforce(governor: &Governor, state: &StateDir, snapshot: &RawSnapshot) -> Ack {
     let options = governor.options();
     let known = {
         let in_force = governor.in_force();

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use toolweir_crds::{
-    API_VERSION, FieldError, MCPClusterPolicySpec, MCPPolicySpec, Metadata,
-    stream::{PolicyProblem, Snapshot},
-    text::one_line,
+    API_VERSION, FieldError, MCPClusterPolicySpec, MCPPolicySpec, Metadata, ToolPins, stream::PolicyProblem, text::one_line,
 };
 use toolweir_engine::{CompileOptions, Engine, Memory, Policy, PolicyId, Severity};
 
@@ -40,13 +38,15 @@ struct PolicyHead {
 
 /// The policies of a snapshot, compiled, with what is wrong with them: one problem for each policy that denies.
 pub fn in_force(
-    snapshot: &Snapshot<wire::RawPolicy>,
+    snapshot: &wire::RawSnapshot,
     counters: &Arc<Memory>,
     options: &CompileOptions,
     metrics: &ServerMetrics,
 ) -> InForce {
     let policies: Vec<Policy> = snapshot.policies.iter().map(|raw| read(raw)).collect();
     let (engine, found) = Engine::compile(&policies, Arc::clone(counters), options);
+    let (pins, unreadable) = read_pins(&snapshot.pins);
+    let engine = engine.with_pins(&pins);
     let mut problems: BTreeMap<String, String> = BTreeMap::new();
     for problem in found {
         let policy = policies.get(problem.policy).map(|policy| policy.id.to_string()).unwrap_or_default();
@@ -60,7 +60,7 @@ pub fn in_force(
         }
     }
     let views = policies.iter().cloned().map(PolicyView::from).collect();
-    let (mut in_force, bad) = InForce::new(engine, views, snapshot.version.clone(), metrics);
+    let (mut in_force, bad) = InForce::new(engine, views, pins, snapshot.version.clone(), metrics);
     for bad in bad {
         for policy in &policies {
             let gives = |server: &toolweir_crds::Server| server.name == bad.server && server.url.as_ref() == Some(&bad.url);
@@ -69,10 +69,61 @@ pub fn in_force(
             }
         }
     }
+    for UnreadablePins { name, why } in unreadable {
+        tracing::error!(pins = name, why, "pins that cannot be read hold for nothing, so that no tool is known to be as it was");
+        for policy in &policies {
+            let names = |server: &toolweir_crds::Server| {
+                server.pins.as_ref().is_some_and(|pins| pins.full_name(&policy.id.namespace) == name)
+            };
+            if let Some(at) = policy.spec.servers.iter().position(names) {
+                problems.entry(policy.id.to_string()).or_insert_with(|| format!("spec.servers[{at}].pins: {name} {why}"));
+            }
+        }
+    }
     in_force.shared_store = options.shared_store;
     in_force.problems =
         problems.into_iter().map(|(policy, message)| PolicyProblem { policy, message: one_line(&message, usize::MAX) }).collect();
     in_force
+}
+
+/// Pins of which nothing can be used.
+struct UnreadablePins {
+    /// Namespace and name.
+    name: String,
+    why: String,
+}
+
+/// Reads pins. Those that cannot be read are as if they were not there, and policies deny what they would hold.
+fn read_pins(raw: &[wire::RawDocument]) -> (Vec<ToolPins>, Vec<UnreadablePins>) {
+    #[derive(Deserialize)]
+    struct PinsHead {
+        namespace: String,
+        name: String,
+    }
+    let (mut pins, mut unreadable) = (Vec::new(), Vec::new());
+    for raw in raw {
+        match serde_json::from_str::<ToolPins>(raw.get()) {
+            Ok(read) => match toolweir_pins::check_texts(&read).first() {
+                None => pins.push(read),
+                Some(wrong) => {
+                    unreadable.push(UnreadablePins { name: read.to_string(), why: format!("cannot be used: {wrong}") });
+                }
+            },
+            Err(error) => {
+                let name = serde_json::from_str::<PinsHead>(raw.get())
+                    .map_or_else(|_| UNNAMED.to_owned(), |PinsHead { namespace, name }| format!("{namespace}/{name}"));
+                unreadable.push(UnreadablePins { name, why: unreadable_text(&error) });
+            }
+        }
+    }
+    (pins, unreadable)
+}
+
+/// Returns what is wrong with a document, in one line.
+fn unreadable_text(error: &serde_json::Error) -> String {
+    // The place in a text that nobody sees helps nobody.
+    let text = error.to_string();
+    format!("cannot be read: {}", one_line(text.split(" at line ").next().unwrap_or_default(), 400))
 }
 
 /// Reads a policy. One that cannot be read denies everything on every server.
@@ -90,12 +141,7 @@ fn read(raw: &RawValue) -> Policy {
 }
 
 fn policy(raw: &RawValue) -> Result<Policy, FieldError> {
-    let failed = |path: &str, error: serde_json::Error| {
-        // The place in a text that nobody sees helps nobody.
-        let text = error.to_string();
-        let message = text.split(" at line ").next().unwrap_or_default();
-        FieldError { path: path.to_owned(), message: format!("cannot be read: {}", one_line(message, 400)) }
-    };
+    let failed = |path: &str, error: serde_json::Error| FieldError { path: path.to_owned(), message: unreadable_text(&error) };
     let unknown = |path: &str, text: &str| FieldError {
         path: path.to_owned(),
         message: format!("`{}` is not known to this sidecar", text.escape_debug()),
@@ -112,9 +158,9 @@ fn policy(raw: &RawValue) -> Result<Policy, FieldError> {
         }
         kind => return Err(unknown("kind", kind)),
     };
-    let Metadata { name, namespace, creation_timestamp } = sent.metadata;
+    let Metadata { name, namespace, creation_timestamp, uid, generation } = sent.metadata;
     let id = PolicyId { cluster, namespace: namespace.unwrap_or_default(), name };
-    Ok(Policy { id, created: creation_timestamp, spec, unreadable: None })
+    Ok(Policy { id, created: creation_timestamp, version: uid.zip(generation), spec, unreadable: None })
 }
 
 #[cfg(test)]
@@ -137,7 +183,7 @@ mod tests {
     }
 
     fn reason(in_force: &InForce, server: &str) -> Option<Reason> {
-        let call = Call { server, tool: "pay", arguments: None, session: "" };
+        let call = Call { server, tool: "pay", arguments: None, session: "", seen: None };
         in_force.engine.decide(&call, Timestamp::default()).denial().map(|denial| denial.reason)
     }
 
@@ -146,6 +192,31 @@ mod tests {
         let in_force = enforce(&[]);
         assert_eq!(reason(&in_force, "bank"), Some(Reason::NoPolicy));
         assert!(in_force.problems.is_empty() && in_force.version == "v");
+    }
+
+    #[test]
+    fn pins_that_cannot_be_read_verify_nothing_and_the_rest_of_the_snapshot_holds() {
+        let mut pinned = open("pinned", "bank", "http://bank/mcp");
+        pinned["spec"]["servers"][0]["pins"] = json!({"name": "files", "onNew": "Allow"});
+        let other = open("other", "shop", "http://shop/mcp");
+        for (spec, reads, problem) in [
+            (json!({"server": "bank"}), None, None),
+            (
+                json!({"server": "bank", "signature": "x"}),
+                Some(Reason::PinUnverified),
+                Some("spec.servers[0].pins: agents/files cannot be read: unknown field `signature`"),
+            ),
+        ] {
+            let pins = json!([{"namespace": "agents", "name": "files", "spec": spec}]);
+            let snapshot = json!({"version": "v", "policies": [pinned, other], "pins": pins}).to_string();
+            let snapshot = serde_json::from_str(&snapshot).unwrap();
+            let metrics = SidecarMetrics::new().unwrap();
+            let in_force = in_force(&snapshot, &Memory::new(10), &CompileOptions::default(), &metrics.servers);
+            assert_eq!((reason(&in_force, "bank"), reason(&in_force, "shop")), (reads, None));
+            let told: Vec<(&str, bool)> =
+                in_force.problems.iter().map(|told| (&*told.policy, told.message.starts_with(problem.unwrap_or("?")))).collect();
+            assert_eq!(told, problem.map(|_| ("agents/pinned", true)).into_iter().collect::<Vec<_>>());
+        }
     }
 
     #[test]

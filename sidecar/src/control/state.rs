@@ -10,9 +10,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use toolweir_crds::stream::{LONGEST_LINE, SharedStore, Snapshot};
+use toolweir_crds::stream::{LONGEST_LINE, SharedStore};
 
-use super::{trust, wire::RawPolicy};
+use super::{trust, wire::RawSnapshot};
 use crate::{
     audit::sha256,
     files::{self, Durable},
@@ -24,9 +24,9 @@ pub const POLICIES: &str = "policies.json";
 pub const TRUST: &str = "trust.pem";
 /// The file with where counts are shared.
 pub const SHARED_STORE: &str = "shared-store.json";
-/// The form of the first file that this version writes, and the only one that it reads.
+/// The form of files with a checksum that this version writes, and the only one that it reads.
 const FORMAT: u32 = 1;
-/// The largest head of that file, in bytes.
+/// The largest head of such a file, in bytes.
 const HEAD: usize = 4096;
 
 /// Why a file is not used.
@@ -53,7 +53,7 @@ enum Why {
     Format(u32),
 }
 
-/// The first line of the file with policies.
+/// The first line of a file with a checksum.
 #[derive(Serialize, Deserialize)]
 struct Head {
     format: u32,
@@ -73,12 +73,29 @@ impl StateDir {
         Self(folder)
     }
 
+    /// The folder, if there is one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.0.as_deref()
+    }
+
     /// Reads the policies that were kept, and how long ago.
     ///
     /// # Errors
     /// There is a file that cannot be used.
-    pub fn policies(&self, now: SystemTime) -> Result<Option<(Snapshot<RawPolicy>, Duration)>, StateError> {
-        self.read(POLICIES, HEAD + LONGEST_LINE, |bytes| {
+    pub fn policies(&self, now: SystemTime) -> Result<Option<(RawSnapshot, Duration)>, StateError> {
+        let kept = self.sealed(POLICIES, LONGEST_LINE)?;
+        Ok(kept.map(|(snapshot, written)| {
+            // A clock that was set back makes nothing younger than new.
+            (snapshot, now.duration_since(written.unwrap_or(now)).unwrap_or_default())
+        }))
+    }
+
+    /// Reads what was kept with its checksum in a file of at most `most` bytes, and when it was written.
+    ///
+    /// # Errors
+    /// There is a file that cannot be used.
+    pub fn sealed<T: DeserializeOwned>(&self, name: &str, most: usize) -> Result<Option<(T, Option<SystemTime>)>, StateError> {
+        self.read(name, HEAD + most, |bytes| {
             let damaged = |why: &str| Why::Damaged(why.to_owned());
             let end = memchr::memchr(b'\n', bytes).ok_or_else(|| damaged("it has no second line"))?;
             let (head, body) = bytes.split_at(end);
@@ -90,10 +107,8 @@ impl StateDir {
             if sha256(body) != head.sha256 {
                 return Err(damaged("its checksum is another"));
             }
-            let snapshot = serde_json::from_slice(body).map_err(|error| Why::Damaged(error.to_string()))?;
-            let written = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(head.written)).unwrap_or(now);
-            // A clock that was set back makes nothing younger than new.
-            Ok((snapshot, now.duration_since(written).unwrap_or_default()))
+            let kept = serde_json::from_slice(body).map_err(|error| Why::Damaged(error.to_string()))?;
+            Ok((kept, SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(head.written))))
         })
     }
 
@@ -101,9 +116,17 @@ impl StateDir {
     ///
     /// # Errors
     /// They cannot be written; what was kept is as it was.
-    pub fn keep_policies(&self, snapshot: &Snapshot<RawPolicy>, now: SystemTime) -> Result<(), StateError> {
-        self.write(POLICIES, || {
-            let body = serde_json::to_vec(snapshot)?;
+    pub fn keep_policies(&self, snapshot: &RawSnapshot, now: SystemTime) -> Result<(), StateError> {
+        self.keep_sealed(POLICIES, snapshot, now)
+    }
+
+    /// Keeps something with its checksum.
+    ///
+    /// # Errors
+    /// It cannot be written; what was kept is as it was.
+    pub fn keep_sealed<T: Serialize>(&self, name: &str, kept: &T, now: SystemTime) -> Result<(), StateError> {
+        self.write(name, || {
+            let body = serde_json::to_vec(kept)?;
             let written = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
             let mut bytes = serde_json::to_vec(&Head { format: FORMAT, written, sha256: sha256(&body) })?;
             bytes.push(b'\n');
@@ -244,7 +267,7 @@ mod tests {
         }
     }
 
-    fn snapshot(version: &str) -> Snapshot<RawPolicy> {
+    fn snapshot(version: &str) -> RawSnapshot {
         let text = format!(r#"{{"version":"{version}","policies":[{{"kind":"MCPPolicy",  "spec":{{"max":30}}}},5]}}"#);
         serde_json::from_str(&text).unwrap()
     }

@@ -6,17 +6,21 @@ use bytes::{Buf, Bytes};
 use serde::{Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use toolweir_crds::{
-    stream::{Ack, CredentialReport, InterceptionReport, LONGEST_ACK, PolicyProblem, StreamMessage},
+    approval_request::{ApprovalReport, ApprovalState, ReportedApproval},
+    stream::{Ack, CredentialReport, DriftReport, InterceptionReport, LONGEST_ACK, PolicyProblem, Snapshot, StreamMessage},
     text::one_line,
 };
 
-/// A policy as it came, not looked at yet.
-pub type RawPolicy = Box<RawValue>;
+/// A policy or pins as they came, not looked at yet.
+pub type RawDocument = Box<RawValue>;
+
+/// A snapshot of such.
+pub type RawSnapshot = Snapshot<RawDocument, RawDocument>;
 
 /// The kinds of lines: the label `kind`.
-pub const KINDS: [&str; 5] = ["snapshot", "trust", "keep_alive", "shared_store", "unknown"];
+pub const KINDS: [&str; 6] = ["snapshot", "trust", "keep_alive", "shared_store", "approvals", "unknown"];
 /// The kinds as they stand in a line.
-const KNOWN: [&str; 4] = ["snapshot", "trust", "keepAlive", "sharedStore"];
+const KNOWN: [&str; 5] = ["snapshot", "trust", "keepAlive", "sharedStore", "approvals"];
 /// The longest version, in bytes; it is a label of a metric.
 const LONGEST_VERSION: usize = 128;
 /// The longest message about a policy, in characters; it is shown in the policy's status.
@@ -28,7 +32,7 @@ const AROUND: usize = 64;
 #[derive(Debug)]
 pub enum StreamLine {
     /// A message.
-    Message(StreamMessage<RawPolicy>),
+    Message(StreamMessage<RawDocument, RawDocument>),
     /// One of a kind that a newer operator knows.
     Unknown(String),
 }
@@ -39,6 +43,7 @@ impl StreamLine {
         match self {
             Self::Message(StreamMessage::Snapshot(_)) => "snapshot",
             Self::Message(StreamMessage::Trust(_)) => "trust",
+            Self::Message(StreamMessage::Approvals(_)) => "approvals",
             Self::Message(StreamMessage::KeepAlive) => "keep_alive",
             Self::Message(StreamMessage::SharedStore(_)) => "shared_store",
             Self::Unknown(_) => "unknown",
@@ -108,6 +113,27 @@ pub fn short_interception(report: InterceptionReport) -> InterceptionReport {
     InterceptionReport { interception: short_states(report.interception, |state| &mut state.problem) }
 }
 
+/// A report of drift as it is sent: no more tools than fit into a line.
+pub fn short_drift(report: DriftReport) -> DriftReport {
+    DriftReport { drift: first_in_line(report.drift) }
+}
+
+/// A report of requests for approval as it is sent. Where they do not fit into a line, what is asked is left out of some: of those that are
+/// approved first, which the operator knows, then of the newest. They are told once older ones have ended.
+pub fn short_approvals(mut report: ApprovalReport) -> ApprovalReport {
+    let length = |report: &ApprovalReport| serde_json::to_vec(report).map_or(0, |line| line.len());
+    let is_approved = |approval: &ReportedApproval| approval.state == ApprovalState::Approved;
+    while length(&report) + AROUND >= LONGEST_ACK {
+        let asked = || report.approvals.iter().enumerate().rev().filter(|(_, approval)| approval.request.is_some());
+        let longest = asked().find(|(_, approval)| is_approved(approval)).or_else(|| asked().next());
+        match longest.map(|(at, _)| at).and_then(|at| report.approvals.get_mut(at)) {
+            Some(approval) => approval.request = None,
+            None => return ApprovalReport { approvals: first_in_line(report.approvals) },
+        }
+    }
+    report
+}
+
 /// States with short texts, and no more than fit into a line. Those with a problem come first.
 fn short_states<T: Serialize>(states: Vec<T>, problem: impl Fn(&mut T) -> &mut Option<String>) -> Vec<T> {
     let (mut wrong, mut right) = (Vec::new(), Vec::new());
@@ -117,10 +143,15 @@ fn short_states<T: Serialize>(states: Vec<T>, problem: impl Fn(&mut T) -> &mut O
         if problem.is_some() { wrong.push(state) } else { right.push(state) }
     }
     wrong.append(&mut right);
-    while serde_json::to_vec(&wrong).is_ok_and(|line| line.len() + AROUND >= LONGEST_ACK) {
-        wrong.truncate(wrong.len() / 2);
+    first_in_line(wrong)
+}
+
+/// As many of the first items as fit into a line.
+fn first_in_line<T: Serialize>(mut items: Vec<T>) -> Vec<T> {
+    while serde_json::to_vec(&items).is_ok_and(|line| line.len() + AROUND >= LONGEST_ACK) {
+        items.truncate(items.len() / 2);
     }
-    wrong
+    items
 }
 
 /// An acknowledgement as a line. Where there are more problems than a line may hold, it names the first.

@@ -39,7 +39,7 @@ fn policies(servers: &[&str]) -> InForce {
     let policies: Vec<Policy> = read_documents("p", &text).unwrap().into_iter().map(|located| located.document.into()).collect();
     let (engine, problems) = Engine::compile(&policies, Memory::new(0), &CompileOptions::default());
     assert!(problems.is_empty(), "{problems:?}");
-    InForce::new(engine, Vec::new(), "v".to_owned(), &SidecarMetrics::new().unwrap().servers).0
+    InForce::new(engine, Vec::new(), Vec::new(), "v".to_owned(), &SidecarMetrics::new().unwrap().servers).0
 }
 
 /// A pod's folders, which are removed with the test.

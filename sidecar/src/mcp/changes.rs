@@ -2,6 +2,9 @@
 //! 2026-07-28, "Subscriptions").
 
 use serde_json::Value;
+use toolweir_engine::json::{JsonError, JsonKind, Reader};
+
+use super::members::is_key;
 
 /// The most subscriptions of one stream that are known.
 const MOST: usize = 16;
@@ -81,6 +84,36 @@ impl Listeners {
     }
 }
 
+/// The notification that a server's list of tools has changed.
+const LIST_CHANGED: &str = "notifications/tools/list_changed";
+
+/// Returns true where a message of a server says that its list of tools has changed, or a batch has such a message.
+pub fn is_list_changed(message: &[u8]) -> bool {
+    memchr::memmem::find(message, b"list_changed").is_some() && names_list_changed(message).unwrap_or(false)
+}
+
+fn names_list_changed(message: &[u8]) -> Result<bool, JsonError> {
+    let (mut reader, mut named) = (Reader::new(message)?, false);
+    let mut of_message = |reader: &mut Reader<'_>| {
+        if reader.peek()? != JsonKind::Object {
+            return reader.value().map(drop);
+        }
+        reader.object::<JsonError>(|reader, key| {
+            let value = reader.value()?;
+            if is_key(key, "method")? {
+                named |= value.string()?.is_some_and(|method| method == LIST_CHANGED);
+            }
+            Ok(())
+        })
+    };
+    if reader.peek()? == JsonKind::Array {
+        reader.array::<JsonError>(of_message)?;
+    } else {
+        of_message(&mut reader)?;
+    }
+    Ok(named)
+}
+
 /// Looks for the answer to `initialize` in a body that passes, JSON or events, without holding it back.
 #[derive(Debug, Default)]
 pub struct Declaration {
@@ -146,6 +179,22 @@ mod tests {
         listeners.server_said(one.as_bytes());
         listeners.client_said(br#"{"method":"notifications/cancelled","params":{"requestId":7}}"#);
         assert_eq!(listeners, Listeners::default());
+    }
+
+    #[test]
+    fn a_change_of_the_list_is_known_by_its_method_alone() {
+        for (message, is_it) in [
+            (r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#, true),
+            (r#"{"params":{"x":[{}]},"Method":"notifications\/tools\/list_changed"}"#, true),
+            (r#"[{"id":1,"result":{}},{"method":"notifications/tools/list_changed"}]"#, true),
+            (r#"{"method":"notifications/prompts/list_changed"}"#, false),
+            (r#"{"id":1,"result":{"method":"notifications/tools/list_changed"}}"#, false),
+            (r#"{"id":1,"result":{"content":[{"text":"notifications/tools/list_changed"}]}}"#, false),
+            (r#"{"method":"notifications/tools/list_changed""#, false),
+            ("", false),
+        ] {
+            assert_eq!(is_list_changed(message.as_bytes()), is_it, "{message}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! other byte stays. Little is kept of an entry once the next one is read, so a list of very many takes no more memory than its
 //! text and what stays of it.
 
+use std::borrow::Cow;
+
 use smallvec::SmallVec;
 use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader};
 
@@ -13,9 +15,8 @@ use super::{
 };
 
 /// The rules by which lists are shown.
+#[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
-    /// Returns true for the name of a tool that is shown.
-    pub shows: &'a dyn Fn(&str) -> bool,
     /// The longest time for which a client may keep a list, in milliseconds: a `ttlMs` that says more, or that is no such number, becomes this
     /// (MCP 2026-07-28, "Caching").
     pub ttl: u32,
@@ -23,13 +24,14 @@ pub struct Rules<'a> {
     pub own: Option<OwnRequest<'a>>,
 }
 
-/// A request that the sidecar sends for a client.
+/// A request that the sidecar sends for a client, or for a decision of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnRequest<'a> {
     /// Its id, a string.
     pub id: &'a str,
-    /// The id, as it is written, of the client's request for which it is sent. The client gets its answer under this id.
-    pub client_id: &'a str,
+    /// The id, as it is written, of the client's request for which it is sent. The client gets its answer under this id. None where no
+    /// client gets it.
+    pub client_id: Option<&'a str>,
 }
 
 /// An answer that was read.
@@ -54,21 +56,46 @@ pub struct ListPage<'a> {
     pub next: Option<Raw<'a>>,
 }
 
-/// Cuts the tools out of an answer that are not shown, and tells `seen` each name and whether it is shown. An answer is known
+/// An entry of a list, as it stands there: an object with a name.
+#[derive(Debug)]
+pub struct ListEntry<'a> {
+    /// Its text.
+    pub text: &'a [u8],
+    /// Its names, as clients of every kind may find them: usually one.
+    pub names: &'a [Cow<'a, str>],
+    /// True where all clients find the same name: the only one, under the key `name`.
+    pub is_plain: bool,
+}
+
+/// The most names of an entry. One that has more is not shown.
+pub const MOST_NAMES: usize = 8;
+
+/// Decides on the entries of lists.
+struct Judge<'a> {
+    body: &'a [u8],
+    shows: &'a mut dyn FnMut(&ListEntry<'_>) -> bool,
+}
+
+/// Cuts the entries out of an answer that `shows` refuses; it is asked once for each that a client may find a name in. An answer is known
 /// as a tools/list result by its shape, since one can be replayed on any stream; keys are known in any case, since some
 /// clients read them so.
 ///
 /// # Errors
 /// The answer is not strict JSON.
-pub fn filter<'a>(body: &'a [u8], rules: &Rules<'_>, seen: &mut dyn FnMut(&str, bool)) -> Result<ListAnswer<'a>, JsonError> {
+pub fn filter<'a>(
+    body: &'a [u8],
+    rules: &Rules<'_>,
+    shows: &mut dyn FnMut(&ListEntry<'_>) -> bool,
+) -> Result<ListAnswer<'a>, JsonError> {
     let mut edits = Edits::of(body);
+    let judge = &mut Judge { body, shows };
     let mut reader = Reader::new(body)?;
     let mut page = None;
     if reader.peek()? == JsonKind::Array {
         // A legacy server may answer with a batch.
-        reader.array::<JsonError>(|reader| answer(reader, rules, seen, &mut edits).map(drop))?;
+        reader.array::<JsonError>(|reader| answer(reader, rules, judge, &mut edits).map(drop))?;
     } else {
-        page = answer(&mut reader, rules, seen, &mut edits)?;
+        page = answer(&mut reader, rules, judge, &mut edits)?;
     }
     reader.finish()?;
     Ok(ListAnswer { filtered: edits.finish(), page })
@@ -78,7 +105,7 @@ pub fn filter<'a>(body: &'a [u8], rules: &Rules<'_>, seen: &mut dyn FnMut(&str, 
 fn answer<'a>(
     reader: &mut Reader<'a>,
     rules: &Rules<'_>,
-    seen: &mut dyn FnMut(&str, bool),
+    judge: &mut Judge<'_>,
     edits: &mut Edits<'_>,
 ) -> Result<Option<ListPage<'a>>, JsonError> {
     if reader.peek()? != JsonKind::Object {
@@ -87,16 +114,17 @@ fn answer<'a>(
     let (mut id, mut results) = (Member::None, Member::None);
     reader.object::<JsonError>(|reader, key| {
         if is_key(key, "result")? && reader.peek()? == JsonKind::Object {
-            results.add(result(reader, rules, seen, edits)?);
+            results.add(result(reader, rules, judge, edits)?);
             return Ok(());
         }
         let value = reader.value()?;
         if is_key(key, "id")? {
             id.add(value);
             if let Some(own) = rules.own
+                && let Some(client_id) = own.client_id
                 && value.string()?.is_some_and(|id| id == own.id)
             {
-                edits.replace(value.start, value.end(), own.client_id);
+                edits.replace(value.start, value.end(), client_id);
             }
         }
         Ok(())
@@ -143,7 +171,7 @@ const REMEMBERED: usize = 256;
 fn result<'a>(
     reader: &mut Reader<'a>,
     rules: &Rules<'_>,
-    seen: &mut dyn FnMut(&str, bool),
+    judge: &mut Judge<'_>,
     edits: &mut Edits<'_>,
 ) -> Result<Members<'a>, JsonError> {
     let ttl = rules.ttl.to_string();
@@ -154,7 +182,7 @@ fn result<'a>(
         EditKind::Ttl => edits.replace(start, end, &ttl),
     };
     let (mut parts, mut many): (SmallVec<[Edit; 8]>, bool) = (SmallVec::new(), false);
-    let found = members(reader, rules, seen, &mut |part| {
+    let found = members(reader, rules, judge, &mut |part| {
         if !many && parts.len() == REMEMBERED {
             many = true;
             parts.drain(..).for_each(|part| apply(part, true));
@@ -172,13 +200,13 @@ fn result<'a>(
 fn members<'a>(
     reader: &mut Reader<'a>,
     rules: &Rules<'_>,
-    seen: &mut dyn FnMut(&str, bool),
+    judge: &mut Judge<'_>,
     part: &mut dyn FnMut(Edit),
 ) -> Result<Members<'a>, JsonError> {
     let mut found = Members::default();
     reader.object::<JsonError>(|reader, key| {
         if is_key(key, "tools")? && reader.peek()? == JsonKind::Array {
-            let (entries, shown) = tools(reader, rules, seen, part)?;
+            let (entries, shown) = tools(reader, judge, part)?;
             found.goes |= shown < entries;
             found.tools.add((entries, shown));
             return Ok(());
@@ -208,12 +236,7 @@ fn is_at_most(value: Raw<'_>, most: u32) -> bool {
 
 /// Reads a list, tells `part` what goes of it, and gives how many entries it has and how many stay. A run that goes takes the
 /// comma after it, or before it at the end of the list.
-fn tools(
-    reader: &mut Reader<'_>,
-    rules: &Rules<'_>,
-    seen: &mut dyn FnMut(&str, bool),
-    part: &mut dyn FnMut(Edit),
-) -> Result<(usize, usize), JsonError> {
+fn tools(reader: &mut Reader<'_>, judge: &mut Judge<'_>, part: &mut dyn FnMut(Edit)) -> Result<(usize, usize), JsonError> {
     let mut cut = |start, end| part(Edit { start, end, part: EditKind::Entries });
     let (mut entries, mut shown) = (0, 0);
     // Where the last entry ends that stays, and where the run begins and ends that goes.
@@ -221,7 +244,7 @@ fn tools(
     reader.array::<JsonError>(|reader| {
         let kind = reader.peek()?;
         let start = reader.place();
-        let stays = if kind == JsonKind::Object { stays(reader, rules.shows, seen)? } else { reader.value().map(|_| true)? };
+        let stays = if kind == JsonKind::Object { stays(reader, judge)? } else { reader.value().map(|_| true)? };
         entries += 1;
         if !stays {
             run = Some((run.map_or(start, |(start, _)| start), reader.place()));
@@ -241,25 +264,27 @@ fn tools(
 }
 
 /// Reads an entry of a list, and gives whether it stays.
-fn stays(reader: &mut Reader<'_>, shows: &dyn Fn(&str) -> bool, seen: &mut dyn FnMut(&str, bool)) -> Result<bool, JsonError> {
-    let (mut stays, mut named) = (true, false);
+fn stays(reader: &mut Reader<'_>, judge: &mut Judge<'_>) -> Result<bool, JsonError> {
+    let start = reader.place();
+    let (mut names, mut is_plain, mut stays): (SmallVec<[Cow<'_, str>; 1]>, _, _) = (SmallVec::new(), true, true);
     reader.object::<JsonError>(|reader, key| {
         let value = reader.value()?;
         if is_key(key, "name")? {
-            named = true;
+            is_plain &= key.as_str() == "\"name\"" || key.string()?.is_some_and(|key| key == "name");
             // Of two names a client takes one or the other: all must be shown.
-            match value.string()? {
-                Some(name) => {
-                    let may = shows(&name);
-                    seen(&name, may);
-                    stays &= may;
-                }
+            match value.string()?.filter(|_| names.len() < MOST_NAMES) {
+                Some(name) => names.push(name),
                 None => stays = false,
             }
         }
         Ok(())
     })?;
-    Ok(stays && named)
+    if names.is_empty() {
+        return Ok(false);
+    }
+    let text = judge.body.get(start..reader.place()).unwrap_or_default();
+    let is_plain = is_plain && stays && names.len() == 1;
+    Ok((judge.shows)(&ListEntry { text, names: &names, is_plain }) && stays)
 }
 
 #[cfg(test)]
@@ -267,16 +292,15 @@ mod tests {
     use super::*;
 
     fn show_a(body: &str) -> String {
-        let rules = Rules { shows: &|name| name.starts_with('a'), ttl: 5000, own: None };
-        match filter(body.as_bytes(), &rules, &mut |_, _| {}).unwrap().filtered {
+        let rules = Rules { ttl: 5000, own: None };
+        let mut shows = |entry: &ListEntry<'_>| entry.names.iter().all(|name| name.starts_with('a'));
+        match filter(body.as_bytes(), &rules, &mut shows).unwrap().filtered {
             Filtered::Same => body.to_owned(),
             Filtered::Edited(edited) => String::from_utf8(edited).unwrap(),
         }
     }
 
-    fn nothing() -> Rules<'static> {
-        Rules { shows: &|_| false, ttl: 5000, own: None }
-    }
+    const RULES: Rules<'static> = Rules { ttl: 5000, own: None };
 
     #[test]
     fn cuts_out_what_is_not_shown_and_keeps_every_other_byte() {
@@ -307,6 +331,31 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_is_told_once_with_its_text_and_with_every_name_that_a_client_may_find() {
+        let told = |entry: &str| {
+            let mut told = Vec::new();
+            let body = format!(r#"{{"result":{{"tools":[ {entry} ]}}}}"#);
+            let read = filter(body.as_bytes(), &RULES, &mut |entry| {
+                told.push((entry.text.to_vec(), entry.names.join(" "), entry.is_plain));
+                true
+            });
+            let stays = read.unwrap().filtered == Filtered::Same;
+            assert!(told.len() <= 1 && told.iter().all(|(text, ..)| text == entry.as_bytes()), "{told:?}");
+            (told.pop().map(|(_, names, is_plain)| (names, is_plain)), stays)
+        };
+        let named = |names: &str, is_plain| Some((names.to_owned(), is_plain));
+        assert_eq!(told(r#"{"name" : "\u0061","x":{"name":"y"}}"#), (named("a", true), true));
+        assert_eq!(told(r#"{"n\u0061me":"a"}"#), (named("a", true), true));
+        assert_eq!(told(r#"{"Name":"a"}"#), (named("a", false), true));
+        assert_eq!(told(r#"{"name":"a","NAME":"b"}"#), (named("a b", false), true));
+        assert_eq!(told(r#"{"name":"a","name":5}"#), (named("a", false), false));
+        assert_eq!(told(r#"{"name":5}"#), (None, false));
+        assert_eq!(told(r#"{"title":"a"}"#), (None, false));
+        let many = [r#""name":"a""#; MOST_NAMES + 1].join(",");
+        assert!(!told(&format!("{{{many}}}")).1);
+    }
+
+    #[test]
     fn other_answers_stay_as_they_are() {
         for body in [
             r#"{"id":1,"result":{"content":[{"name":"b"}]}}"#,
@@ -316,10 +365,10 @@ mod tests {
             r#"{"result":{"ttlMs":60000,"resources":[]}}"#,
             "7",
         ] {
-            let read = filter(body.as_bytes(), &nothing(), &mut |_, _| {});
+            let read = filter(body.as_bytes(), &RULES, &mut |_| false);
             assert_eq!(read, Ok(ListAnswer { filtered: Filtered::Same, page: None }), "{body}");
         }
-        assert!(filter(b"{\"result\":{\"tools\":[", &nothing(), &mut |_, _| {}).is_err());
+        assert!(filter(b"{\"result\":{\"tools\":[", &RULES, &mut |_| false).is_err());
     }
 
     #[test]
@@ -364,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_page_is_what_every_client_reads() {
-        let page = |body: &'static str| filter(body.as_bytes(), &nothing(), &mut |_, _| {}).unwrap().page;
+        let page = |body: &'static str| filter(body.as_bytes(), &RULES, &mut |_| false).unwrap().page;
         let found = page(r#"{"result":{"nextCursor":"\u0032","tools":[{"name":"a"},7]},"id":1}"#).unwrap();
         assert_eq!((found.entries, found.shown, found.id.as_str()), (2, 1, "1"));
         assert_eq!(found.next.map(Raw::as_str), Some(r#""\u0032""#));
@@ -389,11 +438,9 @@ mod tests {
 
     #[test]
     fn the_answer_to_a_request_of_the_sidecar_gets_the_id_of_the_client_and_is_private() {
-        let rules = Rules { shows: &|_| true, ttl: 5000, own: Some(OwnRequest { id: "t-1", client_id: "7.0" }) };
+        let rules = Rules { ttl: 5000, own: Some(OwnRequest { id: "t-1", client_id: Some("7.0") }) };
         let body = br#"{"id":"t-1","result":{"cacheScope":"public","tools":[{"name":"a"}]},"x":"t-1"}"#;
-        let Filtered::Edited(edited) = filter(body, &rules, &mut |_, _| {}).unwrap().filtered else {
-            panic!("it was not edited")
-        };
+        let Filtered::Edited(edited) = filter(body, &rules, &mut |_| true).unwrap().filtered else { panic!("it was not edited") };
         let edited = String::from_utf8(edited).unwrap();
         assert_eq!(edited, r#"{"id":7.0,"result":{"cacheScope":"private","tools":[{"name":"a"}]},"x":"t-1"}"#);
     }

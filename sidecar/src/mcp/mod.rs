@@ -10,6 +10,7 @@ pub mod id;
 pub mod json_pieces;
 pub mod list;
 pub mod members;
+pub mod own_list;
 pub mod page_request;
 pub mod request;
 pub mod scan;

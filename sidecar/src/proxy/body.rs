@@ -103,6 +103,7 @@ impl EventFilter {
         if self.filling.as_mut().is_some_and(|filling| filling.take_own_answer(data)) {
             return Ok(EventVerdict::Take);
         }
+        self.lists.server_said(data);
         if let Some(notifier) = &mut self.notifier {
             notifier.server_said(data);
         }

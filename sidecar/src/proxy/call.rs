@@ -23,6 +23,7 @@ use crate::{
     in_force::CredentialSlot,
     mcp::{headers::SESSION_ID, request::Request},
     outcome::Outcome,
+    own_lists::SoughtTool,
     pending::PendingRequest,
     record::Record,
 };
@@ -64,12 +65,18 @@ impl Proxy {
         // In the HTTP+SSE transport a session is a stream.
         let header = || client.headers.get(SESSION_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let session = client.legacy.map_or_else(header, |stream| &stream.id);
-        let call = Call {
-            server: name,
-            tool: message.params.name.as_deref().unwrap_or_default(),
-            arguments: message.params.arguments,
-            session,
-        };
+        let tool = message.params.name.as_deref().unwrap_or_default();
+        let sought = SoughtTool { server: name, tool };
+        let mut seen = request.in_force.seen(name, tool);
+        if message.id.is_some() && seen.is_none() && sought.is_needed(&request.in_force) {
+            // Boxed: it is rare, and a call that needs it not is not made larger by it.
+            let listed = Box::pin(self.list_for_call(message, sought, (client, pending.as_ref()), &body.0, request));
+            if listed.await {
+                return Ok((accepted(), Outcome::Cancelled));
+            }
+            seen = request.in_force.seen(name, tool);
+        }
+        let call = Call { server: name, tool, arguments: message.params.arguments, session, seen: seen.as_deref() };
         if message.id.is_none() {
             // A notification of a method that is none: a server may carry it out and nobody would know.
             let decision = governor::decision_without_id(&call);
@@ -77,7 +84,15 @@ impl Proxy {
             record.finish(Outcome::Dropped);
             return Ok((accepted(), Outcome::Dropped));
         }
-        let (decided, record) = governor.decide_shared(&request.in_force, &call, request.arrived).await;
+        let (decided, record) = match governor.decide_shared(&request.in_force, &call, request.arrived).await {
+            Ok(decided) => decided,
+            // Boxed as well: no other call is made larger by it.
+            Err(asking) => {
+                let asked = Box::pin(self.asked_call(message, &call, (client, pending.is_some()), body.0.len(), asking, request));
+                let Some(decided) = asked.await else { return Ok((accepted(), Outcome::Cancelled)) };
+                decided
+            }
+        };
         match decided {
             Decided::Denied(denial) => {
                 record.finish(Outcome::Denied);

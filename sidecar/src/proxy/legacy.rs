@@ -151,6 +151,8 @@ impl Drop for OpenLegacyStream {
         if let Some(id) = &self.id {
             self.streams.lock().remove(id);
         }
+        // Who waits for a page of the sidecar's own holds them too.
+        self.lists.expected.close();
     }
 }
 

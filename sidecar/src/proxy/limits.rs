@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lists::TTL;
+use crate::{lists::TTL, own_lists::WAIT};
 
 /// The bounds of the proxy.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Limits {
     pub first_byte: Duration,
     /// The time for which a client may keep a list of tools.
     pub list_ttl: Duration,
+    /// The time for which a call waits for a list that the sidecar asks for by itself.
+    pub own_list: Duration,
     /// The most open connections of clients.
     pub connections: usize,
     /// The most requests under way, their answers included.
@@ -37,6 +39,7 @@ impl Default for Limits {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(300),
             list_ttl: TTL,
+            own_list: WAIT,
             connections: 512,
             requests: 256,
         }

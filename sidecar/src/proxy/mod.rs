@@ -15,12 +15,13 @@
 //! with [`failure`] and [`replies`]. Rewritten for the client are [`cookies`], the [`challenge`]s and the [`representation`] of
 //! answers, by [`localize`]; [`forwarding`] has the headers that go on. [`legacy`] knows the open streams of the HTTP+SSE
 //! transport, [`cancel`] the calls that a client may cancel, [`sessions`] and [`list_changes`] tell clients that the list of
-//! tools has changed, and [`pages`] fills pages of lists that come empty. [`budget`] and [`clients`] bound what is held,
+//! tools has changed, [`pages`] fills pages of lists that come empty, and [`own_list`] asks for a list that a decision needs. [`budget`] and [`clients`] bound what is held,
 //! [`unread`] discards what is not read, and [`cors`] is for pages in a browser.
 //!
 //! [`captured`] takes connections that the kernel redirected here: [`captured_http`] has their requests to declared servers answered as
 //! above, [`egress_http`] passes those on that lead elsewhere, and what is no HTTP is joined to where it may go.
 
+pub mod asked_call;
 pub mod authorization;
 pub mod body;
 pub mod budget;
@@ -48,6 +49,7 @@ pub mod localize;
 pub mod oauth;
 pub mod origin;
 pub mod outgoing;
+pub mod own_list;
 pub mod pages;
 pub mod pass;
 pub mod peeked;

@@ -4,10 +4,11 @@ use http::{
     Uri,
     uri::{PathAndQuery, Scheme},
 };
+use toolweir_crds::port_of;
 
 /// The origin of a URL: scheme, host and port.
 pub fn origin(url: &Uri) -> Option<(Scheme, String, u16)> {
-    Some((url.scheme()?.clone(), url.host()?.to_ascii_lowercase(), port(url)?))
+    Some((url.scheme()?.clone(), url.host()?.to_ascii_lowercase(), port_of(url)?))
 }
 
 /// Resolves a reference (RFC 3986, section 4.1) against a base. None where it is not of the same origin, or none.
@@ -35,15 +36,6 @@ pub fn resolve(base: &Uri, reference: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// The port of a URI, by its scheme where it names none.
-pub fn port(uri: &Uri) -> Option<u16> {
-    uri.port_u16().or_else(|| match uri.scheme_str() {
-        Some("http") => Some(80),
-        Some("https") => Some(443),
-        _ => None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +50,8 @@ mod tests {
             ("http://Tools.svc:8000/m", Some("http://tools.svc:8000/m")),
             ("//tools.svc:8000/m", Some("http://tools.svc:8000/m")),
             ("http://tools.svc/m", None),
+            // No port, which is not that of the scheme either.
+            ("http://tools.svc:808000/m", None),
             ("https://tools.svc:8000/m", None),
             ("http://evil.example/m", None),
             ("//evil.example/m", None),

@@ -16,6 +16,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     budget::HeldBytes,
+    legacy::LegacyStream,
     representation::{is_events, is_json, unreadable},
     state::Proxy,
     stream_lists::{PostContext, StreamLists},
@@ -79,6 +80,7 @@ impl PagesByPost {
         loop {
             let frame = body.frame().await.transpose().ok()?;
             let mut decide = |event: SseEvent<'_>| {
+                self.lists.server_said(event.data);
                 let room = |bytes| if bytes > SMALL { state.budget.try_hold(bytes).map(Some) } else { Some(None) };
                 let _reading = room(event.data.len() * 2).ok_or(SseError::NoRoom)?;
                 if is_answer(event.data, own.id)? {
@@ -146,7 +148,8 @@ impl PageSource for PagesByPost {
 }
 
 /// Pages of HTTP+SSE, which come on the client's stream.
-struct PagesByStream {
+#[derive(Debug)]
+pub struct PagesByStream {
     proxy: Proxy,
     posted: PostContext,
     on: Arc<StreamLists>,
@@ -157,6 +160,42 @@ impl PageSource for PagesByStream {
         let page = self.on.expected.expect(own)?;
         drop(send(&self.proxy, &self.posted, request).await?);
         page.await.ok()?
+    }
+}
+
+/// Pages that no client asked for and no client gets.
+#[derive(Debug)]
+pub enum OwnPages {
+    /// Those of Streamable HTTP.
+    Post(PagesByPost),
+    /// Those of HTTP+SSE.
+    Stream(PagesByStream),
+}
+
+impl OwnPages {
+    /// Pages for a client that may have an HTTP+SSE stream.
+    ///
+    /// Other messages come with them. On the stream of HTTP+SSE the client gets those. Beside a page of Streamable HTTP there is no
+    /// stream of the client's to put them on: its POST is the call's, whose answer has not begun and may be JSON; and by MCP what a
+    /// server sends there is about the request, of which the client knows nothing. So they go nowhere, but for what they say of the
+    /// list. A server that first waits for an answer of the client does not get it, and the list runs out of time.
+    pub fn new(proxy: Proxy, posted: PostContext, stream: Option<&LegacyStream>) -> Self {
+        match stream {
+            Some(stream) => Self::Stream(PagesByStream { proxy, posted, on: Arc::clone(&stream.lists) }),
+            None => {
+                let lists = proxy.lists(&posted.server);
+                Self::Post(PagesByPost::new(proxy, posted, lists))
+            }
+        }
+    }
+}
+
+impl PageSource for OwnPages {
+    async fn page(&mut self, request: Vec<u8>, own: OwnRequest<'_>) -> Option<Page> {
+        match self {
+            Self::Post(pages) => pages.page(request, own).await,
+            Self::Stream(pages) => pages.page(request, own).await,
+        }
     }
 }
 

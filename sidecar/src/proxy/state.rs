@@ -8,7 +8,7 @@ use super::{
     budget::Budget, cancel::CancellableCalls, clients::Clients, credentialed_clients::CredentialedClients, legacy::LegacyStreams,
     limits::Limits, oauth::Described, sessions::Sessions, through::UpstreamProxy, upstream::UpstreamClient,
 };
-use crate::{capture::Capture, governor::Governor};
+use crate::{approvals::room::WaitingRoom, capture::Capture, governor::Governor, own_lists::OwnLists};
 
 /// The state that all workers share.
 #[derive(Debug)]
@@ -27,6 +27,10 @@ pub struct ProxyState {
     pub sessions: Sessions,
     /// Calls of Streamable HTTP that hold places.
     pub calls: CancellableCalls,
+    /// Room for calls that wait for a person.
+    pub waiting: WaitingRoom,
+    /// Lists that the sidecar asks for by itself.
+    pub own_lists: OwnLists,
     /// Names under which the sidecar may be reached besides local ones.
     pub allowed_hosts: Vec<String>,
     /// The places at which servers said that their authorization is described.

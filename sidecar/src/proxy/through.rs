@@ -21,9 +21,8 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use toolweir_crds::port_of;
 use tower_service::Service;
-
-use super::origin::port;
 
 /// The longest head of a proxy's answer, in bytes.
 const HEAD: usize = 8 * 1024;
@@ -126,7 +125,7 @@ impl UpstreamProxy {
         let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
         let address = host.parse::<IpAddr>().ok();
         let local = address.map_or(host == "localhost" || host.ends_with(".localhost"), |address| address.is_loopback());
-        !local && !self.except.iter().any(|except| except.holds(&host, address, port(url)))
+        !local && !self.except.iter().any(|except| except.holds(&host, address, port_of(url)))
     }
 
     /// The header for a request that the proxy itself reads.
@@ -243,7 +242,7 @@ where
 
 /// Asks a proxy for a tunnel.
 async fn tunnel(stream: &mut TcpStream, url: &Uri, authorization: Option<&HeaderValue>) -> Result<(), ProxyError> {
-    let target = format!("{}:{}", url.host().unwrap_or_default(), port(url).unwrap_or(443));
+    let target = format!("{}:{}", url.host().unwrap_or_default(), port_of(url).unwrap_or(443));
     let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes();
     if let Some(value) = authorization {
         request.extend_from_slice(b"Proxy-Authorization: ");

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -12,20 +12,21 @@ use crate::{
     account::Account,
     governor::{Decided, Governor, decision_without_id},
     in_force::InForce,
-    lists::{ExpectedPages, LARGEST_REQUEST, ListRequest, ListRequests, Lists, Page},
+    lists::{ExpectedPages, LARGEST_REQUEST, ListRequest, ListRequests, Lists, Page, PageSource},
     mcp::{
         answer,
         changes::Listeners,
         edits::Filtered,
-        method_label,
+        method_label, own_list,
         request::{Message, Refusal, Request, parse},
         scan::{ReplyTo, Scan},
         sse::spells_tools,
     },
     outcome::Outcome,
+    own_lists::{OwnLists, SoughtTool},
     pending::{CancelTarget, PendingRequest, PendingRequests},
     proxy::failure::RequestFailure,
-    record::Arrival,
+    record::{Arrival, Record},
 };
 
 /// Decides on the messages of one client and one server.
@@ -50,8 +51,17 @@ pub struct ToolListState {
     asked: ListRequests<()>,
     /// Those that the sidecar has asked for.
     pub(super) expected: ExpectedPages,
+    /// Those that the sidecar asks for by itself.
+    pub(super) own: OwnLists,
     /// The ways in which the client is told of changes.
     listeners: Mutex<Listeners>,
+}
+
+impl ToolListState {
+    /// No lists yet. For those that the sidecar asks for by itself, a call waits so long.
+    pub fn with_wait(wait: Duration) -> Self {
+        Self { own: OwnLists::new(wait), ..Self::default() }
+    }
 }
 
 /// The handling of a client's message.
@@ -65,6 +75,13 @@ pub enum ClientMessageAction {
     Answer(Bytes),
     /// Discard it.
     Drop,
+    /// Ask a person for the call, and decide on it then ([`Gate::ask`]).
+    Ask,
+    /// Ask the server for its tools first ([`Gate::list_for_call`]), then decide on it ([`Gate::decide`]).
+    List {
+        /// The tool that it calls.
+        tool: String,
+    },
 }
 
 /// The handling of a server's message.
@@ -81,10 +98,25 @@ pub enum ServerMessageAction {
 }
 
 impl Gate {
-    /// Decides on a message of the client: a line without its end.
+    /// Decides on a message of the client that comes just now: a line without its end.
     pub fn from_client(&self, line: &[u8]) -> ClientMessageAction {
+        self.decide(line, Arrival::now(), true)
+    }
+
+    /// Returns true where a message may wait until a list is there. An answer of the client may be what the server waits for.
+    pub fn can_wait(line: &[u8]) -> bool {
+        matches!(read(line), Ok(Message::Request(_)))
+    }
+
+    /// Lists the server's tools for a call of this tool, until `until` at the latest.
+    pub async fn list_for_call(&self, call: &[u8], tool: &str, pages: &mut impl PageSource, until: Instant) {
+        let sought = SoughtTool { server: &self.server, tool };
+        self.lists.own.look(&self.governor, sought, |id| own_list::for_call(call, id), pages, until).await;
+    }
+
+    /// Decides on a message of the client that came then. `may_list` says whether a list may be asked for first.
+    pub fn decide(&self, line: &[u8], arrived: Arrival, may_list: bool) -> ClientMessageAction {
         let in_force = self.governor.in_force();
-        let arrived = Arrival::now();
         match read(line) {
             Err(refusal) => {
                 self.count(&in_force, "_none", Outcome::Refused);
@@ -100,12 +132,22 @@ impl Gate {
                 self.count(&in_force, "_answer", outcome);
                 action
             }
-            Ok(Message::Request(request)) => self.request(&in_force, &request, line, arrived),
+            Ok(Message::Request(request)) => match request.params.name.as_deref() {
+                Some(tool) if may_list && self.needs_list(&in_force, &request, tool) => {
+                    ClientMessageAction::List { tool: tool.to_owned() }
+                }
+                _ => self.request(&in_force, &request, line, arrived),
+            },
         }
     }
 
+    /// Returns true where the decision on a call needs a list.
+    fn needs_list(&self, in_force: &InForce, request: &Request<'_>, tool: &str) -> bool {
+        request.is_tool_call() && request.id.is_some() && SoughtTool { server: &self.server, tool }.is_needed(in_force)
+    }
+
     /// Counts a message of the client.
-    fn count(&self, in_force: &InForce, method: &str, outcome: Outcome) {
+    pub(super) fn count(&self, in_force: &InForce, method: &str, outcome: Outcome) {
         self.governor.count(in_force.server(&self.server).map(|server| &**server), method, outcome);
     }
 
@@ -123,15 +165,9 @@ impl Gate {
             self.listeners().client_said(line);
         }
         let method = method_label(&request.method);
-        // An answer is known by its id alone.
-        let kept = match request.id.map(|id| self.under_way.register(id)).transpose() {
+        let kept = match self.register(in_force, request) {
             Ok(kept) => kept,
-            Err(why) => {
-                let failure = RequestFailure::from(why);
-                self.count(in_force, method, failure.outcome());
-                tracing::info!(server = self.server, method, failure = failure.in_general(), "request refused");
-                return ClientMessageAction::Answer(failure.answer(&ReplyTo::from(request)));
-            }
+            Err(refused) => return refused,
         };
         let (action, outcome) = if request.is_tool_call() {
             self.tool_call(in_force, request, kept, arrived)
@@ -142,6 +178,23 @@ impl Gate {
             self.count(in_force, method, outcome);
         }
         action
+    }
+
+    /// Keeps a request until its answer comes, which is known by its id alone.
+    ///
+    /// # Errors
+    /// It is refused, and counted.
+    pub(super) fn register(
+        &self,
+        in_force: &InForce,
+        request: &Request<'_>,
+    ) -> Result<Option<PendingRequest<'_>>, ClientMessageAction> {
+        request.id.map(|id| self.under_way.register(id)).transpose().map_err(|why| {
+            let (failure, method) = (RequestFailure::from(why), method_label(&request.method));
+            self.count(in_force, method, failure.outcome());
+            tracing::info!(server = self.server, method, failure = failure.in_general(), "request refused");
+            ClientMessageAction::Answer(failure.answer(&ReplyTo::from(request)))
+        })
     }
 
     /// Decides on a request that is no call. Returns what became of it as well, if that is known already.
@@ -208,13 +261,29 @@ impl Gate {
         arrived: Arrival,
     ) -> (ClientMessageAction, Option<Outcome>) {
         let tool = request.params.name.as_deref().unwrap_or_default();
-        let call = Call { server: &self.server, tool, arguments: request.params.arguments, session: "" };
-        let Some((mut kept, asked)) = kept.zip(ReplyTo::later(request)) else {
+        let seen = in_force.seen(&self.server, tool);
+        let arguments = request.params.arguments;
+        let call = Call { server: &self.server, tool, arguments, session: "", seen: seen.as_deref() };
+        let Some((kept, asked)) = kept.zip(ReplyTo::later(request)) else {
             let decision = decision_without_id(&call);
             self.governor.record(in_force, &call, decision, arrived).1.finish(Outcome::Dropped);
             return (ClientMessageAction::Drop, Some(Outcome::Dropped));
         };
         match self.governor.decide(in_force, &call, arrived) {
+            Ok(decided) => self.decided_call(in_force, request, (kept, asked), decided),
+            Err(_) => (ClientMessageAction::Ask, None),
+        }
+    }
+
+    /// Does what was decided on a call. Returns what became of it as well, if that is known already.
+    pub(super) fn decided_call(
+        &self,
+        in_force: &InForce,
+        request: &Request<'_>,
+        (mut kept, asked): (PendingRequest<'_>, ReplyTo<'static>),
+        decided: (Decided, Record),
+    ) -> (ClientMessageAction, Option<Outcome>) {
+        match decided {
             (Decided::Allowed(permit), record) => {
                 kept.hold_places(permit);
                 let server = in_force.server(&self.server);
@@ -237,6 +306,7 @@ impl Gate {
             return ServerMessageAction::Drop;
         }
         self.listeners().server_said(line);
+        lists.server_said(line);
         if !spells_tools(line) {
             return ServerMessageAction::Forward;
         }
@@ -269,7 +339,8 @@ impl Gate {
     }
 }
 
-fn read(line: &[u8]) -> Result<Message<'_>, Refusal> {
+/// Reads a message of the client.
+pub(super) fn read(line: &[u8]) -> Result<Message<'_>, Refusal> {
     // Python's servers end a line at CR too, so that what stands after one would be a message of its own there.
     if memchr::memchr(b'\r', line).is_some() {
         return Err(Refusal::CarriageReturn);

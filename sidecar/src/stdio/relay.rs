@@ -4,22 +4,19 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite},
     sync::{Notify, mpsc},
     task::JoinSet,
     time::Instant,
 };
 
 use super::{
-    gate::{ClientMessageAction, Gate, ServerMessageAction},
+    gate::{Gate, ServerMessageAction},
     keeper::LINGER,
     lines::{MessageLines, TooLong, write_line},
+    to_server::{PipePages, ToServer},
 };
-use crate::{
-    lists::{Page, PageSource, fill},
-    mcp::{answer_finder::AnswerFinder, list::OwnRequest, scan::Scan},
-    policy_changes::PolicyChanges,
-};
+use crate::{lists::fill, mcp::answer_finder::AnswerFinder, policy_changes::PolicyChanges};
 
 /// The factor by which a message of the server may be longer than one of the client: it holds what tools give, such as pictures,
 /// and a client waits for ever for one that is dropped.
@@ -61,72 +58,17 @@ pub async fn relay(
     let (to_server, requests) = mpsc::channel::<Vec<u8>>(1);
     // Ends with this function, however that ends: the server's stdin closes then.
     let mut reading = JoinSet::new();
-    let to_server_in = ToServer { gate: Arc::clone(&gate), longest, server: server_in, answers, requests };
-    reading.spawn(to_server_in.run(client_in, Arc::clone(&signals)));
+    let way = ToServer::new(Arc::clone(&gate), longest, server_in, answers, (to_server.clone(), requests));
+    let ends = Arc::clone(&signals);
+    reading.spawn(async move {
+        way.run(client_in, ends.stop.notified()).await;
+        ends.input.notify_one();
+    });
     let longest = longest.saturating_mul(ANSWERS);
     let mut to_client = ToClient { gate, longest, client: client_out, answered, to_server, filling: JoinSet::new() };
     to_client.run(server_out, &signals).await?;
     reading.shutdown().await;
     to_client.finish().await
-}
-
-/// The way to the server: the client's lines, and between them requests of the sidecar's own.
-struct ToServer<W> {
-    gate: Arc<Gate>,
-    longest: usize,
-    server: W,
-    /// Answers of the gate to the client.
-    answers: mpsc::Sender<Bytes>,
-    /// Requests of the sidecar's own.
-    requests: mpsc::Receiver<Vec<u8>>,
-}
-
-impl<W: AsyncWrite + Unpin> ToServer<W> {
-    /// Passes lines on until they end or the relay is told to stop, and then closes the server's stdin.
-    async fn run(mut self, client: impl AsyncRead + Unpin, signals: Arc<RelaySignals>) {
-        tokio::select! {
-            _ = self.pass_all(client) => {}
-            () = signals.stop.notified() => {}
-        }
-        let _ = self.server.shutdown().await;
-        drop(self);
-        signals.input.notify_one();
-    }
-
-    async fn pass_all(&mut self, client: impl AsyncRead + Unpin) -> std::io::Result<()> {
-        let mut lines = MessageLines::new(client, self.longest);
-        let mut scan = Scan::default();
-        loop {
-            let line = tokio::select! {
-                line = lines.next(|part| scan.push(part)) => line?,
-                Some(request) = self.requests.recv() => {
-                    write_line(&mut self.server, &request).await?;
-                    continue;
-                }
-            };
-            let Some(line) = line else { break };
-            let action = match &line {
-                Ok(line) if line.is_empty() => ClientMessageAction::Drop,
-                Ok(line) => self.gate.from_client(line),
-                Err(TooLong) => self.gate.refuse_too_long(self.longest, &std::mem::take(&mut scan).finish()),
-            };
-            match (action, line) {
-                (action @ (ClientMessageAction::Forward | ClientMessageAction::Cancel(_)), Ok(mut line)) => {
-                    line.push(b'\n');
-                    self.server.write_all(&line).await?;
-                    self.server.flush().await?;
-                    if let ClientMessageAction::Cancel(request) = action {
-                        self.gate.under_way.cancel(request);
-                    }
-                }
-                (ClientMessageAction::Answer(answer), _) => {
-                    let Ok(()) = self.answers.send(answer).await else { break };
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The way to the client: the server's lines, answers of the gate, pages of lists, and notifications of changes.
@@ -206,7 +148,7 @@ impl<W: AsyncWrite + Unpin> ToClient<W> {
                 write_line(&mut self.client, &page.message).await
             }
             ServerMessageAction::Fill(asked, page) => {
-                let mut pages = PipePages { gate: Arc::clone(&self.gate), to_server: self.to_server.clone() };
+                let mut pages = PipePages::new(Arc::clone(&self.gate), self.to_server.clone());
                 let until = Instant::now() + FILL_TIME;
                 self.filling.spawn(async move { fill(&asked, page, &mut pages, until).await.message });
                 Ok(())
@@ -233,19 +175,5 @@ impl<W: AsyncWrite + Unpin> ToClient<W> {
             write_line(&mut client, &answer).await?;
         }
         Ok(())
-    }
-}
-
-/// Asks a server on pipes for pages of a list.
-struct PipePages {
-    gate: Arc<Gate>,
-    to_server: mpsc::Sender<Vec<u8>>,
-}
-
-impl PageSource for PipePages {
-    async fn page(&mut self, request: Vec<u8>, own: OwnRequest<'_>) -> Option<Page> {
-        let page = self.gate.lists.expected.expect(own)?;
-        self.to_server.send(request).await.ok()?;
-        page.await.ok()?
     }
 }

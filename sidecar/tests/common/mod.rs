@@ -8,6 +8,8 @@ pub mod folder;
 pub mod logs;
 pub mod metrics;
 pub mod operator;
+pub mod pins;
+pub mod pipes;
 pub mod program;
 pub mod sidecar;
 pub mod stdio;

@@ -26,8 +26,9 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use toolweir_crds::{
+    approval_request::ApprovalReport,
     read_documents,
-    stream::{Ack, CredentialReport, PATH, Report},
+    stream::{Ack, CredentialReport, DriftReport, PATH, Report},
 };
 
 use super::within;
@@ -160,6 +161,8 @@ fn answer(request: Request<Incoming>, shared: &Shared) -> Response<UnsyncBoxBody
     let (lines, fed) = mpsc::channel(1);
     let (sender, acks) = mpsc::unbounded_channel();
     let (reporter, reports) = mpsc::unbounded_channel();
+    let (drifted, drift) = mpsc::unbounded_channel();
+    let (asking, approvals) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let (mut body, mut held) = (request.into_body(), Vec::new());
         while let Some(Ok(frame)) = body.frame().await {
@@ -169,12 +172,14 @@ fn answer(request: Request<Incoming>, shared: &Shared) -> Response<UnsyncBoxBody
                 match serde_json::from_slice(&line).unwrap() {
                     Report::Ack(ack) => drop(sender.send(ack)),
                     Report::Credentials(report) => drop(reporter.send(report)),
+                    Report::Drift(report) => drop(drifted.send(report)),
+                    Report::Approvals(report) => drop(asking.send(report)),
                     Report::Denials(_) | Report::Interception(_) => {}
                 }
             }
         }
     });
-    let _ = shared.opened.send(Stream { token, lines, acks, reports });
+    let _ = shared.opened.send(Stream { token, lines, acks, reports, drift, approvals });
     Response::new(Fed(fed).boxed_unsync())
 }
 
@@ -196,6 +201,8 @@ pub struct Stream {
     lines: mpsc::Sender<Bytes>,
     acks: mpsc::UnboundedReceiver<Ack>,
     reports: mpsc::UnboundedReceiver<CredentialReport>,
+    drift: mpsc::UnboundedReceiver<DriftReport>,
+    approvals: mpsc::UnboundedReceiver<ApprovalReport>,
 }
 
 impl Stream {
@@ -224,6 +231,21 @@ impl Stream {
     /// The next report of credentials.
     pub async fn report(&mut self) -> CredentialReport {
         within("a report of credentials", self.reports.recv()).await.expect("the stream has ended")
+    }
+
+    /// The next report of drift.
+    pub async fn drift(&mut self) -> DriftReport {
+        within("a report of drift", self.drift.recv()).await.expect("the stream has ended")
+    }
+
+    /// The next report of requests for approval.
+    pub async fn approvals(&mut self) -> ApprovalReport {
+        within("a report of approvals", self.approvals.recv()).await.expect("the stream has ended")
+    }
+
+    /// Returns true if a report of requests for approval has come that nobody has taken.
+    pub fn has_approvals(&self) -> bool {
+        !self.approvals.is_empty()
     }
 
     /// Sends a snapshot and waits until it is in force.

@@ -10,6 +10,7 @@ use std::{
 use serde_json::Value;
 use toolweir_engine::{CompileOptions, Memory};
 use toolweir_sidecar::{
+    approvals::AskSettings,
     credentials::keys::KeyFolders,
     governor::Governor,
     proxy::Limits,
@@ -61,6 +62,7 @@ pub fn from(source: PolicySource) -> RunConfig {
         drain: Duration::from_secs(5),
         shared_store: None,
         options: CompileOptions::default(),
+        approvals: AskSettings::default(),
     }
 }
 

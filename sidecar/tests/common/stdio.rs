@@ -21,8 +21,12 @@ pub struct Governed {
 impl Governed {
     /// Starts it with more flags.
     pub fn start(more: &[&str], server: &str) -> Self {
+        Self::with("[{name: pay, limits: [{max: 1, window: hour}]}, {name: hang}]", more, server)
+    }
+
+    /// Starts it with entries of the policy.
+    pub fn with(tools: &str, more: &[&str], server: &str) -> Self {
         let folder = Folder::new();
-        let tools = "[{name: pay, limits: [{max: 1, window: hour}]}, {name: hang}]";
         let path = folder.write("policy.yaml", policy("X", tools).replace("    url: X\n", ""));
         let audit = folder.path().join("audit.jsonl");
         let mut arguments = vec!["stdio", "--policy", path.to_str().unwrap(), "--server", "bank"];

@@ -242,6 +242,20 @@ impl Upstream {
         (upstream.await, opened)
     }
 
+    /// A server of HTTP+SSE that takes every POST, and answers a GET with events from a feed.
+    pub async fn legacy() -> (Self, mpsc::UnboundedReceiver<Feed>) {
+        let (feeds, opened) = mpsc::unbounded_channel();
+        let upstream = Self::start(move |seen| {
+            if seen.method == "POST" {
+                return Reply::status(202);
+            }
+            let (reply, feed) = Reply::events();
+            feeds.send(feed).unwrap();
+            reply
+        });
+        (upstream.await, opened)
+    }
+
     /// The requests that came.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap().clone()

@@ -7,13 +7,14 @@ use hyper::Uri;
 use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
+use socket2::SockRef;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::{TcpSocket, lookup_host};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
@@ -29,6 +30,7 @@ pub struct LoadTarget {
     path: String,
     session: Option<String>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    segment: Option<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -79,7 +81,7 @@ impl LoadTarget {
             Some(connector) => Some((connector, ServerName::try_from(authority.host().to_owned())?)),
             None => None,
         };
-        let mut endpoint = Self { address, host, path: uri.path().to_owned(), session: None, tls };
+        let mut endpoint = Self { address, host, path: uri.path().to_owned(), session: None, tls, segment: None };
         endpoint.initialize().await.with_context(|| format!("initialize at {url}"))?;
         Ok(endpoint)
     }
@@ -95,6 +97,12 @@ impl LoadTarget {
         let answer = connection.exchange(&self.post(initialized)).await?;
         ensure!(answer.status == 202, "notifications/initialized: HTTP {}", answer.status);
         Ok(())
+    }
+
+    /// Connections have TCP segments of at most so many bytes. Loopback has 64 KiB, more than a small send buffer, so that the kernel waits for
+    /// delayed acknowledgements between the pieces of a long answer.
+    pub fn with_segments(self, bytes: u32) -> Self {
+        Self { segment: Some(bytes), ..self }
     }
 
     /// A whole POST of this body.
@@ -299,7 +307,11 @@ impl LoadAnswer {
 
 impl LoadConnection {
     pub async fn to(endpoint: &LoadTarget) -> Result<Self> {
-        let stream = TcpStream::connect(endpoint.address).await.with_context(|| endpoint.host.clone())?;
+        let socket = if endpoint.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(bytes) = endpoint.segment {
+            SockRef::from(&socket).set_tcp_mss(bytes)?;
+        }
+        let stream = socket.connect(endpoint.address).await.with_context(|| endpoint.host.clone())?;
         stream.set_nodelay(true)?;
         let buffer = Vec::with_capacity(16 * 1024);
         let Some((connector, name)) = &endpoint.tls else {
@@ -422,8 +434,14 @@ mod tests {
 
     #[test]
     fn every_call_has_the_same_size() {
-        let endpoint =
-            LoadTarget { address: ([127, 0, 0, 1], 1).into(), host: "h:1".into(), path: "/mcp".into(), session: None, tls: None };
+        let endpoint = LoadTarget {
+            address: ([127, 0, 0, 1], 1).into(),
+            host: "h:1".into(),
+            path: "/mcp".into(),
+            session: None,
+            tls: None,
+            segment: None,
+        };
         let mut call = LoadCall::new(&endpoint, "send_message").unwrap();
         call.set(41, 999);
         let text = String::from_utf8(call.bytes.clone()).unwrap();

@@ -28,6 +28,9 @@ pub struct Args {
     /// How many tools it lists: `send_message`, and `get_` and `delete_` something in turn
     #[arg(long, default_value_t = 1)]
     tools: usize,
+    /// The length of each of their definitions but the first; 0 for short ones
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    tool_bytes: usize,
     /// Serve with TLS under this name
     #[arg(long, value_name = "NAME", requires = "certificate")]
     tls: Option<String>,
@@ -54,7 +57,7 @@ pub async fn run(args: Args) -> Result<()> {
         started: Instant::now(),
         arrivals: arrivals.transpose()?,
         call_result: format!(r#"{{"content":[{{"type":"text","text":"{text}"}}],"isError":false}}"#),
-        list: list(args.tools),
+        list: list(args.tools, args.tool_bytes),
     });
     serve(args.listen, tls, move |request| {
         let server = server.clone();
@@ -101,14 +104,26 @@ impl BenchServer {
     }
 }
 
-/// The result of tools/list. One tool is bare; of more, each has what a real one has.
-fn list(count: usize) -> String {
+/// The result of tools/list. One tool is bare; of more, each has what a real one has, and arguments until it has so many bytes.
+fn list(count: usize, bytes: usize) -> String {
     let mut tools = vec![r#"{"name":"send_message","inputSchema":{"type":"object"}}"#.to_owned()];
     tools.extend((1..count).map(|number| {
         let verb = if number % 2 == 0 { "delete" } else { "get" };
-        format!(
-            r#"{{"name":"{verb}_item_{number}","description":"What it does, in a sentence or two that a model reads before it calls.","inputSchema":{{"type":"object","properties":{{"id":{{"type":"string"}}}},"required":["id"]}}}}"#
-        )
+        let head = format!(
+            r#"{{"name":"{verb}_item_{number}","description":"What it does, in a sentence or two that a model reads before it calls.","inputSchema":{{"type":"object","properties":{{"id":{{"type":"string"}}"#
+        );
+        let tail = r#"},"required":["id"]}}"#;
+        let mut tool = head;
+        for argument in 1.. {
+            let more = format!(
+                r#","argument_{argument}":{{"type":"string","maxLength":{argument}00,"description":"What this argument is for, and which values it takes."}}"#
+            );
+            if tool.len() + more.len() + tail.len() > bytes {
+                break;
+            }
+            tool.push_str(&more);
+        }
+        tool + tail
     }));
     format!(r#"{{"tools":[{}]}}"#, tools.join(","))
 }

@@ -438,8 +438,8 @@ class Cluster:
 
     # ---- metrics
 
-    def scrape(self, namespace, pod, port):
-        """The metrics of a pod, through the API server, which reaches pods in any cluster; where a NetworkPolicy lets nothing in from
+    def metrics_text(self, namespace, pod, port):
+        """The metrics of a pod as they are, through the API server, which reaches pods in any cluster; where a NetworkPolicy lets nothing in from
         other nodes, through the pod's own."""
         status, text = self.api.raw("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/metrics")
         if status == 503:
@@ -451,7 +451,11 @@ class Cluster:
                 connection.close()
         if status != 200:
             raise Failure(f"the metrics of {namespace}/{pod}: {status}: {text:.300}")
-        return parse_metrics(text)
+        return text
+
+    def scrape(self, namespace, pod, port):
+        """The samples of the metrics of a pod."""
+        return parse_metrics(self.metrics_text(namespace, pod, port))
 
     def sidecar_metrics(self, namespace, pod):
         return self.scrape(namespace, pod, 15020)
@@ -522,7 +526,7 @@ class Cluster:
                 (folder / name).write_text(str(error))
 
         save("everything.txt", "get", "all,mcppolicies,configmaps,leases", "-A", "-o", "wide")
-        save("policies.yaml", "get", "mcppolicies,mcpclusterpolicies", "-A", "-o", "yaml")
+        save("policies.yaml", "get", "mcppolicies,mcpclusterpolicies,mcptoolpins,mcpapprovals", "-A", "-o", "yaml")
         save("webhooks.yaml", "get", "mutatingwebhookconfigurations,validatingwebhookconfigurations", "-o", "yaml")
         save("events.txt", "get", "events", "-A", "--sort-by=.lastTimestamp")
         for namespace in [SYSTEM, "toolweir-e2e-tools", *self.namespaces]:

@@ -32,6 +32,7 @@ use serde::Deserialize;
 use tokio::{net::TcpListener, task::JoinHandle};
 use toolweir_engine::CompileOptions;
 use toolweir_sidecar::{
+    approvals::AskSettings,
     proxy::Limits,
     run::{self, PolicySource, RunConfig, Sidecar},
 };
@@ -183,6 +184,7 @@ pub async fn sidecar(policy: &str) -> anyhow::Result<(Sidecar, tempfile::TempDir
         drain: Duration::from_secs(5),
         shared_store: None,
         options: CompileOptions::default(),
+        approvals: AskSettings::default(),
     };
     let sidecar = run::start(&config, Arc::new(|_| Ok("info".to_owned())), Box::new(io::sink())).await?;
     Ok((sidecar, folder))

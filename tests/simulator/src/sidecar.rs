@@ -102,7 +102,7 @@ async fn listen(shared: &SharedSettings, sidecar: usize, acks: &StreamSender, me
                 shared.send(SidecarEvent::Acknowledged { sidecar, version: snapshot.version, at: SystemTime::now() }).await;
             }
             StreamLine::Message(StreamMessage::Trust(told)) => shared.trust_bundle(told.certificates),
-            StreamLine::Message(StreamMessage::KeepAlive | StreamMessage::SharedStore(_)) => {}
+            StreamLine::Message(StreamMessage::KeepAlive | StreamMessage::SharedStore(_) | StreamMessage::Approvals(_)) => {}
             StreamLine::Unknown(kind) => tracing::warn!(kind, "a message of a kind that is not known"),
         }
     }

@@ -35,6 +35,7 @@ use tokio_rustls::TlsAcceptor;
 use toolweir_crds::{read_documents, resource::PolicyStatus};
 use toolweir_engine::{CompileOptions, PolicyId};
 use toolweir_operator::{
+    approvals::service::ApprovalService,
     auth::TokenReviewer,
     cluster_state::ClusterState,
     index::{ClusterEvent, Pod, PodKey, PolicyEntry},
@@ -134,18 +135,20 @@ impl Operator {
         world.apply(ClusterEvent::Pods(pods.collect()));
         world.apply(ClusterEvent::Policies { cluster: false, all: BTreeMap::new() });
         world.apply(ClusterEvent::Policies { cluster: true, all: BTreeMap::new() });
+        world.apply(ClusterEvent::AllPins(BTreeMap::new()));
         let (trust, trusted) = watch::channel(Arc::from(pem(authority)));
         let (stop, stopping) = watch::channel(false);
         let reviewer = TokenReviewer::new(kube::Client::new(ApiServer, "default"));
         // Nobody denies anything here.
         let (no_store, store) = watch::channel(SidecarStore::Nowhere);
-        let (denials, _) = tokio::sync::mpsc::channel(1);
+        let (reports, _) = tokio::sync::mpsc::channel(1);
         let streams = StreamServer {
+            approvals: Arc::new(ApprovalService::new(None, metrics.approvals.clone())),
             state: Arc::clone(&world),
             reviewer,
             trust: trusted,
             store,
-            denials,
+            reports,
             stopping,
             bounds: Arc::new(StreamBounds::default()),
             metrics: metrics.stream.clone(),

@@ -27,6 +27,7 @@ use super::{
     metered,
     operators::{self, ENV},
     pattern::Pattern,
+    shown::write_shown,
     work::{self, Meter},
 };
 use crate::window::Amount;
@@ -184,6 +185,15 @@ impl Expression {
         };
         let number = self.evaluate(inputs, meter, |value| Ok(number(value))).map_err(EvalError::not_evaluated)??;
         Amount::cost(number).ok_or_else(|| EvalError::Failed("is negative or not a number".to_owned()))
+    }
+
+    /// Evaluates what a person who decides on a call is shown: a text as it is, any other value as JSON; of either, characters that cannot be
+    /// seen or change the direction of text are escaped. At most [`bounds::SHOWN_VALUE`] bytes; returns true beside it where it goes on.
+    ///
+    /// # Errors
+    /// The evaluation failed or the value has no such form, or the budget is spent.
+    pub fn shown(&self, inputs: &Inputs<'_>, meter: &Meter) -> Result<(String, bool), EvalError> {
+        self.evaluate(inputs, meter, |value| write_shown(value, bounds::SHOWN_VALUE))
     }
 
     /// Evaluates a key: a text that differs for each value that gets a count of its own.

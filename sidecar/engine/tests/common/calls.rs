@@ -52,7 +52,7 @@ pub fn call(engine: &Engine, tool: &str, arguments: &str, seconds: u64) -> Decis
 
 pub fn call_in(engine: &Engine, server: &str, tool: &str, session: &str, arguments: &str, seconds: u64) -> Decision {
     let arguments = (!arguments.is_empty()).then(|| Reader::new(arguments.as_bytes()).unwrap().value().unwrap());
-    engine.decide(&Call { server, tool, arguments, session }, Timestamp(seconds * SECOND))
+    engine.decide(&Call { server, tool, arguments, session, seen: None }, Timestamp(seconds * SECOND))
 }
 
 #[track_caller]

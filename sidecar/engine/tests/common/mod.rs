@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use toolweir_engine::{
-    Call, Decision, DecisionStart, Engine, Memory, Permit, Timestamp,
+    ApprovalAsk, Call, Decision, DecisionStart, Engine, Memory, Permit, Timestamp,
     shared::{GrantedAmounts, GrantedPlaces, Peeked, SharedAnswer, SharedDemand, SharedGrant},
     take::{Hold, Take, TakeError},
 };
@@ -37,7 +37,18 @@ fn take(store: &Arc<Memory>, wanted: &SharedDemand, now: Timestamp) -> Result<Sh
 
 /// Decides on a call with a store that answers.
 pub fn decide(engine: &Engine, store: &Arc<Memory>, call: &Call<'_>, now: Timestamp) -> Decision {
-    let pending = match engine.begin(call, now) {
+    decide_approved(engine, store, call, None, now)
+}
+
+/// The same for a call of which a person has approved this.
+pub fn decide_approved(
+    engine: &Engine,
+    store: &Arc<Memory>,
+    call: &Call<'_>,
+    approved: Option<&ApprovalAsk>,
+    now: Timestamp,
+) -> Decision {
+    let pending = match engine.begin_approved(call, approved, now) {
         DecisionStart::Decided(decision) => return decision,
         DecisionStart::Pending(pending) => pending,
     };

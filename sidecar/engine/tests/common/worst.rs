@@ -1,6 +1,6 @@
 //! Calls that cost as much as calls can, by what they make policies do.
 
-use toolweir_crds::{Action, Limit, MCPPolicySpec, Scope, Server, Tool, Validation};
+use toolweir_crds::{Action, EntryApproval, Limit, MCPPolicySpec, Scope, Server, Tool, Validation};
 use toolweir_engine::{Policy, PolicyId};
 
 /// The largest message.
@@ -30,6 +30,7 @@ pub fn policy(tools: Vec<Tool>) -> Policy {
         id: PolicyId { cluster: false, namespace: "agents".to_owned(), name: "worst".to_owned() },
         created: None,
         spec: MCPPolicySpec { servers: vec![server], ..MCPPolicySpec::default() },
+        version: None,
         unreadable: None,
     }
 }
@@ -296,6 +297,18 @@ pub fn cases() -> Vec<Case> {
         arguments: format!("{{\"t\":\"{}\"}}", "é".repeat(300_000)),
         ends: Within,
     });
+    // What a person is shown: the keys of an object are sorted, and no more is written than there is room for.
+    let shown = |name: &'static str, show: &[&str], arguments: String, ends: Ends| {
+        let show = show.iter().map(|expression| (*expression).to_owned()).collect();
+        let approval = Some(EntryApproval { show, ..EntryApproval::default() });
+        Case { name, policy: policy(vec![Tool { approval, ..tool("pay") }]), tool: "pay".to_owned(), arguments, ends }
+    };
+    let all = ["args", "args ", " args", "(args)", "args.a", "args.a ", " args.a", "(args.a)"];
+    let keys = |count: usize, len: usize| format!("{{\"a\":{}}}", object(count, |at| format!("{}{at:04}", long(len))));
+    cases.push(shown("large texts that are shown", &all, format!("{{\"a\":\"{}\"}}", long(MESSAGE - 100)), Within));
+    cases.push(shown("objects of many short keys that are shown", &all, keys(4000, 4), Within));
+    cases.push(shown("objects of many long keys that are shown", &all, keys(4000, 900), Spent));
+    cases.push(shown("lists that are shown", &all, format!("{{\"a\":[{}]}}", vec!["[]"; 4000].join(",")), Within));
     let name = |at: usize| format!("*{}*{at:04}x*", "ab*".repeat(160));
     cases.push(Case {
         name: "globs on a long name",

@@ -4,16 +4,20 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use proptest::prelude::*;
 use toolweir_crds::{
-    Action, Mode, Scope,
-    explain::{Explanation, LimitExplanation, PolicyExplanation, VerdictExplanation},
+    Action, Mode, Scope, TimeSpan,
+    explain::{AskExplanation, Explanation, LimitExplanation, PolicyExplanation, VerdictExplanation},
 };
 use toolweir_engine::{
-    Call, CompileOptions, Decision, Denial, Effect, Engine, Memory, Permit, Policy, Reason, Severity, Timestamp,
+    ApprovalAsk, AskingPolicy, Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Engine, Memory, Permit, Policy,
+    Reason, Severity, Timestamp,
     json::Reader,
     shared::{NothingKnown, Peeked},
 };
 
-use crate::naive::{Seen, broken};
+use crate::{
+    generate::pins,
+    naive::{Seen, broken},
+};
 
 pub fn compile(policies: &[Policy], counters: &Arc<Memory>) -> Engine {
     let (engine, problems) = Engine::compile(policies, Arc::clone(counters), &CompileOptions::default());
@@ -21,20 +25,33 @@ pub fn compile(policies: &[Policy], counters: &Arc<Memory>) -> Engine {
         problems.iter().filter(|problem| problem.severity == Severity::Invalid).map(|problem| problem.policy).collect();
     let expected: BTreeSet<usize> = (0..policies.len()).filter(|index| broken(&policies[*index])).collect();
     assert_eq!(invalid, expected, "{problems:#?}");
-    engine
+    engine.with_pins(&pins())
 }
 
 pub fn decide(engine: &Engine, call: &Seen<'_>) -> Decision {
     let text = call.arguments.json();
     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-    let call_ = Call { server: call.server, tool: call.tool, arguments, session: call.session };
-    engine.decide(&call_, Timestamp(call.now))
+    let call_ = Call { server: call.server, tool: call.tool, arguments, session: call.session, seen: call.known };
+    let decision = engine.decide(&call_, Timestamp(call.now));
+    let Some(ask) = decision.denial().and_then(|denial| denial.ask.as_deref()).filter(|_| call.approved) else { return decision };
+    let DecisionStart::Decided(decision) = engine.begin_approved(&call_, Some(ask), Timestamp(call.now)) else {
+        panic!("no count is shared")
+    };
+    decision
+}
+
+/// A denial without what tells one state of a policy from another.
+pub fn of_any_state(mut denial: Denial) -> Denial {
+    for asking in denial.ask.iter_mut().flat_map(|ask| &mut ask.policies) {
+        *asking = Arc::new(AskingPolicy { revision: "".into(), ..(**asking).clone() });
+    }
+    denial
 }
 
 pub fn explain(engine: &Engine, call: &Seen<'_>) -> Explanation {
     let text = call.arguments.json();
     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-    let call_ = Call { server: call.server, tool: call.tool, arguments, session: call.session };
+    let call_ = Call { server: call.server, tool: call.tool, arguments, session: call.session, seen: call.known };
     engine.explain(&call_, Timestamp(call.now), &Peeked::default())
 }
 
@@ -63,7 +80,7 @@ pub fn compile_for(pod: &str, policies: &[Policy]) -> Engine {
         workload: "Deployment/social".to_owned(),
         of_any_pod: false,
     };
-    Engine::compile(policies, Memory::new(Memory::COUNTERS), &options).0
+    Engine::compile(policies, Memory::new(Memory::COUNTERS), &options).0.with_pins(&pins())
 }
 
 pub fn settle(permit: Permit, failed: bool) {
@@ -97,6 +114,7 @@ pub fn explains(explained: &Explanation, decision: &Decision) -> Result<(), Test
         entry: denial.entry.as_deref().map(str::to_owned),
         message: Some(denial.message.clone()),
         retry_after_seconds: serde_json::to_value(denial).unwrap()["retryAfterSeconds"].as_u64(),
+        approval: denial.ask.as_deref().map(of_ask),
     };
     let (denial, would_deny, policy, entry) = told(decision);
     let (name, reason) = decision.labels();
@@ -109,6 +127,7 @@ pub fn explains(explained: &Explanation, decision: &Decision) -> Result<(), Test
             entry,
             message: None,
             retry_after_seconds: None,
+            approval: None,
         },
     };
     prop_assert_eq!((explained.decision.as_str(), &explained.verdict), (name, &verdict));
@@ -121,7 +140,15 @@ pub fn explains(explained: &Explanation, decision: &Decision) -> Result<(), Test
         prop_assert_eq!(allow, verdict.allowed, "{:#?}", explained);
     }
     for verdict in denial.iter().map(|_| &verdict).chain(&explained.would_deny) {
-        let same = |said: &PolicyExplanation| said.verdict == *verdict;
+        // What pins only report is no policy's verdict.
+        let reports = |said: &PolicyExplanation| {
+            let differs = said.servers.iter().filter_map(|server| server.pins.as_ref()).any(|pins| pins.state != "same");
+            differs && !verdict.allowed && ["pin_drift", "not_pinned", "pin_unverified"].contains(&&*verdict.reason)
+        };
+        let same = |said: &PolicyExplanation| {
+            said.verdict == VerdictExplanation { approval: said.verdict.approval.clone(), ..verdict.clone() }
+                || denial.is_none() && Some(&said.policy) == verdict.policy.as_ref() && reports(said)
+        };
         // Together they may need more counts than each does alone.
         prop_assert!(
             explained.policies.is_empty() || out_of_counters(&verdict.reason) || explained.policies.iter().any(same),
@@ -129,7 +156,27 @@ pub fn explains(explained: &Explanation, decision: &Decision) -> Result<(), Test
             explained
         );
     }
+    // The policies that ask are those that ask on their own, but for those that something else denies.
+    if denial.is_some()
+        && let Some(ask) = &verdict.approval
+    {
+        let asks = explained.policies.iter().filter(enforces).filter(|said| {
+            said.servers.iter().flat_map(|server| &server.entries).filter_map(|entry| entry.approval.as_ref()).any(|of| of.asks)
+        });
+        prop_assert_eq!(&ask.policies, &asks.map(|said| said.policy.clone()).collect::<Vec<_>>());
+    }
     explained.policies.iter().try_for_each(explains_policy)
+}
+
+fn of_ask(ask: &ApprovalAsk) -> AskExplanation {
+    AskExplanation {
+        policies: ask.policies.iter().map(|asking| asking.policy.to_string()).collect(),
+        message: ask.message.clone(),
+        shown: ask.shown.clone(),
+        hold: TimeSpan::of(ask.hold),
+        expiry: TimeSpan::of(ask.expiry),
+        pending: ask.pending,
+    }
 }
 
 /// The explanation of one policy agrees with itself.
@@ -143,13 +190,19 @@ fn explains_policy(said: &PolicyExplanation) -> Result<(), TestCaseError> {
         limit.used + limit.adds.unwrap_or(f64::INFINITY) <= f64::from(i32::try_from(limit.max).unwrap())
     };
     prop_assert!(limits().all(|limit| limit.fits == room(limit)), "{:#?}", said);
+    let asks = entries().filter_map(|entry| entry.approval.as_ref()).any(|approval| approval.asks);
     match said.verdict.reason.as_str() {
-        "none" => prop_assert!(!busy && held && limits().all(fits), "{:#?}", said),
+        "none" => prop_assert!(!asks && !busy && held && limits().all(fits), "{:#?}", said),
+        "approval_pending" => prop_assert!(asks && held, "{:#?}", said),
         "rate_limit" => prop_assert!(held && !limits().all(fits), "{:#?}", said),
-        "concurrency" => prop_assert!(held && busy && limits().all(fits), "{:#?}", said),
+        "concurrency" => prop_assert!(!asks && held && busy && limits().all(fits), "{:#?}", said),
         "validation" => prop_assert!(!held || limits().any(|limit| limit.error.is_some()), "{:#?}", said),
         "not_listed" | "denied" => {
             prop_assert!(said.servers.iter().any(|server| server.action == Action::Deny), "{:#?}", said);
+        }
+        "pin_drift" | "not_pinned" | "pin_unverified" => {
+            let differs = |state: &str| state != "same";
+            prop_assert!(said.servers.iter().filter_map(|server| server.pins.as_ref()).any(|pins| differs(&pins.state)));
         }
         "invalid_policy" => prop_assert!(said.broken.is_some()),
         "malformed" | "counters_exhausted" => {}

@@ -6,8 +6,11 @@ use proptest::{
     prelude::*,
     sample::{Index, select, subsequence},
 };
-use toolweir_crds::{Action, Limit, MCPPolicySpec, Mode, Scope, Server, Tool, Validation};
-use toolweir_engine::{Policy, PolicyId};
+use toolweir_crds::{
+    Action, EntryApproval, Limit, MCPPolicySpec, MCPToolPinsSpec, Mode, OnDrift, OnNew, PartDigests, PinnedPart, PinnedTool,
+    Scope, Server, ServerPins, Tool, ToolClass, ToolPart, ToolPins, Validation,
+};
+use toolweir_engine::{Policy, PolicyId, SeenTool};
 
 pub const SERVERS: [&str; 3] = ["a", "b", "c"];
 pub const TOOLS: [&str; 7] = ["get_x", "get_y", "set_x", "pay", "ga", "GET_X", "paY"];
@@ -60,6 +63,42 @@ impl Arguments {
     }
 }
 
+/// The tools that the pins `agents/p` pin, with the byte that fills the digests of their description and of their schema.
+pub const PINNED: [(&str, u8); 2] = [("get_x", 1), ("pay", 2)];
+
+/// The pins that policies can name. Those called `missing` are not there.
+pub fn pins() -> Vec<ToolPins> {
+    let part = |part, byte: u8| PinnedPart { part, sha256: format!("{byte:02x}").repeat(32), text: String::new(), cut: false };
+    let tool = |(name, byte): (&str, u8)| PinnedTool {
+        name: name.to_owned(),
+        parts: vec![part(ToolPart::Description, byte), part(ToolPart::InputSchema, byte)],
+    };
+    let spec = MCPToolPinsSpec { server: "a".to_owned(), tools: PINNED.into_iter().map(tool).collect() };
+    vec![ToolPins { namespace: "agents".to_owned(), name: "p".to_owned(), spec }]
+}
+
+/// What a list said of a tool: nothing, or one or two definitions.
+pub fn seen() -> impl Strategy<Value = Option<SeenTool>> {
+    let digests = (0_u8..3, 1_u8..3).prop_map(|(description, schema)| {
+        let mut digests = PartDigests::default();
+        if description > 0 {
+            digests.set(ToolPart::Description, [description; 32]);
+        }
+        digests.set(ToolPart::InputSchema, [schema; 32]);
+        digests
+    });
+    let definition = (select(ToolClass::ALL.to_vec()), digests);
+    let more = option::weighted(0.2, definition.clone());
+    let seen = (definition, more).prop_map(|((class, digests), more)| {
+        let mut seen = SeenTool::new(class, digests);
+        if let Some((class, digests)) = more {
+            seen.add(class, digests);
+        }
+        seen
+    });
+    option::weighted(0.8, seen)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Then {
     Keep,
@@ -68,6 +107,7 @@ pub enum Then {
 }
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a test has few of them")]
 pub enum Step {
     Call {
         after: u64,
@@ -76,6 +116,9 @@ pub enum Step {
         session: &'static str,
         arguments: Arguments,
         then: Then,
+        seen: Option<SeenTool>,
+        /// True if a person approves whatever is asked about the call.
+        approved: bool,
         /// True if a call that gets a time to try again does so, and nothing comes in between.
         obedient: bool,
     },
@@ -104,18 +147,64 @@ pub fn limit() -> impl Strategy<Value = Limit> {
     prop_oneof![3 => free, 1 => shared]
 }
 
+pub fn approval() -> impl Strategy<Value = EntryApproval> {
+    let when = option::weighted(0.7, select(CONDITIONS.to_vec()));
+    let message = option::of(select(vec!["Ask.", "Ask Jane."]));
+    let show = subsequence(vec!["args.n", "args.k", "tool"], 0..=3);
+    let hold = select(vec!["0s", "30s"]);
+    (when, message, show, hold, select(vec!["10s", "10m", "24h"]), 1_u32..4).prop_map(
+        |(when, message, show, hold, expiry, pending)| EntryApproval {
+            when: when.map(str::to_owned),
+            message: message.map(str::to_owned),
+            show: show.into_iter().map(str::to_owned).collect(),
+            hold: hold.parse().unwrap(),
+            expiry: expiry.parse().unwrap(),
+            pending,
+        },
+    )
+}
+
 pub fn tools() -> impl Strategy<Value = Vec<Tool>> {
     let action = prop_oneof![4 => Just(None), 1 => Just(Some(Action::Allow)), 1 => Just(Some(Action::Deny))];
     let validation =
         select(CONDITIONS.to_vec()).prop_map(|expression| Validation { expression: expression.to_owned(), message: None });
     // Most entries have none: else no call would get as far as the limits.
     let validations = option::weighted(0.25, validation).prop_map(Vec::from_iter);
-    let body = (action, vec(limit(), 0..4), validations, option::weighted(0.25, 1_i64..3)).prop_map(
-        |(action, limits, validations, max_concurrent)| Tool { action, limits, validations, max_concurrent, ..Tool::default() },
+    let approval = option::weighted(0.15, approval());
+    let body = (action, vec(limit(), 0..4), validations, approval, option::weighted(0.25, 1_i64..3)).prop_map(
+        |(action, limits, validations, approval, max_concurrent)| {
+            // Nobody is asked about what an entry denies.
+            let approval = approval.filter(|_| action != Some(Action::Deny));
+            Tool { action, limits, validations, approval, max_concurrent, ..Tool::default() }
+        },
     );
-    (subsequence(ENTRIES.to_vec(), 0..5), vec(body, 5)).prop_map(|(names, bodies)| {
-        names.into_iter().zip(bodies).map(|(name, body)| Tool { name: name.to_owned(), ..body }).collect()
+    let classes = prop_oneof![1 => Just(Vec::new()), 1 => subsequence(ToolClass::ALL.to_vec(), 1..4)];
+    (subsequence(ENTRIES.to_vec(), 0..5), classes, vec(body, 8)).prop_map(|(names, classes, bodies)| {
+        let names = names.into_iter().map(|name| (name, None));
+        let entries = names.chain(classes.into_iter().map(|class| ("", Some(class))));
+        let entry = |((name, class), body): ((&str, _), Tool)| {
+            // Nothing else can be said of what is not known.
+            let (action, approval) = match class {
+                Some(ToolClass::Unknown) => (Some(Action::Deny), None),
+                _ => (body.action, body.approval),
+            };
+            Tool { name: name.to_owned(), class, action, approval, ..body }
+        };
+        entries.zip(bodies).map(entry).collect()
     })
+}
+
+fn server_pins(cluster: bool) -> impl Strategy<Value = Option<ServerPins>> {
+    let on_drift = select(vec![OnDrift::Deny, OnDrift::Hide, OnDrift::Audit]);
+    let on_new = select(vec![OnNew::Deny, OnNew::Audit, OnNew::Allow, OnNew::Allow]);
+    let name = prop_oneof![6 => Just("p"), 1 => Just("missing")];
+    let pins = (name, on_drift, on_new).prop_map(move |(name, on_drift, on_new)| ServerPins {
+        name: name.to_owned(),
+        namespace: cluster.then(|| "agents".to_owned()),
+        on_drift,
+        on_new,
+    });
+    option::weighted(0.2, pins)
 }
 
 /// A policy; its name makes it one of its own, and is not in the order in which policies are made.
@@ -124,10 +213,11 @@ pub fn policy(name: &'static str) -> impl Strategy<Value = Policy> {
         let names = if cluster { vec!["*", "a", "b"] } else { vec!["a", "b"] };
         let most = names.len();
         let action = prop_oneof![2 => Just(Action::Allow), 1 => Just(Action::Deny)];
-        (subsequence(names, 1..=most), vec((action, tools()), most)).prop_map(|(names, bodies)| {
-            let server = |(name, (default_action, tools)): (&str, _)| {
+        (subsequence(names, 1..=most), vec((action, tools(), server_pins(cluster)), most)).prop_map(|(names, bodies)| {
+            let server = |(name, (default_action, tools, pins)): (&str, (_, _, Option<ServerPins>))| {
                 let url = (name != "*").then(|| "http://server/mcp".to_owned());
-                Server { name: name.to_owned(), url, default_action, tools, ..Server::default() }
+                let pins = pins.filter(|_| name != "*");
+                Server { name: name.to_owned(), url, default_action, tools, pins, ..Server::default() }
             };
             names.into_iter().zip(bodies).map(server).collect::<Vec<_>>()
         })
@@ -138,6 +228,7 @@ pub fn policy(name: &'static str) -> impl Strategy<Value = Policy> {
             id: PolicyId { cluster, namespace: if cluster { "" } else { "agents" }.to_owned(), name: name.to_owned() },
             created: None,
             spec: MCPPolicySpec { mode, servers: servers.clone(), ..MCPPolicySpec::default() },
+            version: None,
             unreadable: None,
         })
     })
@@ -172,15 +263,17 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let server = prop_oneof![6 => Just(SERVERS[0]), 3 => Just(SERVERS[1]), 1 => Just(SERVERS[2])];
     // The first is the one that most entries match.
     let tool = prop_oneof![1 => Just(TOOLS[0]), 1 => select(TOOLS.to_vec())];
-    let call = (after, server, tool, select(SESSIONS.to_vec()), arguments, then, any::<bool>());
-    let call = call.prop_map(|(after, server, tool, session, arguments, then, obedient)| Step::Call {
+    let call = (after, server, tool, select(SESSIONS.to_vec()), arguments, then, any::<[bool; 2]>(), seen());
+    let call = call.prop_map(|(after, server, tool, session, arguments, then, [obedient, approved], seen)| Step::Call {
         after,
         server,
         tool,
         session,
         arguments,
         then,
+        approved,
         obedient,
+        seen,
     });
     let end = (any::<Index>(), any::<bool>()).prop_map(|(which, failed)| Step::End { which, failed });
     vec(prop_oneof![6 => call, 1 => end], 1..60)

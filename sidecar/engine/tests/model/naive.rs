@@ -3,10 +3,10 @@
 use std::{cmp::Reverse, time::Duration};
 
 use proptest::prelude::*;
-use toolweir_crds::{Action, Limit, Mode, Scope, Server, Tool};
-use toolweir_engine::{Denial, Policy, PolicyId, Reason};
+use toolweir_crds::{Action, EntryApproval, Limit, Mode, OnDrift, OnNew, Scope, Server, Tool, ToolClass, ToolPart};
+use toolweir_engine::{Denial, Policy, PolicyId, Reason, SeenTool};
 
-use crate::generate::{Arguments, KEYS, NUMBERS, Shape};
+use crate::generate::{Arguments, KEYS, NUMBERS, PINNED, Shape};
 
 /// Matches a name with stars against another, by trying everything.
 pub fn matches(pattern: &str, name: &str) -> bool {
@@ -19,6 +19,11 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 
 pub fn literals(name: &str) -> usize {
     name.chars().filter(|char| *char != '*').count()
+}
+
+/// A name for an entry of its own.
+pub fn name(entry: &Tool) -> String {
+    entry.class.map_or(entry.name.clone(), |class| format!("class:{}", class.as_str()))
 }
 
 pub fn action(tool: &Tool) -> Option<Action> {
@@ -52,35 +57,68 @@ pub struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// The entries that match a tool in whatever case, most specific first.
-    pub fn entries(self, tool: &str) -> Vec<&'a Tool> {
+    /// The entries that match a tool in whatever case, or by its class, most specific first.
+    pub fn entries(self, tool: &str, known: Option<&SeenTool>) -> Vec<&'a Tool> {
         let lower = |name: &str| name.to_lowercase();
-        let mut entries: Vec<&Tool> =
-            self.server.tools.iter().filter(|entry| matches(&lower(&entry.name), &lower(tool))).collect();
+        let matches = |entry: &&Tool| match entry.class {
+            Some(of) => class(known) == of || class(known) == ToolClass::Unknown,
+            None => matches(&lower(&entry.name), &lower(tool)),
+        };
+        let mut entries: Vec<&Tool> = self.server.tools.iter().filter(matches).collect();
         entries.sort_by_key(|entry| {
-            let place = if entry.name == tool { 0 } else { 1 + usize::from(entry.name.contains('*')) };
-            (place, Reverse(literals(&entry.name)), action(entry) != Some(Action::Deny))
+            let denies = action(entry) == Some(Action::Deny);
+            let place = match entry.class {
+                Some(_) if denies => 2,
+                Some(_) => 4,
+                None if entry.name == tool => 0,
+                None if entry.name.contains('*') => 3,
+                None => 1,
+            };
+            (place, Reverse(literals(&entry.name)), !denies)
         });
         entries
     }
 
-    /// The action of an entry on a tool that it matches: in another case it allows nothing.
-    pub fn action_on(entry: &Tool, tool: &str) -> Option<Action> {
-        action(entry).filter(|action| *action == Action::Deny || matches(&entry.name, tool))
+    /// The action of an entry on a tool that it matches: in another case, or where the class is not known, it allows nothing.
+    pub fn action_on(entry: &Tool, tool: &str, known: Option<&SeenTool>) -> Option<Action> {
+        let allows = || match entry.class {
+            Some(of) => class(known) == of,
+            None => matches(&entry.name, tool),
+        };
+        action(entry).filter(|action| *action == Action::Deny || allows())
+    }
+
+    /// How the pins of the policy take the tool: why it is not as it was pinned, and true where that is only reported.
+    pub fn by_pins(self, tool: &str, known: Option<&SeenTool>) -> Option<(Reason, bool)> {
+        let pins = self.server.pins.as_ref().filter(|_| !broken(self.policy))?;
+        let drift = |reason| Some((reason, pins.on_drift == OnDrift::Audit));
+        if pins.name == "missing" {
+            return drift(Reason::PinUnverified);
+        }
+        let Some((_, byte)) = PINNED.into_iter().find(|(name, _)| *name == tool) else {
+            return (pins.on_new != OnNew::Allow).then_some((Reason::NotPinned, pins.on_new == OnNew::Audit));
+        };
+        let Some(known) = known else { return drift(Reason::PinUnverified) };
+        let is_pinned = |part| known.definitions.iter().all(|now| now.get(part) == Some(&[byte; 32]));
+        if is_pinned(ToolPart::Description) && is_pinned(ToolPart::InputSchema) { None } else { drift(Reason::PinDrift) }
     }
 
     /// The reason to deny a tool regardless of the arguments.
-    pub fn by_action(self, tool: &str) -> Option<Reason> {
+    pub fn by_action(self, tool: &str, known: Option<&SeenTool>) -> Option<Reason> {
         if broken(self.policy) {
             return Some(Reason::InvalidPolicy);
         }
-        match self.entries(tool).into_iter().find_map(|entry| Self::action_on(entry, tool)) {
-            Some(Action::Allow) => None,
+        let by_pins = || self.by_pins(tool, known).filter(|(_, reported)| !reported).map(|(reason, _)| reason);
+        match self.entries(tool, known).into_iter().find_map(|entry| Self::action_on(entry, tool, known)) {
             Some(Action::Deny) => Some(Reason::Denied),
-            None if self.server.default_action == Action::Allow => None,
-            None => Some(Reason::NotListed),
+            None if self.server.default_action == Action::Deny => Some(Reason::NotListed),
+            Some(Action::Allow) | None => by_pins(),
         }
     }
+}
+
+pub fn class(known: Option<&SeenTool>) -> ToolClass {
+    known.map_or(ToolClass::Unknown, |known| known.class)
 }
 
 /// A call, as the model sees it.
@@ -91,6 +129,10 @@ pub struct Seen<'a> {
     pub session: &'a str,
     pub arguments: &'a Arguments,
     pub now: u64,
+    /// What is known of the tool.
+    pub known: Option<&'a SeenTool>,
+    /// True if a person approves whatever is asked.
+    pub approved: bool,
 }
 
 impl Seen<'_> {
@@ -102,12 +144,13 @@ impl Seen<'_> {
         self.arguments.k.and_then(|k| KEYS[k].1)
     }
 
-    pub fn holds(&self, condition: &str) -> bool {
+    /// Whether a condition holds; nothing where it fails.
+    pub fn value(&self, condition: &str) -> Option<bool> {
         match condition {
-            "args.n < 3" => self.number().is_some_and(|(text, _)| text.parse::<f64>().is_ok_and(|n| n < 3.0)),
-            "args.k == 'u'" => self.key() == Some("text u"),
-            "has(args.k)" => self.arguments.k.is_some(),
-            "tool != 'get_x'" => self.tool != "get_x",
+            "args.n < 3" => self.number().and_then(|(text, _)| text.parse::<f64>().ok()).map(|n| n < 3.0),
+            "args.k == 'u'" => self.arguments.k.map(|_| self.key() == Some("text u")),
+            "has(args.k)" => Some(self.arguments.k.is_some()),
+            "tool != 'get_x'" => Some(self.tool != "get_x"),
             other => panic!("{other}"),
         }
     }
@@ -152,6 +195,8 @@ pub struct Past {
 pub enum Answer {
     /// A denial that does not depend on what was before.
     Denied(Reason, PolicyId),
+    /// A person must be asked: by these entries.
+    Asks(Vec<(PolicyId, EntryApproval)>),
     /// An answer that depends on the limits.
     Limited {
         /// Counts whose window holds too much for the call.
@@ -179,10 +224,22 @@ impl History {
         let past = by_action(parts, call)
             .and_then(|()| by_condition(parts, call, malformed))
             .and_then(|()| wants(parts, call, malformed));
-        let past = match past {
-            Ok(past) => past,
+        let asks = past.and_then(|past| Ok((past, asks(parts, call, malformed)?)));
+        let (past, asks) = match asks {
+            Ok(found) => found,
             Err((reason, policy)) => return Answer::Denied(reason, policy),
         };
+        let never = |share: &Share| share.amount > u64::try_from(share.limit.max).unwrap() * 1_000_000;
+        if !asks.is_empty() && !past.shares.iter().any(never) {
+            // Nobody can be asked who is to be shown what cannot be read.
+            let reads = |(_, approval): &&(PolicyId, EntryApproval)| approval.show.iter().any(|shown| shown.contains("args"));
+            if let Some((policy, _)) = asks.iter().filter(|_| malformed).find(reads) {
+                return Answer::Denied(Reason::Malformed, policy.clone());
+            }
+            if !call.approved {
+                return Answer::Asks(asks);
+            }
+        }
         let too_much = |share: &Share, late: bool| {
             let window = u64::try_from(share.counted.window).unwrap();
             let max = u64::try_from(share.limit.max).unwrap() * 1_000_000;
@@ -192,7 +249,7 @@ impl History {
             self.sum(&share.counted, counts) + share.amount > max
         };
         let busy = entries(parts, call).into_iter().find(|(part, entry)| {
-            let place = (part.policy.id.clone(), part.server.name.clone(), entry.name.clone());
+            let place = (part.policy.id.clone(), part.server.name.clone(), name(entry));
             let under_way = self.0.iter().filter(|past| past.under_way && past.places.contains(&place)).count();
             entry.max_concurrent.is_some_and(|max| i64::try_from(under_way).unwrap() >= max)
         });
@@ -211,6 +268,10 @@ impl History {
             Answer::Denied(reason, policy) => {
                 prop_assert_eq!(denial.map(|denial| denial.reason), Some(*reason));
                 prop_assert!(by(policy), "{:?} is not by {}", denial, policy);
+            }
+            Answer::Asks(asks) => {
+                prop_assert!(by(&asks[0].0), "{:?} is not by {:?}", denial, asks);
+                Self::check_asked(asks, denial)?;
             }
             Answer::Limited { full, nearly_full, busy, .. } => match denial.map(|denial| (denial.reason, denial)) {
                 None => {
@@ -247,6 +308,31 @@ impl History {
                 Some((reason, denial)) => prop_assert!(false, "{} at {}: {:?} for {:?}", reason, now, denial, answer),
             },
         }
+        Ok(())
+    }
+
+    /// Checks that a denial asks what these entries of policies ask.
+    fn check_asked(asks: &[(PolicyId, EntryApproval)], denial: Option<&Denial>) -> Result<(), TestCaseError> {
+        prop_assert_eq!(denial.map(|denial| denial.reason), Some(Reason::ApprovalPending));
+        let ask = denial.and_then(|denial| denial.ask.as_deref()).expect("what to ask");
+        let mut policies: Vec<String> = asks.iter().map(|(policy, _)| policy.to_string()).collect();
+        policies.dedup();
+        prop_assert_eq!(ask.policies.iter().map(|asking| asking.policy.to_string()).collect::<Vec<_>>(), policies);
+        let least = |of: fn(&EntryApproval) -> Duration| asks.iter().map(|(_, approval)| of(approval)).min().unwrap();
+        prop_assert_eq!(ask.hold, least(|approval| approval.hold.span()));
+        prop_assert_eq!(ask.expiry, least(|approval| approval.expiry.span()));
+        prop_assert_eq!(Some(ask.pending), asks.iter().map(|(_, approval)| approval.pending).min());
+        let once = |all: Vec<String>| {
+            all.iter()
+                .enumerate()
+                .filter(|(at, text)| !all[..*at].contains(text))
+                .map(|(_, text)| text.clone())
+                .collect::<Vec<_>>()
+        };
+        let messages = asks.iter().filter_map(|(_, approval)| approval.message.clone()).collect();
+        prop_assert_eq!(&ask.message, &once(messages).join(" "));
+        let shown = asks.iter().flat_map(|(_, approval)| approval.show.clone()).collect();
+        prop_assert_eq!(ask.shown.iter().map(|shown| shown.expression.clone()).collect::<Vec<_>>(), once(shown));
         Ok(())
     }
 
@@ -289,14 +375,15 @@ impl History {
 
 /// The entries that match, of each policy in turn.
 fn entries<'a, 'p>(parts: &'p [Part<'a>], call: &Seen<'_>) -> Vec<(&'p Part<'a>, &'a Tool)> {
-    parts.iter().flat_map(|part| part.entries(call.tool).into_iter().map(move |entry| (part, entry))).collect()
+    parts.iter().flat_map(|part| part.entries(call.tool, call.known).into_iter().map(move |entry| (part, entry))).collect()
 }
 
 /// Two readers could read the arguments differently, where a policy reads them.
 fn is_malformed(parts: &[Part<'_>], call: &Seen<'_>) -> bool {
     let expressions = |entry: &Tool| {
         let limits = entry.limits.iter().flat_map(|limit| limit.key.iter().chain(&limit.cost).cloned());
-        entry.validations.iter().map(|validation| validation.expression.clone()).chain(limits).collect::<Vec<_>>()
+        let approval = entry.approval.iter().flat_map(|approval| approval.when.iter().chain(&approval.show).cloned());
+        entry.validations.iter().map(|validation| validation.expression.clone()).chain(limits).chain(approval).collect::<Vec<_>>()
     };
     let reads = entries(parts, call).into_iter().flat_map(|(_, entry)| expressions(entry));
     match call.arguments.shape {
@@ -311,7 +398,7 @@ type Denied = (Reason, PolicyId);
 
 /// The denial by an action: the most severe.
 fn by_action(parts: &[Part<'_>], call: &Seen<'_>) -> Result<(), Denied> {
-    let denials = parts.iter().filter_map(|part| part.by_action(call.tool).map(|reason| (reason, part)));
+    let denials = parts.iter().filter_map(|part| part.by_action(call.tool, call.known).map(|reason| (reason, part)));
     let denial = denials.min_by_key(|(reason, _)| *reason);
     denial.map_or(Ok(()), |(reason, part)| Err((reason, part.policy.id.clone())))
 }
@@ -320,12 +407,12 @@ fn by_action(parts: &[Part<'_>], call: &Seen<'_>) -> Result<(), Denied> {
 fn by_condition(parts: &[Part<'_>], call: &Seen<'_>, malformed: bool) -> Result<(), Denied> {
     let mut failed: Vec<(Reason, &Part<'_>)> = Vec::new();
     for part in parts {
-        let conditions = part.entries(call.tool).into_iter().flat_map(|entry| &entry.validations);
+        let conditions = part.entries(call.tool, call.known).into_iter().flat_map(|entry| &entry.validations);
         let first = conditions.into_iter().find_map(|validation| {
             if malformed && validation.expression.contains("args") {
                 Some(Reason::Malformed)
             } else {
-                (!call.holds(&validation.expression)).then_some(Reason::Validation)
+                (call.value(&validation.expression) != Some(true)).then_some(Reason::Validation)
             }
         });
         failed.extend(first.map(|reason| (reason, part)));
@@ -334,13 +421,29 @@ fn by_condition(parts: &[Part<'_>], call: &Seen<'_>, malformed: bool) -> Result<
     denial.map_or(Ok(()), |(reason, part)| Err((reason, part.policy.id.clone())))
 }
 
+/// The entries that ask a person about the call. Policies are asked by in the order of their names.
+fn asks(parts: &[Part<'_>], call: &Seen<'_>, malformed: bool) -> Result<Vec<(PolicyId, EntryApproval)>, Denied> {
+    let mut asks = Vec::new();
+    for (part, entry) in entries(parts, call) {
+        let Some(approval) = &entry.approval else { continue };
+        let when = approval.when.as_deref();
+        if malformed && when.is_some_and(|when| when.contains("args")) {
+            return Err((Reason::Malformed, part.policy.id.clone()));
+        }
+        if when.is_none_or(|when| call.value(when) != Some(false)) {
+            asks.push((part.policy.id.clone(), approval.clone()));
+        }
+    }
+    Ok(asks)
+}
+
 /// The amounts and places that the call wants, or the denial where a key or cost has no value.
 fn wants(parts: &[Part<'_>], call: &Seen<'_>, malformed: bool) -> Result<Past, Denied> {
     let mut past = Past { at: call.now, shares: Vec::new(), limits: Vec::new(), places: Vec::new(), under_way: true };
     for (part, entry) in entries(parts, call) {
         for (place, limit) in entry.limits.iter().enumerate() {
             let share = share(part, entry, place, call, malformed)?;
-            past.limits.push((part.policy.id.clone(), part.server.name.clone(), entry.name.clone(), place, share.clone()));
+            past.limits.push((part.policy.id.clone(), part.server.name.clone(), name(entry), place, share.clone()));
             match past.shares.iter_mut().find(|other| other.counted == share.counted) {
                 None => past.shares.push(share),
                 Some(other) => {
@@ -352,7 +455,7 @@ fn wants(parts: &[Part<'_>], call: &Seen<'_>, malformed: bool) -> Result<Past, D
             }
         }
         if entry.max_concurrent.is_some() {
-            past.places.push((part.policy.id.clone(), part.server.name.clone(), entry.name.clone()));
+            past.places.push((part.policy.id.clone(), part.server.name.clone(), name(entry)));
         }
     }
     Ok(past)
@@ -373,7 +476,7 @@ fn share(part: &Part<'_>, entry: &Tool, place: usize, call: &Seen<'_>, malformed
     let Some(amount) = amount else { return deny(Reason::Validation) };
     let name = match &limit.counter {
         Some(counter) => Ok(counter.clone()),
-        None => Err((part.server.name.clone(), entry.name.clone(), place)),
+        None => Err((part.server.name.clone(), name(entry), place)),
     };
     let counted = Counted {
         policy: part.policy.id.clone(),

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use toolweir_crds::{Action, MCPPolicySpec, Mode, Server};
-use toolweir_engine::{Decision, Denial, Engine, Memory, Permit, Policy, PolicyId, Reason, Timestamp};
+use toolweir_crds::{Action, MCPPolicySpec, Mode, OnDrift, OnNew, Server};
+use toolweir_engine::{Decision, Denial, Engine, Memory, Permit, Policy, PolicyId, Reason, SeenTool, Timestamp};
 
 use crate::{
-    engines::{compile, decide, permit, settle, told, usage},
+    engines::{compile, decide, of_any_state, permit, settle, told, usage},
     generate::{SERVERS, Step, TOOLS, Then},
     naive::{History, Part, Seen, enforced, parts},
 };
@@ -45,6 +45,12 @@ impl Run {
     pub fn new(policies: Vec<Policy>, shuffled: Vec<Policy>, extra: Policy, now: u64) -> Self {
         let counters = || Memory::new(Memory::COUNTERS);
         let alone = |policy: &Policy| {
+            // What is only reported, in audit mode all that is said.
+            let mut policy = policy.clone();
+            for pins in policy.spec.servers.iter_mut().filter_map(|server| server.pins.as_mut()) {
+                pins.on_drift = if pins.on_drift == OnDrift::Audit { OnDrift::Deny } else { pins.on_drift };
+                pins.on_new = if pins.on_new == OnNew::Audit { OnNew::Deny } else { pins.on_new };
+            }
             let mut enforced = policy.clone();
             enforced.spec.mode = Mode::Enforce;
             // A policy that says nothing but which servers there are.
@@ -52,8 +58,8 @@ impl Run {
             let servers = vec![server("a"), server("b")];
             let id = PolicyId { cluster: true, namespace: String::new(), name: "opens".to_owned() };
             let spec = MCPPolicySpec { servers, ..MCPPolicySpec::default() };
-            let opens = Policy { id, created: None, spec, unreadable: None };
-            Audited { policy: policy.clone(), engine: compile(&[enforced, opens], &counters()), history: History::default() }
+            let opens = Policy { id, created: None, spec, version: None, unreadable: None };
+            Audited { policy, engine: compile(&[enforced, opens], &counters()), history: History::default() }
         };
         let (shuffled_counters, shared) = (counters(), counters());
         let mut with_extra = policies.clone();
@@ -73,12 +79,12 @@ impl Run {
         }
     }
 
-    pub fn shows_what_no_enforced_policy_denies_by_action(&self) -> Result<(), TestCaseError> {
+    pub fn shows_what_no_enforced_policy_denies_by_action(&self, known: Option<&SeenTool>) -> Result<(), TestCaseError> {
         for server in SERVERS {
             let parts = parts(&self.policies, server);
             for tool in TOOLS {
-                let denied = parts.iter().filter(|part| enforced(part.policy)).any(|part| part.by_action(tool).is_some());
-                prop_assert_eq!(self.engine.shows(server, tool), !parts.is_empty() && !denied, "{} {}", server, tool);
+                let denied = parts.iter().filter(|part| enforced(part.policy)).any(|part| part.by_action(tool, known).is_some());
+                prop_assert_eq!(self.engine.shows(server, tool, known), !parts.is_empty() && !denied, "{} {}", server, tool);
             }
         }
         Ok(())
@@ -87,10 +93,10 @@ impl Run {
     /// Checks that a decision is among the verdicts of the tool's name, or where only `*` matches it, of no name.
     pub fn foresaw(&self, call: &Seen<'_>, decision: &Decision) -> Result<(), TestCaseError> {
         let servers = parts(&self.policies, call.server);
-        let entries = || servers.iter().flat_map(|part| part.entries(call.tool));
+        let entries = || servers.iter().flat_map(|part| part.entries(call.tool, call.known));
         let named = self.engine.tools(call.server).any(|tool| tool == call.tool);
         let (name, reason) = decision.labels();
-        if reason == Reason::Malformed || !named && entries().any(|entry| entry.name != "*") {
+        if reason == Reason::Malformed || !named && entries().any(|entry| entry.name != "*" && entry.class.is_none()) {
             return Ok(());
         }
         let verdicts = self.engine.verdicts(call.server);
@@ -128,10 +134,13 @@ impl Run {
         under_way.permits.extend(permit(shuffled));
         // Where one policy more denies, what both have in common counts as if it had been let through.
         under_way.permits.push(more.unwrap_or_else(|| permit(decide(&self.less, call)).expect("a call that is let through")));
-        // Each audited policy has its say about what the others let through.
+        let reported = self.reports_of_pins(&together, call, &would_deny)?;
+        // Each audited policy has its say about what the others let through. Nobody is asked for it, and so nobody approves.
+        let call = &Seen { approved: false, ..*call };
         let mut expected: Vec<Denial> = Vec::new();
         for (index, audited) in self.audited.iter_mut().enumerate() {
-            let own: Vec<Part<'_>> = parts.iter().copied().filter(|part| part.policy.id == audited.policy.id).collect();
+            let servers = audited.policy.spec.servers.iter().filter(|server| [call.server, "*"].contains(&&*server.name));
+            let own: Vec<Part<'_>> = servers.map(|server| Part { policy: &audited.policy, server }).collect();
             if own.is_empty() {
                 continue;
             }
@@ -141,14 +150,15 @@ impl Run {
             prop_assert!(by_it.len() <= 1, "{:?}", by_it);
             History::check(&answer, by_it.first().copied(), call.now)?;
             let alone = decide(&audited.engine, call);
-            prop_assert_eq!(by_it.first().copied(), alone.denial(), "audited, and enforced alone");
+            let told = |denial: Option<&Denial>| denial.cloned().map(of_any_state);
+            prop_assert_eq!(told(by_it.first().copied()), told(alone.denial()), "audited, and enforced alone");
             under_way.permits.extend(permit(alone));
             expected.extend(by_it.first().copied().cloned());
             if by_it.is_empty() {
                 under_way.audited.push((index, audited.history.admit(answer)));
             }
         }
-        prop_assert_eq!(expected.len(), would_deny.len());
+        prop_assert_eq!(expected.len() + reported, would_deny.len());
         prop_assert!(would_deny.is_sorted_by_key(|denial| denial.reason));
         match then {
             Then::Keep => self.under_way.push(under_way),
@@ -156,6 +166,22 @@ impl Run {
             Then::GiveBack => self.settle(under_way, true),
         }
         Ok(None)
+    }
+
+    /// Checks what the pins of enforced policies only report, and returns how many there are.
+    fn reports_of_pins(&self, together: &[Part<'_>], call: &Seen<'_>, would_deny: &[Denial]) -> Result<usize, TestCaseError> {
+        let reported = together.iter().filter_map(|part| Some((part.by_pins(call.tool, call.known)?.0, part)));
+        let mut reported: Vec<_> = reported.map(|(reason, part)| (reason, Some(part.policy.id.to_string()))).collect();
+        let of_enforced = |denial: &&Denial| {
+            self.audited.iter().all(|audited| denial.policy.as_deref() != Some(&*audited.policy.id.to_string()))
+        };
+        let found = would_deny.iter().filter(of_enforced);
+        let mut found: Vec<_> = found.map(|denial| (denial.reason, denial.policy.as_deref().map(str::to_owned))).collect();
+        for list in [&mut found, &mut reported] {
+            list.sort_by_key(|(reason, policy)| (policy.clone(), *reason));
+        }
+        prop_assert_eq!(&found, &reported);
+        Ok(found.len())
     }
 
     pub fn settle(&mut self, under_way: UnderWay, failed: bool) {
@@ -174,9 +200,10 @@ impl Run {
                     self.settle(under_way, *failed);
                 }
             }
-            Step::Call { after, server, tool, session, arguments, then, obedient } => {
+            Step::Call { after, server, tool, session, arguments, then, approved, obedient, seen } => {
                 self.now += after;
-                let mut call = Seen { server, tool, session, arguments, now: self.now };
+                let mut call =
+                    Seen { server, tool, session, arguments, now: self.now, known: seen.as_ref(), approved: *approved };
                 let wait = self.call(&call, *then)?.and_then(|denial| denial.retry_after);
                 if let Some(wait) = wait.filter(|_| *obedient) {
                     self.now = Timestamp(self.now).after(wait).0;

@@ -20,7 +20,7 @@ pub fn options() -> ImportOptions {
 pub fn allows(engine: &Engine, tool: &str, arguments: &Value, now: Timestamp) -> bool {
     let text = arguments.to_string();
     let arguments = Reader::new(text.as_bytes()).unwrap().value().unwrap();
-    let call = Call { server: "bank", tool, arguments: Some(arguments), session: "" };
+    let call = Call { server: "bank", tool, arguments: Some(arguments), session: "", seen: None };
     engine.decide(&call, now).denial().is_none()
 }
 

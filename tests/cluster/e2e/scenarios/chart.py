@@ -66,7 +66,7 @@ def chart(cluster, measured):
         expect(f"{kind} that are left", [], [o["metadata"]["name"] for o in found if "toolweir" in o["metadata"]["name"]])
     crds = cluster.api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]
     kept = sorted(crd["metadata"]["name"] for crd in crds if crd["spec"]["group"] == "toolweir.dev")
-    expect("CRDs that are kept", ["mcpclusterpolicies.toolweir.dev", "mcppolicies.toolweir.dev"], kept)
+    expect("CRDs that are kept", ["mcpapprovals.toolweir.dev", "mcpclusterpolicies.toolweir.dev", "mcppolicies.toolweir.dev", "mcptoolpins.toolweir.dev"], kept)
     expect("the policy's uid after the uninstall", uid, cluster.api.get(cluster.path(policy))["metadata"]["uid"])
     cluster.apply(agent("free"), namespace=namespace)
     spec = cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/free")["spec"]

@@ -72,6 +72,9 @@ impl Trap {
     pub fn doubt(&self, used: ExpressionUse) -> Option<String> {
         let good = match used {
             ExpressionUse::Condition => TRUE,
+            ExpressionUse::Approval => FALSE,
+            // It decides nothing.
+            ExpressionUse::Shown => return None,
             ExpressionUse::Key => BOOL | NULL | OTHER,
             ExpressionUse::Cost => OTHER,
         };
@@ -84,8 +87,9 @@ impl Trap {
         } else {
             format!("`({asked} && {path} != null)` for `{asked}`")
         };
+        let then = if used == ExpressionUse::Approval { "asks a person about" } else { "denies" };
         Some(format!(
-            "lets a call without `{path}` pass and denies one with a null there, which some clients send for what is left out: \
+            "lets a call without `{path}` pass and {then} one with a null there, which some clients send for what is left out: \
              `{asked}` is true of it; write {write}"
         ))
     }
