@@ -187,9 +187,9 @@ async fn others(client: &Client, namespace: &str) -> String {
 /// Formats the response for people.
 pub fn text(pod: &str, answer: &ExplainResponse) -> String {
     let ExplainResponse { version, servers, explanation } = answer;
-    let Explanation { server, tool, decision, verdict, would_deny, policies, class } = explanation;
+    let Explanation { server, kind, tool, decision, verdict, would_deny, policies, class } = explanation;
     let mut text =
-        format!("pod {pod}, server {}, tool {}: {}\n", shown(server), shown(tool), decision_text(decision, &verdict.reason));
+        format!("pod {pod}, server {}, {kind} {}: {}\n", shown(server), shown(tool), decision_text(decision, &verdict.reason));
     for line in verdict.message.iter().chain(would_deny.iter().filter_map(|verdict| verdict.message.as_ref())) {
         let _ = writeln!(text, "  {}", shown(line));
     }

@@ -301,7 +301,13 @@ async fn explain_says_what_the_sidecar_would_decide_and_takes_nothing() {
         assert!(text.starts_with("pod agents/social-1, server bank, tool pay: allowed\n") && text.contains(limit), "{text}");
         assert_eq!(found, CommandOutcome::Positive);
     }
-    let call = toolweir_engine::Call { server: "bank", tool: "pay", arguments: None, session: "", seen: None };
+    let call = toolweir_engine::Call {
+        server: "bank",
+        operation: toolweir_engine::Operation::tool("pay"),
+        arguments: None,
+        session: "",
+        seen: None,
+    };
     let decision = running.sidecar.governor.in_force().engine.decide(&call, running.sidecar.governor.now());
     assert!(decision.denial().is_none());
     let (text, found) = ask(question("pay")).await.unwrap();

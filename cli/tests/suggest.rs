@@ -29,7 +29,7 @@ use toolweir_cli::{
     tools::limits::ReadLimits,
 };
 use toolweir_crds::{Action, Document, MCPPolicySpec, read_documents};
-use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Severity, Timestamp};
+use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Operation, Severity, Timestamp};
 use toolweir_sidecar::{observed::ObservedCalls, record::Arrival};
 
 /// A folder that is gone with it.
@@ -267,9 +267,9 @@ async fn cluster() -> (ApiServer, RunningSidecar, String) {
 /// What an agent calls: its sidecar knows the tools once it has listed them.
 fn work(running: &RunningSidecar, server: &str, tool: &str, times: usize) {
     let governor = &running.sidecar.governor;
-    governor.learn_tool(server, tool);
+    governor.learn_name(server, toolweir_crds::OperationKind::Tool, tool);
     for _ in 0..times {
-        let call = Call { server, tool, arguments: None, session: "", seen: None };
+        let call = Call { server, operation: Operation::tool(tool), arguments: None, session: "", seen: None };
         drop(governor.decide(&governor.in_force(), &call, Arrival::now()));
     }
 }
@@ -369,7 +369,7 @@ fn denied(text: &str, moments: &[u64], times: usize) -> usize {
     let policies: Vec<_> = read_documents("policy", text).unwrap().into_iter().map(|read| read.document.into()).collect();
     let (engine, problems) = Engine::compile(&policies, Memory::new(Memory::COUNTERS), &CompileOptions::default());
     assert!(problems.iter().all(|problem| problem.severity != Severity::Invalid), "{problems:?}");
-    let call = Call { server: "shop", tool: "pay", arguments: None, session: "", seen: None };
+    let call = Call { server: "shop", operation: Operation::tool("pay"), arguments: None, session: "", seen: None };
     let calls = moments.iter().flat_map(|moment| std::iter::repeat_n(*moment, times));
     calls.filter(|moment| matches!(engine.decide(&call, Timestamp(*moment)).effect, Effect::Denied(_))).count()
 }

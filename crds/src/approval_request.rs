@@ -39,8 +39,8 @@ pub struct MCPApprovalSpec {
     /// The server that is called.
     #[schemars(length(min = 1, max = bounds::SERVER_NAME))]
     pub server: String,
-    /// The tool that is called.
-    #[schemars(length(min = 1, max = bounds::TOOL_NAME))]
+    /// The tool that is called; for another operation its method and what it names, such as `resources/read file:///plans.txt`.
+    #[schemars(length(min = 1, max = bounds::ASKED_NAME))]
     pub tool: String,
     /// The SHA-256 of the arguments in their canonical form (RFC 8785): 64 lower case hexadecimal digits. Of a call without
     /// `arguments`, that of nothing.

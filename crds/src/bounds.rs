@@ -26,6 +26,18 @@ pub const USER_NAME: usize = 512;
 pub const SERVERS: usize = 64;
 /// Entries of one server.
 pub const TOOLS: usize = 1024;
+/// Entries for prompts of one server.
+pub const PROMPTS: usize = 256;
+/// Entries for resources of one server.
+pub const RESOURCES: usize = 256;
+/// Entries for requests of one server: one for each that there is.
+pub const REQUESTS: usize = 3;
+/// Bytes of a resource's URI, and of a glob over URIs.
+pub const RESOURCE_URI: usize = 2048;
+/// Bytes of what a request for approval is about: a tool's name, or a method and what it names.
+pub const ASKED_NAME: usize = RESOURCE_URI + 64;
+/// The largest `maxResultBytes`.
+pub const RESULT_BYTES: i64 = 1 << 30;
 /// Limits of one entry.
 pub const LIMITS: usize = 16;
 /// Validations of one entry.

@@ -8,13 +8,16 @@ use crate::{
     approval::EntryApproval,
     bounds::{
         CIDRS, CONCURRENT, COUNTER_NAME, DOMAIN_NAMES, EGRESS_RULES, EXPRESSION, HEADER_NAME, LIMITS, MAX, OAUTH_VALUE,
-        OBJECT_NAME, PENDING_APPROVALS, PINNED_TEXT, PINNED_TOOLS, PORTS, SCOPES, SELECTOR_REQUIREMENTS, SERVER_NAME, SERVERS,
-        SHARED_MAX, SHOWN_EXPRESSION, SHOWN_VALUES, TEXT, TOOL_NAME, TOOLS, URL, VALIDATIONS,
+        OBJECT_NAME, PENDING_APPROVALS, PINNED_TEXT, PINNED_TOOLS, PORTS, PROMPTS, REQUESTS, RESOURCES, RESULT_BYTES, SCOPES,
+        SELECTOR_REQUIREMENTS, SERVER_NAME, SERVERS, SHARED_MAX, SHOWN_EXPRESSION, SHOWN_VALUES, TEXT, TOOL_NAME, TOOLS, URL,
+        VALIDATIONS,
     },
     credential::{Credential, CredentialKind, CredentialSource, audience_problem, secret_key_problem},
     egress::{Egress, EgressRule, domain_name_problem, read_cidr},
     error::FieldError,
-    policy::{Action, LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, ServerTls, Tool},
+    operation::OperationKind,
+    policy::{Action, EntryView, LabelSelector, Limit, MCPPolicySpec, Scope, SelectorOperator, Server, ServerTls},
+    resource_uri,
     text::escaped,
     tool_class::ToolClass,
     tool_name,
@@ -119,21 +122,46 @@ impl FieldErrors {
         if let Some(tls) = server.tls {
             self.tls(&format!("{path}.tls"), tls, server);
         }
-        self.count(&format!("{path}.tools"), server.tools.len(), 0, TOOLS);
         if let Some(pins) = &server.pins {
             self.pins(&format!("{path}.pins"), pins, server, cluster);
         }
+        for (kind, most) in [
+            (OperationKind::Tool, TOOLS),
+            (OperationKind::Prompt, PROMPTS),
+            (OperationKind::Resource, RESOURCES),
+            (OperationKind::Request, REQUESTS),
+        ] {
+            self.entries(path, kind, &server.entries(kind), most);
+        }
+    }
+
+    /// Checks the entries of a kind, of which there may be `most`.
+    fn entries(&mut self, path: &str, kind: OperationKind, entries: &[EntryView<'_>], most: usize) {
+        let list = kind.field();
+        let path = format!("{path}.{list}");
+        self.count(&path, entries.len(), 0, most);
         let mut names = HashMap::new();
-        for (index, tool) in server.tools.iter().take(TOOLS).enumerate() {
-            let path = format!("{path}.tools[{index}]");
-            if let Some(first) = names.insert((tool.name.as_str(), tool.class), index) {
-                let (field, what) = match tool.class {
+        for (index, entry) in entries.iter().take(most).enumerate() {
+            let path = format!("{path}[{index}]");
+            if let Some(first) = names.insert((entry.name, entry.class), index) {
+                let (field, what) = match entry.class {
                     Some(class) => ("class", format!("`{}` is also the class", class.as_str())),
-                    None => ("name", format!("`{}` is also the name", tool_name::shown(&tool.name))),
+                    None => (name_field(kind), format!("`{}` is also the {}", tool_name::shown(entry.name), name_field(kind))),
                 };
-                self.report(format!("{path}.{field}"), format!("{what} of tools[{first}]; merge the two"));
+                self.report(format!("{path}.{field}"), format!("{what} of {list}[{first}]; merge the two"));
             }
-            self.tool(&path, tool);
+            match kind {
+                OperationKind::Tool => self.tool_name(&path, entry),
+                OperationKind::Resource => {
+                    let problem = resource_uri::pattern_problem(entry.name);
+                    problem.into_iter().for_each(|problem| self.report(format!("{path}.uri"), problem));
+                }
+                _ => {
+                    let problem = tool_name::problem(entry.name);
+                    problem.into_iter().for_each(|problem| self.report(format!("{path}.name"), problem));
+                }
+            }
+            self.entry(&path, entry);
         }
     }
 
@@ -282,7 +310,7 @@ impl FieldErrors {
         }
     }
 
-    fn tool(&mut self, path: &str, tool: &Tool) {
+    fn tool_name(&mut self, path: &str, tool: &EntryView<'_>) {
         match tool.class {
             Some(_) if !tool.name.is_empty() => {
                 self.report(path, "has a name and a class; write one of the two, and the other in an entry of its own");
@@ -295,39 +323,48 @@ impl FieldErrors {
                 self.report(format!("{path}.name"), "is left out or empty; write a tool's name, a glob, or `class` in its place");
             }
             None => {
-                if let Some(problem) = tool_name::problem(&tool.name) {
+                if let Some(problem) = tool_name::problem(tool.name) {
                     self.report(format!("{path}.name"), problem);
                 }
             }
         }
-        self.optional_text(format!("{path}.reason"), tool.reason.as_deref(), TEXT);
-        self.count(&format!("{path}.limits"), tool.limits.len(), 0, LIMITS);
-        for (index, limit) in tool.limits.iter().take(LIMITS).enumerate() {
+    }
+
+    /// Checks what entries of all kinds have.
+    fn entry(&mut self, path: &str, entry: &EntryView<'_>) {
+        self.optional_text(format!("{path}.reason"), entry.reason, TEXT);
+        self.count(&format!("{path}.limits"), entry.limits.len(), 0, LIMITS);
+        for (index, limit) in entry.limits.iter().take(LIMITS).enumerate() {
             self.limit(&format!("{path}.limits[{index}]"), limit);
         }
-        self.count(&format!("{path}.validations"), tool.validations.len(), 0, VALIDATIONS);
-        for (index, validation) in tool.validations.iter().take(VALIDATIONS).enumerate() {
+        self.count(&format!("{path}.validations"), entry.validations.len(), 0, VALIDATIONS);
+        for (index, validation) in entry.validations.iter().take(VALIDATIONS).enumerate() {
             let path = format!("{path}.validations[{index}]");
             self.text(format!("{path}.expression"), &validation.expression, EXPRESSION);
             self.optional_text(format!("{path}.message"), validation.message.as_deref(), TEXT);
         }
-        if let Some(approval) = &tool.approval {
-            self.approval(&format!("{path}.approval"), approval, tool.action);
+        if let Some(approval) = entry.approval {
+            self.approval(&format!("{path}.approval"), approval, entry.action);
         }
-        if let Some(most) = tool.max_concurrent
+        if let Some(most) = entry.max_concurrent
             && !(1..=CONCURRENT).contains(&most)
         {
             self.report(
                 format!("{path}.maxConcurrent"),
-                format!("is {most}; write 1 to {CONCURRENT}, or `action: Deny` to forbid the tool"),
+                format!("is {most}; write 1 to {CONCURRENT}, or `action: Deny` to forbid it"),
             );
         }
-        if tool.max_concurrent_scope == Scope::Session {
+        if let Some(most) = entry.max_result_bytes
+            && !(1..=RESULT_BYTES).contains(&most)
+        {
+            self.report(format!("{path}.maxResultBytes"), format!("is {most}; write 1 to {RESULT_BYTES}"));
+        }
+        if entry.max_concurrent_scope == Scope::Session {
             self.report(
                 format!("{path}.maxConcurrentScope"),
                 "is Session; write Pod, Workload, ServiceAccount, Namespace or Policy".to_owned(),
             );
-        } else if tool.max_concurrent.is_none() && !tool.max_concurrent_scope.is_default() {
+        } else if entry.max_concurrent.is_none() && !entry.max_concurrent_scope.is_default() {
             self.report(
                 format!("{path}.maxConcurrentScope"),
                 "stands without `maxConcurrent`; write how many, or remove it".to_owned(),
@@ -363,7 +400,7 @@ impl FieldErrors {
         if !(1..=MAX).contains(&limit.max) {
             self.report(
                 format!("{path}.max"),
-                format!("is {}; write 1 to {MAX}, or `action: Deny` on the entry to forbid the tool", limit.max),
+                format!("is {}; write 1 to {MAX}, or `action: Deny` on the entry to forbid it", limit.max),
             );
         }
         if limit.scope.is_shared() && (SHARED_MAX + 1..=MAX).contains(&limit.max) {
@@ -376,6 +413,11 @@ impl FieldErrors {
         self.optional_text(format!("{path}.cost"), limit.cost.as_deref(), EXPRESSION);
         self.optional_text(format!("{path}.counter"), limit.counter.as_deref(), COUNTER_NAME);
     }
+}
+
+/// Returns the field of an entry of a kind that says what it matches.
+fn name_field(kind: OperationKind) -> &'static str {
+    if kind == OperationKind::Resource { "uri" } else { "name" }
 }
 
 /// Checks pins as the schema does, and that no tool or part stands twice.

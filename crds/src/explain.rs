@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Action, Mode, Scope, TimeSpan, ToolClass, ToolPart, approval_request::ShownValue};
+use crate::{Action, Mode, OperationKind, Scope, TimeSpan, ToolClass, ToolPart, approval_request::ShownValue};
 
 /// The answer of `POST /explain`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,7 +24,10 @@ pub struct ExplainResponse {
 pub struct Explanation {
     /// The server's name in the policies.
     pub server: String,
-    /// The tool.
+    /// The kind of what is asked for.
+    #[serde(skip_serializing_if = "OperationKind::is_tool")]
+    pub kind: OperationKind,
+    /// The tool, or the name of what else is asked for.
     pub tool: String,
     /// `allowed`, `denied`, `would_deny` or `would_ask`, as the audit log would say it.
     pub decision: String,

@@ -25,11 +25,13 @@ pub mod egress;
 pub mod error;
 pub mod explain;
 pub mod observed;
+mod operation;
 pub mod policy;
 pub mod policy_files;
 pub mod quoting;
 #[cfg(feature = "kube")]
 pub mod resource;
+pub mod resource_uri;
 pub mod seen;
 pub mod select;
 pub mod sidecar;
@@ -48,9 +50,10 @@ pub use credential::{Credential, CredentialKind, CredentialSource};
 pub use document::{Document, Manifests, Metadata, read_documents, read_manifests};
 pub use egress::{Egress, EgressDefault, EgressRule};
 pub use error::{FieldError, FileError};
+pub use operation::OperationKind;
 pub use policy::{
-    Action, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode, OnStoreFailure, Scope,
-    SelectorOperator, Server, ServerTls, Tool, Validation,
+    Action, DefaultActions, EntryView, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode,
+    OnStoreFailure, Prompt, RequestName, Resource, Scope, SelectorOperator, Server, ServerRequest, ServerTls, Tool, Validation,
 };
 pub use sidecar::SIDECAR_CONTAINER;
 pub use tool_class::{ToolClass, ToolSeverity};

@@ -9,8 +9,8 @@ use serde::{
 };
 
 use crate::{
-    approval::EntryApproval, bounds, credential::Credential, egress::Egress, tool_class::ToolClass, tool_pins::ServerPins,
-    window::Window,
+    approval::EntryApproval, bounds, credential::Credential, egress::Egress, operation::OperationKind, tool_class::ToolClass,
+    tool_pins::ServerPins, window::Window,
 };
 
 /// What the agents that `podSelector` names may call, and how often. It governs pods of its own namespace.
@@ -141,9 +141,9 @@ pub struct MCPClusterPolicySpec {
 impl MCPPolicySpec {
     /// Returns whether a limit or a `maxConcurrent` counts calls of more than one pod together, which needs a shared store.
     pub fn counts_across_pods(&self) -> bool {
-        self.servers.iter().flat_map(|server| &server.tools).any(|tool| {
-            tool.limits.iter().any(|limit| limit.scope.is_shared())
-                || (tool.max_concurrent.is_some() && tool.max_concurrent_scope.is_shared())
+        self.servers.iter().flat_map(Server::all_entries).any(|entry| {
+            entry.limits.iter().any(|limit| limit.scope.is_shared())
+                || (entry.max_concurrent.is_some() && entry.max_concurrent_scope.is_shared())
         })
     }
 }
@@ -342,10 +342,129 @@ pub struct Server {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name", "class"])
     )]
     pub tools: Vec<Tool>,
+    /// The entries for prompts. Left out, with no default action for prompts, this policy has no say in them. An empty list is a say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = bounds::PROMPTS),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub prompts: Option<Vec<Prompt>>,
+    /// The entries for resources. Left out, with no default action for resources, this policy has no say in them. An empty list is a say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = bounds::RESOURCES),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uri"])
+    )]
+    pub resources: Option<Vec<Resource>>,
+    /// The entries for what the server may ask of the agent: its model (`sampling`), its user (`elicitation`), its folders (`roots`). Left out,
+    /// with no default action for requests, this policy has no say in that. An empty list is a say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = bounds::REQUESTS),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub requests: Option<Vec<ServerRequest>>,
+    /// The answers for prompts, resources, requests and other methods that no entry matches. A kind of these in which no policy of a pod
+    /// has a say is denied.
+    #[serde(default, skip_serializing_if = "DefaultActions::is_empty")]
+    pub default_actions: DefaultActions,
 }
 
 fn deny() -> Action {
     Action::Deny
+}
+
+/// The answers for what no entry matches, but tools. A policy that leaves one out, and has no list of the kind, has no say in it; with a
+/// list, what is left out is denied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DefaultActions {
+    /// For prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<Action>,
+    /// For resources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Action>,
+    /// For what the server may ask of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<Action>,
+    /// For `logging/setLevel`, and for every method that the sidecar does not know, in both directions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<Action>,
+}
+
+impl DefaultActions {
+    /// Returns whether none is given.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An entry of any kind, as it is written.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryView<'a> {
+    /// The name, URI or glob; empty for a class.
+    pub name: &'a str,
+    /// The class of tools, in place of a name.
+    pub class: Option<ToolClass>,
+    /// The action.
+    pub action: Option<Action>,
+    /// What a denied caller is told.
+    pub reason: Option<&'a str>,
+    /// The limits.
+    pub limits: &'a [Limit],
+    /// The conditions.
+    pub validations: &'a [Validation],
+    /// The approval.
+    pub approval: Option<&'a EntryApproval>,
+    /// How many may be under way at once.
+    pub max_concurrent: Option<i64>,
+    /// What that counts together.
+    pub max_concurrent_scope: Scope,
+    /// The largest result, in bytes.
+    pub max_result_bytes: Option<i64>,
+}
+
+impl Server {
+    /// Returns whether a policy that says this of a server has a say in a kind.
+    pub fn has_say(&self, kind: OperationKind) -> bool {
+        let Self { prompts, resources, requests, default_actions, .. } = self;
+        match kind {
+            OperationKind::Tool => true,
+            OperationKind::Prompt => prompts.is_some() || default_actions.prompts.is_some(),
+            OperationKind::Resource => resources.is_some() || default_actions.resources.is_some(),
+            OperationKind::Request => requests.is_some() || default_actions.requests.is_some(),
+            OperationKind::Other => default_actions.other.is_some(),
+        }
+    }
+
+    /// Returns the answer for what no entry of the kind matches.
+    pub fn default_action_of(&self, kind: OperationKind) -> Action {
+        let given = match kind {
+            OperationKind::Tool => return self.default_action,
+            OperationKind::Prompt => self.default_actions.prompts,
+            OperationKind::Resource => self.default_actions.resources,
+            OperationKind::Request => self.default_actions.requests,
+            OperationKind::Other => self.default_actions.other,
+        };
+        given.unwrap_or_default()
+    }
+
+    /// Returns the entries of a kind, in their order.
+    pub fn entries(&self, kind: OperationKind) -> Vec<EntryView<'_>> {
+        match kind {
+            OperationKind::Tool => self.tools.iter().map(Tool::view).collect(),
+            OperationKind::Prompt => self.prompts.iter().flatten().map(Prompt::view).collect(),
+            OperationKind::Resource => self.resources.iter().flatten().map(Resource::view).collect(),
+            OperationKind::Request => self.requests.iter().flatten().map(ServerRequest::view).collect(),
+            OperationKind::Other => Vec::new(),
+        }
+    }
+
+    /// Returns the entries of every kind.
+    pub fn all_entries(&self) -> impl Iterator<Item = EntryView<'_>> {
+        OperationKind::ALL.into_iter().flat_map(|kind| self.entries(kind))
+    }
 }
 
 /// What becomes of a captured HTTPS connection to `url`: it is refused, or the sidecar opens it and governs the calls in it. Where no
@@ -425,6 +544,178 @@ pub struct Tool {
     /// What `maxConcurrent` counts together: `Pod`, or a scope of several pods, which needs a shared store.
     #[serde(default, skip_serializing_if = "Scope::is_default")]
     pub max_concurrent_scope: Scope,
+    /// The largest result in bytes, as the server sends it. A larger one does not reach the agent, which is told so; the call counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = bounds::RESULT_BYTES))]
+    pub max_result_bytes: Option<i64>,
+}
+
+impl Tool {
+    fn view(&self) -> EntryView<'_> {
+        EntryView {
+            name: &self.name,
+            class: self.class,
+            action: self.action,
+            reason: self.reason.as_deref(),
+            limits: &self.limits,
+            validations: &self.validations,
+            approval: self.approval.as_ref(),
+            max_concurrent: self.max_concurrent,
+            max_concurrent_scope: self.max_concurrent_scope,
+            max_result_bytes: self.max_result_bytes,
+        }
+    }
+}
+
+/// Defines what holds for entries of another kind than tools: a field that says what they match, and what all entries have.
+macro_rules! entry {
+    (
+        $(#[$doc:meta])* $entry:ident,
+        $(#[$name_doc:meta])* $name:ident: $text:ty = $view:expr,
+        $($(#[$more_doc:meta])* $more:ident: $more_type:ty)?
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        #[schemars(extend("x-kubernetes-validations" = [{
+            "rule": "!has(self.approval) || !has(self.action) || self.action != 'Deny'",
+            "message": "nobody is asked about what `action: Deny` denies; remove `approval` or `action`",
+        }]))]
+        pub struct $entry {
+            $(#[$name_doc])*
+            pub $name: $text,
+            /// Left out, an entry that names something allows it. The entry `*` names nothing: left out there, the default action holds.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub action: Option<Action>,
+            /// What a denied caller is told.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(min = 1, max = bounds::TEXT))]
+            pub reason: Option<String>,
+            /// How often it may be used. All limits of all matching entries are taken together or not at all.
+            #[serde(default, skip_serializing_if = "Vec::is_empty")]
+            #[schemars(length(max = bounds::LIMITS))]
+            pub limits: Vec<Limit>,
+            /// Conditions; one that is false or fails denies.
+            #[serde(default, skip_serializing_if = "Vec::is_empty")]
+            #[schemars(length(max = bounds::VALIDATIONS))]
+            pub validations: Vec<Validation>,
+            /// It goes through only once a person has approved it. Null is refused: it would ask about nothing.
+            #[serde(default, deserialize_with = "some_approval", skip_serializing_if = "Option::is_none")]
+            pub approval: Option<EntryApproval>,
+            /// How many may be under way at once, of all pods that `maxConcurrentScope` counts together.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(range(min = 1, max = bounds::CONCURRENT))]
+            pub max_concurrent: Option<i64>,
+            /// What `maxConcurrent` counts together: `Pod`, or a scope of several pods, which needs a shared store.
+            #[serde(default, skip_serializing_if = "Scope::is_default")]
+            pub max_concurrent_scope: Scope,
+            $(
+                $(#[$more_doc])*
+                pub $more: $more_type,
+            )?
+        }
+
+        impl $entry {
+            fn view(&self) -> EntryView<'_> {
+                let name: fn(&$text) -> &str = $view;
+                EntryView {
+                    name: name(&self.$name),
+                    class: None,
+                    action: self.action,
+                    reason: self.reason.as_deref(),
+                    limits: &self.limits,
+                    validations: &self.validations,
+                    approval: self.approval.as_ref(),
+                    max_concurrent: self.max_concurrent,
+                    max_concurrent_scope: self.max_concurrent_scope,
+                    $($more: self.$more,)?
+                    ..NO_ENTRY
+                }
+            }
+        }
+    };
+}
+
+/// An entry that says nothing.
+const NO_ENTRY: EntryView<'static> = EntryView {
+    name: "",
+    class: None,
+    action: None,
+    reason: None,
+    limits: &[],
+    validations: &[],
+    approval: None,
+    max_concurrent: None,
+    max_concurrent_scope: Scope::Pod,
+    max_result_bytes: None,
+};
+
+entry! {
+    /// What holds for one prompt, or for those that a glob matches.
+    Prompt,
+    /// The prompt's exact name, or a glob in which `*` stands for any characters. A `*` that is part of the name is written `\*`, and
+    /// a backslash `\\`. What the entry allows it tells apart by case; what it denies, and how it restricts, holds for names in any case.
+    #[schemars(length(min = 1, max = bounds::TOOL_NAME))]
+    name: String = |name| name,
+    /// The largest result in bytes, as the server sends it. A larger one does not reach the agent, which is told so; the use counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = bounds::RESULT_BYTES))]
+    max_result_bytes: Option<i64>
+}
+
+entry! {
+    /// What holds for one resource, or for those that a glob matches.
+    Resource,
+    /// The resource's URI without percent-encoding and dot segments, or a glob in which `*` stands for any characters, `/` included. What
+    /// the entry denies, and how it restricts, holds for URIs in any case, and with any query or fragment.
+    #[schemars(length(min = 1, max = bounds::RESOURCE_URI))]
+    uri: String = |uri| uri,
+    /// The largest result in bytes, as the server sends it. A larger one does not reach the agent, which is told so; the read counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = bounds::RESULT_BYTES))]
+    max_result_bytes: Option<i64>
+}
+
+entry! {
+    /// What holds for one thing that the server may ask of the agent.
+    ServerRequest,
+    /// What the server asks for.
+    name: RequestName = |name| name.as_str(),
+}
+
+/// What a server may ask of its client (MCP 2025-11-25, Client Features).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum RequestName {
+    /// That the agent's model answers a prompt of the server's: `sampling/createMessage`.
+    Sampling,
+    /// That the agent's user fills in a form, or opens a URL: `elicitation/create`.
+    Elicitation,
+    /// The folders that the agent works in: `roots/list`.
+    Roots,
+}
+
+impl RequestName {
+    /// All of them, in order.
+    pub const ALL: [Self; 3] = [Self::Sampling, Self::Elicitation, Self::Roots];
+
+    /// The name, as it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sampling => "sampling",
+            Self::Elicitation => "elicitation",
+            Self::Roots => "roots",
+        }
+    }
+
+    /// The method with which a server asks for it.
+    pub const fn method(self) -> &'static str {
+        match self {
+            Self::Sampling => "sampling/createMessage",
+            Self::Elicitation => "elicitation/create",
+            Self::Roots => "roots/list",
+        }
+    }
 }
 
 /// Reads an approval that may be left out, and not be null.
@@ -549,7 +840,8 @@ impl Scope {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Validation {
-    /// A CEL expression over `args`, `tool`, `server`, `session` and `pod` that is true for calls that may pass.
+    /// A CEL expression over `args`, `server`, `session`, `pod` and the name of what is used (`tool`, `prompt`, `uri` or `request`) that is
+    /// true for what may pass.
     #[schemars(length(min = 1, max = bounds::EXPRESSION))]
     pub expression: String,
     /// What a denied caller is told.

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::{bounds::TOOL_NAME, text::is_unseen};
+use crate::{bounds::TOOL_NAME, operation::OperationKind, text::is_unseen};
 
 /// Returns the texts between the stars of an entry's name; a single one is the name of a tool. None where a backslash escapes
 /// nothing.
@@ -58,27 +58,30 @@ pub(crate) fn problem(entry: &str) -> Option<String> {
 }
 
 /// Returns warnings of parts of an entry's name that are probably a mistake, each in one line.
-pub fn doubts(entry: &str) -> Vec<String> {
+pub fn doubts(entry: &str, kind: OperationKind) -> Vec<String> {
     let mut doubts = Vec::new();
     let shown = shown(entry);
     if entry.starts_with(char::is_whitespace) || entry.ends_with(char::is_whitespace) {
-        doubts
-            .push(format!("`{shown}` begins or ends with a blank, which is part of the name; remove it unless the tool has it"));
+        doubts.push(format!(
+            "`{shown}` begins or ends with a blank, which is part of the name; remove it unless the {kind} has it"
+        ));
     }
     if let Some(unseen) = entry.chars().find(|c| is_unseen(*c)) {
         let code = u32::from(unseen);
         doubts.push(format!(
             "`{shown}` has the character U+{code:04X}, which cannot be seen for what it is and is part of the name; remove it unless the \
-             tool has it"
+             {kind} has it"
         ));
     }
-    if let Some(class) = entry.strip_prefix("class:") {
+    if let Some(class) = entry.strip_prefix("class:").filter(|_| kind == OperationKind::Tool) {
         doubts.push(format!("`{shown}` is a tool of this name; for a class, write `class: {}` in place of `name`", class.trim()));
     }
-    if let Some(other) = entry.chars().find(|c| "?[]{}|^$,".contains(*c)) {
+    // A URI has some of these on purpose.
+    let odd = if kind == OperationKind::Resource { "{}|^" } else { "?[]{}|^$," };
+    if let Some(other) = entry.chars().find(|c| odd.contains(*c)) {
         doubts.push(format!(
             "`{shown}` has `{other}`, which stands for itself: only `*` stands for other characters; write an entry for each name \
-             unless the tool is called so"
+             unless the {kind} is called so"
         ));
     }
     doubts
@@ -128,11 +131,11 @@ mod tests {
             ("get_[ab]*", "`[`, which stands for itself"),
             ("pay, refund", "`,`, which stands for itself"),
         ] {
-            let doubts = doubts(entry);
+            let doubts = doubts(entry, OperationKind::Tool);
             assert!(doubts.len() == 1 && doubts[0].contains(what), "{entry}: {doubts:?}");
         }
         for entry in ["get_*", "send dm", "検索", "files.read-v2", "a/b:c(d)", r"2\*3"] {
-            assert_eq!(doubts(entry), Vec::<String>::new(), "{entry}");
+            assert_eq!(doubts(entry, OperationKind::Tool), Vec::<String>::new(), "{entry}");
         }
     }
 }

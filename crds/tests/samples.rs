@@ -144,12 +144,12 @@ fn errors_are_written_as_file_line_column_field_and_advice() {
         (
             "max-negative.yaml",
             "max-negative.yaml:13:14: spec.servers[0].tools[0].limits[0].max: is -1; write 1 to 1000000000000, or \
-             `action: Deny` on the entry to forbid the tool",
+             `action: Deny` on the entry to forbid it",
         ),
         (
             "second-document.yaml",
             "second-document.yaml:19:14: spec.servers[0].tools[0].limits[0].max: is 0; write 1 to 1000000000000, or \
-             `action: Deny` on the entry to forbid the tool",
+             `action: Deny` on the entry to forbid it",
         ),
         (
             "window-unknown.yaml",

@@ -276,6 +276,7 @@ fn words(reason: Reason) -> &'static str {
         Reason::ApprovalFull => "too many requests for approval wait",
         Reason::ApprovalUnavailable => "nobody can be asked to approve it",
         Reason::StoreUnavailable => "the store of shared counts does not answer",
+        Reason::ResultTooLarge => "its result is larger than it may be",
         Reason::None | Reason::ExpressionBudget | Reason::CountersExhausted => "it cannot be counted",
     }
 }

@@ -36,8 +36,15 @@ pub struct AuditLine<'a> {
     pub time: String,
     /// The server's name in the policy.
     pub server: &'a str,
-    /// The tool.
-    pub tool: &'a str,
+    /// The tool; absent in the line of another operation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool: Option<&'a str>,
+    /// The method of another operation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operation: Option<&'a str>,
+    /// What it names: a prompt, a URI as the client wrote it, what the server asks for, or the method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
     /// `allowed`, `denied`, `would_deny` or `would_ask`.
     pub decision: &'a str,
     /// Why, as in the metrics.

@@ -12,7 +12,7 @@ use toolweir_crds::{
     text::one_line,
 };
 use toolweir_engine::{
-    Call,
+    Call, Operation,
     json::{JsonError, JsonKind, Raw, Reader},
 };
 
@@ -72,7 +72,7 @@ pub async fn explain(
     let server = question.server(&in_force).map_err(bad)?;
     let seen = in_force.seen(&server, &question.tool);
     let CallQuestion { tool, arguments, session, .. } = &question;
-    let call = Call { server: &server, tool, arguments: *arguments, session, seen: seen.as_deref() };
+    let call = Call { server: &server, operation: Operation::tool(tool), arguments: *arguments, session, seen: seen.as_deref() };
     let (engine, now) = (&in_force.engine, governor.now());
     let peeked = governor.peek(&in_force, &call, now).await;
     let version = in_force.version.clone();
@@ -85,7 +85,8 @@ pub async fn explain(
     let explained = tokio::task::spawn_blocking(move || {
         let ExplainQuestion::Call(question) = self::question(&again)? else { return Err(FORM.to_owned()) };
         let CallQuestion { tool, arguments, session, .. } = &question;
-        let call = Call { server: &server, tool, arguments: *arguments, session, seen: seen.as_deref() };
+        let call =
+            Call { server: &server, operation: Operation::tool(tool), arguments: *arguments, session, seen: seen.as_deref() };
         Ok(in_force.engine.explain(&call, now, &peeked))
     });
     let explanation =

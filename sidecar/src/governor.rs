@@ -10,13 +10,14 @@ use arc_swap::{ArcSwap, Guard};
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use toolweir_crds::{
+    OperationKind,
     observed::ObservedResponse,
     seen::SeenResponse,
     stream::{CredentialReport, CredentialState, DriftReport, InterceptionReport},
 };
 use toolweir_engine::{
-    ApprovalAsk, Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Memory, Pending, Permit, Reason, SeenTool,
-    Timestamp,
+    ApprovalAsk, Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Memory, Operation, Pending, Permit, Reason,
+    ResultLimit, SeenTool, Timestamp,
     shared::{self, Peeked},
 };
 use toolweir_store::{Store, StoreConfig, StoreError, UsageSnapshot};
@@ -30,14 +31,15 @@ use crate::{
     freshness::{Freshness, PolicyFreshness},
     in_force::{InForce, NamedTool, ServerInForce},
     interception::Interception,
+    listed_names::ListedNames,
+    mcp::{client_ask::Reference, method_label},
     mcp_config::McpConfig,
     metrics::SidecarMetrics,
     observed::ObservedCalls,
     outcome::Outcome,
     record::{Arrival, Record, RecordedDecision},
     seen_tools::{SeenTools, book::PageChanges},
-    server_metrics::{OTHER_TOOL, UNKNOWN_SERVER},
-    tool_names::ListedToolNames,
+    server_metrics::{OTHER_NAME, UNKNOWN_SERVER},
 };
 
 /// The time after its start for which a sidecar is not ready where the shared store that it needs does not answer yet.
@@ -55,7 +57,7 @@ pub struct Governor {
     started: Instant,
     /// The freshness of the policies in force.
     pub freshness: PolicyFreshness,
-    listed: ListedToolNames,
+    listed: ListedNames,
     seen: SeenTools,
     approvals: Arc<Approvals>,
     observed: OnceLock<ObservedCalls>,
@@ -92,7 +94,7 @@ impl Governor {
             options,
             started: Instant::now(),
             freshness,
-            listed: ListedToolNames::default(),
+            listed: ListedNames::default(),
             seen,
             approvals,
             observed: OnceLock::new(),
@@ -268,9 +270,9 @@ impl Governor {
         }
     }
 
-    /// Remembers the name of a tool that a server lists, for the label `tool` and [`Governor::observed`].
-    pub fn learn_tool(&self, server: &str, tool: &str) {
-        self.listed.learn(server, tool);
+    /// Remembers a name that a server lists, for the labels of metrics and [`Governor::observed`].
+    pub fn learn_name(&self, server: &str, kind: OperationKind, name: &str) {
+        self.listed.learn(server, kind, name);
     }
 
     /// What a server's lists said last of a tool; none where that is not known, or no policy of the server reads it.
@@ -336,7 +338,7 @@ impl Governor {
     /// Records what was decided on a call of a tool that a policy names, or if `is_known` a tools/list; of others, nothing is kept.
     fn observe_call(&self, call: &Call<'_>, named: Option<&NamedTool>, is_known: bool, is_let_through: bool, arrived: Instant) {
         let Some(observed) = self.observed.get() else { return };
-        let find = || if is_known { observed.tool(call.server, call.tool) } else { None };
+        let find = || if is_known { observed.tool(call.server, call.operation.name) } else { None };
         let listed;
         let record = match named {
             Some(named) => named.calls.get_or_init(find),
@@ -370,6 +372,28 @@ impl Governor {
         self.record_unless_asking(in_force, call, decision, arrived)
     }
 
+    /// Decides whether a message may refer to this, and counts the decision. Nothing is taken.
+    pub fn decide_reference(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        (server, session): (&str, &str),
+        (reference, method): (&Reference<'_>, &str),
+        arrived: Arrival,
+    ) -> (Decided, Record) {
+        let witness;
+        let operation = match reference {
+            Reference::Prompt(name) => Operation::prompt(name),
+            Reference::Resource(uri) => Operation::resource(uri),
+            Reference::Template(template) => {
+                witness = in_force.engine.template_witness(server, template);
+                Operation::resource(witness.as_deref().unwrap_or(template))
+            }
+        };
+        let call = Call { server, operation: operation.by(method), arguments: None, session, seen: None };
+        let decision = in_force.engine.decide_use(&call);
+        self.record(in_force, &call, decision, arrived)
+    }
+
     /// Decides as [`Governor::decide`] does, limits across pods included: for these it waits for the shared store, no longer than
     /// its budget.
     ///
@@ -392,7 +416,7 @@ impl Governor {
             _ => SmallVec::new(),
         };
         let decision = undecided.finish(answers);
-        let decision = decision.unwrap_or_else(|| Decision::denied(Denial::no_policy(call.server, call.tool)));
+        let decision = decision.unwrap_or_else(|| Decision::denied(Denial::no_policy(call.server, call.operation)));
         self.record_unless_asking(in_force, call, decision, arrived)
     }
 
@@ -441,6 +465,44 @@ impl Governor {
         peeked
     }
 
+    /// Counts the decision on a call of a tool.
+    fn count_call(
+        &self,
+        server: Option<&Arc<ServerInForce>>,
+        call: &Call<'_>,
+        (decision, reason, policy): (&str, &str, &str),
+        is_let_through: bool,
+        arrived: Instant,
+    ) {
+        let tool = call.operation.name;
+        let named = server.and_then(|server| server.tools.get(tool));
+        // Names that neither a policy nor a tools/list gave are not told apart.
+        let is_known = named.is_some() || self.listed.contains(call.server, OperationKind::Tool, tool);
+        self.observe_call(call, named, is_known, is_let_through, arrived);
+        match named.filter(|_| decision == "allowed") {
+            Some(tool) => tool.allowed.inc(),
+            None => {
+                let server = server.map_or(UNKNOWN_SERVER, |server| &server.name);
+                let tool = if is_known { tool } else { OTHER_NAME };
+                self.metrics.servers.tool_calls.with_label_values(&[server, tool, decision, reason, policy]).inc();
+            }
+        }
+    }
+
+    /// Counts the decision on another operation.
+    fn count_operation(
+        &self,
+        server: Option<&Arc<ServerInForce>>,
+        call: &Call<'_>,
+        (decision, reason, policy): (&str, &str, &str),
+    ) {
+        let Operation { kind, name, method } = call.operation;
+        let is_known = server.is_some_and(|server| server.names(kind, name)) || self.listed.contains(call.server, kind, name);
+        let server = server.map_or(UNKNOWN_SERVER, |server| &server.name);
+        let labels = [server, method_label(method), if is_known { name } else { OTHER_NAME }, decision, reason, policy];
+        self.metrics.servers.operations.with_label_values(&labels).inc();
+    }
+
     /// Counts a decision that was made elsewhere, such as on a call that cannot be forwarded.
     pub fn record(
         self: &Arc<Self>,
@@ -450,23 +512,17 @@ impl Governor {
         arrived: Arrival,
     ) -> (Decided, Record) {
         let (name, reason) = decision.labels();
-        let Decision { effect, policy, entry, store_fallback, changed, .. } = decision;
+        let Decision { effect, policy, entry, store_fallback, changed, result_limit, .. } = decision;
         if let Some(action) = store_fallback {
             self.counts.count_fallback(action);
         }
         let server = in_force.server(call.server);
-        let named = server.and_then(|server| server.tools.get(call.tool));
-        // Names that neither a policy nor a tools/list gave are not told apart.
-        let is_known = named.is_some() || self.listed.contains(call.server, call.tool);
-        self.observe_call(call, named, is_known, matches!(effect, Effect::Allowed(_)), arrived.instant);
-        match named.filter(|_| name == "allowed") {
-            Some(tool) => tool.allowed.inc(),
-            None => {
-                let label = server.map_or(UNKNOWN_SERVER, |server| &server.name);
-                let tool = if is_known { call.tool } else { OTHER_TOOL };
-                let policy = policy.as_deref().unwrap_or_default();
-                self.metrics.servers.tool_calls.with_label_values(&[label, tool, name, reason.as_str(), policy]).inc();
-            }
+        let is_let_through = matches!(effect, Effect::Allowed(_));
+        let labels = (name, reason.as_str(), policy.as_deref().unwrap_or_default());
+        if call.operation.kind == OperationKind::Tool {
+            self.count_call(server, call, labels, is_let_through, arrived.instant);
+        } else {
+            self.count_operation(server, call, labels);
         }
         let class = server.filter(|server| server.reads_definitions).map(|_| call.class());
         let approval = match &effect {
@@ -478,18 +534,18 @@ impl Governor {
         let with_arguments = server.is_some_and(|server| server.audits_arguments);
         let record = Record::new(&self.audit, call, arrived, decision, with_arguments);
         match effect {
-            Effect::Allowed(permit) => (Decided::Allowed(permit), record),
+            Effect::Allowed(permit) => (Decided::Allowed(permit, result_limit), record),
             Effect::Denied(denial) => (Decided::Denied(Box::new(denial)), record),
         }
     }
 }
 
-/// The decision on a tools/call without an id: a notification of a method that is none. A server may carry it out all
+/// The decision on a request without an id: a notification of a method that is none. A server may carry it out all
 /// the same and nobody would know, so it goes nowhere.
 pub fn decision_without_id(call: &Call<'_>) -> Decision {
-    let mut denial = Denial::no_policy(call.server, call.tool);
+    let mut denial = Denial::no_policy(call.server, call.operation);
     denial.reason = Reason::Malformed;
-    "a tools/call without an id is no request".clone_into(&mut denial.message);
+    denial.message = format!("a {} without an id is no request", call.operation.method);
     Decision::denied(denial)
 }
 
@@ -521,8 +577,8 @@ impl Drop for Undecided<'_> {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "the larger is the common one, and lives no longer than its request")]
 pub enum Decided {
-    /// The call goes through, and holds its places until the permit is dropped.
-    Allowed(Permit),
+    /// The call goes through, and holds its places until the permit is dropped. Its result has this bound.
+    Allowed(Permit, Option<Arc<ResultLimit>>),
     /// The call is denied.
     Denied(Box<Denial>),
 }
@@ -530,7 +586,7 @@ pub enum Decided {
 impl Decided {
     /// Gives back what was taken: nothing of the call was sent to a server.
     pub fn give_back(self) {
-        if let Self::Allowed(permit) = self {
+        if let Self::Allowed(permit, _) = self {
             permit.give_back();
         }
     }

@@ -1,21 +1,24 @@
 //! The policies in force, and the servers that they name.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, OnceLock},
 };
 
 use http::Uri;
 use prometheus::{Histogram, IntCounter};
-use toolweir_crds::{Credential, PinnedTool, ToolPart, ToolPins, check::server_url, stream::PolicyProblem};
-use toolweir_engine::{Engine, Policy, SeenTool};
+use toolweir_crds::{
+    Credential, OperationKind, PinnedTool, RequestName, ToolPart, ToolPins, check::server_url, stream::PolicyProblem,
+};
+use toolweir_engine::{Engine, Operation, Policy, SeenTool, Verdict};
 
 use crate::{
     credentials::{server_credential::ServerCredential, set::CredentialSet},
+    mcp::is_method,
     observed::ToolCalls,
     outcome::{ListingEnd, Outcome},
     seen_tools::ToolsOfServer,
-    server_metrics::{OTHER_TOOL, ServerMetrics, TOOL_PART},
+    server_metrics::{OTHER_NAME, ServerMetrics, TOOL_PART},
 };
 
 /// The policies in force.
@@ -114,9 +117,21 @@ pub struct ServerInForce {
     pub calls_ok: IntCounter,
     /// The tools that a policy names.
     pub tools: HashMap<Box<str>, NamedTool>,
+    /// What a policy names of other kinds.
+    others: HashMap<OperationKind, HashSet<Box<str>>>,
 }
 
 impl ServerInForce {
+    /// Returns true if a policy, or MCP itself, has this name of a kind: it can stand in metrics.
+    pub fn names(&self, kind: OperationKind, name: &str) -> bool {
+        match kind {
+            OperationKind::Tool => self.tools.contains_key(name),
+            OperationKind::Prompt | OperationKind::Resource => self.others.get(&kind).is_some_and(|names| names.contains(name)),
+            OperationKind::Request => RequestName::ALL.into_iter().any(|known| known.as_str() == name),
+            OperationKind::Other => is_method(name),
+        }
+    }
+
     /// What the server's lists said of its tools; none where no policy reads it.
     pub fn tools_seen(&self) -> Option<&Arc<ToolsOfServer>> {
         self.tools_seen.get()
@@ -135,6 +150,27 @@ pub struct NamedTool {
     pub allowed: IntCounter,
     /// The record of its calls, from the first one on; none where there was no room for it.
     pub calls: OnceLock<Option<Arc<ToolCalls>>>,
+}
+
+/// Has what policies can say of other operations than calls of tools begin at 0.
+fn begin_operations(engine: &Engine, server: &str, metrics: &ServerMetrics) {
+    let begin = |verdict: &Verdict<'_>, operation: Operation<'_>| {
+        let Operation { name, method, .. } = operation;
+        let labels = [server, method, name, verdict.decision, verdict.reason.as_str(), &verdict.policy];
+        metrics.operations.with_label_values(&labels);
+    };
+    for verdict in engine.verdicts(server, OperationKind::Prompt) {
+        begin(&verdict, Operation::prompt(verdict.name.unwrap_or(OTHER_NAME)));
+    }
+    for verdict in engine.verdicts(server, OperationKind::Resource) {
+        begin(&verdict, Operation::resource(verdict.name.unwrap_or(OTHER_NAME)));
+    }
+    let requests = engine.verdicts(server, OperationKind::Request);
+    for name in RequestName::ALL {
+        let own = requests.iter().any(|verdict| verdict.name == Some(name.as_str()));
+        let of = requests.iter().filter(|verdict| verdict.name == own.then_some(name.as_str()));
+        of.for_each(|verdict| begin(verdict, Operation::request(name)));
+    }
 }
 
 impl InForce {
@@ -161,7 +197,10 @@ impl InForce {
                 let allowed = metrics.tool_calls.with_label_values(&[view.name, tool, "allowed", "none", policy]);
                 (tool.into(), NamedTool { allowed, calls: OnceLock::new() })
             };
-            let tools = engine.tools(view.name).map(named).collect();
+            let tools = engine.names(view.name, OperationKind::Tool).map(named).collect();
+            let others = [OperationKind::Prompt, OperationKind::Resource]
+                .map(|kind| (kind, engine.names(view.name, kind).map(Box::from).collect()))
+                .into();
             // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
             metrics.tools_hidden.with_label_values(&[view.name]);
             for end in ListingEnd::ALL.into_iter().filter(|_| view.reads_definitions) {
@@ -173,8 +212,9 @@ impl InForce {
                 parts.for_each(|part| drop(metrics.tool_drift.with_label_values(&[view.name, part])));
                 metrics.tools_drifted.with_label_values(&[view.name]);
             }
-            for verdict in engine.verdicts(view.name) {
-                let tool = verdict.tool.unwrap_or(OTHER_TOOL);
+            begin_operations(&engine, view.name, metrics);
+            for verdict in engine.verdicts(view.name, OperationKind::Tool) {
+                let tool = verdict.name.unwrap_or(OTHER_NAME);
                 metrics.tool_calls.with_label_values(&[
                     view.name,
                     tool,
@@ -198,6 +238,7 @@ impl InForce {
                 overhead: metrics.overhead.with_label_values(&[view.name]),
                 calls_ok: metrics.requests.with_label_values(&[view.name, "tools/call", Outcome::Ok.as_str()]),
                 tools,
+                others,
             };
             servers.insert(server.name.clone(), Arc::new(server));
         }
@@ -244,6 +285,11 @@ impl InForce {
         let tools = of.tools_seen()?;
         let denies = |kept: &Arc<SeenTool>| self.engine.drift(server, tool, kept).iter().any(|drift| drift.denies);
         tools.get(tool).or_else(|| tools.kept(tool).filter(|_| !of.pins.is_empty()).filter(denies))
+    }
+
+    /// The same for what an operation asks for; none but for tools.
+    pub fn seen_by(&self, server: &str, operation: Operation<'_>) -> Option<Arc<SeenTool>> {
+        if operation.kind == OperationKind::Tool { self.seen(server, operation.name) } else { None }
     }
 
     /// A server, if some policy names it.

@@ -13,7 +13,11 @@ use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
 };
-use toolweir_engine::json::{JsonError, Raw};
+use toolweir_crds::OperationKind;
+use toolweir_engine::{
+    Operation,
+    json::{JsonError, Raw},
+};
 
 use crate::{
     governor::Governor,
@@ -79,8 +83,8 @@ impl Lists {
             let mut stays = true;
             for tool in entry.names {
                 let seen = page.as_ref().and_then(|page| page.seen(tool));
-                let shown = in_force.engine.shows(&self.server, tool, seen);
-                self.governor.learn_tool(&self.server, tool);
+                let shown = in_force.engine.may_use(&self.server, Operation::tool(tool), seen);
+                self.governor.learn_name(&self.server, OperationKind::Tool, tool);
                 if !shown && !is_for_nobody {
                     self.hidden.inc();
                 }

@@ -1,4 +1,4 @@
-//! The audit record of one call.
+//! The audit record of one call, or of another operation.
 
 use std::{
     sync::{
@@ -9,8 +9,8 @@ use std::{
 };
 
 use toolweir_crds::{
-    OnStoreFailure, PartSet, ToolClass,
-    bounds::{SERVER_NAME, TOOL_NAME},
+    OnStoreFailure, OperationKind, PartSet, ToolClass,
+    bounds::{RESOURCE_URI, SERVER_NAME},
 };
 use toolweir_engine::{Call, Reason, json::Raw};
 
@@ -18,6 +18,9 @@ use crate::{
     audit::{self, Audit, AuditedArguments},
     outcome::Outcome,
 };
+
+/// The most characters of a method that are written.
+const LONGEST_METHOD: usize = 128;
 
 /// When a request came.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +65,9 @@ pub struct Record {
     audit: Audit,
     arrived: Arrival,
     server: String,
-    tool: String,
+    kind: OperationKind,
+    method: String,
+    name: String,
     decision: RecordedDecision,
     session: Option<String>,
     arguments_sha256: Option<String>,
@@ -78,7 +83,9 @@ impl Record {
             audit: audit.clone(),
             arrived,
             server: call.server.chars().take(SERVER_NAME).collect(),
-            tool: call.tool.chars().take(TOOL_NAME).collect(),
+            kind: call.operation.kind,
+            method: call.operation.method.chars().take(LONGEST_METHOD).collect(),
+            name: call.operation.name.chars().take(RESOURCE_URI).collect(),
             decision,
             session: audit::session_hash(call.session),
             arguments_sha256: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),
@@ -117,7 +124,9 @@ impl Drop for Record {
         self.audit.write(&audit::AuditLine {
             time: audit::timestamp(self.arrived.time),
             server: &self.server,
-            tool: &self.tool,
+            tool: (self.kind == OperationKind::Tool).then_some(&self.name),
+            operation: (self.kind != OperationKind::Tool).then_some(&self.method),
+            name: (self.kind != OperationKind::Tool).then_some(&self.name),
             decision,
             reason: reason.as_str(),
             policy: policy.as_deref(),

@@ -6,8 +6,8 @@ use crate::registry::MetricsRegistry;
 
 /// The label `server` where no policy names it.
 pub const UNKNOWN_SERVER: &str = "_unknown";
-/// The label `tool` where neither a policy nor a tools/list gave the name.
-pub const OTHER_TOOL: &str = "_other";
+/// The labels `tool` and `name` where neither a policy nor a list gave the name.
+pub const OTHER_NAME: &str = "_other";
 
 /// The label `part` of a tool that is not pinned.
 pub const TOOL_PART: &str = "tool";
@@ -24,6 +24,8 @@ const OVERHEAD_BUCKETS: [f64; 12] =
 pub struct ServerMetrics {
     /// `toolweir_tool_calls_total`: tool calls by decision.
     pub tool_calls: IntCounterVec,
+    /// `toolweir_operations_total`: other operations by decision.
+    pub operations: IntCounterVec,
     /// `toolweir_requests_total`: requests by what became of them.
     pub requests: IntCounterVec,
     /// `toolweir_upstream_duration_seconds`: from sending a request to the head of the server's answer.
@@ -51,6 +53,11 @@ impl ServerMetrics {
                 "toolweir_tool_calls_total",
                 "Tool calls by what was decided, why and by which policy.",
                 &["server", "tool", "decision", "reason", "policy"],
+            )?,
+            operations: registry.counters(
+                "toolweir_operations_total",
+                "What else was asked for than tool calls, in both directions, by what was decided, why and by which policy.",
+                &["server", "operation", "name", "decision", "reason", "policy"],
             )?,
             requests: registry.counters(
                 "toolweir_requests_total",

@@ -85,7 +85,13 @@ async fn it_says_what_the_model_would_be_told_and_how_full_each_limit_is() {
 async fn a_call_under_way_is_seen_and_none_is_added() {
     let upstream = Upstream::bank().await;
     let sidecar = Sidecar::start(&policy(&upstream.url(), "[{name: pay, maxConcurrent: 1}]")).await;
-    let call = toolweir_engine::Call { server: "bank", tool: "pay", arguments: None, session: "", seen: None };
+    let call = toolweir_engine::Call {
+        server: "bank",
+        operation: toolweir_engine::Operation::tool("pay"),
+        arguments: None,
+        session: "",
+        seen: None,
+    };
     let places = async || {
         let answer = explained(&sidecar, &json!({"tool": "pay"})).await;
         let places = answer["policies"][0]["servers"][0]["entries"][0]["maxConcurrent"]["underWay"].as_u64().unwrap();

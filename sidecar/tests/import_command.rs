@@ -5,7 +5,7 @@
 use std::fs;
 
 use toolweir_crds::read_documents;
-use toolweir_engine::{Call, CompileOptions, Engine, Memory, Timestamp};
+use toolweir_engine::{Call, CompileOptions, Engine, Memory, Operation, Timestamp};
 
 fn command(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_toolweir-sidecar")).args(arguments).output().unwrap();
@@ -39,7 +39,7 @@ fn several_files_are_one_stream_or_nothing() {
     // All policies must allow a call.
     let policies: Vec<_> = read.into_iter().map(|located| located.document.into()).collect();
     let (engine, _) = Engine::compile(&policies, Memory::new(100), &CompileOptions::default());
-    let call = |tool| Call { server: "s", tool, arguments: None, session: "", seen: None };
+    let call = |tool| Call { server: "s", operation: Operation::tool(tool), arguments: None, session: "", seen: None };
     let passes = ["post", "pay", "read", "post", "post"].map(|tool| engine.decide(&call(tool), Timestamp(0)).denial().is_none());
     assert_eq!(passes, [true, true, false, true, false]);
     let imported = file("imported.yaml", &out);

@@ -8,7 +8,7 @@ use toolweir_crds::{
     explain::{EntryExplanation, Explanation, LimitExplanation, PinsExplanation, PolicyExplanation, VerdictExplanation},
 };
 use toolweir_engine::{
-    Call, CompileOptions, Engine, Memory, Reason, SeenTool, Timestamp, policy_files::CompiledFiles, shared::Peeked,
+    Call, CompileOptions, Engine, Memory, Operation, Reason, SeenTool, Timestamp, policy_files::CompiledFiles, shared::Peeked,
 };
 
 use super::definition::ListedTool;
@@ -55,7 +55,13 @@ impl ToolPolicies {
     pub fn verdict(&self, tool: &ListedTool) -> anyhow::Result<String> {
         let definition = definition_of(tool)?;
         let seen = SeenTool::new(tool.classify().class, definition.digests());
-        let call = Call { server: &self.server, tool: tool.name(), arguments: None, session: "", seen: Some(&seen) };
+        let call = Call {
+            server: &self.server,
+            operation: Operation::tool(tool.name()),
+            arguments: None,
+            session: "",
+            seen: Some(&seen),
+        };
         let explain = |engine: &Engine| engine.explain(&call, Timestamp(0), &Peeked::default());
         Ok(verdict(&explain(&self.engine), &explain(&self.bare)))
     }

@@ -57,7 +57,7 @@ pub fn checked(
     if !(1..=bounds::SERVER_NAME).contains(&asked.server.len()) {
         return Err(wrong("server"));
     }
-    if !(1..=bounds::TOOL_NAME).contains(&asked.tool.len()) {
+    if !(1..=bounds::ASKED_NAME).contains(&asked.tool.len()) {
         return Err(wrong("tool"));
     }
     let hash = asked.arguments_sha256.as_str();

@@ -10,7 +10,7 @@ use std::{cell::Cell, hint::black_box, sync::Arc, time::Instant};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use toolweir_crds::{Action, Limit, MCPPolicySpec, Server, Tool, Validation};
 use toolweir_engine::{
-    Call, CompileOptions, Effect, Engine, Memory, Policy, PolicyId, Reason, Severity, Timestamp, json::Reader,
+    Call, CompileOptions, Effect, Engine, Memory, Operation, Policy, PolicyId, Reason, Severity, Timestamp, json::Reader,
 };
 
 fn policy(name: &str, tools: Vec<Tool>) -> Policy {
@@ -70,7 +70,8 @@ fn decide(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, policies: &[Poli
     let engine = compile(policies, Memory::new(Memory::COUNTERS));
     let (tool, arguments) = call;
     let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
-    let call = Call { server: "server", tool, arguments: Some(arguments), session: "session", seen: None };
+    let call =
+        Call { server: "server", operation: Operation::tool(tool), arguments: Some(arguments), session: "session", seen: None };
     let reason = || engine.decide(&call, Timestamp(0)).denial().map_or(Reason::None, |denial| denial.reason);
     for _ in 0..20 {
         reason();
@@ -129,7 +130,7 @@ fn sessions(criterion: &mut Criterion) {
     let decide = |session: usize| {
         let session = format!("session-{session:08}");
         engine.decide(
-            &Call { server: "server", tool: "get", arguments: None, session: &session, seen: None },
+            &Call { server: "server", operation: Operation::tool("get"), arguments: None, session: &session, seen: None },
             Timestamp(1_000_000_000),
         )
     };
@@ -199,7 +200,8 @@ fn dearest(criterion: &mut Criterion) {
     for worst::Case { name, policy, tool, arguments, ends } in worst::cases() {
         let engine = compile(&[policy], Memory::new(Memory::COUNTERS));
         let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
-        let call = Call { server: "server", tool: &tool, arguments: Some(arguments), session: "", seen: None };
+        let call =
+            Call { server: "server", operation: Operation::tool(&tool), arguments: Some(arguments), session: "", seen: None };
         let spent = engine.decide(&call, Timestamp(0)).denial().is_some_and(|denial| denial.reason == Reason::ExpressionBudget);
         assert_eq!(spent, ends == worst::Ends::Spent, "{name}");
         group.bench_function(name, |bencher| {

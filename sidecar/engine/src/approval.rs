@@ -43,7 +43,7 @@ impl Evaluator<'_> {
         asking.iter().for_each(|(_, _, approval, policy)| ask.add(policy, approval));
         let left_out = self.show(&asking, &mut ask.shown)?;
         ask.message = message(&asking, left_out);
-        let what = format!("{} needs the approval of a person.", display_name(self.call.tool));
+        let what = format!("{} needs the approval of a person.", display_name(self.call.operation.name));
         let denial = self.denial(&step.rules.policy, &entry.name, Reason::ApprovalPending, &what);
         Err(Denial { ask: Some(Box::new(ask)), ..denial })
     }

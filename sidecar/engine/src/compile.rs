@@ -7,8 +7,8 @@ use std::{
 };
 
 use toolweir_crds::{
-    Credential, CredentialSource, EntryApproval, FieldError, Limit, MCPPolicySpec, Scope, Server, ServerTls, Tool,
-    check::server_url, tool_name,
+    Credential, CredentialSource, EntryApproval, EntryView, FieldError, Limit, MCPPolicySpec, OperationKind, Scope, Server,
+    ServerTls, check::server_url, tool_name,
 };
 
 use crate::{
@@ -51,10 +51,10 @@ impl Engine {
     pub fn compile(policies: &[Policy], counters: Arc<Memory>, options: &CompileOptions) -> (Self, Vec<Problem>) {
         let compile = || Ok(Self::compile_here(policies, Arc::clone(&counters), options));
         let has_expressions = policies.iter().any(|policy| {
-            let mut tools = policy.spec.servers.iter().flat_map(|server| &server.tools);
-            tools.any(|tool| {
+            let mut entries = policy.spec.servers.iter().flat_map(Server::all_entries);
+            entries.any(|tool| {
                 !tool.validations.is_empty()
-                    || tool.approval.as_ref().is_some_and(|approval| approval.when.is_some() || !approval.show.is_empty())
+                    || tool.approval.is_some_and(|approval| approval.when.is_some() || !approval.show.is_empty())
                     || tool.limits.iter().any(|limit| limit.key.is_some() || limit.cost.is_some())
             })
         });
@@ -67,7 +67,8 @@ impl Engine {
     /// Makes the engine where nothing could be compiled: every policy denies everything on its servers.
     fn broken(policies: &[Policy], counters: &Arc<Memory>, options: &CompileOptions, why: &str) -> (Self, Vec<Problem>) {
         let error = || FieldError { path: "spec".to_owned(), message: why.to_owned() };
-        let bare = |server: &Server| Server { tools: Vec::new(), ..server.clone() };
+        let bare =
+            |server: &Server| Server { tools: Vec::new(), prompts: None, resources: None, requests: None, ..server.clone() };
         let broken = |policy: &Policy| Policy {
             id: policy.id.clone(),
             created: policy.created.clone(),
@@ -112,11 +113,13 @@ impl Engine {
             let given = given.get(&*rules.server).map_or(&[][..], Vec::as_slice);
             let (access, conflicts) = choose_access(policies, given, &mut problems);
             let own = all_rules.iter().filter(|other| other.server == rules.server || &*other.server == "*").cloned();
-            let own = own.map(|rules| match conflicts.iter().find(|(policy, _)| *policy == *rules.policy) {
-                Some((_, why)) if &*rules.server != "*" => Arc::new(rules.closed_by(why)),
-                _ => rules,
-            });
-            servers.insert(Arc::clone(&rules.server), ServerRules::new(access, own.collect(), &mut budget));
+            let own: Vec<_> = own
+                .map(|rules| match conflicts.iter().find(|(policy, _)| *policy == *rules.policy) {
+                    Some((_, why)) if &*rules.server != "*" => Arc::new(rules.closed_by(why)),
+                    _ => rules,
+                })
+                .collect();
+            servers.insert(Arc::clone(&rules.server), ServerRules::new(access, &own, &mut budget));
         }
         for (index, policy) in policies.iter().enumerate() {
             for (at, server) in policy.spec.servers.iter().enumerate() {
@@ -150,7 +153,7 @@ fn compile_policy(
         Some(error) => compiler.errors.push(error.clone()),
         None => compiler.errors.extend(toolweir_crds::check::check(&policy.spec, policy.id.cluster)),
     }
-    let servers: Vec<Vec<CompiledEntry>> =
+    let servers: Vec<Vec<KindEntries>> =
         policy.spec.servers.iter().enumerate().map(|(at, server)| compiler.server(at, server)).collect();
     if let Some(egress) = &policy.spec.egress {
         compiler.doubts.extend(egress_doubts::doubts(egress, &policy.spec.servers));
@@ -163,14 +166,17 @@ fn compile_policy(
         egress => (egress.is_some() || policy.unreadable.is_some()).then(|| EgressRules::broken(Arc::clone(&name))),
     };
     let mut asking: Option<Arc<AskingPolicy>> = None;
-    let rules = policy.spec.servers.iter().zip(servers).map(|(server, entries)| {
+    let rules =
+        policy.spec.servers.iter().zip(servers).flat_map(|(server, kinds)| kinds.into_iter().map(move |kind| (server, kind)));
+    // A policy that cannot be enforced denies everything, also of kinds in which it has no say.
+    let rules = rules.filter(|(server, (kind, _))| server.has_say(*kind) || broken.is_some()).map(|(server, (kind, entries))| {
         let entries = if broken.is_some() { Vec::new() } else { entries };
         let pins = server.pins.as_ref().map(|pins| PinRule::new(pins, &policy.id.namespace));
         let asking = entries
             .iter()
             .any(|entry| entry.approval.is_some())
             .then(|| Arc::clone(asking.get_or_insert_with(|| Arc::new(AskingPolicy::of(policy)))));
-        let mut rules = PolicyRules::new(Arc::clone(&name), &policy.spec, server, pins, entries, broken.clone());
+        let mut rules = PolicyRules::new(Arc::clone(&name), &policy.spec, server, kind, pins, entries, broken.clone());
         rules.asking = asking;
         Arc::new(rules)
     });
@@ -220,6 +226,9 @@ fn clear_text(path: &str, credential: &Credential, url: Option<&str>) -> Vec<Fie
     server.into_iter().chain(token).map(|path| FieldError { path, message: message.to_owned() }).collect()
 }
 
+/// The entries of a kind.
+type KindEntries = (OperationKind, Vec<CompiledEntry>);
+
 /// The compiler of one policy.
 struct Compiler<'a> {
     options: &'a CompileOptions,
@@ -236,23 +245,25 @@ impl Compiler<'_> {
         self.errors.push(FieldError { path: path.into(), message: message.into() });
     }
 
-    fn server(&mut self, at: usize, server: &Server) -> Vec<CompiledEntry> {
+    fn server(&mut self, at: usize, server: &Server) -> Vec<KindEntries> {
         let path = format!("spec.servers[{at}]");
-        let entries: Vec<CompiledEntry> = server
-            .tools
-            .iter()
-            .enumerate()
-            .map(|(at, tool)| self.entry(&format!("{path}.tools[{at}]"), &server.name, tool))
-            .collect();
-        self.contradictions(&path, &entries);
+        let kinds = OperationKind::ALL.map(|kind| {
+            let path = format!("{path}.{}", kind.field());
+            let entries = server.entries(kind).into_iter().enumerate();
+            let entries: Vec<CompiledEntry> =
+                entries.map(|(at, entry)| self.entry(&format!("{path}[{at}]"), &server.name, kind, &entry)).collect();
+            self.contradictions(&path, kind, &entries);
+            (kind, entries)
+        });
         if let Some(credential) = &server.credential {
             self.doubts.extend(clear_text(&format!("{path}.credential"), credential, server.url.as_deref()));
         }
-        entries
+        kinds.into()
     }
 
     /// Globs of equal weight that both match some tool must not say different things about it.
-    fn contradictions(&mut self, path: &str, entries: &[CompiledEntry]) {
+    fn contradictions(&mut self, path: &str, kind: OperationKind, entries: &[CompiledEntry]) {
+        let list = kind.field();
         let mut by_weight: HashMap<usize, Vec<(usize, Glob, &CompiledEntry)>> = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
             let Some(glob) = Glob::parse(&entry.name).filter(|_| entry.class.is_none()) else { continue };
@@ -262,12 +273,13 @@ impl Compiler<'_> {
             };
             if let Some((first, _, other)) = same.iter().find(contradicts) {
                 let message = format!(
-                    "`{}` and `{}` (tools[{first}]) are equally specific, match the same tools and have different actions; \
+                    "`{}` and `{}` ({list}[{first}]) are equally specific, match the same {list} and have different actions; \
                      give both the same action or make one longer",
                     tool_name::shown(&entry.name),
                     tool_name::shown(&other.name)
                 );
-                self.errors.push(FieldError { path: format!("{path}.tools[{index}].name"), message });
+                let field = if kind == OperationKind::Resource { "uri" } else { "name" };
+                self.errors.push(FieldError { path: format!("{path}[{index}].{field}"), message });
             }
             same.push((index, glob, entry));
         }
@@ -321,31 +333,34 @@ impl Compiler<'_> {
     }
 
     /// Compiles an entry of a server.
-    fn entry(&mut self, path: &str, server: &str, tool: &Tool) -> CompiledEntry {
-        for message in tool_name::doubts(&tool.name) {
-            self.doubts.push(FieldError { path: format!("{path}.name"), message });
+    fn entry(&mut self, path: &str, server: &str, kind: OperationKind, tool: &EntryView<'_>) -> CompiledEntry {
+        for message in tool_name::doubts(tool.name, kind) {
+            let field = if kind == OperationKind::Resource { "uri" } else { "name" };
+            self.doubts.push(FieldError { path: format!("{path}.{field}"), message });
         }
         // No name has a control character.
         let (name, place) = match tool.class {
             Some(class) => (format!("class:{}", class.as_str()), format!("\u{0}class:{}", class.as_str())),
-            None => (tool.name.clone(), tool.name.clone()),
+            None if kind == OperationKind::Tool => (tool.name.to_owned(), tool.name.to_owned()),
+            None => (tool.name.to_owned(), format!("\u{0}{kind}:{}", tool.name)),
         };
         let place = format!("{}|{server}|{place}", self.id);
         let mut twins: HashMap<String, usize> = HashMap::new();
         let limits = tool.limits.iter().enumerate();
-        let limits: Vec<Arc<CompiledLimit>> =
-            limits.filter_map(|(at, limit)| self.limit(&format!("{path}.limits[{at}]"), &place, limit, &mut twins)).collect();
+        let limits: Vec<Arc<CompiledLimit>> = limits
+            .filter_map(|(at, limit)| self.limit(&format!("{path}.limits[{at}]"), &place, kind, limit, &mut twins))
+            .collect();
         let validations: Vec<CompiledValidation> = tool
             .validations
             .iter()
             .enumerate()
             .filter_map(|(at, validation)| {
-                let expression = self.optional(&validation_path(path, at), Some(&validation.expression))?;
+                let expression = self.optional(&validation_path(path, at), kind, Some(&validation.expression))?;
                 let (source, message) = (validation.expression.clone(), validation.message.clone());
                 Some(CompiledValidation { expression, source, message })
             })
             .collect();
-        let approval = tool.approval.as_ref().map(|approval| self.approval(&format!("{path}.approval"), approval));
+        let approval = tool.approval.map(|approval| self.approval(&format!("{path}.approval"), kind, approval));
         self.expression_doubts(path, &limits, &validations, approval.as_ref());
         let hold = tool.max_concurrent.map(|max| {
             let scope = tool.max_concurrent_scope;
@@ -357,23 +372,23 @@ impl Compiler<'_> {
             name: name.into(),
             class: tool.class,
             action: tool.action,
-            reason: tool.reason.clone(),
+            reason: tool.reason.map(str::to_owned),
             limits,
             validations,
             approval,
             hold,
+            max_result_bytes: tool.max_result_bytes.and_then(|most| u64::try_from(most).ok()),
         }
     }
 
     /// Compiles the approval of an entry.
-    fn approval(&mut self, path: &str, approval: &EntryApproval) -> CompiledApproval {
+    fn approval(&mut self, path: &str, kind: OperationKind, approval: &EntryApproval) -> CompiledApproval {
         let when = approval.when.as_ref();
-        let when = when.and_then(|source| Some((self.optional(&format!("{path}.when"), Some(source))?, source.clone())));
-        let show = approval
-            .show
-            .iter()
-            .enumerate()
-            .filter_map(|(at, source)| Some((self.optional(&format!("{path}.show[{at}]"), Some(source))?, source.clone())));
+        let when = when.and_then(|source| Some((self.optional(&format!("{path}.when"), kind, Some(source))?, source.clone())));
+        let show =
+            approval.show.iter().enumerate().filter_map(|(at, source)| {
+                Some((self.optional(&format!("{path}.show[{at}]"), kind, Some(source))?, source.clone()))
+            });
         let show = show.collect();
         CompiledApproval::new(approval, when, show)
     }
@@ -383,12 +398,13 @@ impl Compiler<'_> {
         &mut self,
         path: &str,
         place: &str,
+        kind: OperationKind,
         limit: &Limit,
         twins: &mut HashMap<String, usize>,
     ) -> Option<Arc<CompiledLimit>> {
         let pod_group = self.pod_group(&format!("{path}.scope"), limit.scope, "Pod or Session");
-        let key = self.optional(&format!("{path}.key"), limit.key.as_deref());
-        let cost = self.optional(&format!("{path}.cost"), limit.cost.as_deref());
+        let key = self.optional(&format!("{path}.key"), kind, limit.key.as_deref());
+        let cost = self.optional(&format!("{path}.cost"), kind, limit.cost.as_deref());
         let nanos = limit.window.span().as_nanos();
         let text = if let Some(counter) = &limit.counter {
             format!("{}|counter|{counter}|{nanos}|{:?}", self.id, limit.scope)
@@ -461,8 +477,8 @@ impl Compiler<'_> {
     }
 
     /// Compiles an expression, if there is one. Its fault becomes an error at `path`.
-    fn optional(&mut self, path: &str, source: Option<&str>) -> Option<Expression> {
-        match Expression::compile_in(source?, &mut self.budget) {
+    fn optional(&mut self, path: &str, kind: OperationKind, source: Option<&str>) -> Option<Expression> {
+        match Expression::compile_in(source?, kind, &mut self.budget) {
             Ok(expression) => Some(expression),
             Err(why) => {
                 self.at(path, why);

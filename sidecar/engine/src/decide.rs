@@ -1,6 +1,6 @@
 //! The decision on one call: begun with this pod's own counts, and finished with the answers for those that pods share.
 
-use std::{cell::Cell, sync::Arc};
+use std::{borrow::Cow, cell::Cell, sync::Arc};
 
 use smallvec::SmallVec;
 use toolweir_crds::{OnStoreFailure, PartSet};
@@ -14,7 +14,7 @@ use crate::{
     engine::Engine,
     evaluate::Evaluator,
     pin_findings::PinFindings,
-    rules::{Group, Step, ToolPlan},
+    rules::{Group, NamePlan, ResultLimit, Step},
     shared::{Peeked, SharedAnswer, SharedDemand, SharedGrant, SharedHold, SharedTake},
     take::TakeError,
     wants::{Origins, SharedWants, Wants},
@@ -36,6 +36,8 @@ pub struct Decision {
     pub store_fallback: Option<OnStoreFailure>,
     /// The parts of the tool's definition that are not as pins have them; nothing where no pins that were looked at have the tool.
     pub changed: Option<PartSet>,
+    /// The bound on the result of an allowed call.
+    pub result_limit: Option<Arc<ResultLimit>>,
 }
 
 /// The effect of a [`Decision`].
@@ -76,6 +78,7 @@ struct PendingState<'a> {
     /// What is only reported of pins.
     pin_audits: PinAudits,
     changed: Option<PartSet>,
+    result_limit: Option<Arc<ResultLimit>>,
 }
 
 /// Denials for pins that policies only report.
@@ -104,7 +107,7 @@ impl Decision {
     /// called for each group whose decision depends on the call: it returns the permit for all of the group's limits, or the most severe
     /// denial.
     pub(crate) fn of_plan(
-        plan: &ToolPlan,
+        plan: &NamePlan,
         check: impl Fn(&Group) -> Result<PinAudits, Denial>,
         mut decide: impl FnMut(&Group) -> Result<Permit, Denial>,
     ) -> Self {
@@ -126,7 +129,8 @@ impl Decision {
         entry: Option<Arc<str>>,
     ) -> Self {
         let effect = Effect::Allowed(permit);
-        let mut decision = Self { effect, would_deny: Vec::new(), policy, entry, store_fallback: None, changed: None };
+        let mut decision =
+            Self { effect, would_deny: Vec::new(), policy, entry, store_fallback: None, changed: None, result_limit: None };
         for result in audited {
             match (result, &mut decision.effect) {
                 (Ok(taken), Effect::Allowed(permit)) => permit.join(taken),
@@ -151,6 +155,7 @@ impl Decision {
             would_deny: Vec::new(),
             store_fallback: None,
             changed: None,
+            result_limit: None,
         }
     }
 
@@ -187,7 +192,7 @@ impl Engine {
     /// of the tool that are not as pins have them.
     pub(crate) fn check_group(
         &self,
-        plan: &ToolPlan,
+        plan: &NamePlan,
         group: &Group,
         call: &Call<'_>,
         changed: &Cell<Option<PartSet>>,
@@ -213,6 +218,16 @@ impl Engine {
         }
     }
 
+    /// Decides whether this may be used at all, as lists show it. Conditions and limits have no say, and nothing is taken.
+    pub fn decide_use(&self, call: &Call<'_>) -> Decision {
+        let plan = match self.plan(call) {
+            Ok(plan) => plan,
+            Err(denial) => return Decision::denied(denial),
+        };
+        let check = |group: &Group| self.check_group(&plan, group, call, &Cell::new(None));
+        Decision::of_plan(&plan, check, |_| Ok(Permit::default()))
+    }
+
     /// Begins to decide on a call as [`Engine::decide`] does, as far as that depends on this pod alone.
     pub fn begin<'a>(&'a self, call: &Call<'a>, now: Timestamp) -> DecisionStart<'a> {
         self.begin_approved(call, None, now)
@@ -221,10 +236,10 @@ impl Engine {
     /// Begins to decide on a call, as [`Engine::begin`] does, of which a person has approved this. A policy that asks and is not among
     /// those that were named to the person, in the same state, asks again.
     pub fn begin_approved<'a>(&'a self, call: &Call<'a>, approved: Option<&ApprovalAsk>, now: Timestamp) -> DecisionStart<'a> {
-        let Some(rules) = self.servers.get(call.server) else {
-            return DecisionStart::Decided(Decision::denied(Denial::no_policy(call.server, call.tool)));
+        let plan = match self.plan(call) {
+            Ok(plan) => plan,
+            Err(denial) => return DecisionStart::Decided(Decision::denied(denial)),
         };
-        let plan = rules.plan(call.tool, call.class());
         if plan.shares {
             return self.begin_shared(&plan, call, approved, now);
         }
@@ -234,12 +249,26 @@ impl Engine {
         let changed = Cell::new(None);
         let mut decision = Decision::of_plan(&plan, |group| self.check_group(&plan, group, call, &changed), decide);
         decision.changed = changed.get();
+        decision.result_limit.clone_from(&plan.result_limit);
         DecisionStart::Decided(decision)
+    }
+
+    /// Returns the plan for a call.
+    ///
+    /// # Errors
+    /// No policy has a say in it.
+    pub(crate) fn plan(&self, call: &Call<'_>) -> Result<Cow<'_, NamePlan>, Denial> {
+        let operation = call.operation;
+        let rules = self.servers.get(call.server).ok_or_else(|| Denial::no_policy(call.server, operation))?.of(operation.kind);
+        if rules.policies.is_empty() {
+            return Err(Denial::no_say(call.server, operation));
+        }
+        Ok(rules.plan(operation.name, call.class()))
     }
 
     fn begin_shared<'a>(
         &'a self,
-        plan: &ToolPlan,
+        plan: &NamePlan,
         call: &Call<'a>,
         approved: Option<&ApprovalAsk>,
         now: Timestamp,
@@ -271,7 +300,9 @@ impl Engine {
         let nothing = demands.iter().all(SharedDemand::is_empty);
         let (policy, entry) = (plan.policy.clone(), plan.entry.clone());
         let changed = changed.get();
-        let state = PendingState { engine: self, call: *call, now, policy, entry, demands, groups, pin_audits, changed };
+        let result_limit = plan.result_limit.clone();
+        let state =
+            PendingState { engine: self, call: *call, now, policy, entry, demands, groups, pin_audits, changed, result_limit };
         let pending = Pending(Box::new(state));
         if nothing { DecisionStart::Decided(pending.finish([], now)) } else { DecisionStart::Pending(pending) }
     }
@@ -287,10 +318,13 @@ impl Pending<'_> {
     /// Decides by the answers to [`Pending::demands`], in the same order. A missing answer is [`SharedAnswer::Unavailable`].
     /// This pod's own counts count from `now` on, the moment at which the answers are there.
     pub fn finish(self, answers: impl IntoIterator<Item = SharedAnswer>, now: Timestamp) -> Decision {
-        let PendingState { engine, call, now: begun, policy, entry, demands, groups, pin_audits, changed } = *self.0;
+        let PendingState { engine, call, now: begun, policy, entry, demands, groups, pin_audits, changed, result_limit } =
+            *self.0;
         let late = (now > begun).then_some(now);
         let meter = Meter::default();
-        let evaluator = Evaluator { engine, call: &call, now, arguments: Ok(None), meter: &meter, asks: false, approved: None };
+        let name = call.operation.name;
+        let evaluator =
+            Evaluator { engine, call: &call, name, now, arguments: Ok(None), meter: &meter, asks: false, approved: None };
         let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let mut store_fallback = None;
         let settled = groups.into_iter().zip(demands).zip(answers).map(|((group, demand), answer)| {
@@ -314,6 +348,7 @@ impl Pending<'_> {
         };
         decision.store_fallback = store_fallback;
         decision.changed = changed;
+        decision.result_limit = result_limit;
         decision
     }
 }

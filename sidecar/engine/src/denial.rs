@@ -3,9 +3,9 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, Serializer};
-use toolweir_crds::{PartSet, Scope, text};
+use toolweir_crds::{OperationKind, PartSet, Scope, text};
 
-use crate::ask::ApprovalAsk;
+use crate::{ask::ApprovalAsk, call::Operation, rules::ResultLimit, words};
 
 /// The reason for a decision: the closed set of values of the metrics' label `reason`, in the order of severity. Of several
 /// denials, the most severe is reported.
@@ -51,11 +51,13 @@ pub enum Reason {
     CountersExhausted,
     /// The shared store of counts does not answer.
     StoreUnavailable,
+    /// The result is larger than it may be.
+    ResultTooLarge,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::None,
         Self::NoPolicy,
         Self::InvalidPolicy,
@@ -76,6 +78,7 @@ impl Reason {
         Self::Concurrency,
         Self::CountersExhausted,
         Self::StoreUnavailable,
+        Self::ResultTooLarge,
     ];
 
     /// Returns the name in metrics, the audit log and denials.
@@ -101,6 +104,7 @@ impl Reason {
             Self::Concurrency => "concurrency",
             Self::CountersExhausted => "counters_exhausted",
             Self::StoreUnavailable => "store_unavailable",
+            Self::ResultTooLarge => "result_too_large",
         }
     }
 }
@@ -135,8 +139,10 @@ pub struct Denial {
     pub reason: Reason,
     /// The policy that denied; absent where none governs.
     pub policy: Option<Arc<str>>,
-    /// The tool that was called.
-    pub tool: String,
+    /// The kind of what was asked for.
+    pub kind: OperationKind,
+    /// Its name, as it can be shown.
+    pub name: String,
     /// The limit, for `rate_limit`.
     pub limit: Option<LimitInfo>,
     /// The time after which it is worth trying again, serialized as whole seconds, rounded up; absent where waiting does not help
@@ -160,10 +166,19 @@ pub struct Denial {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ToldDenial<'a> {
-    reason: Reason,
+    reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<&'a str>,
-    tool: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<&'a LimitInfo>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -174,10 +189,15 @@ struct ToldDenial<'a> {
 
 impl Serialize for Denial {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let of = |kind| (self.kind == kind).then_some(self.name.as_str());
         let told = ToldDenial {
-            reason: self.told.unwrap_or(self.reason),
+            reason: self.told.unwrap_or(self.reason).as_str(),
             policy: self.policy.as_deref(),
-            tool: &self.tool,
+            tool: of(OperationKind::Tool),
+            prompt: of(OperationKind::Prompt),
+            resource: of(OperationKind::Resource),
+            request: of(OperationKind::Request),
+            method: of(OperationKind::Other),
             limit: self.limit.as_ref(),
             approval: self.approval.as_deref(),
             retry_after_seconds: self.retry_after.map(whole_seconds),
@@ -193,36 +213,48 @@ pub(crate) fn whole_seconds(wait: Duration) -> u64 {
 
 impl Denial {
     /// Makes the denial of a policy. The message says `Denied by policy NAME: WHAT`.
-    pub(crate) fn of_policy(policy: &Arc<str>, entry: Option<&Arc<str>>, reason: Reason, tool: &str, what: &str) -> Self {
-        Self {
-            reason,
-            policy: Some(Arc::clone(policy)),
-            tool: display_name(tool).into_owned(),
-            limit: None,
-            retry_after: None,
-            message: one_line(format!("Denied by policy {policy}: {what}")),
-            entry: entry.map(Arc::clone),
-            changed: PartSet::default(),
-            told: None,
-            ask: None,
-            approval: None,
-        }
-    }
-
-    /// Returns what is said of a tool that may not be called and is not shown.
-    pub(crate) fn not_among(shown_name: &str) -> String {
-        format!("{shown_name} is not among the tools that may be called. Use one that tools/list shows.")
+    pub(crate) fn of_policy(
+        policy: &Arc<str>,
+        entry: Option<&Arc<str>>,
+        reason: Reason,
+        operation: Operation<'_>,
+        what: &str,
+    ) -> Self {
+        let message = one_line(format!("Denied by policy {policy}: {what}"));
+        let (policy, entry) = (Some(Arc::clone(policy)), entry.map(Arc::clone));
+        Self { reason, policy, entry, message, ..Self::bare(operation) }
     }
 
     /// Makes the denial for a server that no policy names.
-    pub fn no_policy(server: &str, tool: &str) -> Self {
+    pub fn no_policy(server: &str, operation: Operation<'_>) -> Self {
+        Self { message: words::no_say(server, OperationKind::Tool), ..Self::bare(operation) }
+    }
+
+    /// Makes the denial of a kind in which no policy has a say.
+    pub(crate) fn no_say(server: &str, operation: Operation<'_>) -> Self {
+        Self { message: words::no_say(server, operation.kind), ..Self::bare(operation) }
+    }
+
+    /// Makes the denial of an operation with a result of so many bytes, or of more than so many where the rest was not read.
+    pub fn result_too_large(limit: &ResultLimit, operation: Operation<'_>, bytes: u64, is_whole: bool) -> Self {
+        let more = if is_whole { "" } else { "more than " };
+        let what = format!(
+            "the result of {} has {more}{bytes} bytes, and at most {} may pass. Ask for less at once.",
+            display_name(operation.name),
+            limit.max
+        );
+        Self::of_policy(&limit.policy, Some(&limit.entry), Reason::ResultTooLarge, operation, &what)
+    }
+
+    fn bare(operation: Operation<'_>) -> Self {
         Self {
             reason: Reason::NoPolicy,
             policy: None,
-            tool: display_name(tool).into_owned(),
+            kind: operation.kind,
+            name: display_name(operation.name).into_owned(),
             limit: None,
             retry_after: None,
-            message: format!("Denied: no policy in force names the server {}.", display_name(server)),
+            message: String::new(),
             entry: None,
             changed: PartSet::default(),
             told: None,

@@ -6,16 +6,17 @@ use std::{
     sync::Arc,
 };
 
-use toolweir_crds::{Credential, Scope, ToolClass};
+use toolweir_crds::{Credential, OperationKind, Scope, ToolClass, resource_uri};
 
 use crate::{
     ask::AskingPolicy,
-    call::Call,
+    call::{Call, Operation},
     cel::CelObject,
     counters::Memory,
     denial::Denial,
     egress_rules::EgressRules,
     entry::CompiledEntry,
+    names::NameForms,
     pins::PinnedTools,
     rules::{PolicyRules, ServerRules, Step},
     seen::SeenTool,
@@ -75,8 +76,8 @@ impl<'a> ServerView<'a> {
             intercept: rules.intercept,
             refuses_tls: rules.refuses_tls,
             audits_arguments: rules.audits_arguments,
-            reads_definitions: rules.reads_definitions(),
-            asks_people: rules.policies.iter().any(|policy| policy.asking.is_some()),
+            reads_definitions: rules.tools().reads_definitions(),
+            asks_people: rules.policies().any(|policy| policy.asking.is_some()),
         }
     }
 }
@@ -86,6 +87,9 @@ impl<'a> ServerView<'a> {
 pub struct LimitView<'a> {
     /// The server's name in the policy; `*` for every server.
     pub server: &'a str,
+    /// The kind of what it limits.
+    #[serde(skip_serializing_if = "OperationKind::is_tool")]
+    pub kind: OperationKind,
     /// The entry's name.
     pub tool: &'a str,
     /// The policy.
@@ -117,25 +121,43 @@ impl Engine {
         self.servers.get_key_value(name).map(|(name, rules)| ServerView::new(name, rules))
     }
 
-    /// Returns true if `tools/list` shows a tool that its server lists so: no enforced policy denies it regardless of the arguments.
-    pub fn shows(&self, server: &str, tool: &str, seen: Option<&SeenTool>) -> bool {
-        let Some(rules) = self.servers.get(server) else { return false };
-        let call = Call { server, tool, arguments: None, session: "", seen };
-        let plan = rules.plan(tool, call.class());
-        plan.enforced.denial.is_none() && (!plan.has_pins || self.pin_findings(&plan.enforced, &call).denied.is_none())
+    /// Returns true if lists show what their server lists so: no enforced policy denies it regardless of the call.
+    pub fn may_use(&self, server: &str, operation: Operation<'_>, seen: Option<&SeenTool>) -> bool {
+        self.unusable(server, operation, seen).is_none()
+    }
+
+    /// Returns the denial of every use of this, if enforced policies deny it regardless of the call.
+    pub fn unusable(&self, server: &str, operation: Operation<'_>, seen: Option<&SeenTool>) -> Option<Denial> {
+        let call = Call { server, operation, arguments: None, session: "", seen };
+        let plan = match self.plan(&call) {
+            Ok(plan) => plan,
+            Err(denial) => return Some(denial),
+        };
+        let by_pins = || if plan.has_pins { self.pin_findings(&plan.enforced, &call).denied } else { None };
+        plan.enforced.denial.clone().or_else(by_pins)
+    }
+
+    /// Returns a URI of a resource template that may be read at all, else any that the template has; none where it has none with a clear
+    /// meaning (RFC 6570; MCP 2025-11-25, Resources, "Resource Templates").
+    pub fn template_witness(&self, server: &str, template: &str) -> Option<String> {
+        let rules = self.servers.get(server).map(|rules| rules.of(OperationKind::Resource));
+        let entries = rules.into_iter().flat_map(|rules| &rules.policies).flat_map(|rules| &rules.entries);
+        let mut witnesses = resource_uri::template_witnesses(template, entries.map(|entry| &*entry.name));
+        let usable = witnesses.iter().position(|uri| self.may_use(server, Operation::resource(uri), None));
+        let first = usable.unwrap_or_default();
+        (first < witnesses.len()).then(|| witnesses.swap_remove(first))
     }
 
     /// Returns true if what a server's lists say of a tool can make a difference to calls of it.
     pub fn depends_on_definition(&self, server: &str, tool: &str) -> bool {
-        self.servers.get(server).is_some_and(|rules| rules.depends_on_definition(tool))
+        self.servers.get(server).is_some_and(|rules| rules.tools().depends_on_definition(tool))
     }
 
-    /// Returns what the decision on a tool may read of a call, whatever the tool's class. Nothing where it is denied regardless of the
-    /// call.
-    pub fn reads(&self, server: &str, tool: &str) -> ReadsOfCall {
-        let Some(rules) = self.servers.get(server) else { return ReadsOfCall::default() };
+    /// Returns what the decision on this may read of a call, whatever a tool's class. Nothing where it is denied regardless of the call.
+    pub fn reads(&self, server: &str, operation: Operation<'_>) -> ReadsOfCall {
+        let Some(rules) = self.servers.get(server).map(|rules| rules.of(operation.kind)) else { return ReadsOfCall::default() };
         let mut reads = ReadsOfCall::default();
-        for plan in rules.plans(tool).filter(|plan| plan.enforced.denial.is_none()) {
+        for plan in rules.plans(operation.name).filter(|plan| plan.enforced.denial.is_none()) {
             let groups = iter::once(&plan.enforced).chain(plan.audited.iter().filter(|group| group.denial.is_none()));
             for expression in groups.flat_map(|group| &group.steps).flat_map(Step::matching).flat_map(CompiledEntry::expressions)
             {
@@ -148,18 +170,23 @@ impl Engine {
 
     /// Returns the denial of everything on a server, if one of its policies cannot be enforced.
     pub fn closed(&self, server: &str) -> Option<Denial> {
-        let rules = self.servers.get(server)?.policies.iter().find(|rules| rules.broken.is_some())?;
-        rules.step("", ToolClass::Unknown).denial("")
+        let rules = self.servers.get(server)?.tools().policies.iter().find(|rules| rules.broken.is_some())?;
+        rules.step(&NameForms::default(), ToolClass::Unknown).denial("")
     }
 
     /// Returns the first policy that governs a server: where all allow, calls are counted under it.
     pub fn first_policy(&self, server: &str) -> Option<&Arc<str>> {
-        self.servers.get(server)?.policies.first().map(|rules| &rules.policy)
+        self.servers.get(server)?.tools().policies.first().map(|rules| &rules.policy)
     }
 
-    /// Returns the tools that some policy names exactly.
-    pub fn tools(&self, server: &str) -> impl Iterator<Item = &str> {
-        self.servers.get(server).into_iter().flat_map(ServerRules::tools)
+    /// Returns the names of a kind that some policy has exactly.
+    pub fn names(&self, server: &str, kind: OperationKind) -> impl Iterator<Item = &str> {
+        self.servers.get(server).into_iter().flat_map(move |rules| rules.of(kind).names())
+    }
+
+    /// Returns true if some policy has a say in a kind on a server.
+    pub fn has_say(&self, server: &str, kind: OperationKind) -> bool {
+        self.servers.get(server).is_some_and(|rules| !rules.of(kind).policies.is_empty())
     }
 
     /// Returns true if some limit or `maxConcurrent` counts calls of several pods together.
@@ -193,12 +220,12 @@ impl Engine {
 
     /// Returns the policies that ask a person about calls.
     pub fn asking_policies(&self) -> impl Iterator<Item = &AskingPolicy> {
-        self.servers.values().flat_map(|server| &server.policies).filter_map(|rules| rules.asking.as_deref())
+        self.servers.values().flat_map(ServerRules::policies).filter_map(|rules| rules.asking.as_deref())
     }
 
     /// Returns the rules in force, each once: those of the server `*` stand under every server.
     fn policy_rules(&self) -> Vec<&Arc<PolicyRules>> {
-        let mut policies: Vec<&Arc<PolicyRules>> = self.servers.values().flat_map(|server| &server.policies).collect();
+        let mut policies: Vec<&Arc<PolicyRules>> = self.servers.values().flat_map(ServerRules::policies).collect();
         policies.sort_by_key(|rules| Arc::as_ptr(rules));
         policies.dedup_by_key(|rules| Arc::as_ptr(rules));
         policies
@@ -207,7 +234,7 @@ impl Engine {
     /// Returns every limit with its usage; `known` gives that of the limits that pods share.
     pub fn limits(&self, now: Timestamp, known: &dyn SharedUsage) -> Vec<LimitView<'_>> {
         let mut policies = self.policy_rules();
-        policies.sort_by(|a, b| (&a.policy, &a.server).cmp(&(&b.policy, &b.server)));
+        policies.sort_by(|a, b| (&a.policy, &a.server, a.kind).cmp(&(&b.policy, &b.server, b.kind)));
         let mut views = Vec::new();
         for rules in policies {
             for entry in &rules.entries {
@@ -218,6 +245,7 @@ impl Engine {
                     };
                     views.push(LimitView {
                         server: &rules.server,
+                        kind: rules.kind,
                         tool: &entry.name,
                         policy: &rules.policy,
                         limit: &limit.label,

@@ -12,7 +12,7 @@ use crate::{
     window::{Amount, Span, Timestamp},
 };
 
-/// A compiled entry of a policy: a tool's name, a glob or a class, with all that it says.
+/// A compiled entry of a policy: a name, a glob or a class, with all that it says.
 #[derive(Debug)]
 pub(crate) struct CompiledEntry {
     /// The name or glob; for a class `class:` and the class.
@@ -24,12 +24,19 @@ pub(crate) struct CompiledEntry {
     pub validations: Vec<CompiledValidation>,
     pub approval: Option<CompiledApproval>,
     pub hold: Option<EntryHold>,
+    /// The largest result, in bytes.
+    pub max_result_bytes: Option<u64>,
 }
 
 impl CompiledEntry {
-    /// Returns the action for the tools that it matches. An entry of stars alone has none unless it names one.
+    /// Returns the action for what it matches. An entry of stars alone has none unless it names one.
     pub(crate) fn effective_action(&self) -> Option<Action> {
-        self.action.or_else(|| self.name.contains(|c| c != '*').then_some(Action::Allow))
+        self.action.or_else(|| self.tells_names_apart().then_some(Action::Allow))
+    }
+
+    /// Returns true if it matches some names and not others.
+    pub(crate) fn tells_names_apart(&self) -> bool {
+        self.name.contains(|c| c != '*')
     }
 
     /// Returns true if it can deny a call of a tool that it matches, its action aside.

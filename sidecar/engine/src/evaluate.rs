@@ -26,6 +26,8 @@ use crate::{
 pub(crate) struct Evaluator<'a> {
     pub engine: &'a Engine,
     pub call: &'a Call<'a>,
+    /// The name of what is asked for, as expressions see it.
+    pub name: &'a str,
     pub now: Timestamp,
     /// Read where an expression reads them.
     pub arguments: Result<Option<&'a CelObject<'a>>, ArgumentsError>,
@@ -48,6 +50,7 @@ impl Engine {
         Evaluator {
             engine: self,
             call: context.call,
+            name: &context.name,
             now,
             arguments: arguments.transpose(),
             meter: &context.meter,
@@ -115,12 +118,12 @@ impl Evaluator<'_> {
                 return Err(self.denial(&step.rules.policy, entry, Reason::Malformed, &what));
             }
         };
-        Ok(Inputs { args, tool: self.call.tool, server: self.call.server, session: self.call.session, pod: &self.engine.pod })
+        Ok(Inputs { args, name: self.name, server: self.call.server, session: self.call.session, pod: &self.engine.pod })
     }
 
     /// Returns a denial of the call. The message says `Denied by policy NAME: WHAT`.
     pub fn denial(&self, policy: &Arc<str>, entry: &Arc<str>, reason: Reason, what: &str) -> Denial {
-        Denial::of_policy(policy, Some(entry), reason, self.call.tool, what)
+        Denial::of_policy(policy, Some(entry), reason, self.call.operation, what)
     }
 
     /// Returns the denial of a call on which expressions take more work than one call is given.

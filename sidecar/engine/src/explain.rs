@@ -32,10 +32,10 @@ impl Engine {
     /// Returns what [`Engine::decide`] would answer now, with the part of each policy that governs the call. Takes nothing: no
     /// place of a limit, and none among the calls in flight. `peeked` holds what was looked up of [`Engine::shared_demands`].
     pub fn explain(&self, call: &Call<'_>, now: Timestamp, peeked: &Peeked) -> Explanation {
-        let Some(rules) = self.servers.get(call.server) else {
-            return explanation(call, &Decision::denied(Denial::no_policy(call.server, call.tool)), Vec::new());
+        let plan = match self.plan(call) {
+            Ok(plan) => plan,
+            Err(denial) => return explanation(call, &Decision::denied(denial), Vec::new()),
         };
-        let plan = rules.plan(call.tool, call.class());
         let mut new = 0;
         let context = CallContext::new(call, None);
         let decide = |group: &Group| {
@@ -53,17 +53,18 @@ impl Engine {
                 group.steps.chunk_by(|a, b| a.rules.policy == b.rules.policy).map(|own| evaluator.explain_policy(own, peeked)),
             );
         }
-        policies.sort_by_key(|explained| rules.policies.iter().position(|own| *own.policy == *explained.policy));
+        let rules = self.servers.get(call.server).map(|rules| rules.of(call.operation.kind));
+        let order = |name: &str| rules.and_then(|rules| rules.policies.iter().position(|own| *own.policy == *name));
+        policies.sort_by_key(|explained| order(&explained.policy));
         let mut explained = explanation(call, &decision, policies);
-        explained.class = rules.reads_definitions().then(|| call.class());
+        explained.class = rules.filter(|rules| rules.reads_definitions()).map(|_| call.class());
         explained
     }
 
     /// Returns what to look up of counts that pods share before [`Engine::explain`]: all that the call would take of them, also
     /// where something else denies it; first for the enforced policies, then for each in audit mode.
     pub fn shared_demands(&self, call: &Call<'_>, now: Timestamp) -> Vec<SharedDemand> {
-        let Some(rules) = self.servers.get(call.server) else { return Vec::new() };
-        let plan = rules.plan(call.tool, call.class());
+        let Ok(plan) = self.plan(call) else { return Vec::new() };
         if !plan.shares {
             return Vec::new();
         }
@@ -89,7 +90,8 @@ fn explanation(call: &Call<'_>, decision: &Decision, policies: Vec<PolicyExplana
     };
     Explanation {
         server: call.server.to_owned(),
-        tool: call.tool.to_owned(),
+        kind: call.operation.kind,
+        tool: call.operation.name.to_owned(),
         decision: label.to_owned(),
         verdict,
         would_deny: decision.would_deny.iter().map(denied).collect(),
@@ -133,7 +135,7 @@ type Counted = Result<(Instance, Amount), Denial>;
 impl Evaluator<'_> {
     /// Explains the part of one policy.
     fn explain_policy(&self, steps: &[Step], peeked: &Peeked) -> PolicyExplanation {
-        let own = Group::new(steps.into(), self.call.tool);
+        let own = Group::new(steps.into(), self.call.operation.name);
         let by_pins = || self.engine.pin_findings(&own, self.call).denied;
         let denial = own.denial.clone().or_else(by_pins).or_else(|| self.check(steps, &mut 0, peeked).err());
         let first = steps.first();

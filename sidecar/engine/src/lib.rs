@@ -27,7 +27,7 @@
 //! # Example
 //!
 //! ```
-//! use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Policy, PolicyId, Reason, Timestamp};
+//! use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Operation, Policy, PolicyId, Reason, Timestamp};
 //!
 //! // At most one payment in a minute.
 //! let spec = r#"{"servers": [{"name": "bank", "url": "http://bank/mcp", "tools": [
@@ -40,13 +40,13 @@
 //! let (engine, problems) = Engine::compile(&[policy], counters, &CompileOptions::default());
 //! assert!(problems.is_empty());
 //!
-//! let call = Call { server: "bank", tool: "pay", arguments: None, session: "", seen: None };
+//! let call = Call { server: "bank", operation: Operation::tool("pay"), arguments: None, session: "", seen: None };
 //! let first = engine.decide(&call, Timestamp(0));
 //! assert!(matches!(first.effect, Effect::Allowed(_)));
 //! let second = engine.decide(&call, Timestamp(1));
 //! assert_eq!(second.labels(), ("denied", Reason::RateLimit));
 //!
-//! let other = engine.decide(&Call { tool: "close_account", ..call }, Timestamp(2));
+//! let other = engine.decide(&Call { operation: Operation::tool("close_account"), ..call }, Timestamp(2));
 //! assert_eq!(other.labels(), ("denied", Reason::NotListed));
 //! # Ok::<(), serde_json::Error>(())
 //! ```
@@ -73,6 +73,7 @@ mod evaluate;
 mod explain;
 pub mod glob;
 pub mod json;
+mod names;
 mod pin_findings;
 mod pins;
 mod policy;
@@ -85,9 +86,10 @@ mod take_denial;
 mod verdicts;
 mod wants;
 pub mod window;
+mod words;
 
 pub use ask::{ApprovalAsk, AskingPolicy};
-pub use call::Call;
+pub use call::{Call, Operation};
 pub use compile::CompileOptions;
 pub use counters::{Memory, Permit};
 pub use decide::{Decision, DecisionStart, Effect, Pending};
@@ -97,6 +99,7 @@ pub use engine::{Engine, LimitView, ReadsOfCall, ServerView};
 pub use pin_findings::PinDrift;
 pub use pins::PinState;
 pub use policy::{Policy, PolicyId, Problem, Severity};
+pub use rules::ResultLimit;
 pub use seen::SeenTool;
 pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};

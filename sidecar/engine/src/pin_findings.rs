@@ -8,7 +8,7 @@ use crate::{
     call::Call,
     denial::{Denial, Reason},
     engine::Engine,
-    pins::{PinEffect, PinState, PinnedTools, words},
+    pins::{PinEffect, PinState, PinnedTools, told},
     rules::{Group, Step},
     seen::SeenTool,
 };
@@ -46,7 +46,7 @@ impl Engine {
 
     /// Returns the pins, as `namespace/name`, that policies name, each once.
     pub fn named_pins(&self, server: &str) -> Vec<&Arc<str>> {
-        let rules = self.servers.get(server).map(|rules| rules.policies.as_slice()).unwrap_or_default();
+        let rules = self.servers.get(server).map(|rules| rules.tools().policies.as_slice()).unwrap_or_default();
         let mut named: Vec<&Arc<str>> = rules.iter().filter_map(|rules| rules.pins.as_ref()).map(|rule| &rule.id).collect();
         named.sort();
         named.dedup();
@@ -58,7 +58,7 @@ impl Engine {
     pub fn drift(&self, server: &str, tool: &str, seen: &SeenTool) -> Vec<PinDrift> {
         let Some(rules) = self.servers.get(server) else { return Vec::new() };
         let mut found: Vec<PinDrift> = Vec::new();
-        for (rules, rule) in rules.policies.iter().filter_map(|rules| Some((rules, rules.pins.as_ref()?))) {
+        for (rules, rule) in rules.tools().policies.iter().filter_map(|rules| Some((rules, rules.pins.as_ref()?))) {
             let state = self.pins.compare(&rule.id, tool, Some(seen));
             let effect = rule.effect(state);
             if !matches!(state, PinState::Changed(_) | PinState::New) || effect == PinEffect::Nothing {
@@ -76,7 +76,7 @@ impl Engine {
     /// Returns how a tool compares with the pins of a step; none where the policy names none.
     pub(crate) fn pin_state(&self, step: &Step, call: &Call<'_>) -> Option<PinState> {
         let rule = step.rules.pins.as_ref()?;
-        Some(self.pins.compare(&rule.id, call.tool, call.seen))
+        Some(self.pins.compare(&rule.id, call.operation.name, call.seen))
     }
 
     /// Returns what policies that decide together say of a call for its tool's pins.
@@ -89,8 +89,8 @@ impl Engine {
             }
             let effect = rule.effect(state);
             let Some(reason) = state.reason().filter(|_| effect != PinEffect::Nothing) else { continue };
-            let what = words(rule, state, effect, call.tool);
-            let mut denial = Denial::of_policy(&step.rules.policy, None, reason, call.tool, &what);
+            let what = told(rule, state, effect, call.operation.name);
+            let mut denial = Denial::of_policy(&step.rules.policy, None, reason, call.operation, &what);
             denial.changed = state.changed();
             denial.told = (effect == PinEffect::Hide).then_some(Reason::NotListed);
             if effect == PinEffect::Audit {

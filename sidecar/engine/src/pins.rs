@@ -6,8 +6,10 @@ use hashbrown::HashMap;
 use toolweir_crds::{OnDrift, OnNew, PartDigests, PartSet, ServerPins, ToolPins};
 
 use crate::{
-    denial::{Denial, Reason, display_name},
+    call::Operation,
+    denial::{Reason, display_name},
     seen::SeenTool,
+    words,
 };
 
 /// All pins of the policies in force, by `namespace/name`.
@@ -120,22 +122,22 @@ pub(crate) enum PinEffect {
 }
 
 /// Returns what a caller is told of a tool that compares so.
-pub(crate) fn words(rule: &PinRule, state: PinState, effect: PinEffect, tool: &str) -> String {
-    let tool = display_name(tool);
+pub(crate) fn told(rule: &PinRule, state: PinState, effect: PinEffect, tool: &str) -> String {
+    let shown = display_name(tool);
     match state {
-        _ if effect == PinEffect::Hide => Denial::not_among(&tool),
+        _ if effect == PinEffect::Hide => words::not_among(Operation::tool(tool)),
         PinState::Changed(parts) => format!(
-            "{tool} is not as it was when it was pinned: {parts} changed. It may not be called until a person has looked at it and pinned it again."
+            "{shown} is not as it was when it was pinned: {parts} changed. It may not be called until a person has looked at it and pinned it again."
         ),
-        PinState::New => format!("{tool} is not pinned. It may not be called until a person has looked at it and pinned it."),
+        PinState::New => format!("{shown} is not pinned. It may not be called until a person has looked at it and pinned it."),
         PinState::Missing => {
             format!(
-                "its pins {} are not there, so that nobody knows whether {tool} is as it was. Ask whoever keeps the policy.",
+                "its pins {} are not there, so that nobody knows whether {shown} is as it was. Ask whoever keeps the policy.",
                 rule.id
             )
         }
         PinState::Unverified | PinState::Same => format!(
-            "{tool} is pinned, and its server's list could not be read to see whether it is as it was. List the tools, then try again."
+            "{shown} is pinned, and its server's list could not be read to see whether it is as it was. List the tools, then try again."
         ),
     }
 }

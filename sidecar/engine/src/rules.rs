@@ -1,22 +1,25 @@
-//! Compiled rules: those of each server, and the plan for each tool of it.
+//! Compiled rules: those of each server and kind of operation, and the plan for each name.
 //!
-//! A [`ServerRules`] holds a [`PolicyRules`] for each policy that governs the server. For one tool, each policy gives a [`Step`];
-//! steps that decide together are a [`Group`]; and the groups are the [`ToolPlan`].
+//! A [`ServerRules`] holds [`KindRules`] for each kind, with a [`PolicyRules`] for each policy that has a say in the kind. For one name,
+//! each policy gives a [`Step`]; steps that decide together are a [`Group`]; and the groups are the [`NamePlan`].
 
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeSet, sync::Arc};
 
 use hashbrown::HashMap;
 use smallvec::SmallVec;
-use toolweir_crds::{Action, Credential, MCPPolicySpec, Mode, OnStoreFailure, Server, ToolClass, bounds, tool_name};
+use toolweir_crds::{Action, Credential, MCPPolicySpec, Mode, OnStoreFailure, OperationKind, Server, ToolClass, tool_name};
 
 use crate::{
     ask::AskingPolicy,
+    call::Operation,
     case::folded,
     cel::{ArgumentNames, Expression},
-    denial::{Denial, Reason, display_name},
+    denial::{Denial, Reason},
     entry::CompiledEntry,
     glob::{Glob, Match},
+    names::NameForms,
     pins::PinRule,
+    words,
 };
 
 /// The rules of one server.
@@ -30,11 +33,19 @@ pub(crate) struct ServerRules {
     pub refuses_tls: bool,
     /// True if the audit log has the arguments of calls.
     pub audits_arguments: bool,
-    /// The rules of each policy, in the order of the policies' names.
+    /// The rules of each kind, in the order of [`OperationKind::ALL`].
+    kinds: [KindRules; OperationKind::ALL.len()],
+}
+
+/// The rules of one kind of operation on one server.
+#[derive(Debug)]
+pub(crate) struct KindRules {
+    kind: OperationKind,
+    /// The rules of each policy that has a say in the kind, in the order of the policies' names.
     pub policies: Vec<Arc<PolicyRules>>,
-    /// The plans for each tool that some entry names exactly: one, or one for each class where a policy has entries for classes. `None`
+    /// The plans for each name that some entry has exactly: one, or one for each class where a policy has entries for classes. `None`
     /// where they are made for each call.
-    plans: HashMap<Box<str>, Option<SmallVec<[ToolPlan; 1]>>>,
+    plans: HashMap<Box<str>, Option<SmallVec<[NamePlan; 1]>>>,
     reads: DefinitionReads,
 }
 
@@ -60,10 +71,11 @@ pub(crate) struct ServerAccess {
 /// the plans. A server with a thousand entries, a hundred of them globs, takes a tenth of it.
 pub(crate) const PLAN_BUDGET: usize = 4_000_000;
 
-/// The rules of one policy for one server.
+/// The rules of one policy for one kind of operation on one server.
 #[derive(Debug)]
 pub(crate) struct PolicyRules {
     pub policy: Arc<str>,
+    pub kind: OperationKind,
     pub mode: Mode,
     pub on_store_failure: OnStoreFailure,
     pub default_action: Action,
@@ -79,6 +91,8 @@ pub(crate) struct PolicyRules {
     globs: Vec<(Glob, usize)>,
     /// The entries for classes.
     classes: Vec<(ToolClass, usize)>,
+    /// True if what it says depends on the name.
+    tells_names_apart: bool,
     pub pins: Option<PinRule>,
     /// The policy, where an entry asks for approval.
     pub asking: Option<Arc<AskingPolicy>>,
@@ -115,7 +129,7 @@ impl Broken {
     }
 }
 
-/// The step of one policy in the decision on one tool: its entries that match, and their verdict.
+/// The step of one policy in the decision on one name: its entries that match, and their verdict.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub rules: Arc<PolicyRules>,
@@ -176,30 +190,26 @@ impl Step {
         self.verdict().map(|(entry, _)| entry)
     }
 
-    /// Returns the denial that does not depend on the call, if it denies the tool.
-    pub(crate) fn denial(&self, tool: &str) -> Option<Denial> {
-        let (reason, entry) = (self.reason?, self.deciding());
+    /// Returns the denial that does not depend on the call, if it denies what is asked for.
+    pub(crate) fn denial(&self, name: &str) -> Option<Denial> {
+        let (reason, entry, operation) = (self.reason?, self.deciding(), Operation { kind: self.rules.kind, name, method: "" });
         let what = match (reason, entry.and_then(|entry| entry.reason.as_ref()), &self.rules.broken) {
-            (Reason::Malformed, ..) => too_long(tool),
+            (Reason::Malformed, ..) => NameForms::of(operation).unclear.unwrap_or_default(),
             (_, _, Some(broken)) => broken.sentence(),
-            (Reason::NotListed, ..) => Denial::not_among(&display_name(tool)),
+            (Reason::NotListed, ..) => words::not_among(operation),
             (_, Some(reason), _) => reason.clone(),
-            _ => format!("{} may not be called.", display_name(tool)),
+            _ => words::may_not(operation),
         };
-        Some(Denial::of_policy(&self.rules.policy, entry.map(|entry| &entry.name), reason, tool, &what))
+        Some(Denial::of_policy(&self.rules.policy, entry.map(|entry| &entry.name), reason, operation, &what))
+    }
+
+    /// Returns the smallest bound on results among the entries that match, with its entry.
+    pub(crate) fn result_limit(&self) -> Option<(u64, &Arc<str>)> {
+        self.matching().filter_map(|entry| Some((entry.max_result_bytes?, &entry.name))).min_by_key(|(most, _)| *most)
     }
 }
 
-/// Returns the text of the denial of a name that is too long for a tool.
-fn too_long(tool: &str) -> String {
-    format!(
-        "the tool's name has {} bytes; at most {} are possible. Use a tool that tools/list shows.",
-        tool.len(),
-        bounds::TOOL_NAME
-    )
-}
-
-/// The steps of policies that decide together on one tool: all that are enforced, or one in audit mode.
+/// The steps of policies that decide together on one name: all that are enforced, or one in audit mode.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     pub steps: SmallVec<[Step; 1]>,
@@ -212,10 +222,10 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Groups the steps of policies that decide together on a tool.
-    pub(crate) fn new(steps: SmallVec<[Step; 1]>, tool: &str) -> Self {
+    /// Groups the steps of policies that decide together on a name.
+    pub(crate) fn new(steps: SmallVec<[Step; 1]>, name: &str) -> Self {
         let denies = steps.iter().filter(|step| step.reason.is_some()).min_by_key(|step| step.reason);
-        let denial = denies.and_then(|step| step.denial(tool));
+        let denial = denies.and_then(|step| step.denial(name));
         let expressions = || steps.iter().flat_map(Step::matching).flat_map(CompiledEntry::expressions);
         let names = || expressions().flat_map(Expression::names).collect();
         let names = expressions().any(Expression::reads_arguments).then(names);
@@ -224,9 +234,9 @@ impl Group {
     }
 }
 
-/// The plan for one tool of one server: all that does not depend on the call.
+/// The plan for one name of one kind on one server: all that does not depend on the call.
 #[derive(Clone, Debug)]
-pub(crate) struct ToolPlan {
+pub(crate) struct NamePlan {
     pub enforced: Group,
     /// The policies in audit mode, each on its own.
     pub audited: SmallVec<[Group; 1]>,
@@ -237,9 +247,22 @@ pub(crate) struct ToolPlan {
     pub shares: bool,
     /// True if a policy holds the server to pins.
     pub has_pins: bool,
+    /// The bound on results of the enforced policies.
+    pub result_limit: Option<Arc<ResultLimit>>,
 }
 
-impl ToolPlan {
+/// The smallest bound on the result of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResultLimit {
+    /// The most bytes.
+    pub max: u64,
+    /// The policy that says so.
+    pub policy: Arc<str>,
+    /// The entry of that policy.
+    pub entry: Arc<str>,
+}
+
+impl NamePlan {
     /// Returns true where another plan for the same tool decides every call alike.
     fn decides_as(&self, other: &Self) -> bool {
         let steps = |plan: &Self| {
@@ -271,6 +294,7 @@ impl PolicyRules {
         policy: Arc<str>,
         spec: &MCPPolicySpec,
         server: &Server,
+        kind: OperationKind,
         pins: Option<PinRule>,
         entries: Vec<CompiledEntry>,
         broken: Option<Broken>,
@@ -293,11 +317,14 @@ impl PolicyRules {
         }
         let denies = |index: usize| entries.get(index).and_then(CompiledEntry::effective_action) == Some(Action::Deny);
         globs.sort_by_key(|(glob, index)| (Reverse(glob.weight()), !denies(*index), *index));
+        let tells_names_apart =
+            entries.iter().any(|entry| entry.tells_names_apart() || entry.expressions().any(Expression::reads_name));
         Self {
             policy,
+            kind,
             mode: spec.mode,
             on_store_failure: spec.on_store_failure,
-            default_action: server.default_action,
+            default_action: server.default_action_of(kind),
             server: server.name.as_str().into(),
             // Of a policy that cannot be enforced nothing is opened.
             audit_arguments: server.audit_arguments.filter(|audits| !audits || broken.is_none()),
@@ -306,7 +333,8 @@ impl PolicyRules {
             folded: by_folded,
             globs,
             classes,
-            pins,
+            tells_names_apart,
+            pins: pins.filter(|_| kind == OperationKind::Tool),
             asking: None,
             broken,
         }
@@ -316,6 +344,7 @@ impl PolicyRules {
     pub(crate) fn closed_by(&self, why: &str) -> Self {
         Self {
             policy: Arc::clone(&self.policy),
+            kind: self.kind,
             mode: self.mode,
             on_store_failure: self.on_store_failure,
             default_action: self.default_action,
@@ -326,28 +355,33 @@ impl PolicyRules {
             folded: HashMap::new(),
             globs: Vec::new(),
             classes: Vec::new(),
+            tells_names_apart: false,
             pins: None,
             asking: None,
             broken: Some(self.broken.clone().unwrap_or_else(|| Broken::Credential(why.to_owned()))),
         }
     }
 
-    /// Matches a tool of a class with the entries. The class is a stranger's text: where it allows, every name and glob counts more;
-    /// where it denies, only the exact name does.
-    pub(crate) fn step(self: &Arc<Self>, tool: &str, class: ToolClass) -> Step {
+    /// Matches a name, for a tool of this class, with the entries. The class is a stranger's text: where it allows, every name and glob
+    /// counts more; where it denies, only the exact name does.
+    pub(crate) fn step(self: &Arc<Self>, forms: &NameForms<'_>, class: ToolClass) -> Step {
         if self.broken.is_some() {
             return Step { rules: Arc::clone(self), entries: SmallVec::new(), reason: Some(Reason::InvalidPolicy) };
         }
-        if tool.len() > bounds::TOOL_NAME {
+        if forms.unclear.is_some() && (self.tells_names_apart || self.kind != OperationKind::Resource) {
             return Step { rules: Arc::clone(self), entries: SmallVec::new(), reason: Some(Reason::Malformed) };
         }
-        let exact = self.exact.get(tool).copied();
-        let lower = folded(tool);
+        let exact = self.exact.get(&*forms.exact).copied();
         let mut entries: SmallVec<[(usize, Reach); 2]> = exact.into_iter().map(|index| (index, Reach::Whole)).collect();
-        let others = self.folded.get(&*lower).into_iter().flatten().filter(|index| Some(**index) != exact);
-        entries.extend(others.map(|index| (*index, Reach::Restricts)));
+        for lower in &forms.folded {
+            for index in self.folded.get(&**lower).into_iter().flatten() {
+                if !entries.iter().any(|(known, _)| known == index) {
+                    entries.push((*index, Reach::Restricts));
+                }
+            }
+        }
         entries.extend(self.of_class(class, true));
-        entries.extend(self.globs.iter().filter_map(|(glob, index)| Some((*index, glob.match_name(tool, &lower)?.into()))));
+        entries.extend(self.globs.iter().filter_map(|(glob, index)| Some((*index, forms.matched_by(glob)?.into()))));
         entries.extend(self.of_class(class, false));
         let mut step = Step { rules: Arc::clone(self), entries, reason: None };
         step.reason = match step.verdict().map(|(_, action)| action) {
@@ -372,26 +406,58 @@ impl PolicyRules {
 }
 
 impl ServerRules {
-    /// Makes the plans of the tools that entries name exactly, as far as the budget goes. It takes what it spends from `budget`.
-    pub(crate) fn new(access: ServerAccess, policies: Vec<Arc<PolicyRules>>, budget: &mut usize) -> Self {
+    /// Makes the plans of the names that entries have exactly, as far as the budget goes. It takes what it spends from `budget`.
+    /// `policies` are those of every kind.
+    pub(crate) fn new(access: ServerAccess, policies: &[Arc<PolicyRules>], budget: &mut usize) -> Self {
         let ServerAccess { url, credential, intercept, refuses_tls } = access;
         let says = |audits: bool| policies.iter().any(|rules| rules.audit_arguments == Some(audits));
         let audits_arguments = says(true) && !says(false);
+        let kinds = OperationKind::ALL.map(|kind| {
+            let own = policies.iter().filter(|rules| rules.kind == kind).cloned().collect();
+            KindRules::new(kind, own, budget)
+        });
+        Self { url, credential, intercept, refuses_tls, audits_arguments, kinds }
+    }
+
+    /// Returns the rules of a kind.
+    pub(crate) fn of(&self, kind: OperationKind) -> &KindRules {
+        let [tools, prompts, resources, requests, other] = &self.kinds;
+        match kind {
+            OperationKind::Tool => tools,
+            OperationKind::Prompt => prompts,
+            OperationKind::Resource => resources,
+            OperationKind::Request => requests,
+            OperationKind::Other => other,
+        }
+    }
+
+    /// Returns the rules for tools. Every policy that names the server has a say in them.
+    pub(crate) fn tools(&self) -> &KindRules {
+        self.of(OperationKind::Tool)
+    }
+
+    /// Returns the rules of each policy, of every kind.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &Arc<PolicyRules>> {
+        self.kinds.iter().flat_map(|rules| &rules.policies)
+    }
+}
+
+impl KindRules {
+    fn new(kind: OperationKind, policies: Vec<Arc<PolicyRules>>, budget: &mut usize) -> Self {
         let reads = DefinitionReads {
             classes: policies.iter().any(|rules| !rules.classes.is_empty()),
             pins: policies.iter().any(|rules| rules.pins.is_some()),
         };
-        let plans = HashMap::new();
-        let mut rules = Self { url, credential, intercept, refuses_tls, audits_arguments, policies, plans, reads };
+        let mut rules = Self { kind, policies, plans: HashMap::new(), reads };
         let names: BTreeSet<Arc<str>> = rules.policies.iter().flat_map(|rules| rules.exact.keys().cloned()).collect();
         let globs: usize = rules.policies.iter().map(|rules| 1 + rules.globs.len() + rules.classes.len()).sum();
         for name in names {
             let work = globs.saturating_mul(1 + name.len() / 16).saturating_mul(rules.classes().len());
             let mut left = budget.checked_sub(work);
             let plans = left.map(|_| rules.classes().iter().map(|class| rules.build(&name, *class)).collect());
-            let plans: Option<SmallVec<[ToolPlan; 1]>> = plans;
+            let plans: Option<SmallVec<[NamePlan; 1]>> = plans;
             if let (Some(plans), Some(rest)) = (&plans, left) {
-                left = rest.checked_sub(plans.iter().map(ToolPlan::weight).sum());
+                left = rest.checked_sub(plans.iter().map(NamePlan::weight).sum());
             }
             *budget = left.unwrap_or(0);
             rules.plans.insert(Box::from(&*name), plans.filter(|_| left.is_some()));
@@ -409,7 +475,7 @@ impl ServerRules {
         if !self.reads_definitions() {
             return false;
         }
-        let plans: SmallVec<[Cow<'_, ToolPlan>; 6]> = self.plans(tool).collect();
+        let plans: SmallVec<[Cow<'_, NamePlan>; 6]> = self.plans(tool).collect();
         let is_open = plans.iter().any(|plan| plan.enforced.denial.is_none());
         let differs = || plans.windows(2).any(|pair| matches!(pair, [a, b] if !a.decides_as(b)));
         is_open && (self.reads.pins || differs())
@@ -420,31 +486,45 @@ impl ServerRules {
         if self.reads.classes { &ToolClass::ALL } else { &[ToolClass::Unknown] }
     }
 
-    /// Returns the plans for a tool, whatever its class.
-    pub(crate) fn plans(&self, tool: &str) -> impl Iterator<Item = Cow<'_, ToolPlan>> {
-        self.classes().iter().map(move |class| self.plan(tool, *class))
+    /// Returns the plans for a name, whatever a tool's class.
+    pub(crate) fn plans(&self, name: &str) -> impl Iterator<Item = Cow<'_, NamePlan>> {
+        self.classes().iter().map(move |class| self.plan(name, *class))
     }
 
-    /// Returns the names of tools that some entry names exactly.
-    pub(crate) fn tools(&self) -> impl Iterator<Item = &str> {
+    /// Returns the plans for a name that only entries of stars alone match, whatever a tool's class.
+    pub(crate) fn plans_of_others(&self) -> impl Iterator<Item = NamePlan> {
+        self.classes().iter().map(|class| self.build_forms("", &NameForms::default(), *class))
+    }
+
+    /// Returns the names that some entry has exactly.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.plans.keys().map(|name| &**name)
     }
 
-    /// Returns the plan for a tool of a class: the prepared one, or one that is made now.
-    pub(crate) fn plan(&self, tool: &str, class: ToolClass) -> Cow<'_, ToolPlan> {
+    /// Returns the plan for a name, of a tool of this class: the prepared one, or one that is made now.
+    pub(crate) fn plan(&self, name: &str, class: ToolClass) -> Cow<'_, NamePlan> {
         let index = if self.reads.classes { class as usize } else { 0 };
-        let ready = self.plans.get(tool).and_then(|plans| plans.as_ref()?.get(index));
-        ready.map_or_else(|| Cow::Owned(self.build(tool, class)), Cow::Borrowed)
+        let ready = self.plans.get(name).and_then(|plans| plans.as_ref()?.get(index));
+        ready.map_or_else(|| Cow::Owned(self.build(name, class)), Cow::Borrowed)
     }
 
-    fn build(&self, tool: &str, class: ToolClass) -> ToolPlan {
-        let all: SmallVec<[Step; 2]> = self.policies.iter().map(|rules| rules.step(tool, class)).collect();
+    fn build(&self, name: &str, class: ToolClass) -> NamePlan {
+        self.build_forms(name, &NameForms::of(Operation { kind: self.kind, name, method: "" }), class)
+    }
+
+    fn build_forms(&self, name: &str, forms: &NameForms<'_>, class: ToolClass) -> NamePlan {
+        let all: SmallVec<[Step; 2]> = self.policies.iter().map(|rules| rules.step(forms, class)).collect();
         let policy = all.first().map(|step| Arc::clone(&step.rules.policy));
         let entry = all.first().and_then(Step::deciding).map(|entry| Arc::clone(&entry.name));
         let shares = all.iter().flat_map(Step::matching).any(CompiledEntry::shares);
         let (enforced, audited): (SmallVec<_>, SmallVec<[Step; 1]>) =
             all.into_iter().partition(|step| step.rules.mode == Mode::Enforce || step.rules.broken.is_some());
-        let audited = audited.chunk_by(|a, b| a.rules.policy == b.rules.policy).map(|own| Group::new(own.into(), tool)).collect();
-        ToolPlan { enforced: Group::new(enforced, tool), audited, policy, entry, shares, has_pins: self.reads.pins }
+        let audited = audited.chunk_by(|a, b| a.rules.policy == b.rules.policy).map(|own| Group::new(own.into(), name)).collect();
+        let limits = enforced.iter().filter_map(|step: &Step| Some((step.result_limit()?, &step.rules.policy)));
+        let result_limit = limits
+            .min_by_key(|((max, _), _)| *max)
+            .map(|((max, entry), policy)| Arc::new(ResultLimit { max, policy: Arc::clone(policy), entry: Arc::clone(entry) }));
+        let has_pins = self.reads.pins;
+        NamePlan { enforced: Group::new(enforced, name), audited, policy, entry, shares, has_pins, result_limit }
     }
 }

@@ -1,21 +1,21 @@
-//! The verdicts that policies can reach on a server's tools: metrics start at 0 for each of them.
+//! The verdicts that policies can reach on what is asked of a server: metrics start at 0 for each of them.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use toolweir_crds::{OnDrift, OnNew, OnStoreFailure};
+use toolweir_crds::{OnDrift, OnNew, OnStoreFailure, OperationKind};
 
 use crate::{
     denial::Reason,
     engine::Engine,
     entry::CompiledEntry,
-    rules::{Group, Step},
+    rules::{Group, NamePlan, Step},
 };
 
-/// A decision that is possible on a tool, with its reason and the policy under which it is counted.
+/// A decision that is possible on a name, with its reason and the policy under which it is counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict<'a> {
-    /// The tool's name; `None` for all tools that no entry names exactly.
-    pub tool: Option<&'a str>,
+    /// The name; `None` for all that no entry has exactly.
+    pub name: Option<&'a str>,
     /// `allowed`, `denied`, `would_deny` or `would_ask`, as in metrics and the audit log.
     pub decision: &'static str,
     /// The reason.
@@ -25,21 +25,25 @@ pub struct Verdict<'a> {
 }
 
 impl Engine {
-    /// Returns the verdicts that are possible on the tools of a server: on each that some entry names exactly, and on all others
-    /// together. Leaves out the faults that every call can have (a malformed body, too many counts).
-    pub fn verdicts(&self, server: &str) -> Vec<Verdict<'_>> {
-        let Some(rules) = self.servers.get(server) else { return Vec::new() };
+    /// Returns the verdicts that are possible on operations of a kind on a server: on each name that some entry has exactly, and on all
+    /// others together. Leaves out the faults that every call can have (a malformed body, too many counts), and kinds in which no policy
+    /// has a say.
+    pub fn verdicts(&self, server: &str, kind: OperationKind) -> Vec<Verdict<'_>> {
+        let Some(rules) = self.servers.get(server).map(|rules| rules.of(kind)) else { return Vec::new() };
         let mut verdicts: Vec<Verdict<'_>> = Vec::new();
-        // No entry but `*` matches a tool without a name.
-        for tool in self.tools(server).map(Some).chain([None]) {
+        for name in rules.names().map(Some).chain([None].into_iter().filter(|_| !rules.policies.is_empty())) {
             let mut add = |decision, reason, policy| {
-                let verdict = Verdict { tool, decision, reason, policy };
+                let verdict = Verdict { name, decision, reason, policy };
                 // A policy can reach the same verdict by its rules for the server and by those for `*`.
-                if !verdicts.iter().rev().take_while(|known| known.tool == tool).any(|known| *known == verdict) {
+                if !verdicts.iter().rev().take_while(|known| known.name == name).any(|known| *known == verdict) {
                     verdicts.push(verdict);
                 }
             };
-            for plan in rules.plans(tool.unwrap_or_default()) {
+            let plans: Vec<Cow<'_, NamePlan>> = match name {
+                Some(name) => rules.plans(name).collect(),
+                None => rules.plans_of_others().map(Cow::Owned).collect(),
+            };
+            for plan in plans {
                 // Where every call is denied, no other verdict is possible.
                 let open = plan.enforced.denial.is_none();
                 for (reason, policy) in possible_denials(&plan.enforced) {

@@ -16,7 +16,7 @@ use toolweir_crds::{
     explain::{ApprovalExplanation, AskExplanation},
 };
 use toolweir_engine::{
-    ApprovalAsk, Call, CompileOptions, Decision, DecisionStart, Engine, Memory, Policy, Reason, SeenTool, Timestamp,
+    ApprovalAsk, Call, CompileOptions, Decision, DecisionStart, Engine, Memory, Operation, Policy, Reason, SeenTool, Timestamp,
     json::Reader,
     shared::{NothingKnown, Peeked},
 };
@@ -28,7 +28,7 @@ fn named(name: &str, tools: &str) -> Policy {
 
 fn with_args<T>(arguments: &str, then: impl FnOnce(Call<'_>) -> T) -> T {
     let arguments = (!arguments.is_empty()).then(|| Reader::new(arguments.as_bytes()).unwrap().value().unwrap());
-    then(Call { server: "s", tool: "pay", arguments, session: "", seen: None })
+    then(Call { server: "s", operation: Operation::tool("pay"), arguments, session: "", seen: None })
 }
 
 /// Decides on a call of `pay` of which a person has approved this.
@@ -92,7 +92,7 @@ mod whether_a_call_is_asked_for {
         let digests = PartDigests::default();
         let decide = |tool: &str, class: Option<ToolClass>| {
             let seen = class.map(|class| SeenTool::new(class, digests));
-            let call = Call { server: "s", tool, arguments: None, session: "", seen: seen.as_ref() };
+            let call = Call { server: "s", operation: Operation::tool(tool), arguments: None, session: "", seen: seen.as_ref() };
             reason(&engine.decide(&call, Timestamp(0)))
         };
         for (tool, class, expected) in [

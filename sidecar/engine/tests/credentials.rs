@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use toolweir_crds::read_documents;
-use toolweir_engine::{CompileOptions, Engine, Memory, Policy, PolicyId, Problem, Reason, Severity};
+use toolweir_engine::{CompileOptions, Engine, Memory, Operation, Policy, PolicyId, Problem, Reason, Severity};
 
 /// Compiles policies of these names; each of `servers` is a server in YAML.
 fn compile(policies: &[(&str, &str)]) -> (Engine, Vec<Problem>) {
@@ -66,7 +66,7 @@ fn policies_that_disagree_on_it_close_the_server_and_no_other() {
         assert_eq!((denial.reason, denial.policy.as_deref()), (Reason::InvalidPolicy, Some("n/p1")));
         assert!(denial.message.contains("policies disagree on the server's credential") && denial.message.contains(said));
         assert!(engine.server("bank").unwrap().credential.is_none() && engine.closed("shop").is_none());
-        assert!(!engine.shows("bank", "any", None) && engine.shows("shop", "any", None));
+        assert!(!engine.may_use("bank", Operation::tool("any"), None) && engine.may_use("shop", Operation::tool("any"), None));
     }
 }
 

@@ -13,7 +13,7 @@ use calls::*;
 use serde_json::json;
 use toolweir_crds::{FieldError, Validation};
 use toolweir_engine::{
-    Call, CompileOptions, Effect, Engine, Memory, Policy, PolicyId, Problem, Reason, Severity, Timestamp,
+    Call, CompileOptions, Effect, Engine, Memory, Operation, Policy, PolicyId, Problem, Reason, Severity, Timestamp,
     shared::{NothingKnown, Peeked},
 };
 
@@ -121,7 +121,7 @@ mod which_entry_gives_the_action {
     #[test]
     fn an_explanation_shows_that_an_entry_in_another_case_allows_nothing() {
         let engine = engine(&[tools("{name: pay, limits: [{max: 1, window: day}]}")]);
-        let call = Call { server: "s", tool: "PAY", arguments: None, session: "", seen: None };
+        let call = Call { server: "s", operation: Operation::tool("PAY"), arguments: None, session: "", seen: None };
         let explained = engine.explain(&call, Timestamp(0), &Peeked::default());
         assert_eq!(explained.verdict.reason, "not_listed");
         let entry = &explained.policies[0].servers[0].entries[0];
@@ -363,9 +363,13 @@ mod what_a_denied_caller_is_told {
         allowed(call(&engine, "a", "", 10));
         // The longer of the two waits.
         let wait = denied(call(&engine, "a", "", 20)).retry_after.unwrap();
-        let at = |time: Timestamp| {
-            reason(&engine.decide(&Call { server: "s", tool: "a", arguments: None, session: "", seen: None }, time))
-        };
+        let at =
+            |time: Timestamp| {
+                reason(&engine.decide(
+                    &Call { server: "s", operation: Operation::tool("a"), arguments: None, session: "", seen: None },
+                    time,
+                ))
+            };
         let then = Timestamp(20 * SECOND).after(wait);
         assert_eq!(at(Timestamp(then.0 - 1)), Reason::RateLimit);
         assert_eq!(at(then), Reason::None);

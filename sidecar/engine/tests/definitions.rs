@@ -9,10 +9,13 @@ use std::collections::BTreeSet;
 use calls::{SECOND, allowed, cluster_policy, compile, engine, policy, reason, tools};
 use proptest::{collection::vec, prelude::*, sample::select};
 use toolweir_crds::{MCPToolPinsSpec, PartDigests, PinnedPart, PinnedTool, ToolClass, ToolPart, ToolPins};
-use toolweir_engine::{Call, Decision, Engine, PinDrift, PinState, Policy, Reason, SeenTool, Timestamp};
+use toolweir_engine::{Call, Decision, Engine, Operation, PinDrift, PinState, Policy, Reason, SeenTool, Timestamp};
 
 fn decide(engine: &Engine, tool: &str, seen: Option<&SeenTool>, seconds: u64) -> Decision {
-    engine.decide(&Call { server: "s", tool, arguments: None, session: "", seen }, Timestamp(seconds * SECOND))
+    engine.decide(
+        &Call { server: "s", operation: Operation::tool(tool), arguments: None, session: "", seen },
+        Timestamp(seconds * SECOND),
+    )
 }
 
 fn of(class: ToolClass) -> SeenTool {

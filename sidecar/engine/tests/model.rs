@@ -20,7 +20,7 @@ use naive::Seen;
 use proptest::{collection::vec, option, prelude::*, sample::select, test_runner::FileFailurePersistence};
 use run::Run;
 use toolweir_crds::{Scope, explain::Explanation};
-use toolweir_engine::{Call, Decision, DecisionStart, Denial, Engine, Memory, Permit, Timestamp, json::Reader};
+use toolweir_engine::{Call, Decision, DecisionStart, Denial, Engine, Memory, Operation, Permit, Timestamp, json::Reader};
 
 /// Decides on a call with a store that answers, as it was explained. What needs approval then gets it, if so.
 fn decided_and_explained(
@@ -100,7 +100,7 @@ proptest! {
                     let expected = decide(&alone, &Seen { server, tool, session, arguments, now, known, approved: *approved });
                     let text = arguments.json();
                     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-                    let call = Call { server, tool, arguments, session, seen: known };
+                    let call = Call { server, operation: Operation::tool(tool), arguments, session, seen: known };
                     let pod = &pods[number % 2];
                     let peeked = common::peek(pod, &store, &call, Timestamp(now));
                     let explained = pod.explain(&call, Timestamp(now), &peeked);
@@ -155,7 +155,7 @@ proptest! {
                     let seen = Seen { server, tool, session, arguments, now, known, approved: *approved };
                     let text = arguments.json();
                     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-                    let call = Call { server, tool, arguments, session, seen: known };
+                    let call = Call { server, operation: Operation::tool(tool), arguments, session, seen: known };
                     if *obedient {
                         // A request that ends before the store has answered leaves nothing behind.
                         let before = usage(&pod, now);

@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 use toolweir_crds::{FileError, read_documents};
-use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Policy, Problem, Reason, Severity, Timestamp};
+use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Operation, Policy, Problem, Reason, Severity, Timestamp};
 
 /// The samples of a folder: file name and text.
 fn samples(folder: &str) -> Vec<(String, String)> {
@@ -93,7 +93,7 @@ fn the_samples_together_decide_as_they_are_meant() {
     let all: Vec<Policy> = samples("valid").iter().flat_map(|(name, text)| policies(name, text)).collect();
     let (engine, _) = compile(&all, true);
     let decide = |server, tool, seconds: u64| {
-        let call = Call { server, tool, arguments: None, session: "s", seen: None };
+        let call = Call { server, operation: Operation::tool(tool), arguments: None, session: "s", seen: None };
         let decision = engine.decide(&call, Timestamp(seconds * 1_000_000_000));
         match decision.effect {
             Effect::Allowed(_) => (Reason::None, decision.policy.unwrap().to_string()),
@@ -174,7 +174,7 @@ fn an_invalid_policy_denies_everything_on_its_servers() {
         let policies: Vec<Policy> = documents.into_iter().map(|located| located.document.into()).collect();
         let (engine, _) = compile(&policies, false);
         for tool in ["send_dm_to_user", "pay_invoice", "get_page", ""] {
-            let call = Call { server: "facebook", tool, arguments: None, session: "", seen: None };
+            let call = Call { server: "facebook", operation: Operation::tool(tool), arguments: None, session: "", seen: None };
             let decision = engine.decide(&call, Timestamp(0));
             assert_eq!(decision.denial().map(|denial| denial.reason), Some(Reason::InvalidPolicy), "{name} {tool}");
             assert!(!engine.shows("facebook", tool, None));

@@ -16,9 +16,10 @@ use std::{
 
 use calls::*;
 use serde_json::json;
-use toolweir_crds::{OnStoreFailure, Scope, explain::Explanation};
+use toolweir_crds::{OnStoreFailure, OperationKind, Scope, explain::Explanation};
 use toolweir_engine::{
-    Amount, Call, CompileOptions, Decision, DecisionStart, Engine, Memory, Pending, Permit, Policy, Problem, Reason, Timestamp,
+    Amount, Call, CompileOptions, Decision, DecisionStart, Engine, Memory, Operation, Pending, Permit, Policy, Problem, Reason,
+    Timestamp,
     shared::{GrantedAmounts, GrantedPlaces, NothingKnown, Peeked, SharedAnswer, SharedDemand, SharedGrant, SharedUsage},
     take::{Identity, TakeError},
     window::Full,
@@ -47,7 +48,7 @@ fn shared(policies: &[Policy]) -> Engine {
 
 /// A call of the server `s` without arguments.
 const fn of(tool: &str) -> Call<'_> {
-    Call { server: "s", tool, arguments: None, session: "session-1", seen: None }
+    Call { server: "s", operation: Operation::tool(tool), arguments: None, session: "session-1", seen: None }
 }
 
 #[track_caller]
@@ -232,7 +233,7 @@ fn refused_or_unanswered_it_denies_and_nothing_stays_taken() {
 fn what_the_pod_counts_itself_counts_from_when_the_call_goes_on() {
     let engine = shared(&[tools("{name: a, limits: [{max: 1, window: second}, {max: 9, window: hour, scope: Workload}]}")]);
     let at = |milliseconds: u64| {
-        let call = Call { server: "s", tool: "a", arguments: None, session: "", seen: None };
+        let call = Call { server: "s", operation: Operation::tool("a"), arguments: None, session: "", seen: None };
         engine.begin(&call, Timestamp(milliseconds * SECOND / 1000))
     };
     let DecisionStart::Pending(slow) = at(0) else { panic!("it is shared") };
@@ -519,7 +520,12 @@ impl SharedUsage for Seven {
 fn are_among_the_verdicts_and_views() {
     let reasons = |spec: &str| -> Vec<Reason> {
         let engine = shared(&[policy("p", spec)]);
-        engine.verdicts("s").iter().filter(|verdict| verdict.tool == Some("a")).map(|verdict| verdict.reason).collect()
+        engine
+            .verdicts("s", OperationKind::Tool)
+            .iter()
+            .filter(|verdict| verdict.name == Some("a"))
+            .map(|verdict| verdict.reason)
+            .collect()
     };
     let hold = "servers: [{name: s, url: 'http://s/', tools: [{name: a, maxConcurrent: 1, maxConcurrentScope: Policy}]}]";
     let limit = "servers: [{name: s, url: 'http://s/', tools: [{name: a, limits: [{max: 1, window: hour, scope: Policy}]}]}]";

@@ -5,7 +5,9 @@
 mod worst;
 
 use toolweir_crds::{Mode, Tool, Validation};
-use toolweir_engine::{Call, CompileOptions, Engine, Memory, Policy, Reason, Severity, Timestamp, json::Reader, shared::Peeked};
+use toolweir_engine::{
+    Call, CompileOptions, Engine, Memory, Operation, Policy, Reason, Severity, Timestamp, json::Reader, shared::Peeked,
+};
 use worst::{Case, Ends, cases, policy};
 
 fn engine(policies: &[Policy]) -> Engine {
@@ -16,7 +18,7 @@ fn engine(policies: &[Policy]) -> Engine {
 
 fn call<'a>(tool: &'a str, arguments: &'a str) -> Call<'a> {
     let arguments = Reader::new(arguments.as_bytes()).unwrap().value().unwrap();
-    Call { server: "server", tool, arguments: Some(arguments), session: "", seen: None }
+    Call { server: "server", operation: Operation::tool(tool), arguments: Some(arguments), session: "", seen: None }
 }
 
 fn reason(engine: &Engine, call: &Call<'_>) -> Reason {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 use toolweir_crds::read_documents;
-use toolweir_engine::{Call, CompileOptions, Engine, Memory, Policy, Severity, Timestamp, json::Reader};
+use toolweir_engine::{Call, CompileOptions, Engine, Memory, Operation, Policy, Severity, Timestamp, json::Reader};
 use toolweir_import::{ImportOptions, import};
 
 use super::{assert_one_line, original::OriginalProxy};
@@ -69,7 +69,7 @@ fn never_turned_away(policy: Value, engine: &Engine, yaml: &str) {
         let raw = Reader::new(text.as_bytes()).and_then(|mut reader| reader.value()).expect("arguments are JSON");
         // Some in each minute, over more than one hour.
         let seconds = 50 + 37 * number as u64;
-        let call = Call { server: "bank", tool, arguments: Some(raw), session: "", seen: None };
+        let call = Call { server: "bank", operation: Operation::tool(tool), arguments: Some(raw), session: "", seen: None };
         if engine.decide(&call, Timestamp(seconds * 1_000_000_000)).denial().is_none() {
             assert!(
                 original.passes(tool, arguments, seconds),
@@ -105,7 +105,7 @@ fn never_looser(original: &Value, engine: &Engine, yaml: &str) {
             let raw = Reader::new(text.as_bytes()).and_then(|mut reader| reader.value()).expect("arguments are JSON");
             // Long after the last call, so that no limit stands in the way.
             let now = Timestamp::default().after(std::time::Duration::from_secs(100_000_000 * calls as u64));
-            let call = Call { server: "bank", tool, arguments: Some(raw), session: "", seen: None };
+            let call = Call { server: "bank", operation: Operation::tool(tool), arguments: Some(raw), session: "", seen: None };
             let decision = engine.decide(&call, now);
             assert!(
                 passes || decision.denial().is_some(),
@@ -117,7 +117,7 @@ fn never_looser(original: &Value, engine: &Engine, yaml: &str) {
         let limits = limits.filter_map(Value::as_array).flatten().chain(rules.and_then(|rules| rules.get("rate_limit")));
         let least = limits.filter_map(|limit| limit.get("max")).filter_map(Value::as_f64).fold(f64::INFINITY, f64::min);
         if least <= 20.0 {
-            let call = Call { server: "bank", tool, arguments: None, session: "", seen: None };
+            let call = Call { server: "bank", operation: Operation::tool(tool), arguments: None, session: "", seen: None };
             let passed = (0..25).filter(|_| engine.decide(&call, now).denial().is_none()).count();
             assert!(passed as f64 <= least, "{passed} calls of {tool} pass at once; imported as\n{yaml}");
         }

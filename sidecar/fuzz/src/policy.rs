@@ -4,8 +4,8 @@ use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use toolweir_crds::read_documents;
 use toolweir_engine::{
-    AddressRanges, Call, CompileOptions, Decision, Destination, EgressEffect, EgressReason, Engine, Memory, Policy, Reason,
-    Severity, Timestamp,
+    AddressRanges, Call, CompileOptions, Decision, Destination, EgressEffect, EgressReason, Engine, Memory, Operation, Policy,
+    Reason, Severity, Timestamp,
     json::{Raw, Reader},
     shared::NothingKnown,
 };
@@ -84,14 +84,14 @@ pub fn check(data: &[u8]) {
         let mut tools: Vec<String> = matched.map(|tool| tool.name.replace('*', "x")).take(20).collect();
         tools.extend(["", "pay_invoice", "no such tool"].map(str::to_owned));
         for tool in &tools {
-            let hidden = !engine.shows(server.name, tool, None);
+            let hidden = !engine.may_use(server.name, Operation::tool(tool), None);
             for (index, arguments) in ARGUMENTS.iter().map(|text| Some(raw(text))).chain([None]).enumerate() {
                 calls += 1;
                 if calls > CALLS {
                     return;
                 }
                 let session = if index % 2 == 0 { "" } else { "one" };
-                let call = Call { server: server.name, tool, arguments, session, seen: None };
+                let call = Call { server: server.name, operation: Operation::tool(tool), arguments, session, seen: None };
                 let decision = engine.decide(&call, now);
                 if let Some(denial) = decision.denial() {
                     assert_one_line(&denial.message);
@@ -104,7 +104,7 @@ pub fn check(data: &[u8]) {
             }
         }
     }
-    let call = Call { server: "no such server", tool: "x", arguments: None, session: "", seen: None };
+    let call = Call { server: "no such server", operation: Operation::tool("x"), arguments: None, session: "", seen: None };
     assert_eq!(reason(&engine.decide(&call, now)), Some(Reason::NoPolicy));
     assert!(engine.limits(now, &NothingKnown).iter().all(|limit| limit.used.is_finite() && limit.used >= 0.0));
 }

@@ -10,7 +10,7 @@ use toolweir_crds::{
     Document,
     stream::{Ack, LONGEST_ACK, StreamMessage},
 };
-use toolweir_engine::{Call, CompileOptions, Memory, Timestamp};
+use toolweir_engine::{Call, CompileOptions, Memory, Operation, Timestamp};
 use toolweir_sidecar::{
     control::{
         snapshot, trust,
@@ -100,7 +100,7 @@ fn enforce(snapshot: &RawSnapshot) {
     let named: Vec<String> = in_force.servers().map(|server| server.name.clone()).collect();
     for server in named.iter().map(String::as_str).take(20).chain(["no such server"]) {
         for tool in ["pay_invoice", "a", ""] {
-            let call = Call { server, tool, arguments: None, session: "", seen: None };
+            let call = Call { server, operation: Operation::tool(tool), arguments: None, session: "", seen: None };
             let denied = in_force.engine.decide(&call, Timestamp::default()).denial().is_some();
             let known = named.iter().any(|name| name == server);
             assert!(denied || (known && !closed), "{tool} passes on {server}");

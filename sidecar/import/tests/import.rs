@@ -393,8 +393,8 @@ fn what_is_hidden_can_neither_be_seen_nor_called() {
     let seen = |hide: Value| {
         let engine = engine(&policy(hide));
         let tools = ["a", "b", "c"].into_iter().filter(|tool| {
-            assert_eq!(engine.shows("bank", tool, None), allows(&engine, tool, &json!({}), 0));
-            engine.shows("bank", tool, None)
+            assert_eq!(engine.may_use("bank", Operation::tool(tool), None), allows(&engine, tool, &json!({}), 0));
+            engine.may_use("bank", Operation::tool(tool), None)
         });
         tools.collect::<Vec<_>>()
     };

@@ -15,7 +15,7 @@ use proptest::{
 };
 use serde_json::{Value, json};
 use toolweir_crds::{Document, read_documents};
-use toolweir_engine::{Call, CompileOptions, Engine, Memory, Severity, Timestamp};
+use toolweir_engine::{Call, CompileOptions, Engine, Memory, Operation, Severity, Timestamp};
 use toolweir_import::{ImportError, ImportedPolicy, import};
 
 #[path = "../../fuzz/src/original.rs"]
@@ -557,7 +557,8 @@ fn rules_that_ask_become_one_approval() {
     assert_eq!((always.when, always.message, always.expiry.as_str()), (None, None, "10m"));
     let every = engine_of(&imported("version: \"1\"\ntools: {\"*\": {rules: [{action: require_approval}]}}\n"));
     let denial = |call: &Call<'_>| every.decide(call, Timestamp(0)).denial().and_then(|denial| denial.ask.clone());
-    let ask = denial(&Call { server: "bank", tool: "any", arguments: None, session: "", seen: None }).unwrap();
+    let ask =
+        denial(&Call { server: "bank", operation: Operation::tool("any"), arguments: None, session: "", seen: None }).unwrap();
     assert_eq!((ask.expiry, ask.shown.len()), (Duration::from_secs(600), 0));
 }
 

@@ -3,11 +3,11 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use toolweir_crds::{
-    Action, EntryApproval, Mode, PartDigests, PinnedPart, PinnedTool, ServerPins, Tool, ToolClass, ToolPart, ToolPins,
-    explain::EntryExplanation,
+    Action, EntryApproval, Mode, OperationKind, PartDigests, PinnedPart, PinnedTool, ServerPins, Tool, ToolClass, ToolPart,
+    ToolPins, explain::EntryExplanation,
 };
 use toolweir_engine::{
-    Call, CompileOptions, Engine, Memory, Policy, Problem, ReadsOfCall, SeenTool, Severity, Timestamp,
+    Call, CompileOptions, Engine, Memory, Operation, Policy, Problem, ReadsOfCall, SeenTool, Severity, Timestamp,
     cel::{CompileBudget, Expression, with_parser},
     shared::Peeked,
 };
@@ -136,7 +136,7 @@ impl LogEngine {
 
     /// Returns true if a condition for the tool, or a key or cost, reads the arguments.
     pub fn reads_arguments(&self, server: &str, tool: &str) -> bool {
-        self.full.reads(server, tool).arguments
+        self.full.reads(server, Operation::tool(tool)).arguments
     }
 
     /// Chooses the engine for a call of which this is not known.
@@ -155,9 +155,9 @@ impl LogEngine {
         let unshown = lacking.arguments && self.shows;
         let reads = match lacking {
             ReadsOfCall { arguments: false, session: false } => lacking,
-            _ => {
-                self.engine(EngineVariant { approved, unshown, ..EngineVariant::default() }, names)?.reads(call.server, call.tool)
-            }
+            _ => self
+                .engine(EngineVariant { approved, unshown, ..EngineVariant::default() }, names)?
+                .reads(call.server, call.operation),
         };
         let has_pins = self.has_pins(call.server);
         let needs = Unknowns {
@@ -323,7 +323,7 @@ fn without(policies: &[Policy], lacking: ReadsOfCall) -> Result<Vec<Policy>, Str
             let mut budget = CompileBudget::default();
             let mut reads = |source: &str| {
                 // One that does not compile stays, and so does its error.
-                Expression::compile_in(source, &mut budget).is_ok_and(|expression| {
+                Expression::compile_in(source, OperationKind::Tool, &mut budget).is_ok_and(|expression| {
                     lacking.arguments && expression.reads_arguments() || lacking.session && expression.reads_session()
                 })
             };

@@ -3,7 +3,9 @@
 use std::{cmp::Reverse, collections::BinaryHeap, fmt::Write, io};
 
 use toolweir_crds::text::shown;
-use toolweir_engine::{Call, CompileOptions, Decision, Effect, Permit, Policy, Problem, ReadsOfCall, Reason, Timestamp};
+use toolweir_engine::{
+    Call, CompileOptions, Decision, Effect, Operation, Permit, Policy, Problem, ReadsOfCall, Reason, Timestamp,
+};
 
 use crate::{
     argument_store::ArgumentStore,
@@ -170,7 +172,7 @@ impl Replay {
             if let Some(hash) = recorded.session {
                 let _ = write!(session, "{hash:016x}");
             }
-            let mut call = Call { server, tool, arguments: None, session: &session, seen: None };
+            let mut call = Call { server, operation: Operation::tool(tool), arguments: None, session: &session, seen: None };
             if let RecordedArguments::Stored(place) = recorded.arguments {
                 arguments.read(place, &mut text).map_err(ReplayError::Arguments)?;
                 call.arguments = value(&text).ok();

@@ -13,7 +13,9 @@ use std::{
 use generate::{Step, Then, pins, policies, steps};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use toolweir_crds::{Scope, read_documents};
-use toolweir_engine::{Call, CompileOptions, Decision, DecisionStart, Effect, Engine, Memory, Policy, Timestamp, json::Reader};
+use toolweir_engine::{
+    Call, CompileOptions, Decision, DecisionStart, Effect, Engine, Memory, Operation, Policy, Timestamp, json::Reader,
+};
 use toolweir_replay::{Change, DecisionChange, Replay, ReplayReport};
 
 const MS: u64 = 1_000_000;
@@ -120,7 +122,7 @@ impl Recorder {
                 let session = if *session == "s1" { "00000000000000a1" } else { "" };
                 let arguments = arguments.json();
                 let raw = arguments.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-                let call = Call { server, tool, arguments: raw, session, seen: seen.as_ref() };
+                let call = Call { server, operation: Operation::tool(tool), arguments: raw, session, seen: seen.as_ref() };
                 let (decision, was_approved) = self.decide(&call, *approved);
                 let name = if was_approved { ",\"approval\":\"agents/t-x7k2\"" } else { "" };
                 let of_tool = self.of_tool(&call) + name;
@@ -150,7 +152,7 @@ impl Recorder {
         if !self.engine.server(call.server).is_some_and(|server| server.reads_definitions) {
             return String::new();
         }
-        let drift = call.seen.map(|seen| self.engine.drift(call.server, call.tool, seen)).unwrap_or_default();
+        let drift = call.seen.map(|seen| self.engine.drift(call.server, call.operation.name, seen)).unwrap_or_default();
         let changed: Vec<_> =
             drift.iter().flat_map(|drift| drift.state.changed().iter()).map(|part| format!("\"{part}\"")).collect();
         let drift = if changed.is_empty() { String::new() } else { format!(",\"drift\":[{}]", changed.join(",")) };
@@ -243,7 +245,7 @@ proptest! {
         let recorder = Recorder::new(&policies, false);
         let needs = |step: &&Step| match step {
             Step::Call { server, tool, arguments, .. } => {
-                arguments.json().is_some() && recorder.engine.reads(server, tool).arguments
+                arguments.json().is_some() && recorder.engine.reads(server, Operation::tool(tool)).arguments
             }
             Step::End { .. } => false,
         };
@@ -276,7 +278,7 @@ proptest! {
         let engine = Engine::compile(&[limited(max)], Memory::new(1), &CompileOptions::default()).0;
         let recorded = |now: &u64| {
             let time = START + now * 1000 * MS;
-            let call = Call { server: "s", tool: "t", arguments: None, session: "", seen: None };
+            let call = Call { server: "s", operation: Operation::tool("t"), arguments: None, session: "", seen: None };
             line(time, &engine.decide(&call, Timestamp(time)), None, None)
         };
         let report = replay_logs(&[limited(new)], &[times.iter().map(recorded).collect()]);
@@ -314,7 +316,7 @@ fn line(time: u64, decision: &Decision, session: Option<&str>, arguments: Option
 /// A line of a call that was let through.
 fn passed(milliseconds: u64, session: Option<&str>, arguments: Option<&str>) -> Line {
     let engine = Engine::compile(&[tools("{name: t}")], Memory::new(1), &CompileOptions::default()).0;
-    let call = Call { server: "s", tool: "t", arguments: None, session: "", seen: None };
+    let call = Call { server: "s", operation: Operation::tool("t"), arguments: None, session: "", seen: None };
     line(START + milliseconds * MS, &engine.decide(&call, Timestamp(0)), session, arguments)
 }
 

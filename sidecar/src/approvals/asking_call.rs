@@ -13,7 +13,9 @@ use tokio::{
     time::sleep_until,
 };
 use toolweir_approvals::{Asked, CallKey, NotExact, arguments_sha256};
-use toolweir_engine::{ApprovalAsk, Call, Decision, Denial, Effect, Permit, SeenTool, json::Raw, shared::GrantedPlaces};
+use toolweir_engine::{
+    ApprovalAsk, Call, Decision, Denial, Effect, Operation, Permit, SeenTool, json::Raw, shared::GrantedPlaces,
+};
 
 use super::{
     UseError,
@@ -54,7 +56,7 @@ pub struct AskingCall<'a> {
     governor: &'a Arc<Governor>,
     in_force: Arc<InForce>,
     server: &'a str,
-    tool: &'a str,
+    operation: Operation<'a>,
     arguments: Option<Raw<'a>>,
     session: &'a str,
     seen: Option<Arc<SeenTool>>,
@@ -171,14 +173,14 @@ impl<'a> AskingCall<'a> {
         decision: Box<Decision>,
         arrived: Arrival,
     ) -> Self {
-        let Call { server, tool, arguments, session, .. } = *call;
-        let seen = in_force.seen(server, tool);
-        Self { governor, in_force, server, tool, arguments, session, seen, arrived, decision: Some(decision) }
+        let Call { server, operation, arguments, session, .. } = *call;
+        let seen = in_force.seen_by(server, operation);
+        Self { governor, in_force, server, operation, arguments, session, seen, arrived, decision: Some(decision) }
     }
 
     fn call(&self) -> Call<'_> {
-        let Self { server, tool, arguments, session, seen, .. } = self;
-        Call { server, tool, arguments: *arguments, session, seen: seen.as_deref() }
+        let Self { server, operation, arguments, session, seen, .. } = self;
+        Call { server, operation: *operation, arguments: *arguments, session, seen: seen.as_deref() }
     }
 
     /// Asks for it, and settles what becomes of it. Where it must wait, it does so if `place` finds room, for no longer than the policies
@@ -225,14 +227,14 @@ impl<'a> AskingCall<'a> {
     async fn ask(&mut self, sha256: Result<&str, &NotExact>, began: Instant) -> Next {
         let approvals = self.governor.approvals();
         let Some((denial, ask)) = self.asks() else {
-            return Next::settled(self.deny(Denial::no_policy(self.server, self.tool)));
+            return Next::settled(self.deny(Denial::no_policy(self.server, self.operation)));
         };
         let sha256 = match sha256 {
             Ok(sha256) => sha256,
             Err(why) => return Next::settled(self.deny(words::not_exact(&denial, why))),
         };
-        let key = approvals.key(self.server, self.tool, sha256, &ask);
-        match approvals.ask(key, &ask, (self.server, self.tool, sha256)).await {
+        let key = approvals.key(self.server, self.operation, sha256, &ask);
+        match approvals.ask(key, &ask, (self.server, self.operation, sha256)).await {
             Err(why) => Next::settled(self.deny(words::unavailable(&denial, &why))),
             Ok(Asked::Approved { name }) => self.use_approval(&name, key, &ask, &denial).await.map_or(Next::Again, Next::settled),
             Ok(Asked::Waiting { name, until, .. }) => {
@@ -266,7 +268,7 @@ impl<'a> AskingCall<'a> {
     async fn decide_anew(&mut self) -> Option<SettledCall> {
         let governor = self.governor;
         self.in_force = arc_swap::Guard::into_inner(governor.in_force());
-        self.seen = self.in_force.seen(self.server, self.tool);
+        self.seen = self.in_force.seen_by(self.server, self.operation);
         // Dropped while it waits for the shared store, it is recorded there.
         self.decision = None;
         match governor.decide_shared(&self.in_force, &self.call(), self.arrived).await {

@@ -18,6 +18,7 @@ mod telling;
 pub mod words;
 
 use std::{
+    borrow::Cow,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::SystemTime,
 };
@@ -27,8 +28,11 @@ use tokio::sync::{Notify, watch};
 use toolweir_approvals::{
     ApprovalChange, ApprovalUse, Asked, AskedCall, Book, CallKey, Decided, NotDecided, NotUsable, WaitingApproval,
 };
-use toolweir_crds::approval_request::{ApprovalAgent, ApprovalNews, ApprovalReport};
-use toolweir_engine::{ApprovalAsk, CompileOptions, shared::GrantedAmounts};
+use toolweir_crds::{
+    OperationKind,
+    approval_request::{ApprovalAgent, ApprovalNews, ApprovalReport},
+};
+use toolweir_engine::{ApprovalAsk, CompileOptions, Operation, shared::GrantedAmounts};
 
 pub use self::telling::ToldApprovals;
 use self::{
@@ -271,11 +275,14 @@ impl Approvals {
     }
 
     /// The key of a call for which policies ask.
-    pub fn key(&self, server: &str, tool: &str, arguments_sha256: &str, ask: &ApprovalAsk) -> CallKey {
-        CallKey::of(server, tool, arguments_sha256, self.agent(), &ask.policies)
+    pub fn key(&self, server: &str, operation: Operation<'_>, arguments_sha256: &str, ask: &ApprovalAsk) -> CallKey {
+        let Operation { kind, name, method } = operation;
+        // No tool has a control character in its name.
+        let what = if kind == OperationKind::Tool { Cow::Borrowed(name) } else { format!("\u{0}{method}\u{0}{name}").into() };
+        CallKey::of(server, &what, arguments_sha256, self.agent(), &ask.policies)
     }
 
-    /// Asks for a call of this server and tool with arguments of this hash: joins the request that is there, or makes one. What this says
+    /// Asks for a call of this server and operation with arguments of this hash: joins the request that is there, or makes one. What this says
     /// is on disk.
     ///
     /// # Errors
@@ -284,9 +291,10 @@ impl Approvals {
         &self,
         key: CallKey,
         ask: &ApprovalAsk,
-        (server, tool, arguments_sha256): (&str, &str, &str),
+        (server, operation, arguments_sha256): (&str, Operation<'_>, &str),
     ) -> Result<Asked, Unavailable> {
-        let call = AskedCall { server, tool, arguments_sha256, agent: self.agent() };
+        let tool = shown_operation(operation);
+        let call = AskedCall { server, tool: &tool, arguments_sha256, agent: self.agent() };
         let (unavailable, random, now) = (self.unavailable(), self.number(), SystemTime::now());
         let (asked, version) = self.edit_if_stepped(|book| match unavailable {
             None => Ok(book.ask(key, ask, &call, random, now)),
@@ -392,5 +400,14 @@ impl Drop for UnsentUse {
         if let Some(used) = self.0.take() {
             used.approvals.give_back(&used.used);
         }
+    }
+}
+
+/// An operation, as approvers are shown it: a tool's name, or the method and what it names.
+fn shown_operation(Operation { kind, name, method }: Operation<'_>) -> Cow<'_, str> {
+    match kind {
+        OperationKind::Tool => Cow::Borrowed(name),
+        OperationKind::Other => Cow::Borrowed(method),
+        _ => format!("{method} {name}").into(),
     }
 }

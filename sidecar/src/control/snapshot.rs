@@ -166,7 +166,7 @@ fn policy(raw: &RawValue) -> Result<Policy, FieldError> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use toolweir_engine::{Call, Reason, Timestamp};
+    use toolweir_engine::{Call, Operation, Reason, Timestamp};
 
     use super::*;
     use crate::metrics::SidecarMetrics;
@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn reason(in_force: &InForce, server: &str) -> Option<Reason> {
-        let call = Call { server, tool: "pay", arguments: None, session: "", seen: None };
+        let call = Call { server, operation: Operation::tool("pay"), arguments: None, session: "", seen: None };
         in_force.engine.decide(&call, Timestamp::default()).denial().map(|denial| denial.reason)
     }
 

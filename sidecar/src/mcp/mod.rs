@@ -4,6 +4,7 @@
 pub mod answer;
 pub mod answer_finder;
 pub mod changes;
+pub mod client_ask;
 pub mod edits;
 pub mod headers;
 pub mod id;

@@ -6,7 +6,7 @@
 use std::{borrow::Cow, collections::HashSet};
 
 use smallvec::SmallVec;
-use toolweir_crds::text::one_line;
+use toolweir_crds::{OperationKind, text::one_line};
 use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader, same_but_for_case};
 
 use super::{differs_in_case, id::LONGEST_ID};
@@ -15,7 +15,7 @@ use super::{differs_in_case, id::LONGEST_ID};
 pub const PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
 const ENVELOPE: &[&str] = &["jsonrpc", "id", "method", "params", "result", "error"];
-const PARAMS: &[&str] = &["name", "arguments", "_meta", "task", "uri", "taskId", "requestId"];
+const PARAMS: &[&str] = &["name", "arguments", "_meta", "task", "uri", "taskId", "requestId", "ref", "notifications"];
 const META: &[&str] = &[PROTOCOL_VERSION];
 
 /// The most keys of an object that decides: each is remembered until the object ends, to find one that is repeated.
@@ -54,8 +54,12 @@ pub struct Request<'a> {
 pub struct Params<'a> {
     /// `name`: the tool or prompt.
     pub name: Option<Cow<'a, str>>,
-    /// `uri` of resources/read.
+    /// `uri` of resources/read, resources/subscribe and resources/unsubscribe.
     pub uri: Option<Cow<'a, str>>,
+    /// `ref` of completion/complete, as it stands in the message.
+    pub reference: Option<Raw<'a>>,
+    /// `notifications` of subscriptions/listen, as it stands in the message.
+    pub notifications: Option<Raw<'a>>,
     /// `taskId` of tasks/*.
     pub task_id: Option<Cow<'a, str>>,
     /// `requestId` of notifications/cancelled, as it stands in the message.
@@ -134,12 +138,12 @@ pub enum Refusal {
     /// A method with blanks, which some trim, or letters that some fold to those of a known one.
     #[error("the method has a character that is not visible ASCII")]
     Method,
-    /// A tools/call that names no tool.
-    #[error("a tools/call needs `params.name`, a string")]
-    NoToolName,
-    /// A tool name with a control character.
-    #[error("the tool's name has a control character")]
-    ControlInName,
+    /// A request without what it is about.
+    #[error("a {0} needs `params.{1}`, a string")]
+    Lacks(&'static str, &'static str),
+    /// The name of a tool or prompt with a control character.
+    #[error("the {0}'s name has a control character")]
+    ControlInName(OperationKind),
     /// Headers and body disagree.
     #[error("the header {0} says {1}, the body {2}")]
     HeaderMismatch(&'static str, String, String),
@@ -251,15 +255,31 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
         return Err(Refusal::Method);
     }
     let request = Request { method, id, params };
-    if request.is_tool_call() {
-        let name = request.params.name.as_deref().ok_or(Refusal::NoToolName)?;
-        if name.contains(char::is_control) {
-            return Err(Refusal::ControlInName);
-        }
-    } else if let Some(known) = differs_in_case(&request.method) {
+    if !request.is_tool_call()
+        && let Some(known) = differs_in_case(&request.method)
+    {
         return Err(Refusal::MethodCase(one_line(&request.method, MOST_SHOWN), known));
     }
+    check_name(&request)?;
     Ok(Message::Request(Box::new(request)))
+}
+
+/// Checks that a request says what it is about, as MCP wants it.
+fn check_name(request: &Request<'_>) -> Result<(), Refusal> {
+    let lacks = |method, member| Refusal::Lacks(method, member);
+    let params = &request.params;
+    let named = match &*request.method {
+        "tools/call" => Some((OperationKind::Tool, params.name.as_deref().ok_or(lacks("tools/call", "name"))?)),
+        "prompts/get" => Some((OperationKind::Prompt, params.name.as_deref().ok_or(lacks("prompts/get", "name"))?)),
+        "resources/read" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/read", "uri"))?,
+        "resources/subscribe" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/subscribe", "uri"))?,
+        "resources/unsubscribe" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/unsubscribe", "uri"))?,
+        _ => None,
+    };
+    match named {
+        Some((kind, name)) if name.contains(char::is_control) => Err(Refusal::ControlInName(kind)),
+        _ => Ok(()),
+    }
 }
 
 fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
@@ -274,6 +294,8 @@ fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
         match keys.add(key)?.as_ref() {
             "name" => params.name = Some(text(reader, "`params.name`")?),
             "uri" => params.uri = optional_text(reader)?,
+            "ref" => params.reference = Some(reader.value()?),
+            "notifications" => params.notifications = Some(reader.value()?),
             "requestId" => params.request_id = Some(reader.value()?),
             "taskId" => params.task_id = optional_text(reader)?,
             "arguments" => params.arguments = Some(reader.value()?),
@@ -318,7 +340,7 @@ fn optional_text<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Re
 }
 
 /// The keys of an object that decides.
-struct DecidingKeys<'a> {
+pub(super) struct DecidingKeys<'a> {
     object: &'static str,
     known: &'static [&'static str],
     few: SmallVec<[Cow<'a, str>; 8]>,
@@ -327,11 +349,16 @@ struct DecidingKeys<'a> {
 }
 
 impl<'a> DecidingKeys<'a> {
-    fn new(object: &'static str, known: &'static [&'static str]) -> Self {
+    /// No keys yet of an object that may have these and others.
+    pub(super) fn new(object: &'static str, known: &'static [&'static str]) -> Self {
         Self { object, known, few: SmallVec::new(), many: HashSet::new() }
     }
 
-    fn add(&mut self, key: Raw<'a>) -> Result<Cow<'a, str>, Refusal> {
+    /// Adds a key.
+    ///
+    /// # Errors
+    /// It could be taken for another that is there.
+    pub(super) fn add(&mut self, key: Raw<'a>) -> Result<Cow<'a, str>, Refusal> {
         if key.as_str().len() > LONGEST_KEY + 2 {
             return Err(Refusal::LongKey(self.object));
         }

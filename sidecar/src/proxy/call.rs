@@ -1,9 +1,10 @@
-//! A call of a tool: decided on, sent if it is allowed, and recorded.
+//! A call of a tool, or another operation: decided on, sent if it is allowed, and recorded.
 
 use bytes::Bytes;
 use http::{Method, Response};
 use hyper::body::Incoming;
-use toolweir_engine::{Call, Permit};
+use toolweir_crds::OperationKind;
+use toolweir_engine::{Call, Denial, Operation, Permit};
 
 use super::{
     body::ResponseBody,
@@ -14,14 +15,14 @@ use super::{
     post::{Requester, settle},
     replies::accepted,
     request_guard::{RequestGuard, ServerGuard},
-    response_kind::ResponseKind,
+    response_kind::{AnswerContext, ResponseKind},
     state::Proxy,
 };
 use crate::{
     account::Account,
     governor::{self, Decided},
     in_force::CredentialSlot,
-    mcp::{headers::SESSION_ID, request::Request},
+    mcp::{client_ask::ClientAsk, request::Request},
     outcome::Outcome,
     own_lists::SoughtTool,
     pending::PendingRequest,
@@ -51,10 +52,10 @@ impl Drop for Unsent {
 }
 
 impl Proxy {
-    /// The way of a tools/call.
-    pub(super) async fn tool_call(
+    /// The way of a message that asks for an operation.
+    pub(super) async fn operation(
         &self,
-        message: &Request<'_>,
+        (message, operation): (&Request<'_>, Operation<'_>),
         name: &str,
         client: &Requester<'_>,
         pending: Option<PendingRequest<'_>>,
@@ -62,22 +63,20 @@ impl Proxy {
         request: &mut RequestGuard<'_>,
     ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
         let governor = &self.state.governor;
-        // In the HTTP+SSE transport a session is a stream.
-        let header = || client.headers.get(SESSION_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let session = client.legacy.map_or_else(header, |stream| &stream.id);
-        let tool = message.params.name.as_deref().unwrap_or_default();
-        let sought = SoughtTool { server: name, tool };
-        let mut seen = request.in_force.seen(name, tool);
-        if message.id.is_some() && seen.is_none() && sought.is_needed(&request.in_force) {
+        let session = client.session();
+        let mut seen = request.in_force.seen_by(name, operation);
+        let sought = SoughtTool { server: name, tool: operation.name };
+        let is_tool = operation.kind == OperationKind::Tool;
+        if is_tool && message.id.is_some() && seen.is_none() && sought.is_needed(&request.in_force) {
             // Boxed: it is rare, and a call that needs it not is not made larger by it.
             let listed = Box::pin(self.list_for_call(message, sought, (client, pending.as_ref()), &body.0, request));
             if listed.await {
                 return Ok((accepted(), Outcome::Cancelled));
             }
-            seen = request.in_force.seen(name, tool);
+            seen = request.in_force.seen_by(name, operation);
         }
-        let call = Call { server: name, tool, arguments: message.params.arguments, session, seen: seen.as_deref() };
-        if message.id.is_none() {
+        let call = Call { server: name, operation, arguments: message.params.arguments, session, seen: seen.as_deref() };
+        if message.id.is_none() && operation.kind != OperationKind::Other {
             // A notification of a method that is none: a server may carry it out and nobody would know.
             let decision = governor::decision_without_id(&call);
             let (_, record) = governor.record(&request.in_force, &call, decision, request.arrived);
@@ -98,14 +97,42 @@ impl Proxy {
                 record.finish(Outcome::Denied);
                 client.deny(message, &denial)
             }
-            Decided::Allowed(permit) => match request.at_server() {
-                Ok(mut at) => self.allowed_call(message, client, (permit, record), pending, body, &mut at).await,
+            Decided::Allowed(permit, limit) => match request.at_server() {
+                Ok(mut at) => {
+                    let kind = ResponseKind::Answer(AnswerContext::new(message, operation, limit));
+                    self.allowed_call(message, client, (permit, record), pending, body, (kind, &mut at)).await
+                }
                 Err(failure) => {
                     permit.give_back();
                     Err(failure)
                 }
             },
         }
+    }
+
+    /// Returns the denial of a message that refers to what may not be used at all, or None.
+    pub(super) fn denied_reference(
+        &self,
+        message: &Request<'_>,
+        ask: &ClientAsk<'_>,
+        name: &str,
+        client: &Requester<'_>,
+        request: &RequestGuard<'_>,
+    ) -> Option<Denial> {
+        let ClientAsk::References(references) = ask else { return None };
+        let at = (name, client.session());
+        for reference in references {
+            let asked = (reference, &*message.method);
+            let (decided, record) = self.state.governor.decide_reference(&request.in_force, at, asked, request.arrived);
+            match decided {
+                Decided::Denied(denial) => {
+                    record.finish(Outcome::Denied);
+                    return Some(*denial);
+                }
+                Decided::Allowed(..) => record.finish(Outcome::Ok),
+            }
+        }
+        None
     }
 
     /// Sends a call that is allowed.
@@ -116,7 +143,7 @@ impl Proxy {
         (mut permit, mut record): (Permit, Record),
         mut pending: Option<PendingRequest<'_>>,
         (bytes, held): (Bytes, HeldBytes),
-        at: &mut ServerGuard<'_, '_>,
+        (kind, at): (ResponseKind<'_>, &mut ServerGuard<'_, '_>),
     ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
         permit = self.wait_for_credential(permit, at).await;
         // What is written of a call whose answer comes on a stream waits for that.
@@ -142,7 +169,7 @@ impl Proxy {
         }
         settle(pending, &sent);
         let passed = match sent {
-            Ok(response) => self.pass(response, client.headers, at, permit, ResponseKind::Message).await,
+            Ok(response) => self.pass(response, client.headers, at, permit, kind).await,
             Err(failure) => {
                 if failure.nothing_sent() {
                     permit.give_back();

@@ -54,7 +54,7 @@ impl Proxy {
         json: bool,
         any: bool,
         asked: &HeaderMap,
-        kind: ResponseKind<'_>,
+        kind: &ResponseKind<'_>,
         at: &mut ServerGuard<'_, '_>,
     ) -> Result<ResponseBody, RequestFailure> {
         let (bytes, held) = self.read_list(body, at).await?;
@@ -69,7 +69,7 @@ impl Proxy {
         let lists = self.lists(&at.server);
         let listing = |read: &ListAnswer<'_>| {
             let ResponseKind::List(Some(listing)) = kind else { return None };
-            read.page.filter(|page| is_same_id(page.id, listing.id.as_str())).map(|_| listing)
+            read.page.filter(|page| is_same_id(page.id, listing.id.as_str())).map(|_| *listing)
         };
         match lists.read(&bytes, None).map(|read| (listing(&read), Page::emptied(read))) {
             Ok((Some(listing), Ok(page))) => {
@@ -111,7 +111,7 @@ impl Proxy {
     /// The filler of pages that come empty in a stream of events.
     pub(super) fn page_filler(
         &self,
-        kind: ResponseKind<'_>,
+        kind: &ResponseKind<'_>,
         open: Option<&OpenLegacyStream>,
         asked: &HeaderMap,
         server: &Arc<ServerInForce>,
@@ -119,7 +119,7 @@ impl Proxy {
         let (proxy, lists) = (self.clone(), self.lists(server));
         match (kind, open) {
             (ResponseKind::List(Some(ListContext { id, request, url })), _) => {
-                let own = ListRequest::new(id, request).zip(PostContext::kept(asked, url, server, &self.state.budget))?;
+                let own = ListRequest::new(*id, request).zip(PostContext::kept(asked, url, server, &self.state.budget))?;
                 Some(PageFiller::of_answer(proxy, lists, own))
             }
             (_, Some(open)) => Some(PageFiller::of_stream(proxy, lists, Arc::clone(open.lists()))),

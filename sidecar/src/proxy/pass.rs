@@ -48,14 +48,14 @@ fn check_status(parts: &Parts, at: &ServerGuard<'_, '_>) -> Result<(), RequestFa
 }
 
 /// Which events of an answer are looked for; None where it passes as it is, or is a list that is no stream of events.
-fn rewrite_mode(kind: ResponseKind<'_>, headers: &HeaderMap) -> Option<RewriteMode> {
+fn rewrite_mode(kind: &ResponseKind<'_>, headers: &HeaderMap) -> Option<RewriteMode> {
     match kind {
         // Some clients take what a GET gives for events, whatever it says that it is.
         ResponseKind::Get => Some(if is_events(headers) { RewriteMode::All } else { RewriteMode::Foreign }),
         ResponseKind::List(_) | ResponseKind::PostedList => is_events(headers).then_some(RewriteMode::All),
         // Only an acknowledgement is looked for.
         ResponseKind::Listen => (is_events(headers) && unreadable(headers).is_none()).then_some(RewriteMode::All),
-        ResponseKind::Message | ResponseKind::Initialize => None,
+        ResponseKind::Message | ResponseKind::Answer(_) | ResponseKind::Initialize => None,
     }
 }
 
@@ -100,8 +100,8 @@ impl Proxy {
         {
             return without_body(parts, why, at);
         }
-        if let Some(mode) = rewrite_mode(kind, &parts.headers) {
-            let answer = self.events(body, mode, asked, at, permit, kind)?;
+        if let Some(mode) = rewrite_mode(&kind, &parts.headers) {
+            let answer = self.events(body, mode, asked, at, permit, &kind)?;
             if mode != RewriteMode::Foreign {
                 parts.headers.remove(header::CONTENT_LENGTH);
             }
@@ -110,7 +110,7 @@ impl Proxy {
         if kind.is_list() {
             // On an HTTP+SSE stream the list comes there; what answers the POST is any word.
             let any = !parts.status.is_success() || kind == ResponseKind::PostedList;
-            let answer = self.list(body, is_json(&parts.headers), any, asked, kind, at).await?;
+            let answer = self.list(body, is_json(&parts.headers), any, asked, &kind, at).await?;
             parts.headers.remove(header::CONTENT_LENGTH);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
@@ -128,9 +128,9 @@ impl Proxy {
         asked: &HeaderMap,
         at: &ServerGuard<'_, '_>,
         permit: Permit,
-        kind: ResponseKind<'_>,
+        kind: &ResponseKind<'_>,
     ) -> Result<ResponseBody, RequestFailure> {
-        let (url, get) = (at.url()?, kind == ResponseKind::Get);
+        let (url, get) = (at.url()?, *kind == ResponseKind::Get);
         let (open, inject) = if get { Some(self.state.streams.open(&at.server.name, &url)).unzip() } else { (None, None) };
         let filling = self.page_filler(kind, open.as_ref(), asked, &at.server);
         let notifier = (mode == RewriteMode::All && !kind.is_list()).then(|| {

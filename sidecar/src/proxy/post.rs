@@ -25,7 +25,10 @@ use crate::{
     credentials::CredentialProblem,
     lists::ListRequest,
     mcp::{
-        answer, headers, method_label,
+        answer,
+        client_ask::ClientAsk,
+        headers::{self, SESSION_ID},
+        method_label,
         request::{Message, Refusal, Request, parse},
         scan::{ReplyTo, Scan},
     },
@@ -42,6 +45,12 @@ pub struct Requester<'a> {
 }
 
 impl Requester<'_> {
+    /// The client's session; in the HTTP+SSE transport that is a stream. Empty where there is none.
+    pub fn session(&self) -> &str {
+        let header = || self.headers.get(SESSION_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        self.legacy.map_or_else(header, |stream| &stream.id)
+    }
+
     /// Answers a message that is denied.
     pub fn deny(&self, denied: &Request<'_>, denial: &Denial) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
         if denied.id.is_none() {
@@ -129,10 +138,12 @@ impl Proxy {
             Ok(pending) => pending,
             Err(why) => return Ok(self.answer(&why.into(), &ReplyTo::from(&*parsed), parts, request)),
         };
-        let answered = if parsed.is_tool_call() {
-            self.tool_call(&parsed, name, &client, pending, (bytes.clone(), held), request).await
-        } else {
-            self.other_message(&parsed, name, &client, pending, bytes.clone(), request).await
+        let answered = match ClientAsk::of(&parsed) {
+            Ok(ClientAsk::Operation(operation)) => {
+                self.operation((&parsed, operation), name, &client, pending, (bytes.clone(), held), request).await
+            }
+            Ok(ask) => self.other_message((&parsed, &ask), name, &client, pending, bytes.clone(), request).await,
+            Err(refusal) => Err(refusal.into()),
         };
         answered.or_else(|failure| Ok(self.answer(&failure, &ReplyTo::from(&*parsed), parts, request)))
     }
@@ -158,17 +169,18 @@ impl Proxy {
         self.pass(response, client.headers, &mut at, Permit::default(), ResponseKind::Message).await
     }
 
-    /// The way of a message that calls no tool.
+    /// The way of a message that asks for nothing that is decided on with its limits.
     async fn other_message(
         &self,
-        message: &Request<'_>,
+        (message, ask): (&Request<'_>, &ClientAsk<'_>),
         name: &str,
         client: &Requester<'_>,
         mut pending: Option<PendingRequest<'_>>,
         bytes: Bytes,
         request: &mut RequestGuard<'_>,
     ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
-        if let Some(denial) = request.closed(name) {
+        let denied = request.closed(name).or_else(|| self.denied_reference(message, ask, name, client, request));
+        if let Some(denial) = denied {
             return client.deny(message, &denial);
         }
         let mut at = request.at_server()?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::Uri;
-use toolweir_engine::Denial;
+use toolweir_engine::{Denial, Operation};
 
 use super::failure::{FailureOrigin, RequestFailure};
 use crate::{
@@ -95,7 +95,7 @@ impl<'a> RequestGuard<'a> {
     /// The denial of everything on the server, if there is one.
     pub fn closed(&self, name: &str) -> Option<Denial> {
         match self.server {
-            None => Some(Denial::no_policy(name, "")),
+            None => Some(Denial::no_policy(name, Operation::tool(""))),
             Some(_) => self.in_force.engine.closed(name),
         }
     }

@@ -1,14 +1,20 @@
 //! Which request an answer is to, as far as that decides how it passes.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::Uri;
-use toolweir_engine::json::Raw;
+use toolweir_engine::{Operation, ResultLimit, json::Raw};
+
+use crate::mcp::{request::Request, scan::ReplyTo};
 
 /// The kind of request that an answer is to.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum ResponseKind<'a> {
     /// Any message.
     Message,
+    /// An operation that was let through.
+    Answer(AnswerContext<'a>),
     /// A tools/list; what was sent, where it has an id.
     List(Option<ListContext<'a>>),
     /// A tools/list whose answer comes on an HTTP+SSE stream.
@@ -19,6 +25,24 @@ pub enum ResponseKind<'a> {
     Initialize,
     /// A subscriptions/listen, which a modern client keeps open for as long as it lives.
     Listen,
+}
+
+/// An operation that was let through.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AnswerContext<'a> {
+    /// How its answer is given in the server's stead.
+    pub reply: ReplyTo<'a>,
+    /// What it asks for.
+    pub operation: Operation<'a>,
+    /// The bound on its result.
+    pub result_limit: Option<Arc<ResultLimit>>,
+}
+
+impl<'a> AnswerContext<'a> {
+    /// That of this message, whose result has this bound.
+    pub fn new(message: &Request<'a>, operation: Operation<'a>, result_limit: Option<Arc<ResultLimit>>) -> Self {
+        Self { reply: ReplyTo::from(message), operation, result_limit }
+    }
 }
 
 /// A tools/list that was sent.
@@ -34,12 +58,12 @@ pub struct ListContext<'a> {
 
 impl ResponseKind<'_> {
     /// Returns true for a list of tools.
-    pub fn is_list(self) -> bool {
+    pub fn is_list(&self) -> bool {
         matches!(self, Self::List(_) | Self::PostedList)
     }
 
     /// Returns true where a client keeps the answer open for as long as it lives.
-    pub fn is_kept_open(self) -> bool {
+    pub fn is_kept_open(&self) -> bool {
         matches!(self, Self::Get | Self::Listen)
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         room::WaitingRoom,
     },
     in_force::InForce,
-    mcp::{method_label, request::Message, scan::ReplyTo},
+    mcp::{client_ask::ClientAsk, method_label, request::Message, scan::ReplyTo},
     outcome::Outcome,
     record::Arrival,
 };
@@ -63,10 +63,10 @@ impl Gate {
         let Some(kept) = kept.zip(ReplyTo::later(&request)) else { return ClientMessageAction::Drop };
         let mut uncounted =
             Uncounted { gate: self, in_force: &in_force, method: method_label(&request.method), is_counted: false };
-        let tool = request.params.name.as_deref().unwrap_or_default();
-        let seen = in_force.seen(&self.server, tool);
+        let Ok(ClientAsk::Operation(operation)) = ClientAsk::of(&request) else { return ClientMessageAction::Drop };
+        let seen = in_force.seen_by(&self.server, operation);
         let arguments = request.params.arguments;
-        let call = Call { server: &self.server, tool, arguments, session: "", seen: seen.as_deref() };
+        let call = Call { server: &self.server, operation, arguments, session: "", seen: seen.as_deref() };
         let SettledCall { decided, record, in_force: by, is_cancelled } = match self.governor.decide(&in_force, &call, arrived) {
             Ok((decided, record)) => SettledCall { decided, record, in_force: in_force.clone(), is_cancelled: false },
             Err(asking) => {

@@ -6,7 +6,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use toolweir_engine::{Call, Denial};
+use toolweir_crds::OperationKind;
+use toolweir_engine::{Call, Denial, Operation};
 
 use crate::{
     account::Account,
@@ -16,6 +17,7 @@ use crate::{
     mcp::{
         answer,
         changes::Listeners,
+        client_ask::ClientAsk,
         edits::Filtered,
         method_label, own_list,
         request::{Message, Refusal, Request, parse},
@@ -169,10 +171,14 @@ impl Gate {
             Ok(kept) => kept,
             Err(refused) => return refused,
         };
-        let (action, outcome) = if request.is_tool_call() {
-            self.tool_call(in_force, request, kept, arrived)
-        } else {
-            self.other_request(in_force, request, line, kept)
+        let (action, outcome) = match ClientAsk::of(request) {
+            Ok(ClientAsk::Operation(operation)) => self.operation(in_force, (request, operation), kept, arrived),
+            Ok(ask) => self.other_request(in_force, (request, &ask), line, kept, arrived),
+            Err(refusal) => {
+                let failure = RequestFailure::from(refusal);
+                tracing::info!(server = self.server, method, failure = failure.in_general(), "request refused");
+                (ClientMessageAction::Answer(failure.answer(&ReplyTo::from(request))), Some(failure.outcome()))
+            }
         };
         if let Some(outcome) = outcome {
             self.count(in_force, method, outcome);
@@ -201,11 +207,12 @@ impl Gate {
     fn other_request(
         &self,
         in_force: &InForce,
-        request: &Request<'_>,
+        (request, ask): (&Request<'_>, &ClientAsk<'_>),
         line: &[u8],
         mut kept: Option<PendingRequest<'_>>,
+        arrived: Arrival,
     ) -> (ClientMessageAction, Option<Outcome>) {
-        match self.closed(in_force) {
+        match self.closed(in_force).or_else(|| self.denied_reference(in_force, request, ask, arrived)) {
             None => {
                 self.keep_list_request(request, line);
                 let outcome = match (&mut kept, ReplyTo::later(request)) {
@@ -247,32 +254,67 @@ impl Gate {
     /// The denial of everything, if there is one.
     fn closed(&self, in_force: &InForce) -> Option<Denial> {
         match in_force.server(&self.server) {
-            None => Some(Denial::no_policy(&self.server, "")),
+            None => Some(Denial::no_policy(&self.server, Operation::tool(""))),
             Some(_) => in_force.engine.closed(&self.server),
         }
     }
 
-    /// Decides on a call. Returns what became of it as well, if that is known already.
-    fn tool_call(
+    /// Returns the denial of a message that refers to what may not be used at all.
+    fn denied_reference(
         &self,
         in_force: &InForce,
         request: &Request<'_>,
+        ask: &ClientAsk<'_>,
+        arrived: Arrival,
+    ) -> Option<Denial> {
+        let ClientAsk::References(references) = ask else { return None };
+        for reference in references {
+            let asked = (reference, &*request.method);
+            let (decided, record) = self.governor.decide_reference(in_force, (&self.server, ""), asked, arrived);
+            match decided {
+                Decided::Denied(denial) => {
+                    record.finish(Outcome::Denied);
+                    return Some(*denial);
+                }
+                Decided::Allowed(..) => record.finish(Outcome::Ok),
+            }
+        }
+        None
+    }
+
+    /// Decides on an operation. Returns what became of it as well, if that is known already.
+    fn operation(
+        &self,
+        in_force: &InForce,
+        (request, operation): (&Request<'_>, Operation<'_>),
         kept: Option<PendingRequest<'_>>,
         arrived: Arrival,
     ) -> (ClientMessageAction, Option<Outcome>) {
-        let tool = request.params.name.as_deref().unwrap_or_default();
-        let seen = in_force.seen(&self.server, tool);
+        let seen = in_force.seen_by(&self.server, operation);
         let arguments = request.params.arguments;
-        let call = Call { server: &self.server, tool, arguments, session: "", seen: seen.as_deref() };
+        let call = Call { server: &self.server, operation, arguments, session: "", seen: seen.as_deref() };
         let Some((kept, asked)) = kept.zip(ReplyTo::later(request)) else {
-            let decision = decision_without_id(&call);
-            self.governor.record(in_force, &call, decision, arrived).1.finish(Outcome::Dropped);
-            return (ClientMessageAction::Drop, Some(Outcome::Dropped));
+            return self.notification(in_force, &call, arrived);
         };
         match self.governor.decide(in_force, &call, arrived) {
             Ok(decided) => self.decided_call(in_force, request, (kept, asked), decided),
             Err(_) => (ClientMessageAction::Ask, None),
         }
+    }
+
+    /// Decides on an operation without an id: on a notification that is not known, or a request that is none.
+    fn notification(&self, in_force: &InForce, call: &Call<'_>, arrived: Arrival) -> (ClientMessageAction, Option<Outcome>) {
+        let decision = match call.operation.kind {
+            OperationKind::Other => in_force.engine.decide(call, self.governor.now()),
+            _ => decision_without_id(call),
+        };
+        let (decided, record) = self.governor.record(in_force, call, decision, arrived);
+        let (action, outcome) = match decided {
+            Decided::Allowed(..) => (ClientMessageAction::Forward, Outcome::Ok),
+            Decided::Denied(_) => (ClientMessageAction::Drop, Outcome::Dropped),
+        };
+        record.finish(outcome);
+        (action, Some(outcome))
     }
 
     /// Does what was decided on a call. Returns what became of it as well, if that is known already.
@@ -284,7 +326,7 @@ impl Gate {
         decided: (Decided, Record),
     ) -> (ClientMessageAction, Option<Outcome>) {
         match decided {
-            (Decided::Allowed(permit), record) => {
+            (Decided::Allowed(permit, _), record) => {
                 kept.hold_places(permit);
                 let server = in_force.server(&self.server);
                 kept.attach(Account::new(&self.governor, server, method_label(&request.method), Some(record)), Some(asked));

@@ -4,13 +4,24 @@ use std::sync::Arc;
 
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators::ADD};
 
+use toolweir_crds::OperationKind;
+
 use super::{budget::CompileBudget, pattern::Pattern};
 
 /// The depth of an expression's tree: its evaluation recurses as deep.
 const MAX_DEPTH: usize = 32;
 
-/// The variables of an expression.
-const VARIABLES: [&str; 5] = ["args", "tool", "server", "session", "pod"];
+/// Returns the variables of an expression on operations of a kind. A resource has no arguments.
+fn variables(kind: OperationKind) -> &'static [&'static str] {
+    match kind {
+        OperationKind::Tool => &["args", "tool", "server", "session", "pod"],
+        OperationKind::Prompt => &["args", "prompt", "server", "session", "pod"],
+        OperationKind::Resource => &["uri", "server", "session", "pod"],
+        OperationKind::Request => &["args", "request", "server", "session", "pod"],
+        OperationKind::Other => &["server", "session", "pod"],
+    }
+}
+
 /// Names of types, for `type(x) == string`.
 pub const TYPES: [&str; 10] = ["int", "uint", "double", "string", "bool", "bytes", "list", "map", "null_type", "type"];
 const FUNCTIONS: [&str; 13] =
@@ -24,6 +35,8 @@ pub struct Checked {
     pub reads_arguments: bool,
     /// True if it reads the session.
     pub reads_session: bool,
+    /// True if it reads the name of what is asked for.
+    pub reads_name: bool,
     /// Its patterns.
     pub patterns: Vec<Arc<Pattern>>,
 }
@@ -32,9 +45,11 @@ pub struct Checked {
 ///
 /// # Errors
 /// A description of the fault and of what to write instead, in one line.
-pub fn check(tree: &Expr, budget: &mut CompileBudget) -> Result<Checked, String> {
-    let found = Checked { names: Vec::new(), reads_arguments: false, reads_session: false, patterns: Vec::new() };
-    let mut check = TreeCheck { budget, found, scope: Vec::new(), inside_comprehension: false, depth: 0 };
+pub fn check(tree: &Expr, kind: OperationKind, budget: &mut CompileBudget) -> Result<Checked, String> {
+    let found =
+        Checked { names: Vec::new(), reads_arguments: false, reads_session: false, reads_name: false, patterns: Vec::new() };
+    let mut check =
+        TreeCheck { budget, variables: variables(kind), found, scope: Vec::new(), inside_comprehension: false, depth: 0 };
     check.expression(tree)?;
     Ok(check.found)
 }
@@ -47,6 +62,7 @@ pub fn too_deep() -> String {
 /// The walk over an expression's tree.
 struct TreeCheck<'a, 'b> {
     budget: &'b mut CompileBudget,
+    variables: &'static [&'static str],
     found: Checked,
     /// The variables of comprehensions that can be read here.
     scope: Vec<&'a str>,
@@ -72,8 +88,9 @@ impl<'a> TreeCheck<'a, '_> {
                 let name = name.as_str();
                 self.found.reads_arguments |= name == "args";
                 self.found.reads_session |= name == "session";
-                if !VARIABLES.contains(&name) && !TYPES.contains(&name) && !self.scope.contains(&name) {
-                    return Err(format!("`{name}` is not a variable; the variables are {}", VARIABLES.join(", ")));
+                self.found.reads_name |= matches!(name, "tool" | "prompt" | "uri" | "request");
+                if !self.variables.contains(&name) && !TYPES.contains(&name) && !self.scope.contains(&name) {
+                    return Err(format!("`{name}` is not a variable; the variables are {}", self.variables.join(", ")));
                 }
             }
             Expr::Literal(LiteralValue::String(text)) => self.found.names.push(text.inner().to_owned()),
@@ -151,7 +168,7 @@ impl<'a> TreeCheck<'a, '_> {
                 at = &select.operand.expr;
             }
             // The element alone: another variable would be kept once for each.
-            matches!(at, Expr::Ident(name) if self.scope.contains(&name.as_str()) && !VARIABLES.contains(&name.as_str()))
+            matches!(at, Expr::Ident(name) if self.scope.contains(&name.as_str()) && !self.variables.contains(&name.as_str()))
         };
         let step = |expr: &Expr| matches!(expr, Expr::List(list) if list.elements.iter().all(|item| part(&item.expr)) && list.elements.len() == 1);
         operands.iter().any(|operand| matches!(operand.expr, Expr::Literal(_)))

@@ -15,7 +15,7 @@ use cel::{
     context::VariableResolver,
     parser::Parser,
 };
-use toolweir_crds::bounds;
+use toolweir_crds::{OperationKind, bounds};
 
 use super::{
     arguments::CelObject,
@@ -42,6 +42,7 @@ pub struct Expression {
     names: Vec<String>,
     reads_arguments: bool,
     reads_session: bool,
+    reads_name: bool,
     /// Its patterns, to keep them.
     _patterns: Vec<Arc<Pattern>>,
     /// Parts that likely mean something else than intended.
@@ -53,8 +54,8 @@ pub struct Expression {
 pub struct Inputs<'a> {
     /// The call's arguments; may be left out for an expression that does not read them.
     pub args: Option<&'a CelObject<'a>>,
-    /// The tool's name.
-    pub tool: &'a str,
+    /// The name of what is asked for: the value of the variable that the kind has for it.
+    pub name: &'a str,
     /// The server's name in the policy.
     pub server: &'a str,
     /// The MCP session, empty where there is none.
@@ -68,7 +69,7 @@ impl VariableResolver for Inputs<'_> {
         let text = |text: &'b str| Some(CowVal::owned(CelString::from(text)));
         match name {
             "args" => self.args.map(|args| CowVal::Borrowed(&*args.value)),
-            "tool" => text(self.tool),
+            "tool" | "prompt" | "uri" | "request" => text(self.name),
             "server" => text(self.server),
             "session" => text(self.session),
             "pod" => Some(CowVal::Borrowed(&*self.pod.value)),
@@ -81,37 +82,37 @@ impl VariableResolver for Inputs<'_> {
 }
 
 impl Expression {
-    /// Compiles an expression on its own.
+    /// Compiles an expression on calls of tools on its own.
     ///
     /// # Errors
     /// A description of the fault and of what to write instead, in one line.
     pub fn compile(source: &str) -> Result<Self, String> {
-        with_parser(|| Self::compile_in(source, &mut CompileBudget::default()))
+        with_parser(|| Self::compile_in(source, OperationKind::Tool, &mut CompileBudget::default()))
     }
 
-    /// Compiles an expression of a policy, inside of [`with_parser`].
+    /// Compiles an expression of a policy on operations of a kind, inside of [`with_parser`].
     ///
     /// # Errors
     /// A description of the fault and of what to write instead, in one line.
-    pub fn compile_in(source: &str, budget: &mut CompileBudget) -> Result<Self, String> {
+    pub fn compile_in(source: &str, kind: OperationKind, budget: &mut CompileBudget) -> Result<Self, String> {
         if source.len() > bounds::EXPRESSION {
             return Err(format!("has {} bytes; at most {} are possible", source.len(), bounds::EXPRESSION));
         }
         budget.charge(source)?;
         // The parser is generated code of another project: a panic in it must not end the program.
-        catch_unwind(AssertUnwindSafe(|| Self::parse(source, budget)))
+        catch_unwind(AssertUnwindSafe(|| Self::parse(source, kind, budget)))
             .unwrap_or_else(|_| Err("is not a CEL expression".to_owned()))
     }
 
-    fn parse(source: &str, budget: &mut CompileBudget) -> Result<Self, String> {
+    fn parse(source: &str, kind: OperationKind, budget: &mut CompileBudget) -> Result<Self, String> {
         let mut tree = Parser::new().enable_ident_escape_syntax(true).parse(source).map_err(|errors| {
             let why = errors.to_string();
             if why.contains("Recursion limit") { too_deep() } else { format!("is not a CEL expression: {}", one_line(&why)) }
         })?;
-        let Checked { names, reads_arguments, reads_session, patterns } = check(&tree.expr, budget)?;
+        let Checked { names, reads_arguments, reads_session, reads_name, patterns } = check(&tree.expr, kind, budget)?;
         let doubts = doubts::findings(&tree.expr);
         let cost = metered::metered(&mut tree)?;
-        Ok(Self { tree, cost, names, reads_arguments, reads_session, _patterns: patterns, doubts })
+        Ok(Self { tree, cost, names, reads_arguments, reads_session, reads_name, _patterns: patterns, doubts })
     }
 
     /// Returns the parts that likely mean something else than intended, each in one line. `before` are conditions that must hold
@@ -133,6 +134,11 @@ impl Expression {
     /// Returns true if it reads the session. A variable of its own by that name counts as well.
     pub fn reads_session(&self) -> bool {
         self.reads_session
+    }
+
+    /// Returns true if it reads the name of what is asked for. A variable of its own by that name counts as well.
+    pub fn reads_name(&self) -> bool {
+        self.reads_name
     }
 
     /// Evaluates the expression and reads its value with `read`.

@@ -56,7 +56,7 @@ fn value(row: &Row) -> Result<String, String> {
     let (meter, pod) = (Meter::default(), pod("p", "agents", "default"));
     let raw = row.arguments.as_ref().map(|text| Reader::new(text.get().as_bytes()).unwrap().value().unwrap());
     let args = arguments(raw, &meter).unwrap();
-    let inputs = Inputs { args: Some(&args), tool: "pay", server: "bank", session: "s", pod: &pod };
+    let inputs = Inputs { args: Some(&args), name: "pay", server: "bank", session: "s", pod: &pod };
     expression.evaluate(&inputs, &meter, |value| Ok(show(value))).map_err(|why| why.to_string())
 }
 

@@ -19,7 +19,7 @@ fn args(text: &str) -> Result<CelObject<'_>, ArgumentsError> {
 
 fn holds(source: &str, text: &str) -> Result<bool, String> {
     let (args, pod) = (args(text).unwrap(), pod("p", "agents", "default"));
-    let inputs = Inputs { args: Some(&args), tool: "pay", server: "bank", session: "s", pod: &pod };
+    let inputs = Inputs { args: Some(&args), name: "pay", server: "bank", session: "s", pod: &pod };
     Expression::compile(source).unwrap().holds(&inputs, &Meter::default()).map_err(|why| why.to_string())
 }
 
@@ -65,7 +65,7 @@ fn work_is_counted_in_units_that_hang_on_expression_and_arguments_alone() {
     let (reading, pod) = (Meter::default(), pod("p", "agents", "default"));
     let args = arguments(Some(raw), &reading).unwrap();
     assert_eq!(work::BUDGET - reading.left(), 2733);
-    let inputs = Inputs { args: Some(&args), tool: "pay", server: "bank", session: "s", pod: &pod };
+    let inputs = Inputs { args: Some(&args), name: "pay", server: "bank", session: "s", pod: &pod };
     for (source, units) in [
         ("true", 540),
         ("args.t == 'a'", 740),
@@ -96,7 +96,7 @@ fn work_is_counted_in_units_that_hang_on_expression_and_arguments_alone() {
 #[test]
 fn a_budget_that_is_spent_is_told_whatever_the_operators_make_of_it() {
     let (args, pod) = (args(r#"{"l": [1, 2, 3, 4, 5, 6, 7, 8]}"#).unwrap(), pod("", "", ""));
-    let inputs = Inputs { args: Some(&args), tool: "", server: "", session: "", pod: &pod };
+    let inputs = Inputs { args: Some(&args), name: "", server: "", session: "", pod: &pod };
     for source in
         ["args.l.all(x, x > 0) || true", "!(args.l.exists(x, x < 0) && false)", "args.l.filter(x, x > 0).size() > 0 || true"]
     {
@@ -120,7 +120,7 @@ fn operands() -> String {
 fn library(source: &str, names: &CelObject<'_>) -> Option<bool> {
     let program = Program::compile(source).unwrap();
     let pod = pod("", "", "");
-    let inputs = Inputs { args: Some(names), tool: "", server: "", session: "", pod: &pod };
+    let inputs = Inputs { args: Some(names), name: "", server: "", session: "", pod: &pod };
     let mut context = Context::default();
     context.set_variable_resolver(&inputs);
     match program.execute(&context) {
@@ -226,7 +226,7 @@ fn what_does_not_compile_says_why() {
 #[test]
 fn keys_are_told_apart_and_costs_counted() {
     let (args, pod) = (args(r#"{"a": "1", "b": 1, "c": 1.0, "n": -2, "f": 2.5, "m": {}}"#).unwrap(), pod("", "", ""));
-    let inputs = Inputs { args: Some(&args), tool: "", server: "", session: "", pod: &pod };
+    let inputs = Inputs { args: Some(&args), name: "", server: "", session: "", pod: &pod };
     let key = |source: &str| Expression::compile(source).unwrap().key(&inputs, &Meter::default());
     assert_ne!(key("args.a"), key("args.b"));
     assert_eq!(key("args.b"), key("args.c"));

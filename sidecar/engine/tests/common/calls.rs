@@ -3,7 +3,8 @@
 
 use toolweir_crds::read_documents;
 use toolweir_engine::{
-    Call, CompileOptions, Decision, Denial, Effect, Engine, Memory, Permit, Policy, Problem, Reason, Timestamp, json::Reader,
+    Call, CompileOptions, Decision, Denial, Effect, Engine, Memory, Operation, Permit, Policy, Problem, Reason, Timestamp,
+    json::Reader,
 };
 
 /// A policy of the namespace `agents`.
@@ -52,7 +53,7 @@ pub fn call(engine: &Engine, tool: &str, arguments: &str, seconds: u64) -> Decis
 
 pub fn call_in(engine: &Engine, server: &str, tool: &str, session: &str, arguments: &str, seconds: u64) -> Decision {
     let arguments = (!arguments.is_empty()).then(|| Reader::new(arguments.as_bytes()).unwrap().value().unwrap());
-    engine.decide(&Call { server, tool, arguments, session, seen: None }, Timestamp(seconds * SECOND))
+    engine.decide(&Call { server, operation: Operation::tool(tool), arguments, session, seen: None }, Timestamp(seconds * SECOND))
 }
 
 #[track_caller]

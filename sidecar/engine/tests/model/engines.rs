@@ -8,8 +8,8 @@ use toolweir_crds::{
     explain::{AskExplanation, Explanation, LimitExplanation, PolicyExplanation, VerdictExplanation},
 };
 use toolweir_engine::{
-    ApprovalAsk, AskingPolicy, Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Engine, Memory, Permit, Policy,
-    Reason, Severity, Timestamp,
+    ApprovalAsk, AskingPolicy, Call, CompileOptions, Decision, DecisionStart, Denial, Effect, Engine, Memory, Operation, Permit,
+    Policy, Reason, Severity, Timestamp,
     json::Reader,
     shared::{NothingKnown, Peeked},
 };
@@ -31,7 +31,8 @@ pub fn compile(policies: &[Policy], counters: &Arc<Memory>) -> Engine {
 pub fn decide(engine: &Engine, call: &Seen<'_>) -> Decision {
     let text = call.arguments.json();
     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-    let call_ = Call { server: call.server, tool: call.tool, arguments, session: call.session, seen: call.known };
+    let call_ =
+        Call { server: call.server, operation: Operation::tool(call.tool), arguments, session: call.session, seen: call.known };
     let decision = engine.decide(&call_, Timestamp(call.now));
     let Some(ask) = decision.denial().and_then(|denial| denial.ask.as_deref()).filter(|_| call.approved) else { return decision };
     let DecisionStart::Decided(decision) = engine.begin_approved(&call_, Some(ask), Timestamp(call.now)) else {
@@ -51,7 +52,8 @@ pub fn of_any_state(mut denial: Denial) -> Denial {
 pub fn explain(engine: &Engine, call: &Seen<'_>) -> Explanation {
     let text = call.arguments.json();
     let arguments = text.as_ref().map(|text| Reader::new(text.as_bytes()).unwrap().value().unwrap());
-    let call_ = Call { server: call.server, tool: call.tool, arguments, session: call.session, seen: call.known };
+    let call_ =
+        Call { server: call.server, operation: Operation::tool(call.tool), arguments, session: call.session, seen: call.known };
     engine.explain(&call_, Timestamp(call.now), &Peeked::default())
 }
 

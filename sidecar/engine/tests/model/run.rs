@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use toolweir_crds::{Action, MCPPolicySpec, Mode, OnDrift, OnNew, Server};
-use toolweir_engine::{Decision, Denial, Engine, Memory, Permit, Policy, PolicyId, Reason, SeenTool, Timestamp};
+use toolweir_crds::{Action, MCPPolicySpec, Mode, OnDrift, OnNew, OperationKind, Server};
+use toolweir_engine::{Decision, Denial, Engine, Memory, Operation, Permit, Policy, PolicyId, Reason, SeenTool, Timestamp};
 
 use crate::{
     engines::{compile, decide, of_any_state, permit, settle, told, usage},
@@ -84,7 +84,13 @@ impl Run {
             let parts = parts(&self.policies, server);
             for tool in TOOLS {
                 let denied = parts.iter().filter(|part| enforced(part.policy)).any(|part| part.by_action(tool, known).is_some());
-                prop_assert_eq!(self.engine.shows(server, tool, known), !parts.is_empty() && !denied, "{} {}", server, tool);
+                prop_assert_eq!(
+                    self.engine.may_use(server, Operation::tool(tool), known),
+                    !parts.is_empty() && !denied,
+                    "{} {}",
+                    server,
+                    tool
+                );
             }
         }
         Ok(())
@@ -94,14 +100,14 @@ impl Run {
     pub fn foresaw(&self, call: &Seen<'_>, decision: &Decision) -> Result<(), TestCaseError> {
         let servers = parts(&self.policies, call.server);
         let entries = || servers.iter().flat_map(|part| part.entries(call.tool, call.known));
-        let named = self.engine.tools(call.server).any(|tool| tool == call.tool);
+        let named = self.engine.names(call.server, OperationKind::Tool).any(|tool| tool == call.tool);
         let (name, reason) = decision.labels();
         if reason == Reason::Malformed || !named && entries().any(|entry| entry.name != "*" && entry.class.is_none()) {
             return Ok(());
         }
-        let verdicts = self.engine.verdicts(call.server);
+        let verdicts = self.engine.verdicts(call.server, OperationKind::Tool);
         let told = |verdict: &&toolweir_engine::Verdict<'_>| {
-            verdict.tool == named.then_some(call.tool) && (verdict.decision, verdict.reason) == (name, reason)
+            verdict.name == named.then_some(call.tool) && (verdict.decision, verdict.reason) == (name, reason)
         };
         let policies: Vec<&str> = verdicts.iter().filter(told).map(|verdict| &*verdict.policy).collect();
         let policy = decision.policy.as_deref().unwrap_or_default();

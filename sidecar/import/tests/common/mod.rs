@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 use toolweir_crds::read_documents;
-use toolweir_engine::{Call, Engine, Timestamp, json::Reader};
+use toolweir_engine::{Call, Engine, Operation, Timestamp, json::Reader};
 use toolweir_import::{ImportOptions, import};
 
 pub fn options() -> ImportOptions {
@@ -20,7 +20,7 @@ pub fn options() -> ImportOptions {
 pub fn allows(engine: &Engine, tool: &str, arguments: &Value, now: Timestamp) -> bool {
     let text = arguments.to_string();
     let arguments = Reader::new(text.as_bytes()).unwrap().value().unwrap();
-    let call = Call { server: "bank", tool, arguments: Some(arguments), session: "", seen: None };
+    let call = Call { server: "bank", operation: Operation::tool(tool), arguments: Some(arguments), session: "", seen: None };
     engine.decide(&call, now).denial().is_none()
 }
 

@@ -437,7 +437,7 @@ mod tests {
         let holds = |source: &str, text: &str| {
             let raw = crate::json::Reader::new(text.as_bytes()).unwrap().value().unwrap();
             let (args, pod) = (arguments(Some(raw), &Meter::default()).unwrap(), pod("", "", ""));
-            let inputs = Inputs { args: Some(&args), tool: "", server: "", session: "", pod: &pod };
+            let inputs = Inputs { args: Some(&args), name: "", server: "", session: "", pod: &pod };
             Expression::compile(source).unwrap().holds(&inputs, &Meter::default()) == Ok(true)
         };
         for part in [
