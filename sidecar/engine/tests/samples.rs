@@ -177,7 +177,7 @@ fn an_invalid_policy_denies_everything_on_its_servers() {
             let call = Call { server: "facebook", operation: Operation::tool(tool), arguments: None, session: "", seen: None };
             let decision = engine.decide(&call, Timestamp(0));
             assert_eq!(decision.denial().map(|denial| denial.reason), Some(Reason::InvalidPolicy), "{name} {tool}");
-            assert!(!engine.shows("facebook", tool, None));
+            assert!(!engine.may_use("facebook", Operation::tool(tool), None));
         }
         compiled += 1;
     }
