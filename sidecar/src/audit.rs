@@ -307,7 +307,9 @@ mod tests {
             audit.write(&AuditLine {
                 time: timestamp(SystemTime::UNIX_EPOCH),
                 server: "s",
-                tool: &format!("t\n{number}"),
+                tool: Some(&format!("t\n{number}")),
+                operation: None,
+                name: None,
                 decision: "allowed",
                 reason: "none",
                 policy: None,

@@ -91,7 +91,7 @@ mod tests {
 
     fn answer(body: &str) -> Value {
         let Ok(Message::Request(request)) = parse(body.as_bytes()) else { panic!("{body}") };
-        serde_json::from_slice(&denial(&request, &Denial::no_policy("bank", "pay"))).unwrap()
+        serde_json::from_slice(&denial(&request, &Denial::no_policy("bank", toolweir_engine::Operation::tool("pay")))).unwrap()
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod own_list;
 pub mod page_request;
 pub mod request;
 pub mod scan;
+pub mod server_message;
 pub mod sse;
 
 /// The methods of the protocol: for the metrics' label `method`, where others are `_other`, and so that none passes that
