@@ -98,5 +98,6 @@ pub use pin_findings::PinDrift;
 pub use pins::PinState;
 pub use policy::{Policy, PolicyId, Problem, Severity};
 pub use seen::SeenTool;
+pub use toolweir_crds::resource_uri;
 pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};
