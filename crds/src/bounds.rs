@@ -32,8 +32,6 @@ pub const PROMPTS: usize = 256;
 pub const RESOURCES: usize = 256;
 /// Entries for requests of one server: one for each that there is.
 pub const REQUESTS: usize = 3;
-/// Bytes of a resource's URI, and of a glob over URIs.
-pub const RESOURCE_URI: usize = 2048;
 /// Bytes of what a request for approval is about: a tool's name, or a method and what it names.
 pub const ASKED_NAME: usize = RESOURCE_URI + 64;
 /// The largest `maxResultBytes`.
@@ -59,6 +57,10 @@ pub const OBJECT_NAME: usize = 253;
 pub const COUNTER_NAME: usize = 128;
 /// Bytes of a URL.
 pub const URL: usize = 2048;
+/// Bytes of a resource's URI, and of an entry for resources. A longer URI is ambiguous, so that URIs are compared in bounded time.
+pub const RESOURCE_URI: usize = 2048;
+/// URIs that stand for a template of resources.
+pub const TEMPLATE_WITNESSES: usize = 64;
 /// Bytes of a reason or message.
 pub const TEXT: usize = 512;
 /// Bytes of a CEL expression.

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! [`approval_request`] has calls that wait for a person, [`tool_pins`] has what tools looked like when they were pinned, [`credential`] says what a sidecar shows a server, [`egress`] where else a pod may connect to,
-//! [`error`] has the errors, [`window`] and [`tool_name`] read single values, [`quoting`] finds texts that kubectl reads as another type,
+//! [`error`] has the errors, [`window`], [`tool_name`] and [`resource_uri`] read single values, [`quoting`] finds texts that kubectl reads as another type,
 //! [`sidecar`] has the names and ports of an injected sidecar, [`text`] makes texts of others one line.
 
 mod approval;

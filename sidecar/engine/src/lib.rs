@@ -101,5 +101,6 @@ pub use pins::PinState;
 pub use policy::{Policy, PolicyId, Problem, Severity};
 pub use rules::ResultLimit;
 pub use seen::SeenTool;
+pub use toolweir_crds::resource_uri;
 pub use verdicts::Verdict;
 pub use window::{Amount, Timestamp};

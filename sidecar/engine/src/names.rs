@@ -3,7 +3,10 @@
 use std::borrow::Cow;
 
 use smallvec::SmallVec;
-use toolweir_crds::{OperationKind, bounds, resource_uri::ResourceUri};
+use toolweir_crds::{
+    OperationKind, bounds,
+    resource_uri::{self, ResourceUri},
+};
 
 use crate::{
     call::Operation,
@@ -18,6 +21,8 @@ pub(crate) struct NameForms<'a> {
     pub exact: Cow<'a, str>,
     /// What an entry that denies or restricts matches, without case: all that a server could take for the same.
     pub folded: SmallVec<[Cow<'a, str>; 1]>,
+    /// The URI of a resource.
+    uri: Option<ResourceUri<'a>>,
     /// What the caller is told where the name has no clear meaning. Then it matches entries of stars alone.
     pub unclear: Option<String>,
 }
@@ -29,7 +34,7 @@ impl<'a> NameForms<'a> {
         match kind {
             OperationKind::Resource => Self::of_uri(name),
             _ if name.len() > bounds::TOOL_NAME => Self { unclear: Some(too_long(operation)), ..Self::default() },
-            _ => Self { exact: Cow::Borrowed(name), folded: [folded(name)].into(), unclear: None },
+            _ => Self { exact: Cow::Borrowed(name), folded: [folded(name)].into(), ..Self::default() },
         }
     }
 
@@ -37,17 +42,19 @@ impl<'a> NameForms<'a> {
         match ResourceUri::read(uri) {
             Ok(read) => {
                 let folded = read.variants().map(|variant| Cow::Owned(folded(variant).into_owned())).collect();
-                Self { exact: read.into_canonical(), folded, unclear: None }
+                Self { exact: Cow::Owned(read.as_str().to_owned()), folded, uri: Some(read), unclear: None }
             }
-            Err(why) => Self { unclear: Some(format!("the URI {why}")), folded: [Cow::Borrowed("")].into(), ..Self::default() },
+            Err(why) => Self { unclear: Some(format!("the URI {why}.")), ..Self::default() },
         }
     }
 
-    /// Matches a glob: exactly, or in one of the other forms.
-    pub(crate) fn matched_by(&self, glob: &Glob) -> Option<Match> {
+    /// Matches the glob of an entry: exactly, or in one of the other forms.
+    pub(crate) fn matched_by(&self, glob: &Glob, entry: &str) -> Option<Match> {
         let mut folded = self.folded.iter();
         let first = glob.match_name(&self.exact, folded.next().map_or("", |first| first));
-        first.or_else(|| folded.any(|other| glob.match_name(other, other).is_some()).then_some(Match::Folded))
+        let found = first.or_else(|| folded.any(|other| glob.match_name(other, other).is_some()).then_some(Match::Folded))?;
+        let means = |uri: &ResourceUri<'_>| resource_uri::covers(entry, uri);
+        Some(if self.uri.as_ref().is_none_or(means) { found } else { Match::Folded })
     }
 }
 

@@ -311,6 +311,10 @@ impl PolicyRules {
             if let [name] = literals.as_slice() {
                 exact.insert(Arc::from(&**name), index);
                 by_folded.entry(folded(name).into()).or_default().push(index);
+                // Servers read a URI with a last slash as one without.
+                if let Some(trimmed) = name.strip_suffix('/').filter(|_| kind == OperationKind::Resource) {
+                    by_folded.entry(folded(trimmed).into()).or_default().push(index);
+                }
             } else if let Some(glob) = Glob::new(&literals) {
                 globs.push((glob, index));
             }
@@ -381,7 +385,10 @@ impl PolicyRules {
             }
         }
         entries.extend(self.of_class(class, true));
-        entries.extend(self.globs.iter().filter_map(|(glob, index)| Some((*index, forms.matched_by(glob)?.into()))));
+        entries.extend(self.globs.iter().filter_map(|(glob, index)| {
+            let entry = self.entries.get(*index)?;
+            Some((*index, forms.matched_by(glob, &entry.name)?.into()))
+        }));
         entries.extend(self.of_class(class, false));
         let mut step = Step { rules: Arc::clone(self), entries, reason: None };
         step.reason = match step.verdict().map(|(_, action)| action) {

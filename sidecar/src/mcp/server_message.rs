@@ -102,7 +102,8 @@ impl<'a> InputAsks<'a> {
     pub fn without(&self, message: &[u8], stays: &[bool]) -> Filtered {
         let mut edits = Edits::of(message);
         for group in self.asks.chunk_by(|a, b| a.group == b.group) {
-            let first = self.asks.iter().position(|ask| ask.group == group.first().map_or(0, |ask| ask.group)).unwrap_or_default();
+            let first =
+                self.asks.iter().position(|ask| ask.group == group.first().map_or(0, |ask| ask.group)).unwrap_or_default();
             let kept = |at: usize| stays.get(first + at).copied().unwrap_or(false);
             // Where the last one ends that stays, and where the run begins that goes.
             let (mut before, mut run): (Option<usize>, Option<(usize, usize)>) = (None, None);
@@ -366,7 +367,10 @@ mod tests {
         for (text, asked) in [
             (r#"{"id":1,"method":"sampling/createMessage","params":{}}"#, vec!["sampling/createMessage"]),
             (r#"{"ID":1,"m\u0065thod":"roots\/list"}"#, vec!["roots/list"]),
-            (r#"{"id":1,"result":{"content":[{"method":"x"}],"structuredContent":{"inputRequests":{"a":{"method":"x"}}}}}"#, vec![]),
+            (
+                r#"{"id":1,"result":{"content":[{"method":"x"}],"structuredContent":{"inputRequests":{"a":{"method":"x"}}}}}"#,
+                vec![],
+            ),
             (
                 r#"{"id":1,"result":{"inputRequests":{"a":{"method":"elicitation/create"},"b":{"method":"roots/list"},"c":7}}}"#,
                 vec!["elicitation/create", "roots/list", ""],
