@@ -40,6 +40,8 @@ use crate::{
     record::{Arrival, Record, RecordedDecision},
     seen_tools::{SeenTools, book::PageChanges},
     server_metrics::{OTHER_NAME, UNKNOWN_SERVER},
+    server_requests::ServerRequestBook,
+    tasks::TaskBook,
 };
 
 /// The time after its start for which a sidecar is not ready where the shared store that it needs does not answer yet.
@@ -59,6 +61,8 @@ pub struct Governor {
     pub freshness: PolicyFreshness,
     listed: ListedNames,
     seen: SeenTools,
+    tasks: TaskBook,
+    server_requests: ServerRequestBook,
     approvals: Arc<Approvals>,
     observed: OnceLock<ObservedCalls>,
     mcp_config: OnceLock<McpConfig>,
@@ -96,6 +100,8 @@ impl Governor {
             freshness,
             listed: ListedNames::default(),
             seen,
+            tasks: TaskBook::default(),
+            server_requests: ServerRequestBook::default(),
             approvals,
             observed: OnceLock::new(),
             mcp_config: OnceLock::new(),
@@ -384,6 +390,7 @@ impl Governor {
         let operation = match reference {
             Reference::Prompt(name) => Operation::prompt(name),
             Reference::Resource(uri) => Operation::resource(uri),
+            Reference::Task(id) => return self.decide_task(in_force, (server, session), (id, method), arrived),
             Reference::Template(template) => {
                 witness = in_force.engine.template_witness(server, template);
                 Operation::resource(witness.as_deref().unwrap_or(template))
@@ -392,6 +399,37 @@ impl Governor {
         let call = Call { server, operation: operation.by(method), arguments: None, session, seen: None };
         let decision = in_force.engine.decide_use(&call);
         self.record(in_force, &call, decision, arrived)
+    }
+
+    /// Decides whether a message may refer to a task: to one of a call that was let through, whose tool may still be called, or to end it.
+    fn decide_task(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        (server, session): (&str, &str),
+        (id, method): (&str, &str),
+        arrived: Arrival,
+    ) -> (Decided, Record) {
+        let tool = self.tasks.find(server, id);
+        let seen = tool.as_deref().and_then(|tool| in_force.seen(server, tool));
+        let of_tool = Operation::tool(tool.as_deref().unwrap_or_default());
+        let call = Call { server, operation: of_tool, arguments: None, session, seen: seen.as_deref() };
+        let decision = match tool {
+            None => Decision::denied(Denial::unknown_task(server, id)),
+            Some(_) if method == "tasks/cancel" => Decision::allowed_freely(),
+            Some(_) => in_force.engine.decide_use(&call),
+        };
+        let named = Operation::other(method);
+        self.record(in_force, &Call { operation: named, seen: None, ..call }, decision, arrived)
+    }
+
+    /// The tasks of calls that were let through.
+    pub fn tasks(&self) -> &TaskBook {
+        &self.tasks
+    }
+
+    /// The requests of servers that hold places.
+    pub fn server_requests(&self) -> &ServerRequestBook {
+        &self.server_requests
     }
 
     /// Decides as [`Governor::decide`] does, limits across pods included: for these it waits for the shared store, no longer than

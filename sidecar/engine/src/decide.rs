@@ -146,6 +146,11 @@ impl Decision {
         decision
     }
 
+    /// Makes the decision on what is let through whatever policies say.
+    pub fn allowed_freely() -> Self {
+        Self::allowed(Permit::default(), std::iter::empty(), None, None)
+    }
+
     /// Makes the decision of a denial.
     pub fn denied(denial: Denial) -> Self {
         Self {
@@ -226,6 +231,12 @@ impl Engine {
         };
         let check = |group: &Group| self.check_group(&plan, group, call, &Cell::new(None));
         Decision::of_plan(&plan, check, |_| Ok(Permit::default()))
+    }
+
+    /// Returns true where the decision may have to wait: for counts that pods share, or for a person.
+    pub fn may_wait(&self, call: &Call<'_>) -> bool {
+        let asks = |plan: &NamePlan| std::iter::once(&plan.enforced).chain(&plan.audited).any(|group| group.asks);
+        self.plan(call).is_ok_and(|plan| plan.shares || asks(&plan))
     }
 
     /// Begins to decide on a call as [`Engine::decide`] does, as far as that depends on this pod alone.

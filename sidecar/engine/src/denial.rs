@@ -235,6 +235,15 @@ impl Denial {
         Self { message: words::no_say(server, operation.kind), ..Self::bare(operation) }
     }
 
+    /// Makes the denial of a message about a task that no call of this sidecar made.
+    pub fn unknown_task(server: &str, task: &str) -> Self {
+        let (server, shown) = (display_name(server), display_name(task));
+        let message = format!(
+            "Denied: the task {shown} of the server {server} is not one of a call that was let through, or is forgotten. Call the tool again."
+        );
+        Self { message, reason: Reason::NotListed, ..Self::bare(Operation::other(task)) }
+    }
+
     /// Makes the denial of an operation with a result of so many bytes, or of more than so many where the rest was not read.
     pub fn result_too_large(limit: &ResultLimit, operation: Operation<'_>, bytes: u64, is_whole: bool) -> Self {
         let more = if is_whole { "" } else { "more than " };

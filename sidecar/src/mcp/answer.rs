@@ -1,9 +1,11 @@
 //! The answers that the sidecar gives itself: denials and errors.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
-use toolweir_engine::Denial;
+use toolweir_engine::{Denial, json::Raw};
 
 use super::{request::Request, scan::ReplyTo};
 
@@ -35,6 +37,16 @@ pub fn denial(request: &Request<'_>, denial: &Denial) -> Bytes {
     // which then tells why.
     let code = if request.method == "server/discover" { -32601 } else { DENIED };
     said(&ReplyTo::from(request), code, &denial.message, denial)
+}
+
+/// The same for a request that is answered in this form: any but server/discover.
+pub fn denial_of(to: &ReplyTo<'_>, denial: &Denial) -> Bytes {
+    said(to, DENIED, &denial.message, denial)
+}
+
+/// The answer to a request of a server that its client does not get: an error in the client's name.
+pub fn refusal_of_client(id: Raw<'_>, denial: &Denial) -> Bytes {
+    denial_of(&ReplyTo { id: Some(Cow::Borrowed(id.as_str())), ..ReplyTo::default() }, denial)
 }
 
 /// Why a request was not carried out, for programs: under the key of a denial, whose form it has.

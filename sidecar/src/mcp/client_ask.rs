@@ -19,8 +19,6 @@ pub enum ClientAsk<'a> {
     Operation(Operation<'a>),
     /// All of these must be such as may be used at all. It takes nothing of their limits.
     References(SmallVec<[Reference<'a>; 1]>),
-    /// A task that was made before: it belongs to the call that made it.
-    Task(&'a str),
 }
 
 /// What a message refers to without using it.
@@ -32,6 +30,8 @@ pub enum Reference<'a> {
     Resource(Cow<'a, str>),
     /// A resource template (RFC 6570).
     Template(Cow<'a, str>),
+    /// A task that was made before.
+    Task(Cow<'a, str>),
 }
 
 /// The notifications of clients that belong to the base protocol. The last one is about a task that the client does for the server.
@@ -43,7 +43,7 @@ const BASE_NOTIFICATIONS: [&str; 5] = [
     "notifications/tasks/status",
 ];
 
-/// The most resources to which one subscriptions/listen subscribes.
+/// The most resources and tasks to which one subscriptions/listen subscribes.
 const MOST_SUBSCRIPTIONS: usize = 1024;
 
 impl<'a> ClientAsk<'a> {
@@ -77,7 +77,7 @@ impl<'a> ClientAsk<'a> {
             | "tasks/list" => return Ok(Self::Free),
             method if BASE_NOTIFICATIONS.contains(&method) && request.id.is_none() => return Ok(Self::Free),
             "tasks/get" | "tasks/result" | "tasks/cancel" | "tasks/update" => match params.task_id.as_deref() {
-                Some(task) => return Ok(Self::Task(task)),
+                Some(task) => return Ok(Self::References([Reference::Task(Cow::Borrowed(task))].into())),
                 None => Operation::other(&request.method),
             },
             method => Operation::other(method),
@@ -112,27 +112,28 @@ fn reference(raw: Raw<'_>) -> Result<Option<Reference<'_>>, Refusal> {
     })
 }
 
-/// Reads the resources to which a client subscribes (MCP 2026-07-28, Subscriptions).
+/// Reads the resources, and the tasks of the extension for these, to which a client subscribes (MCP 2026-07-28, Subscriptions).
 fn subscriptions(raw: Raw<'_>) -> Result<SmallVec<[Reference<'_>; 1]>, Refusal> {
     let mut found = SmallVec::new();
     if raw.kind() != JsonKind::Object {
         return Ok(found);
     }
-    let mut keys = DecidingKeys::new("`params.notifications`", &["resourceSubscriptions"]);
+    let mut keys = DecidingKeys::new("`params.notifications`", &["resourceSubscriptions", "taskIds"]);
     Reader::new(raw.as_str().as_bytes())?.object::<Refusal>(|reader, key| {
-        if keys.add(key)? != "resourceSubscriptions" {
-            reader.value()?;
-            return Ok(());
-        }
-        let unclear = || Refusal::Kind("`params.notifications.resourceSubscriptions`", "a list of at most 1024 URIs");
+        let (reference, what): (fn(_) -> _, _) = match &*keys.add(key)? {
+            "resourceSubscriptions" => (Reference::Resource, "`params.notifications.resourceSubscriptions`"),
+            "taskIds" => (Reference::Task, "`params.notifications.taskIds`"),
+            _ => return reader.value().map(|_| ()).map_err(Into::into),
+        };
+        let unclear = || Refusal::Kind(what, "a list of at most 1024 texts");
         match reader.peek()? {
             JsonKind::Array => {}
-            JsonKind::Null => return Ok(drop(reader.value()?)),
+            JsonKind::Null => return reader.value().map(|_| ()).map_err(Into::into),
             _ => return Err(unclear()),
         }
         reader.array::<Refusal>(|reader| {
-            let uri = reader.value()?.string()?.filter(|_| found.len() < MOST_SUBSCRIPTIONS).ok_or_else(unclear)?;
-            found.push(Reference::Resource(uri));
+            let text = reader.value()?.string()?.filter(|_| found.len() < MOST_SUBSCRIPTIONS).ok_or_else(unclear)?;
+            found.push(reference(text));
             Ok(())
         })
     })?;
@@ -176,7 +177,7 @@ mod tests {
                 r#"{"notifications":{"resourceSubscriptions":["a:b","c:d"]}}"#,
                 r#"References([Resource("a:b"), Resource("c:d")])"#,
             ),
-            ("tasks/get", r#"{"taskId":"t"}"#, r#"Task("t")"#),
+            ("tasks/get", r#"{"taskId":"t"}"#, r#"References([Task("t")])"#),
             (
                 "logging/setLevel",
                 r#"{"level":"info"}"#,
@@ -210,12 +211,12 @@ mod tests {
             (
                 "subscriptions/listen",
                 r#"{"notifications":{"resourceSubscriptions":"a:b"}}"#,
-                "is not a list of at most 1024 URIs",
+                "is not a list of at most 1024 texts",
             ),
             (
                 "subscriptions/listen",
                 r#"{"notifications":{"resourceSubscriptions":["a:b",7]}}"#,
-                "is not a list of at most 1024 URIs",
+                "is not a list of at most 1024 texts",
             ),
             (
                 "subscriptions/listen",

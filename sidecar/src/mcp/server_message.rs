@@ -45,10 +45,12 @@ pub enum ServerMessage<'a> {
         /// What it asks for besides.
         input: InputAsks<'a>,
     },
-    /// It is an answer that asks for input.
-    Input {
+    /// It is an answer that asks for input, or tells of a task.
+    Answer {
         /// Its id as it stands in the message; none where it has none.
         id: Option<Raw<'a>>,
+        /// The id of the task.
+        task: Option<Cow<'a, str>>,
         /// What it asks for.
         input: InputAsks<'a>,
     },
@@ -188,15 +190,15 @@ fn message<'a>(reader: &mut Reader<'a>) -> Result<ServerMessage<'a>, UnclearMess
 impl<'a> Envelope<'a> {
     fn message(self) -> Result<ServerMessage<'a>, UnclearMessage> {
         let Self { id, method, params, uri, answers, input } = self;
-        let input = input.asks;
+        let (input, task) = (input.asks, input.task);
         let one = |member: Member<Raw<'a>>| match member {
             Member::None => Ok(None),
             Member::One(value) => Ok(Some(value)),
             Member::Several => Err(UnclearMessage::TwoWays),
         };
         let Some(method) = one(method)? else {
-            let asks = !input.is_empty();
-            return Ok(if asks { ServerMessage::Input { id: one(id)?, input } } else { ServerMessage::Plain });
+            let says = !input.is_empty() || task.is_some();
+            return Ok(if says { ServerMessage::Answer { id: one(id)?, task, input } } else { ServerMessage::Plain });
         };
         if answers > 0 {
             return Err(UnclearMessage::TwoWays);
@@ -222,8 +224,8 @@ impl<'a> Envelope<'a> {
 struct InputReader<'a> {
     asks: InputAsks<'a>,
     groups: usize,
-    /// The place of what is read now in the message.
-    base: usize,
+    /// The task of the result; the last that is named.
+    task: Option<Cow<'a, str>>,
 }
 
 impl<'a> InputReader<'a> {
@@ -262,6 +264,10 @@ impl<'a> InputReader<'a> {
             if is_key(key, "inputRequests")? {
                 times += 1;
                 return if times > 1 { Err(UnclearMessage::TwoWays) } else { self.requests(reader) };
+            }
+            if is_key(key, "taskId")? {
+                self.task = reader.value()?.string()?.or(self.task.take());
+                return Ok(());
             }
             if has_task && is_key(key, "task")? {
                 return self.holder(reader, false, &mut |_, _| Ok(false));
@@ -339,7 +345,7 @@ impl<'a> InputReader<'a> {
         if self.asks.asks.len() >= MOST_ASKS {
             return Err(UnclearMessage::Many);
         }
-        self.asks.asks.push(PlacedAsk { ask, group, start: self.base + start, end: self.base + end });
+        self.asks.asks.push(PlacedAsk { ask, group, start, end });
         Ok(())
     }
 }
@@ -356,7 +362,7 @@ mod tests {
         match one(text).unwrap() {
             ServerMessage::Plain => Vec::new(),
             ServerMessage::Request { ask, .. } => vec![ask.method.into_owned()],
-            ServerMessage::Notification { input, .. } | ServerMessage::Input { input, .. } => {
+            ServerMessage::Notification { input, .. } | ServerMessage::Answer { input, .. } => {
                 input.asks().map(|ask| ask.method.clone().into_owned()).collect()
             }
         }
@@ -411,7 +417,7 @@ mod tests {
     #[test]
     fn what_is_denied_is_cut_out_and_every_other_byte_stays() {
         let without = |text: &str, stays: &[bool]| match one(text).unwrap() {
-            ServerMessage::Input { input, .. } => match input.without(text.as_bytes(), stays) {
+            ServerMessage::Answer { input, .. } => match input.without(text.as_bytes(), stays) {
                 Filtered::Edited(edited) => String::from_utf8(edited).unwrap(),
                 Filtered::Same => text.to_owned(),
             },
@@ -432,6 +438,17 @@ mod tests {
         }
         let text = r#"{"id":1,"error":{"data":{"elicitations":[{"url":1},{"url":2}]}}}"#;
         assert_eq!(without(text, &[false, true]), r#"{"id":1,"error":{"data":{"elicitations":[{"url":2}]}}}"#);
+    }
+
+    #[test]
+    fn the_task_of_an_answer_is_found_in_both_eras() {
+        let task = |text| match one(text).unwrap() {
+            ServerMessage::Answer { task, .. } => task.map(Cow::into_owned),
+            _ => None,
+        };
+        assert_eq!(task(r#"{"id":1,"result":{"task":{"taskId":"t1","status":"working"}}}"#).as_deref(), Some("t1"));
+        assert_eq!(task(r#"{"id":1,"result":{"resultType":"task","taskId":"t2"}}"#).as_deref(), Some("t2"));
+        assert_eq!(task(r#"{"id":1,"result":{"structuredContent":{"taskId":"t3"}}}"#), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! [`event`], what its lines are and how they are written anew in [`lines`]. [`endpoint`] and [`tools_key`] know an endpoint's
 //! name and the key of a list however they are written, and [`passing`] looks for both in an event that is too large to hold.
 
+pub mod ask_keys;
 pub mod endpoint;
 pub mod event;
 pub mod lines;
@@ -19,6 +20,7 @@ pub mod rewriter;
 pub mod tools_key;
 
 pub use self::{
+    ask_keys::spells_ask,
     event::{Decide, EndpointMatch, EventVerdict, RewriteMode, SseError, SseEvent},
     lines::{with_data, without_id},
     rewriter::Rewriter,
