@@ -40,6 +40,7 @@ use crate::{
     record::{Arrival, Record, RecordedDecision},
     seen_tools::{SeenTools, book::PageChanges},
     server_metrics::{OTHER_NAME, UNKNOWN_SERVER},
+    tasks::TaskBook,
 };
 
 /// The time after its start for which a sidecar is not ready where the shared store that it needs does not answer yet.
@@ -59,6 +60,8 @@ pub struct Governor {
     pub freshness: PolicyFreshness,
     listed: ListedNames,
     seen: SeenTools,
+    /// The tasks that calls have made.
+    pub tasks: TaskBook,
     approvals: Arc<Approvals>,
     observed: OnceLock<ObservedCalls>,
     mcp_config: OnceLock<McpConfig>,
@@ -96,6 +99,7 @@ impl Governor {
             freshness,
             listed: ListedNames::default(),
             seen,
+            tasks: TaskBook::default(),
             approvals,
             observed: OnceLock::new(),
             mcp_config: OnceLock::new(),

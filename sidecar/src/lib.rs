@@ -58,3 +58,4 @@ pub mod seen_tools;
 pub mod server_metrics;
 pub mod source;
 pub mod stdio;
+pub mod tasks;
