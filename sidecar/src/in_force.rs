@@ -14,7 +14,7 @@ use toolweir_engine::{Engine, Operation, Policy, SeenTool, Verdict};
 
 use crate::{
     credentials::{server_credential::ServerCredential, set::CredentialSet},
-    mcp::is_method,
+    mcp::{is_method, list_kind::ListKind},
     observed::ToolCalls,
     outcome::{ListingEnd, Outcome},
     seen_tools::ToolsOfServer,
@@ -202,7 +202,7 @@ impl InForce {
                 .map(|kind| (kind, engine.names(view.name, kind).map(Box::from).collect()))
                 .into();
             // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
-            metrics.tools_hidden.with_label_values(&[view.name]);
+            ListKind::ALL.into_iter().for_each(|list| drop(metrics.hidden(view.name, list)));
             for end in ListingEnd::ALL.into_iter().filter(|_| view.reads_definitions) {
                 metrics.own_lists.with_label_values(&[view.name, end.as_str()]);
             }

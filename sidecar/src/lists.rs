@@ -1,13 +1,12 @@
-//! Lists of tools on their way to a client, whatever carries them.
+//! Lists of tools, prompts, resources and tasks on their way to a client, whatever carries them.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use prometheus::IntCounter;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     sync::oneshot,
@@ -15,18 +14,19 @@ use tokio::{
 };
 use toolweir_crds::OperationKind;
 use toolweir_engine::{
-    Operation,
+    Operation, SeenTool,
     json::{JsonError, Raw},
 };
 
 use crate::{
     governor::Governor,
-    in_force::ServerInForce,
+    in_force::{InForce, ServerInForce},
     mcp::{
         changes::is_list_changed,
         edits::Filtered,
         id::{is_same_id, message_id},
         list::{self, ListAnswer, ListPage, OwnRequest, Rules},
+        list_kind::ListKind,
         page_request,
     },
     outcome::ListingEnd,
@@ -34,17 +34,15 @@ use crate::{
     seen_tools::{ToolsOfServer, tools_of_server::ListedPage},
 };
 
-/// The time for which a client may keep a list, unless said otherwise. So long an agent may see the tools of a policy that is no longer
-/// in force.
+/// The time for which a client may keep a list, unless said otherwise. So long an agent may see what a policy allows that is no longer in
+/// force.
 pub const TTL: Duration = Duration::from_secs(5);
 
-/// Shows of the lists of one server what may be called.
+/// Shows of the lists of one server what may be used.
 #[derive(Clone, Debug)]
 pub struct Lists {
     governor: Arc<Governor>,
     server: String,
-    /// Counts the tools that were cut out.
-    hidden: IntCounter,
     /// Milliseconds.
     ttl: u32,
 }
@@ -55,7 +53,6 @@ impl Lists {
         Self {
             governor: Arc::clone(governor),
             server: server.to_owned(),
-            hidden: governor.metrics.servers.tools_hidden.with_label_values(&[server]),
             ttl: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
         }
     }
@@ -65,7 +62,7 @@ impl Lists {
         &self.server
     }
 
-    /// Shows of an answer what may be called now. `own` is the request of the sidecar's own whose answer it is.
+    /// Shows of an answer what may be used now. `own` is the request of the sidecar's own whose answer it is.
     ///
     /// # Errors
     /// The answer is not strict JSON.
@@ -75,31 +72,63 @@ impl Lists {
         let learning = server.and_then(|server| Some((server, server.tools_seen()?)));
         let is_for_nobody = own.is_some_and(|own| own.client_id.is_none());
         let mut page: Option<ListedPage<'_>> = None;
-        let rules = Rules { ttl: self.ttl, own };
+        let (rules, mut hidden) = (Rules { ttl: self.ttl, own }, BTreeMap::new());
         let read = list::filter(answer, &rules, &mut |entry| {
-            if let Some(learning) = learning {
+            if let Some(learning) = learning.filter(|_| entry.list == ListKind::Tools) {
                 page.get_or_insert_with(|| begin_page(learning)).learn(entry);
             }
             let mut stays = true;
-            for tool in entry.names {
-                let seen = page.as_ref().and_then(|page| page.seen(tool));
-                let shown = in_force.engine.may_use(&self.server, Operation::tool(tool), seen);
-                self.governor.learn_name(&self.server, OperationKind::Tool, tool);
+            for name in entry.names {
+                let seen = page.as_ref().filter(|_| entry.list == ListKind::Tools).and_then(|page| page.seen(name));
+                let shown = self.may_use(&in_force, entry.list, name, seen);
+                self.learn_name(entry.list, name);
                 if !shown && !is_for_nobody {
-                    self.hidden.inc();
+                    *hidden.entry(entry.list).or_default() += 1;
                 }
                 stays &= shown;
             }
             stays
         });
-        let found = read.as_ref().ok().and_then(|read| read.page);
-        // The last page of a list can be one without a tool.
+        for (list, count) in hidden {
+            self.governor.metrics.servers.hidden(&self.server, list).inc_by(count);
+        }
+        let found = read.as_ref().ok().and_then(|read| read.page).filter(|page| page.list == ListKind::Tools);
+        // The last page of tools can be one without a tool.
         let page = page.or_else(|| found.and(learning).map(begin_page));
         if let Some((page, (server, _))) = page.zip(learning) {
             let ends = found.is_some_and(|page| page.next.is_none());
             self.governor.page_passed(&in_force, server, &page.finish(!ends));
         }
         read
+    }
+
+    /// Returns true where an entry of a list with this name, URI, URI template or id may be used. `seen` is what the list says of a tool.
+    fn may_use(&self, in_force: &InForce, list: ListKind, name: &str, seen: Option<&SeenTool>) -> bool {
+        let (engine, server) = (&in_force.engine, self.server.as_str());
+        match list {
+            ListKind::Tools => engine.may_use(server, Operation::tool(name), seen),
+            ListKind::Prompts => engine.may_use(server, Operation::prompt(name), None),
+            ListKind::Resources => engine.may_use(server, Operation::resource(name), None),
+            ListKind::Templates => {
+                let witness = engine.template_witness(server, name);
+                witness.is_some_and(|uri| engine.may_use(server, Operation::resource(&uri), None))
+            }
+            ListKind::Tasks => self.governor.tasks().find(server, name).is_some_and(|tool| {
+                let seen = in_force.seen(server, &tool);
+                engine.may_use(server, Operation::tool(&tool), seen.as_deref())
+            }),
+        }
+    }
+
+    /// Remembers a name that the server lists, where it is one that requests have.
+    fn learn_name(&self, list: ListKind, name: &str) {
+        let kind = match list {
+            ListKind::Tools => OperationKind::Tool,
+            ListKind::Prompts => OperationKind::Prompt,
+            ListKind::Resources => OperationKind::Resource,
+            ListKind::Templates | ListKind::Tasks => return,
+        };
+        self.governor.learn_name(&self.server, kind, name);
     }
 
     /// Takes note of a message of the server that is none of its lists.
@@ -126,7 +155,7 @@ const MOST_ASKED: usize = 4;
 /// The most requests of the sidecar's own that may be without an answer on one stream.
 const MOST_EXPECTED: usize = 64;
 
-/// A client's tools/list.
+/// A client's request for a list.
 #[derive(Clone, Debug)]
 pub struct ListRequest {
     /// Its id, as it is written.
@@ -149,13 +178,13 @@ pub struct Page {
     pub message: Bytes,
     /// The room that it takes, where it is of a size to speak of.
     pub held: Option<HeldBytes>,
-    /// True where it has a tool.
+    /// True where it has an entry.
     shown: bool,
     next: Option<String>,
 }
 
 impl Page {
-    /// The page that an answer holds, if every tool of it was cut out and another page follows; else what the client gets.
+    /// The page that an answer holds, if every entry of it was cut out and another page follows; else what the client gets.
     pub fn emptied(read: ListAnswer<'_>) -> Result<Self, Filtered> {
         match (read.filtered, read.page) {
             (Filtered::Edited(message), Some(ListPage { entries: 1.., shown: 0, next: Some(next), .. })) => {
@@ -179,6 +208,7 @@ impl Lists {
         let read = self.read(answer, Some(own)).ok()?;
         let page = read.page.filter(|page| page.id.string().is_ok_and(|id| id.as_deref() == Some(own.id)))?;
         match (own.client_id, read.filtered) {
+            (None, _) if page.list != ListKind::Tools => None,
             (None, _) => Some(Page::new(Vec::new(), page.shown > 0, page.next)),
             (Some(_), Filtered::Edited(message)) => Some(Page::new(message, page.shown > 0, page.next)),
             (Some(_), Filtered::Same) => None,
@@ -192,7 +222,7 @@ pub trait PageSource {
     fn page(&mut self, request: Vec<u8>, own: OwnRequest<'_>) -> impl Future<Output = Option<Page>> + Send;
 }
 
-/// Goes on from an empty page until one has a tool, or none follows: some clients never ask for a second page. What cannot be
+/// Goes on from an empty page until one has an entry, or none follows: some clients never ask for a second page. What cannot be
 /// had within the bounds ends it with the page so far, whose cursor the client can go on from.
 pub async fn fill(asked: &ListRequest, mut page: Page, pages: &mut impl PageSource, until: Instant) -> Page {
     let mut before: Vec<String> = Vec::new();
@@ -207,7 +237,7 @@ pub async fn fill(asked: &ListRequest, mut page: Page, pages: &mut impl PageSour
     page
 }
 
-/// Asks for every page of a list, the first one with a message that `request` makes for an id, and lets each be learned from. No
+/// Asks for every page of a list of tools, the first one with a message that `request` makes for an id, and lets each be learned from. No
 /// client gets them.
 pub async fn list_all(request: impl Fn(&str) -> Option<Vec<u8>>, pages: &mut impl PageSource, until: Instant) -> ListingEnd {
     let mut before: Vec<String> = Vec::new();

@@ -104,7 +104,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ListArgs {
-    /// Seconds for which a client may cache a list of tools, if the server allows it (`ttlMs`).
+    /// Seconds for which a client may cache a list, if the server allows it (`ttlMs`).
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = seconds)]
     list_ttl: Duration,
 }
@@ -162,7 +162,7 @@ struct RunArgs {
     /// Host name under which the proxy may be reached, in addition to localhost and IP addresses.
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// Maximum size of a request, and of a list of tools, in bytes; at most three quarters of --max-held.
+    /// Maximum size of a request, and of a list, in bytes; at most three quarters of --max-held.
     #[arg(long, default_value_t = Limits::default().body, value_name = "BYTES")]
     max_body: usize,
     /// Maximum number of bytes held at once: of bodies, and of answers that wait for their clients.

@@ -1,8 +1,8 @@
 //! Metrics with the label `server`: requests and calls.
 
-use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
 
-use crate::registry::MetricsRegistry;
+use crate::{mcp::list_kind::ListKind, registry::MetricsRegistry};
 
 /// The label `server` where no policy names it.
 pub const UNKNOWN_SERVER: &str = "_unknown";
@@ -34,6 +34,8 @@ pub struct ServerMetrics {
     pub overhead: HistogramVec,
     /// `toolweir_tools_hidden_total`: tools that were cut out of tools/list answers.
     pub tools_hidden: IntCounterVec,
+    /// `toolweir_entries_hidden_total`: entries that were cut out of other lists.
+    pub entries_hidden: IntCounterVec,
     /// `toolweir_own_lists_total`: lists that the sidecar asked for by itself.
     pub own_lists: IntCounterVec,
     /// `toolweir_tool_drift_total`: parts of definitions that a list showed for the first time, and that are not as pinned.
@@ -81,6 +83,11 @@ impl ServerMetrics {
                 "Tools that were cut out of tools/list answers.",
                 &["server"],
             )?,
+            entries_hidden: registry.counters(
+                "toolweir_entries_hidden_total",
+                "Entries that were cut out of the lists of prompts, resources, resource templates and tasks.",
+                &["server", "list"],
+            )?,
             own_lists: registry.counters(
                 "toolweir_own_lists_total",
                 "Lists of tools that the sidecar asked servers for by itself, for calls whose decision needs them.",
@@ -97,5 +104,13 @@ impl ServerMetrics {
                 &["server"],
             )?,
         })
+    }
+
+    /// The counter of the entries that were cut out of a server's lists of this kind.
+    pub fn hidden(&self, server: &str, list: ListKind) -> IntCounter {
+        match list {
+            ListKind::Tools => self.tools_hidden.with_label_values(&[server]),
+            list => self.entries_hidden.with_label_values(&[server, list.key()]),
+        }
     }
 }

@@ -59,7 +59,7 @@ pub struct StdioConfig {
     pub audit_log: Option<PathBuf>,
     /// The longest message, in bytes.
     pub longest: usize,
-    /// The time for which the client may keep a list of tools.
+    /// The time for which the client may keep a list.
     pub list_ttl: Duration,
     /// The folder that keeps what a restart needs, if there is one. Several sidecars may share it.
     pub state: Option<PathBuf>,

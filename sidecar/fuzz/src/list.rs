@@ -1,14 +1,15 @@
-//! An answer with a list of tools: hidden ones are cut out, and nothing else changes.
+//! An answer with a list: hidden entries are cut out, and nothing else changes.
 
 use toolweir_engine::json::{JsonError, same_but_for_case};
 use toolweir_sidecar::mcp::{
     edits::Filtered,
     list::{ListEntry, MOST_NAMES, Rules, filter},
+    list_kind::ListKind,
 };
 
 use super::tree::Tree;
 
-/// Which tools are shown.
+/// Which entries are shown.
 pub fn shows(name: &str) -> bool {
     !name.starts_with('d')
 }
@@ -27,21 +28,25 @@ fn hide(answer: &mut Tree) {
     for (_, result) in members.iter_mut().filter(|(key, _)| same_but_for_case(key, "result")) {
         let Tree::Object(members) = result else { continue };
         let (mut hidden, mut list) = (false, false);
-        for (_, tools) in members.iter_mut().filter(|(key, _)| same_but_for_case(key, "tools")) {
-            let Tree::List(tools) = tools else { continue };
+        for (key, entries) in members.iter_mut() {
+            let Some(kind) = ListKind::ALL.into_iter().find(|kind| same_but_for_case(key, kind.key())) else { continue };
+            let Tree::List(entries) = entries else { continue };
             list = true;
-            let before = tools.len();
-            tools.retain(|tool| match tool {
+            let before = entries.len();
+            entries.retain(|entry| match entry {
                 Tree::Object(members) => {
-                    let mut names =
-                        members.iter().filter(|(key, _)| same_but_for_case(key, "name")).map(|(_, name)| name).peekable();
+                    let mut names = members
+                        .iter()
+                        .filter(|(key, _)| same_but_for_case(key, kind.member()))
+                        .map(|(_, name)| name)
+                        .peekable();
                     names.peek().is_some()
                         && names.clone().count() <= MOST_NAMES
                         && names.all(|name| name.string().is_some_and(shows))
                 }
                 _ => true,
             });
-            hidden |= tools.len() < before;
+            hidden |= entries.len() < before;
         }
         for (_, scope) in members.iter_mut().filter(|(key, _)| hidden && same_but_for_case(key, "cacheScope")) {
             *scope = Tree::String("private".to_owned());

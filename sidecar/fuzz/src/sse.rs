@@ -3,7 +3,7 @@
 use toolweir_sidecar::mcp::{
     edits::Filtered,
     list,
-    sse::{self, EndpointMatch, EventVerdict, RewriteMode, Rewriter, SseError, spells_tools},
+    sse::{self, EndpointMatch, EventVerdict, RewriteMode, Rewriter, SseError, spells_list},
 };
 
 use super::{
@@ -117,7 +117,7 @@ pub fn check(stream: &[u8]) {
                 assert_eq!(named, told, "pieces {pieces:?}: other events than a client sees");
             }
             Err(error) => assert!(
-                matches!(error, SseError::UnclearEndpoint | SseError::Unreadable) && (endpoint || spells_tools(stream)),
+                matches!(error, SseError::UnclearEndpoint | SseError::Unreadable) && (endpoint || spells_list(stream)),
                 "pieces {pieces:?}: {error}"
             ),
         }
@@ -152,7 +152,7 @@ pub fn check(stream: &[u8]) {
             if end.is_ok() {
                 assert!(lines(&out) == lines(stream), "pieces {pieces:?}, {most} held: what passes is not what came");
                 let unseen = |told: &(&[u8], &[u8])| !seen.iter().any(|(name, data, _)| (&**name, &**data) == *told);
-                let tools = told.iter().find(|told| spells_tools(told.1) && unseen(told));
+                let tools = told.iter().find(|told| spells_list(told.1) && unseen(told));
                 assert_eq!(tools, None, "pieces {pieces:?}, {most} held: passed unseen");
                 assert!(
                     !endpoint || seen.iter().any(|(.., endpoint)| *endpoint) || without_data(stream),
@@ -170,7 +170,7 @@ pub fn check(stream: &[u8]) {
         let (out, _, end) = rewrite(stream, &pieces, ALL, RewriteMode::Foreign, &pass);
         match end {
             Ok(()) => assert!(out == stream && !endpoint, "pieces {pieces:?}: passed as no event stream"),
-            Err(_) => assert!(stream.starts_with(&out) && (endpoint_letters(stream) || spells_tools(stream))),
+            Err(_) => assert!(stream.starts_with(&out) && (endpoint_letters(stream) || spells_list(stream))),
         }
     }
 }

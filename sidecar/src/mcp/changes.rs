@@ -1,5 +1,5 @@
-//! Notifications of clients that a server's list of tools has changed (MCP 2025-11-25, "List Changed Notification"; MCP
-//! 2026-07-28, "Subscriptions").
+//! Notifications of clients that a server's lists have changed (MCP 2025-11-25, "List Changed Notification"; MCP 2026-07-28,
+//! "Subscriptions").
 
 use serde_json::Value;
 use toolweir_engine::json::{JsonError, JsonKind, Reader};
@@ -11,18 +11,38 @@ const MOST: usize = 16;
 /// The largest message that is looked at, in bytes.
 const LARGEST: usize = 64 * 1024;
 
-/// Who on a stream is told that the list has changed, as the server has agreed.
+/// What servers declare changes of, as capabilities, subscriptions and notifications name it.
+const DECLARED: [&str; 3] = ["tools", "prompts", "resources"];
+
+/// The lists of whose changes somebody is told, as the server has agreed: each of [`DECLARED`], or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ToldLists([bool; DECLARED.len()]);
+
+impl ToldLists {
+    /// Returns true where somebody is told of some list.
+    pub fn any(self) -> bool {
+        self.0.contains(&true)
+    }
+
+    /// The messages that tell of changes, with these parameters.
+    fn messages(self, params: &str) -> impl Iterator<Item = String> {
+        let told = DECLARED.into_iter().zip(self.0).filter(|(_, told)| *told);
+        told.map(move |(list, _)| format!(r#"{{"jsonrpc":"2.0","method":"notifications/{list}/list_changed"{params}}}"#))
+    }
+}
+
+/// Who on a stream is told that lists have changed, as the server has agreed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listeners {
-    /// The session that the stream is of: the answer to `initialize` declares that it is told.
-    session: bool,
+    /// The session that the stream is of: the answer to `initialize` declares what it is told.
+    session: ToldLists,
     /// Subscriptions that were acknowledged, by their ids as JSON.
-    subscriptions: Vec<String>,
+    subscriptions: Vec<(String, ToldLists)>,
 }
 
 impl Listeners {
-    /// Those of a stream whose session is told, or not as far as is known.
-    pub fn of(session: bool) -> Self {
+    /// Those of a stream whose session is told this, as far as is known.
+    pub fn of(session: ToldLists) -> Self {
         Self { session, ..Self::default() }
     }
 
@@ -45,13 +65,14 @@ impl Listeners {
         let Ok(message) = serde_json::from_slice::<Value>(message) else { return };
         let is_true = |path: &str| message.pointer(path) == Some(&Value::Bool(true));
         if message.pointer("/result/capabilities").is_some() {
-            self.session = is_true("/result/capabilities/tools/listChanged");
+            self.session = ToldLists(DECLARED.map(|list| is_true(&format!("/result/capabilities/{list}/listChanged"))));
         } else if message.get("method").is_some_and(|method| method == "notifications/subscriptions/acknowledged")
             && let Some(id) = message.pointer("/params/_meta/io.modelcontextprotocol~1subscriptionId")
         {
             self.end(id);
-            if is_true("/params/notifications/toolsListChanged") && self.subscriptions.len() < MOST {
-                self.subscriptions.push(id.to_string());
+            let told = ToldLists(DECLARED.map(|list| is_true(&format!("/params/notifications/{list}ListChanged"))));
+            if told.any() && self.subscriptions.len() < MOST {
+                self.subscriptions.push((id.to_string(), told));
             }
         }
     }
@@ -69,18 +90,16 @@ impl Listeners {
 
     fn end(&mut self, id: &Value) {
         let id = id.to_string();
-        self.subscriptions.retain(|known| *known != id);
+        self.subscriptions.retain(|(known, _)| *known != id);
     }
 
     /// The messages that tell them.
     pub fn messages(&self) -> impl Iterator<Item = String> {
-        let session = self.session.then(|| r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#.to_owned());
-        let of_subscription = |id: &String| {
-            format!(
-                r#"{{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{id}}}}}}}"#
-            )
+        let of_subscription = |(id, told): &(String, ToldLists)| {
+            let params = format!(r#","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{id}}}}}"#);
+            told.messages(&params).collect::<Vec<_>>()
         };
-        session.into_iter().chain(self.subscriptions.iter().map(of_subscription))
+        self.session.messages("").chain(self.subscriptions.iter().flat_map(of_subscription))
     }
 }
 
@@ -121,10 +140,10 @@ pub struct Declaration {
 }
 
 impl Declaration {
-    /// Takes a piece. True once the answer has come and declares that clients are told.
-    pub fn push(&mut self, piece: &[u8]) -> bool {
+    /// Takes a piece. Gives what clients are told, once the answer has come and declares it.
+    pub fn push(&mut self, piece: &[u8]) -> ToldLists {
         if self.seen.len() + piece.len() > LARGEST {
-            return false;
+            return ToldLists::default();
         }
         self.seen.extend_from_slice(piece);
         let mut listeners = Listeners::default();
@@ -155,8 +174,11 @@ mod tests {
         let plain = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
         assert_eq!(told(&[declares]), [plain]);
         assert_eq!(told(&[declares, &declares.replace("true", "false")]), [""; 0]);
+        let prompts = plain.replace("tools", "prompts");
+        let others = r#"{"id":1,"result":{"capabilities":{"resources":{"listChanged":true,"subscribe":true},"tools":{},"prompts":{"listChanged":true}}}}"#;
+        assert_eq!(told(&[declares, others]), [prompts.clone(), plain.replace("tools", "resources")]);
         for other in [
-            r#"{"id":1,"result":{"capabilities":{"prompts":{"listChanged":true},"tools":{}}}}"#,
+            r#"{"id":1,"result":{"capabilities":{"tasks":{"listChanged":true},"prompts":{"listChanged":"true"}}}}"#,
             r#"{"id":1,"result":{"content":[{"text":"\"listChanged\":true"}]}}"#,
         ] {
             assert_eq!(told(&[other]), [""; 0], "{other}");
@@ -174,7 +196,9 @@ mod tests {
         assert_eq!(told(&[&one, &two, &one]), [with_id("\"b\""), with_id("7")]);
         // Its answer ends a subscription.
         assert_eq!(told(&[&one, r#"{"id":7,"result":{}}"#, &two]), [with_id("\"b\"")]);
-        assert_eq!(told(&[&acknowledged("7", r#"{"promptsListChanged":true}"#)]), [""; 0]);
+        let three = acknowledged("7", r#"{"promptsListChanged":true,"toolsListChanged":false,"resourcesListChanged":true}"#);
+        assert_eq!(told(&[&one, &three]), ["prompts", "resources"].map(|list| with_id("7").replace("tools", list)));
+        assert_eq!(told(&[&acknowledged("7", r#"{"resourceSubscriptions":["a:listChanged"]}"#)]), [""; 0]);
         let mut listeners = Listeners::default();
         listeners.server_said(one.as_bytes());
         listeners.client_said(br#"{"method":"notifications/cancelled","params":{"requestId":7}}"#);
@@ -203,7 +227,7 @@ mod tests {
         for body in [answer.to_owned(), format!(": c\n\nid: 1\r\ndata: {answer}\r\n\r\n")] {
             for piece in 1..=body.len() {
                 let mut declaration = Declaration::default();
-                assert!(body.as_bytes().chunks(piece).any(|piece| declaration.push(piece)), "{piece}");
+                assert!(body.as_bytes().chunks(piece).any(|piece| declaration.push(piece).any()), "{piece}");
             }
         }
     }

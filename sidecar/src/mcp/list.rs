@@ -1,4 +1,4 @@
-//! `tools/list` shows an agent only what it may call.
+//! Lists show an agent only what it may use.
 //!
 //! The result is edited where it stands: entries that are not shown are cut out, how long it may be kept is bounded, and every
 //! other byte stays. Little is kept of an entry once the next one is read, so a list of very many takes no more memory than its
@@ -11,6 +11,7 @@ use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader};
 
 use super::{
     edits::{Edits, Filtered},
+    list_kind::ListKind,
     members::{Member, is_key},
 };
 
@@ -43,9 +44,11 @@ pub struct ListAnswer<'a> {
     pub page: Option<ListPage<'a>>,
 }
 
-/// A page of a list of tools.
+/// A page of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListPage<'a> {
+    /// The list: the only one of the answer.
+    pub list: ListKind,
     /// The id of the answer.
     pub id: Raw<'a>,
     /// The number of its entries.
@@ -56,14 +59,16 @@ pub struct ListPage<'a> {
     pub next: Option<Raw<'a>>,
 }
 
-/// An entry of a list, as it stands there: an object with a name.
+/// An entry of a list, as it stands there: an object with what the list identifies its entries by.
 #[derive(Debug)]
 pub struct ListEntry<'a> {
+    /// The list.
+    pub list: ListKind,
     /// Its text.
     pub text: &'a [u8],
-    /// Its names, as clients of every kind may find them: usually one.
+    /// Its names, URIs, URI templates or ids, as clients of every kind may find them: usually one.
     pub names: &'a [Cow<'a, str>],
-    /// True where all clients find the same name: the only one, under the key `name`.
+    /// True where all clients find the same name: the only one, under the key as MCP writes it.
     pub is_plain: bool,
 }
 
@@ -77,8 +82,8 @@ struct Judge<'a> {
 }
 
 /// Cuts the entries out of an answer that `shows` refuses; it is asked once for each that a client may find a name in. An answer is known
-/// as a tools/list result by its shape, since one can be replayed on any stream; keys are known in any case, since some
-/// clients read them so.
+/// to hold a list by its shape, since one can be replayed on any stream; keys are known in any case, since some clients read
+/// them so.
 ///
 /// # Errors
 /// The answer is not strict JSON.
@@ -130,7 +135,8 @@ fn answer<'a>(
         Ok(())
     })?;
     let page = |id, found: Members<'a>| {
-        found.tools.one().map(|(entries, shown)| ListPage { id, entries, shown, next: found.next.one().flatten() })
+        let FoundList { list, entries, shown } = found.list.one()?;
+        Some(ListPage { list, id, entries, shown, next: found.next.one().flatten() })
     };
     Ok(id.one().zip(results.one()).and_then(|(id, found)| page(id, found)))
 }
@@ -138,11 +144,17 @@ fn answer<'a>(
 /// The members of a result that matter.
 #[derive(Default)]
 struct Members<'a> {
-    /// Of its list: how many entries it has, and how many of them stay.
-    tools: Member<(usize, usize)>,
+    list: Member<FoundList>,
     /// True where an entry goes.
     goes: bool,
     next: Member<Option<Raw<'a>>>,
+}
+
+/// A list that was read: how many entries it has, and how many of them stay.
+struct FoundList {
+    list: ListKind,
+    entries: usize,
+    shown: usize,
 }
 
 /// A part of a result that may have to be replaced.
@@ -189,7 +201,7 @@ fn result<'a>(
         }
         if many { apply(part, true) } else { parts.push(part) }
     })?;
-    if !matches!(found.tools, Member::None) {
+    if !matches!(found.list, Member::None) {
         let goes = found.goes || rules.own.is_some();
         parts.into_iter().for_each(|part| apply(part, goes));
     }
@@ -205,10 +217,12 @@ fn members<'a>(
 ) -> Result<Members<'a>, JsonError> {
     let mut found = Members::default();
     reader.object::<JsonError>(|reader, key| {
-        if is_key(key, "tools")? && reader.peek()? == JsonKind::Array {
-            let (entries, shown) = tools(reader, judge, part)?;
-            found.goes |= shown < entries;
-            found.tools.add((entries, shown));
+        if reader.peek()? == JsonKind::Array
+            && let Some(list) = ListKind::of_key(key)?
+        {
+            let read = entries(reader, list, judge, part)?;
+            found.goes |= read.shown < read.entries;
+            found.list.add(read);
             return Ok(());
         }
         let value = reader.value()?;
@@ -234,9 +248,13 @@ fn is_at_most(value: Raw<'_>, most: u32) -> bool {
         && value.as_str().parse::<f64>().is_ok_and(|number| number <= f64::from(most))
 }
 
-/// Reads a list, tells `part` what goes of it, and gives how many entries it has and how many stay. A run that goes takes the
-/// comma after it, or before it at the end of the list.
-fn tools(reader: &mut Reader<'_>, judge: &mut Judge<'_>, part: &mut dyn FnMut(Edit)) -> Result<(usize, usize), JsonError> {
+/// Reads a list, and tells `part` what goes of it. A run that goes takes the comma after it, or before it at the end of the list.
+fn entries(
+    reader: &mut Reader<'_>,
+    list: ListKind,
+    judge: &mut Judge<'_>,
+    part: &mut dyn FnMut(Edit),
+) -> Result<FoundList, JsonError> {
     let mut cut = |start, end| part(Edit { start, end, part: EditKind::Entries });
     let (mut entries, mut shown) = (0, 0);
     // Where the last entry ends that stays, and where the run begins and ends that goes.
@@ -244,7 +262,7 @@ fn tools(reader: &mut Reader<'_>, judge: &mut Judge<'_>, part: &mut dyn FnMut(Ed
     reader.array::<JsonError>(|reader| {
         let kind = reader.peek()?;
         let start = reader.place();
-        let stays = if kind == JsonKind::Object { stays(reader, judge)? } else { reader.value().map(|_| true)? };
+        let stays = if kind == JsonKind::Object { stays(reader, list, judge)? } else { reader.value().map(|_| true)? };
         entries += 1;
         if !stays {
             run = Some((run.map_or(start, |(start, _)| start), reader.place()));
@@ -260,17 +278,17 @@ fn tools(reader: &mut Reader<'_>, judge: &mut Judge<'_>, part: &mut dyn FnMut(Ed
     if let Some((start, end)) = run {
         cut(before.unwrap_or(start), end);
     }
-    Ok((entries, shown))
+    Ok(FoundList { list, entries, shown })
 }
 
 /// Reads an entry of a list, and gives whether it stays.
-fn stays(reader: &mut Reader<'_>, judge: &mut Judge<'_>) -> Result<bool, JsonError> {
-    let start = reader.place();
+fn stays(reader: &mut Reader<'_>, list: ListKind, judge: &mut Judge<'_>) -> Result<bool, JsonError> {
+    let (start, member) = (reader.place(), list.member());
     let (mut names, mut is_plain, mut stays): (SmallVec<[Cow<'_, str>; 1]>, _, _) = (SmallVec::new(), true, true);
     reader.object::<JsonError>(|reader, key| {
         let value = reader.value()?;
-        if is_key(key, "name")? {
-            is_plain &= key.as_str() == "\"name\"" || key.string()?.is_some_and(|key| key == "name");
+        if is_key(key, member)? {
+            is_plain &= key.string()?.is_some_and(|key| key == member);
             // Of two names a client takes one or the other: all must be shown.
             match value.string()?.filter(|_| names.len() < MOST_NAMES) {
                 Some(name) => names.push(name),
@@ -284,7 +302,7 @@ fn stays(reader: &mut Reader<'_>, judge: &mut Judge<'_>) -> Result<bool, JsonErr
     }
     let text = judge.body.get(start..reader.place()).unwrap_or_default();
     let is_plain = is_plain && stays && names.len() == 1;
-    Ok((judge.shows)(&ListEntry { text, names: &names, is_plain }) && stays)
+    Ok((judge.shows)(&ListEntry { list, text, names: &names, is_plain }) && stays)
 }
 
 #[cfg(test)]
@@ -356,13 +374,44 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_of_each_list_is_judged_by_what_the_list_knows_it_by() {
+        for list in ListKind::ALL {
+            let (key, member) = (list.key(), list.member());
+            let body = |entries: &str| format!(r#"{{"id":1,"result":{{"ttlMs":1,"{key}":[{entries}]}}}}"#);
+            let others: String = ["name", "uri", "uriTemplate", "taskId"]
+                .iter()
+                .filter(|other| **other != member)
+                .map(|other| format!(r#""{other}":"a","#))
+                .collect();
+            let before =
+                format!(r#"{{"{member}":"a"}},{{{others}"{member}":"b"}},{{{others}"x":1}},{{"{member}":7}},"a",{{"{member}":"a2"}}"#);
+            let after = format!(r#"{{"{member}":"a"}},"a",{{"{member}":"a2"}}"#);
+            assert_eq!(show_a(&body(&before)), body(&after), "{key}");
+            // In whatever case.
+            let loud = |text: &str| text.replace(key, &key.to_uppercase()).replace(member, &member.to_uppercase());
+            assert_eq!(show_a(&loud(&body(&before))), loud(&body(&after)), "{key}");
+            let mut told = Vec::new();
+            let body = body(&format!(r#"{{"{member}":"a"}},{{"{}":"b"}}"#, member.to_uppercase()));
+            let read = filter(body.as_bytes(), &RULES, &mut |entry| {
+                told.push((entry.list, entry.is_plain));
+                false
+            });
+            assert_eq!(told, [(list, true), (list, false)]);
+            let page = read.unwrap().page.unwrap();
+            assert_eq!((page.list, page.entries, page.shown), (list, 2, 0));
+        }
+    }
+
+    #[test]
     fn other_answers_stay_as_they_are() {
         for body in [
             r#"{"id":1,"result":{"content":[{"name":"b"}]}}"#,
             r#"{"id":1,"error":{"code":1,"message":"x"}}"#,
             r#"{"method":"x","params":{"tools":[{"name":"b"}]}}"#,
             r#"{"result":{"tools":"b","ttlMs":60000}}"#,
-            r#"{"result":{"ttlMs":60000,"resources":[]}}"#,
+            r#"{"result":{"ttlMs":60000,"contents":[{"uri":"b","name":"b","text":""}],"tasks":{"list":{}}}}"#,
+            r#"{"id":1,"result":{"content":[],"structuredContent":{"resources":[{"uri":"b"}],"prompts":[{"name":"b"}]}}}"#,
+            r#"{"id":1,"result":{"capabilities":{"tools":{},"prompts":{"listChanged":true},"resources":{}}}}"#,
             "7",
         ] {
             let read = filter(body.as_bytes(), &RULES, &mut |_| false);
@@ -428,6 +477,7 @@ mod tests {
         for body in [
             r#"{"id":1,"ID":2,"result":{"tools":[]}}"#,
             r#"{"id":1,"result":{"tools":[],"tools":[]}}"#,
+            r#"{"id":1,"result":{"tools":[],"prompts":[]}}"#,
             r#"{"id":1,"result":{"tools":[]},"result":{"tools":[]}}"#,
             r#"{"result":{"tools":[]}}"#,
             r#"[{"id":1,"result":{"tools":[]}}]"#,

@@ -10,6 +10,7 @@ pub mod headers;
 pub mod id;
 pub mod json_pieces;
 pub mod list;
+pub mod list_kind;
 pub mod members;
 pub mod own_list;
 pub mod page_request;

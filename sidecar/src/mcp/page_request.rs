@@ -1,4 +1,4 @@
-//! A client's `tools/list`, edited where it stands to ask for another page of the list (MCP 2025-11-25, "Pagination").
+//! A client's request for a list, edited where it stands to ask for another page of the list (MCP 2025-11-25, "Pagination").
 
 use toolweir_engine::json::{JsonError, JsonKind, Reader};
 
@@ -7,7 +7,7 @@ use super::{
     members::is_key,
 };
 
-/// A client's tools/list with another id and another cursor, which is given as it is written in JSON. Every other byte stays.
+/// A client's request for a list with another id and another cursor, which is given as it is written in JSON. Every other byte stays.
 /// None where servers could read another cursor in it.
 pub fn for_page(request: &[u8], id: &str, cursor: &str) -> Option<Vec<u8>> {
     let mut edits = Edits::of(request);

@@ -20,7 +20,7 @@ use crate::{
     lists::Lists,
     mcp::{
         edits::Filtered,
-        sse::{EndpointMatch, EventVerdict, RewriteMode, Rewriter, SseError, SseEvent, spells_tools},
+        sse::{EndpointMatch, EventVerdict, RewriteMode, Rewriter, SseError, SseEvent, spells_list},
     },
 };
 
@@ -107,7 +107,7 @@ impl EventFilter {
         if let Some(notifier) = &mut self.notifier {
             notifier.server_said(data);
         }
-        if !spells_tools(data) {
+        if !spells_list(data) {
             return Ok(EventVerdict::Pass);
         }
         // What is read is there up to three times at once.

@@ -50,7 +50,7 @@ pub struct LegacyStream {
     pub events: mpsc::Sender<Bytes>,
     /// Requests whose answer comes on the stream.
     pub pending: Arc<PendingRequests>,
-    /// Its lists of tools.
+    /// Its lists.
     pub lists: Arc<StreamLists>,
 }
 
@@ -110,7 +110,7 @@ impl LegacyStreams {
 }
 
 impl OpenLegacyStream {
-    /// Its lists of tools.
+    /// Its lists.
     pub fn lists(&self) -> &Arc<StreamLists> {
         &self.lists
     }

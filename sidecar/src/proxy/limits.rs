@@ -19,7 +19,7 @@ pub struct Limits {
     pub connect: Duration,
     /// The time that a server has for beginning its answer.
     pub first_byte: Duration,
-    /// The time for which a client may keep a list of tools.
+    /// The time for which a client may keep a list.
     pub list_ttl: Duration,
     /// The time for which a call waits for a list that the sidecar asks for by itself.
     pub own_list: Duration,

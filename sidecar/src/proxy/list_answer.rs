@@ -1,4 +1,4 @@
-//! The answer to a `tools/list` that is no stream of events: read whole, and shown as far as its tools may be called.
+//! The answer to a request for a list that is no stream of events: read whole, and shown as far as its entries may be used.
 
 use std::{sync::Arc, time::Instant};
 
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     in_force::ServerInForce,
     lists::{self, ListRequest, Page},
-    mcp::{edits::Filtered, id::is_same_id, list::ListAnswer, sse::spells_tools},
+    mcp::{edits::Filtered, id::is_same_id, list::ListAnswer, sse::spells_list},
 };
 
 /// Returns true for bytes that are text to all: UTF-8 without a NUL, which a text of two bytes for each character has.
@@ -30,7 +30,7 @@ fn is_text(bytes: &[u8]) -> bool {
 }
 
 impl Proxy {
-    /// Reads the answer to a tools/list to its end.
+    /// Reads the answer to a request for a list to its end.
     async fn read_list(&self, body: Incoming, at: &mut ServerGuard<'_, '_>) -> Result<(Bytes, HeldBytes), RequestFailure> {
         let before = Instant::now();
         let read = timeout(self.state.limits.first_byte, self.state.budget.read(body, self.state.limits.body)).await;
@@ -38,7 +38,7 @@ impl Proxy {
         match read {
             Ok(Ok(read)) => Ok(read),
             Ok(Err(NotRead { why: ReadError::TooLarge, .. })) => {
-                Err(at.invalid(format!("the list of tools is larger than {} bytes; raise --max-body", self.state.limits.body)))
+                Err(at.invalid(format!("the list is larger than {} bytes; raise --max-body", self.state.limits.body)))
             }
             Ok(Err(NotRead { why: ReadError::NoRoom, .. })) => Err(RequestFailure::Overloaded),
             Ok(Err(NotRead { why: ReadError::Sender, .. })) => Err(RequestFailure::Upstream(at.server.name.clone())),
@@ -46,7 +46,7 @@ impl Proxy {
         }
     }
 
-    /// Reads a tools/list answer and shows of it what may be called. With `any` it may be something else: an error passes
+    /// Reads an answer with a list and shows of it what may be used. With `any` it may be something else: an error passes
     /// whatever it is, unless some client could find a list in it. A page that comes empty is filled.
     pub(super) async fn list(
         &self,
@@ -62,7 +62,7 @@ impl Proxy {
             return Ok(ResponseBody::whole(bytes));
         }
         if !json && !any {
-            return Err(at.invalid("the list of tools is neither JSON nor an event stream".to_owned()));
+            return Err(at.invalid("the list is neither JSON nor an event stream".to_owned()));
         }
         // For what stays of it.
         let Ok(room) = self.state.budget.hold(bytes.len()).await else { return Err(RequestFailure::Overloaded) };
@@ -79,12 +79,12 @@ impl Proxy {
             Ok((None, Ok(page))) => Ok(ResponseBody::held(page.message, room)),
             Ok((_, Err(Filtered::Same))) => Ok(ResponseBody::held(bytes, held)),
             Ok((_, Err(Filtered::Edited(edited)))) => Ok(ResponseBody::held(edited, room)),
-            Err(_) if any && !spells_tools(&bytes) && is_text(&bytes) => Ok(ResponseBody::held(bytes, held)),
-            Err(error) => Err(at.invalid(format!("the list of tools {error}"))),
+            Err(_) if any && !spells_list(&bytes) && is_text(&bytes) => Ok(ResponseBody::held(bytes, held)),
+            Err(error) => Err(at.invalid(format!("the list {error}"))),
         }
     }
 
-    /// Goes on from a page that came empty until one has a tool.
+    /// Goes on from a page that came empty until one has an entry.
     async fn fill(
         &self,
         mut page: Page,

@@ -1,5 +1,5 @@
-//! Clients are told that the list of tools has changed when the policies have, where their server has agreed to tell them (MCP
-//! 2025-11-25, "List Changed Notification").
+//! Clients are told that lists have changed when the policies have, where their server has agreed to tell them (MCP 2025-11-25,
+//! "List Changed Notification").
 
 use std::{
     pin::Pin,
@@ -13,7 +13,7 @@ use super::state::ProxyState;
 use crate::{
     mcp::{
         answer,
-        changes::{Declaration, Listeners},
+        changes::{Declaration, Listeners, ToldLists},
     },
     policy_changes::PolicyChanges,
 };
@@ -36,13 +36,14 @@ impl DeclarationWatch {
 
     /// Takes a piece of it.
     pub fn push(&mut self, piece: &[u8]) {
-        if self.declaration.push(piece) {
-            self.state.sessions.add(&self.server, &self.session);
+        let told = self.declaration.push(piece);
+        if told.any() {
+            self.state.sessions.add(&self.server, &self.session, told);
         }
     }
 }
 
-/// Tells a client on its stream that the list of tools has changed.
+/// Tells a client on its stream that lists have changed.
 pub struct ListChangedNotifier {
     listeners: Listeners,
     waits: Pin<Box<dyn Future<Output = PolicyChanges> + Send>>,
@@ -57,8 +58,8 @@ fn next(mut changes: PolicyChanges) -> Pin<Box<dyn Future<Output = PolicyChanges
 }
 
 impl ListChangedNotifier {
-    /// A notifier of one stream. `session` is true for a stream of a session in which clients are told.
-    pub fn new(changes: PolicyChanges, session: bool) -> Self {
+    /// A notifier of one stream. `session` is what clients are told in the session that the stream is of.
+    pub fn new(changes: PolicyChanges, session: ToldLists) -> Self {
         Self { listeners: Listeners::of(session), waits: next(changes), changed: false }
     }
 

@@ -1,4 +1,4 @@
-//! Pages of tools/list that the policies empty, filled from the next ones: as a client that asks for every page would, with
+//! Pages of lists that the policies empty, filled from the next ones: as a client that asks for every page would, with
 //! its own headers, over Streamable HTTP and HTTP+SSE.
 
 use std::{
@@ -27,7 +27,7 @@ use crate::{
         edits::Filtered,
         id::{is_same_id, message_id},
         list::{ListAnswer, OwnRequest},
-        sse::{self, EventVerdict, RewriteMode, Rewriter, SseError, SseEvent, spells_tools},
+        sse::{self, EventVerdict, RewriteMode, Rewriter, SseError, SseEvent, spells_list},
     },
 };
 
@@ -115,7 +115,7 @@ impl PagesByPost {
 
     /// An event of the stream that is not the page, as the client gets it.
     fn other_event(&self, event: SseEvent<'_>) -> Result<Bytes, SseError> {
-        if spells_tools(event.data) {
+        if spells_list(event.data) {
             let read = self.lists.read(event.data, None).map_err(|_| SseError::Unreadable)?;
             if let Filtered::Edited(data) = read.filtered {
                 return Ok(sse::with_data(event.text, &data, false));

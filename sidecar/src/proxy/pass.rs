@@ -134,8 +134,9 @@ impl Proxy {
         let (open, inject) = if get { Some(self.state.streams.open(&at.server.name, &url)).unzip() } else { (None, None) };
         let filling = self.page_filler(kind, open.as_ref(), asked, &at.server);
         let notifier = (mode == RewriteMode::All && !kind.is_list()).then(|| {
-            let session = asked.get(SESSION_ID).is_some_and(|id| self.state.sessions.has(&at.server.name, id.as_bytes()));
-            ListChangedNotifier::new(PolicyChanges::watch(&self.state.governor, &at.server.name), session && get)
+            let session = asked.get(SESSION_ID).filter(|_| get);
+            let told = session.map(|id| self.state.sessions.told(&at.server.name, id.as_bytes())).unwrap_or_default();
+            ListChangedNotifier::new(PolicyChanges::watch(&self.state.governor, &at.server.name), told)
         });
         let filter = EventFilter { lists: self.lists(&at.server), open, mode, notifier, filling };
         let stop = kind.is_kept_open().then(|| self.stop());

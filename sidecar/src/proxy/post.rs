@@ -28,6 +28,7 @@ use crate::{
         answer,
         client_ask::ClientAsk,
         headers::{self, SESSION_ID},
+        list_kind::ListKind,
         method_label,
         request::{Message, Refusal, Request, parse},
         scan::{ReplyTo, Scan},
@@ -186,10 +187,10 @@ impl Proxy {
         let mut at = request.at_server()?;
         let url = client.endpoint(&at)?;
         let kind = match &*message.method {
-            "tools/list" if client.legacy.is_none() => {
-                ResponseKind::List(message.id.map(|id| ListContext { id, request: &bytes, url: &url }))
-            }
-            "tools/list" => ResponseKind::PostedList,
+            method if ListKind::of_method(method).is_some() => match client.legacy {
+                None => ResponseKind::List(message.id.map(|id| ListContext { id, request: &bytes, url: &url })),
+                Some(_) => ResponseKind::PostedList,
+            },
             "subscriptions/listen" => ResponseKind::Listen,
             "initialize" if client.legacy.is_none() => ResponseKind::Initialize,
             _ => ResponseKind::Message,

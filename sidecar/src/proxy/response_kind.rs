@@ -15,9 +15,9 @@ pub enum ResponseKind<'a> {
     Message,
     /// An operation that was let through.
     Answer(AnswerContext<'a>),
-    /// A tools/list; what was sent, where it has an id.
+    /// A request for a list; what was sent, where it has an id.
     List(Option<ListContext<'a>>),
-    /// A tools/list whose answer comes on an HTTP+SSE stream.
+    /// A request for a list whose answer comes on an HTTP+SSE stream.
     PostedList,
     /// A GET: what a client keeps open for as long as it lives, on which anything can be replayed.
     Get,
@@ -45,7 +45,7 @@ impl<'a> AnswerContext<'a> {
     }
 }
 
-/// A tools/list that was sent.
+/// A request for a list that was sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ListContext<'a> {
     /// Its id.
@@ -57,7 +57,7 @@ pub struct ListContext<'a> {
 }
 
 impl ResponseKind<'_> {
-    /// Returns true for a list of tools.
+    /// Returns true for a list.
     pub fn is_list(&self) -> bool {
         matches!(self, Self::List(_) | Self::PostedList)
     }

@@ -23,7 +23,7 @@ pub struct ProxyState {
     pub clients: Arc<Clients>,
     /// Open streams of the HTTP+SSE transport.
     pub streams: LegacyStreams,
-    /// Sessions in which clients are told that the list of tools has changed.
+    /// Sessions in which clients are told that lists have changed.
     pub sessions: Sessions,
     /// Calls of Streamable HTTP that hold places.
     pub calls: CancellableCalls,

@@ -10,7 +10,7 @@ use crate::{
     lists::{ExpectedPages, LARGEST_REQUEST, ListRequests},
 };
 
-/// The headers and the place with which a client's tools/list was sent: with them further pages are asked for.
+/// The headers and the place with which a client's request for a list was sent: with them further pages are asked for.
 #[derive(Debug)]
 pub struct PostContext {
     /// The client's headers.

@@ -19,10 +19,11 @@ use crate::{
         changes::Listeners,
         client_ask::ClientAsk,
         edits::Filtered,
+        list_kind::ListKind,
         method_label, own_list,
         request::{Message, Refusal, Request, parse},
         scan::{ReplyTo, Scan},
-        sse::spells_tools,
+        sse::spells_list,
     },
     outcome::Outcome,
     own_lists::{OwnLists, SoughtTool},
@@ -38,15 +39,15 @@ pub struct Gate {
     pub governor: Arc<Governor>,
     /// The server's name in the policy.
     pub server: String,
-    /// The time for which the client may keep a list of tools.
+    /// The time for which the client may keep a list.
     pub list_ttl: Duration,
     /// Requests without an answer yet.
     pub under_way: PendingRequests,
-    /// The lists of tools that are asked for.
+    /// The lists that are asked for.
     pub lists: ToolListState,
 }
 
-/// The lists of tools that are asked for between a client and a server.
+/// The lists that are asked for between a client and a server.
 #[derive(Debug, Default)]
 pub struct ToolListState {
     /// Those that the client has asked for.
@@ -238,7 +239,7 @@ impl Gate {
     fn keep_list_request(&self, request: &Request<'_>, line: &[u8]) {
         let Some(id) = request.id else { return };
         drop(self.lists.asked.take(id));
-        if request.method == "tools/list"
+        if ListKind::of_method(&request.method).is_some()
             && line.len() <= LARGEST_REQUEST
             && let Some(asked) = ListRequest::new(id, &Bytes::copy_from_slice(line))
         {
@@ -349,14 +350,14 @@ impl Gate {
         }
         self.listeners().server_said(line);
         lists.server_said(line);
-        if !spells_tools(line) {
+        if !spells_list(line) {
             return ServerMessageAction::Forward;
         }
         let read = match lists.read(line, None) {
             Ok(read) => read,
             // A client that is less strict may read what this cannot.
             Err(error) => {
-                tracing::warn!(server = self.server, %error, "a message of the server was dropped: a list of tools that cannot be read");
+                tracing::warn!(server = self.server, %error, "a message of the server was dropped: a list that cannot be read");
                 return ServerMessageAction::Drop;
             }
         };

@@ -42,10 +42,10 @@ pub type Decide<'a> = dyn FnMut(SseEvent<'_>) -> Result<EventVerdict, SseError> 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
     /// An event that would have to be read is larger than is held.
-    #[error("an event that holds a list of tools, or names an endpoint, is larger than {0} bytes")]
+    #[error("an event that holds a list, or names an endpoint, is larger than {0} bytes")]
     TooLarge(usize),
     /// An event that must be read cannot be.
-    #[error("an event that holds a list of tools cannot be read")]
+    #[error("an event that holds a list cannot be read")]
     Unreadable,
     /// Clients would read different endpoints, or some of them none.
     #[error("an event names an endpoint in a way that clients read differently")]
@@ -62,7 +62,7 @@ pub enum SseError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RewriteMode {
     /// Everything: an event that cannot be decided on ends the stream. Those are the streams that a GET opens, and the
-    /// answers to tools/list.
+    /// answers to requests for lists.
     All,
     /// An answer that is no event stream, and that a client may take for one. Nothing is held.
     Foreign,

@@ -1,6 +1,6 @@
 //! Event streams (WHATWG HTML, "Server-sent events"): passed on as they come, but for the events that must be changed.
 //!
-//! An event is held from its first byte to its end only on streams that can carry a tools/list result. Whatever is not
+//! An event is held from its first byte to its end only on streams that can carry a list. Whatever is not
 //! changed leaves as the bytes that came, `retry` included; comment lines leave at once.
 //!
 //! Clients read streams in more ways than the specification's: some trim names, some end lines at more characters, some take
@@ -8,21 +8,19 @@
 //! only where all mean the same. Each byte is looked at once, however small the pieces are in which it comes.
 //!
 //! [`Rewriter`] cuts a stream into lines and events and holds those that must be decided on. What an event says is in
-//! [`event`], what its lines are and how they are written anew in [`lines`]. [`endpoint`] and [`tools_key`] know an endpoint's
-//! name and the key of a list however they are written, and [`passing`] looks for both in an event that is too large to hold.
+//! [`event`], what its lines are and how they are written anew in [`lines`]. [`endpoint`] and [`known_keys`] know an endpoint's
+//! name and the keys of lists however they are written, and [`passing`] looks for both in an event that is too large to hold.
 
-pub mod ask_keys;
 pub mod endpoint;
 pub mod event;
+pub mod known_keys;
 pub mod lines;
 pub mod passing;
 pub mod rewriter;
-pub mod tools_key;
 
 pub use self::{
-    ask_keys::spells_ask,
     event::{Decide, EndpointMatch, EventVerdict, RewriteMode, SseError, SseEvent},
+    known_keys::{KnownKeys, known_keys, spells_ask, spells_list},
     lines::{with_data, without_id},
     rewriter::Rewriter,
-    tools_key::spells_tools,
 };

@@ -2,14 +2,14 @@
 
 use super::{
     endpoint::{EndpointLine, other_break},
-    tools_key::ToolsKey,
+    known_keys::{KeyFinder, KnownKeys},
 };
 
 /// The state of an event that passes without being held.
 #[derive(Debug, Default)]
 pub struct Passing {
-    /// Looks for the key of a list.
-    pub key: ToolsKey,
+    /// Looks for the keys of lists.
+    pub keys: KeyFinder,
     /// The line that goes on, to clients that end lines as the specification does, and to others.
     pub line: EndpointLine,
     other: EndpointLine,
@@ -20,8 +20,8 @@ pub struct Passing {
 }
 
 impl Passing {
-    /// Takes a part of a line. Returns whether it names an endpoint, and whether the key of a list ends in it.
-    pub fn feed(&mut self, part: &[u8]) -> (bool, bool) {
+    /// Takes a part of a line. Returns whether it names an endpoint, and the keys that end in it.
+    pub fn feed(&mut self, part: &[u8]) -> (bool, KnownKeys) {
         let mut endpoint = self.line.feed(part);
         for byte in part {
             let [first, second] = self.begun;
@@ -36,7 +36,7 @@ impl Passing {
                 endpoint |= self.other.feed(&[*byte]);
             }
         }
-        (endpoint, self.key.feed(part))
+        (endpoint, self.keys.feed(part))
     }
 
     /// Returns true in a line of data, to some client.

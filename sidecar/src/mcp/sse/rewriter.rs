@@ -7,9 +7,9 @@ use bytes::{Bytes, BytesMut};
 use super::{
     endpoint::{EndpointLine, Naming, has_other_break, names_endpoint},
     event::{Decide, EndpointMatch, EventVerdict, RewriteMode, SseError, SseEvent},
+    known_keys::{KnownKeys, spells_list},
     lines::{MARK, field, lines, replace, trimmed, without_end},
     passing::Passing,
-    tools_key::spells_tools,
 };
 
 /// Rewrites a stream, chunk by chunk.
@@ -158,7 +158,7 @@ impl Rewriter {
                 if names_endpoint(content) != Naming::No {
                     return Err(SseError::UnclearEndpoint);
                 }
-                if spells_tools(content) {
+                if spells_list(content) {
                     return Err(SseError::Unreadable);
                 }
             }
@@ -188,9 +188,9 @@ impl Rewriter {
         // Only the line that goes on can still name an endpoint; in all lines the key may stand.
         let (lines, line) = held.split_at(self.line);
         passing.inside = !line.is_empty();
-        let tools = passing.key.feed(lines);
+        let keys = passing.keys.feed(lines);
         let (endpoint, more) = passing.feed(line);
-        if self.mode == RewriteMode::All && (endpoint || tools || more) {
+        if self.mode == RewriteMode::All && (endpoint || keys.and(more).any_of(KnownKeys::LISTS)) {
             return Err(SseError::TooLarge(self.most));
         }
         self.cr_left = true;
@@ -205,11 +205,12 @@ impl Rewriter {
     /// Passes a part of an event that is not held: up to the end of a line, that included, or less.
     fn pass(&mut self, part: &[u8], out: &mut BytesMut) -> Result<(), SseError> {
         let Some(passing) = &mut self.passing else { return Ok(()) };
-        let (endpoint, tools) = passing.feed(part);
+        let (endpoint, keys) = passing.feed(part);
+        let list = keys.any_of(KnownKeys::LISTS);
         match self.mode {
-            RewriteMode::All if endpoint || tools => return Err(SseError::TooLarge(self.most)),
+            RewriteMode::All if endpoint || list => return Err(SseError::TooLarge(self.most)),
             RewriteMode::Foreign if endpoint => return Err(SseError::UnclearEndpoint),
-            RewriteMode::Foreign if tools && passing.is_data() => return Err(SseError::Unreadable),
+            RewriteMode::Foreign if list && passing.is_data() => return Err(SseError::Unreadable),
             _ => {}
         }
         out.extend_from_slice(part);
@@ -252,7 +253,7 @@ impl Rewriter {
                 name = if value.is_empty() { b"message" } else { value };
             }
             // A client that takes no events may read JSON that is none of their data.
-            if self.mode == RewriteMode::All && field != b"data" && spells_tools(line) {
+            if self.mode == RewriteMode::All && field != b"data" && spells_list(line) {
                 return Err(SseError::Unreadable);
             }
             let lenient = trimmed(line.get(..field.len()).unwrap_or_default());
@@ -265,7 +266,7 @@ impl Rewriter {
         if odd && endpoint == EndpointMatch::Yes {
             endpoint = EndpointMatch::Unclear;
         }
-        if odd && self.mode == RewriteMode::All && spells_tools(bytes) {
+        if odd && self.mode == RewriteMode::All && spells_list(bytes) {
             return Err(SseError::Unreadable);
         }
         let verdict = match &data {

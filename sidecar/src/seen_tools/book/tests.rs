@@ -3,6 +3,7 @@ use std::{borrow::Cow, cell::Cell};
 use toolweir_crds::ToolClass;
 
 use super::*;
+use crate::mcp::list_kind::ListKind;
 
 struct ListingServer {
     book: ToolBook,
@@ -23,7 +24,7 @@ impl ListingServer {
             let names: Vec<Cow<'_, str>> =
                 ["name", "Name"].iter().filter_map(|key| Some(value.get(*key)?.as_str()?.to_owned().into())).collect();
             let is_plain = names.len() == 1 && value.get("name").is_some();
-            let entry = ListEntry { text: text.as_bytes(), names: &names, is_plain };
+            let entry = ListEntry { list: ListKind::Tools, text: text.as_bytes(), names: &names, is_plain };
             let room = &self.room;
             let take = |_| room.get().checked_sub(1).inspect(|left| room.set(*left)).is_some();
             self.book.learn(&entry, true, &take, self.now);
