@@ -68,7 +68,8 @@ fn a_kind_in_which_no_policy_has_a_say_is_denied() {
 fn a_policy_that_is_silent_on_a_kind_has_no_say_in_it() {
     // Yesterday's guardrail of `*`, which knew tools alone.
     let guardrail = "{name: '*', tools: [{name: 'delete_*', action: Deny}], defaultAction: Allow}";
-    let own = "{name: docs, url: 'http://h/mcp', defaultAction: Allow, prompts: [{name: 'review_*'}], defaultActions: {other: Allow}}";
+    let own =
+        "{name: docs, url: 'http://h/mcp', defaultAction: Allow, prompts: [{name: 'review_*'}], defaultActions: {other: Allow}}";
     let engine = compile(&[("own", own), ("*guardrail", guardrail)]);
     assert_eq!(reason(&engine, Operation::prompt("review_code")), Reason::None);
     assert_eq!(reason(&engine, Operation::prompt("other")), Reason::NotListed);
@@ -89,7 +90,8 @@ fn an_empty_list_is_a_say_and_lets_nothing_through() {
 #[test]
 fn a_policy_that_does_not_compile_closes_every_kind() {
     let broken = "{name: docs, tools: [{name: x, validations: [{expression: 'nothing'}]}]}";
-    let open = "{name: docs, url: 'http://h/mcp', defaultActions: {prompts: Allow, resources: Allow, requests: Allow, other: Allow}}";
+    let open =
+        "{name: docs, url: 'http://h/mcp', defaultActions: {prompts: Allow, resources: Allow, requests: Allow, other: Allow}}";
     let (engine, problems) = compile_with_problems(&[("a", open), ("b", broken)]);
     assert_eq!(problems.len(), 1, "{problems:?}");
     for operation in [Operation::prompt("x"), Operation::resource("file:///x"), SAMPLING, Operation::other("x/y")] {
@@ -212,7 +214,9 @@ fn what_allows_a_resource_means_no_other() {
 
 #[test]
 fn a_policy_that_tells_no_resources_apart_lets_any_uri_through() {
-    for server in ["defaultActions: {resources: Allow}", "resources: [{uri: '*', action: Allow, limits: [{max: 9, window: day}]}]"] {
+    for server in
+        ["defaultActions: {resources: Allow}", "resources: [{uri: '*', action: Allow, limits: [{max: 9, window: day}]}]"]
+    {
         let engine = compile(&[("a", &format!("{{name: docs, url: 'http://h/mcp', {server}}}"))]);
         assert_eq!(reason(&engine, Operation::resource("greeting")), Reason::None, "{server}");
         assert_eq!(reason(&engine, Operation::resource("file:///a/%2e%2e/b")), Reason::None, "{server}");
