@@ -34,6 +34,7 @@ use toolweir_sidecar::{
     counts::STORE_OUTCOMES,
     credentials::grant::FetchOutcome,
     files::{FILES, OPERATIONS},
+    mcp::list_kind::ListKind,
     outcome::{ListingEnd, Outcome},
     run::{CaptureSettings, PolicySource},
     server_metrics::TOOL_PART,
@@ -271,6 +272,10 @@ async fn the_page_lists_every_value_of_the_closed_sets_and_no_other() {
     let kinds: BTreeSet<String> = CredentialKind::ALL.iter().map(ToString::to_string).collect();
     assert_eq!(listed(&page, "`kind` of `toolweir_credential_ready`"), kinds);
     assert!(seen("toolweir_credential_ready", "kind").is_subset(&kinds));
+    let lists: BTreeSet<String> =
+        ListKind::ALL.into_iter().filter(|list| *list != ListKind::Tools).map(|list| list.key().to_owned()).collect();
+    assert_eq!(values(&page, "list"), lists);
+    assert_eq!(seen("toolweir_entries_hidden_total", "list"), lists);
     // Files begin at 0, also where there is no operator.
     for label in ["file", "operation"] {
         assert_eq!(seen("toolweir_file_failures_total", label), values(&page, label), "{label}");
@@ -367,8 +372,12 @@ async fn what_a_policy_can_say_begins_at_0_with_it() {
     }
     let at_last: BTreeMap<String, f64> = counts().await;
     assert!(at_first.keys().eq(at_last.keys()), "{at_last:?}");
-    let hidden = sidecar.scrape().await.series.into_iter().find(|series| series.name == "toolweir_tools_hidden_total").unwrap();
+    let scrape = sidecar.scrape().await;
+    let hidden = scrape.series.iter().find(|series| series.name == "toolweir_tools_hidden_total").unwrap();
     assert_eq!((hidden.labels["server"].as_str(), hidden.value), ("bank", 0.0));
+    let others = scrape.series.iter().filter(|series| series.name == "toolweir_entries_hidden_total");
+    let others: BTreeMap<&str, f64> = others.map(|series| (series.labels["list"].as_str(), series.value)).collect();
+    assert_eq!(others, ["prompts", "resources", "resourceTemplates", "tasks"].map(|list| (list, 0.0)).into());
     assert_eq!(at_last.values().sum::<f64>(), 5.0);
 }
 

@@ -153,7 +153,7 @@ pub fn spells_ask(text: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use toolweir_engine::json::same_but_for_case;
+    use toolweir_engine::case::fold;
 
     use super::*;
     use crate::mcp::list_kind::ListKind;
@@ -213,10 +213,10 @@ mod tests {
         let lists = KnownKeys::ALL.filter(|key| ListKind::ALL.iter().any(|list| list.key() == key));
         assert_eq!((lists, ListKind::ALL.map(ListKind::key).len()), (KnownKeys::LISTS, lists.0.count_ones() as usize));
         for character in (0..=u32::from(char::MAX)).filter_map(char::from_u32).filter(|found| !matches!(found, '"' | '\\')) {
-            let same = (b'a'..=b'z').find(|letter| same_but_for_case(&character.to_string(), &char::from(*letter).to_string()));
+            let same = u8::try_from(fold(character)).ok().filter(u8::is_ascii_lowercase);
             assert_eq!(letter(character).filter(u8::is_ascii_lowercase), same, "{character:?}");
             let mut part = LetterPart::None;
-            let taken = character.to_string().bytes().find_map(|byte| match part.take(byte) {
+            let taken = character.encode_utf8(&mut [0; 4]).bytes().find_map(|byte| match part.take(byte) {
                 Continue(next) => {
                     part = next;
                     None
