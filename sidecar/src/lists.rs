@@ -111,7 +111,7 @@ impl Lists {
             ListKind::Resources => engine.may_use(server, Operation::resource(name), None),
             ListKind::Templates => {
                 let witness = engine.template_witness(server, name);
-                witness.is_some_and(|uri| engine.may_use(server, Operation::resource(&uri), None))
+                engine.may_use(server, Operation::resource(witness.as_deref().unwrap_or(name)), None)
             }
             ListKind::Tasks => self.governor.tasks().find(server, name).is_some_and(|tool| {
                 let seen = in_force.seen(server, &tool);
