@@ -102,7 +102,8 @@ impl Lists {
         read
     }
 
-    /// Returns true where an entry of a list with this name, URI, URI template or id may be used. `seen` is what the list says of a tool.
+    /// Returns true where an entry of a list with this name, URI, URI template or id may be used. `seen` is what the list says of
+    /// a tool.
     fn may_use(&self, in_force: &InForce, list: ListKind, name: &str, seen: Option<&SeenTool>) -> bool {
         let (engine, server) = (&in_force.engine, self.server.as_str());
         match list {

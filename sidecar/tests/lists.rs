@@ -437,17 +437,17 @@ async fn what_may_not_be_used_is_in_no_list_of_http_and_sse() {
     let (upstream, mut opened) = Upstream::legacy().await;
     let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: pay}]", &SOME)).await;
     sidecar.governor.tasks().learn("bank", "pay", "pay");
-    let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
+    let (mut stream, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
     let feed = opened.recv().await.unwrap();
     feed.send("event: endpoint\ndata: /m\n\n").await;
-    let path = wire.text_up_to("\n\n").await;
+    let path = stream.text_up_to("\n\n").await;
     let path = path.strip_prefix("event: endpoint\ndata: ").unwrap().trim();
     for list in LISTS {
         let (method, key, _) = list;
         let [pay, wipe] = usable(key);
         assert_eq!(sidecar.ask(&Ask::post(request("1", method, "{}")).to(path)).await.status, 202);
         feed.send(&format!("event: message\ndata: {}\n\n", list_of(list, &[pay, wipe]))).await;
-        assert_eq!(wire.text_up_to("\n\n").await, format!("event: message\ndata: {}\n\n", list_of(list, &[pay])), "{method}");
+        assert_eq!(stream.text_up_to("\n\n").await, format!("event: message\ndata: {}\n\n", list_of(list, &[pay])), "{method}");
     }
 }
 
@@ -541,7 +541,7 @@ async fn a_task_is_shown_only_while_the_tool_that_made_it_may_be_called() {
     let ask = Ask::post(request("1", "tasks/list", "{}"));
     assert_eq!(sidecar.ask(&ask).await.text(), list_of(LISTS[4], &["of-pay"]));
     let before = sidecar.governor.in_force().version.clone();
-    sidecar.folder.write("policy.yaml", &policy(&upstream.url(), "[{name: wipe}]"));
+    sidecar.folder.write("policy.yaml", policy(&upstream.url(), "[{name: wipe}]"));
     common::until("the policy", async || sidecar.governor.in_force().version != before).await;
     assert_eq!(sidecar.ask(&ask).await.text(), list_of(LISTS[4], &["of-wipe"]));
 }

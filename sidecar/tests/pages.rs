@@ -413,10 +413,10 @@ async fn an_empty_page_of_any_list_is_filled() {
         let (upstream, mut opened) = Upstream::legacy().await;
         let sidecar = Sidecar::start(&policy_with(&upstream.url(), TOOLS, &SOME)).await;
         sidecar.governor.tasks().learn("bank", "pay", "pay");
-        let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
+        let (mut stream, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
         let feed = opened.recv().await.unwrap();
         feed.send("event: endpoint\ndata: /m\n\n").await;
-        let told = wire.text_up_to("\n\n").await;
+        let told = stream.text_up_to("\n\n").await;
         let path = told.strip_prefix("event: endpoint\ndata: ").unwrap().trim();
         sidecar.ask(&Ask::post(request("7.0", method, "{}")).to(path)).await;
         feed.send(&format!("data: {}\n\n", page(&json!(7), wipe, Some("two")))).await;
@@ -424,7 +424,7 @@ async fn an_empty_page_of_any_list_is_filled() {
         let asked = upstream.seen().last().unwrap().json();
         assert_eq!((asked["method"].as_str(), asked["params"]["cursor"].as_str()), (Some(method), Some("two")));
         feed.send(&format!("data: {}\n\n", page(&asked["id"], pay, None))).await;
-        assert_eq!(wire.text_up_to("\n\n").await, format!("data: {filled}\n\n"), "{method}");
+        assert_eq!(stream.text_up_to("\n\n").await, format!("data: {filled}\n\n"), "{method}");
     }
 }
 

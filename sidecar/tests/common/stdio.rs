@@ -27,7 +27,8 @@ impl Governed {
     /// Starts it with entries of the policy. Methods that are none of MCP are allowed: by these servers are told what to do.
     pub fn with(tools: &str, more: &[&str], server: &str) -> Self {
         let folder = Folder::new();
-        let path = folder.write("policy.yaml", policy_with("X", tools, &["defaultActions: {other: Allow}"]).replace("    url: X\n", ""));
+        let path =
+            folder.write("policy.yaml", policy_with("X", tools, &["defaultActions: {other: Allow}"]).replace("    url: X\n", ""));
         let audit = folder.path().join("audit.jsonl");
         let mut arguments = vec!["stdio", "--policy", path.to_str().unwrap(), "--server", "bank"];
         arguments.extend(["--audit-log", audit.to_str().unwrap()]);

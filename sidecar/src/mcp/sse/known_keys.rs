@@ -1,10 +1,23 @@
 //! Keys of messages that must be read, however they are spelled.
 
-use std::ops::ControlFlow::{self, Break, Continue};
+use std::{
+    array,
+    ops::ControlFlow::{self, Break, Continue},
+    sync::LazyLock,
+};
 
 /// The keys, in the order of their bits in [`KnownKeys`]: those of lists, and those of what a server asks for or tells of tasks.
 const KEYS: [&str; 9] =
     ["tools", "prompts", "resources", "resourceTemplates", "tasks", "method", "inputRequests", "elicitations", "taskId"];
+
+/// The keys that have a letter at a place, by the place and by the letter: so that no letter is compared with each key.
+static KEYS_BY_LETTER: LazyLock<Vec<[KnownKeys; 26]>> = LazyLock::new(|| {
+    let longest = KEYS.map(str::len).into_iter().max().unwrap_or_default();
+    let have = |place: usize, letter: u8| {
+        KnownKeys::ALL.filter(|key| key.as_bytes().get(place).is_some_and(|other| other.eq_ignore_ascii_case(&letter)))
+    };
+    (0..longest).map(|place| array::from_fn(|at| u8::try_from(at).map_or(KnownKeys(0), |at| have(place, b'a' + at)))).collect()
+});
 
 /// A set of keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,15 +44,9 @@ impl KnownKeys {
     }
 
     /// Those of the set that satisfy this.
-    fn filter(self, mut holds: impl FnMut(&str) -> bool) -> Self {
-        let (mut kept, mut bit) = (0, 1);
-        for key in KEYS {
-            if self.0 & bit != 0 && holds(key) {
-                kept |= bit;
-            }
-            bit <<= 1;
-        }
-        Self(kept)
+    fn filter(self, holds: impl Fn(&str) -> bool) -> Self {
+        let held = KEYS.iter().rev().fold(0, |held, key| held << 1 | u16::from(holds(key)));
+        Self(self.0 & held)
     }
 }
 
@@ -104,7 +111,7 @@ impl LetterPart {
 impl KeyFinder {
     /// Takes a part of the text. Gives the keys that have come to their end in it.
     pub fn feed(&mut self, text: &[u8]) -> KnownKeys {
-        let (mut at, mut found) = (0, KnownKeys::default());
+        let (mut at, mut found, by_letter) = (0, KnownKeys::default(), &*KEYS_BY_LETTER);
         while let Some(byte) = text.get(at) {
             if self.open == KnownKeys::default() {
                 // Most of a text is none of them.
@@ -124,11 +131,10 @@ impl KeyFinder {
             match self.part.take(*byte) {
                 Continue(part) => self.part = part,
                 Break(letter) => {
-                    let place = usize::from(self.letters);
-                    let fits = |key: &str| {
-                        key.as_bytes().get(place).map(u8::to_ascii_lowercase).is_some_and(|wanted| letter == Some(wanted))
-                    };
-                    *self = Self { open: self.open.filter(fits), letters: self.letters + 1, part: LetterPart::None };
+                    let keys = by_letter.get(usize::from(self.letters)).zip(letter);
+                    let keys = keys.and_then(|(keys, letter)| keys.get(usize::from(letter.wrapping_sub(b'a'))));
+                    let open = KnownKeys(self.open.0 & keys.map_or(0, |keys| keys.0));
+                    *self = Self { open, letters: self.letters + 1, part: LetterPart::None };
                 }
             }
         }
