@@ -102,7 +102,8 @@ impl Lists {
         read
     }
 
-    /// Returns true where an entry of a list with this name, URI, URI template or id may be used. `seen` is what the list says of a tool.
+    /// Returns true where an entry of a list with this name, URI, URI template or id may be used. `seen` is what the list says of
+    /// a tool.
     fn may_use(&self, in_force: &InForce, list: ListKind, name: &str, seen: Option<&SeenTool>) -> bool {
         let (engine, server) = (&in_force.engine, self.server.as_str());
         match list {
@@ -111,7 +112,7 @@ impl Lists {
             ListKind::Resources => engine.may_use(server, Operation::resource(name), None),
             ListKind::Templates => {
                 let witness = engine.template_witness(server, name);
-                witness.is_some_and(|uri| engine.may_use(server, Operation::resource(&uri), None))
+                engine.may_use(server, Operation::resource(witness.as_deref().unwrap_or(name)), None)
             }
             ListKind::Tasks => self.governor.tasks().find(server, name).is_some_and(|tool| {
                 let seen = in_force.seen(server, &tool);
