@@ -127,7 +127,7 @@ impl Proxy {
         let client = Requester { headers: &parts.headers, legacy: legacy.as_ref() };
         let parsed = match parse(&bytes) {
             Err(refusal) => return Ok(self.answer(&refusal.into(), &Scan::of(&bytes), parts, request)),
-            Ok(Message::Answer) => return self.answer_of_client(name, &client, bytes, held, request).await,
+            Ok(Message::Answer { .. }) => return self.answer_of_client(name, &client, bytes, held, request).await,
             Ok(Message::Request(parsed)) => parsed,
         };
         if let Err(refusal) = headers::check_agreement(&parts.headers, &parsed) {
