@@ -283,9 +283,11 @@ async fn an_answer_frees_its_place_however_it_is_written() {
         assert_eq!(between.forwarded().await, call(&id.to_string(), "pay", "{}"), "{name}");
         let mut answer = answer.replace("ID", &id.to_string());
         if !passes {
-            // It goes nowhere; what follows does.
+            // The client is told that it does not get it; what follows passes.
             answer.push('\n');
             within("the pipe", between.server.write_all(answer.as_bytes())).await.unwrap();
+            let told = between.answered().await;
+            assert_eq!((&told["id"], &denial(&told)["reason"]), (&json!(id), &json!("upstream_invalid")), "{name}: {told}");
             answer = result("100");
         }
         assert_eq!(between.answer(&answer).await, answer, "{name}");
@@ -487,7 +489,7 @@ async fn the_program_governs_a_server_and_ends_with_its_code() {
 
 #[tokio::test]
 async fn the_program_ends_when_its_server_ends_of_itself() {
-    let mut governed = Governed::start(&[], SERVER);
+    let mut governed = Governed::with("[]\n    defaultActions: {other: Allow}", &[], SERVER);
     governed.stdin.as_mut().unwrap().write_all(format!("{}\n", request("1", "exit", "{}")).as_bytes()).await.unwrap();
     assert_eq!(governed.next().await.unwrap()["error"]["code"], -32603);
     assert_eq!(governed.next().await, None);

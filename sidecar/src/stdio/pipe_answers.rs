@@ -12,12 +12,12 @@ const MOST_WAITING: usize = 64;
 
 /// Counts what becomes of answers.
 #[derive(Clone, Debug)]
-struct AnswerCounts {
+struct PipeAnswerCounts {
     governor: Arc<Governor>,
     server: Arc<str>,
 }
 
-impl AnswerCounts {
+impl PipeAnswerCounts {
     fn count(&self, end: ServerAnswerEnd) {
         self.governor.metrics.servers.server_answers.with_label_values(&[&*self.server, end.as_str()]).inc();
     }
@@ -25,9 +25,9 @@ impl AnswerCounts {
 
 /// The end of those that answer a server.
 #[derive(Debug)]
-pub struct ServerAnswers {
+pub struct PipeAnswers {
     waiting: mpsc::Sender<Bytes>,
-    counts: AnswerCounts,
+    counts: PipeAnswerCounts,
     rate: AnswerRate,
     /// True where the last one was dropped.
     drops: bool,
@@ -35,20 +35,20 @@ pub struct ServerAnswers {
 
 /// The end of who writes to the server. Dropped, the answers that wait are counted as failed.
 #[derive(Debug)]
-pub struct WaitingAnswers {
+pub struct WaitingPipeAnswers {
     waiting: mpsc::Receiver<Bytes>,
-    counts: AnswerCounts,
+    counts: PipeAnswerCounts,
 }
 
 /// Returns both ends of the answers to a server.
-pub fn server_answers(governor: &Arc<Governor>, server: &str) -> (ServerAnswers, WaitingAnswers) {
+pub fn pipe_answers(governor: &Arc<Governor>, server: &str) -> (PipeAnswers, WaitingPipeAnswers) {
     let (sender, waiting) = mpsc::channel(MOST_WAITING);
-    let counts = AnswerCounts { governor: Arc::clone(governor), server: server.into() };
+    let counts = PipeAnswerCounts { governor: Arc::clone(governor), server: server.into() };
     let rate = AnswerRate::new(Instant::now());
-    (ServerAnswers { waiting: sender, counts: counts.clone(), rate, drops: false }, WaitingAnswers { waiting, counts })
+    (PipeAnswers { waiting: sender, counts: counts.clone(), rate, drops: false }, WaitingPipeAnswers { waiting, counts })
 }
 
-impl ServerAnswers {
+impl PipeAnswers {
     /// Gives the server an answer, if there is room.
     pub fn send(&mut self, answer: Bytes, now: Instant) {
         let sent = if self.rate.take(now) { self.waiting.try_send(answer) } else { Err(TrySendError::Full(answer)) };
@@ -70,7 +70,7 @@ impl ServerAnswers {
     }
 }
 
-impl WaitingAnswers {
+impl WaitingPipeAnswers {
     /// The next one. For ever where none comes any more. May be cancelled.
     pub async fn next(&mut self) -> Bytes {
         match self.waiting.recv().await {
@@ -85,7 +85,7 @@ impl WaitingAnswers {
     }
 }
 
-impl Drop for WaitingAnswers {
+impl Drop for WaitingPipeAnswers {
     fn drop(&mut self) {
         self.waiting.close();
         while self.waiting.try_recv().is_ok() {
