@@ -541,6 +541,22 @@ impl Governor {
         self.metrics.servers.operations.with_label_values(&labels).inc();
     }
 
+    /// Counts that an operation that was let through is denied all the same, since its result is larger than may pass.
+    pub fn count_too_large(&self, server: &str, operation: Operation<'_>, limit: &ResultLimit) {
+        let Operation { kind, name, method } = operation;
+        let in_force = self.in_force();
+        let is_known =
+            in_force.server(server).is_some_and(|of| of.names(kind, name)) || self.listed.contains(server, kind, name);
+        let (name, reason) = (if is_known { name } else { OTHER_NAME }, Reason::ResultTooLarge.as_str());
+        if kind == OperationKind::Tool {
+            let labels = [server, name, "denied", reason, &limit.policy];
+            self.metrics.servers.tool_calls.with_label_values(&labels).inc();
+        } else {
+            let labels = [server, method_label(method), name, "denied", reason, &limit.policy];
+            self.metrics.servers.operations.with_label_values(&labels).inc();
+        }
+    }
+
     /// Counts a decision that was made elsewhere, such as on a call that cannot be forwarded.
     pub fn record(
         self: &Arc<Self>,

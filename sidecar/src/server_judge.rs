@@ -16,6 +16,7 @@ use crate::{
         edits::Filtered,
         id::RequestId,
         is_method,
+        request::{self, Message},
         scan::ReplyTo,
         server_message::{InputAsks, ServerAsk, ServerMessage, UnclearMessage, read},
         sse::spells_ask,
@@ -138,6 +139,9 @@ impl MessageJudge<'_> {
             ServerMessage::Plain => ServerMessageVerdict::Pass,
             ServerMessage::Request { id, ask } => self.request(*id, ask).await,
             ServerMessage::Notification { method, uri, input } => {
+                if method == "notifications/cancelled" {
+                    self.request_cancelled(text);
+                }
                 if !self.may_tell(method, uri.as_deref()) {
                     return ServerMessageVerdict::Take(SmallVec::new());
                 }
@@ -152,6 +156,15 @@ impl MessageJudge<'_> {
                 })
                 .await
             }
+        }
+    }
+
+    /// Frees the places of a request of the server that it cancels itself.
+    fn request_cancelled(&self, text: &[u8]) {
+        if let Ok(Message::Request(cancelled)) = request::parse(text)
+            && let Some(id) = cancelled.cancels().and_then(RequestId::read)
+        {
+            self.governor.server_requests().ended(self.source.server, self.source.session, id);
         }
     }
 
