@@ -541,19 +541,18 @@ impl Governor {
         self.metrics.servers.operations.with_label_values(&labels).inc();
     }
 
-    /// Counts that an operation that was let through is denied all the same, since its result is larger than may pass.
-    pub fn count_too_large(&self, server: &str, operation: Operation<'_>, limit: &ResultLimit) {
+    /// Counts that the result of an operation that was let through does not pass.
+    pub fn count_denied_result(&self, in_force: &InForce, server: &str, operation: Operation<'_>, denial: &Denial) {
         let Operation { kind, name, method } = operation;
-        let in_force = self.in_force();
-        let is_known =
-            in_force.server(server).is_some_and(|of| of.names(kind, name)) || self.listed.contains(server, kind, name);
-        let (name, reason) = (if is_known { name } else { OTHER_NAME }, Reason::ResultTooLarge.as_str());
+        let found = in_force.server(server);
+        let is_known = found.is_some_and(|server| server.names(kind, name)) || self.listed.contains(server, kind, name);
+        let (name, server) = (if is_known { name } else { OTHER_NAME }, found.map_or(UNKNOWN_SERVER, |server| &server.name));
+        let (reason, policy) = (denial.reason.as_str(), denial.policy.as_deref().unwrap_or_default());
+        let metrics = &self.metrics.servers;
         if kind == OperationKind::Tool {
-            let labels = [server, name, "denied", reason, &limit.policy];
-            self.metrics.servers.tool_calls.with_label_values(&labels).inc();
+            metrics.tool_calls.with_label_values(&[server, name, "denied", reason, policy]).inc();
         } else {
-            let labels = [server, method_label(method), name, "denied", reason, &limit.policy];
-            self.metrics.servers.operations.with_label_values(&labels).inc();
+            metrics.operations.with_label_values(&[server, method_label(method), name, "denied", reason, policy]).inc();
         }
     }
 

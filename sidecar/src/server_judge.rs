@@ -16,7 +16,7 @@ use crate::{
         edits::Filtered,
         id::RequestId,
         is_method,
-        request::{self, Message},
+        request::{Message, parse},
         scan::ReplyTo,
         server_message::{InputAsks, ServerAsk, ServerMessage, UnclearMessage, read},
         sse::spells_ask,
@@ -139,11 +139,11 @@ impl MessageJudge<'_> {
             ServerMessage::Plain => ServerMessageVerdict::Pass,
             ServerMessage::Request { id, ask } => self.request(*id, ask).await,
             ServerMessage::Notification { method, uri, input } => {
-                if method == "notifications/cancelled" {
-                    self.request_cancelled(text);
-                }
                 if !self.may_tell(method, uri.as_deref()) {
                     return ServerMessageVerdict::Take(SmallVec::new());
+                }
+                if method == "notifications/cancelled" {
+                    self.cancelled(text);
                 }
                 self.input(input, text, |_| None).await
             }
@@ -156,15 +156,6 @@ impl MessageJudge<'_> {
                 })
                 .await
             }
-        }
-    }
-
-    /// Frees the places of a request of the server that it cancels itself.
-    fn request_cancelled(&self, text: &[u8]) {
-        if let Ok(Message::Request(cancelled)) = request::parse(text)
-            && let Some(id) = cancelled.cancels().and_then(RequestId::read)
-        {
-            self.governor.server_requests().ended(self.source.server, self.source.session, id);
         }
     }
 
@@ -256,6 +247,16 @@ impl MessageJudge<'_> {
         let is_allowed = matches!(decided, Decided::Allowed(..));
         record.finish(if is_allowed { Outcome::Ok } else { Outcome::Dropped });
         is_allowed
+    }
+
+    /// Frees the places of a request that its server cancels.
+    fn cancelled(&self, text: &[u8]) {
+        let ServerMessageSource { server, session, .. } = self.source;
+        if let Ok(Message::Request(request)) = parse(text)
+            && let Some(id) = request.cancels().and_then(RequestId::read)
+        {
+            self.governor.server_requests().ended(server, session, id);
+        }
     }
 
     /// Remembers the task that a call of a tool has made.

@@ -34,7 +34,7 @@ async fn messages_pass_byte_for_byte_in_both_directions() {
     }
     for message in [
         " {\"result\" : {\"isError\":false,\"x\":1.0},\"id\":7.0 }",
-        "{\"jsonrpc\":\"2.0\",\"method\":\"x\"}",
+        "{\"jsonrpc\":\"2.0\",\"m\\u0065thod\":\"notifications/message\"}",
         "no JSON at all",
         "",
     ] {
@@ -218,7 +218,7 @@ async fn a_message_that_only_a_lenient_client_can_read_passes_if_it_holds_no_lis
 
 #[tokio::test]
 async fn a_call_is_under_way_until_its_answer() {
-    let mut between = Between::new("[{name: pay, maxConcurrent: 1}]");
+    let mut between = Between::new("[{name: pay, maxConcurrent: 1}]\n    requests: [{name: roots}]");
     between.ask(&call("1", "pay", "{}")).await;
     between.forwarded().await;
     between.ask(&call("2", "pay", "{}")).await;

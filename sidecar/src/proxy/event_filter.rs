@@ -106,7 +106,7 @@ impl EventFilter {
         if let Some(call) = &call
             && let Some(denial) = self.denied_result(call, data)
         {
-            self.count(call);
+            self.count(call, &denial);
             match answered {
                 Some(answered) => answered.end(Outcome::ResultTooLarge),
                 None => self.cut(),
@@ -132,10 +132,9 @@ impl EventFilter {
     }
 
     /// Counts that a result is larger than may pass.
-    fn count(&self, call: &PendingCall) {
-        if let Some(limit) = call.result_limit() {
-            self.lists.governor().count_too_large(self.lists.server(), call.answered().operation, limit);
-        }
+    fn count(&self, call: &PendingCall, denial: &Denial) {
+        let governor = self.lists.governor();
+        governor.count_denied_result(&governor.in_force(), self.lists.server(), call.answered().operation, denial);
     }
 
     /// Ends the answer.
@@ -148,10 +147,10 @@ impl EventFilter {
     /// than one request.
     pub fn cut_within(&mut self, bytes: u64) -> Option<Bytes> {
         let call = self.call.clone()?;
-        self.count(&call);
-        self.cut();
         let called = call.answered();
         let denial = Denial::result_too_large(call.result_limit()?, called.operation, bytes, false);
+        self.count(&call, &denial);
+        self.cut();
         // Whatever has come of the event ends here.
         Some([b"\n\n", &*answer::event(&answer::denial_of(called.reply, &denial))].concat().into())
     }

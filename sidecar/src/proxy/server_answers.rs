@@ -21,6 +21,7 @@ use super::{
     state::Proxy,
 };
 use crate::{
+    answer_rate::AnswerRate,
     in_force::ServerInForce,
     mcp::{headers::SESSION_ID, own_list::headers_for_answer},
     outcome::ServerAnswerEnd,
@@ -29,10 +30,6 @@ use crate::{
 /// The most answers that are under way to one server. A server that does not take them has no more of the sidecar's connections than
 /// that.
 const MOST_UNDER_WAY: usize = 16;
-/// The most answers to one server within a moment: as many as a server asks that begins with all of its sessions at once.
-const BURST: u32 = 128;
-/// The answers to one server that come free each second. A server that asks for more asks in a loop.
-const PER_SECOND: u32 = 32;
 /// How long one answer may take: a server answers it with 202 and no more.
 const LONGEST: Duration = Duration::from_secs(10);
 /// How often it is logged that answers were left out.
@@ -47,9 +44,7 @@ pub struct ServerAnswers(Mutex<HashMap<String, AnswerRoom>>);
 #[derive(Debug)]
 struct AnswerRoom {
     places: Arc<Semaphore>,
-    /// In thousandths of an answer.
-    left: u64,
-    at: Instant,
+    rate: AnswerRate,
     told: Option<Instant>,
 }
 
@@ -62,17 +57,12 @@ pub struct NoAnswerRoom {
 
 impl AnswerRoom {
     fn new(now: Instant) -> Self {
-        Self { places: Arc::new(Semaphore::new(MOST_UNDER_WAY)), left: u64::from(BURST) * 1000, at: now, told: None }
+        Self { places: Arc::new(Semaphore::new(MOST_UNDER_WAY)), rate: AnswerRate::new(now), told: None }
     }
 
     fn begin(&mut self, now: Instant) -> Option<OwnedSemaphorePermit> {
-        let passed = u64::try_from(now.saturating_duration_since(self.at).as_millis()).unwrap_or(u64::MAX);
-        self.left = passed.saturating_mul(u64::from(PER_SECOND)).saturating_add(self.left).min(u64::from(BURST) * 1000);
-        self.at = self.at.max(now);
-        let left = self.left.checked_sub(1000)?;
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        self.left = left;
-        Some(place)
+        self.rate.take(now).then_some(place)
     }
 }
 
@@ -185,6 +175,7 @@ impl Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer_rate::{BURST, PER_SECOND};
 
     #[test]
     fn answers_are_bounded_at_once_and_over_time_and_it_is_told_once_in_a_while() {

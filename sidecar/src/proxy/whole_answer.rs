@@ -248,8 +248,8 @@ impl Proxy {
         asked: &HeaderMap,
         at: &ServerGuard<'_, '_>,
     ) -> (Response<ResponseBody>, Outcome) {
-        self.state.governor.count_too_large(&at.server.name, context.operation, limit);
         let denial = Denial::result_too_large(limit, context.operation, bytes, is_whole);
+        self.state.governor.count_denied_result(&at.request.in_force, &at.server.name, context.operation, &denial);
         (message(asked, answer::denial_of(&context.reply, &denial)), Outcome::ResultTooLarge)
     }
 
