@@ -2,6 +2,7 @@
 //! by its id alone, so an id belongs to one request until that is answered, and a call's places come free with its answer.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -83,6 +84,20 @@ impl PendingCall {
         Some(Self { reply: ReplyTo::later(request)?, kind, name: name.into(), method: method.into(), result_limit })
     }
 
+    /// The operation of a request that is answered in this form, whose result has this bound.
+    pub fn of(reply: &ReplyTo<'_>, operation: Operation<'_>, result_limit: Option<Arc<ResultLimit>>) -> Self {
+        let Operation { kind, name, method } = operation;
+        let ReplyTo { id, takes_tool_result, modern } = reply;
+        let id = id.as_ref().map(|id| Cow::Owned(id.clone().into_owned()));
+        let reply = ReplyTo { id, takes_tool_result: *takes_tool_result, modern: *modern };
+        Self { reply, kind, name: name.into(), method: method.into(), result_limit }
+    }
+
+    /// The bound on its result, if there is one.
+    pub fn result_limit(&self) -> Option<&ResultLimit> {
+        self.result_limit.as_deref()
+    }
+
     /// What it asks for, and how it is answered in the server's stead.
     pub fn answered(&self) -> AnsweredCall<'_> {
         let operation = Operation { kind: self.kind, name: &self.name, method: &self.method };
@@ -110,6 +125,11 @@ impl AnsweredRequest {
     /// The operation that it asked for, if it is one.
     pub fn call(&self) -> Option<&PendingCall> {
         self.0.call.as_deref()
+    }
+
+    /// The same, to be kept.
+    pub fn call_shared(&self) -> Option<Arc<PendingCall>> {
+        self.0.call.clone()
     }
 
     /// Writes what became of it.
@@ -254,6 +274,12 @@ impl PendingRequests {
     /// The operation of the request with an id, which its answer is judged by; none where there is none.
     pub fn result_limit(&self, id: RequestId) -> Option<Arc<PendingCall>> {
         self.lock().kept.get(&id.loose).filter(|request| request.exact == id.exact)?.call.clone()
+    }
+
+    /// The smallest bound on a result that is awaited, if one of them has a bound.
+    pub fn smallest_result_limit(&self) -> Option<u64> {
+        let requests = self.lock();
+        requests.kept.values().filter_map(|request| Some(request.call.as_ref()?.result_limit()?.max)).min()
     }
 
     /// Ends all of them, since their server has failed. Gives what is needed to answer those that are to be answered, in the
