@@ -541,6 +541,21 @@ impl Governor {
         self.metrics.servers.operations.with_label_values(&labels).inc();
     }
 
+    /// Counts that the result of an operation that was let through does not pass.
+    pub fn count_denied_result(&self, in_force: &InForce, server: &str, operation: Operation<'_>, denial: &Denial) {
+        let Operation { kind, name, method } = operation;
+        let found = in_force.server(server);
+        let is_known = found.is_some_and(|server| server.names(kind, name)) || self.listed.contains(server, kind, name);
+        let (name, server) = (if is_known { name } else { OTHER_NAME }, found.map_or(UNKNOWN_SERVER, |server| &server.name));
+        let (reason, policy) = (denial.reason.as_str(), denial.policy.as_deref().unwrap_or_default());
+        let metrics = &self.metrics.servers;
+        if kind == OperationKind::Tool {
+            metrics.tool_calls.with_label_values(&[server, name, "denied", reason, policy]).inc();
+        } else {
+            metrics.operations.with_label_values(&[server, method_label(method), name, "denied", reason, policy]).inc();
+        }
+    }
+
     /// Counts a decision that was made elsewhere, such as on a call that cannot be forwarded.
     pub fn record(
         self: &Arc<Self>,

@@ -16,7 +16,7 @@ use crate::{
     credentials::{server_credential::ServerCredential, set::CredentialSet},
     mcp::{is_method, list_kind::ListKind},
     observed::ToolCalls,
-    outcome::{ListingEnd, Outcome},
+    outcome::{ListingEnd, Outcome, ServerAnswerEnd},
     seen_tools::ToolsOfServer,
     server_metrics::{OTHER_NAME, ServerMetrics, TOOL_PART},
 };
@@ -205,6 +205,10 @@ impl InForce {
                 .map(|kind| (kind, engine.names(view.name, kind).map(Box::from).collect()))
                 .into();
             // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
+            for end in ServerAnswerEnd::ALL {
+                metrics.server_answers.with_label_values(&[view.name, end.as_str()]);
+            }
+            metrics.messages_refused.with_label_values(&[view.name]);
             for end in ListingEnd::ALL.into_iter().filter(|_| view.reads_definitions) {
                 metrics.own_lists.with_label_values(&[view.name, end.as_str()]);
             }

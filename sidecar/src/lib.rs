@@ -21,6 +21,7 @@
 
 pub mod account;
 pub mod admin;
+pub mod answer_rate;
 pub mod approvals;
 pub mod audit;
 pub mod capture;

@@ -57,6 +57,11 @@ impl Lists {
         }
     }
 
+    /// What decides.
+    pub fn governor(&self) -> &Arc<Governor> {
+        &self.governor
+    }
+
     /// The server's name.
     pub fn server(&self) -> &str {
         &self.server

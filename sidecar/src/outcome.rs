@@ -21,6 +21,8 @@ pub enum Outcome {
     UpstreamFailed,
     /// The server's answer cannot be passed on: a redirect, a list that cannot be read.
     UpstreamInvalid,
+    /// The server's answer has more bytes than a policy lets pass.
+    ResultTooLarge,
     /// A policy denied it.
     Denied,
     /// The message needs no answer and was not forwarded.
@@ -45,7 +47,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Ok,
         Self::UpstreamRejected,
         Self::UpstreamError,
@@ -55,6 +57,7 @@ impl Outcome {
         Self::UpstreamTimeout,
         Self::UpstreamFailed,
         Self::UpstreamInvalid,
+        Self::ResultTooLarge,
         Self::Denied,
         Self::Dropped,
         Self::Refused,
@@ -79,6 +82,7 @@ impl Outcome {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamFailed => "upstream_failed",
             Self::UpstreamInvalid => "upstream_invalid",
+            Self::ResultTooLarge => "result_too_large",
             Self::Denied => "denied",
             Self::Dropped => "dropped",
             Self::Refused => "refused",
@@ -114,6 +118,37 @@ impl ListingEnd {
             Self::Complete => "complete",
             Self::Failed => "failed",
             Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// The end of an answer that the sidecar gives a server in its client's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerAnswerEnd {
+    /// The server took it.
+    Ok,
+    /// The server answered with an HTTP error.
+    Rejected,
+    /// It could not be sent, or the server hung up.
+    Failed,
+    /// It took too long.
+    Timeout,
+    /// It was not sent: the server asks for more than is answered.
+    Dropped,
+}
+
+impl ServerAnswerEnd {
+    /// Every end.
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Rejected, Self::Failed, Self::Timeout, Self::Dropped];
+
+    /// The metrics' label `outcome`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Timeout => "timeout",
+            Self::Dropped => "dropped",
         }
     }
 }

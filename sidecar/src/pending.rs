@@ -2,21 +2,26 @@
 //! by its id alone, so an id belongs to one request until that is answered, and a call's places come free with its answer.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use toolweir_engine::{Permit, json::Raw};
+use toolweir_crds::OperationKind;
+use toolweir_engine::{Denial, Operation, Permit, ResultLimit, json::Raw};
 
 use crate::{
     account::Account,
     mcp::{
         answer_finder::AnswerFinder,
         id::{IdHash, LONGEST_ID, RequestId},
+        request::Request,
         scan::ReplyTo,
     },
     outcome::Outcome,
+    server_judge::AnsweredCall,
 };
 
 /// The most requests without an answer on one stream, or over stdio.
@@ -57,7 +62,80 @@ struct PendingEntry {
     account: Option<Account>,
     /// The form of its answer, if it is to be answered in the server's stead.
     asked: Option<ReplyTo<'static>>,
+    /// What its answer is judged by, if it is an operation.
+    call: Option<Arc<PendingCall>>,
     _room: OwnedSemaphorePermit,
+}
+
+/// An operation that was let through, as far as its answer is judged by it.
+#[derive(Debug)]
+pub struct PendingCall {
+    reply: ReplyTo<'static>,
+    kind: OperationKind,
+    name: Box<str>,
+    method: Box<str>,
+    result_limit: Option<Arc<ResultLimit>>,
+}
+
+impl PendingCall {
+    /// The operation of a request, whose result has this bound. None for a notification.
+    pub fn new(request: &Request<'_>, operation: Operation<'_>, result_limit: Option<Arc<ResultLimit>>) -> Option<Self> {
+        let Operation { kind, name, method } = operation;
+        Some(Self { reply: ReplyTo::later(request)?, kind, name: name.into(), method: method.into(), result_limit })
+    }
+
+    /// The operation of a request that is answered in this form, whose result has this bound.
+    pub fn of(reply: &ReplyTo<'_>, operation: Operation<'_>, result_limit: Option<Arc<ResultLimit>>) -> Self {
+        let Operation { kind, name, method } = operation;
+        let ReplyTo { id, takes_tool_result, modern } = reply;
+        let id = id.as_ref().map(|id| Cow::Owned(id.clone().into_owned()));
+        let reply = ReplyTo { id, takes_tool_result: *takes_tool_result, modern: *modern };
+        Self { reply, kind, name: name.into(), method: method.into(), result_limit }
+    }
+
+    /// The bound on its result, if there is one.
+    pub fn result_limit(&self) -> Option<&ResultLimit> {
+        self.result_limit.as_deref()
+    }
+
+    /// What it asks for, and how it is answered in the server's stead.
+    pub fn answered(&self) -> AnsweredCall<'_> {
+        let operation = Operation { kind: self.kind, name: &self.name, method: &self.method };
+        AnsweredCall { reply: &self.reply, operation }
+    }
+
+    /// The denial that takes the place of an answer of so many bytes, if these are too many.
+    pub fn denies_result(&self, bytes: usize) -> Option<Denial> {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let limit = self.result_limit.as_ref().filter(|limit| bytes > limit.max)?;
+        Some(Denial::result_too_large(limit, self.answered().operation, bytes, true))
+    }
+}
+
+/// A request whose answer has come, and is judged. Its places come free when this is dropped.
+#[derive(Debug)]
+pub struct AnsweredRequest(PendingEntry);
+
+impl AnsweredRequest {
+    /// What is needed to answer it in the server's stead, if that may be done.
+    pub fn reply(&self) -> Option<&ReplyTo<'static>> {
+        self.0.asked.as_ref()
+    }
+
+    /// The operation that it asked for, if it is one.
+    pub fn call(&self) -> Option<&PendingCall> {
+        self.0.call.as_deref()
+    }
+
+    /// The same, to be kept.
+    pub fn call_shared(&self) -> Option<Arc<PendingCall>> {
+        self.0.call.clone()
+    }
+
+    /// Writes what became of it.
+    pub fn end(self, outcome: Outcome) {
+        self.0.end(outcome);
+    }
 }
 
 impl PendingEntry {
@@ -131,17 +209,30 @@ impl PendingRequests {
         let room = Arc::clone(&self.room).try_acquire_owned().map_err(|_| RegisterError::NoRoom)?;
         requests.next += 1;
         let number = requests.next;
-        let request =
-            PendingEntry { number, exact: id.exact, places: Permit::default(), account: None, asked: None, _room: room };
+        let request = PendingEntry {
+            number,
+            exact: id.exact,
+            places: Permit::default(),
+            account: None,
+            asked: None,
+            call: None,
+            _room: room,
+        };
         requests.kept.insert(id.loose, request);
         Ok(PendingRequest { all: self, id: id.loose, number, sent: false })
     }
 
     /// Takes a message of the server, and ends the requests that it answers.
     pub fn read_message(&self, message: &[u8]) {
-        let mut answers = AnswerFinder::default();
-        answers.push(message, &mut |id| self.answered(id));
-        answers.finish(&mut |id| self.answered(id));
+        self.take_answered(message).into_iter().for_each(|request| request.end(Outcome::Ok));
+    }
+
+    /// Takes a message of the server, and gives the requests that it answers. They are under way no longer.
+    pub fn take_answered(&self, message: &[u8]) -> SmallVec<[AnsweredRequest; 1]> {
+        let (mut answers, mut found) = (AnswerFinder::default(), SmallVec::new());
+        answers.push(message, &mut |id| found.extend(self.take(id)));
+        answers.finish(&mut |id| found.extend(self.take(id)));
+        found
     }
 
     /// The request that a client names by its id, if it has no answer yet.
@@ -166,10 +257,29 @@ impl PendingRequests {
 
     /// Ends the request with an id, since its answer has come.
     pub fn answered(&self, id: RequestId) {
-        match self.forget(id.loose, |request| request.exact == id.exact) {
-            Some(request) => request.end(Outcome::Ok),
-            None => self.lock().cancelled.retain(|cancelled| *cancelled != id),
+        if let Some(request) = self.take(id) {
+            request.end(Outcome::Ok);
         }
+    }
+
+    /// Gives the request with an id, since its answer has come. It is under way no longer.
+    pub fn take(&self, id: RequestId) -> Option<AnsweredRequest> {
+        let found = self.forget(id.loose, |request| request.exact == id.exact);
+        if found.is_none() {
+            self.lock().cancelled.retain(|cancelled| *cancelled != id);
+        }
+        found.map(AnsweredRequest)
+    }
+
+    /// The operation of the request with an id, which its answer is judged by; none where there is none.
+    pub fn result_limit(&self, id: RequestId) -> Option<Arc<PendingCall>> {
+        self.lock().kept.get(&id.loose).filter(|request| request.exact == id.exact)?.call.clone()
+    }
+
+    /// The smallest bound on a result that is awaited, if one of them has a bound.
+    pub fn smallest_result_limit(&self) -> Option<u64> {
+        let requests = self.lock();
+        requests.kept.values().filter_map(|request| Some(request.call.as_ref()?.result_limit()?.max)).min()
     }
 
     /// Ends all of them, since their server has failed. Gives what is needed to answer those that are to be answered, in the
@@ -223,6 +333,13 @@ impl PendingRequest<'_> {
         if let Some(request) = self.all.lock().kept.get_mut(&self.id).filter(|request| request.number == self.number) {
             request.account = Some(account);
             request.asked = asked;
+        }
+    }
+
+    /// Keeps what its answer is judged by.
+    pub fn limit_result(&self, call: Option<PendingCall>) {
+        if let Some(request) = self.all.lock().kept.get_mut(&self.id).filter(|request| request.number == self.number) {
+            request.call = call.map(Arc::new);
         }
     }
 

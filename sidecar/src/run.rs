@@ -49,6 +49,7 @@ use crate::{
         legacy::LegacyStreams,
         oauth,
         server::{self, Running, WorkerUpstreams},
+        server_answers::ServerAnswers,
         sessions::Sessions,
         state::ProxyState,
         through::UpstreamProxy,
@@ -340,6 +341,7 @@ impl RunConfig {
             budget,
             clients: Clients::new(limits.requests, limits.connections),
             governor: Arc::clone(governor),
+            server_answers: ServerAnswers::default(),
             own_lists: OwnLists::new(limits.own_list),
             // Half of the memory for bodies, and seven of eight requests: others go on while people take their time.
             waiting: WaitingRoom::new(limits.held / 2, limits.requests - limits.requests.div_ceil(8)),

@@ -16,6 +16,7 @@ use crate::{
         edits::Filtered,
         id::RequestId,
         is_method,
+        request::{Message, parse},
         scan::ReplyTo,
         server_message::{InputAsks, ServerAsk, ServerMessage, UnclearMessage, read},
         sse::spells_ask,
@@ -147,6 +148,9 @@ impl MessageJudge<'_> {
                 if !is_request && !self.may_tell(method, uri.as_deref()) {
                     return ServerMessageVerdict::Take(SmallVec::new());
                 }
+                if method == "notifications/cancelled" {
+                    self.cancelled(text);
+                }
                 self.input(input, text, |_| None).await
             }
             ServerMessage::Answer { id, task, input } => {
@@ -249,6 +253,16 @@ impl MessageJudge<'_> {
         let is_allowed = matches!(decided, Decided::Allowed(..));
         record.finish(if is_allowed { Outcome::Ok } else { Outcome::Dropped });
         is_allowed
+    }
+
+    /// Frees the places of a request that its server cancels.
+    fn cancelled(&self, text: &[u8]) {
+        let ServerMessageSource { server, session, .. } = self.source;
+        if let Ok(Message::Request(request)) = parse(text)
+            && let Some(id) = request.cancels().and_then(RequestId::read)
+        {
+            self.governor.server_requests().ended(server, session, id);
+        }
     }
 
     /// Remembers the task that a call of a tool has made.

@@ -36,6 +36,10 @@ pub struct ServerMetrics {
     pub tools_hidden: IntCounterVec,
     /// `toolweir_entries_hidden_total`: entries that were cut out of other lists.
     pub entries_hidden: IntCounterVec,
+    /// `toolweir_server_answers_total`: answers to requests of servers, in the name of clients that do not get them.
+    pub server_answers: IntCounterVec,
+    /// `toolweir_server_messages_refused_total`: messages of servers that clients could read in two ways.
+    pub messages_refused: IntCounterVec,
     /// `toolweir_own_lists_total`: lists that the sidecar asked for by itself.
     pub own_lists: IntCounterVec,
     /// `toolweir_tool_drift_total`: parts of definitions that a list showed for the first time, and that are not as pinned.
@@ -87,6 +91,16 @@ impl ServerMetrics {
                 "toolweir_entries_hidden_total",
                 "Entries that were cut out of the lists of prompts, resources, resource templates and tasks.",
                 &["server", "list"],
+            )?,
+            server_answers: registry.counters(
+                "toolweir_server_answers_total",
+                "Answers to requests of servers that policies keep from clients, by what became of them.",
+                &["server", "outcome"],
+            )?,
+            messages_refused: registry.counters(
+                "toolweir_server_messages_refused_total",
+                "Messages of servers that did not pass since clients could read them in different ways, or could not be read.",
+                &["server"],
             )?,
             own_lists: registry.counters(
                 "toolweir_own_lists_total",

@@ -5,7 +5,7 @@
 //! ```text
 //! client ── relay ── server      relay, to_server: the lines, one writer for each side; lines: how they are read and written
 //!             │
-//!            gate                what happens to a message: governor, lists, requests under way
+//!            gate                what happens to a message: governor, lists, requests under way (server_line: of a server)
 //! ```
 //!
 //! [`keeper`] starts and ends the server's process.
@@ -14,7 +14,10 @@ pub mod asked_line;
 pub mod gate;
 pub mod keeper;
 pub mod lines;
+pub mod pipe_answers;
 pub mod relay;
+
+pub mod server_line;
 pub mod to_server;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

@@ -34,7 +34,7 @@ async fn messages_pass_byte_for_byte_in_both_directions() {
     }
     for message in [
         " {\"result\" : {\"isError\":false,\"x\":1.0},\"id\":7.0 }",
-        "{\"jsonrpc\":\"2.0\",\"method\":\"x\"}",
+        "{\"jsonrpc\":\"2.0\",\"m\\u0065thod\":\"notifications/message\"}",
         "no JSON at all",
         "",
     ] {
@@ -254,7 +254,7 @@ async fn a_message_that_only_a_lenient_client_can_read_passes_if_it_holds_no_lis
 
 #[tokio::test]
 async fn a_call_is_under_way_until_its_answer() {
-    let mut between = Between::new("[{name: pay, maxConcurrent: 1}]");
+    let mut between = Between::new("[{name: pay, maxConcurrent: 1}]\n    requests: [{name: roots}]");
     between.ask(&call("1", "pay", "{}")).await;
     between.forwarded().await;
     between.ask(&call("2", "pay", "{}")).await;
@@ -319,9 +319,11 @@ async fn an_answer_frees_its_place_however_it_is_written() {
         assert_eq!(between.forwarded().await, call(&id.to_string(), "pay", "{}"), "{name}");
         let mut answer = answer.replace("ID", &id.to_string());
         if !passes {
-            // It goes nowhere; what follows does.
+            // The client is told that it does not get it; what follows passes.
             answer.push('\n');
             within("the pipe", between.server.write_all(answer.as_bytes())).await.unwrap();
+            let told = between.answered().await;
+            assert_eq!((&told["id"], &denial(&told)["reason"]), (&json!(id), &json!("upstream_invalid")), "{name}: {told}");
             answer = result("100");
         }
         assert_eq!(between.answer(&answer).await, answer, "{name}");
@@ -523,7 +525,7 @@ async fn the_program_governs_a_server_and_ends_with_its_code() {
 
 #[tokio::test]
 async fn the_program_ends_when_its_server_ends_of_itself() {
-    let mut governed = Governed::start(&[], SERVER);
+    let mut governed = Governed::with("[]\n    defaultActions: {other: Allow}", &[], SERVER);
     governed.stdin.as_mut().unwrap().write_all(format!("{}\n", request("1", "exit", "{}")).as_bytes()).await.unwrap();
     assert_eq!(governed.next().await.unwrap()["error"]["code"], -32603);
     assert_eq!(governed.next().await, None);

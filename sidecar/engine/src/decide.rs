@@ -230,7 +230,9 @@ impl Engine {
             Err(denial) => return Decision::denied(denial),
         };
         let check = |group: &Group| self.check_group(&plan, group, call, &Cell::new(None));
-        Decision::of_plan(&plan, check, |_| Ok(Permit::default()))
+        let mut decision = Decision::of_plan(&plan, check, |_| Ok(Permit::default()));
+        decision.result_limit.clone_from(&plan.result_limit);
+        decision
     }
 
     /// Returns true where the decision may have to wait: for counts that pods share, or for a person.

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use toolweir_crds::{Credential, OperationKind, Scope, ToolClass, resource_uri};
+use toolweir_crds::{Action, Credential, Mode, OperationKind, RequestName, Scope, ToolClass, resource_uri};
 
 use crate::{
     ask::AskingPolicy,
@@ -18,7 +18,7 @@ use crate::{
     entry::CompiledEntry,
     names::NameForms,
     pins::PinnedTools,
-    rules::{PolicyRules, ServerRules, Step},
+    rules::{NamePlan, PolicyRules, ServerRules, Step},
     seen::SeenTool,
     shared::{SharedTake, SharedUsage},
     take::instance,
@@ -135,6 +135,29 @@ impl Engine {
         };
         let by_pins = || if plan.has_pins { self.pin_findings(&plan.enforced, &call).denied } else { None };
         plan.enforced.denial.clone().or_else(by_pins)
+    }
+
+    /// Returns true if a server may ask its client for anything and tell it of any resource, whatever that is, without a limit or a
+    /// condition of an enforced policy: then a message that cannot be read may pass unread.
+    pub fn asks_are_free(&self, server: &str) -> bool {
+        let Some(rules) = self.servers.get(server) else { return false };
+        let asks = RequestName::ALL.into_iter().map(Operation::request).chain([Operation::other("any")]);
+        let is_free = |operation| {
+            let call = Call { server, operation, arguments: None, session: "", seen: None };
+            let free = |plan: &NamePlan| {
+                plan.enforced.denial.is_none()
+                    && plan.enforced.steps.iter().flat_map(Step::matching).all(|entry| !entry.restricts())
+            };
+            self.plan(&call).is_ok_and(|plan| free(&plan))
+        };
+        let resources = &rules.of(OperationKind::Resource).policies;
+        let tells_all = |policy: &Arc<PolicyRules>| {
+            let denies = |entry: &CompiledEntry| entry.effective_action() == Some(Action::Deny);
+            policy.broken.is_none()
+                && (policy.mode != Mode::Enforce
+                    || (policy.default_action == Action::Allow && !policy.entries.iter().any(denies)))
+        };
+        !resources.is_empty() && resources.iter().all(tells_all) && asks.into_iter().all(is_free)
     }
 
     /// Returns a URI of a resource template that may be read at all, else any that the template has; none where it has none with a clear

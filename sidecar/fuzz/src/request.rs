@@ -109,7 +109,7 @@ pub fn check(data: &[u8]) {
             agree(&headers, request);
             Some(&**request)
         }
-        Message::Answer => {
+        Message::Answer { .. } => {
             assert_eq!(scanned.id, None, "an answer has no answer");
             None
         }

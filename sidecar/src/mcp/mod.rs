@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod answer_finder;
+pub mod ask_finder;
 pub mod changes;
 pub mod client_ask;
 pub mod edits;

@@ -1,7 +1,7 @@
 //! The `tools/list` that the sidecar sends by itself for a client whose tools/call needs it: made of that call, of which it keeps what
 //! says who asks (MCP 2026-07-28, "Per-request fields" and "Request Metadata Headers").
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader};
 
 use super::{
@@ -91,6 +91,17 @@ pub fn headers_for_call(call: &HeaderMap, is_modern: bool) -> HeaderMap {
     if is_modern || call.contains_key(&METHOD) || call.contains_key(&NAME) {
         headers.insert(METHOD, HeaderValue::from_static("tools/list"));
     }
+    headers
+}
+
+/// The headers of an answer in the name of a client that sent these with another message: without what belongs to that.
+pub fn headers_for_answer(sent: &HeaderMap) -> HeaderMap {
+    let mut headers = headers_for_call(sent, false);
+    for name in [METHOD, NAME, header::CONTENT_LENGTH, header::CONTENT_ENCODING] {
+        headers.remove(name);
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
     headers
 }
 

@@ -35,7 +35,10 @@ pub enum Message<'a> {
     /// A request, or a notification (without an id).
     Request(Box<Request<'a>>),
     /// An answer to a request of the server.
-    Answer,
+    Answer {
+        /// The id of that request as it stands in the message; none where it has none.
+        id: Option<Raw<'a>>,
+    },
 }
 
 /// A request or notification.
@@ -244,7 +247,11 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
         return Err(Refusal::Kind("`id`", "a string or a number"));
     }
     let Some(method) = method else {
-        return if answer { Ok(Message::Answer) } else { Err(Refusal::Neither("neither `method` nor `result` nor `error`")) };
+        return if answer {
+            Ok(Message::Answer { id })
+        } else {
+            Err(Refusal::Neither("neither `method` nor `result` nor `error`"))
+        };
     };
     if answer {
         return Err(Refusal::Neither("both a `method` and a `result` or `error`"));
@@ -411,8 +418,8 @@ mod tests {
 
     #[test]
     fn answers_and_notifications_are_told_apart() {
-        assert!(matches!(parse(br#"{"jsonrpc":"2.0","id":1,"result":{}}"#), Ok(Message::Answer)));
-        assert!(matches!(parse(br#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m"}}"#), Ok(Message::Answer)));
+        assert!(matches!(parse(br#"{"jsonrpc":"2.0","id":1,"result":{}}"#), Ok(Message::Answer { .. })));
+        assert!(matches!(parse(br#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m"}}"#), Ok(Message::Answer { .. })));
         assert!(request(r#"{"method":"notifications/initialized"}"#).id.is_none());
         assert!(request(r#"{"method":"tools/call","params":{"name":"x"}}"#).id.is_none());
     }

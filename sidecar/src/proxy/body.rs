@@ -11,17 +11,15 @@ use tokio::sync::mpsc;
 use toolweir_engine::Permit;
 
 use super::{
-    budget::{Budget, HeldBytes},
-    legacy::OpenLegacyStream,
-    list_changes::{DeclarationWatch, ListChangedNotifier},
-    pages::PageFiller,
+    budget::HeldBytes,
+    event_filter::{EventFilter, SMALL},
+    list_changes::DeclarationWatch,
+    state::Proxy,
+    whole_answer::RestOfAnswer,
 };
 use crate::{
-    lists::Lists,
-    mcp::{
-        edits::Filtered,
-        sse::{EndpointMatch, EventVerdict, RewriteMode, Rewriter, SseError, SseEvent, spells_list},
-    },
+    mcp::sse::{Rewriter, SseError, SseEvent},
+    outcome::Outcome,
 };
 
 /// Why a body ends early.
@@ -37,14 +35,18 @@ pub enum ResponseBody {
     Whole(Option<Bytes>, Option<HeldBytes>),
     /// Passed on as it comes. The permit is kept to the end: the call is under way until then.
     Stream {
-        /// The server's body.
-        inner: Incoming,
+        /// What was read of it, with the room that it takes where it is of a size to speak of.
+        begun: Option<(Bytes, Option<HeldBytes>)>,
+        /// The rest of the server's body; nothing where it was read whole.
+        inner: Option<Incoming>,
         /// Places among the calls under way.
         permit: Permit,
         /// Ends the stream: set for those that a client keeps open for as long as it lives.
         stop: Option<Stop>,
         /// Looks at what passes.
         declares: Option<DeclarationWatch>,
+        /// What the rest is held to.
+        rest: Option<Box<RestOfAnswer>>,
     },
     /// Events, some of which change.
     Events(Box<EventBody>),
@@ -57,7 +59,7 @@ pub struct EventBody {
     rewriter: Rewriter,
     filter: EventFilter,
     inject: Option<mpsc::Receiver<Bytes>>,
-    budget: Budget,
+    proxy: Proxy,
     held: Option<HeldBytes>,
     /// Places among the calls under way.
     _permit: Permit,
@@ -68,64 +70,6 @@ pub struct EventBody {
 
 /// A piece of a body, and the room that it takes beyond that of any piece.
 pub type BodyPiece = (Frame<Bytes>, Option<HeldBytes>);
-
-/// The largest event for whose reading no room is taken: it is read and gone within a moment.
-const SMALL: usize = 16 * 1024;
-
-/// Decides on events.
-pub struct EventFilter {
-    /// The lists of the server.
-    pub lists: Lists,
-    /// The client's stream, where it can be of the HTTP+SSE transport.
-    pub open: Option<OpenLegacyStream>,
-    /// Which events are looked for.
-    pub mode: RewriteMode,
-    /// Tells the client of changes, if the stream is for that.
-    pub notifier: Option<ListChangedNotifier>,
-    /// Fills pages that come empty, where it is known what was asked for.
-    pub filling: Option<PageFiller>,
-}
-
-impl EventFilter {
-    fn event(&mut self, event: SseEvent<'_>, budget: &Budget) -> Result<EventVerdict, SseError> {
-        let SseEvent { data, endpoint, .. } = event;
-        if let Some(open) = &mut self.open {
-            match endpoint {
-                EndpointMatch::Yes => {
-                    let named = std::str::from_utf8(data).map_err(|_| SseError::UnclearEndpoint)?;
-                    let path = open.set_endpoint(named).ok_or(SseError::ForeignEndpoint)?;
-                    return Ok(EventVerdict::Replace(path.into_bytes()));
-                }
-                EndpointMatch::Unclear => return Err(SseError::UnclearEndpoint),
-                EndpointMatch::No => {}
-            }
-        }
-        if self.filling.as_mut().is_some_and(|filling| filling.take_own_answer(data)) {
-            return Ok(EventVerdict::Take);
-        }
-        self.lists.server_said(data);
-        if let Some(notifier) = &mut self.notifier {
-            notifier.server_said(data);
-        }
-        if !spells_list(data) {
-            return Ok(EventVerdict::Pass);
-        }
-        // What is read is there up to three times at once.
-        let _room = match data.len() {
-            ..=SMALL => None,
-            length => Some(budget.try_hold(length * 2).ok_or(SseError::NoRoom)?),
-        };
-        // A client that is less strict may read what this cannot.
-        let read = self.lists.read(data, None).map_err(|_| SseError::Unreadable)?;
-        if let Some(filling) = &mut self.filling {
-            return Ok(filling.begin(event, read));
-        }
-        match read.filtered {
-            Filtered::Edited(new) => Ok(EventVerdict::Replace(new)),
-            Filtered::Same => Ok(EventVerdict::Pass),
-        }
-    }
-}
 
 impl ResponseBody {
     /// A body that is given whole.
@@ -138,23 +82,29 @@ impl ResponseBody {
         Self::Whole(Some(bytes.into()), Some(held))
     }
 
+    /// A body that passes as it comes.
+    pub fn stream(inner: Incoming, permit: Permit, stop: Option<Stop>) -> Self {
+        Self::Stream { begun: None, inner: Some(inner), permit, stop, declares: None, rest: None }
+    }
+
     /// A stream whose events `filter` decides on.
     pub fn events(
         inner: Incoming,
-        most: usize,
         filter: EventFilter,
         inject: Option<mpsc::Receiver<Bytes>>,
-        budget: Budget,
+        proxy: Proxy,
         permit: Permit,
         stop: Option<Stop>,
     ) -> Self {
-        let rewriter = Rewriter::new(most, filter.mode);
+        let most_data = filter.call.as_ref().and_then(|call| call.result_limit()).map(|limit| limit.max);
+        let rewriter = Rewriter::new(proxy.state.limits.body, filter.mode).looking_for(filter.keys);
+        let rewriter = rewriter.with_most_data(most_data);
         Self::Events(Box::new(EventBody {
             inner: Some(inner),
             rewriter,
             filter,
             inject,
-            budget,
+            proxy,
             held: None,
             _permit: permit,
             stop,
@@ -170,7 +120,7 @@ impl EventBody {
         let bytes = self.rewriter.room() + leaving;
         let mut held = self.held.take().filter(|held| held.bytes() >= bytes);
         if held.is_none() && bytes > 0 {
-            held = Some(self.budget.try_hold(bytes).ok_or(SseError::NoRoom)?);
+            held = Some(self.proxy.state.budget.try_hold(bytes).ok_or(SseError::NoRoom)?);
         }
         let Some(mut held) = held else { return Ok(None) };
         held.shrink(bytes);
@@ -179,28 +129,39 @@ impl EventBody {
         Ok(left)
     }
 
-    fn is_filling(&self) -> bool {
-        self.filter.filling.as_ref().is_some_and(|filling| !filling.is_done())
+    /// Returns true where events are to come from elsewhere than the server's body.
+    fn is_awaiting(&self) -> bool {
+        !self.filter.judge.is_done() || self.filter.filling.as_ref().is_some_and(|filling| !filling.is_done())
     }
 
     /// The next event that comes from elsewhere than the server's body, where it may be put in.
     fn filled(&mut self, context: &mut Context<'_>) -> Option<Result<BodyPiece, SseError>> {
-        let filling = self.filter.filling.as_mut()?;
-        filling.poll(context);
+        let EventFilter { filling, judge, .. } = &mut self.filter;
+        judge.poll(context);
+        if let Some(filling) = filling {
+            filling.poll(context);
+        }
         // What was cut in two by the end of the body gets no end any more.
         if !self.rewriter.between_events() && self.inner.is_some() {
             return None;
         }
+        if let Some((event, held)) = judge.ready() {
+            return Some(Ok((Frame::data(event), Some(held))));
+        }
+        let filling = filling.as_mut()?;
         let (event, held) = filling.event(context)?;
         if held.is_some() || event.len() <= SMALL {
             return Some(Ok((Frame::data(event), held)));
         }
-        let held = self.budget.try_hold(event.len()).ok_or(SseError::NoRoom);
+        let held = self.proxy.state.budget.try_hold(event.len()).ok_or(SseError::NoRoom);
         Some(held.map(|held| (Frame::data(event), Some(held))))
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<BodyPiece, BodyError>>> {
         loop {
+            if self.filter.is_over {
+                return Poll::Ready(None);
+            }
             if self.rewriter.between_events()
                 && let Some(Poll::Ready(Some(event))) = self.inject.as_mut().map(|inject| inject.poll_recv(context))
             {
@@ -217,20 +178,17 @@ impl EventBody {
                 return Poll::Ready(None);
             }
             let Some(inner) = &mut self.inner else {
-                if self.is_filling() {
+                if self.is_awaiting() {
                     return Poll::Pending;
+                }
+                if self.broken.is_none() {
+                    self.filter.account.take().into_iter().for_each(|account| account.finish(Outcome::Ok));
                 }
                 return Poll::Ready(self.broken.take().map(Err));
             };
-            let Self { filter, budget, rewriter, .. } = self;
-            let out = match std::task::ready!(Pin::new(inner).poll_frame(context)) {
+            let piece = match std::task::ready!(Pin::new(inner).poll_frame(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        if let Some(open) = &mut filter.open {
-                            open.read(&data);
-                        }
-                        rewriter.push(&data, &mut |event| filter.event(event, budget))
-                    }
+                    Ok(data) => Some(data),
                     Err(frame) => return Poll::Ready(Some(Ok((frame, None)))),
                 },
                 Some(Err(error)) => {
@@ -240,17 +198,45 @@ impl EventBody {
                 }
                 None => {
                     self.inner = None;
-                    rewriter.finish(&mut |event| filter.event(event, budget))
+                    None
                 }
             };
-            let out = out.and_then(|out| self.account(out.len()).map(|held| (out, held)));
-            let (out, held) = out.inspect_err(|error| {
-                tracing::warn!(server = %self.filter.lists.server(), %error, "stream ended");
-            })?;
+            let (out, held) = self.rewritten(piece)?;
             if !out.is_empty() {
                 return Poll::Ready(Some(Ok((Frame::data(out), held))));
             }
         }
+    }
+
+    /// What leaves when this piece has come, or the end, and the room that it takes.
+    fn rewritten(&mut self, piece: Option<Bytes>) -> Result<(Bytes, Option<HeldBytes>), SseError> {
+        let Self { filter, rewriter, proxy, .. } = self;
+        if let Some(piece) = &piece {
+            if let Some(open) = &mut filter.open {
+                open.read(piece);
+                let most_data = open.smallest_result_limit();
+                rewriter.set_most_data(most_data);
+            }
+            if let Some(declares) = &mut filter.declares {
+                declares.push(piece);
+            }
+        }
+        let mut decide = |event: SseEvent<'_>| filter.event(event, proxy);
+        let out = match &piece {
+            Some(piece) => rewriter.push(piece, &mut decide),
+            None => rewriter.finish(&mut decide),
+        };
+        let out = match out {
+            Err(SseError::DataTooLarge(most)) => filter.cut_within(most).ok_or(SseError::DataTooLarge(most)),
+            out => out,
+        };
+        if rewriter.held() == 0
+            && let Some(open) = &mut filter.open
+        {
+            open.end_answered();
+        }
+        let out = out.and_then(|out| self.account(out.len()).map(|held| (out, held)));
+        out.inspect_err(|error| tracing::warn!(server = %self.filter.lists.server(), %error, "stream ended"))
     }
 }
 
@@ -271,17 +257,21 @@ impl ResponseBody {
                 let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
                 Poll::Ready(bytes.map(|bytes| Ok((Frame::data(bytes), held.take()))))
             }
-            Self::Stream { inner, stop, declares, .. } => {
+            Self::Stream { begun, inner, stop, declares, rest, .. } => {
+                if let Some((bytes, held)) = begun.take() {
+                    declares.iter_mut().for_each(|declares| declares.push(&bytes));
+                    return Poll::Ready(Some(Ok((Frame::data(bytes), held))));
+                }
                 if stopped(stop, context) {
                     return Poll::Ready(None);
                 }
-                let frame = std::task::ready!(Pin::new(inner).poll_frame(context));
-                if let (Some(declares), Some(Ok(frame))) = (declares, &frame)
-                    && let Some(data) = frame.data_ref()
-                {
-                    declares.push(data);
+                let Some(inner) = inner else { return Poll::Ready(None) };
+                let frame = std::task::ready!(Pin::new(inner).poll_frame(context)).transpose()?;
+                if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
+                    declares.iter_mut().for_each(|declares| declares.push(data));
+                    rest.as_mut().map_or(Ok(()), |rest| rest.take(data))?;
                 }
-                Poll::Ready(frame.map(|frame| frame.map(|frame| (frame, None)).map_err(Into::into)))
+                Poll::Ready(frame.map(|frame| Ok((frame, None))))
             }
             Self::Events(events) => events.poll(context),
         }
@@ -291,7 +281,7 @@ impl ResponseBody {
     pub fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Self::Stream { inner, .. } => inner.is_end_stream(),
+            Self::Stream { begun, inner, .. } => begun.is_none() && inner.as_ref().is_none_or(Incoming::is_end_stream),
             Self::Events(_) => false,
         }
     }
@@ -300,8 +290,24 @@ impl ResponseBody {
     pub fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Stream { inner, .. } => inner.size_hint(),
+            Self::Stream { begun: None, inner: Some(inner), .. } => inner.size_hint(),
+            Self::Stream { begun, inner: None, .. } => {
+                SizeHint::with_exact(begun.as_ref().map_or(0, |(bytes, _)| bytes.len() as u64))
+            }
+            Self::Stream { begun: Some((bytes, _)), inner: Some(inner), .. } => {
+                with_begun(bytes.len() as u64, &inner.size_hint())
+            }
             Self::Events(_) => SizeHint::default(),
         }
     }
+}
+
+/// The length of a body of which so many bytes were read and this is left.
+fn with_begun(begun: u64, rest: &SizeHint) -> SizeHint {
+    let mut hint = SizeHint::new();
+    hint.set_lower(begun + rest.lower());
+    if let Some(upper) = rest.upper() {
+        hint.set_upper(begun + upper);
+    }
+    hint
 }

@@ -151,6 +151,9 @@ impl Proxy {
             Some(pending) => {
                 pending.hold_places(permit.split_places());
                 pending.attach(Account::of_call(record), None);
+                if let ResponseKind::Answer(context) = &kind {
+                    pending.limit_result(Some(context.kept()));
+                }
                 pending.mark_sent();
                 None
             }
@@ -168,6 +171,7 @@ impl Proxy {
             pending.finish(outcome);
         }
         settle(pending, &sent);
+        at.record = record;
         let passed = match sent {
             Ok(response) => self.pass(response, client.headers, at, permit, kind).await,
             Err(failure) => {
@@ -177,7 +181,7 @@ impl Proxy {
                 Err(failure)
             }
         };
-        let Some(record) = record else { return passed };
+        let Some(record) = at.record.take() else { return passed };
         let outcome =
             record.outcome_unless_cancelled(passed.as_ref().map_or_else(RequestFailure::outcome, |(_, outcome)| *outcome));
         record.finish(outcome);

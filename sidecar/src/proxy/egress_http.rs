@@ -263,7 +263,7 @@ impl Proxy {
         http.keep_opened(opened);
         let (mut parts, body) = response.into_parts();
         remove_hop_by_hop(&mut parts.headers);
-        let body = ResponseBody::Stream { inner: body, permit: Permit::default(), stop: None, declares: None };
+        let body = ResponseBody::stream(body, Permit::default(), None);
         Ok(Response::from_parts(parts, body))
     }
 

@@ -16,8 +16,12 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{origin::resolve, stream_lists::StreamLists};
 use crate::{
-    mcp::answer_finder::SseAnswerFinder,
-    pending::{MOST_OF_ALL, PendingRequests},
+    mcp::{
+        answer_finder::SseAnswerFinder,
+        id::{RequestId, message_id},
+    },
+    outcome::Outcome,
+    pending::{AnsweredRequest, MOST_OF_ALL, PendingRequests},
 };
 
 /// The open streams.
@@ -64,6 +68,9 @@ pub struct OpenLegacyStream {
     events: mpsc::Sender<Bytes>,
     pending: Arc<PendingRequests>,
     answers: SseAnswerFinder,
+    /// Requests whose answers have come in an event that has not been decided on.
+    answered: Vec<(RequestId, AnsweredRequest)>,
+    endpoint: Option<Uri>,
     lists: Arc<StreamLists>,
 }
 
@@ -87,6 +94,8 @@ impl LegacyStreams {
                 events,
                 pending: Arc::new(PendingRequests::within(Arc::clone(&self.room))),
                 answers: SseAnswerFinder::default(),
+                answered: Vec::new(),
+                endpoint: None,
                 lists: Arc::default(),
             },
             receiver,
@@ -115,10 +124,40 @@ impl OpenLegacyStream {
         &self.lists
     }
 
-    /// Takes a piece of the stream, and ends the requests that it answers.
+    /// The id of the stream, once the server has named its endpoint.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// The endpoint that the server has named.
+    pub fn endpoint(&self) -> Option<&Uri> {
+        self.endpoint.as_ref()
+    }
+
+    /// The smallest bound on a result that is awaited on the stream.
+    pub fn smallest_result_limit(&self) -> Option<u64> {
+        if self.id.is_none() { None } else { self.pending.smallest_result_limit() }
+    }
+
+    /// Takes a piece of the stream, and finds the requests that it answers.
     pub fn read(&mut self, piece: &[u8]) {
-        let pending = &self.pending;
-        self.answers.push(piece, &mut |id| pending.answered(id));
+        let (pending, answered) = (&self.pending, &mut self.answered);
+        self.answers.push(piece, &mut |id| answered.extend(pending.take(id).map(|request| (id, request))));
+    }
+
+    /// Returns the request that a message answers whose event is decided on now.
+    pub fn take_answered(&mut self, message: &[u8]) -> Option<AnsweredRequest> {
+        if self.answered.is_empty() {
+            return None;
+        }
+        let id = RequestId::read(message_id(message).ok()??)?;
+        let at = self.answered.iter().position(|(known, _)| known.exact == id.exact)?;
+        Some(self.answered.swap_remove(at).1)
+    }
+
+    /// Ends the requests that were answered by what has passed.
+    pub fn end_answered(&mut self) {
+        self.answered.drain(..).for_each(|(_, request)| request.end(Outcome::Ok));
     }
 
     /// Takes the endpoint that the server named, and returns the path that the client is told. None when the endpoint is of
@@ -137,6 +176,7 @@ impl OpenLegacyStream {
             pending: Arc::clone(&self.pending),
             lists: Arc::clone(&self.lists),
         };
+        self.endpoint = Some(stream.endpoint.clone());
         let mut open = self.streams.lock();
         if let Some(before) = self.id.replace(id.clone()) {
             open.remove(&before);
@@ -148,6 +188,7 @@ impl OpenLegacyStream {
 
 impl Drop for OpenLegacyStream {
     fn drop(&mut self) {
+        self.end_answered();
         if let Some(id) = &self.id {
             self.streams.lock().remove(id);
         }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, response::Parts};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
@@ -13,6 +13,7 @@ use super::{
     failure::RequestFailure,
     legacy::OpenLegacyStream,
     pages::{PageFiller, PagesByPost},
+    representation::is_json,
     request_guard::ServerGuard,
     response_kind::{ListContext, ResponseKind},
     state::Proxy,
@@ -51,7 +52,7 @@ impl Proxy {
     pub(super) async fn list(
         &self,
         body: Incoming,
-        json: bool,
+        parts: &Parts,
         any: bool,
         asked: &HeaderMap,
         kind: &ResponseKind<'_>,
@@ -61,11 +62,12 @@ impl Proxy {
         if bytes.is_empty() {
             return Ok(ResponseBody::whole(bytes));
         }
-        if !json && !any {
+        if !is_json(&parts.headers) && !any {
             return Err(at.invalid("the list is neither JSON nor an event stream".to_owned()));
         }
         // For what stays of it.
         let Ok(room) = self.state.budget.hold(bytes.len()).await else { return Err(RequestFailure::Overloaded) };
+        let bytes = self.judge_list(&bytes, parts, asked, at).await?.unwrap_or(bytes);
         let lists = self.lists(&at.server);
         let listing = |read: &ListAnswer<'_>| {
             let ResponseKind::List(Some(listing)) = kind else { return None };

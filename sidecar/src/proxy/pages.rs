@@ -18,16 +18,19 @@ use super::{
     budget::HeldBytes,
     legacy::LegacyStream,
     representation::{is_events, is_json, unreadable},
+    server_answers::AnswerPath,
     state::Proxy,
+    stream_judge::{StreamJudge, StreamPlace},
     stream_lists::{PostContext, StreamLists},
 };
 use crate::{
     lists::{self, ListRequest, Lists, Page, PageSource},
     mcp::{
         edits::Filtered,
+        headers::SESSION_ID,
         id::{is_same_id, message_id},
         list::{ListAnswer, OwnRequest},
-        sse::{self, EventVerdict, RewriteMode, Rewriter, SseError, SseEvent, spells_list},
+        sse::{self, EventVerdict, RewriteMode, Rewriter, SseError, SseEvent, spells_ask, spells_list},
     },
 };
 
@@ -89,7 +92,7 @@ impl PagesByPost {
                         Some(page)
                     }));
                 } else if self.others.is_some() && !event.data.is_empty() && event.text.len() <= SMALL {
-                    others.push(self.other_event(event)?);
+                    others.extend(self.other_event(event)?);
                 }
                 Ok(EventVerdict::Take)
             };
@@ -113,15 +116,32 @@ impl PagesByPost {
         }
     }
 
-    /// An event of the stream that is not the page, as the client gets it.
-    fn other_event(&self, event: SseEvent<'_>) -> Result<Bytes, SseError> {
-        if spells_list(event.data) {
-            let read = self.lists.read(event.data, None).map_err(|_| SseError::Unreadable)?;
-            if let Filtered::Edited(data) = read.filtered {
-                return Ok(sse::with_data(event.text, &data, false));
+    /// An event of the stream that is not the page, as the client gets it; none where it does not.
+    fn other_event(&self, event: SseEvent<'_>) -> Result<Option<Bytes>, SseError> {
+        let mut judged = None;
+        if spells_ask(event.data) {
+            match self.judge(event) {
+                EventVerdict::Pass => {}
+                EventVerdict::Replace(data) => judged = Some(data),
+                EventVerdict::Take | EventVerdict::TakeData => return Ok(None),
             }
         }
-        Ok(sse::without_id(event.text))
+        let data = judged.as_deref().unwrap_or(event.data);
+        if spells_list(data)
+            && let Filtered::Edited(data) = self.lists.read(data, None).map_err(|_| SseError::Unreadable)?.filtered
+        {
+            return Ok(Some(sse::with_data(event.text, &data, false)));
+        }
+        Ok(Some(judged.map_or_else(|| sse::without_id(event.text), |data| sse::with_data(event.text, &data, false))))
+    }
+
+    /// Judges what the server asks for beside a page. There is nobody who could wait for a decision: what would have to wait does not pass.
+    fn judge(&self, event: SseEvent<'_>) -> EventVerdict {
+        let PostContext { headers, server, .. } = &self.posted;
+        let session = headers.get(SESSION_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let path = AnswerPath::new(headers, None, server, &self.proxy.state.budget);
+        let mut judge = StreamJudge::new(self.proxy.clone(), &server.name, session, path);
+        judge.event(event, StreamPlace { stream: None, endpoint: None, call: None })
     }
 }
 

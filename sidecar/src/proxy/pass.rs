@@ -1,22 +1,31 @@
 //! Answers of servers are passed on: streamed, unless they have to be read or changed.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header, response::Parts};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use toolweir_engine::Permit;
 
 use super::{
-    body::{EventFilter, ResponseBody, Stop},
+    body::{ResponseBody, Stop},
+    event_filter::EventFilter,
     failure::RequestFailure,
     forwarding::remove_hop_by_hop,
     list_changes::{DeclarationWatch, ListChangedNotifier},
-    representation::{is_coded, is_events, is_json, unreadable},
+    representation::{is_events, unreadable},
     request_guard::ServerGuard,
     response_kind::ResponseKind,
     state::Proxy,
+    stream_judge::StreamJudge,
+    whole_answer::Unjudged,
 };
 use crate::{
-    mcp::{headers::SESSION_ID, sse::RewriteMode},
+    account::Account,
+    mcp::{
+        headers::SESSION_ID,
+        sse::{KnownKeys, RewriteMode},
+    },
     outcome::Outcome,
     policy_changes::PolicyChanges,
 };
@@ -47,28 +56,26 @@ fn check_status(parts: &Parts, at: &ServerGuard<'_, '_>) -> Result<(), RequestFa
     Ok(())
 }
 
-/// Which events of an answer are looked for; None where it passes as it is, or is a list that is no stream of events.
+/// Which events of an answer are looked for; None where it is no stream of events.
 fn rewrite_mode(kind: &ResponseKind<'_>, headers: &HeaderMap) -> Option<RewriteMode> {
     match kind {
+        _ if is_events(headers) => Some(RewriteMode::All),
         // Some clients take what a GET gives for events, whatever it says that it is.
-        ResponseKind::Get => Some(if is_events(headers) { RewriteMode::All } else { RewriteMode::Foreign }),
-        ResponseKind::List(_) | ResponseKind::PostedList => is_events(headers).then_some(RewriteMode::All),
-        // Only an acknowledgement is looked for.
-        ResponseKind::Listen => (is_events(headers) && unreadable(headers).is_none()).then_some(RewriteMode::All),
-        ResponseKind::Message | ResponseKind::Answer(_) | ResponseKind::Initialize => None,
+        ResponseKind::Get => Some(RewriteMode::Foreign),
+        _ => None,
     }
 }
 
 /// The head of an answer whose body cannot be read, if the answer is an error: what that says in its head is for the client all
 /// the same.
-fn without_body(
+pub(super) fn without_body(
     mut parts: Parts,
-    why: &'static str,
+    why: String,
     at: &ServerGuard<'_, '_>,
 ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
     let status = parts.status;
     if status.is_success() {
-        return Err(at.invalid(why.to_owned()));
+        return Err(at.invalid(why));
     }
     tracing::warn!(server = at.server.name, status = status.as_u16(), why, "the body of an error was left out");
     for name in [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE] {
@@ -95,13 +102,17 @@ impl Proxy {
         if parts.status == StatusCode::NOT_FOUND {
             self.end_session(asked, &at.server.name);
         }
-        if (kind.is_list() || kind == ResponseKind::Get)
-            && let Some(why) = unreadable(&parts.headers)
-        {
-            return without_body(parts, why, at);
+        let reads_lists = kind.is_list() || kind == ResponseKind::Get;
+        // What has no body says nothing.
+        let is_empty = body.is_end_stream() && !reads_lists;
+        if !is_empty && let Some(why) = unreadable(&parts.headers) {
+            if reads_lists || !self.asks_are_free(at) {
+                return without_body(parts, why.to_owned(), at);
+            }
+            return Ok((Response::from_parts(parts, self.unread(body, permit, &kind)), outcome));
         }
         if let Some(mode) = rewrite_mode(&kind, &parts.headers) {
-            let answer = self.events(body, mode, asked, at, permit, &kind)?;
+            let answer = self.events(body, mode, asked, at, permit, (&kind, &parts))?;
             if mode != RewriteMode::Foreign {
                 parts.headers.remove(header::CONTENT_LENGTH);
             }
@@ -110,14 +121,19 @@ impl Proxy {
         if kind.is_list() {
             // On an HTTP+SSE stream the list comes there; what answers the POST is any word.
             let any = !parts.status.is_success() || kind == ResponseKind::PostedList;
-            let answer = self.list(body, is_json(&parts.headers), any, asked, &kind, at).await?;
+            let answer = self.list(body, &parts, any, asked, &kind, at).await?;
             parts.headers.remove(header::CONTENT_LENGTH);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
-        let stop = kind.is_kept_open().then(|| self.stop());
-        let session = parts.headers.get(SESSION_ID).filter(|_| kind == ResponseKind::Initialize && !is_coded(&parts.headers));
-        let declares = session.map(|id| DeclarationWatch::new(&self.state, &at.server.name, id.as_bytes()));
-        Ok((Response::from_parts(parts, ResponseBody::Stream { inner: body, permit, stop, declares }), outcome))
+        if is_empty {
+            return Ok((Response::from_parts(parts, self.unread(body, permit, &kind)), outcome));
+        }
+        self.judged(Unjudged { parts, body, permit }, asked, &kind, at).await
+    }
+
+    /// A body that passes as it is.
+    fn unread(&self, body: Incoming, permit: Permit, kind: &ResponseKind<'_>) -> ResponseBody {
+        ResponseBody::stream(body, permit, kind.is_kept_open().then(|| self.stop()))
     }
 
     /// A body whose events are looked at.
@@ -126,22 +142,41 @@ impl Proxy {
         body: Incoming,
         mode: RewriteMode,
         asked: &HeaderMap,
-        at: &ServerGuard<'_, '_>,
+        at: &mut ServerGuard<'_, '_>,
         permit: Permit,
-        kind: &ResponseKind<'_>,
+        (kind, parts): (&ResponseKind<'_>, &Parts),
     ) -> Result<ResponseBody, RequestFailure> {
         let (url, get) = (at.url()?, *kind == ResponseKind::Get);
         let (open, inject) = if get { Some(self.state.streams.open(&at.server.name, &url)).unzip() } else { (None, None) };
         let filling = self.page_filler(kind, open.as_ref(), asked, &at.server);
-        let notifier = (mode == RewriteMode::All && !kind.is_list()).then(|| {
+        let notifier = (mode == RewriteMode::All && kind.is_kept_open()).then(|| {
             let session = asked.get(SESSION_ID).filter(|_| get);
             let told = session.map(|id| self.state.sessions.told(&at.server.name, id.as_bytes())).unwrap_or_default();
             ListChangedNotifier::new(PolicyChanges::watch(&self.state.governor, &at.server.name), told)
         });
-        let filter = EventFilter { lists: self.lists(&at.server), open, mode, notifier, filling };
+        let opened = parts.headers.get(SESSION_ID);
+        let session = asked.get(SESSION_ID).or(opened).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let call = if let ResponseKind::Answer(context) = kind { Some(Arc::new(context.kept())) } else { None };
+        let limited = call.as_ref().is_some_and(|call| call.result_limit().is_some());
+        let declares = opened.filter(|_| *kind == ResponseKind::Initialize);
+        let reads_lists = kind.is_list() || kind.is_kept_open();
+        let asks = if self.asks_are_free(at) { KnownKeys::default() } else { KnownKeys::ASKS };
+        let filter = EventFilter {
+            lists: self.lists(&at.server),
+            reads_lists,
+            open,
+            mode,
+            keys: if reads_lists { KnownKeys::LISTS.and(asks) } else { asks },
+            notifier,
+            filling,
+            judge: StreamJudge::new(self.clone(), &at.server.name, session, self.answer_path(asked, parts, at)),
+            call,
+            account: if limited { at.record.take().map(Account::of_call) } else { None },
+            declares: declares.map(|id| DeclarationWatch::new(&self.state, &at.server.name, id.as_bytes())),
+            is_over: false,
+        };
         let stop = kind.is_kept_open().then(|| self.stop());
-        let (largest, budget) = (self.state.limits.body, self.state.budget.clone());
-        Ok(ResponseBody::events(body, largest, filter, inject, budget, permit, stop))
+        Ok(ResponseBody::events(body, filter, inject, self.clone(), permit, stop))
     }
 
     /// Forgets the session of a request, since it has ended.
@@ -152,7 +187,7 @@ impl Proxy {
     }
 
     /// A future that is done when the sidecar stops.
-    fn stop(&self) -> Stop {
+    pub(super) fn stop(&self) -> Stop {
         let mut stopping = self.state.stopping.clone();
         Box::pin(async move {
             // An error says that nobody can stop it any more: then it goes on.

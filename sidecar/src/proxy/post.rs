@@ -28,6 +28,7 @@ use crate::{
         answer,
         client_ask::ClientAsk,
         headers::{self, SESSION_ID},
+        id::RequestId,
         list_kind::ListKind,
         method_label,
         request::{Message, Refusal, Request, parse},
@@ -127,7 +128,10 @@ impl Proxy {
         let client = Requester { headers: &parts.headers, legacy: legacy.as_ref() };
         let parsed = match parse(&bytes) {
             Err(refusal) => return Ok(self.answer(&refusal.into(), &Scan::of(&bytes), parts, request)),
-            Ok(Message::Answer) => return self.answer_of_client(name, &client, bytes, held, request).await,
+            Ok(Message::Answer { id }) => {
+                self.end_server_request(name, &client, id);
+                return self.answer_of_client(name, &client, bytes, held, request).await;
+            }
             Ok(Message::Request(parsed)) => parsed,
         };
         if let Err(refusal) = headers::check_agreement(&parts.headers, &parsed) {
@@ -147,6 +151,13 @@ impl Proxy {
             Err(refusal) => Err(refusal.into()),
         };
         answered.or_else(|failure| Ok(self.answer(&failure, &ReplyTo::from(&*parsed), parts, request)))
+    }
+
+    /// Frees the places of a request of the server that its client answers.
+    fn end_server_request(&self, name: &str, client: &Requester<'_>, id: Option<Raw<'_>>) {
+        if let Some(id) = id.and_then(RequestId::read) {
+            self.state.governor.server_requests().ended(name, client.session(), id);
+        }
     }
 
     /// The way of an answer to a request of the server.

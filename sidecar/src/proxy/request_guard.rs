@@ -13,7 +13,7 @@ use crate::{
     governor::Governor,
     in_force::{InForce, ServerInForce},
     outcome::Outcome,
-    record::Arrival,
+    record::{Arrival, Record},
 };
 
 /// A request on its way. Dropped, it is counted, so that none is missing when its client hangs up.
@@ -66,7 +66,7 @@ impl<'a> RequestGuard<'a> {
     /// No policy names the server.
     pub fn at_server(&mut self) -> Result<ServerGuard<'_, 'a>, RequestFailure> {
         let server = self.server.clone().ok_or(RequestFailure::UnknownServer)?;
-        Ok(ServerGuard { server, request: self })
+        Ok(ServerGuard { server, request: self, record: None })
     }
 
     /// Takes note that others were waited for, since this moment.
@@ -116,6 +116,8 @@ pub struct ServerGuard<'g, 'a> {
     pub server: Arc<ServerInForce>,
     /// The request.
     pub request: &'g mut RequestGuard<'a>,
+    /// The record of a call, which whoever takes it finishes: what becomes of the call may show after the head of its answer.
+    pub record: Option<Record>,
 }
 
 impl ServerGuard<'_, '_> {

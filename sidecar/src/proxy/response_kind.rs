@@ -6,7 +6,10 @@ use bytes::Bytes;
 use http::Uri;
 use toolweir_engine::{Operation, ResultLimit, json::Raw};
 
-use crate::mcp::{request::Request, scan::ReplyTo};
+use crate::{
+    mcp::{request::Request, scan::ReplyTo},
+    pending::PendingCall,
+};
 
 /// The kind of request that an answer is to.
 #[derive(Clone, PartialEq, Eq)]
@@ -42,6 +45,11 @@ impl<'a> AnswerContext<'a> {
     /// That of this message, whose result has this bound.
     pub fn new(message: &Request<'a>, operation: Operation<'a>, result_limit: Option<Arc<ResultLimit>>) -> Self {
         Self { reply: ReplyTo::from(message), operation, result_limit }
+    }
+
+    /// The same, kept until the answer comes.
+    pub fn kept(&self) -> PendingCall {
+        PendingCall::of(&self.reply, self.operation, self.result_limit.clone())
     }
 }
 

@@ -6,7 +6,8 @@ use tokio::sync::watch;
 
 use super::{
     budget::Budget, cancel::CancellableCalls, clients::Clients, credentialed_clients::CredentialedClients, legacy::LegacyStreams,
-    limits::Limits, oauth::Described, sessions::Sessions, through::UpstreamProxy, upstream::UpstreamClient,
+    limits::Limits, oauth::Described, server_answers::ServerAnswers, sessions::Sessions, through::UpstreamProxy,
+    upstream::UpstreamClient,
 };
 use crate::{approvals::room::WaitingRoom, capture::Capture, governor::Governor, own_lists::OwnLists};
 
@@ -27,6 +28,8 @@ pub struct ProxyState {
     pub sessions: Sessions,
     /// Calls of Streamable HTTP that hold places.
     pub calls: CancellableCalls,
+    /// Room for answers to servers in the names of clients.
+    pub server_answers: ServerAnswers,
     /// Room for calls that wait for a person.
     pub waiting: WaitingRoom,
     /// Lists that the sidecar asks for by itself.

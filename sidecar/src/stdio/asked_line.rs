@@ -82,7 +82,7 @@ impl Gate {
             uncounted.count(&by, Some(Outcome::Cancelled));
             return ClientMessageAction::Drop;
         }
-        let (action, outcome) = self.decided_call(&by, &request, kept, (decided, record));
+        let (action, outcome) = self.decided_call(&by, (&request, operation), kept, (decided, record));
         uncounted.count(&by, outcome);
         action
     }

@@ -7,27 +7,26 @@ use std::{
 
 use bytes::Bytes;
 use toolweir_crds::OperationKind;
-use toolweir_engine::{Call, Denial, Operation};
+use toolweir_engine::{Call, Denial, Operation, ResultLimit};
 
 use crate::{
     account::Account,
     governor::{Decided, Governor, decision_without_id},
     in_force::InForce,
-    lists::{ExpectedPages, LARGEST_REQUEST, ListRequest, ListRequests, Lists, Page, PageSource},
+    lists::{ExpectedPages, LARGEST_REQUEST, ListRequest, ListRequests, PageSource},
     mcp::{
         answer,
         changes::Listeners,
-        client_ask::ClientAsk,
-        edits::Filtered,
+        client_ask::{ClientAsk, Reference},
+        id::RequestId,
         list_kind::ListKind,
         method_label, own_list,
         request::{Message, Refusal, Request, parse},
         scan::{ReplyTo, Scan},
-        sse::spells_list,
     },
     outcome::Outcome,
     own_lists::{OwnLists, SoughtTool},
-    pending::{CancelTarget, PendingRequest, PendingRequests},
+    pending::{CancelTarget, PendingCall, PendingRequest, PendingRequests},
     proxy::failure::RequestFailure,
     record::{Arrival, Record},
 };
@@ -51,7 +50,7 @@ pub struct Gate {
 #[derive(Debug, Default)]
 pub struct ToolListState {
     /// Those that the client has asked for.
-    asked: ListRequests<()>,
+    pub(super) asked: ListRequests<()>,
     /// Those that the sidecar has asked for.
     pub(super) expected: ExpectedPages,
     /// Those that the sidecar asks for by itself.
@@ -87,19 +86,6 @@ pub enum ClientMessageAction {
     },
 }
 
-/// The handling of a server's message.
-#[derive(Debug)]
-pub enum ServerMessageAction {
-    /// Pass it on to the client.
-    Forward,
-    /// Give the client this instead.
-    Replace(Vec<u8>),
-    /// Fill this page of a list, which comes empty, and give the client that.
-    Fill(ListRequest, Page),
-    /// Discard it.
-    Drop,
-}
-
 impl Gate {
     /// Decides on a message of the client that comes just now: a line without its end.
     pub fn from_client(&self, line: &[u8]) -> ClientMessageAction {
@@ -126,7 +112,10 @@ impl Gate {
                 tracing::info!(server = self.server, failure = refusal.in_general(), "request refused");
                 ClientMessageAction::Answer(RequestFailure::from(refusal).answer(&Scan::of(line)))
             }
-            Ok(Message::Answer) => {
+            Ok(Message::Answer { id }) => {
+                if let Some(id) = id.and_then(RequestId::read) {
+                    self.governor.server_requests().ended(&self.server, "", id);
+                }
                 let (action, outcome) = if self.closed(&in_force).is_some() {
                     (ClientMessageAction::Drop, Outcome::Dropped)
                 } else {
@@ -213,13 +202,18 @@ impl Gate {
         mut kept: Option<PendingRequest<'_>>,
         arrived: Arrival,
     ) -> (ClientMessageAction, Option<Outcome>) {
-        match self.closed(in_force).or_else(|| self.denied_reference(in_force, request, ask, arrived)) {
-            None => {
+        let allowed = match self.closed(in_force) {
+            None => self.references(in_force, request, ask, arrived),
+            Some(denial) => Err(denial),
+        };
+        match allowed {
+            Ok(limit) => {
                 self.keep_list_request(request, line);
                 let outcome = match (&mut kept, ReplyTo::later(request)) {
                     (Some(kept), Some(asked)) => {
                         let server = in_force.server(&self.server);
                         kept.attach(Account::new(&self.governor, server, method_label(&request.method), None), Some(asked));
+                        kept.limit_result(PendingCall::new(request, Operation::other(&request.method), limit));
                         kept.mark_sent();
                         None
                     }
@@ -228,10 +222,10 @@ impl Gate {
                 let cancelled = request.cancels().and_then(|id| self.under_way.find(id));
                 (cancelled.map_or(ClientMessageAction::Forward, ClientMessageAction::Cancel), outcome)
             }
-            Some(denial) if request.id.is_some() => {
+            Err(denial) if request.id.is_some() => {
                 (ClientMessageAction::Answer(answer::denial(request, &denial)), Some(Outcome::Denied))
             }
-            Some(_) => (ClientMessageAction::Drop, Some(Outcome::Dropped)),
+            Err(_) => (ClientMessageAction::Drop, Some(Outcome::Dropped)),
         }
     }
 
@@ -260,27 +254,34 @@ impl Gate {
         }
     }
 
-    /// Returns the denial of a message that refers to what may not be used at all.
-    fn denied_reference(
+    /// Decides whether a message may refer to what it does. Gives the bound on its result: that of the tool for a task.
+    ///
+    /// # Errors
+    /// The denial of a message that refers to what may not be used at all.
+    fn references(
         &self,
         in_force: &InForce,
         request: &Request<'_>,
         ask: &ClientAsk<'_>,
         arrived: Arrival,
-    ) -> Option<Denial> {
-        let ClientAsk::References(references) = ask else { return None };
+    ) -> Result<Option<Arc<ResultLimit>>, Denial> {
+        let ClientAsk::References(references) = ask else { return Ok(None) };
+        let mut of_task = None;
         for reference in references {
             let asked = (reference, &*request.method);
             let (decided, record) = self.governor.decide_reference(in_force, (&self.server, ""), asked, arrived);
             match decided {
                 Decided::Denied(denial) => {
                     record.finish(Outcome::Denied);
-                    return Some(*denial);
+                    return Err(*denial);
                 }
-                Decided::Allowed(..) => record.finish(Outcome::Ok),
+                Decided::Allowed(_, limit) => {
+                    record.finish(Outcome::Ok);
+                    of_task = limit.filter(|_| matches!(reference, Reference::Task(_)));
+                }
             }
         }
-        None
+        Ok(of_task)
     }
 
     /// Decides on an operation. Returns what became of it as well, if that is known already.
@@ -298,7 +299,7 @@ impl Gate {
             return self.notification(in_force, &call, arrived);
         };
         match self.governor.decide(in_force, &call, arrived) {
-            Ok(decided) => self.decided_call(in_force, request, (kept, asked), decided),
+            Ok(decided) => self.decided_call(in_force, (request, operation), (kept, asked), decided),
             Err(_) => (ClientMessageAction::Ask, None),
         }
     }
@@ -322,13 +323,14 @@ impl Gate {
     pub(super) fn decided_call(
         &self,
         in_force: &InForce,
-        request: &Request<'_>,
+        (request, operation): (&Request<'_>, Operation<'_>),
         (mut kept, asked): (PendingRequest<'_>, ReplyTo<'static>),
         decided: (Decided, Record),
     ) -> (ClientMessageAction, Option<Outcome>) {
         match decided {
-            (Decided::Allowed(permit, _), record) => {
+            (Decided::Allowed(permit, limit), record) => {
                 kept.hold_places(permit);
+                kept.limit_result(PendingCall::new(request, operation, limit));
                 let server = in_force.server(&self.server);
                 kept.attach(Account::new(&self.governor, server, method_label(&request.method), Some(record)), Some(asked));
                 kept.mark_sent();
@@ -338,35 +340,6 @@ impl Gate {
                 record.finish(Outcome::Denied);
                 (ClientMessageAction::Answer(answer::denial(request, &denial)), Some(Outcome::Denied))
             }
-        }
-    }
-
-    /// Takes a message of the server. One that holds a list that cannot be read goes nowhere.
-    pub fn from_server(&self, line: &[u8]) -> ServerMessageAction {
-        self.under_way.read_message(line);
-        let lists = Lists::of(&self.governor, &self.server, self.list_ttl);
-        if self.lists.expected.answered(line, &lists, |_| Some(None)) {
-            return ServerMessageAction::Drop;
-        }
-        self.listeners().server_said(line);
-        lists.server_said(line);
-        if !spells_list(line) {
-            return ServerMessageAction::Forward;
-        }
-        let read = match lists.read(line, None) {
-            Ok(read) => read,
-            // A client that is less strict may read what this cannot.
-            Err(error) => {
-                tracing::warn!(server = self.server, %error, "a message of the server was dropped: a list that cannot be read");
-                return ServerMessageAction::Drop;
-            }
-        };
-        let asked = read.page.and_then(|page| self.lists.asked.take(page.id));
-        match (asked, Page::emptied(read)) {
-            (Some((asked, ())), Ok(page)) => ServerMessageAction::Fill(asked, page),
-            (None, Ok(page)) => ServerMessageAction::Replace(page.message.into()),
-            (_, Err(Filtered::Edited(edited))) => ServerMessageAction::Replace(edited),
-            (_, Err(Filtered::Same)) => ServerMessageAction::Forward,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Notify, mpsc},
@@ -11,12 +12,14 @@ use tokio::{
 };
 
 use super::{
-    gate::{Gate, ServerMessageAction},
+    gate::Gate,
     keeper::LINGER,
     lines::{MessageLines, TooLong, write_line},
+    pipe_answers::{PipeAnswers, pipe_answers},
+    server_line::{JudgedLines, ServerMessageAction},
     to_server::{PipePages, ToServer},
 };
-use crate::{lists::fill, mcp::answer_finder::AnswerFinder, policy_changes::PolicyChanges};
+use crate::{lists::fill, mcp::answer_finder::AnswerFinder, pending::AnsweredRequest, policy_changes::PolicyChanges};
 
 /// The factor by which a message of the server may be longer than one of the client: it holds what tools give, such as pictures,
 /// and a client waits for ever for one that is dropped.
@@ -56,16 +59,19 @@ pub async fn relay(
     let (answers, answered) = mpsc::channel::<Bytes>(16);
     // And one for the server.
     let (to_server, requests) = mpsc::channel::<Vec<u8>>(1);
+    let (server_answers, waiting) = pipe_answers(&gate.governor, &gate.server);
     // Ends with this function, however that ends: the server's stdin closes then.
     let mut reading = JoinSet::new();
-    let way = ToServer::new(Arc::clone(&gate), longest, server_in, answers, (to_server.clone(), requests));
+    let way = ToServer::new(Arc::clone(&gate), longest, server_in, answers, (to_server.clone(), requests), waiting);
     let ends = Arc::clone(&signals);
     reading.spawn(async move {
         way.run(client_in, ends.stop.notified()).await;
         ends.input.notify_one();
     });
     let longest = longest.saturating_mul(ANSWERS);
-    let mut to_client = ToClient { gate, longest, client: client_out, answered, to_server, filling: JoinSet::new() };
+    let judged = JudgedLines::new(Arc::clone(&gate));
+    let filling = JoinSet::new();
+    let mut to_client = ToClient { gate, longest, client: client_out, answered, to_server, filling, judged, server_answers };
     to_client.run(server_out, &signals).await?;
     reading.shutdown().await;
     to_client.finish().await
@@ -82,6 +88,33 @@ struct ToClient<W> {
     to_server: mpsc::Sender<Vec<u8>>,
     /// Pages of lists that are filled from the next.
     filling: JoinSet<Bytes>,
+    /// Lines of the server whose decision waits.
+    judged: JudgedLines,
+    /// Answers to what the server asks for and the client does not get.
+    server_answers: PipeAnswers,
+}
+
+/// What was found in a line of the server that is too long, as far as it has come.
+#[derive(Default)]
+struct PassedOver {
+    finder: AnswerFinder,
+    bytes: usize,
+    answered: SmallVec<[AnsweredRequest; 1]>,
+}
+
+impl PassedOver {
+    /// Takes a part of it.
+    fn push(&mut self, part: &[u8], gate: &Gate) {
+        self.bytes += part.len();
+        self.finder.push(part, &mut |id| self.answered.extend(gate.under_way.take(id)));
+    }
+
+    /// Takes its end. Gives the answers to the requests that it answers.
+    fn finish(self, gate: &Gate, longest: usize) -> SmallVec<[Bytes; 1]> {
+        let Self { mut finder, bytes, mut answered } = self;
+        finder.finish(&mut |id| answered.extend(gate.under_way.take(id)));
+        gate.too_long(answered, bytes, longest)
+    }
 }
 
 /// The next thing for the client.
@@ -92,24 +125,27 @@ enum Next {
     Changed,
     /// A line of the server; nothing at its end.
     Line(Option<Result<Vec<u8>, TooLong>>),
+    /// A line of the server that had to wait for the decision on it.
+    Judged(Vec<u8>, ServerMessageAction),
 }
 
 impl<W: AsyncWrite + Unpin> ToClient<W> {
     /// Passes the server's lines on until they end, or until [`LINGER`] after the server has.
     async fn run(&mut self, server: impl AsyncRead + Unpin, signals: &RelaySignals) -> std::io::Result<()> {
         let mut lines = MessageLines::new(server, self.longest);
-        let mut dropped = AnswerFinder::default();
+        let mut dropped = PassedOver::default();
         let mut changes = PolicyChanges::watch(&self.gate.governor, &self.gate.server);
         let mut cut = std::pin::pin!(async {
             signals.server.notified().await;
             tokio::time::sleep(LINGER).await;
         });
         loop {
-            let Self { gate, answered, filling, .. } = self;
+            let Self { gate, answered, filling, judged, .. } = self;
             let next = async {
                 tokio::select! {
                     Some(answer) = answered.recv() => Ok(Next::Answer(answer)),
-                    line = lines.next(|part| dropped.push(part, &mut |id| gate.under_way.answered(id))) => line.map(Next::Line),
+                    line = lines.next(|part| dropped.push(part, gate)), if judged.has_room() => line.map(Next::Line),
+                    Some((line, action)) = judged.next() => Ok(Next::Judged(line, action)),
                     Some(Ok(page)) = filling.join_next() => Ok(Next::Answer(page)),
                     () = changes.next() => Ok(Next::Changed),
                 }
@@ -120,13 +156,17 @@ impl<W: AsyncWrite + Unpin> ToClient<W> {
                 () = &mut cut => return Ok(()),
             };
             match next {
-                Next::Line(Some(Ok(line))) => self.pass(&line).await?,
-                Next::Line(Some(Err(TooLong))) => {
-                    // What it answered is over.
-                    dropped.finish(&mut |id| self.gate.under_way.answered(id));
-                    let (server, longest) = (&self.gate.server, self.longest);
-                    tracing::warn!(server, longest, "a message of the server was dropped: it is too long");
+                Next::Line(Some(Ok(line))) => {
+                    if let Some((line, action)) = self.judged.push(line) {
+                        self.carry_out(&line, action).await?;
+                    }
                 }
+                Next::Line(Some(Err(TooLong))) => {
+                    for answer in std::mem::take(&mut dropped).finish(&self.gate, self.longest) {
+                        write_line(&mut self.client, &answer).await?;
+                    }
+                }
+                Next::Judged(line, action) => self.carry_out(&line, action).await?,
                 Next::Line(None) => return Ok(()),
                 Next::Answer(answer) => write_line(&mut self.client, &answer).await?,
                 Next::Changed => {
@@ -139,9 +179,9 @@ impl<W: AsyncWrite + Unpin> ToClient<W> {
         }
     }
 
-    /// Passes a line of the server on, as the gate says.
-    async fn pass(&mut self, line: &[u8]) -> std::io::Result<()> {
-        match self.gate.from_server(line) {
+    /// Does with a line of the server what the gate says.
+    async fn carry_out(&mut self, line: &[u8], action: ServerMessageAction) -> std::io::Result<()> {
+        match action {
             ServerMessageAction::Forward => write_line(&mut self.client, line).await,
             ServerMessageAction::Replace(new) => write_line(&mut self.client, &new).await,
             ServerMessageAction::Fill(_, page) if self.filling.len() >= MOST_FILLED => {
@@ -153,12 +193,21 @@ impl<W: AsyncWrite + Unpin> ToClient<W> {
                 self.filling.spawn(async move { fill(&asked, page, &mut pages, until).await.message });
                 Ok(())
             }
-            ServerMessageAction::Drop => Ok(()),
+            ServerMessageAction::Answer { client, server } => {
+                server.into_iter().for_each(|answer| self.server_answers.send(answer, std::time::Instant::now()));
+                for answer in client {
+                    write_line(&mut self.client, &answer).await?;
+                }
+                Ok(())
+            }
         }
     }
 
     /// Gives the client what is left for it once the server has ended.
-    async fn finish(self) -> std::io::Result<()> {
+    async fn finish(mut self) -> std::io::Result<()> {
+        while let Some((line, action)) = self.judged.next().await {
+            self.carry_out(&line, action).await?;
+        }
         let Self { gate, mut client, mut answered, to_server, mut filling, .. } = self;
         // Pages that are still empty leave as they are.
         drop(to_server);

@@ -13,6 +13,7 @@ use super::{
     asked_line::AskedLines,
     gate::{ClientMessageAction, Gate},
     lines::{MessageLines, TooLong, write_line},
+    pipe_answers::WaitingPipeAnswers,
 };
 use crate::{
     approvals::room::WaitingRoom,
@@ -33,6 +34,8 @@ pub struct ToServer<W> {
     /// Requests of the sidecar's own, as all who send some do it.
     asking: mpsc::Sender<Vec<u8>>,
     requests: mpsc::Receiver<Vec<u8>>,
+    /// Answers to what the server asks for and the client does not get.
+    server_answers: WaitingPipeAnswers,
     held: HeldLines,
     asked: AskedLines,
 }
@@ -46,6 +49,8 @@ enum Next {
     Line(Option<Result<Vec<u8>, TooLong>>),
     /// A request of the sidecar's own.
     Request(Vec<u8>),
+    /// An answer in the client's name.
+    ServerAnswer(Bytes),
     /// The end of a list.
     Listed,
     /// A call for which a person was asked, and what is to be done with it.
@@ -54,17 +59,18 @@ enum Next {
 
 impl<W: AsyncWrite + Unpin> ToServer<W> {
     /// A way to a server, for client's messages of at most `longest` bytes. `answers` takes what the gate answers, and `requests` are those
-    /// that come by `asking`.
+    /// that come by `asking`. The server gets `server_answers` as well.
     pub fn new(
         gate: Arc<Gate>,
         longest: usize,
         server: W,
         answers: mpsc::Sender<Bytes>,
         (asking, requests): (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>),
+        server_answers: WaitingPipeAnswers,
     ) -> Self {
         let asked = AskedLines::new(Arc::clone(&gate), WaitingRoom::new(longest, MOST_HELD), answers.clone());
         let held = HeldLines { gate: Arc::clone(&gate), lines: VecDeque::new(), bytes: 0, answers };
-        Self { gate, longest, server, asking, requests, held, asked }
+        Self { gate, longest, server, asking, requests, server_answers, held, asked }
     }
 
     /// Passes lines on until they end or `stop` does, and then closes the server's stdin.
@@ -85,11 +91,17 @@ impl<W: AsyncWrite + Unpin> ToServer<W> {
             let next = tokio::select! {
                 line = lines.next(|part| scan.push(part)), if reads => Next::Line(line?),
                 Some(request) = self.requests.recv() => Next::Request(request),
+                answer = self.server_answers.next() => Next::ServerAnswer(answer),
                 () = end_of(&mut listing), if listing.is_some() => Next::Listed,
                 (line, action) = self.asked.next(), if !self.asked.is_empty() => Next::Asked(line, action),
             };
             match next {
                 Next::Request(request) => write_line(&mut self.server, &request).await?,
+                Next::ServerAnswer(answer) => {
+                    let written = write_line(&mut self.server, &answer).await;
+                    self.server_answers.written(&written);
+                    written?;
+                }
                 // Nobody makes a call again who has no more to say.
                 Next::Line(None) => {
                     ended = true;

@@ -9,6 +9,8 @@ pub enum EventVerdict {
     Replace(Vec<u8>),
     /// The event does not pass.
     Take,
+    /// The event does not pass, but what it says of the stream itself does: where to resume it, and when.
+    TakeData,
 }
 
 /// The ways in which clients read an event as the one that names the endpoint of the HTTP+SSE transport (MCP 2024-11-05, Transports).
@@ -42,10 +44,13 @@ pub type Decide<'a> = dyn FnMut(SseEvent<'_>) -> Result<EventVerdict, SseError> 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
     /// An event that would have to be read is larger than is held.
-    #[error("an event that holds a list, or names an endpoint, is larger than {0} bytes")]
+    #[error("an event that holds a list or a request, or names an endpoint, is larger than {0} bytes")]
     TooLarge(usize),
+    /// An event has more data than may pass.
+    #[error("an event has more than {0} bytes of data")]
+    DataTooLarge(u64),
     /// An event that must be read cannot be.
-    #[error("an event that holds a list cannot be read")]
+    #[error("an event that holds a list or a request cannot be read")]
     Unreadable,
     /// Clients would read different endpoints, or some of them none.
     #[error("an event names an endpoint in a way that clients read differently")]
@@ -61,8 +66,7 @@ pub enum SseError {
 /// Which events of a stream are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RewriteMode {
-    /// Everything: an event that cannot be decided on ends the stream. Those are the streams that a GET opens, and the
-    /// answers to requests for lists.
+    /// Everything: an event that cannot be decided on ends the stream.
     All,
     /// An answer that is no event stream, and that a client may take for one. Nothing is held.
     Foreign,

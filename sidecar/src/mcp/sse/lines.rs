@@ -57,15 +57,31 @@ pub fn with_data(event: &[u8], data: &[u8], resumable: bool) -> Bytes {
 /// An event, with the blank line at its end, without what tells a client where to resume its stream and when.
 pub fn without_id(event: &[u8]) -> Bytes {
     let mut out = BytesMut::new();
-    for line in lines(event) {
-        let name = trimmed(field(line).0);
-        if !name.eq_ignore_ascii_case(b"id") && !name.eq_ignore_ascii_case(b"retry") {
-            out.extend_from_slice(line);
-            out.extend_from_slice(b"\n");
-        }
+    for line in lines(event).filter(|line| !is_of_stream(line)) {
+        out.extend_from_slice(line);
+        out.extend_from_slice(b"\n");
     }
     out.extend_from_slice(b"\n");
     out.freeze()
+}
+
+/// What an event says of the stream itself, without its data; nothing where it says nothing of it.
+pub fn place_alone(event: &[u8]) -> Bytes {
+    let mut out = BytesMut::new();
+    for line in lines(event).filter(|line| is_of_stream(line)) {
+        out.extend_from_slice(line);
+        out.extend_from_slice(b"\n");
+    }
+    if !out.is_empty() {
+        out.extend_from_slice(b"\n");
+    }
+    out.freeze()
+}
+
+/// Returns true for a line that tells a client where to resume its stream, or when.
+fn is_of_stream(line: &[u8]) -> bool {
+    let name = trimmed(field(line).0);
+    name.eq_ignore_ascii_case(b"id") || name.eq_ignore_ascii_case(b"retry")
 }
 
 /// Writes an event with other data to `out`. Every other line stays; the data goes where its first line stood. With `endpoint` the

@@ -8,7 +8,7 @@ use super::{
 /// The state of an event that passes without being held.
 #[derive(Debug, Default)]
 pub struct Passing {
-    /// Looks for the keys of lists.
+    /// Looks for keys that must not pass.
     pub keys: KeyFinder,
     /// The line that goes on, to clients that end lines as the specification does, and to others.
     pub line: EndpointLine,
@@ -17,6 +17,73 @@ pub struct Passing {
     begun: [u8; 2],
     /// True once something of the line has come.
     pub inside: bool,
+    /// Counts what has come of the event's data.
+    pub data: DataCounter,
+}
+
+/// Counts the bytes of an event's data, which comes in pieces.
+#[derive(Debug, Default)]
+pub struct DataCounter {
+    line: DataLine,
+    lines: u64,
+    bytes: u64,
+}
+
+/// Where a line of an event stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum DataLine {
+    /// At its beginning.
+    #[default]
+    Start,
+    /// After so many letters of `data:`.
+    Name(usize),
+    /// Behind the colon, where one blank may stand.
+    Blank,
+    /// In the value.
+    Value,
+    /// It is no line of data.
+    Other,
+}
+
+impl DataCounter {
+    /// Takes a piece of the event.
+    pub fn feed(&mut self, mut piece: &[u8]) {
+        const NAME: &[u8] = b"data:";
+        while let Some((&byte, rest)) = piece.split_first() {
+            if matches!(self.line, DataLine::Value | DataLine::Other) {
+                let end = memchr::memchr2(b'\n', b'\r', piece).unwrap_or(piece.len());
+                if self.line == DataLine::Value {
+                    self.bytes += end as u64;
+                }
+                if end < piece.len() {
+                    self.line = DataLine::Start;
+                }
+                piece = piece.get(end + 1..).unwrap_or_default();
+                continue;
+            }
+            let at = if let DataLine::Name(at) = self.line { at } else { 0 };
+            self.line = match (self.line, byte) {
+                (_, b'\n' | b'\r') => DataLine::Start,
+                (DataLine::Blank, b' ') => DataLine::Value,
+                (DataLine::Blank, _) => {
+                    self.line = DataLine::Value;
+                    continue;
+                }
+                _ if NAME.get(at) != Some(&byte) => DataLine::Other,
+                _ if at + 1 == NAME.len() => {
+                    self.lines += 1;
+                    DataLine::Blank
+                }
+                _ => DataLine::Name(at + 1),
+            };
+            piece = rest;
+        }
+    }
+
+    /// The bytes of the data so far, with those that join its lines.
+    pub fn bytes(&self) -> u64 {
+        self.bytes + self.lines.saturating_sub(1)
+    }
 }
 
 impl Passing {
@@ -42,5 +109,26 @@ impl Passing {
     /// Returns true in a line of data, to some client.
     pub fn is_data(&self) -> bool {
         self.line == EndpointLine::Data || self.other == EndpointLine::Data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_data_are_those_that_a_client_reads_however_they_come() {
+        for (event, bytes) in [
+            ("data: abc\nid: 7\ndata:de\r\ndata:  f\n", 9),
+            ("data:\n", 0),
+            ("data\ndatas: x\n:data: y\n data: z\n", 0),
+            ("event: m\ndata: abc", 3),
+        ] {
+            for piece in 1..=event.len() {
+                let mut counter = DataCounter::default();
+                event.as_bytes().chunks(piece).for_each(|part| counter.feed(part));
+                assert_eq!(counter.bytes(), bytes, "{event:?} {piece}");
+            }
+        }
     }
 }

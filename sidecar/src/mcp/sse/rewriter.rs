@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use super::{
     endpoint::{EndpointLine, Naming, has_other_break, names_endpoint},
     event::{Decide, EndpointMatch, EventVerdict, RewriteMode, SseError, SseEvent},
-    known_keys::{KnownKeys, spells_list},
-    lines::{MARK, field, lines, replace, trimmed, without_end},
+    known_keys::{KnownKeys, known_keys},
+    lines::{MARK, field, lines, place_alone, replace, trimmed, without_end},
     passing::Passing,
 };
 
@@ -18,6 +18,10 @@ use super::{
 pub struct Rewriter {
     most: usize,
     mode: RewriteMode,
+    /// The keys that do not pass unread.
+    keys: KnownKeys,
+    /// The most bytes of data of an event that passes without being held, if there is a bound.
+    most_data: Option<u64>,
     /// The lines of the event that goes on, and the beginning of the next line.
     held: BytesMut,
     /// The place in `held` at which the line begins that goes on.
@@ -44,6 +48,8 @@ impl Rewriter {
         Self {
             most,
             mode,
+            keys: KnownKeys::LISTS.and(KnownKeys::ASKS),
+            most_data: None,
             held: BytesMut::new(),
             line: 0,
             endpoint: EndpointMatch::No,
@@ -54,6 +60,23 @@ impl Rewriter {
             first_left: false,
             work: 0,
         }
+    }
+
+    /// The same, but only these keys do not pass unread.
+    #[must_use]
+    pub fn looking_for(self, keys: KnownKeys) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// The same, but an event that is too large to hold passes with so many bytes of data at most.
+    #[must_use]
+    pub fn with_most_data(self, most_data: Option<u64>) -> Self {
+        Self { most_data, ..self }
+    }
+
+    /// Changes how much data an event has at most that is too large to hold.
+    pub fn set_most_data(&mut self, most_data: Option<u64>) {
+        self.most_data = most_data;
     }
 
     /// The bytes that it holds.
@@ -133,6 +156,11 @@ impl Rewriter {
         if self.started { line } else { line.strip_prefix(MARK).unwrap_or(line) }
     }
 
+    /// Returns true where a key that does not pass unread stands in a text.
+    fn spells(&self, text: &[u8]) -> bool {
+        known_keys(text).any_of(self.keys)
+    }
+
     /// Takes note of what a line of the event says.
     fn read_line(&mut self) {
         let found = match names_endpoint(self.content()) {
@@ -158,7 +186,7 @@ impl Rewriter {
                 if names_endpoint(content) != Naming::No {
                     return Err(SseError::UnclearEndpoint);
                 }
-                if spells_list(content) {
+                if self.spells(content) {
                     return Err(SseError::Unreadable);
                 }
             }
@@ -190,7 +218,9 @@ impl Rewriter {
         passing.inside = !line.is_empty();
         let keys = passing.keys.feed(lines);
         let (endpoint, more) = passing.feed(line);
-        if self.mode == RewriteMode::All && (endpoint || keys.and(more).any_of(KnownKeys::LISTS)) {
+        passing.data.feed(&held);
+        check_data(&passing, self.most_data)?;
+        if self.mode == RewriteMode::All && (endpoint || keys.and(more).any_of(self.keys)) {
             return Err(SseError::TooLarge(self.most));
         }
         self.cr_left = true;
@@ -206,7 +236,11 @@ impl Rewriter {
     fn pass(&mut self, part: &[u8], out: &mut BytesMut) -> Result<(), SseError> {
         let Some(passing) = &mut self.passing else { return Ok(()) };
         let (endpoint, keys) = passing.feed(part);
-        let list = keys.any_of(KnownKeys::LISTS);
+        if self.most_data.is_some() {
+            passing.data.feed(part);
+            check_data(passing, self.most_data)?;
+        }
+        let list = keys.any_of(self.keys);
         match self.mode {
             RewriteMode::All if endpoint || list => return Err(SseError::TooLarge(self.most)),
             RewriteMode::Foreign if endpoint => return Err(SseError::UnclearEndpoint),
@@ -253,7 +287,7 @@ impl Rewriter {
                 name = if value.is_empty() { b"message" } else { value };
             }
             // A client that takes no events may read JSON that is none of their data.
-            if self.mode == RewriteMode::All && field != b"data" && spells_list(line) {
+            if self.mode == RewriteMode::All && field != b"data" && self.spells(line) {
                 return Err(SseError::Unreadable);
             }
             let lenient = trimmed(line.get(..field.len()).unwrap_or_default());
@@ -266,7 +300,7 @@ impl Rewriter {
         if odd && endpoint == EndpointMatch::Yes {
             endpoint = EndpointMatch::Unclear;
         }
-        if odd && self.mode == RewriteMode::All && spells_list(bytes) {
+        if odd && self.mode == RewriteMode::All && self.spells(bytes) {
             return Err(SseError::Unreadable);
         }
         let verdict = match &data {
@@ -278,10 +312,16 @@ impl Rewriter {
             EventVerdict::Pass if out.is_empty() => *out = event,
             EventVerdict::Pass => out.extend_from_slice(&event),
             EventVerdict::Take => {}
+            EventVerdict::TakeData => out.extend_from_slice(&place_alone(bytes)),
             EventVerdict::Replace(new) => replace(bytes, endpoint == EndpointMatch::Yes, &new, ended, out),
         }
         Ok(())
     }
+}
+
+/// Checks that what has come of an event's data is no more than may pass.
+fn check_data(passing: &Passing, most: Option<u64>) -> Result<(), SseError> {
+    most.map_or(Ok(()), |most| if passing.data.bytes() > most { Err(SseError::DataTooLarge(most)) } else { Ok(()) })
 }
 
 #[cfg(test)]

@@ -1,0 +1,173 @@
+//! What a server asks of its client on one stream of events, judged as it comes.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::Uri;
+
+use super::{budget::HeldBytes, failure::RequestFailure, server_answers::AnswerPath, state::Proxy};
+use crate::{
+    mcp::{
+        scan::ReplyTo,
+        server_message::{ServerMessage, UnclearMessage, read},
+        sse::{self, EventVerdict, SseEvent},
+    },
+    pending::PendingCall,
+    server_judge::{ServerMessageSource, ServerMessageVerdict},
+};
+
+/// The most messages of one stream on which decisions are awaited at once.
+const MOST_AWAITED: usize = 16;
+
+/// Judges what a server asks on one stream.
+pub struct StreamJudge {
+    proxy: Proxy,
+    server: String,
+    /// The session in the client's headers.
+    session: String,
+    path: Option<Arc<AnswerPath>>,
+    awaited: Vec<AwaitedMessage>,
+    ready: VecDeque<(Bytes, HeldBytes)>,
+    /// It was logged that a message was unclear.
+    has_told: bool,
+}
+
+/// Where the messages of a stream belong now.
+#[derive(Clone, Copy)]
+pub struct StreamPlace<'a> {
+    /// The id of an HTTP+SSE stream, in place of the session.
+    pub stream: Option<&'a str>,
+    /// The endpoint of that stream.
+    pub endpoint: Option<&'a Uri>,
+    /// The call that the message may be an answer to.
+    pub call: Option<&'a Arc<PendingCall>>,
+}
+
+/// A message on which the decision is awaited.
+struct AwaitedMessage {
+    decision: Pin<Box<dyn Future<Output = Result<ServerMessageVerdict, UnclearMessage>> + Send>>,
+    /// Its event.
+    text: Bytes,
+    endpoint: Option<Uri>,
+    room: HeldBytes,
+}
+
+impl StreamJudge {
+    /// A judge of a stream in this session. The answers to the server go by this path; without one it gets none.
+    pub fn new(proxy: Proxy, server: &str, session: &str, path: Option<Arc<AnswerPath>>) -> Self {
+        let (server, session) = (server.to_owned(), session.to_owned());
+        Self { proxy, server, session, path, awaited: Vec::new(), ready: VecDeque::new(), has_told: false }
+    }
+
+    /// Decides on an event in whose data something is asked for.
+    pub fn event(&mut self, event: SseEvent<'_>, place: StreamPlace<'_>) -> EventVerdict {
+        let session = place.stream.unwrap_or(&self.session);
+        let call = place.call.map(|call| call.answered());
+        let source = ServerMessageSource { server: &self.server, session, call };
+        let governor = &self.proxy.state.governor;
+        if governor.may_wait_for(source, event.data) {
+            return self.wait(event, place);
+        }
+        match governor.judge_message(source, event.data).now_or_never() {
+            Some(judged) => self.settled(judged, place.endpoint),
+            // Other policies came into force in between.
+            None => self.wait(event, place),
+        }
+    }
+
+    fn settled(&mut self, judged: Result<ServerMessageVerdict, UnclearMessage>, endpoint: Option<&Uri>) -> EventVerdict {
+        match judged {
+            Ok(ServerMessageVerdict::Pass) => EventVerdict::Pass,
+            Ok(ServerMessageVerdict::Replace(new)) => EventVerdict::Replace(new),
+            Ok(ServerMessageVerdict::Take(answers)) => {
+                self.proxy.answer_server(&self.server, self.path.as_ref(), endpoint, answers);
+                EventVerdict::TakeData
+            }
+            Err(why) => {
+                self.refuse(&why);
+                EventVerdict::TakeData
+            }
+        }
+    }
+
+    /// Takes note that a message does not pass since it is not clear.
+    fn refuse(&mut self, why: &UnclearMessage) {
+        self.proxy.state.governor.metrics.servers.messages_refused.with_label_values(&[&self.server]).inc();
+        if !std::mem::replace(&mut self.has_told, true) {
+            tracing::warn!(server = self.server, %why, "a message of the server does not pass; others of its stream are not logged");
+        }
+    }
+
+    /// Has the decision awaited. The event comes later, between two others.
+    fn wait(&mut self, event: SseEvent<'_>, place: StreamPlace<'_>) -> EventVerdict {
+        let room = self.proxy.state.budget.try_hold(event.text.len() + event.data.len());
+        let Some(room) = room.filter(|_| self.awaited.len() < MOST_AWAITED) else { return self.overloaded(event, place) };
+        let governor = Arc::clone(&self.proxy.state.governor);
+        let (server, data, call) = (self.server.clone(), event.data.to_vec(), place.call.cloned());
+        let session = place.stream.unwrap_or(&self.session).to_owned();
+        let decision = Box::pin(async move {
+            let call = call.as_ref().map(|call| call.answered());
+            governor.judge_message(ServerMessageSource { server: &server, session: &session, call }, &data).await
+        });
+        let (text, endpoint) = (Bytes::copy_from_slice(event.text), place.endpoint.cloned());
+        self.awaited.push(AwaitedMessage { decision, text, endpoint, room });
+        EventVerdict::TakeData
+    }
+
+    /// Refuses what cannot be decided on now: the server is told so, and so is a client that waits for an answer.
+    fn overloaded(&mut self, event: SseEvent<'_>, place: StreamPlace<'_>) -> EventVerdict {
+        let messages = match read(event.data) {
+            Ok(messages) => messages,
+            Err(why) => return self.settled(Err(why), place.endpoint),
+        };
+        let (mut answers, mut instead) = (Vec::new(), None);
+        let to = |id: &str| ReplyTo { id: Some(id.to_owned().into()), ..ReplyTo::default() };
+        for message in &messages {
+            match message {
+                ServerMessage::Request { id, .. } => answers.push(RequestFailure::Overloaded.answer(&to(id.as_str()))),
+                ServerMessage::Answer { id, .. } => {
+                    let own = id.map(|id| to(id.as_str())).unwrap_or_default();
+                    let reply = place.call.map_or(&own, |call| call.answered().reply);
+                    instead = Some(RequestFailure::Overloaded.answer(reply));
+                }
+                ServerMessage::Plain | ServerMessage::Notification { .. } => {}
+            }
+        }
+        self.proxy.answer_server(&self.server, self.path.as_ref(), place.endpoint, answers);
+        instead.filter(|_| messages.len() == 1).map_or(EventVerdict::TakeData, |answer| EventVerdict::Replace(answer.into()))
+    }
+
+    /// Goes on with the decisions that are awaited.
+    pub fn poll(&mut self, context: &mut Context<'_>) {
+        let mut at = 0;
+        while let Some(awaited) = self.awaited.get_mut(at) {
+            let Poll::Ready(judged) = awaited.decision.as_mut().poll(context) else {
+                at += 1;
+                continue;
+            };
+            let AwaitedMessage { text, endpoint, room, .. } = self.awaited.swap_remove(at);
+            // Its id has passed already.
+            match self.settled(judged, endpoint.as_ref()) {
+                EventVerdict::Pass => self.ready.push_back((sse::without_id(&text), room)),
+                EventVerdict::Replace(new) => self.ready.push_back((sse::with_data(&text, &new, false), room)),
+                EventVerdict::Take | EventVerdict::TakeData => {}
+            }
+        }
+    }
+
+    /// The next event for the client, to be put between two of its stream, and the room that it takes.
+    pub fn ready(&mut self) -> Option<(Bytes, HeldBytes)> {
+        self.ready.pop_front()
+    }
+
+    /// Returns true where nothing is to come.
+    pub fn is_done(&self) -> bool {
+        self.awaited.is_empty() && self.ready.is_empty()
+    }
+}

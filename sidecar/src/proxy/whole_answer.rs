@@ -1,0 +1,308 @@
+//! The answer to a POST that is no stream of events: held until it was judged, and passed on as it came.
+//!
+//! Most are small and come in one piece, which is looked at and passes as it is. A large one is held as far as it has to be; its rest is
+//! looked at as it passes.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Response, header, response::Parts};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming};
+use toolweir_engine::{Denial, Permit, ResultLimit};
+
+use super::{
+    body::{BodyError, ResponseBody},
+    budget::HeldBytes,
+    event_filter::SMALL,
+    failure::RequestFailure,
+    list_changes::DeclarationWatch,
+    pass::{outcome_of, without_body},
+    replies::message,
+    request_guard::ServerGuard,
+    response_kind::{AnswerContext, ResponseKind},
+    server_answers::AnswerPath,
+    state::Proxy,
+};
+use crate::{
+    mcp::{answer, ask_finder::AskFinder, headers::SESSION_ID, sse::spells_ask},
+    outcome::Outcome,
+    server_judge::{AnsweredCall, ServerMessageSource, ServerMessageVerdict},
+};
+
+/// The largest answer, in bytes, that is held where nothing in it says that it has to be.
+const HELD: usize = 64 * 1024;
+
+/// What the rest of an answer is held to whose beginning has passed.
+#[derive(Debug)]
+pub struct RestOfAnswer {
+    server: String,
+    /// Looks for what the server asks for.
+    asks: Option<AskFinder>,
+    /// The bytes that may still come.
+    left: Option<u64>,
+}
+
+/// Why an answer breaks off whose beginning has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CutOff {
+    /// The server asks for something in it.
+    #[error("the answer asks for something, and is too large to be judged")]
+    Asks,
+    /// It is larger than may pass.
+    #[error("the result is larger than may pass")]
+    TooLarge,
+}
+
+impl RestOfAnswer {
+    /// Takes a piece of the rest.
+    ///
+    /// # Errors
+    /// It does not pass.
+    pub fn take(&mut self, piece: &[u8]) -> Result<(), BodyError> {
+        let why = match self.left.map(|left| left.checked_sub(piece.len() as u64)) {
+            Some(None) => Some(CutOff::TooLarge),
+            left => {
+                self.left = left.flatten();
+                self.asks.as_mut().is_some_and(|asks| asks.push(piece)).then_some(CutOff::Asks)
+            }
+        };
+        let Some(why) = why else { return Ok(()) };
+        tracing::warn!(server = self.server, %why, "an answer breaks off");
+        Err(why.into())
+    }
+}
+
+/// What was read of an answer.
+#[derive(Default)]
+struct Begun {
+    first: Bytes,
+    /// All of it, once it has come in several pieces.
+    all: BytesMut,
+    held: Option<HeldBytes>,
+    is_whole: bool,
+}
+
+impl Begun {
+    fn len(&self) -> usize {
+        self.first.len() + self.all.len()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        if self.all.is_empty() { &self.first } else { &self.all }
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        if self.len() == 0 {
+            self.first = piece;
+            return;
+        }
+        self.all.extend_from_slice(&std::mem::take(&mut self.first));
+        self.all.extend_from_slice(&piece);
+    }
+
+    fn into_piece(self) -> (Bytes, Option<HeldBytes>) {
+        (if self.all.is_empty() { self.first } else { self.all.freeze() }, self.held)
+    }
+}
+
+/// An answer that is to be judged.
+pub struct Unjudged {
+    /// Its head.
+    pub parts: Parts,
+    /// Its body.
+    pub body: Incoming,
+    /// Places among the calls under way.
+    pub permit: Permit,
+}
+
+/// What becomes of an answer that was read whole.
+enum WholeVerdict {
+    Pass,
+    Replace(Vec<u8>),
+    /// It does not pass, and this is why.
+    Refuse(String),
+}
+
+impl Proxy {
+    /// Judges an answer that is no stream of events, and passes it on.
+    pub(super) async fn judged(
+        &self,
+        answer: Unjudged,
+        asked: &HeaderMap,
+        kind: &ResponseKind<'_>,
+        at: &mut ServerGuard<'_, '_>,
+    ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
+        let Unjudged { mut parts, mut body, permit } = answer;
+        let outcome = outcome_of(parts.status);
+        let context = if let ResponseKind::Answer(context) = kind { Some(context) } else { None };
+        let limit = context.and_then(|context| context.result_limit.as_deref());
+        let length = body.size_hint().exact();
+        if let Some((context, limit)) = context.zip(limit)
+            && let Some(length) = length.filter(|length| *length > limit.max)
+        {
+            return Ok(self.too_large((context, limit), (length, true), asked, at));
+        }
+        let before = Instant::now();
+        let begun = self.begin_answer(&mut body, limit.filter(|_| length.is_none())).await;
+        at.waited_since(before);
+        let begun = begun.map_err(|()| RequestFailure::Upstream(at.server.name.clone()))?;
+        let come = begun.len() as u64;
+        if let Some((context, limit)) = context.zip(limit)
+            && come > limit.max
+        {
+            return Ok(self.too_large((context, limit), (come, begun.is_whole), asked, at));
+        }
+        let mut rest = None;
+        if !begun.is_whole {
+            rest = self.rest_of_answer(&begun, limit, at)?;
+        } else if spells_ask(begun.bytes()) {
+            // Boxed: it is rare, and an answer that needs it not is not made larger by it.
+            match Box::pin(self.judge_whole(begun.bytes(), &parts, asked, context, at)).await {
+                WholeVerdict::Pass => {}
+                WholeVerdict::Replace(new) => {
+                    parts.headers.remove(header::CONTENT_LENGTH);
+                    return Ok((Response::from_parts(parts, ResponseBody::whole(new)), outcome));
+                }
+                WholeVerdict::Refuse(why) => return without_body(parts, why, at),
+            }
+        }
+        let stop = kind.is_kept_open().then(|| self.stop());
+        let session = parts.headers.get(SESSION_ID).filter(|_| *kind == ResponseKind::Initialize);
+        let declares = session.map(|id| DeclarationWatch::new(&self.state, &at.server.name, id.as_bytes()));
+        let inner = (!begun.is_whole).then_some(body);
+        let begun = Some(begun.into_piece()).filter(|(bytes, _)| !bytes.is_empty());
+        Ok((Response::from_parts(parts, ResponseBody::Stream { begun, inner, permit, stop, declares, rest }), outcome))
+    }
+
+    /// Reads an answer to its end, or as far as it is held: one with a bound on its result and no length as far as that goes.
+    async fn begin_answer(&self, body: &mut Incoming, limit: Option<&ResultLimit>) -> Result<Begun, ()> {
+        let largest = self.state.limits.body;
+        let most = limit.map_or(HELD, |limit| usize::try_from(limit.max).unwrap_or(usize::MAX).clamp(HELD, largest.max(HELD)));
+        let mut begun = Begun::default();
+        loop {
+            if body.is_end_stream() {
+                begun.is_whole = true;
+                return Ok(begun);
+            }
+            if begun.len() > 0 {
+                let is_held = begun.len() <= most || (begun.len() <= largest && spells_ask(begun.bytes()));
+                if !is_held || !self.make_room(&mut begun) {
+                    return Ok(begun);
+                }
+            }
+            match body.frame().await.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => begun.push(data),
+                // Trailers.
+                Some(Ok(Err(_))) => {}
+                Some(Err(_)) => return Err(()),
+                None => {
+                    begun.is_whole = true;
+                    return Ok(begun);
+                }
+            }
+        }
+    }
+
+    /// Takes room for another piece, at once or not at all. The first is no more than any connection has room for.
+    fn make_room(&self, begun: &mut Begun) -> bool {
+        let needed = begun.len() + SMALL;
+        if begun.held.as_ref().is_some_and(|held| held.bytes() >= needed) {
+            return true;
+        }
+        let room = needed.max(2 * begun.all.len());
+        drop(begun.held.take());
+        begun.held = self.state.budget.try_hold(room);
+        begun.held.is_some()
+    }
+
+    /// What the rest of an answer is held to that is too large to hold.
+    fn rest_of_answer(
+        &self,
+        begun: &Begun,
+        limit: Option<&ResultLimit>,
+        at: &ServerGuard<'_, '_>,
+    ) -> Result<Option<Box<RestOfAnswer>>, RequestFailure> {
+        let left = limit.map(|limit| limit.max.saturating_sub(begun.len() as u64));
+        let asks = if self.asks_are_free(at) { None } else { Some(AskFinder::default()) };
+        if left.is_none() && asks.is_none() {
+            return Ok(None);
+        }
+        let mut rest = RestOfAnswer { server: at.server.name.clone(), asks, left };
+        if rest.asks.as_mut().is_some_and(|asks| asks.push(begun.bytes())) {
+            return Err(at.invalid(format!("{}; it has more than {} bytes", CutOff::Asks, begun.len())));
+        }
+        Ok(Some(Box::new(rest)))
+    }
+
+    /// Returns true where the server may ask for anything, whatever it is.
+    pub(super) fn asks_are_free(&self, at: &ServerGuard<'_, '_>) -> bool {
+        at.request.in_force.engine.asks_are_free(&at.server.name)
+    }
+
+    /// The denial in place of a result that is larger than may pass.
+    fn too_large(
+        &self,
+        (context, limit): (&AnswerContext<'_>, &ResultLimit),
+        (bytes, is_whole): (u64, bool),
+        asked: &HeaderMap,
+        at: &ServerGuard<'_, '_>,
+    ) -> (Response<ResponseBody>, Outcome) {
+        let denial = Denial::result_too_large(limit, context.operation, bytes, is_whole);
+        self.state.governor.count_denied_result(&at.request.in_force, &at.server.name, context.operation, &denial);
+        (message(asked, answer::denial_of(&context.reply, &denial)), Outcome::ResultTooLarge)
+    }
+
+    /// Judges an answer in which something is asked for.
+    async fn judge_whole(
+        &self,
+        bytes: &[u8],
+        parts: &Parts,
+        asked: &HeaderMap,
+        context: Option<&AnswerContext<'_>>,
+        at: &ServerGuard<'_, '_>,
+    ) -> WholeVerdict {
+        let opened = parts.headers.get(SESSION_ID);
+        let session = asked.get(SESSION_ID).or(opened).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let call = context.map(|context| AnsweredCall { reply: &context.reply, operation: context.operation });
+        let source = ServerMessageSource { server: &at.server.name, session, call };
+        match self.state.governor.judge_message(source, bytes).await {
+            Ok(ServerMessageVerdict::Pass) => WholeVerdict::Pass,
+            Ok(ServerMessageVerdict::Replace(new)) => WholeVerdict::Replace(new),
+            Ok(ServerMessageVerdict::Take(answers)) => {
+                if !answers.is_empty() {
+                    let path = AnswerPath::new(asked, opened, &at.server, &self.state.budget);
+                    self.answer_server(&at.server.name, path.as_ref(), None, answers);
+                }
+                WholeVerdict::Refuse("it says something that no policy allows in place of an answer".to_owned())
+            }
+            Err(why) => {
+                self.state.governor.metrics.servers.messages_refused.with_label_values(&[&at.server.name]).inc();
+                WholeVerdict::Refuse(format!("it {why}"))
+            }
+        }
+    }
+
+    /// Judges the answer to a request for a list, which was read whole. Gives what takes its place, if that is something else.
+    pub(super) async fn judge_list(
+        &self,
+        bytes: &[u8],
+        parts: &Parts,
+        asked: &HeaderMap,
+        at: &ServerGuard<'_, '_>,
+    ) -> Result<Option<Bytes>, RequestFailure> {
+        if !spells_ask(bytes) {
+            return Ok(None);
+        }
+        match Box::pin(self.judge_whole(bytes, parts, asked, None, at)).await {
+            WholeVerdict::Pass => Ok(None),
+            WholeVerdict::Replace(new) => Ok(Some(new.into())),
+            WholeVerdict::Refuse(why) => Err(at.invalid(why)),
+        }
+    }
+
+    /// The path for answers to the server in the name of a client that sent these headers.
+    pub(super) fn answer_path(&self, asked: &HeaderMap, parts: &Parts, at: &ServerGuard<'_, '_>) -> Option<Arc<AnswerPath>> {
+        AnswerPath::new(asked, parts.headers.get(SESSION_ID), &at.server, &self.state.budget)
+    }
+}
