@@ -130,7 +130,6 @@ mod tests {
                 .as_str(),
             r#"{"id":"method","result":{"a":"inputRequests"}}"#,
             r#"{"id":1,"result":{"taskId":"t"}}"#,
-            "",
             "7",
         ] {
             assert!(!asks(text), "{text}");
