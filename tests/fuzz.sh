@@ -7,7 +7,7 @@
 need cargo "https://rustup.rs"
 need c++ "apt-get install g++"
 seconds=${FUZZ_SECONDS:-300}
-read -ra targets <<<"${FUZZ_TARGETS:-request sse list policy import stream store challenge answers credential capture classes audit pins approvals}"
+read -ra targets <<<"${FUZZ_TARGETS:-request sse list server_message policy import stream store challenge answers credential capture classes audit pins approvals}"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_SECONDS is '$seconds'; write a number of seconds"
 
 fuzz=$ROOT/sidecar/fuzz
@@ -28,7 +28,7 @@ work=$(mktemp -d)
 trap 'stop_all; rm -rf "$work"' EXIT
 logs=$TARGET/test-fuzz
 rm -rf "$logs" && mkdir -p "$logs"
-printf '%-9s %11s %8s %9s %6s %6s\n' target runs seconds runs/s seeds found
+printf '%-14s %11s %8s %9s %6s %6s\n' target runs seconds runs/s seeds found
 # fuzz_target TARGET: fuzzes it, and writes its line of the table, and below it what failed.
 fuzz_target() {
 	local target=$1 from since=$EPOCHREALTIME code=0 runs found artifacts=$fuzz/artifacts/$1
@@ -40,7 +40,7 @@ fuzz_target() {
 	runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$logs/$target.log")
 	awk -v since="$since" -v now="$EPOCHREALTIME" -v runs="${runs:-0}" -v target="$target" \
 		-v seeds="$(find "${from[@]}" -type f | wc -l)" -v found="$(find "$work/$target" -type f | wc -l)" \
-		'BEGIN { s = now - since; printf "%-9s %11d %8.0f %9.0f %6d %6d\n", target, runs, s, runs / s, seeds, found }'
+		'BEGIN { s = now - since; printf "%-14s %11d %8.0f %9.0f %6d %6d\n", target, runs, s, runs / s, seeds, found }'
 	if [ "$code" = 0 ] && [ "${runs:-0}" -gt 0 ]; then return; fi
 	grep -m1 -A5 -E 'panicked at|ERROR: ' "$logs/$target.log" | cut -c1-300 | sed 's/^/    /' || tail -5 "$logs/$target.log"
 	found=$(sed -n 's/.*Test unit written to //p' "$logs/$target.log" | head -1)

@@ -58,6 +58,11 @@ fn lists() {
 }
 
 #[test]
+fn messages_of_servers() {
+    replay(&["sidecar/fuzz/corpus/server_message", "sidecar/fuzz/corpus/list"], fuzz::server_message::check);
+}
+
+#[test]
 fn policies() {
     replay(&["sidecar/fuzz/corpus/policy", "crds/samples/valid", "crds/samples/invalid"], fuzz::policy::check);
 }

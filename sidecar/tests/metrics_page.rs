@@ -35,7 +35,7 @@ use toolweir_sidecar::{
     credentials::grant::FetchOutcome,
     files::{FILES, OPERATIONS},
     mcp::list_kind::ListKind,
-    outcome::{ListingEnd, Outcome},
+    outcome::{ListingEnd, Outcome, ServerAnswerEnd},
     run::{CaptureSettings, PolicySource},
     server_metrics::TOOL_PART,
 };
@@ -293,6 +293,7 @@ async fn what_the_sidecar_asks_for_by_itself_begins_at_0_for_each_outcome() {
     for (name, all) in [
         ("toolweir_credential_fetches_total", FetchOutcome::ALL.map(FetchOutcome::as_str).to_vec()),
         ("toolweir_own_lists_total", ListingEnd::ALL.map(ListingEnd::as_str).to_vec()),
+        ("toolweir_server_answers_total", ServerAnswerEnd::ALL.map(ServerAnswerEnd::as_str).to_vec()),
         ("toolweir_approvals_total", OUTCOMES.to_vec()),
     ] {
         let all: BTreeSet<String> = all.into_iter().map(ToOwned::to_owned).collect();

@@ -29,9 +29,9 @@ async fn an_event_reaches_the_client_before_the_next_is_sent() {
     let (upstream, mut opened) = Upstream::streaming(EVENTS).await;
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
     let asks = [Ask::post(call("1", "pay", "{}")), Ask::post(request("1", "tools/list", "{}")), Ask::get()];
-    // Bytes as they come, whatever they are: comments, retry, half of an event where the stream needs no look.
-    let events =
-        [": hello\n\n", "retry: 100\r\n\r\n", "event: message\nid: 1\ndata: {\"jsonrpc\":\"2.0\",\"method\":\"x\"}\n\n", ":\n\n"];
+    // Bytes as they come, whatever they are: comments, retry.
+    let progress = "event: message\nid: 1\ndata: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\"}\n\n";
+    let events = [": hello\n\n", "retry: 100\r\n\r\n", progress, ":\n\n"];
     for ask in &asks {
         let (mut wire, status, headers) = Wire::open(sidecar.address, ask).await;
         let feed = opened.recv().await.unwrap();
@@ -54,23 +54,23 @@ async fn an_event_reaches_the_client_before_the_next_is_sent() {
             assert_eq!(frame.into_data().unwrap(), event);
         }
     }
-    let half = Wire::open(sidecar.address, &asks[0]);
-    let (mut wire, _, _) = half.await;
-    let feed = opened.recv().await.unwrap();
-    feed.send("data: ha").await;
-    assert_eq!(wire.text_up_to("ha").await, "data: ha");
 }
 
 #[tokio::test]
-async fn a_json_answer_is_not_held_back_either() {
+async fn a_large_json_answer_is_not_held_back_either() {
     let (upstream, mut opened) = Upstream::streaming("application/json").await;
     let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
-    let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::post(call("1", "pay", "{}"))).await;
-    let feed = opened.recv().await.unwrap();
-    for half in ["{\"jsonrpc\":", "\"2.0\"}"] {
-        feed.send(half).await;
-        assert_eq!(wire.text_up_to(half).await, half);
-    }
+    let large = format!("{{\"a\":\"{}", "x".repeat(100_000));
+    let ask = Ask::post(call("1", "pay", "{}"));
+    let (wire, feed) = tokio::join!(Wire::open(sidecar.address, &ask), async {
+        let feed = opened.recv().await.unwrap();
+        feed.send(&large).await;
+        feed
+    });
+    let mut wire = wire.0;
+    assert!(wire.text_up_to(&large).await == large);
+    feed.send("\"}").await;
+    assert_eq!(wire.text_up_to("\"}").await, "\"}");
 }
 
 #[tokio::test]

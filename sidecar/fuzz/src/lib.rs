@@ -23,6 +23,7 @@ pub mod original;
 pub mod pins;
 pub mod policy;
 pub mod request;
+pub mod server_message;
 pub mod sse;
 pub mod store;
 pub mod stream;

@@ -1,10 +1,12 @@
 //! A call of a tool, or another operation: decided on, sent if it is allowed, and recorded.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Method, Response};
 use hyper::body::Incoming;
 use toolweir_crds::OperationKind;
-use toolweir_engine::{Call, Denial, Operation, Permit};
+use toolweir_engine::{Call, Denial, Operation, Permit, ResultLimit};
 
 use super::{
     body::ResponseBody,
@@ -22,7 +24,10 @@ use crate::{
     account::Account,
     governor::{self, Decided},
     in_force::CredentialSlot,
-    mcp::{client_ask::ClientAsk, request::Request},
+    mcp::{
+        client_ask::{ClientAsk, Reference},
+        request::Request,
+    },
     outcome::Outcome,
     own_lists::SoughtTool,
     pending::PendingRequest,
@@ -110,29 +115,35 @@ impl Proxy {
         }
     }
 
-    /// Returns the denial of a message that refers to what may not be used at all, or None.
-    pub(super) fn denied_reference(
+    /// Decides whether a message may refer to what it does. Gives the bound on its result: that of the tool for a task.
+    ///
+    /// # Errors
+    /// The denial of a message that refers to what may not be used at all.
+    pub(super) fn references(
         &self,
         message: &Request<'_>,
         ask: &ClientAsk<'_>,
         name: &str,
         client: &Requester<'_>,
         request: &RequestGuard<'_>,
-    ) -> Option<Denial> {
-        let ClientAsk::References(references) = ask else { return None };
-        let at = (name, client.session());
+    ) -> Result<Option<Arc<ResultLimit>>, Denial> {
+        let ClientAsk::References(references) = ask else { return Ok(None) };
+        let (at, mut of_task) = ((name, client.session()), None);
         for reference in references {
             let asked = (reference, &*message.method);
             let (decided, record) = self.state.governor.decide_reference(&request.in_force, at, asked, request.arrived);
             match decided {
                 Decided::Denied(denial) => {
                     record.finish(Outcome::Denied);
-                    return Some(*denial);
+                    return Err(*denial);
                 }
-                Decided::Allowed(..) => record.finish(Outcome::Ok),
+                Decided::Allowed(_, limit) => {
+                    record.finish(Outcome::Ok);
+                    of_task = limit.filter(|_| matches!(reference, Reference::Task(_)));
+                }
             }
         }
-        None
+        Ok(of_task)
     }
 
     /// Sends a call that is allowed.

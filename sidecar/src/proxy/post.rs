@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Response, Uri, request::Parts};
 use hyper::body::Incoming;
 use tokio::time::timeout;
-use toolweir_engine::{Denial, Permit, json::Raw};
+use toolweir_engine::{Denial, Operation, Permit, json::Raw};
 
 use super::{
     body::ResponseBody,
@@ -16,7 +16,7 @@ use super::{
     legacy::LegacyStream,
     replies::{accepted, message},
     request_guard::{RequestGuard, ServerGuard},
-    response_kind::{ListContext, ResponseKind},
+    response_kind::{AnswerContext, ListContext, ResponseKind},
     state::Proxy,
     stream_lists::PostContext,
     unread::Unread,
@@ -191,10 +191,15 @@ impl Proxy {
         bytes: Bytes,
         request: &mut RequestGuard<'_>,
     ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
-        let denied = request.closed(name).or_else(|| self.denied_reference(message, ask, name, client, request));
-        if let Some(denial) = denied {
-            return client.deny(message, &denial);
-        }
+        let allowed = match request.closed(name) {
+            None => self.references(message, ask, name, client, request),
+            Some(denial) => Err(denial),
+        };
+        let limit = match allowed {
+            Ok(limit) => limit,
+            Err(denial) => return client.deny(message, &denial),
+        };
+        let limited = limit.map(|limit| AnswerContext::new(message, Operation::other(&message.method), Some(limit)));
         let mut at = request.at_server()?;
         let url = client.endpoint(&at)?;
         let kind = match &*message.method {
@@ -204,8 +209,11 @@ impl Proxy {
             },
             "subscriptions/listen" => ResponseKind::Listen,
             "initialize" if client.legacy.is_none() => ResponseKind::Initialize,
-            _ => ResponseKind::Message,
+            _ => limited.map_or(ResponseKind::Message, ResponseKind::Answer),
         };
+        if let (Some(pending), ResponseKind::Answer(context)) = (&pending, &kind) {
+            pending.limit_result(Some(context.kept()));
+        }
         if let Some((stream, id)) = client.legacy.zip(message.id) {
             drop(stream.lists.asked.take(id));
             let asked = if kind == ResponseKind::PostedList { ListRequest::new(id, &bytes) } else { None };
