@@ -478,10 +478,10 @@ pub enum ServerTls {
     Intercept,
 }
 
-/// Whether a tool may be called.
+/// Whether a tool may be called, a prompt used, a resource read, or a request put to the agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Action {
-    /// It may, within the limits, validations and approvals that match it.
+    /// It may, within the limits, validations and approvals that match.
     Allow,
     /// It may not. What is left out is denied.
     #[default]
