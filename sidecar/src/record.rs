@@ -127,6 +127,8 @@ impl Drop for Record {
             tool: (self.kind == OperationKind::Tool).then_some(&self.name),
             operation: (self.kind != OperationKind::Tool).then_some(&self.method),
             name: (self.kind != OperationKind::Tool).then_some(&self.name),
+            kind: (self.kind != OperationKind::Tool && self.kind != OperationKind::of_method(&self.method))
+                .then_some(self.kind.noun()),
             decision,
             reason: reason.as_str(),
             policy: policy.as_deref(),
