@@ -235,7 +235,10 @@ fn answer(body: &str) -> String {
     let (field, said) = match message["method"].as_str() {
         Some("initialize") => {
             let server = json!({"name": "s", "version": "1"});
-            ("result", json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}, "prompts": {}, "resources": {}}, "serverInfo": server}))
+            (
+                "result",
+                json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}, "prompts": {}, "resources": {}}, "serverInfo": server}),
+            )
         }
         Some("tools/list") => ("result", serde_json::from_str(TOOLS).unwrap()),
         Some("prompts/list") if message["params"]["cursor"].is_null() => {

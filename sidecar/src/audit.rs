@@ -310,7 +310,10 @@ mod tests {
             audit.write(&AuditLine {
                 time: timestamp(SystemTime::UNIX_EPOCH),
                 server: "s",
-                tool: &format!("t\n{number}"),
+                tool: Some(&format!("t\n{number}")),
+                operation: None,
+                name: None,
+                kind: None,
                 decision: "allowed",
                 reason: "none",
                 policy: None,

@@ -109,7 +109,10 @@ mod tests {
 
     #[test]
     fn the_texts_are_those_of_the_docs() {
-        let of = Denial { policy: Some("agents/bank".into()), ..Denial::no_policy("bank", "pay_invoice") };
+        let of = Denial {
+            policy: Some("agents/bank".into()),
+            ..Denial::no_policy("bank", toolweir_engine::Operation::tool("pay_invoice"))
+        };
         let name = "agents/pay-invoice-x7k2";
         let waits = pending(&of, name, Duration::from_secs(600));
         assert_eq!(
