@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use toolweir_engine::{
-    Denial,
+    Denial, Operation,
     json::{JsonError, Raw},
 };
 use toolweir_sidecar::{
@@ -169,7 +169,7 @@ fn read(body: &[u8]) -> Answer<'_> {
 
 fn answered(request: &Request<'_>) {
     let name = request.params.name.as_deref().unwrap_or_default();
-    let denial = Denial::no_policy("a server", name);
+    let denial = Denial::no_policy("a server", Operation::tool(name));
     assert_one_line(&denial.message);
     assert_one_line(method_label(&request.method));
     let body = answer::denial(request, &denial);
