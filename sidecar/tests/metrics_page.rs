@@ -159,6 +159,7 @@ async fn after_traffic() -> Scrape {
         ("/bank", r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"pay"}}"#.to_owned()),
         ("/bank", "{".to_owned()),
         ("/bank", request("5", "made/up", "{}")),
+        ("/bank", request("5", "prompts/get", r#"{"name":"made-up"}"#)),
         ("/watched", pay("2")),
         ("/shop", pay("2")),
         ("/login", pay("2")),

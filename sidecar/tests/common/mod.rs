@@ -57,6 +57,11 @@ pub fn allow_all(url: &str) -> String {
     policy(url, "[{name: \"*\", action: Allow}]")
 }
 
+/// A policy of one server that also has a say in all but tools, and denies it: nobody is warned that it has none.
+pub fn speaking(policy: &str) -> String {
+    format!("{policy}    defaultActions: {{prompts: Deny, resources: Deny, requests: Deny, other: Deny}}\n")
+}
+
 /// A request in JSON-RPC.
 pub fn request(id: &str, method: &str, params: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{params}}}"#)
