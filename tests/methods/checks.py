@@ -9,17 +9,24 @@ import messages
 from packages import meta
 from policies import NAMED, WORDS
 from table import (
-    BASE, CARRY, CLIENT, INPUT, LEGACY, LEGACY_TASK, LEVEL, LIST, MODERN, MODERN_TASK, NOTIFICATION, PAY, REQUEST, REVIEW, ROWS, TASK, TASKS,
-    TEMPLATE, TOLD, TOOL, UNKNOWN_TASK, UPDATED, URI,
+    BASE, CARRY, CLIENT, INPUT, LEGACY, LEGACY_TASK, LEVEL, LIST, MODERN, MODERN_TASK, NOTIFICATION, PAY, REQUEST, REVIEW, ROWS,
+    SERVER, TASK, TASKS, TEMPLATE, TOLD, TOOL, UNKNOWN_TASK, UPDATED, URI,
 )
-from ways import SERVER, STREAM, Broken, NotInTime, Plan, headers
+from ways import NAME, STREAM, Broken, NotInTime, Plan, headers
 
 # What the label `operation` calls `_other`.
 OTHER_LABEL = "_other"
+# Of extensions that the label does not know.
+NOT_OF_MCP = ("skills/list", "skills/get", "resources/directory/read")
 # What lists show of these, the denying policy hides.
 HIDDEN = {PAY, REVIEW, URI, TEMPLATE, UNKNOWN_TASK}
+# What opens the streams of a POST.
+OPENING = {
+    "POST": ("tools/call", {"name": CARRY}),
+    "listen": ("subscriptions/listen", {"notifications": {"toolsListChanged": True}}),
+}
 # After so many faults on one transport, the rest of its rows would only wait.
-MOST_FAULTS = 25
+MOST_FAULTS = 12
 
 
 # What the sidecar's answer to a server has of the request for the stream on which the server asked.
@@ -42,7 +49,7 @@ def holds(what, holding):
 
 def operation(row):
     """The label of a row's method."""
-    return OTHER_LABEL if row.invented or row.method.split("/")[0] == "skills" or row.method == "resources/directory/read" else row.method
+    return OTHER_LABEL if row.invented or row.method in NOT_OF_MCP else row.method
 
 
 def passes(row, sample, allowing):
@@ -60,7 +67,7 @@ class Rows:
 
     def __init__(self, record, way, allowing, today=False):
         self.record, self.way, self.allowing, self.today = record, way, allowing, today
-        self.counted, self.faults, self.pairs = Counter(), 0, {}
+        self.counted, self.faults, self.pairs, self.strays = Counter(), 0, {}, []
 
     async def run(self):
         await self.make_tasks()
@@ -68,6 +75,8 @@ class Rows:
             versions = [version for version in row.versions if version in self.way.versions]
             if versions:
                 await self.row(row, versions)
+        if not self.allowing:
+            await self.of_another_era()
         await self.close_streams()
         self.nothing_else(await self.left())
         if not self.today:
@@ -92,14 +101,16 @@ class Rows:
                         wrong.append((f"{version} {sample} {what}".replace("  ", " "), error))
                         self.faults += 1
                         await self.recover()
-        verdict = self.record.in_time if wrong and all(isinstance(error, NotInTime) for _, error in wrong) else self.record.require
         rule = "passes" if passes(row, UNKNOWN_TASK, self.allowing) else "does not pass"
         if row.decided == TASK:
             rule = "passes if its task is known"
-        verdict(
-            checked and not wrong, f"{row.sender}'s {row.kind} {row.method} {rule}: {checked} times",
-            "; ".join(f"{what}: {error}" for what, error in wrong[:3]) or "at least once",
-        )
+        self.judge(f"{row.sender}'s {row.kind} {row.method} {rule}: {checked} times", checked, wrong)
+
+    def judge(self, what, checked, wrong):
+        """Records a check of many tries, of which these went `wrong`: `(what, error)`."""
+        late = wrong and all(isinstance(error, NotInTime) for _, error in wrong)
+        verdict = self.record.in_time if late else self.record.require
+        verdict(checked and not wrong, what, "; ".join(f"{what}: {error}" for what, error in wrong[:3]) or "at least once")
 
     def attempts(self, row, version, sample, params, passing):
         """The ways to send a sample: `(what, coroutine)`."""
@@ -130,8 +141,19 @@ class Rows:
         if name != "tools/call":
             self.counted[(name, "allowed" if passing else "denied")] += 1
 
+    async def arrival(self, what):
+        """The next message that reached the server; the sidecar may answer a stray request, or not."""
+        while True:
+            found = await self.way.arrival(what)
+            if not self.answers_a_stray(found.body):
+                return found
+
+    def answers_a_stray(self, body):
+        message = json.loads(body)
+        return "error" in message and message.get("id") in self.strays
+
     async def delivered(self, what, body):
-        same(f"what reaches the server of {what}", (await self.way.arrival(what)).body, body)
+        same(f"what reaches the server of {what}", (await self.arrival(what)).body, body)
 
     async def exchange(self, version, method, params, result, form=None, label=None):
         """A request that passes, and gives the bytes of its answer at the server and at the client."""
@@ -179,8 +201,10 @@ class Rows:
         """A list as the server has it: under the denying policy also with what stays."""
         if self.allowing:
             return result
-        more = {"tools/list": [{"name": CARRY, "inputSchema": {"type": "object"}}], "tasks/list": [LEGACY_TASK | {"taskId": UNKNOWN_TASK}]}
-        return {key: value + more.get(row.method, []) if isinstance(value, list) else value for key, value in result.items()}
+        tool, task = {"name": CARRY, "inputSchema": {"type": "object"}}, LEGACY_TASK | {"taskId": UNKNOWN_TASK}
+        beside = {"tools/list": tool, "tasks/list": task}
+        more = [beside[row.method]] if row.method in beside else []
+        return {key: value + more if isinstance(value, list) else value for key, value in result.items()}
 
     def filtered(self, answer):
         message = json.loads(answer)
@@ -190,7 +214,7 @@ class Rows:
         return message
 
     def is_denial(self, row, body, identifier, right=403):
-        """The sender can act on it: its id, an error of the `right` code, or a tool result that is one, with the policy's words."""
+        """The sender can act on it: its id, an error of the `right` code or a tool result that is one, and the policy's words."""
         code, words, denial = messages.error_of(body)
         same("the id of the answer", json.loads(body).get("id"), identifier)
         same(f"the kind of the answer {body!r}", code, right)
@@ -216,7 +240,7 @@ class Rows:
         """A stream of this kind, which stays open for all rows, and the request that opened it."""
         if (version, kind) not in self.pairs:
             if kind in ("POST", "listen"):
-                method, params = ("tools/call", {"name": CARRY}) if kind == "POST" else ("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+                method, params = OPENING[kind]
                 identifier, body, fields = self.request(version, method, params)
                 self.way.server.will(identifier, Plan(STREAM))
                 pair = await self.way.open(kind, version, body, fields)
@@ -236,7 +260,7 @@ class Rows:
 
     async def server_request(self, row, version, params, kind, number, passing):
         pair = await self.stream(version, kind)
-        identifier = messages.identifier("server")
+        identifier = messages.identifier(SERVER)
         said = pair.framed(messages.message(identifier, method=row.method, params=params), number)
         self.count(operation(row), passing)
         await pair.say(said)
@@ -246,7 +270,12 @@ class Rows:
             await self.way.tell(answer, headers(version))
             await self.delivered("the client's answer", answer)
             return
-        arrival = await self.way.arrival(f"an answer to its denied {row.method}")
+        try:
+            arrival = await self.arrival(f"an answer to its denied {row.method}")
+        except NotInTime:
+            # Whether the client was asked matters more than time.
+            await self.only_the_number(pair, number)
+            raise
         self.is_denial(row, arrival.body, identifier)
         if pair.opening:
             same("where the answer goes", (arrival.method, arrival.path), ("POST", pair.answers))
@@ -265,6 +294,26 @@ class Rows:
             same("what reaches the client", await pair.next(row.method), said)
         else:
             await self.only_the_number(pair, number)
+
+    async def of_another_era(self):
+        """A server of 2026-07-28 asks nothing on a stream. One that does so all the same gets no further than one of before."""
+        checked, wrong = 0, []
+        for row in (row for row in ROWS if row.sender == SERVER and row.kind == REQUEST and row.decided != BASE):
+            for version in (version for version in MODERN if version in self.way.versions and row.versions[-1] in LEGACY):
+                for kind in self.way.streams(version):
+                    _, params = next(row.samples(row.versions[-1]))
+                    self.strays.append(messages.identifier(SERVER))
+                    self.count(operation(row), False)
+                    checked += 1
+                    try:
+                        pair = await self.stream(version, kind)
+                        await pair.say(pair.framed(messages.message(self.strays[-1], method=row.method, params=params)))
+                        await self.only_the_number(pair, None)
+                    except (Broken, OSError) as error:
+                        wrong.append((f"{row.method} on {kind}", error))
+                        await self.recover()
+        if checked:
+            self.judge(f"a server of 2026-07-28 that asks as before does not pass: {checked} times", checked, wrong)
 
     async def only_the_number(self, pair, number):
         """Of a dropped event, the client gets what it needs to resume the stream, and then what comes after."""
@@ -307,7 +356,8 @@ class Rows:
         await asyncio.sleep(0.3)
         found = []
         while not self.way.server.arrived.empty():
-            found.append(self.way.server.arrived.get_nowait().body)
+            body = self.way.server.arrived.get_nowait().body
+            found += [] if self.answers_a_stray(body) else [body]
         if client:
             await self.way.forget()
         return found
@@ -319,7 +369,7 @@ class Rows:
         """`toolweir_operations_total` counts what was sent, and nothing else."""
         found = Counter()
         for labels, value in self.way.metrics().get("toolweir_operations_total", []):
-            if labels["server"] == SERVER and value:
+            if labels["server"] == NAME and value:
                 found[labels["operation"], labels["decision"]] += int(value)
         told = {row.method for row in ROWS if row.kind == NOTIFICATION and row.decided == TOLD}
         found = Counter({key: value for key, value in found.items() if key[0] not in told or key in self.counted})

@@ -1,4 +1,4 @@
-"""HTTP/2: a client with prior knowledge, and a server with TLS. h2 makes the frames; the bytes of bodies are those of this stage."""
+"""HTTP/2: a client with prior knowledge, and a server with TLS. h2 makes the frames; what is in them is this stage's."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import contextlib
 import h2.config
 import h2.connection
 import h2.events
-import h2.settings
 
 from http_parts import Incoming, Request
 
@@ -69,7 +68,8 @@ class Client:
         stream = self.connection.h2.get_next_available_stream_id()
         fields = [(":method", method), (":scheme", "http"), (":authority", f"127.0.0.1:{self.port}"), (":path", path)]
         self.heads[stream] = asyncio.get_running_loop().create_future()
-        self.connection.h2.send_headers(stream, [*fields, *((name.lower(), value) for name, value in headers)], end_stream=not body)
+        fields += [(name.lower(), value) for name, value in headers]
+        self.connection.h2.send_headers(stream, fields, end_stream=not body)
         self.connection.flush()
         if body:
             await self.connection.send(stream, body, end=True)
@@ -84,7 +84,8 @@ class Client:
                 incoming.body.feed_eof()
         elif isinstance(event, h2.events.ResponseReceived):
             status = int(dict(event.headers)[":status"])
-            incoming = Incoming(status, [(name, value) for name, value in event.headers if name[0] != ":"], lambda: self._stop(event.stream_id))
+            fields = [(name, value) for name, value in event.headers if name[0] != ":"]
+            incoming = Incoming(status, fields, lambda: self._stop(event.stream_id))
             self.incoming[event.stream_id] = incoming
             self.heads.pop(event.stream_id).set_result(incoming)
         elif isinstance(event, h2.events.DataReceived):

@@ -2,9 +2,11 @@
 
 No package ships the schema of MCP. These have what was generated or written from it:
 
-- PyPI `mcp`: maps of `(method, version)`, in which tasks are left out, and the types generated from the schemas of 2025-11-25 and 2026-07-28;
+- PyPI `mcp`: maps of `(method, version)`, in which tasks are left out, and types generated from the schemas of 2025-11-25 and
+  2026-07-28;
 - npm `@modelcontextprotocol/sdk` 1.x: `spec.types.d.ts`, of about 2025-11-25;
-- npm `@modelcontextprotocol/core` 2.x: schemas of both eras, and extensions; and whatever else its packages write as the name of a method.
+- npm `@modelcontextprotocol/core` 2.x: schemas of both eras, and extensions; and whatever else it, `client` and `server` write as
+  the name of a method.
 """
 
 import json
@@ -39,7 +41,9 @@ class Unknown(Exception):
 
 
 def _method(model):
-    return get_args(model.model_fields["method"].annotation)[0]
+    """The method of a type of messages; nothing for one of all messages, and for other types."""
+    field = model.model_fields.get("method")
+    return field and (get_args(field.annotation) or [None])[0]
 
 
 def generated(module):
@@ -49,12 +53,16 @@ def generated(module):
         if union := getattr(module, name, None):
             # A union of one is that one.
             found[key] = {_method(model): model for model in get_args(union) or (union,)}
+    inside = [model for model in vars(module).values() if isinstance(model, type) and model.__module__ == module.__name__]
+    if others := {_method(model) for model in inside} - {None} - {method for types in found.values() for method in types}:
+        raise Unknown(f"{module.__name__} has {' '.join(sorted(others))} in none of the unions {' '.join(UNIONS)}")
     return found
 
 
 def python_maps():
     """Those of `mcp_types.methods`: `{(sender, kind, method, version): type}`."""
-    return {(*key, method, version): model for name, key in MAPS.items() for (method, version), model in getattr(methods, name).items()}
+    maps = [(key, getattr(methods, name)) for name, key in MAPS.items()]
+    return {(*key, method, version): model for key, one in maps for (method, version), model in one.items()}
 
 
 def python_types():
@@ -71,14 +79,15 @@ def python_types():
 def spec_types(file):
     """`{(sender, kind): methods}` of a spec.types.d.ts."""
     text = file.read_text()
-    body = r"export interface (\w+)(?: extends [^{]*)? \{(.*?)^\}"
-    named = {name: found[1] for name, inside in re.findall(body, text, re.M | re.S) if (found := re.search(r'^    method: "([^"]+)";$', inside, re.M))}
+    interfaces = re.findall(r"export interface (\w+)(?: extends [^{]*)? \{(.*?)^\}", text, re.M | re.S)
+    method = re.compile(r'^    method: "([^"]+)";$', re.M)
+    named = {name: found[1] for name, inside in interfaces if (found := method.search(inside))}
     found = {}
     for union, key in UNIONS.items():
         if listed := re.search(rf"^export type {union} = ([\w| ]+);$", text, re.M):
             found[key] = {named[name] for name in listed[1].split(" | ")}
-    if len(found) < 4:
-        raise Unknown(f"{file} has the unions {found.keys()}")
+    if len(found) < 4 or set(named.values()) != set().union(*found.values()):
+        raise Unknown(f"{file} has messages in none of the unions {' '.join(UNIONS)}")
     return found
 
 
@@ -98,13 +107,14 @@ class Known:
     def __init__(self, npm):
         folder = Path(npm) / "node_modules/@modelcontextprotocol"
         self.python = set(python_types())
-        self.spec = {(*key, method) for key, found in spec_types(folder / "sdk/dist/esm/spec.types.d.ts").items() for method in found}
+        spec = spec_types(folder / "sdk/dist/esm/spec.types.d.ts")
+        self.spec = {(*key, method) for key, found in spec.items() for method in found}
         program = subprocess.run(["node", "typescript.mjs"], cwd=npm, capture_output=True, text=True, timeout=60)
         if program.returncode:
             raise Unknown(f"typescript.mjs: {program.stderr[-500:]}")
         found = json.loads(program.stdout)
         self.core = {(*UNIONS[union], method) for union in UNIONS if union in found for method in found[union]}
-        self.extensions = {(CLIENT, REQUEST, method) for methods_of_one in found["extensions"].values() for method in methods_of_one}
+        self.extensions = {(CLIENT, REQUEST, method) for one in found["extensions"].values() for method in one}
         self.quoted = bundled(folder)
 
     def differences(self, rows):
@@ -126,7 +136,8 @@ class Known:
         yield from _lacks(TABLE, plain, "npm core", self.core)
         yield from _lacks("an extension of npm core", self.extensions, TABLE, {name[:3] for name in extension})
         yield from _lacks("a program of npm client, core or server", quoted, TABLE, named)
-        yield from _lacks(TABLE, {name for name in named if "/" in name[0]}, "every program of npm client, core and server", quoted)
+        named = {name for name in named if "/" in name[0]}
+        yield from _lacks(TABLE, named, "every program of npm client, core and server", quoted)
 
 
 def _lacks(one, names, other, others):
@@ -136,20 +147,22 @@ def _lacks(one, names, other, others):
 def invalid():
     """Samples, and answers to them, that the generated types refuse: `(what, why)`."""
     types = python_types()
-    for row in ROWS:
+    for row in (row for row in ROWS if not row.invented):
         for version in row.versions:
-            model = types.get((row.sender, row.kind, row.method, version))
-            if row.invented or model is None:
-                continue
-            for name, params in row.samples(version):
-                message = {"jsonrpc": "2.0", "id": 1, "method": row.method}
-                if row.sender == CLIENT and version in MODERN:
-                    params = (params or {}) | {"_meta": meta()} if row.kind == REQUEST else params
-                yield from _refused(f"{row.sender} {row.method} {name} {version}", model, message | ({} if params is None else {"params": params}))
-            if row.kind == REQUEST:
-                results = methods.SERVER_RESULTS if row.sender == CLIENT else methods.CLIENT_RESULTS
-                if answer := results.get((row.method, version)):
-                    yield from _refused(f"the answer to {row.sender} {row.method} {version}", answer, row.answer(version))
+            # An extension has no type.
+            if model := types.get((row.sender, row.kind, row.method, version)):
+                yield from _invalid_samples(row, version, model)
+            results = methods.SERVER_RESULTS if row.sender == CLIENT else methods.CLIENT_RESULTS
+            if row.kind == REQUEST and (model := results.get((row.method, version))):
+                yield from _refused(f"the answer to {row.sender} {row.method} {version}", model, row.answer(version))
+
+
+def _invalid_samples(row, version, model):
+    for name, params in row.samples(version):
+        if row.sender == CLIENT and row.kind == REQUEST and version in MODERN:
+            params = (params or {}) | {"_meta": meta()}
+        message = {"jsonrpc": "2.0", "id": 1, "method": row.method} | ({} if params is None else {"params": params})
+        yield from _refused(f"{row.sender} {row.method} {name} {version}", model, message)
 
 
 def _refused(what, model, value):

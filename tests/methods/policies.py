@@ -1,7 +1,7 @@
 """The two policies of the stage: one lets everything pass, one denies what can be denied."""
 
 from table import CARRY, COMPLETION, ELICIT, LISTEN, PAY, PROMPT, RESOURCE, REVIEW, ROOTS, SAMPLING, TOOL
-from ways import SERVER
+from ways import NAME
 
 WORDS = "Ask the platform team."
 # Whatever is asked of these kinds.
@@ -9,9 +9,9 @@ URIS = "file:///data/*"
 
 
 def document(name, url, **server):
-    server = {"name": SERVER, **({"url": url} if url else {}), **server}
-    metadata = {"name": name, "namespace": "tests"}
-    return {"apiVersion": "toolweir.dev/v1alpha1", "kind": "MCPPolicy", "metadata": metadata, "spec": {"podSelector": {}, "servers": [server]}}
+    server = {"name": NAME, **({"url": url} if url else {}), **server}
+    metadata, spec = {"name": name, "namespace": "tests"}, {"podSelector": {}, "servers": [server]}
+    return {"apiVersion": "toolweir.dev/v1alpha1", "kind": "MCPPolicy", "metadata": metadata, "spec": spec}
 
 
 def entries(**more):

@@ -48,7 +48,7 @@ class Server:
         self.plans[json.dumps(identifier)] = plan
 
     def plan_for(self, body):
-        """What answers a message: nothing, if it is no request. One that nobody expects gets an error, which its test will miss."""
+        """What answers a message: nothing, if it is no request. One that nobody expects gets an error."""
         message = json.loads(body)
         if "method" not in message or "id" not in message:
             return None

@@ -1,4 +1,4 @@
-"""Every request and notification of MCP, of 2024-11-05 to 2026-07-28: who sends it, in which versions, what decides it, and a sample.
+"""Every request and notification of MCP, of 2024-11-05 to 2026-07-28: its sender, its versions, what decides it, and samples.
 
 `packages.py` compares the rows with what the SDKs know. A method that is new there needs a row here.
 """
@@ -89,6 +89,7 @@ FORM = {
 ELICITED = {"action": "accept", "content": {"name": "Ada"}}
 ROOTS_RESULT = {"roots": [{"uri": "file:///home", "name": "home"}]}
 LEVEL = {"level": "info", "logger": "books", "data": {"text": "ledger is open"}}
+SKILL = "skill://review/SKILL.md"
 ACT = {"name": "anything", "uri": URI, "depth": 3}
 
 
@@ -137,7 +138,7 @@ ROWS = [
     # Requests of the client.
     client(
         "initialize", LEGACY, BASE,
-        {"": lambda version: {"protocolVersion": version, "capabilities": {"roots": {"listChanged": True}}, "clientInfo": IMPLEMENTATION}},
+        {"": lambda version: {"protocolVersion": version, "capabilities": {"sampling": {}}, "clientInfo": IMPLEMENTATION}},
         lambda version: {"protocolVersion": version, "capabilities": {"logging": {}}, "serverInfo": IMPLEMENTATION},
     ),
     client("ping", LEGACY, BASE),
@@ -155,7 +156,9 @@ ROWS = [
         {"messages": [{"role": "user", "content": TEXT}]},
     ),
     client("resources/list", ALL, LIST, {"": {}}, cached(resources=[{"uri": URI, "name": "notes"}])),
-    client("resources/templates/list", ALL, LIST, {"": {}}, cached(resourceTemplates=[{"uriTemplate": TEMPLATE, "name": "data"}])),
+    client(
+        "resources/templates/list", ALL, LIST, {"": {}}, cached(resourceTemplates=[{"uriTemplate": TEMPLATE, "name": "data"}]),
+    ),
     client("resources/read", ALL, RESOURCE, {"": {"uri": URI}}, cached(contents=[{"uri": URI, "text": "bought milk"}])),
     client("resources/subscribe", LEGACY, RESOURCE, {"": {"uri": URI}}),
     client("resources/unsubscribe", LEGACY, RESOURCE, {"": {"uri": URI}}),
@@ -167,18 +170,25 @@ ROWS = [
     ),
     client("logging/setLevel", LEGACY, OTHER, {"": {"level": "debug"}}),
     client(
-        "subscriptions/listen", MODERN, LISTEN, {"": {"notifications": {"toolsListChanged": True, "resourceSubscriptions": [URI]}}},
+        "subscriptions/listen", MODERN, LISTEN,
+        {"": {"notifications": {"toolsListChanged": True, "resourceSubscriptions": [URI]}}},
         {"_meta": {"io.modelcontextprotocol/subscriptionId": "s-1"}},
     ),
-    client("tasks/get", TASKS + MODERN, TASK, known_or_not(), lambda version: LEGACY_TASK if version in TASKS else MODERN_TASK, extension=MODERN),
+    client(
+        "tasks/get", TASKS + MODERN, TASK, known_or_not(),
+        lambda version: LEGACY_TASK if version in TASKS else MODERN_TASK, extension=MODERN,
+    ),
     client("tasks/result", TASKS, TASK, known_or_not(), {"content": [TEXT]}),
     client("tasks/list", TASKS, LIST, {"": {}}, {"tasks": [LEGACY_TASK]}),
     client("tasks/update", MODERN, TASK, known_or_not({"inputResponses": {"a": ELICITED}}), extension=MODERN),
-    client("tasks/cancel", TASKS + MODERN, TASK, known_or_not(), lambda version: LEGACY_TASK if version in TASKS else {}, extension=MODERN),
+    client(
+        "tasks/cancel", TASKS + MODERN, TASK, known_or_not(),
+        lambda version: LEGACY_TASK if version in TASKS else {}, extension=MODERN,
+    ),
     client("skills/list", MODERN, OTHER, {"": {}}, cached(skills=[]), extension=MODERN),
     client(
-        "skills/get", MODERN, OTHER, {"": {"uri": "skill://review/SKILL.md"}},
-        cached(skill={"uri": "skill://review/SKILL.md", "frontmatter": {"name": "review", "description": "d"}, "resources": "dynamic"}),
+        "skills/get", MODERN, OTHER, {"": {"uri": SKILL}},
+        cached(skill={"uri": SKILL, "frontmatter": {"name": "review", "description": "d"}, "resources": "dynamic"}),
         extension=MODERN,
     ),
     client("resources/directory/read", MODERN, OTHER, {"": {"uri": "file:///data"}}, cached(resources=[]), extension=MODERN),

@@ -1,4 +1,4 @@
-// Prints what the TypeScript SDK 2.x knows: the methods of its unions of messages, and the constants of its extensions that name methods.
+// Prints the methods that the TypeScript SDK 2.x knows: of its unions of messages, and of the constants of its extensions.
 import { readFileSync } from "node:fs";
 
 const core = "./node_modules/@modelcontextprotocol/core";

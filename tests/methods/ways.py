@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import re
-import socket
 import ssl
 import sys
 from pathlib import Path
@@ -20,9 +20,13 @@ sys.path += [str(HERE.parent), str(HERE.parent / "shared"), str(HERE.parent / "i
 from certificates import Authority, pem  # noqa: E402
 from processes import Broken, NotInTime, Sidecar, free_port, tail  # noqa: E402
 
-SERVER = "office"
+NAME = "office"
 SSE = [("Accept", "text/event-stream")]
-NAMES = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri", "tasks/get": "taskId", "tasks/update": "taskId", "tasks/cancel": "taskId"}
+# What `Mcp-Name` repeats.
+NAMES = {
+    "tools/call": "name", "prompts/get": "name", "resources/read": "uri", "tasks/get": "taskId", "tasks/update": "taskId",
+    "tasks/cancel": "taskId",
+}
 # For what must come. What must not come is shown by what comes after it.
 WAIT = 5.0
 
@@ -79,7 +83,11 @@ class Way:
     def metrics(self):
         """`{name: [(labels, value)]}` of the sidecar."""
         found = {}
-        for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", self.scrape(), re.M):
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.M):
             found.setdefault(name, []).append((dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)))
         return found
 
@@ -91,7 +99,7 @@ class Way:
         port = free_port()
         self.listening = await self.serve(port)
         self.sidecar = Sidecar(self.stage, self.name, [self.policy(f"{self.url}:{port}{self.path}")], self.flags)
-        self.client = self.new_client(self.sidecar.port)
+        self.client, self.metrics_port = self.new_client(self.sidecar.port), self.sidecar.metrics_port
 
     async def stop(self):
         await self.client.close()
@@ -99,10 +107,7 @@ class Way:
         self.sidecar.process.wait(10)
         self.listening.close()
 
-    def scrape(self):
-        return self.sidecar._get(self.sidecar.metrics_port, "/metrics")[1]
-
-    async def post(self, body, fields, path=f"/{SERVER}"):
+    async def post(self, body, fields, path=f"/{NAME}"):
         fields = [("Content-Type", "application/json"), ("Accept", "application/json, text/event-stream"), *fields]
         return await soon("the head of an answer", self.client.open("POST", path, fields, body))
 
@@ -128,7 +133,7 @@ class Way:
     async def open(self, kind, version, body, fields):
         """Opens a stream of the server; `body` is the request that a POST opens it with."""
         if kind == "GET":
-            coming = self.client.open("GET", f"/{SERVER}", [*SSE, *fields])
+            coming = self.client.open("GET", f"/{NAME}", [*SSE, *fields])
         else:
             coming = self.post(body, fields)
         incoming = await soon("the head of a stream", coming)
@@ -139,7 +144,7 @@ class Way:
 
 
 class Pair:
-    """Both ends of one stream. `opening`: the request for it, as the server got it. `answers`: where the server takes answers to what it asks."""
+    """Both ends of one stream. `opening`: the request for it, as the server got it. `answers`: the path of answers to the server."""
 
     def __init__(self, stream, incoming, answers):
         self.stream, self.incoming, self.opening, self.answers = stream, incoming, stream.request, answers
@@ -218,7 +223,7 @@ class Sse(Way):
         if key not in self.pairs:
             pair = await super().open("GET", None, None, fields)
             endpoint = (await pair.next("its endpoint")).decode()
-            path = re.search(rf"^data: ?(/{SERVER}/-/messages/\S+)$", endpoint, re.M)
+            path = re.search(rf"^data: ?(/{NAME}/-/messages/\S+)$", endpoint, re.M)
             if not path:
                 raise Broken(f"the client gets {endpoint!r} as its endpoint")
             pair.answers = f"/messages?stream={len(self.server.streams) - 1}"
@@ -287,11 +292,12 @@ class Stdio(Way):
         address = Path("/tmp") / f"toolweir-methods-{free_port()}.socket"
         self.listening = await asyncio.start_unix_server(connection, address, limit=1 << 22)
         self.metrics_port = free_port()
-        command = [self.stage.sidecar_binary, "stdio", "--policy", document, "--server", SERVER, *self.flags]
+        command = [self.stage.sidecar_binary, "stdio", "--policy", document, "--server", NAME, *self.flags]
         command += ["--metrics-listen", f"127.0.0.1:{self.metrics_port}", "--", sys.executable, HERE / "stdio_server.py", address]
         with open(self.stage.dir / f"{self.name}.log", "ab") as log:
             pipe = asyncio.subprocess.PIPE
-            self.process = await asyncio.create_subprocess_exec(*map(str, command), stdin=pipe, stdout=pipe, stderr=log, limit=1 << 22)
+            words = map(str, command)
+            self.process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=log, limit=1 << 22)
         try:
             self.writer = await soon("the server of stdio starts", connected)
         except Broken as error:
@@ -307,14 +313,6 @@ class Stdio(Way):
             self.process.kill()
         self.writer.close()
         self.listening.close()
-
-    def scrape(self):
-        with socket.create_connection(("127.0.0.1", self.metrics_port), 10) as link:
-            link.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            found = b""
-            while piece := link.recv(1 << 16):
-                found += piece
-        return found.decode()
 
     def framed(self, form, body):
         return body + b"\n"
@@ -363,4 +361,4 @@ class Lines:
 
 
 WAYS = {"http1": Http1, "http2": Http2, "sse": Sse, "stdio": Stdio}
-__all__ = ["SERVER", "STREAM", "WAYS", "Broken", "NotInTime", "Plan", "headers"]
+__all__ = ["NAME", "STREAM", "WAYS", "Broken", "NotInTime", "Plan", "headers"]
