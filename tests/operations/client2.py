@@ -52,7 +52,9 @@ class Operations:
     async def unsubscribe(self, uri):
         if self.client.protocol_version < "2026":
             return await self.client.unsubscribe_resource(uri)
-        return await self.listening.pop(uri).aclose()
+        # One that was denied was never open.
+        if opened := self.listening.pop(uri, None):
+            await opened.aclose()
 
 
 @asynccontextmanager

@@ -30,10 +30,10 @@ export function told({ method, params }) {
 
 const count = () => events.filter((event) => "told" in event).length;
 
-/** Ends when so many notifications have come, or after a second: what is not to come is waited for, too. */
-function notified(expected) {
+/** Ends when so many notifications have come, or after so many seconds. */
+function notified(expected, seconds) {
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, 1000);
+    const timer = setTimeout(resolve, seconds * 1000);
     arrived = () => {
       if (count() < expected) return;
       clearTimeout(timer);
@@ -52,7 +52,7 @@ async function take(step, operations) {
     outcome = { error: error.code ?? error.name, message: error.message };
     if (error.data !== undefined) outcome.data = error.data;
   }
-  await notified(step.events);
+  await notified(step.events, step.patience);
   return { ...outcome, events };
 }
 

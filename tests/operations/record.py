@@ -45,9 +45,8 @@ class Record:
             outcome = {"error": getattr(known, "code", None) or type(error).__name__, "message": str(error)}
             if getattr(known, "data", None) is not None:
                 outcome["data"] = plain(known.data)
-        # What is not to come is waited for, too: a second is long on one machine.
         try:
-            await asyncio.wait_for(self.notified(step["events"]), 1)
+            await asyncio.wait_for(self.notified(step["events"]), step["patience"])
         except TimeoutError:
             pass
         self.steps[step["name"]] = outcome | {"events": self.events}

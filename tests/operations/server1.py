@@ -132,10 +132,12 @@ async def run_task(task, name, arguments):
 
 
 async def pause(task, seconds):
-    """Ends early for a task that was cancelled, of which the SDK's store knows."""
     ends = time.monotonic() + seconds
-    while time.monotonic() < ends and (await server.experimental.task_support.store.get_task(task.task_id)).status != "cancelled":
+    while time.monotonic() < ends:
         await asyncio.sleep(0.02)
+        if (await server.experimental.task_support.store.get_task(task.task_id)).status == "cancelled":
+            # The SDK tells nobody. However the work of a cancelled task ends, it ends the session.
+            await asyncio.Event().wait()
 
 
 async def ask_in(task):

@@ -9,8 +9,9 @@ ROOT = "file:///home/agent"
 
 
 def step(name, op, *args, eras="legacy modern", events=0, denied_only=False, tasks=False):
-    """`events`: how many notifications the client waits for before it goes on; they may come after the answer."""
-    return {"name": name, "op": op, "args": args, "eras": eras.split(), "events": events, "deniedOnly": denied_only, "tasks": tasks}
+    """`events`: how many notifications the client waits for before it goes on, for `patience` seconds; they may come after the answer."""
+    fields = {"eras": eras.split(), "events": events, "patience": 10, "deniedOnly": denied_only, "tasks": tasks}
+    return {"name": name, "op": op, "args": args} | fields
 
 
 def call(name, tool, eras="legacy modern", events=0, **args):
