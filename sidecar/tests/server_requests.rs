@@ -438,7 +438,8 @@ async fn a_large_json_answer_streams_and_breaks_off_where_it_asks_for_something(
         (r#""},"method":"roots/list"}"#, false),
         (r#"","inputRequests":{"a":{"method":"roots/list"}}}}"#, false),
     ] {
-        let (wire, feed) = tokio::join!(Wire::open(sidecar.address, &Ask::post(call("1", "pay", "{}"))), async {
+        let ask = Ask::post(call("1", "pay", "{}"));
+        let (wire, feed) = tokio::join!(Wire::open(sidecar.address, &ask), async {
             let feed = opened.recv().await.unwrap();
             feed.send(&format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"pad":"{padding}"#)).await;
             feed
