@@ -275,7 +275,7 @@ async fn cluster() -> (ApiServer, RunningSidecar, String) {
 /// What an agent calls: its sidecar knows the tools once it has listed them.
 fn work(running: &RunningSidecar, server: &str, tool: &str, times: usize) {
     let governor = &running.sidecar.governor;
-    governor.learn_name(server, toolweir_crds::OperationKind::Tool, tool);
+    governor.learn_name(server, OperationKind::Tool, tool);
     for _ in 0..times {
         let call = Call { server, operation: Operation::tool(tool), arguments: None, session: "", seen: None };
         drop(governor.decide(&governor.in_force(), &call, Arrival::now()));
