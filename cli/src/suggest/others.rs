@@ -48,18 +48,18 @@ struct ListedKind {
 fn prompt_entry(name: &str) -> Result<String, String> {
     let entry = tool_name::exactly(name);
     if name.contains(char::is_control) {
-        return Err("has a control character".to_owned());
+        return Err("it has a control character".to_owned());
     }
-    if entry.len() > TOOL_NAME { Err(format!("has more than {TOOL_NAME} bytes")) } else { Ok(entry) }
+    if entry.len() > TOOL_NAME { Err(format!("it has more than {TOOL_NAME} bytes")) } else { Ok(entry) }
 }
 
 fn resource_entry(uri: &str) -> Result<String, String> {
-    let canonical = ResourceUri::read(uri).map_err(|why| why.to_string())?.into_canonical();
+    let canonical = ResourceUri::read(uri).map_err(|why| format!("it {why}"))?.into_canonical();
     let entry = tool_name::exactly(&canonical);
     if entry.len() > RESOURCE_URI {
-        return Err(format!("has more than {RESOURCE_URI} bytes"));
+        return Err(format!("it has more than {RESOURCE_URI} bytes"));
     }
-    pattern_problem(&entry).map_or(Ok(entry), Err)
+    pattern_problem(&entry).map_or(Ok(entry), |why| Err(format!("it {why}")))
 }
 
 fn add_list(text: &mut String, kind: &ListedKind, list: &OtherList) {
@@ -92,7 +92,7 @@ fn add_list(text: &mut String, kind: &ListedKind, list: &OtherList) {
             Ok(entry) if seen.insert(entry.clone()) => entries.push(entry),
             Ok(_) => {}
             Err(why) => {
-                comment(text, 4, &format!("`{}` is denied, since no entry can name it: it {why}", escaped(name, LONGEST)))
+                comment(text, 4, &format!("`{}` is denied, since no entry can name it: {why}", escaped(name, LONGEST)));
             }
         }
     }
@@ -125,7 +125,9 @@ fn add_templates(text: &mut String, templates: &OtherList) {
         4,
         "Of these resource templates, only what is listed is allowed. Write globs for what else the agent may read:",
     );
-    named.iter().for_each(|template| comment(text, 4, &format!("  {template}")));
+    for template in named {
+        comment(text, 4, &format!("  {template}"));
+    }
     if templates.len() > TEMPLATES {
         comment(text, 4, &format!("  and {} more", templates.len() - TEMPLATES));
     }

@@ -223,6 +223,13 @@ fn unknown(field: &str, text: &str) -> String {
     format!("its `{field}` is `{}`, which is not known here", escaped(text, 80))
 }
 
+/// Reads the hash of a session.
+fn session_number(hash: &str) -> Result<NonZeroU64, String> {
+    let number = u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16).ok_or_else(|| unknown("session", hash))?;
+    // None stands for no session, and no session hashes to zero in our lifetime.
+    Ok(NonZeroU64::new(number).unwrap_or(NonZeroU64::MAX))
+}
+
 impl<'a> CallFields<'a> {
     /// Takes what was asked for. Lines of tool calls have `tool`, and no method.
     fn take_asked(&mut self) -> Result<Asked<'a>, String> {
@@ -256,17 +263,7 @@ impl<'a> CallLine<'a> {
             other => return Err(unknown("decision", other)),
         };
         let time = humantime::parse_rfc3339(&fields.time).ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let session = match fields.session {
-            None => None,
-            Some(hash) => {
-                let number = u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16);
-                // None stands for no session, and no session hashes to zero in our lifetime.
-                Some(
-                    number
-                        .map_or(Err(unknown("session", hash)), |number| Ok(NonZeroU64::new(number).unwrap_or(NonZeroU64::MAX)))?,
-                )
-            }
-        };
+        let session = fields.session.map(session_number).transpose()?;
         if !fields.latency_ms.is_finite() || fields.latency_ms < 0.0 {
             return Err(unknown("latencyMs", &fields.latency_ms.to_string()));
         }
