@@ -22,6 +22,7 @@ pub mod check;
 pub mod credential;
 pub mod document;
 pub mod egress;
+mod entry;
 pub mod error;
 pub mod explain;
 pub mod observed;
@@ -50,11 +51,12 @@ pub use approval::{EntryApproval, TimeSpan};
 pub use credential::{Credential, CredentialKind, CredentialSource};
 pub use document::{Document, Manifests, Metadata, read_documents, read_manifests};
 pub use egress::{Egress, EgressDefault, EgressRule};
+pub use entry::{Action, EntryView, Limit, Prompt, Resource, Scope, ServerRequest, Tool, Validation};
 pub use error::{FieldError, FileError};
 pub use operation::OperationKind;
 pub use policy::{
-    Action, DefaultActions, EntryView, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode,
-    OnStoreFailure, Prompt, Resource, Scope, SelectorOperator, Server, ServerRequest, ServerTls, Tool, Validation,
+    DefaultActions, LabelSelector, LabelSelectorRequirement, MCPClusterPolicySpec, MCPPolicySpec, Mode, OnStoreFailure,
+    SelectorOperator, Server, ServerTls,
 };
 pub use request_name::RequestName;
 pub use sidecar::SIDECAR_CONTAINER;

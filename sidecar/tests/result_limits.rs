@@ -111,7 +111,8 @@ async fn a_json_result_without_a_length_is_held_as_far_as_its_bound() {
 
 #[tokio::test]
 async fn an_event_larger_than_the_bound_becomes_a_denial_and_the_stream_ends_after_it() {
-    let progress = request("0", "notifications/message", &format!(r#"{{"data":"{}"}}"#, "x".repeat(2 * MAX))).replace("\"id\":0,", "");
+    let progress =
+        request("0", "notifications/message", &format!(r#"{{"data":"{}"}}"#, "x".repeat(2 * MAX))).replace("\"id\":0,", "");
     let ping = request("1", "ping", &format!(r#"{{"x":"{}"}}"#, "x".repeat(2 * MAX)));
     for (bytes, passes) in [(MAX, true), (MAX + 1, false), (50_000, false)] {
         for form in ["{}", "[{}]"].into_iter().filter(|form| bytes != MAX || *form == "{}") {
@@ -201,7 +202,9 @@ async fn on_a_stream_of_http_and_sse_the_result_is_known_by_its_id_and_the_strea
 #[tokio::test]
 async fn results_of_prompts_and_resources_have_bounds_too() {
     let upstream = Upstream::start(|_| Reply::json(answer_of(MAX + 1))).await;
-    let rules = format!("[]\n    prompts: [{{name: p, maxResultBytes: {MAX}}}]\n    resources: [{{uri: \"a:*\", maxResultBytes: {MAX}}}]");
+    let rules = format!(
+        "[]\n    prompts: [{{name: p, maxResultBytes: {MAX}}}]\n    resources: [{{uri: \"a:*\", maxResultBytes: {MAX}}}]"
+    );
     let sidecar = Sidecar::start(&policy(&upstream.url(), &rules)).await;
     for (method, params) in [("prompts/get", r#"{"name":"p"}"#), ("resources/read", r#"{"uri":"a:b"}"#)] {
         let answer = sidecar.post(&request("1", method, params)).await;

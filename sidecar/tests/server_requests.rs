@@ -33,7 +33,8 @@ enum Way {
 const WAYS: [Way; 3] = [Way::Post, Way::Get, Way::Legacy];
 const ENDPOINT: &str = "event: endpoint\ndata: /messages?s=1\n\n";
 /// What passes whatever policies say.
-const MARK: &str = "event: message\nid: mark\ndata: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{}}\n\n";
+const MARK: &str =
+    "event: message\nid: mark\ndata: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{}}\n\n";
 
 /// A sidecar before a server that answers calls and a GET with events from a feed, a call with the header `x-body` with that as JSON,
 /// and takes everything else.
@@ -137,8 +138,7 @@ fn reason(answer: &Seen) -> Value {
     common::denial(&answer.json())["reason"].clone()
 }
 
-const ALL: &str =
-    "defaultActions: {requests: Allow, resources: Allow, prompts: Allow, other: Allow}\n    resources: [{uri: \"b:*\", action: Deny}]";
+const ALL: &str = "defaultActions: {requests: Allow, resources: Allow, prompts: Allow, other: Allow}\n    resources: [{uri: \"b:*\", action: Deny}]";
 const NONE: &str = "defaultActions: {requests: Deny, other: Deny}";
 
 /// Messages that ask for something, each with what is left of it where that is denied; nothing where it does not pass at all.
@@ -153,7 +153,8 @@ fn messages() -> Vec<(String, Option<String>)> {
         (format!("[{},{}]", sampling("9"), result("1")), None),
         (r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t"}}}"#.to_owned(), Some(String::new())),
         (
-            r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"roots/list"}}}}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"roots/list"}}}}"#
+                .to_owned(),
             Some("denied".to_owned()),
         ),
         (error(r#"{"elicitations":[{"url":"http://x"}]}"#), Some("denied".to_owned())),
@@ -175,7 +176,9 @@ async fn what_is_allowed_passes_byte_for_byte_on_every_way() {
         assert_eq!(bank.json(&message).await, (200, message));
     }
     assert_eq!(bank.answers(0).await.len(), 0);
-    assert!(bank.decisions(&[("operation", "sampling/createMessage"), ("name", "sampling"), ("decision", "allowed")]).await >= 4.0);
+    assert!(
+        bank.decisions(&[("operation", "sampling/createMessage"), ("name", "sampling"), ("decision", "allowed")]).await >= 4.0
+    );
 }
 
 #[tokio::test]
@@ -307,7 +310,8 @@ async fn what_a_server_asks_for_has_limits_conditions_and_places() {
         assert_eq!(stream.passed(&roots("10")).await, roots("10"));
         assert_eq!(stream.passed(&roots("11")).await, "id: 9\n\n");
         assert_eq!(reason(&bank.answers(3).await[2]), "concurrency");
-        let answer = Ask::post(r#"{"jsonrpc":"2.0","id":10,"result":{"roots":[]}}"#).with("mcp-session-id", "s").to(&stream.messages);
+        let answer =
+            Ask::post(r#"{"jsonrpc":"2.0","id":10,"result":{"roots":[]}}"#).with("mcp-session-id", "s").to(&stream.messages);
         assert_eq!(bank.sidecar.ask(&answer).await.status, 202);
         assert_eq!(stream.passed(&roots("12")).await, roots("12"));
         let cancelled = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":12}}"#;
@@ -498,7 +502,8 @@ async fn a_task_of_a_call_that_was_let_through_may_be_asked_for() {
 #[tokio::test]
 async fn a_notification_of_a_resource_that_may_not_be_read_is_dropped() {
     let mut bank = Bank::start("resources: [{uri: \"a:*\"}]").await;
-    let updated = |uri: &str| request("0", "notifications/resources/updated", &format!(r#"{{"uri":"{uri}"}}"#)).replace(r#""id":0,"#, "");
+    let updated =
+        |uri: &str| request("0", "notifications/resources/updated", &format!(r#"{{"uri":"{uri}"}}"#)).replace(r#""id":0,"#, "");
     for way in WAYS {
         let mut stream = bank.open(way).await;
         assert_eq!(stream.passed(&event("1", &updated("a:x"))).await, event("1", &updated("a:x")));

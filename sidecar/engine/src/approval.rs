@@ -13,13 +13,14 @@ use toolweir_crds::{
 use crate::{
     ask::{ApprovalAsk, AskingPolicy, CompiledApproval},
     cel::{EvalError, shown_text},
-    denial::{Denial, Reason, display_name},
+    denial::{Denial, Reason},
     entry::CompiledEntry,
     evaluate::Evaluator,
     rules::Step,
     take::{Take, TakeError},
     wants::{SharedWants, Wants},
     window::Full,
+    words::display_name,
 };
 
 /// An entry that asks for a call.

@@ -1,11 +1,16 @@
 //! Denials: the reason in a form for programs, and in words that a model can act on.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, Serializer};
 use toolweir_crds::{OperationKind, PartSet, Scope, text};
 
-use crate::{ask::ApprovalAsk, call::Operation, rules::ResultLimit, words};
+use crate::{
+    ask::ApprovalAsk,
+    call::Operation,
+    result_limit::ResultLimit,
+    words::{self, display_name},
+};
 
 /// The reason for a decision: the closed set of values of the metrics' label `reason`, in the order of severity. Of several
 /// denials, the most severe is reported.
@@ -279,13 +284,4 @@ fn one_line(message: String) -> String {
         return message;
     }
     text::one_line(message.trim_end(), usize::MAX)
-}
-
-/// Returns a name that a caller chose in a form for messages: short and without control characters.
-pub(crate) fn display_name(name: &str) -> Cow<'_, str> {
-    const LONGEST: usize = 128;
-    if name.len() <= LONGEST && !name.contains(char::is_control) {
-        return Cow::Borrowed(name);
-    }
-    Cow::Owned(text::one_line(name, LONGEST))
 }

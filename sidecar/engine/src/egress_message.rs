@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use crate::{
-    denial::display_name,
     egress::{Destination, EgressDecision, EgressEffect, EgressReason},
+    words::display_name,
 };
 
 impl EgressReason {

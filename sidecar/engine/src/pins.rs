@@ -5,12 +5,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use toolweir_crds::{OnDrift, OnNew, PartDigests, PartSet, ServerPins, ToolPins};
 
-use crate::{
-    call::Operation,
-    denial::{Reason, display_name},
-    seen::SeenTool,
-    words,
-};
+use crate::{call::Operation, denial::Reason, seen::SeenTool, words, words::display_name};
 
 /// All pins of the policies in force, by `namespace/name`.
 #[derive(Debug, Default)]

@@ -19,6 +19,7 @@ use crate::{
     glob::{Glob, Match},
     names::NameForms,
     pins::PinRule,
+    result_limit::ResultLimit,
     words,
 };
 
@@ -249,17 +250,6 @@ pub(crate) struct NamePlan {
     pub has_pins: bool,
     /// The bound on results of the enforced policies.
     pub result_limit: Option<Arc<ResultLimit>>,
-}
-
-/// The smallest bound on the result of an operation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResultLimit {
-    /// The most bytes.
-    pub max: u64,
-    /// The policy that says so.
-    pub policy: Arc<str>,
-    /// The entry of that policy.
-    pub entry: Arc<str>,
 }
 
 impl NamePlan {

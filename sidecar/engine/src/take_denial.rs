@@ -6,14 +6,14 @@ use toolweir_crds::Scope;
 
 use crate::{
     call::Operation,
-    denial::{Denial, LimitInfo, Reason, display_name, whole_seconds},
+    denial::{Denial, LimitInfo, Reason, whole_seconds},
     entry::CompiledLimit,
     evaluate::Evaluator,
     shared::SharedDemand,
     take::{Take, TakeError},
     wants::{Attribution, Origins},
     window::Full,
-    words,
+    words::{self, display_name},
 };
 
 impl Evaluator<'_> {

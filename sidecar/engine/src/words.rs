@@ -1,8 +1,10 @@
 //! What callers are told, by the kind of what they ask for.
 
-use toolweir_crds::OperationKind;
+use std::borrow::Cow;
 
-use crate::{call::Operation, denial::display_name};
+use toolweir_crds::{OperationKind, text};
+
+use crate::call::Operation;
 
 /// Returns what is said of what may not be used and is not shown.
 pub(crate) fn not_among(Operation { kind, name, .. }: Operation<'_>) -> String {
@@ -52,4 +54,13 @@ pub(crate) fn counted(kind: OperationKind) -> &'static str {
         OperationKind::Resource => "read",
         OperationKind::Request => "request",
     }
+}
+
+/// Returns a name that a caller chose in a form for messages: short and without control characters.
+pub(crate) fn display_name(name: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 128;
+    if name.len() <= LONGEST && !name.contains(char::is_control) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(text::one_line(name, LONGEST))
 }
