@@ -209,8 +209,15 @@ impl PendingRequests {
         let room = Arc::clone(&self.room).try_acquire_owned().map_err(|_| RegisterError::NoRoom)?;
         requests.next += 1;
         let number = requests.next;
-        let request =
-            PendingEntry { number, exact: id.exact, places: Permit::default(), account: None, asked: None, call: None, _room: room };
+        let request = PendingEntry {
+            number,
+            exact: id.exact,
+            places: Permit::default(),
+            account: None,
+            asked: None,
+            call: None,
+            _room: room,
+        };
         requests.kept.insert(id.loose, request);
         Ok(PendingRequest { all: self, id: id.loose, number, sent: false })
     }

@@ -25,7 +25,7 @@ fn answer_of(bytes: usize) -> String {
 }
 
 fn rules(max: usize) -> String {
-    format!(r#"[{{name: pay, maxResultBytes: {max}, limits: [{{max: 3, window: hour}}]}}, {{name: "*"}}]"#)
+    format!(r#"[{{name: pay, maxResultBytes: {max}, limits: [{{max: 3, window: hour}}]}}, {{name: "*", action: Allow}}]"#)
 }
 
 async fn server() -> (Upstream, mpsc::UnboundedReceiver<Feed>) {
@@ -72,7 +72,7 @@ async fn a_json_result_passes_up_to_the_bound_and_what_it_took_stays_taken() {
         assert_denied(&denied.text(), "has 1001 bytes, and at most 1000 may pass");
         let events = pay(100_000).without("accept").with("accept", "text/event-stream").over(http, sidecar.address).await;
         assert_denied(data(&events.text())[0], "has 100000 bytes");
-        assert_eq!(denial(&pay(5).over(http, sidecar.address).await.json())["reason"], "limit");
+        assert_eq!(denial(&pay(5).over(http, sidecar.address).await.json())["reason"], "rate_limit");
         let scrape = sidecar.scrape().await;
         let counted = |decision: &str, reason: &str| {
             scrape.sum("toolweir_tool_calls_total", &[("tool", "pay"), ("decision", decision), ("reason", reason)])
@@ -111,7 +111,8 @@ async fn a_json_result_without_a_length_is_held_as_far_as_its_bound() {
 
 #[tokio::test]
 async fn an_event_larger_than_the_bound_becomes_a_denial_and_the_stream_ends_after_it() {
-    let progress = request("0", "notifications/message", &format!(r#"{{"data":"{}"}}"#, "x".repeat(2 * MAX))).replace("\"id\":0,", "");
+    let progress =
+        request("0", "notifications/message", &format!(r#"{{"data":"{}"}}"#, "x".repeat(2 * MAX))).replace("\"id\":0,", "");
     let ping = request("1", "ping", &format!(r#"{{"x":"{}"}}"#, "x".repeat(2 * MAX)));
     for (bytes, passes) in [(MAX, true), (MAX + 1, false), (50_000, false)] {
         for form in ["{}", "[{}]"].into_iter().filter(|form| bytes != MAX || *form == "{}") {
@@ -201,9 +202,11 @@ async fn on_a_stream_of_http_and_sse_the_result_is_known_by_its_id_and_the_strea
 #[tokio::test]
 async fn results_of_prompts_and_resources_have_bounds_too() {
     let upstream = Upstream::start(|_| Reply::json(answer_of(MAX + 1))).await;
-    let rules = format!("[]\n    prompts: [{{name: p, maxResultBytes: {MAX}}}]\n    resources: [{{uri: \"a:*\", maxResultBytes: {MAX}}}]");
+    let rules = format!(
+        "[]\n    prompts: [{{name: p, maxResultBytes: {MAX}}}]\n    resources: [{{uri: \"file:///a/*\", maxResultBytes: {MAX}}}]"
+    );
     let sidecar = Sidecar::start(&policy(&upstream.url(), &rules)).await;
-    for (method, params) in [("prompts/get", r#"{"name":"p"}"#), ("resources/read", r#"{"uri":"a:b"}"#)] {
+    for (method, params) in [("prompts/get", r#"{"name":"p"}"#), ("resources/read", r#"{"uri":"file:///a/b"}"#)] {
         let answer = sidecar.post(&request("1", method, params)).await;
         assert_eq!((&answer["error"]["code"], &denial(&answer)["reason"]), (&403.into(), &"result_too_large".into()));
         until("the count", async || {

@@ -35,11 +35,8 @@ fn hide(answer: &mut Tree) {
             let before = entries.len();
             entries.retain(|entry| match entry {
                 Tree::Object(members) => {
-                    let mut names = members
-                        .iter()
-                        .filter(|(key, _)| same_but_for_case(key, kind.member()))
-                        .map(|(_, name)| name)
-                        .peekable();
+                    let mut names =
+                        members.iter().filter(|(key, _)| same_but_for_case(key, kind.member())).map(|(_, name)| name).peekable();
                     names.peek().is_some()
                         && names.clone().count() <= MOST_NAMES
                         && names.all(|name| name.string().is_some_and(shows))

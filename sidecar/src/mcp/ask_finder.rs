@@ -123,15 +123,17 @@ mod tests {
         ] {
             assert!(asks(text), "{text}");
         }
-        for text in [
-            r#"{"id":1,"result":{"content":[{"type":"text","text":"{\"method\":1}"}],"structuredContent":{"method":"GET"}}}"#,
-            r#"{"id":1,"result":{"structuredContent":{"a":{"inputRequests":1},"elicitations":["method"]},"method":1}}"#
-                .replace("elicitations", "x")
-                .as_str(),
-            r#"{"id":"method","result":{"a":"inputRequests"}}"#,
-            r#"{"id":1,"result":{"taskId":"t"}}"#,
-            "7",
-        ] {
+        for text in
+            [
+                r#"{"id":1,"result":{"content":[{"type":"text","text":"{\"method\":1}"}],"structuredContent":{"method":"GET"}}}"#,
+                r#"{"id":1,"result":{"structuredContent":{"a":{"inputRequests":1},"elicitations":["method"]},"method":1}}"#
+                    .replace("elicitations", "x")
+                    .as_str(),
+                r#"{"id":"method","result":{"a":"inputRequests"}}"#,
+                r#"{"id":1,"result":{"taskId":"t"}}"#,
+                "7",
+            ]
+        {
             assert!(!asks(text), "{text}");
         }
         let long = format!(r#"{{"{}method":1}}"#, "x".repeat(LONGEST));

@@ -383,8 +383,9 @@ mod tests {
                 .filter(|other| **other != member)
                 .map(|other| format!(r#""{other}":"a","#))
                 .collect();
-            let before =
-                format!(r#"{{"{member}":"a"}},{{{others}"{member}":"b"}},{{{others}"x":1}},{{"{member}":7}},"a",{{"{member}":"a2"}}"#);
+            let before = format!(
+                r#"{{"{member}":"a"}},{{{others}"{member}":"b"}},{{{others}"x":1}},{{"{member}":7}},"a",{{"{member}":"a2"}}"#
+            );
             let after = format!(r#"{{"{member}":"a"}},"a",{{"{member}":"a2"}}"#);
             assert_eq!(show_a(&body(&before)), body(&after), "{key}");
             // In whatever case.

@@ -247,7 +247,11 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
         return Err(Refusal::Kind("`id`", "a string or a number"));
     }
     let Some(method) = method else {
-        return if answer { Ok(Message::Answer { id }) } else { Err(Refusal::Neither("neither `method` nor `result` nor `error`")) };
+        return if answer {
+            Ok(Message::Answer { id })
+        } else {
+            Err(Refusal::Neither("neither `method` nor `result` nor `error`"))
+        };
     };
     if answer {
         return Err(Refusal::Neither("both a `method` and a `result` or `error`"));

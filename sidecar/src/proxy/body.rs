@@ -294,7 +294,9 @@ impl ResponseBody {
             Self::Stream { begun, inner: None, .. } => {
                 SizeHint::with_exact(begun.as_ref().map_or(0, |(bytes, _)| bytes.len() as u64))
             }
-            Self::Stream { begun: Some((bytes, _)), inner: Some(inner), .. } => with_begun(bytes.len() as u64, &inner.size_hint()),
+            Self::Stream { begun: Some((bytes, _)), inner: Some(inner), .. } => {
+                with_begun(bytes.len() as u64, &inner.size_hint())
+            }
             Self::Events(_) => SizeHint::default(),
         }
     }

@@ -105,9 +105,7 @@ impl Proxy {
         let reads_lists = kind.is_list() || kind == ResponseKind::Get;
         // What has no body says nothing.
         let is_empty = body.is_end_stream() && !reads_lists;
-        if !is_empty
-            && let Some(why) = unreadable(&parts.headers)
-        {
+        if !is_empty && let Some(why) = unreadable(&parts.headers) {
             if reads_lists || !self.asks_are_free(at) {
                 return without_body(parts, why.to_owned(), at);
             }

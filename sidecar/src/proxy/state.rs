@@ -6,7 +6,8 @@ use tokio::sync::watch;
 
 use super::{
     budget::Budget, cancel::CancellableCalls, clients::Clients, credentialed_clients::CredentialedClients, legacy::LegacyStreams,
-    limits::Limits, oauth::Described, server_answers::ServerAnswers, sessions::Sessions, through::UpstreamProxy, upstream::UpstreamClient,
+    limits::Limits, oauth::Described, server_answers::ServerAnswers, sessions::Sessions, through::UpstreamProxy,
+    upstream::UpstreamClient,
 };
 use crate::{approvals::room::WaitingRoom, capture::Capture, governor::Governor, own_lists::OwnLists};
 

@@ -112,7 +112,12 @@ impl Gate {
     }
 
     /// A message of so many bytes was dropped unread.
-    pub(super) fn too_long(&self, answered: SmallVec<[AnsweredRequest; 1]>, bytes: usize, longest: usize) -> SmallVec<[Bytes; 1]> {
+    pub(super) fn too_long(
+        &self,
+        answered: SmallVec<[AnsweredRequest; 1]>,
+        bytes: usize,
+        longest: usize,
+    ) -> SmallVec<[Bytes; 1]> {
         tracing::warn!(server = self.server, longest, "a message of the server was dropped: it is too long");
         self.not_passed(answered, bytes, &format_args!("it is longer than {longest} bytes"))
     }
