@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-pins test-approvals test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-lists bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-pins test-approvals test-methods test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-lists bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -37,6 +37,9 @@ test-pins: ## Change tools one part at a time, and hold them to pins and classes
 
 test-approvals: ## Ask a person, with SDK clients, crashes and a flood; needs root (ONLY="clients once", SEED=1)
 	@ONLY="$(ONLY)" tests/approvals/run.sh
+
+test-methods: ## Send every method of MCP through the sidecar, in both directions (ONLY="table stdio")
+	@ONLY="$(ONLY)" tests/methods/run.sh
 
 test-sdk: ## Run SDKs and agent frameworks through the sidecar (ONLY="gosdk java")
 	@tests/sdk/run.sh
