@@ -25,7 +25,7 @@ fn answer_of(bytes: usize) -> String {
 }
 
 fn rules(max: usize) -> String {
-    format!(r#"[{{name: pay, maxResultBytes: {max}, limits: [{{max: 3, window: hour}}]}}, {{name: "*"}}]"#)
+    format!(r#"[{{name: pay, maxResultBytes: {max}, limits: [{{max: 3, window: hour}}]}}, {{name: "*", action: Allow}}]"#)
 }
 
 async fn server() -> (Upstream, mpsc::UnboundedReceiver<Feed>) {
@@ -72,7 +72,7 @@ async fn a_json_result_passes_up_to_the_bound_and_what_it_took_stays_taken() {
         assert_denied(&denied.text(), "has 1001 bytes, and at most 1000 may pass");
         let events = pay(100_000).without("accept").with("accept", "text/event-stream").over(http, sidecar.address).await;
         assert_denied(data(&events.text())[0], "has 100000 bytes");
-        assert_eq!(denial(&pay(5).over(http, sidecar.address).await.json())["reason"], "limit");
+        assert_eq!(denial(&pay(5).over(http, sidecar.address).await.json())["reason"], "rate_limit");
         let scrape = sidecar.scrape().await;
         let counted = |decision: &str, reason: &str| {
             scrape.sum("toolweir_tool_calls_total", &[("tool", "pay"), ("decision", decision), ("reason", reason)])
@@ -203,10 +203,10 @@ async fn on_a_stream_of_http_and_sse_the_result_is_known_by_its_id_and_the_strea
 async fn results_of_prompts_and_resources_have_bounds_too() {
     let upstream = Upstream::start(|_| Reply::json(answer_of(MAX + 1))).await;
     let rules = format!(
-        "[]\n    prompts: [{{name: p, maxResultBytes: {MAX}}}]\n    resources: [{{uri: \"a:*\", maxResultBytes: {MAX}}}]"
+        "[]\n    prompts: [{{name: p, maxResultBytes: {MAX}}}]\n    resources: [{{uri: \"file:///a/*\", maxResultBytes: {MAX}}}]"
     );
     let sidecar = Sidecar::start(&policy(&upstream.url(), &rules)).await;
-    for (method, params) in [("prompts/get", r#"{"name":"p"}"#), ("resources/read", r#"{"uri":"a:b"}"#)] {
+    for (method, params) in [("prompts/get", r#"{"name":"p"}"#), ("resources/read", r#"{"uri":"file:///a/b"}"#)] {
         let answer = sidecar.post(&request("1", method, params)).await;
         assert_eq!((&answer["error"]["code"], &denial(&answer)["reason"]), (&403.into(), &"result_too_large".into()));
         until("the count", async || {

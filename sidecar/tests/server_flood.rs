@@ -63,7 +63,7 @@ async fn ten_thousand_requests_of_a_server_are_answered_in_bounds_and_starve_nob
         Reply::json(result("1"))
     })
     .await;
-    let rules = "[{name: \"*\"}]\n    defaultActions: {requests: Deny}";
+    let rules = "[{name: \"*\", action: Allow}]\n    defaultActions: {requests: Deny}";
     let sidecar = Sidecar::start(&policy(&upstream.url(), rules)).await;
     let _ = p99(&sidecar, |made| made < 500).await;
     let (before, _) = p99(&sidecar, |made| made < 2000).await;

@@ -55,7 +55,7 @@ struct Stream {
 impl Bank {
     /// With these policies on what is no tool.
     async fn start(rules: &str) -> Self {
-        Self::with(&format!("[{{name: \"*\"}}]\n    {rules}"), |_| {}).await
+        Self::with(&format!("[{{name: \"*\", action: Allow}}]\n    {rules}"), |_| {}).await
     }
 
     async fn with(rules: &str, change: impl FnOnce(&mut toolweir_sidecar::run::RunConfig)) -> Self {
@@ -84,7 +84,7 @@ impl Bank {
         let ask = ask.with("mcp-session-id", "s").with("mcp-protocol-version", "2025-11-25").with("authorization", "Bearer own");
         let (mut wire, status, _) = Wire::open(self.sidecar.address, &ask).await;
         assert_eq!(status, 200);
-        let feed = self.opened.recv().await.unwrap();
+        let feed = within("the stream", self.opened.recv()).await.unwrap();
         let mut messages = "/bank".to_owned();
         if way == Way::Legacy {
             feed.send(ENDPOINT).await;
@@ -138,7 +138,7 @@ fn reason(answer: &Seen) -> Value {
     common::denial(&answer.json())["reason"].clone()
 }
 
-const ALL: &str = "defaultActions: {requests: Allow, resources: Allow, prompts: Allow, other: Allow}\n    resources: [{uri: \"b:*\", action: Deny}]";
+const ALL: &str = "defaultActions: {requests: Allow, resources: Allow, prompts: Allow, other: Allow}\n    resources: [{uri: \"file:///b/*\", action: Deny}]";
 const NONE: &str = "defaultActions: {requests: Deny, other: Deny}";
 
 /// Messages that ask for something, each with what is left of it where that is denied; nothing where it does not pass at all.
@@ -223,7 +223,7 @@ async fn over_http2_it_is_the_same() {
     let mut bank = Bank::start(NONE).await;
     let mut client = Http2::connect(bank.sidecar.address).await;
     let mut body = client.head(&Ask::get().with("mcp-session-id", "s")).await.into_body();
-    let feed = bank.opened.recv().await.unwrap();
+    let feed = within("the stream", bank.opened.recv()).await.unwrap();
     feed.send(&event("1", &sampling("7"))).await;
     feed.send(MARK).await;
     let mut come = String::new();
@@ -267,7 +267,7 @@ async fn what_a_server_asks_in_place_of_a_json_answer_does_not_pass_either() {
         if seen.json().get("method").is_none() { Reply::status(202) } else { Reply::new(404, "application/json", sampling("3")) }
     })
     .await;
-    let sidecar = Sidecar::start(&policy(&upstream.url(), &format!("[{{name: \"*\"}}]\n    {NONE}"))).await;
+    let sidecar = Sidecar::start(&policy(&upstream.url(), &format!("[{{name: \"*\", action: Allow}}]\n    {NONE}"))).await;
     let answer = sidecar.ask(&Ask::post(call("1", "pay", "{}"))).await;
     assert_eq!((answer.status, answer.text().as_str()), (404, ""));
     upstream.saw(2).await;
@@ -280,7 +280,7 @@ async fn a_stream_is_resumed_behind_what_was_dropped() {
     assert_eq!(stream.passed(&event("41", &sampling("7"))).await, "id: 41\n\n");
     drop(stream);
     let (mut wire, ..) = Wire::open(bank.sidecar.address, &Ask::get().with("last-event-id", "41")).await;
-    let feed = bank.opened.recv().await.unwrap();
+    let feed = within("the stream", bank.opened.recv()).await.unwrap();
     assert_eq!(bank.upstream.seen().last().unwrap().header("last-event-id"), "41");
     // What is replayed is judged like any other.
     feed.send(&(event("42", &sampling("8")) + &event("43", &result("1")))).await;
@@ -304,7 +304,7 @@ async fn what_a_server_asks_for_has_limits_conditions_and_places() {
         }
         assert_eq!(stream.passed(&event("4", &sampling("4"))).await, "id: 4\n\n");
         let answer = bank.answers(2).await.pop().unwrap();
-        assert_eq!((answer.json()["id"].clone(), reason(&answer)), (4.into(), "limit".into()));
+        assert_eq!((answer.json()["id"].clone(), reason(&answer)), (4.into(), "rate_limit".into()));
         // A place is held until the client answers, or the server cancels.
         let roots = |id: &str| event("9", &request(id, "roots/list", "{}"));
         assert_eq!(stream.passed(&roots("10")).await, roots("10"));
@@ -323,7 +323,7 @@ async fn what_a_server_asks_for_has_limits_conditions_and_places() {
 #[tokio::test]
 async fn a_request_that_a_person_must_approve_does_not_wait_and_passes_once_it_is_approved() {
     let rules = "requests: [{name: elicitation, approval: {message: M, show: [args.message]}}]";
-    let mut bank = Bank::with(&format!("[{{name: \"*\"}}]\n    {rules}"), |config| {
+    let mut bank = Bank::with(&format!("[{{name: \"*\", action: Allow}}]\n    {rules}"), |config| {
         "agents".clone_into(&mut config.options.namespace);
     })
     .await;
@@ -355,7 +355,8 @@ async fn a_decision_that_waits_for_the_store_holds_up_nothing_else_and_the_end_w
         budget_milliseconds: 50,
     };
     for (failure, passes) in [("Allow", true), ("Deny", false)] {
-        let rules = "[{name: \"*\"}]\n    requests: [{name: sampling, limits: [{max: 9, window: hour, scope: Workload}]}]";
+        let rules =
+            "[{name: \"*\", action: Allow}]\n    requests: [{name: sampling, limits: [{max: 9, window: hour, scope: Workload}]}]";
         let rules = format!("{rules}\n  onStoreFailure: {failure}");
         let mut bank = Bank::with(&rules, |config| {
             "agents".clone_into(&mut config.options.namespace);
@@ -413,7 +414,8 @@ async fn what_is_too_large_to_be_judged_ends_unless_a_server_may_ask_for_anythin
     let padding = "x".repeat(20_000);
     let large = format!(r#"{{"jsonrpc":"2.0","pad":"{padding}","id":7,"method":"sampling/createMessage"}}"#);
     for (rules, passes) in [(NONE, false), (ALL, false), (free, true)] {
-        let mut bank = Bank::with(&format!("[{{name: \"*\"}}]\n    {rules}"), |config| config.limits.body = 10_000).await;
+        let mut bank =
+            Bank::with(&format!("[{{name: \"*\", action: Allow}}]\n    {rules}"), |config| config.limits.body = 10_000).await;
         for way in WAYS {
             let mut stream = bank.open(way).await;
             let event = event("1", &large);
@@ -434,7 +436,7 @@ async fn what_is_too_large_to_be_judged_ends_unless_a_server_may_ask_for_anythin
 #[tokio::test]
 async fn a_large_json_answer_streams_and_breaks_off_where_it_asks_for_something() {
     let (upstream, mut opened) = Upstream::streaming("application/json").await;
-    let sidecar = Sidecar::start(&policy(&upstream.url(), &format!("[{{name: \"*\"}}]\n    {NONE}"))).await;
+    let sidecar = Sidecar::start(&policy(&upstream.url(), &format!("[{{name: \"*\", action: Allow}}]\n    {NONE}"))).await;
     let padding = "x".repeat(100_000);
     // Behind what is held a key that only a tool's result has passes, and one of the message does not.
     for (end, passes) in [
@@ -444,7 +446,7 @@ async fn a_large_json_answer_streams_and_breaks_off_where_it_asks_for_something(
     ] {
         let ask = Ask::post(call("1", "pay", "{}"));
         let (wire, feed) = tokio::join!(Wire::open(sidecar.address, &ask), async {
-            let feed = opened.recv().await.unwrap();
+            let feed = within("the stream", opened.recv()).await.unwrap();
             feed.send(&format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"pad":"{padding}"#)).await;
             feed
         });
@@ -470,7 +472,8 @@ async fn a_coded_answer_is_refused_unless_a_server_may_ask_for_anything() {
     for kind in ["application/json", "text/event-stream"] {
         let upstream = Upstream::start(move |_| Reply::new(200, kind, "coded").with("content-encoding", "gzip")).await;
         for (rules, passes) in [(NONE, false), (free, true)] {
-            let sidecar = Sidecar::start(&policy(&upstream.url(), &format!("[{{name: \"*\"}}]\n    {rules}"))).await;
+            let sidecar =
+                Sidecar::start(&policy(&upstream.url(), &format!("[{{name: \"*\", action: Allow}}]\n    {rules}"))).await;
             let answer = sidecar.ask(&Ask::post(call("1", "pay", "{}"))).await;
             assert_eq!(answer.text() == "coded", passes, "{}", answer.text());
         }
@@ -501,13 +504,13 @@ async fn a_task_of_a_call_that_was_let_through_may_be_asked_for() {
 
 #[tokio::test]
 async fn a_notification_of_a_resource_that_may_not_be_read_is_dropped() {
-    let mut bank = Bank::start("resources: [{uri: \"a:*\"}]").await;
+    let mut bank = Bank::start("resources: [{uri: \"file:///a/*\"}]").await;
     let updated =
         |uri: &str| request("0", "notifications/resources/updated", &format!(r#"{{"uri":"{uri}"}}"#)).replace(r#""id":0,"#, "");
     for way in WAYS {
         let mut stream = bank.open(way).await;
-        assert_eq!(stream.passed(&event("1", &updated("a:x"))).await, event("1", &updated("a:x")));
-        assert_eq!(stream.passed(&event("2", &updated("b:x"))).await, "id: 2\n\n");
+        assert_eq!(stream.passed(&event("1", &updated("file:///a/x"))).await, event("1", &updated("file:///a/x")));
+        assert_eq!(stream.passed(&event("2", &updated("file:///b/x"))).await, "id: 2\n\n");
     }
     assert_eq!(bank.answers(0).await.len(), 0);
 }
