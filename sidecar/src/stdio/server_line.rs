@@ -121,6 +121,7 @@ impl Gate {
         longest: usize,
     ) -> SmallVec<[Bytes; 1]> {
         tracing::warn!(server = self.server, longest, "a message of the server was dropped: it is too long");
+        self.governor.metrics.servers.messages_refused.with_label_values(&[&self.server]).inc();
         self.not_passed(answered, bytes, &format_args!("it is longer than {longest} bytes"))
     }
 
