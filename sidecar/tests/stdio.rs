@@ -525,7 +525,7 @@ async fn the_program_governs_a_server_and_ends_with_its_code() {
 
 #[tokio::test]
 async fn the_program_ends_when_its_server_ends_of_itself() {
-    let mut governed = Governed::with("[]\n    defaultActions: {other: Allow}", &[], SERVER);
+    let mut governed = Governed::start(&[], SERVER);
     governed.stdin.as_mut().unwrap().write_all(format!("{}\n", request("1", "exit", "{}")).as_bytes()).await.unwrap();
     assert_eq!(governed.next().await.unwrap()["error"]["code"], -32603);
     assert_eq!(governed.next().await, None);

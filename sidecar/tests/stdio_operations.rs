@@ -293,6 +293,10 @@ async fn a_message_that_two_clients_could_read_differently_goes_nowhere_and_who_
     for method in ["tools/call", "prompts/get", "tools/list", "ping"] {
         assert_eq!(between.counted(method, "upstream_invalid"), 1.0, "{method}");
     }
+    // Where a server may ask for anything, there is nothing to find in it.
+    let mut between = Between::new("[{name: pay}]\n    defaultActions: {resources: Allow, requests: Allow, other: Allow}");
+    let unclear = r#"{"id":1,"method":"ping","Method":"sampling/createMessage"}"#;
+    assert_eq!(between.answer(unclear).await, unclear);
 }
 
 #[tokio::test]
@@ -386,6 +390,7 @@ async fn a_result_that_is_too_large_becomes_a_denial_with_both_sizes() {
     // Without a bound it is what no message of a server may be.
     let told = between.exchange(&call("4", "read", "{}"), &of_length("4", 17 * 16 * LONGEST)).await;
     assert_eq!((&told["id"], &denial(&told)["reason"]), (&json!(4), &json!("upstream_invalid")));
+    assert_eq!(between.sum("toolweir_server_messages_refused_total", &[("server", "bank")]), 4.0);
     // One in a batch takes the others along.
     between.ask(&call("5", "pay", "{}")).await;
     between.ask(&call("6", "read", "{}")).await;
