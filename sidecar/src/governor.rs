@@ -32,7 +32,7 @@ use crate::{
     in_force::{InForce, NamedTool, ServerInForce},
     interception::Interception,
     listed_names::ListedNames,
-    mcp::{client_ask::Reference, method_label},
+    mcp::method_label,
     mcp_config::McpConfig,
     metrics::SidecarMetrics,
     observed::ObservedCalls,
@@ -376,50 +376,6 @@ impl Governor {
     ) -> Result<(Decided, Record), Box<Decision>> {
         let decision = in_force.engine.decide(call, self.now());
         self.record_unless_asking(in_force, call, decision, arrived)
-    }
-
-    /// Decides whether a message may refer to this, and counts the decision. Nothing is taken.
-    pub fn decide_reference(
-        self: &Arc<Self>,
-        in_force: &InForce,
-        (server, session): (&str, &str),
-        (reference, method): (&Reference<'_>, &str),
-        arrived: Arrival,
-    ) -> (Decided, Record) {
-        let witness;
-        let operation = match reference {
-            Reference::Prompt(name) => Operation::prompt(name),
-            Reference::Resource(uri) => Operation::resource(uri),
-            Reference::Task(id) => return self.decide_task(in_force, (server, session), (id, method), arrived),
-            Reference::Template(template) => {
-                witness = in_force.engine.template_witness(server, template);
-                Operation::resource(witness.as_deref().unwrap_or(template))
-            }
-        };
-        let call = Call { server, operation: operation.by(method), arguments: None, session, seen: None };
-        let decision = in_force.engine.decide_use(&call);
-        self.record(in_force, &call, decision, arrived)
-    }
-
-    /// Decides whether a message may refer to a task: to one of a call that was let through, whose tool may still be called, or to end it.
-    fn decide_task(
-        self: &Arc<Self>,
-        in_force: &InForce,
-        (server, session): (&str, &str),
-        (id, method): (&str, &str),
-        arrived: Arrival,
-    ) -> (Decided, Record) {
-        let tool = self.tasks.find(server, id);
-        let seen = tool.as_deref().and_then(|tool| in_force.seen(server, tool));
-        let of_tool = Operation::tool(tool.as_deref().unwrap_or_default());
-        let call = Call { server, operation: of_tool, arguments: None, session, seen: seen.as_deref() };
-        let decision = match tool {
-            None => Decision::denied(Denial::unknown_task(server, id)),
-            Some(_) if method == "tasks/cancel" => Decision::allowed_freely(),
-            Some(_) => in_force.engine.decide_use(&call),
-        };
-        let named = Operation::other(method);
-        self.record(in_force, &Call { operation: named, seen: None, ..call }, decision, arrived)
     }
 
     /// The tasks of calls that were let through.

@@ -51,6 +51,7 @@ pub mod pod_args;
 pub mod policy_changes;
 pub mod proxy;
 pub mod record;
+pub mod references;
 pub mod registry;
 pub mod replay_command;
 pub mod run;

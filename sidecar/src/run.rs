@@ -42,6 +42,7 @@ use crate::{
     own_lists::OwnLists,
     proxy::{
         Limits,
+        answer_rooms::ServerAnswers,
         budget::Budget,
         cancel::CancellableCalls,
         clients::Clients,
@@ -49,7 +50,6 @@ use crate::{
         legacy::LegacyStreams,
         oauth,
         server::{self, Running, WorkerUpstreams},
-        server_answers::ServerAnswers,
         sessions::Sessions,
         state::ProxyState,
         through::UpstreamProxy,

@@ -17,10 +17,10 @@ const LONGEST: Duration = Duration::from_secs(600);
 
 /// The requests that hold places.
 #[derive(Debug, Default)]
-pub struct ServerRequestBook(Mutex<VecDeque<HeldRequest>>);
+pub struct ServerRequestBook(Mutex<VecDeque<UnansweredRequest>>);
 
 #[derive(Debug)]
-struct HeldRequest {
+struct UnansweredRequest {
     server: Box<str>,
     session: Box<str>,
     id: RequestId,
@@ -39,7 +39,7 @@ impl ServerRequestBook {
         if held.len() >= MOST {
             held.pop_front();
         }
-        held.push_back(HeldRequest { server: server.into(), session: session.into(), id, since: now, _places: places });
+        held.push_back(UnansweredRequest { server: server.into(), session: session.into(), id, since: now, _places: places });
     }
 
     /// Frees the places of a request that was answered, or that its server has cancelled.
@@ -51,7 +51,7 @@ impl ServerRequestBook {
         drop(found.and_then(|at| held.remove(at)));
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<HeldRequest>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<UnansweredRequest>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

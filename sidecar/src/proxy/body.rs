@@ -14,8 +14,8 @@ use super::{
     budget::HeldBytes,
     event_filter::{EventFilter, SMALL},
     list_changes::DeclarationWatch,
+    rest_of_answer::RestOfAnswer,
     state::Proxy,
-    whole_answer::RestOfAnswer,
 };
 use crate::{
     mcp::sse::{Rewriter, SseError, SseEvent},

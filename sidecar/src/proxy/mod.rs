@@ -21,7 +21,8 @@
 //! [`captured`] takes connections that the kernel redirected here: [`captured_http`] has their requests to declared servers answered as
 //! above, [`egress_http`] passes those on that lead elsewhere, and what is no HTTP is joined to where it may go.
 
-pub mod asked_call;
+pub mod answer_rooms;
+mod asked_call;
 pub mod authorization;
 pub mod body;
 pub mod budget;
@@ -61,7 +62,8 @@ pub mod replies;
 pub mod representation;
 pub mod request_guard;
 pub mod response_kind;
-pub mod route;
+pub mod rest_of_answer;
+mod route;
 pub mod server;
 pub mod server_answers;
 pub mod service;

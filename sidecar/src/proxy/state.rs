@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    budget::Budget, cancel::CancellableCalls, clients::Clients, credentialed_clients::CredentialedClients, legacy::LegacyStreams,
-    limits::Limits, oauth::Described, server_answers::ServerAnswers, sessions::Sessions, through::UpstreamProxy,
-    upstream::UpstreamClient,
+    answer_rooms::ServerAnswers, budget::Budget, cancel::CancellableCalls, clients::Clients,
+    credentialed_clients::CredentialedClients, legacy::LegacyStreams, limits::Limits, oauth::Described, sessions::Sessions,
+    through::UpstreamProxy, upstream::UpstreamClient,
 };
 use crate::{approvals::room::WaitingRoom, capture::Capture, governor::Governor, own_lists::OwnLists};
 

@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, Incoming};
 use toolweir_engine::{Denial, Permit, ResultLimit};
 
 use super::{
-    body::{BodyError, ResponseBody},
+    body::ResponseBody,
     budget::HeldBytes,
     event_filter::SMALL,
     failure::RequestFailure,
@@ -21,6 +21,7 @@ use super::{
     replies::message,
     request_guard::ServerGuard,
     response_kind::{AnswerContext, ResponseKind},
+    rest_of_answer::{CutOff, RestOfAnswer},
     server_answers::AnswerPath,
     state::Proxy,
 };
@@ -32,46 +33,6 @@ use crate::{
 
 /// The largest answer, in bytes, that is held where nothing in it says that it has to be.
 const HELD: usize = 64 * 1024;
-
-/// What the rest of an answer is held to whose beginning has passed.
-#[derive(Debug)]
-pub struct RestOfAnswer {
-    server: String,
-    /// Looks for what the server asks for.
-    asks: Option<AskFinder>,
-    /// The bytes that may still come.
-    left: Option<u64>,
-}
-
-/// Why an answer breaks off whose beginning has passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CutOff {
-    /// The server asks for something in it.
-    #[error("the answer asks for something, and is too large to be judged")]
-    Asks,
-    /// It is larger than may pass.
-    #[error("the result is larger than may pass")]
-    TooLarge,
-}
-
-impl RestOfAnswer {
-    /// Takes a piece of the rest.
-    ///
-    /// # Errors
-    /// It does not pass.
-    pub fn take(&mut self, piece: &[u8]) -> Result<(), BodyError> {
-        let why = match self.left.map(|left| left.checked_sub(piece.len() as u64)) {
-            Some(None) => Some(CutOff::TooLarge),
-            left => {
-                self.left = left.flatten();
-                self.asks.as_mut().is_some_and(|asks| asks.push(piece)).then_some(CutOff::Asks)
-            }
-        };
-        let Some(why) = why else { return Ok(()) };
-        tracing::warn!(server = self.server, %why, "an answer breaks off");
-        Err(why.into())
-    }
-}
 
 /// What was read of an answer.
 #[derive(Default)]
