@@ -1,6 +1,9 @@
 //! Answers to requests of a server that its client does not get. They never wait: a server that takes none loses them.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -9,6 +12,8 @@ use crate::{answer_rate::AnswerRate, governor::Governor, outcome::ServerAnswerEn
 
 /// The most answers that wait for the server.
 const MOST_WAITING: usize = 64;
+/// How often it is logged that answers were dropped.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Counts what becomes of answers.
 #[derive(Clone, Debug)]
@@ -29,8 +34,8 @@ pub struct PipeAnswers {
     waiting: mpsc::Sender<Bytes>,
     counts: PipeAnswerCounts,
     rate: AnswerRate,
-    /// True where the last one was dropped.
-    drops: bool,
+    /// When it was last logged that one was dropped.
+    told: Option<Instant>,
 }
 
 /// The end of who writes to the server. Dropped, the answers that wait are counted as failed.
@@ -45,28 +50,25 @@ pub fn pipe_answers(governor: &Arc<Governor>, server: &str) -> (PipeAnswers, Wai
     let (sender, waiting) = mpsc::channel(MOST_WAITING);
     let counts = PipeAnswerCounts { governor: Arc::clone(governor), server: server.into() };
     let rate = AnswerRate::new(Instant::now());
-    (PipeAnswers { waiting: sender, counts: counts.clone(), rate, drops: false }, WaitingPipeAnswers { waiting, counts })
+    (PipeAnswers { waiting: sender, counts: counts.clone(), rate, told: None }, WaitingPipeAnswers { waiting, counts })
 }
 
 impl PipeAnswers {
     /// Gives the server an answer, if there is room.
     pub fn send(&mut self, answer: Bytes, now: Instant) {
         let sent = if self.rate.take(now) { self.waiting.try_send(answer) } else { Err(TrySendError::Full(answer)) };
-        let dropped = match sent {
-            Ok(()) => false,
+        match sent {
+            Ok(()) => {}
+            Err(TrySendError::Closed(_)) => self.counts.count(ServerAnswerEnd::Failed),
             Err(TrySendError::Full(_)) => {
                 self.counts.count(ServerAnswerEnd::Dropped);
-                true
+                if self.told.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_EVERY) {
+                    self.told = Some(now);
+                    let server = &*self.counts.server;
+                    tracing::warn!(server, "the server asks for more than it is answered; requests go without an answer");
+                }
             }
-            Err(TrySendError::Closed(_)) => {
-                self.counts.count(ServerAnswerEnd::Failed);
-                false
-            }
-        };
-        if dropped && !self.drops {
-            tracing::warn!(server = &*self.counts.server, "the server asks for more than is answered; some answers are dropped");
         }
-        self.drops = dropped;
     }
 }
 
