@@ -945,8 +945,8 @@ async fn every_status_and_body_of_a_server_passes() {
             (404, "Session not found", "text/plain")
         );
         assert_eq!(post("resources/list").await.status, 500);
-        let read = post("resources/read").await;
-        assert_eq!((read.body.as_ref(), read.header("content-encoding")), ([0xff, 0x00].as_slice(), "gzip"));
+        let discovered = post("server/discover").await;
+        assert_eq!((discovered.body.as_ref(), discovered.header("content-encoding")), ([0xff, 0x00].as_slice(), "gzip"));
     }
     let scrape = sidecar.scrape().await;
     let counted =
