@@ -514,6 +514,15 @@ async fn a_prompt_or_resource_that_an_entry_denies_is_not_shown_though_a_glob_al
 }
 
 #[tokio::test]
+async fn a_template_behind_more_than_are_looked_at_is_not_shown() {
+    let names: Vec<String> = (0..514).map(|number| format!("file:///pay/{number}/{{id}}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (_upstream, sidecar) = with_fields(&SOME, "application/json", list_of(LISTS[3], &names)).await;
+    let answer = sidecar.ask(&Ask::post(request("1", LISTS[3].0, "{}"))).await;
+    assert_eq!(answer.text(), list_of(LISTS[3], &names[..512]));
+}
+
+#[tokio::test]
 async fn a_resource_that_a_client_could_take_for_another_is_not_shown() {
     let entries = r#"{"id":1,"result":{"resources":[{"uri":"file:///pay","uri":"file:///wipe"},{"URI":"file:///wipe","uri":"file:///pay"},{"\u0075ri":"file:///w\u0069pe"},{"uri":7},{"name":"file:///pay"},{"name":"x","uri":"file:///pay"}]}}"#;
     let (_upstream, sidecar) = with_fields(&SOME, "application/json", entries.to_owned()).await;
