@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    LISTS, SOME, call, denial,
+    FREE, LISTS, SOME, call, denial,
     folder::Folder,
     list,
     metrics::Scrape,
@@ -525,7 +525,7 @@ async fn the_program_governs_a_server_and_ends_with_its_code() {
 
 #[tokio::test]
 async fn the_program_ends_when_its_server_ends_of_itself() {
-    let mut governed = Governed::with("[]\n    defaultActions: {other: Allow}", &[], SERVER);
+    let mut governed = Governed::start(&[], SERVER);
     governed.stdin.as_mut().unwrap().write_all(format!("{}\n", request("1", "exit", "{}")).as_bytes()).await.unwrap();
     assert_eq!(governed.next().await.unwrap()["error"]["code"], -32603);
     assert_eq!(governed.next().await, None);
@@ -573,7 +573,7 @@ async fn the_programs_policy_is_reloaded() {
 #[tokio::test]
 async fn the_program_says_why_it_cannot_start_a_server() {
     let folder = Folder::new();
-    let path = folder.write("policy.yaml", without_url("[]"));
+    let path = folder.write("policy.yaml", format!("{}    {FREE}\n", without_url("[]")));
     let path = path.to_str().unwrap();
     for (server, command, told) in [
         ("shop", "true", format!("toolweir-sidecar: no policy in {path} names the server shop; nothing could be called there\n")),
