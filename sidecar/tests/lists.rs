@@ -5,7 +5,7 @@
 mod common;
 
 use common::{
-    LISTS, SOME, call,
+    FREE, LISTS, SOME, call,
     client::{Answer, Ask, Http, Wire},
     list, policy, policy_with, request,
     sidecar::Sidecar,
@@ -299,7 +299,8 @@ async fn other_answers_are_not_held_whatever_their_size_and_form() {
     let body = text.clone();
     let upstream =
         Upstream::start(move |_| Reply::new(200, "application/json", body.clone()).with("content-encoding", "x-any")).await;
-    let sidecar = Sidecar::with(&policy(&upstream.url(), TOOLS), |config| config.limits.body = 10_000).await;
+    let free = policy_with(&upstream.url(), TOOLS, &[FREE]);
+    let sidecar = Sidecar::with(&free, |config| config.limits.body = 10_000).await;
     for http in Http::BOTH {
         assert_eq!(Ask::post(call("1", "pay", "{}")).over(http, sidecar.address).await.text(), text);
     }
@@ -567,7 +568,9 @@ async fn any_list_that_cannot_be_read_is_not_passed_on() {
         let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: pay}]", &SOME)).await;
         let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
         opened.recv().await.unwrap().send(&format!("data: {body}\n\n")).await;
-        assert_eq!(wire.rest().await, Err("broken off"), "{method}");
+        // What tells of tasks is a message that is decided on, too: it goes nowhere by itself.
+        let ended = if key == "tasks" { Ok(0) } else { Err("broken off") };
+        assert_eq!(wire.rest().await.map(|rest| rest.len()), ended, "{method}");
     }
 }
 

@@ -5,9 +5,9 @@
 mod common;
 
 use common::{
-    allow_all, call,
+    FREE, allow_all, call,
     client::{Ask, Http, Wire},
-    denial, modern_call, policy, request, result,
+    denial, modern_call, policy, policy_with, request, result,
     sidecar::Sidecar,
     until,
     upstream::{Deed, Raw, Reply, Upstream},
@@ -931,7 +931,7 @@ async fn every_status_and_body_of_a_server_passes() {
         _ => Reply::new(200, "application/octet-stream", vec![0xff, 0x00]).with("content-encoding", "gzip"),
     })
     .await;
-    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: \"*\", action: Allow}]", &[FREE])).await;
     for http in Http::BOTH {
         let post = async |method: &str| Ask::post(request("1", method, "{}")).over(http, sidecar.address).await;
         let initialized =

@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    LISTS, SOME, call, denial,
+    FREE, LISTS, SOME, call, denial,
     folder::Folder,
     list,
     metrics::Scrape,
@@ -573,7 +573,7 @@ async fn the_programs_policy_is_reloaded() {
 #[tokio::test]
 async fn the_program_says_why_it_cannot_start_a_server() {
     let folder = Folder::new();
-    let path = folder.write("policy.yaml", without_url("[]"));
+    let path = folder.write("policy.yaml", format!("{}    {FREE}\n", without_url("[]")));
     let path = path.to_str().unwrap();
     for (server, command, told) in [
         ("shop", "true", format!("toolweir-sidecar: no policy in {path} names the server shop; nothing could be called there\n")),

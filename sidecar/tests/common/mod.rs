@@ -114,6 +114,9 @@ pub fn usable(list: &str) -> [&'static str; 2] {
 /// The fields of a server with which some prompts and resources may be used.
 pub const SOME: [&str; 2] = ["prompts: [{name: pay}]", "resources: [{uri: \"file:///pay*\"}]"];
 
+/// The field of a server with which nothing of its messages is looked at but lists.
+pub const FREE: &str = "defaultActions: {prompts: Allow, resources: Allow, requests: Allow, other: Allow}";
+
 /// The denial in an answer: that of a tool result, or that of an error.
 pub fn denial(answer: &Value) -> &Value {
     let found =
