@@ -61,8 +61,10 @@ pub struct Governor {
     pub freshness: PolicyFreshness,
     listed: ListedNames,
     seen: SeenTools,
-    tasks: TaskBook,
-    server_requests: ServerRequestBook,
+    /// The tasks of calls that were let through.
+    pub tasks: TaskBook,
+    /// The requests of servers that hold places.
+    pub server_requests: ServerRequestBook,
     approvals: Arc<Approvals>,
     observed: OnceLock<ObservedCalls>,
     mcp_config: OnceLock<McpConfig>,
@@ -376,16 +378,6 @@ impl Governor {
     ) -> Result<(Decided, Record), Box<Decision>> {
         let decision = in_force.engine.decide(call, self.now());
         self.record_unless_asking(in_force, call, decision, arrived)
-    }
-
-    /// The tasks of calls that were let through.
-    pub fn tasks(&self) -> &TaskBook {
-        &self.tasks
-    }
-
-    /// The requests of servers that hold places.
-    pub fn server_requests(&self) -> &ServerRequestBook {
-        &self.server_requests
     }
 
     /// Decides as [`Governor::decide`] does, limits across pods included: for these it waits for the shared store, no longer than

@@ -125,7 +125,7 @@ impl Lists {
                 let witness = engine.template_witness(server, name);
                 engine.may_use(server, Operation::resource(witness.as_deref().unwrap_or(name)), None)
             }
-            ListKind::Tasks => self.governor.tasks().find(server, name).is_some_and(|tool| {
+            ListKind::Tasks => self.governor.tasks.find(server, name).is_some_and(|tool| {
                 let seen = in_force.seen(server, &tool);
                 engine.may_use(server, Operation::tool(&tool), seen.as_deref())
             }),

@@ -64,6 +64,11 @@ fn longest_name(kind: OperationKind) -> usize {
     if kind == OperationKind::Resource { RESOURCE_URI } else { TOOL_NAME }
 }
 
+/// Returns the beginning of a text: at most so many characters.
+fn beginning(text: &str, most: usize) -> String {
+    if text.len() <= most { text.to_owned() } else { text.chars().take(most).collect() }
+}
+
 /// The record of one call. Dropped, it writes the audit line, so that none is missing when the client hangs up.
 #[derive(Debug)]
 pub struct Record {
@@ -87,10 +92,10 @@ impl Record {
         Self {
             audit: audit.clone(),
             arrived,
-            server: call.server.chars().take(SERVER_NAME).collect(),
+            server: beginning(call.server, SERVER_NAME),
             kind: call.operation.kind,
-            method: call.operation.method.chars().take(LONGEST_METHOD).collect(),
-            name: call.operation.name.chars().take(longest_name(call.operation.kind)).collect(),
+            method: beginning(call.operation.method, LONGEST_METHOD),
+            name: beginning(call.operation.name, longest_name(call.operation.kind)),
             decision,
             session: audit::session_hash(call.session),
             arguments_sha256: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),

@@ -43,7 +43,7 @@ impl Governor {
         (id, method): (&str, &str),
         arrived: Arrival,
     ) -> (Decided, Record) {
-        let tool = self.tasks().find(server, id);
+        let tool = self.tasks.find(server, id);
         let seen = tool.as_deref().and_then(|tool| in_force.seen(server, tool));
         let of_tool = Operation::tool(tool.as_deref().unwrap_or_default());
         let call = Call { server, operation: of_tool, arguments: None, session, seen: seen.as_deref() };

@@ -218,7 +218,7 @@ impl MessageJudge<'_> {
             Decided::Allowed(permit, _) => {
                 record.finish(Outcome::Ok);
                 if let Some(id) = id {
-                    self.governor.server_requests().keep(server, session, id, permit, Instant::now());
+                    self.governor.server_requests.keep(server, session, id, permit, Instant::now());
                 }
                 AskVerdict::Free
             }
@@ -261,7 +261,7 @@ impl MessageJudge<'_> {
         if let Ok(Message::Request(request)) = parse(text)
             && let Some(id) = request.cancels().and_then(RequestId::read)
         {
-            self.governor.server_requests().ended(server, session, id);
+            self.governor.server_requests.ended(server, session, id);
         }
     }
 
@@ -269,7 +269,7 @@ impl MessageJudge<'_> {
     fn learn_task(&self, task: Option<&str>) {
         let Some((task, call)) = task.zip(self.source.call) else { return };
         if call.operation.kind == OperationKind::Tool {
-            self.governor.tasks().learn(self.source.server, task, call.operation.name);
+            self.governor.tasks.learn(self.source.server, task, call.operation.name);
         }
     }
 }

@@ -403,7 +403,7 @@ fn list_of((_, key, member): (&str, &str, &str), names: &[&str]) -> String {
 async fn with_fields(fields: &[&str], kind: &'static str, body: String) -> (Upstream, Sidecar) {
     let upstream = Upstream::start(move |_| Reply::new(200, kind, body.clone())).await;
     let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: pay}]", fields)).await;
-    sidecar.governor.tasks().learn("bank", "pay", "pay");
+    sidecar.governor.tasks.learn("bank", "pay", "pay");
     (upstream, sidecar)
 }
 
@@ -437,7 +437,7 @@ async fn what_may_not_be_used_is_in_no_list_whatever_form_that_comes_in() {
 async fn what_may_not_be_used_is_in_no_list_of_http_and_sse() {
     let (upstream, mut opened) = Upstream::legacy().await;
     let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: pay}]", &SOME)).await;
-    sidecar.governor.tasks().learn("bank", "pay", "pay");
+    sidecar.governor.tasks.learn("bank", "pay", "pay");
     let (mut stream, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
     let feed = opened.recv().await.unwrap();
     feed.send("event: endpoint\ndata: /m\n\n").await;
@@ -544,7 +544,7 @@ async fn a_resource_that_a_client_could_take_for_another_is_not_shown() {
 async fn a_task_is_shown_only_while_the_tool_that_made_it_may_be_called() {
     let body = list_of(LISTS[4], &["of-pay", "of-wipe", "of-nobody", "of-another-server"]);
     let (upstream, sidecar) = with_fields(&[], "application/json", body).await;
-    let tasks = sidecar.governor.tasks();
+    let tasks = sidecar.governor.tasks;
     tasks.learn("bank", "of-pay", "pay");
     tasks.learn("bank", "of-wipe", "wipe");
     tasks.learn("shop", "of-another-server", "pay");

@@ -402,7 +402,7 @@ async fn an_empty_page_of_any_list_is_filled() {
             let event = move |body: String| if kind == EVENTS { format!("data: {body}\n\n") } else { body };
             let upstream = Upstream::start(move |seen| Reply::new(200, kind, event(body(seen)))).await;
             let sidecar = Sidecar::start(&policy_with(&upstream.url(), TOOLS, &SOME)).await;
-            sidecar.governor.tasks().learn("bank", "pay", "pay");
+            sidecar.governor.tasks.learn("bank", "pay", "pay");
             let answer = sidecar.ask(&Ask::post(request("7.0", method, "{}"))).await;
             assert_eq!((answer.status, answer.text()), (200, event(filled.clone())), "{method} {kind}");
             let seen = upstream.seen();
@@ -412,7 +412,7 @@ async fn an_empty_page_of_any_list_is_filled() {
         // Over HTTP+SSE.
         let (upstream, mut opened) = Upstream::legacy().await;
         let sidecar = Sidecar::start(&policy_with(&upstream.url(), TOOLS, &SOME)).await;
-        sidecar.governor.tasks().learn("bank", "pay", "pay");
+        sidecar.governor.tasks.learn("bank", "pay", "pay");
         let (mut stream, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
         let feed = opened.recv().await.unwrap();
         feed.send("event: endpoint\ndata: /m\n\n").await;

@@ -136,7 +136,7 @@ async fn what_may_not_be_used_is_in_no_list_and_a_page_that_comes_empty_is_fille
     let fields: String = SOME.iter().map(|field| format!("    {field}\n")).collect();
     for (policy, is_said) in [(without_url("[{name: pay}]") + &fields, true), (without_url("[]"), false)] {
         let mut between = Between::started_with(&policy, 1 << 20, |_| {});
-        between.governor.tasks().learn("bank", "pay", "pay");
+        between.governor.tasks.learn("bank", "pay", "pay");
         for (method, key, member) in LISTS {
             let [pay, wipe] = usable(key);
             let page = |id: &Value, names: &[&str], next: &str| {

@@ -228,7 +228,7 @@ impl Engine {
     pub fn decide_use(&self, call: &Call<'_>) -> Decision {
         let plan = match self.plan(call) {
             Ok(plan) => plan,
-            Err(denial) => return Decision::denied(denial),
+            Err(denial) => return Decision::denied(*denial),
         };
         let check = |group: &Group| self.check_group(&plan, group, call, &Cell::new(None));
         let mut decision = Decision::of_plan(&plan, check, |_| Ok(Permit::default()));
@@ -252,7 +252,7 @@ impl Engine {
     pub fn begin_approved<'a>(&'a self, call: &Call<'a>, approved: Option<&ApprovalAsk>, now: Timestamp) -> DecisionStart<'a> {
         let plan = match self.plan(call) {
             Ok(plan) => plan,
-            Err(denial) => return DecisionStart::Decided(Decision::denied(denial)),
+            Err(denial) => return DecisionStart::Decided(Decision::denied(*denial)),
         };
         if plan.shares {
             return self.begin_shared(&plan, call, approved, now);
@@ -271,11 +271,12 @@ impl Engine {
     ///
     /// # Errors
     /// No policy has a say in it.
-    pub(crate) fn plan(&self, call: &Call<'_>) -> Result<Cow<'_, NamePlan>, Denial> {
+    pub(crate) fn plan(&self, call: &Call<'_>) -> Result<Cow<'_, NamePlan>, Box<Denial>> {
         let operation = call.operation;
-        let rules = self.servers.get(call.server).ok_or_else(|| Denial::no_policy(call.server, operation))?.of(operation.kind);
+        let rules =
+            self.servers.get(call.server).ok_or_else(|| Box::new(Denial::no_policy(call.server, operation)))?.of(operation.kind);
         if rules.policies.is_empty() {
-            return Err(Denial::no_say(call.server, operation));
+            return Err(Box::new(Denial::no_say(call.server, operation)));
         }
         Ok(rules.plan(operation.name, call.class()))
     }

@@ -123,18 +123,10 @@ impl Engine {
 
     /// Returns true if lists show what their server lists so: no enforced policy denies it regardless of the call.
     pub fn may_use(&self, server: &str, operation: Operation<'_>, seen: Option<&SeenTool>) -> bool {
-        self.unusable(server, operation, seen).is_none()
-    }
-
-    /// Returns the denial of every use of this, if enforced policies deny it regardless of the call.
-    pub fn unusable(&self, server: &str, operation: Operation<'_>, seen: Option<&SeenTool>) -> Option<Denial> {
         let call = Call { server, operation, arguments: None, session: "", seen };
-        let plan = match self.plan(&call) {
-            Ok(plan) => plan,
-            Err(denial) => return Some(denial),
-        };
-        let by_pins = || if plan.has_pins { self.pin_findings(&plan.enforced, &call).denied } else { None };
-        plan.enforced.denial.clone().or_else(by_pins)
+        self.plan(&call).is_ok_and(|plan| {
+            plan.enforced.denial.is_none() && (!plan.has_pins || self.pin_findings(&plan.enforced, &call).denied.is_none())
+        })
     }
 
     /// Returns true if a server may ask its client for anything and tell it of any resource, whatever that is, without a limit or a

@@ -34,7 +34,7 @@ impl Engine {
     pub fn explain(&self, call: &Call<'_>, now: Timestamp, peeked: &Peeked) -> Explanation {
         let plan = match self.plan(call) {
             Ok(plan) => plan,
-            Err(denial) => return explanation(call, &Decision::denied(denial), Vec::new()),
+            Err(denial) => return explanation(call, &Decision::denied(*denial), Vec::new()),
         };
         let mut new = 0;
         let context = CallContext::new(call, None);

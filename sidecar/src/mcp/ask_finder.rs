@@ -33,6 +33,8 @@ const LONGEST: usize = 2 + 6 * "inputRequests".len();
 impl AskFinder {
     /// Takes a piece of the message. Returns true once something is asked for in what has come.
     pub fn push(&mut self, piece: &[u8]) -> bool {
+        // A text with a NUL is one of another encoding to some clients.
+        self.reader.found |= memchr::memchr(0, piece).is_some();
         self.lexer.push(piece, &mut self.reader);
         self.reader.found
     }

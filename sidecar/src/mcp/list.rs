@@ -42,6 +42,8 @@ pub struct ListAnswer<'a> {
     pub filtered: Filtered,
     /// The list that it holds, where all clients read the same one in it.
     pub page: Option<ListPage<'a>>,
+    /// True where the server may ask for something in it ([`server_message`](super::server_message)).
+    pub asks: bool,
 }
 
 /// A page of a list.
@@ -79,6 +81,8 @@ pub const MOST_NAMES: usize = 8;
 struct Judge<'a> {
     body: &'a [u8],
     shows: &'a mut dyn FnMut(&ListEntry<'_>) -> bool,
+    /// True once the server may ask for something.
+    asks: bool,
 }
 
 /// Cuts the entries out of an answer that `shows` refuses; it is asked once for each that a client may find a name in. An answer is
@@ -93,7 +97,7 @@ pub fn filter<'a>(
     shows: &mut dyn FnMut(&ListEntry<'_>) -> bool,
 ) -> Result<ListAnswer<'a>, JsonError> {
     let mut edits = Edits::of(body);
-    let judge = &mut Judge { body, shows };
+    let judge = &mut Judge { body, shows, asks: false };
     let mut reader = Reader::new(body)?;
     let mut page = None;
     if reader.peek()? == JsonKind::Array {
@@ -103,7 +107,7 @@ pub fn filter<'a>(
         page = answer(&mut reader, rules, judge, &mut edits)?;
     }
     reader.finish()?;
-    Ok(ListAnswer { filtered: edits.finish(), page })
+    Ok(ListAnswer { filtered: edits.finish(), page, asks: judge.asks })
 }
 
 /// Reads one message, and gives the page in it.
@@ -123,6 +127,7 @@ fn answer<'a>(
             return Ok(());
         }
         let value = reader.value()?;
+        judge.asks |= is_key(key, "method")? || is_key(key, "error")? || is_key(key, "params")?;
         if is_key(key, "id")? {
             id.add(value);
             if let Some(own) = rules.own
@@ -235,6 +240,8 @@ fn members<'a>(
             }
         } else if is_key(key, "nextCursor")? {
             found.next.add(Some(value).filter(|value| value.kind() == JsonKind::String && key.as_str() == "\"nextCursor\""));
+        } else {
+            judge.asks |= is_key(key, "inputRequests")? || is_key(key, "task")? || is_key(key, "taskId")?;
         }
         Ok(())
     })?;
@@ -416,7 +423,8 @@ mod tests {
             "7",
         ] {
             let read = filter(body.as_bytes(), &RULES, &mut |_| false);
-            assert_eq!(read, Ok(ListAnswer { filtered: Filtered::Same, page: None }), "{body}");
+            let asks = body.contains("error") || body.contains("method");
+            assert_eq!(read, Ok(ListAnswer { filtered: Filtered::Same, page: None, asks }), "{body}");
         }
         assert!(filter(b"{\"result\":{\"tools\":[", &RULES, &mut |_| false).is_err());
     }

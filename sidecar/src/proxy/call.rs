@@ -9,11 +9,11 @@ use toolweir_crds::OperationKind;
 use toolweir_engine::{Call, Denial, Operation, Permit, ResultLimit};
 
 use super::{
+    answer_head::outcome_of,
     body::ResponseBody,
     budget::HeldBytes,
     cancel::CallName,
     failure::RequestFailure,
-    pass::outcome_of,
     post::{Requester, settle},
     replies::accepted,
     request_guard::{RequestGuard, ServerGuard},
@@ -104,7 +104,8 @@ impl Proxy {
             }
             Decided::Allowed(permit, limit) => match request.at_server() {
                 Ok(mut at) => {
-                    let kind = ResponseKind::Answer(AnswerContext::new(message, operation, limit));
+                    let context = AnswerContext::new(message, operation, limit);
+                    let kind = ResponseKind::Answer(&context);
                     self.allowed_call(message, client, (permit, record), pending, body, (kind, &mut at)).await
                 }
                 Err(failure) => {

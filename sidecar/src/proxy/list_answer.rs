@@ -22,7 +22,12 @@ use super::{
 use crate::{
     in_force::ServerInForce,
     lists::{self, ListRequest, Page},
-    mcp::{edits::Filtered, id::is_same_id, list::ListAnswer, sse::spells_list},
+    mcp::{
+        edits::Filtered,
+        id::is_same_id,
+        list::ListAnswer,
+        sse::{spells_ask, spells_list},
+    },
 };
 
 /// Returns true for bytes that are text to all: UTF-8 without a NUL, which a text of two bytes for each character has.
@@ -67,13 +72,24 @@ impl Proxy {
         }
         // For what stays of it.
         let Ok(room) = self.state.budget.hold(bytes.len()).await else { return Err(RequestFailure::Overloaded) };
-        let bytes = self.judge_list(&bytes, parts, asked, at).await?.unwrap_or(bytes);
         let lists = self.lists(&at.server);
+        let mut read = lists.read(&bytes, None);
+        let judged;
+        // What is no list that can be read may ask for something all the same.
+        if read.as_ref().map_or_else(|_| spells_ask(&bytes), |read| read.asks)
+            && let Some(new) = self.judge_list(&bytes, parts, asked, at).await?
+        {
+            judged = new;
+            read = lists.read(&judged, None);
+            if let Ok(ListAnswer { filtered: Filtered::Same, .. }) = read {
+                return Ok(ResponseBody::held(judged.clone(), room));
+            }
+        }
         let listing = |read: &ListAnswer<'_>| {
             let ResponseKind::List(Some(listing)) = kind else { return None };
             read.page.filter(|page| is_same_id(page.id, listing.id.as_str())).map(|_| *listing)
         };
-        match lists.read(&bytes, None).map(|read| (listing(&read), Page::emptied(read))) {
+        match read.map(|read| (listing(&read), Page::emptied(read))) {
             Ok((Some(listing), Ok(page))) => {
                 drop((bytes, held));
                 Ok(self.fill(page, room, listing, asked, at).await)

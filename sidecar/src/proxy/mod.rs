@@ -21,6 +21,7 @@
 //! [`captured`] takes connections that the kernel redirected here: [`captured_http`] has their requests to declared servers answered as
 //! above, [`egress_http`] passes those on that lead elsewhere, and what is no HTTP is joined to where it may go.
 
+mod answer_head;
 pub mod answer_rooms;
 mod asked_call;
 pub mod authorization;

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header, response::Parts};
 use hyper::body::{Body, Incoming};
 use toolweir_engine::Permit;
 
 use super::{
+    answer_head::{outcome_of, without_body},
     body::{ResponseBody, Stop},
     event_filter::EventFilter,
     failure::RequestFailure,
@@ -29,17 +29,6 @@ use crate::{
     outcome::Outcome,
     policy_changes::PolicyChanges,
 };
-
-/// The outcome of a request that was answered with this status.
-pub fn outcome_of(status: StatusCode) -> Outcome {
-    if status.is_server_error() {
-        Outcome::UpstreamError
-    } else if status.is_client_error() {
-        Outcome::UpstreamRejected
-    } else {
-        Outcome::Ok
-    }
-}
 
 /// Refuses an answer whose status ends no request, or leads elsewhere.
 fn check_status(parts: &Parts, at: &ServerGuard<'_, '_>) -> Result<(), RequestFailure> {
@@ -64,24 +53,6 @@ fn rewrite_mode(kind: &ResponseKind<'_>, headers: &HeaderMap) -> Option<RewriteM
         ResponseKind::Get => Some(RewriteMode::Foreign),
         _ => None,
     }
-}
-
-/// The head of an answer whose body cannot be read, if the answer is an error: what that says in its head is for the client all
-/// the same.
-pub(super) fn without_body(
-    mut parts: Parts,
-    why: String,
-    at: &ServerGuard<'_, '_>,
-) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
-    let status = parts.status;
-    if status.is_success() {
-        return Err(at.invalid(why));
-    }
-    tracing::warn!(server = at.server.name, status = status.as_u16(), why, "the body of an error was left out");
-    for name in [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE] {
-        parts.headers.remove(name);
-    }
-    Ok((Response::from_parts(parts, ResponseBody::whole(Bytes::new())), outcome_of(status)))
 }
 
 impl Proxy {

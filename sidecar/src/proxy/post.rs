@@ -156,7 +156,7 @@ impl Proxy {
     /// Frees the places of a request of the server that its client answers.
     fn end_server_request(&self, name: &str, client: &Requester<'_>, id: Option<Raw<'_>>) {
         if let Some(id) = id.and_then(RequestId::read) {
-            self.state.governor.server_requests().ended(name, client.session(), id);
+            self.state.governor.server_requests.ended(name, client.session(), id);
         }
     }
 
@@ -209,7 +209,7 @@ impl Proxy {
             },
             "subscriptions/listen" => ResponseKind::Listen,
             "initialize" if client.legacy.is_none() => ResponseKind::Initialize,
-            _ => limited.map_or(ResponseKind::Message, ResponseKind::Answer),
+            _ => limited.as_ref().map_or(ResponseKind::Message, ResponseKind::Answer),
         };
         if let (Some(pending), ResponseKind::Answer(context)) = (&pending, &kind) {
             pending.limit_result(Some(context.kept()));

@@ -12,12 +12,12 @@ use crate::{
 };
 
 /// The kind of request that an answer is to.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum ResponseKind<'a> {
     /// Any message.
     Message,
     /// An operation that was let through.
-    Answer(AnswerContext<'a>),
+    Answer(&'a AnswerContext<'a>),
     /// A request for a list; what was sent, where it has an id.
     List(Option<ListContext<'a>>),
     /// A request for a list whose answer comes on an HTTP+SSE stream.

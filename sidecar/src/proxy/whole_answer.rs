@@ -12,12 +12,12 @@ use hyper::body::{Body, Frame, Incoming};
 use toolweir_engine::{Denial, Permit, ResultLimit};
 
 use super::{
+    answer_head::{outcome_of, without_body},
     body::ResponseBody,
     budget::HeldBytes,
     event_filter::SMALL,
     failure::RequestFailure,
     list_changes::DeclarationWatch,
-    pass::{outcome_of, without_body},
     replies::message,
     request_guard::ServerGuard,
     response_kind::{AnswerContext, ResponseKind},
@@ -96,7 +96,7 @@ impl Proxy {
     ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
         let Unjudged { mut parts, mut body, permit } = answer;
         let outcome = outcome_of(parts.status);
-        let context = if let ResponseKind::Answer(context) = kind { Some(context) } else { None };
+        let context = if let ResponseKind::Answer(context) = kind { Some(*context) } else { None };
         let limit = context.and_then(|context| context.result_limit.as_deref());
         let length = body.size_hint().exact();
         if let Some((context, limit)) = context.zip(limit)
@@ -117,6 +117,12 @@ impl Proxy {
         let mut rest = None;
         if !begun.is_whole {
             rest = self.rest_of_answer(&begun, limit, at)?;
+        } else if memchr::memchr(0, begun.bytes()).is_some() && !self.asks_are_free(at) {
+            return without_body(
+                parts,
+                "it has a NUL character, and some clients read such a text in another encoding".to_owned(),
+                at,
+            );
         } else if spells_ask(begun.bytes()) {
             // Boxed: it is rare, and an answer that needs it not is not made larger by it.
             match Box::pin(self.judge_whole(begun.bytes(), &parts, asked, context, at)).await {

@@ -114,7 +114,7 @@ impl Gate {
             }
             Ok(Message::Answer { id }) => {
                 if let Some(id) = id.and_then(RequestId::read) {
-                    self.governor.server_requests().ended(&self.server, "", id);
+                    self.governor.server_requests.ended(&self.server, "", id);
                 }
                 let (action, outcome) = if self.closed(&in_force).is_some() {
                     (ClientMessageAction::Drop, Outcome::Dropped)
