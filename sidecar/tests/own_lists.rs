@@ -344,8 +344,8 @@ async fn over_http_and_sse_the_list_comes_on_the_stream_and_the_client_does_not_
         assert_eq!((list.path.as_str(), list.header("authorization")), ("/m", "Bearer t"));
         assert_eq!(list.json()["method"], "tools/list");
         // What else comes is the client's.
-        legacy.say(r#"{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#).await;
-        assert_eq!(legacy.heard().await["method"], "roots/list");
+        legacy.say(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#).await;
+        assert_eq!(legacy.heard().await["method"], "ping");
         assert_eq!(legacy.post(r#"{"jsonrpc":"2.0","id":1,"result":{"roots":[]}}"#.to_owned()).await.unwrap(), 202);
         legacy.posted(2).await;
         legacy.say(&page(&list.json()["id"], &[tool], None)).await;

@@ -256,8 +256,8 @@ async fn a_stream_goes_on_while_its_page_is_filled() {
     let first = within("the first answer", opened.recv()).await.unwrap();
     first.send(&format!("id: 1\ndata: {}\n\n", page(&json!(7.0), &["wipe"], Some("two")))).await;
     let second = within("the second answer", opened.recv()).await.unwrap();
-    first.send("id: 2\ndata: {\"method\":\"x\"}\n\n").await;
-    assert_eq!(wire.text_up_to("\n\n").await, "id: 2\ndata: {\"method\":\"x\"}\n\n");
+    first.send("id: 2\ndata: {\"method\":\"notifications/progress\"}\n\n").await;
+    assert_eq!(wire.text_up_to("\n\n").await, "id: 2\ndata: {\"method\":\"notifications/progress\"}\n\n");
     // The server's end of the stream is not the client's, and never does a page stand inside of an event.
     first.send(": c\ndata: {").await;
     assert_eq!(wire.text_up_to("\n").await, ": c\n");
