@@ -14,8 +14,9 @@ pub mod asked_line;
 pub mod gate;
 pub mod keeper;
 pub mod lines;
+pub mod pipe_answers;
 pub mod relay;
-pub mod server_answers;
+
 pub mod server_line;
 pub mod to_server;
 

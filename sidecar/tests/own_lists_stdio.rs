@@ -19,7 +19,7 @@ use toolweir_sidecar::stdio::gate::ToolListState;
 
 /// A client and a server whose tool `pay` is pinned, where a call waits so long for a list.
 fn between(wait: Duration) -> Between {
-    let policy = pinned("X", &[pay()]).replace("    url: X\n", "");
+    let policy = pinned("X", &[pay()]).replace("    url: X\n", "    requests: [{name: roots}]\n");
     Between::started_with(&policy, 1 << 20, |gate| gate.lists = ToolListState::with_wait(wait))
 }
 
@@ -137,7 +137,7 @@ async fn a_list_that_does_not_come_is_waited_for_once_and_calls_behind_it_wait_n
     assert_eq!(counted(&between, "timeout"), 1.0);
     // Late, it is no answer for the client, but it says what the tools are.
     say(&mut between, &page(&list["id"], &[pay()], None)).await;
-    assert_eq!(between.answer(r#"{"jsonrpc":"2.0","method":"x"}"#).await, r#"{"jsonrpc":"2.0","method":"x"}"#);
+    assert_eq!(between.answer(&result("0")).await, result("0"));
     between.ask(&call_pay(21)).await;
     let mut next = between.forwarded().await;
     while next.contains("tools/list") {

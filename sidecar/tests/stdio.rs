@@ -283,9 +283,11 @@ async fn an_answer_frees_its_place_however_it_is_written() {
         assert_eq!(between.forwarded().await, call(&id.to_string(), "pay", "{}"), "{name}");
         let mut answer = answer.replace("ID", &id.to_string());
         if !passes {
-            // It goes nowhere; what follows does.
+            // The client is told that it does not get it; what follows passes.
             answer.push('\n');
             within("the pipe", between.server.write_all(answer.as_bytes())).await.unwrap();
+            let told = between.answered().await;
+            assert_eq!((&told["id"], &denial(&told)["reason"]), (&json!(id), &json!("upstream_invalid")), "{name}: {told}");
             answer = result("100");
         }
         assert_eq!(between.answer(&answer).await, answer, "{name}");

@@ -15,7 +15,7 @@ use super::{
     gate::Gate,
     keeper::LINGER,
     lines::{MessageLines, TooLong, write_line},
-    server_answers::{ServerAnswers, server_answers},
+    pipe_answers::{PipeAnswers, pipe_answers},
     server_line::{JudgedLines, ServerMessageAction},
     to_server::{PipePages, ToServer},
 };
@@ -59,7 +59,7 @@ pub async fn relay(
     let (answers, answered) = mpsc::channel::<Bytes>(16);
     // And one for the server.
     let (to_server, requests) = mpsc::channel::<Vec<u8>>(1);
-    let (server_answers, waiting) = server_answers(&gate.governor, &gate.server);
+    let (server_answers, waiting) = pipe_answers(&gate.governor, &gate.server);
     // Ends with this function, however that ends: the server's stdin closes then.
     let mut reading = JoinSet::new();
     let way = ToServer::new(Arc::clone(&gate), longest, server_in, answers, (to_server.clone(), requests), waiting);
@@ -91,7 +91,7 @@ struct ToClient<W> {
     /// Lines of the server whose decision waits.
     judged: JudgedLines,
     /// Answers to what the server asks for and the client does not get.
-    server_answers: ServerAnswers,
+    server_answers: PipeAnswers,
 }
 
 /// What was found in a line of the server that is too long, as far as it has come.

@@ -66,6 +66,8 @@ impl Gate {
                 let client = self.not_passed(answered, line.len(), &"it stands beside what policies do not let through");
                 return ServerMessageAction::Answer { client, server };
             }
+            // Whatever a client finds in it, the server may ask for it.
+            Err(_) if self.governor.in_force().engine.asks_are_free(&self.server) => None,
             Err(unclear) => {
                 self.refuse_page(line, &lists);
                 return self.unreadable(answered, line, &unclear);
@@ -119,6 +121,7 @@ impl Gate {
         longest: usize,
     ) -> SmallVec<[Bytes; 1]> {
         tracing::warn!(server = self.server, longest, "a message of the server was dropped: it is too long");
+        self.governor.metrics.servers.messages_refused.with_label_values(&[&self.server]).inc();
         self.not_passed(answered, bytes, &format_args!("it is longer than {longest} bytes"))
     }
 

@@ -13,7 +13,7 @@ use super::{
     asked_line::AskedLines,
     gate::{ClientMessageAction, Gate},
     lines::{MessageLines, TooLong, write_line},
-    server_answers::WaitingAnswers,
+    pipe_answers::WaitingPipeAnswers,
 };
 use crate::{
     approvals::room::WaitingRoom,
@@ -35,7 +35,7 @@ pub struct ToServer<W> {
     asking: mpsc::Sender<Vec<u8>>,
     requests: mpsc::Receiver<Vec<u8>>,
     /// Answers to what the server asks for and the client does not get.
-    server_answers: WaitingAnswers,
+    server_answers: WaitingPipeAnswers,
     held: HeldLines,
     asked: AskedLines,
 }
@@ -66,7 +66,7 @@ impl<W: AsyncWrite + Unpin> ToServer<W> {
         server: W,
         answers: mpsc::Sender<Bytes>,
         (asking, requests): (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>),
-        server_answers: WaitingAnswers,
+        server_answers: WaitingPipeAnswers,
     ) -> Self {
         let asked = AskedLines::new(Arc::clone(&gate), WaitingRoom::new(longest, MOST_HELD), answers.clone());
         let held = HeldLines { gate: Arc::clone(&gate), lines: VecDeque::new(), bytes: 0, answers };

@@ -21,7 +21,8 @@ pub struct Governed {
 impl Governed {
     /// Starts it with more flags.
     pub fn start(more: &[&str], server: &str) -> Self {
-        Self::with("[{name: pay, limits: [{max: 1, window: hour}]}, {name: hang}]", more, server)
+        let tools = "[{name: pay, limits: [{max: 1, window: hour}]}, {name: hang}]";
+        Self::with(&format!("{tools}\n    defaultActions: {{other: Allow}}"), more, server)
     }
 
     /// Starts it with entries of the policy.
