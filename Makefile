@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-pins test-approvals test-methods test-sdk test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-lists bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-pins test-approvals test-methods test-sdk test-operations test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-lists bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -43,6 +43,9 @@ test-methods: ## Send every method of MCP through the sidecar, in both direction
 
 test-sdk: ## Run SDKs and agent frameworks through the sidecar (ONLY="gosdk java")
 	@tests/sdk/run.sh
+
+test-operations: ## Run SDKs that use every operation of MCP, directly and through the sidecar (ONLY="stdio tasks")
+	@ONLY="$(ONLY)" tests/operations/run.sh
 
 test-browser: ## Run a page in headless Chromium through the sidecar
 	@tests/browser/run.sh

@@ -3,7 +3,7 @@
 # skipped. `tests/run.sh STAGE...` runs these stages only.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit build cel classes demo tools pins approvals methods sdk conformance hammer shared credentials capture intercept memory start scrape replay bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit build cel classes demo tools pins approvals methods sdk operations conformance hammer shared credentials capture intercept memory start scrape replay bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 # CI checks the code out anew each time. What does not change in between, the dependencies above all, stays compiled.
@@ -34,6 +34,7 @@ stage() {
 	approvals) "$ROOT/tests/approvals/run.sh" ;;
 	methods) "$ROOT/tests/methods/run.sh" ;;
 	sdk) "$ROOT/tests/sdk/run.sh" ;;
+	operations) "$ROOT/tests/operations/run.sh" ;;
 	conformance) "$ROOT/tests/conformance/run.sh" ;;
 	hammer) "$ROOT/tests/bench/hammer.sh" ;;
 	shared) "$ROOT/tests/shared/run.sh" ;;

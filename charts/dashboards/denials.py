@@ -1,4 +1,4 @@
-"""Toolweir / Denials: which agents call which tools, which calls and connections are denied, by which policy and why, which calls wait for a
+"""Toolweir / Denials: which agents call which tools, which calls, prompts, resources and connections are denied, by which policy and why, which calls wait for a
 person, which tools are not as they were pinned, and which limits are nearly used up."""
 
 from common import (
@@ -17,6 +17,7 @@ def calls(more=""):
 
 DENIED, WOULD = calls(', decision="denied"'), calls(', decision="would_deny"')
 CONNECTION = "toolweir_egress_connections_total"
+OPERATION = f"toolweir_operations_total{{{CALL}"
 LIMIT = f"toolweir_limit_used_ratio{{{CALL}}}"
 NOT_PASSED = ', decision="denied"'
 NO_CONNECTIONS, NO_CONNECTION_DENIED = "No connection was captured in this range", "No connection was denied in this range"
@@ -26,11 +27,17 @@ OF_PINS = ', reason=~"pin_drift|not_pinned|pin_unverified"'
 NO_PINS, NOTHING_CHANGED = "No server is held to pins", "No tool changed in this range"
 REQUESTS, WAITING = f"toolweir_approvals_total{{{SERVER}}}", f"toolweir_approvals_waiting{{{SERVER}}}"
 NOBODY_ASKS, NONE_ASKED = "No policy asks a person", "Nobody was asked in this range"
+OF_SERVERS = ', operation=~"sampling/createMessage|elicitation/create|roots/list"'
+NO_OPERATIONS, NO_OPERATION_DENIED = "Nothing else was asked for in this range", "Nothing else was denied in this range"
 NO_CALLS, NONE_DENIED = "No calls in this range", "No calls were denied in this range"
 
 
 def connections(more=""):
     return f"{CONNECTION}{{{POD}{more}}}"
+
+
+def operations(more=""):
+    return f"{OPERATION}{more}}}"
 
 
 def variables():
@@ -138,6 +145,47 @@ def build():
                 {"namespace": "Namespace", "workload": "Workload", "server": "Server", "tool": "Tool", "reason": "Reason", "policy": "Policy", "Value": "Would be denied"},
                 now(f"topk(20, {counted(WOULD, ['namespace', 'workload', 'server', 'tool', 'reason', 'policy'])} > 0)"),
                 sort="Would be denied", width=24, height=7,
+            ).decimals(0)
+        )
+        .with_row(row("Prompts, resources and requests of servers"))
+        .with_panel(
+            coloured(
+                stacked(
+                    "Operations by decision",
+                    "What else was asked for than tool calls, per second: allowed, denied, and allowed although a policy in audit mode would deny it, or ask a person.",
+                    "reqps", NO_OPERATIONS,
+                    *(
+                        query(counted(operations(f', decision="{decision}"'), [], per_second=True), decision, ref)
+                        for decision, ref in zip(CALL_DECISIONS, "ABCD")
+                    ),
+                    width=8,
+                ),
+                CALL_DECISIONS,
+            )
+        )
+        .with_panel(
+            stacked(
+                "Denied operations", "What was denied per second, by MCP method. _other: a method that MCP does not have.", "reqps", NO_OPERATION_DENIED,
+                query(f"{counted(operations(NOT_PASSED), ['operation'], per_second=True)} > 0", "{{operation}}"), width=8,
+            )
+        )
+        .with_panel(
+            stacked(
+                "Requests of servers",
+                "What servers ask of agents per second: their models (sampling/createMessage), their users (elicitation/create), their folders (roots/list).",
+                "reqps", "No server asked for anything in this range",
+                query(f"{counted(operations(OF_SERVERS), ['operation', 'decision'], per_second=True)} > 0", "{{operation}} {{decision}}"), width=8,
+            )
+        )
+        .with_panel(
+            rows(
+                "Top denied operations",
+                "The 20 prompts, resources, requests of servers and other methods that were denied most often in this range, by agent, policy and reason. "
+                "_other: a name that is in no policy and in no list.",
+                "short", NO_OPERATION_DENIED,
+                {"namespace": "Namespace", "workload": "Workload", "server": "Server", "operation": "Operation", "name": "Name", "reason": "Reason", "policy": "Policy", "Value": "Denied"},
+                now(f"topk(20, {counted(operations(NOT_PASSED), ['namespace', 'workload', 'server', 'operation', 'name', 'reason', 'policy'])} > 0)"),
+                sort="Denied", width=24,
             ).decimals(0)
         )
         .with_row(row("Approvals"))

@@ -2,13 +2,14 @@
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value};
+use toolweir_crds::OperationKind;
 
 use crate::table::shown;
 
 /// A line of a sidecar's log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LogLine {
-    /// The audit line of a call or a connection that was denied, or would have been denied.
+    /// The audit line of a call, another operation or a connection that was denied, or would have been denied.
     Denial(DenialLine),
     /// An audit line of another call or connection, or a line of the sidecar's own log.
     Other,
@@ -32,6 +33,8 @@ impl LogLine {
         // A connection to somewhere else than a declared server has a destination in place of server and tool.
         let needed: &[&str] = if fields.contains_key("destination") {
             &["time", "destination", "reason"]
+        } else if fields.contains_key("operation") {
+            &["time", "server", "operation", "name", "reason"]
         } else {
             &["time", "server", "tool", "reason"]
         };
@@ -57,19 +60,31 @@ impl DenialLine {
         self.field("time")
     }
 
-    /// Returns the cells of a row for people. The server of a connection is its destination.
+    /// Returns the cells of a row for people. The server of a connection is its destination, the tool of another operation its method
+    /// and what it names.
     pub fn cells(&self, namespace: &str, pod: &str) -> [String; 8] {
         let field = |name: &str| shown(self.field(name)).into_owned();
         [
             field("time"),
             format!("{namespace}/{pod}"),
             field(if self.0.contains_key("destination") { "destination" } else { "server" }),
-            field("tool"),
+            self.tool_cell(),
             field("decision"),
             self.reason_cell(),
             field("policy"),
             field("entry"),
         ]
+    }
+
+    /// Returns the tool; of another operation the method, with the name where that is not said by the method.
+    fn tool_cell(&self) -> String {
+        let (method, name) = (self.field("operation"), self.field("name"));
+        let says_all = method == name || OperationKind::of_method(method) == OperationKind::Request;
+        match method {
+            "-" => shown(self.field("tool")).into_owned(),
+            method if says_all => shown(method).into_owned(),
+            method => format!("{} {}", shown(method), shown(name)),
+        }
     }
 
     /// Returns the reason, with the name of the request for approval where there is one: `kubectl toolweir approve` takes it.
@@ -188,6 +203,22 @@ mod tests {
         ] {
             assert_eq!(LogLine::parse(&line), read, "{line}");
         }
+    }
+
+    #[test]
+    fn another_operation_has_its_method_and_what_it_names_for_a_tool() {
+        for (method, name, cell) in [
+            ("prompts/get", "review", "prompts/get review"),
+            ("resources/read", "file:///a\\u001b", "resources/read file:///a\u{fffd}"),
+            ("sampling/createMessage", "sampling", "sampling/createMessage"),
+            ("logging/setLevel", "logging/setLevel", "logging/setLevel"),
+        ] {
+            let line = DENIED.replace("\"tool\":\"send_dm_to_user\"", &format!("\"operation\":\"{method}\",\"name\":\"{name}\""));
+            let LogLine::Denial(denial) = LogLine::parse(&line) else { panic!("no denial: {line}") };
+            assert_eq!(denial.cells("default", "agent-0")[3], cell);
+        }
+        let nameless = DENIED.replace("\"tool\":", "\"operation\":");
+        assert_eq!(LogLine::parse(&nameless), LogLine::Malformed);
     }
 
     #[test]

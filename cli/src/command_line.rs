@@ -7,8 +7,9 @@ use std::{
     time::Duration,
 };
 
-use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use k8s_openapi::jiff::Timestamp;
+use toolweir_crds::OperationKind;
 
 use crate::{
     CommandOutcome, OutputFormat,
@@ -46,7 +47,7 @@ enum Command {
         #[command(flatten)]
         place: NamespaceFlags,
     },
-    /// Show calls and connections that were denied, or would have been, from the sidecars' audit logs
+    /// Show calls, other operations and connections that were denied, or would have been, from the sidecars' audit logs
     Denials {
         #[command(flatten)]
         place: NamespaceFlags,
@@ -60,19 +61,21 @@ enum Command {
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
         since: Duration,
     },
-    /// Show which entry of which policy decides a call, and how much of each limit is left; or, with --url, what becomes of a
-    /// connection. Nothing is called, connected to or counted
+    /// Show which entry of which policy decides a call, or a prompt, a resource, a request of the server or another method, and how much of
+    /// each limit is left; or, with --url, what becomes of a connection. Nothing is called, connected to or counted
     #[command(after_help = EXPLAIN_ELSEWHERE)]
     Explain {
         /// Pod that would make the call or connection
         #[arg(value_name = "POD")]
         pod: String,
-        /// Tool
-        #[arg(value_name = "TOOL", required_unless_present = "url")]
+        /// Tool; left out with --prompt, --resource, --request, --method and --url
+        #[arg(value_name = "TOOL", required_unless_present_any = ["prompt", "resource", "request", "method", "url"])]
         tool: Option<String>,
-        /// Arguments of the call, as a JSON object
+        /// Arguments of the call, as a JSON object; with --prompt those of the prompt, with --request the parameters of the request
         #[arg(value_name = "ARGS-JSON")]
         arguments: Option<String>,
+        #[command(flatten)]
+        other: OtherThanTool,
         /// MCP server; optional if the pod's policies name only one
         #[arg(long, value_name = "NAME")]
         server: Option<String>,
@@ -80,7 +83,7 @@ enum Command {
         #[arg(long, value_name = "ID")]
         session: Option<String>,
         /// URL that the pod would connect to, in place of a tool
-        #[arg(long, value_name = "URL", conflicts_with_all = ["tool", "arguments", "server", "session"])]
+        #[arg(long, value_name = "URL", conflicts_with_all = ["tool", "arguments", "server", "session", "prompt", "resource", "request", "method"])]
         url: Option<String>,
         /// Namespace [default: that of the context]
         #[arg(short, long, value_name = "NAME")]
@@ -109,6 +112,42 @@ enum Command {
     OfApprovals(ApprovalsCommand),
     #[command(flatten)]
     OfTools(ToolsCommand),
+}
+
+/// What is asked for in place of a tool.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct OtherThanTool {
+    /// Prompt, in place of a tool
+    #[arg(long, value_name = "NAME", conflicts_with = "arguments")]
+    prompt: Option<String>,
+    /// Resource, in place of a tool
+    #[arg(long, value_name = "URI", conflicts_with = "arguments")]
+    resource: Option<String>,
+    /// What the server would ask of the agent, in place of a tool: sampling, elicitation or roots
+    #[arg(long, value_name = "NAME", conflicts_with = "arguments")]
+    request: Option<String>,
+    /// Another method, such as logging/setLevel, in place of a tool
+    #[arg(long, value_name = "NAME", conflicts_with = "arguments")]
+    method: Option<String>,
+}
+
+impl OtherThanTool {
+    /// Returns the kind and the name of what is asked for, and the arguments: what stands where a tool would are those.
+    fn asked(self, tool: Option<String>, arguments: Option<String>) -> (OperationKind, String, Option<String>) {
+        let Self { prompt, resource, request, method } = self;
+        let named = [
+            (OperationKind::Prompt, prompt),
+            (OperationKind::Resource, resource),
+            (OperationKind::Request, request),
+            (OperationKind::Other, method),
+        ];
+        let named = named.into_iter().find_map(|(kind, name)| Some((kind, name?)));
+        match named {
+            Some((kind, name)) => (kind, name, tool),
+            None => (OperationKind::Tool, tool.unwrap_or_default(), arguments),
+        }
+    }
 }
 
 /// The commands about the tools of a server. Most need no cluster.
@@ -236,14 +275,14 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
             denials::denials(client, &options, io::stdout(), io::stderr()).await?;
             Ok(CommandOutcome::Positive)
         }
-        Command::Explain { pod, tool, arguments, server, session, url, namespace } => {
+        Command::Explain { pod, tool, arguments, other, server, session, url, namespace } => {
             let client = cluster.get().await?;
             let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
             let (text, found) = if let Some(url) = url {
                 explain_url::explain_url(client, &namespace, &explain_url::UrlQuery { pod, url, form }).await?
             } else {
-                let tool = tool.unwrap_or_default();
-                let options = explain::ExplainQuery { pod, tool, arguments, server, session, form };
+                let (kind, name, arguments) = other.asked(tool, arguments);
+                let options = explain::ExplainQuery { pod, kind, name, arguments, server, session, form };
                 explain::explain(client, &namespace, &options).await?
             };
             io::stdout().write_all(text.as_bytes())?;
@@ -314,6 +353,22 @@ mod tests {
         assert!(Cli::try_parse_from(["kubectl-toolweir", "explain", "p", "t", "--url", "http://a"]).is_err());
         let cli = Cli::try_parse_from(["kubectl-toolweir", "explain", "p", "--url", "http://a"]).unwrap();
         assert!(matches!(cli.command, Command::Explain { url: Some(url), tool: None, .. } if url == "http://a"));
+        let asked =
+            |line: &[&str]| match Cli::try_parse_from([&["kubectl-toolweir", "explain", "p"], line].concat()).unwrap().command {
+                Command::Explain { tool, arguments, other, .. } => other.asked(tool, arguments),
+                other => panic!("{other:?}"),
+            };
+        let of = |kind, name: &str, arguments: Option<&str>| (kind, name.to_owned(), arguments.map(str::to_owned));
+        assert_eq!(asked(&["t", "{}"]), of(OperationKind::Tool, "t", Some("{}")));
+        assert_eq!(asked(&["--prompt", "review", "{}"]), of(OperationKind::Prompt, "review", Some("{}")));
+        assert_eq!(asked(&["--resource", "file:///a"]), of(OperationKind::Resource, "file:///a", None));
+        assert_eq!(asked(&["--request", "sampling"]), of(OperationKind::Request, "sampling", None));
+        assert_eq!(asked(&["--method", "x/y"]), of(OperationKind::Other, "x/y", None));
+        for wrong in
+            [&["--prompt", "a", "--resource", "b"][..], &["t", "{}", "--prompt", "a"], &["--url", "http://a", "--method", "x"]]
+        {
+            assert!(Cli::try_parse_from([&["kubectl-toolweir", "explain", "p"], wrong].concat()).is_err(), "{wrong:?}");
+        }
         let cli = Cli::try_parse_from(["kubectl-toolweir", "denials", "-f", "--since", "90s"]).unwrap();
         assert!(matches!(cli.command, Command::Denials { follow: true, since, .. } if since == Duration::from_secs(90)));
     }

@@ -1,6 +1,6 @@
 //! `kubectl toolweir explain`: which entry of which policy decides a call, and how much of each limit is left.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use anyhow::{anyhow, bail};
 use http::StatusCode;
@@ -9,7 +9,7 @@ use kube::{Api, Client};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 use toolweir_crds::{
-    Action, PartSet,
+    Action, OperationKind, PartSet,
     explain::{
         ApprovalExplanation, AskExplanation, ConcurrencyExplanation, EntryExplanation, ExplainResponse, Explanation,
         LimitExplanation, PinsExplanation, PolicyExplanation, ServerExplanation, ValidationExplanation, VerdictExplanation,
@@ -35,8 +35,10 @@ const NAMED: usize = 10;
 pub struct ExplainQuery {
     /// The pod that would make the call.
     pub pod: String,
-    /// The tool.
-    pub tool: String,
+    /// The kind of what would be asked for.
+    pub kind: OperationKind,
+    /// The tool, or the name of what else would be asked for.
+    pub name: String,
     /// The arguments, as JSON text.
     pub arguments: Option<String>,
     /// The server; optional if the pod's policies name only one.
@@ -50,7 +52,9 @@ pub struct ExplainQuery {
 /// The body of `POST /explain`.
 #[derive(Serialize)]
 struct ExplainRequestBody<'a> {
-    tool: &'a str,
+    /// The name of what is asked for, at its kind.
+    #[serde(flatten)]
+    asked: BTreeMap<&'static str, &'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<&'a str>,
     /// The arguments exactly as written, so that the sidecar can judge ambiguous JSON.
@@ -66,13 +70,20 @@ struct ExplainRequestBody<'a> {
 /// The pod or its sidecar does not exist, a right is missing, or the arguments are not a JSON object.
 pub async fn explain(client: &Client, namespace: &str, options: &ExplainQuery) -> anyhow::Result<(String, CommandOutcome)> {
     let arguments = options.arguments.as_deref().map(arguments).transpose()?;
-    let ExplainQuery { tool, server, session, .. } = options;
-    let request_body = ExplainRequestBody { tool, server: server.as_deref(), arguments, session: session.as_deref() };
+    let ExplainQuery { kind, name, server, session, .. } = options;
+    if arguments.is_some() && matches!(kind, OperationKind::Resource | OperationKind::Other) {
+        bail!("no condition on a {kind} reads arguments; leave them out");
+    }
+    let asked = BTreeMap::from([(kind.noun(), name.as_str())]);
+    let request_body = ExplainRequestBody { asked, server: server.as_deref(), arguments, session: session.as_deref() };
     let (pod, answer) = ask(client, namespace, &options.pod, &request_body).await?;
     match answer.status {
         StatusCode::OK => {}
         StatusCode::BAD_REQUEST if server.is_none() && answer.text().starts_with("which server?") => {
             bail!("{} with --server", shown(&answer.text()).replace(" as `server`", ""))
+        }
+        StatusCode::BAD_REQUEST if answer.text().starts_with(&format!("`{kind}` is not known")) => {
+            bail!("the sidecar of pod {} is too old: it decides on tools alone. Restart the pod to get a new sidecar", pod.key)
         }
         status => bail!("the sidecar of pod {} responded {status}: {}", pod.key, shown(&answer.text())),
     }
@@ -204,7 +215,7 @@ pub fn text(pod: &str, answer: &ExplainResponse) -> String {
         let _ = writeln!(text, "\nClass of the tool, as its server listed it last: {}", class.as_str());
     }
     let _ = writeln!(text, "\nPolicies in force, version {}:", shown(version));
-    let rows: Vec<Vec<String>> = policies.iter().flat_map(policy_rows).collect();
+    let rows: Vec<Vec<String>> = policies.iter().flat_map(|policy| policy_rows(policy, *kind)).collect();
     text.push_str(&table(2, &["POLICY", "MODE", "ACTION", "GIVEN BY", "ENTRIES THAT MATCH", "VERDICT"], &rows));
     let DetailRows { pins, limits, places, conditions, approvals } = DetailRows::of(policies);
     for (title, header, rows) in [
@@ -308,7 +319,7 @@ pub(crate) fn decision_text(decision: &str, reason: &str) -> String {
 }
 
 /// Returns the rows of one policy: one for its own name of the server, and one for `*`.
-fn policy_rows(policy: &PolicyExplanation) -> Vec<Vec<String>> {
+fn policy_rows(policy: &PolicyExplanation, kind: OperationKind) -> Vec<Vec<String>> {
     let mode = policy.mode.as_str();
     let VerdictExplanation { allowed, reason, retry_after_seconds, .. } = &policy.verdict;
     let mut verdict = match (allowed, reason.as_str()) {
@@ -331,7 +342,8 @@ fn policy_rows(policy: &PolicyExplanation) -> Vec<Vec<String>> {
         let by = match &server.entry {
             Some(entry) => format!("{}{every}", shown(entry)),
             None if policy.broken.is_some() => "-".to_owned(),
-            None => format!("defaultAction{every}"),
+            None if kind == OperationKind::Tool => format!("defaultAction{every}"),
+            None => format!("defaultActions.{}{every}", kind.field()),
         };
         let entries: Vec<String> = server.entries.iter().map(|entry| shown(&entry.name).into_owned()).collect();
         let entries = if entries.is_empty() { "none".to_owned() } else { entries.join(", ") };
@@ -399,6 +411,20 @@ mod tests {
             ],
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn what_is_no_tool_is_called_what_it_is() {
+        let answer: ExplainResponse = serde_json::from_value(json!({
+            "version": "3f2a9c", "servers": ["bank"], "server": "bank", "kind": "prompt", "tool": "review", "decision": "denied",
+            "verdict": {"allowed": false, "reason": "not_listed"},
+            "policies": [{"policy": "agents/bank", "mode": "Enforce", "verdict": {"allowed": false, "reason": "not_listed"},
+                "servers": [{"server": "bank", "action": "Deny"}]}],
+        }))
+        .unwrap();
+        let text = text("agents/social-1", &answer);
+        assert!(text.starts_with("pod agents/social-1, server bank, prompt review: denied (not_listed)\n"), "{text}");
+        assert!(text.contains("  agents/bank  Enforce  Deny    defaultActions.prompts  none"), "{text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which servers have a credential that policies give them, and of which kind, which are intercepted, which are held to pins, and which have tools
+//! Which servers have a credential that policies give them, and of which kind, which are intercepted, which are held to pins, and which have entries
 //! that a person must approve. A policy holds no secret: it
 //! names keys of a Secret, which are not read.
 
@@ -14,6 +14,9 @@ pub struct PolicyServer {
     tls: Option<Value>,
     pins: Option<Map<String, Value>>,
     tools: Vec<AskingEntry>,
+    prompts: Option<Vec<AskingEntry>>,
+    resources: Option<Vec<AskingEntry>>,
+    requests: Option<Vec<AskingEntry>>,
 }
 
 /// An entry of a policy, as far as it matters whether it wants approval.
@@ -21,6 +24,12 @@ pub struct PolicyServer {
 #[serde(default)]
 struct AskingEntry {
     approval: Option<Value>,
+}
+
+impl AskingEntry {
+    fn asks(&self) -> bool {
+        self.approval.is_some()
+    }
 }
 
 impl PolicyServer {
@@ -32,7 +41,12 @@ impl PolicyServer {
 
     /// Returns true if an entry wants a person's approval.
     pub fn any_asks(servers: &[Self]) -> bool {
-        servers.iter().flat_map(|server| &server.tools).any(|entry| entry.approval.is_some())
+        let entries = |server: &'_ Self| {
+            let lists = [&server.prompts, &server.resources, &server.requests];
+            let mut others = lists.into_iter().flatten().flatten();
+            server.tools.iter().any(AskingEntry::asks) || others.any(AskingEntry::asks)
+        };
+        servers.iter().any(entries)
     }
 }
 
@@ -107,11 +121,16 @@ mod tests {
 
     #[test]
     fn a_policy_asks_if_an_entry_does() {
-        let asks = |tools: Value| {
+        let asks_in = |list: &str, entries: Value| {
             let servers: Vec<PolicyServer> =
-                serde_json::from_value(json!([{"name": "a"}, {"name": "b", "tools": tools}])).unwrap();
+                serde_json::from_value(json!([{"name": "a", "prompts": null}, {"name": "b", list: entries}])).unwrap();
             PolicyServer::any_asks(&servers)
         };
+        let asks = |tools: Value| asks_in("tools", tools);
+        for list in ["prompts", "resources", "requests"] {
+            assert!(asks_in(list, json!([{"name": "x"}, {"name": "y", "approval": {}}])), "{list}");
+            assert!(!asks_in(list, json!([{"name": "x"}])), "{list}");
+        }
         assert!(asks(json!([{"name": "t", "newer": 1}, {"class": "Financial", "approval": {"newer": 1}}])));
         assert!(!asks(json!([{"name": "t"}, {"name": "u", "approval": null}])));
     }

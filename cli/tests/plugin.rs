@@ -22,6 +22,7 @@ use toolweir_cli::{
     explain_url::{UrlQuery, explain_url},
     status,
 };
+use toolweir_crds::OperationKind;
 
 const POLICY: &str = "
 apiVersion: toolweir.dev/v1alpha1
@@ -288,7 +289,7 @@ async fn status_says_which_right_is_missing_and_shows_what_it_may() {
 }
 
 fn question(tool: &str) -> explain::ExplainQuery {
-    explain::ExplainQuery { pod: "social-1".to_owned(), tool: tool.to_owned(), ..explain::ExplainQuery::default() }
+    explain::ExplainQuery { pod: "social-1".to_owned(), name: tool.to_owned(), ..explain::ExplainQuery::default() }
 }
 
 #[tokio::test]
@@ -319,6 +320,20 @@ async fn explain_says_what_the_sidecar_would_decide_and_takes_nothing() {
         (&json["pod"], &json["decision"], &json["verdict"]["entry"]),
         (&"social-1".into(), &"denied".into(), &"pay".into())
     );
+
+    // Of prompts, this policy says nothing.
+    let kind = OperationKind::Prompt;
+    let (text, found) = ask(explain::ExplainQuery { kind, ..question("review") }).await.unwrap();
+    let start =
+        "pod agents/social-1, server bank, prompt review: denied (no_policy)\n  Denied: no policy in force says which prompts";
+    assert!(text.starts_with(start), "{text}");
+    assert_eq!(found, CommandOutcome::Negative);
+    let kind = OperationKind::Other;
+    let error = ask(explain::ExplainQuery { kind, ..question("tools/list") }).await.unwrap_err().to_string();
+    assert!(error.contains("responded 400 Bad Request: tools/list belongs to the base protocol: it passes"), "{error}");
+    let arguments = Some("{}".to_owned());
+    let error = ask(explain::ExplainQuery { kind, arguments, ..question("x/y") }).await.unwrap_err().to_string();
+    assert_eq!(error, "no condition on a method reads arguments; leave them out");
 
     let (text, found) = ask(explain::ExplainQuery { server: Some("shop".to_owned()), ..question("pay") }).await.unwrap();
     assert!(text.contains("Denied: no policy in force names the server shop.") && text.contains("this pod: bank\n"), "{text}");

@@ -28,7 +28,7 @@ use toolweir_cli::{
     },
     tools::limits::ReadLimits,
 };
-use toolweir_crds::{Action, Document, MCPPolicySpec, read_documents};
+use toolweir_crds::{Action, Document, MCPPolicySpec, OperationKind, read_documents};
 use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Operation, Severity, Timestamp};
 use toolweir_sidecar::{observed::ObservedCalls, record::Arrival};
 
@@ -235,9 +235,17 @@ fn answer(body: &str) -> String {
     let (field, said) = match message["method"].as_str() {
         Some("initialize") => {
             let server = json!({"name": "s", "version": "1"});
-            ("result", json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": server}))
+            (
+                "result",
+                json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}, "prompts": {}, "resources": {}}, "serverInfo": server}),
+            )
         }
         Some("tools/list") => ("result", serde_json::from_str(TOOLS).unwrap()),
+        Some("prompts/list") if message["params"]["cursor"].is_null() => {
+            ("result", json!({"prompts": [{"name": "review"}, {"name": "sum *", "arguments": "odd"}], "nextCursor": "2"}))
+        }
+        Some("prompts/list") => ("result", json!({"prompts": [{"name": "plan"}]})),
+        Some("resources/list") => ("result", json!({"resources": [{"uri": "file:///plans.txt", "name": 7}]})),
         _ if message["id"].is_null() => return "HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n".to_owned(),
         _ => ("error", json!({"code": -32601, "message": "Method not found"})),
     };
@@ -267,11 +275,26 @@ async fn cluster() -> (ApiServer, RunningSidecar, String) {
 /// What an agent calls: its sidecar knows the tools once it has listed them.
 fn work(running: &RunningSidecar, server: &str, tool: &str, times: usize) {
     let governor = &running.sidecar.governor;
-    governor.learn_name(server, toolweir_crds::OperationKind::Tool, tool);
+    governor.learn_name(server, OperationKind::Tool, tool);
     for _ in 0..times {
         let call = Call { server, operation: Operation::tool(tool), arguments: None, session: "", seen: None };
         drop(governor.decide(&governor.in_force(), &call, Arrival::now()));
     }
+}
+
+#[tokio::test]
+async fn what_a_server_lists_beside_tools_is_allowed_and_what_it_asks_for_is_not() {
+    let url = format!("http://{}/mcp", upstream().await);
+    let text = suggest(&ApiServer::default(), &[&url]).await.unwrap();
+    let server = &spec(&text).servers[0];
+    let names = |kind| server.entries(kind).iter().map(|entry| entry.name.to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(OperationKind::Prompt), ["review", "sum \\*", "plan"], "{text}");
+    assert_eq!(names(OperationKind::Resource), ["file:///plans.txt"], "{text}");
+    assert!(OperationKind::ALL.into_iter().all(|kind| server.has_say(kind)), "{text}");
+    assert_eq!(server.requests, None);
+    assert_eq!((server.default_actions.requests, server.default_actions.other), (Some(Action::Deny), Some(Action::Deny)));
+    // Of templates, which it cannot list, nothing is said.
+    assert!(!text.contains("template"), "{text}");
 }
 
 #[tokio::test]

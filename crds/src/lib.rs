@@ -29,6 +29,7 @@ mod operation;
 pub mod policy;
 pub mod policy_files;
 pub mod quoting;
+mod request_name;
 #[cfg(feature = "kube")]
 pub mod resource;
 pub mod resource_uri;
@@ -53,8 +54,9 @@ pub use error::{FieldError, FileError};
 pub use operation::OperationKind;
 pub use policy::{
     Action, DefaultActions, EntryView, LabelSelector, LabelSelectorRequirement, Limit, MCPClusterPolicySpec, MCPPolicySpec, Mode,
-    OnStoreFailure, Prompt, RequestName, Resource, Scope, SelectorOperator, Server, ServerRequest, ServerTls, Tool, Validation,
+    OnStoreFailure, Prompt, Resource, Scope, SelectorOperator, Server, ServerRequest, ServerTls, Tool, Validation,
 };
+pub use request_name::RequestName;
 pub use sidecar::SIDECAR_CONTAINER;
 pub use tool_class::{ToolClass, ToolSeverity};
 pub use tool_pins::{

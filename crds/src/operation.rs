@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::request_name::RequestName;
+
 /// The kind of what a message asks for. Each has entries and a default of its own in a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -45,6 +47,17 @@ impl OperationKind {
             Self::Resource => "resource",
             Self::Request => "request",
             Self::Other => "method",
+        }
+    }
+
+    /// The kind of what a method asks for. A completion/complete can be about a prompt or a resource, which the method does not say.
+    pub fn of_method(method: &str) -> Self {
+        match method {
+            "tools/call" => Self::Tool,
+            "prompts/get" => Self::Prompt,
+            "resources/read" | "resources/subscribe" | "resources/unsubscribe" | "subscriptions/listen" => Self::Resource,
+            method if RequestName::ALL.into_iter().any(|name| name.method() == method) => Self::Request,
+            _ => Self::Other,
         }
     }
 

@@ -9,8 +9,8 @@ use serde::{
 };
 
 use crate::{
-    approval::EntryApproval, bounds, credential::Credential, egress::Egress, operation::OperationKind, tool_class::ToolClass,
-    tool_pins::ServerPins, window::Window,
+    approval::EntryApproval, bounds, credential::Credential, egress::Egress, operation::OperationKind, request_name::RequestName,
+    tool_class::ToolClass, tool_pins::ServerPins, window::Window,
 };
 
 /// What the agents that `podSelector` names may call, and how often. It governs pods of its own namespace.
@@ -478,10 +478,10 @@ pub enum ServerTls {
     Intercept,
 }
 
-/// Whether a tool may be called.
+/// Whether a tool may be called, a prompt used, a resource read, or a request put to the agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Action {
-    /// It may, within the limits, validations and approvals that match it.
+    /// It may, within the limits, validations and approvals that match.
     Allow,
     /// It may not. What is left out is denied.
     #[default]
@@ -681,41 +681,6 @@ entry! {
     ServerRequest,
     /// What the server asks for.
     name: RequestName = |name| name.as_str(),
-}
-
-/// What a server may ask of its client (MCP 2025-11-25, Client Features).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum RequestName {
-    /// That the agent's model answers a prompt of the server's: `sampling/createMessage`.
-    Sampling,
-    /// That the agent's user fills in a form, or opens a URL: `elicitation/create`.
-    Elicitation,
-    /// The folders that the agent works in: `roots/list`.
-    Roots,
-}
-
-impl RequestName {
-    /// All of them, in order.
-    pub const ALL: [Self; 3] = [Self::Sampling, Self::Elicitation, Self::Roots];
-
-    /// The name, as it is written.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sampling => "sampling",
-            Self::Elicitation => "elicitation",
-            Self::Roots => "roots",
-        }
-    }
-
-    /// The method with which a server asks for it.
-    pub const fn method(self) -> &'static str {
-        match self {
-            Self::Sampling => "sampling/createMessage",
-            Self::Elicitation => "elicitation/create",
-            Self::Roots => "roots/list",
-        }
-    }
 }
 
 /// Reads an approval that may be left out, and not be null.

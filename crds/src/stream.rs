@@ -174,7 +174,7 @@ pub struct InterceptionState {
     pub needs_new_pod: bool,
 }
 
-/// Calls and connections that were denied since the last such line. Nothing in it comes from an argument, a session or a header: the sidecar's
+/// Calls, other operations and connections that were denied since the last such line. Nothing in it comes from an argument, a session or a header: the sidecar's
 /// metrics say the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denials {
@@ -182,7 +182,7 @@ pub struct Denials {
     pub denials: Vec<Denied>,
 }
 
-/// Calls, or connections to somewhere else than a declared server, that were turned away for one reason.
+/// Calls, other operations, or connections to somewhere else than a declared server, that were turned away for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denied {
     /// The policy as the audit log names it; empty where none denied.
@@ -191,12 +191,15 @@ pub struct Denied {
     pub reason: String,
     /// The server; empty for connections.
     pub server: String,
-    /// The tool, or `_other`; empty for connections.
+    /// The MCP method of another operation than a tool call, or `_other`; empty for tool calls and connections.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub operation: String,
+    /// The tool, or the name in another operation, or `_other`; empty for connections.
     pub tool: String,
-    /// For connections: the policy's domain name that the destination has, `_address` or `_other`. Absent for calls.
+    /// For connections: the policy's domain name that the destination has, `_address` or `_other`. Absent for all else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
-    /// The number of calls or connections.
+    /// How many were denied.
     pub count: u64,
 }
 

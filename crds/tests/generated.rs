@@ -87,22 +87,40 @@ fn the_api_server_and_the_check_refuse_to_intercept_the_same_hosts() {
 
 #[test]
 fn the_api_server_and_a_file_leave_out_the_same_of_an_approval() {
+    let read = |approval: serde_json::Value| serde_json::from_value::<toolweir_crds::EntryApproval>(approval).unwrap();
+    let left_out = read(json!({}));
+    assert_eq!(left_out, toolweir_crds::EntryApproval::default());
     for (name, text) in toolweir_crds::resource::manifests().iter().filter(|(name, _)| name.ends_with("policies.yaml")) {
         let crd: serde_json::Value = serde_yaml::from_str(text).unwrap();
-        let of_entry = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/servers/items/properties/tools/items\
-                        /properties/approval/properties";
-        let fields = crd.pointer(of_entry).unwrap().as_object().unwrap();
-        let completed: serde_json::Map<_, _> =
-            fields.iter().filter_map(|(field, schema)| Some((field.clone(), schema.get("default")?.clone()))).collect();
-        let read = |approval: serde_json::Value| serde_json::from_value::<toolweir_crds::EntryApproval>(approval).unwrap();
-        let left_out = read(json!({}));
-        assert_eq!(left_out, toolweir_crds::EntryApproval::default());
-        assert_eq!(
-            serde_json::to_value(&left_out).unwrap(),
-            json!(completed),
-            "{name}: written anew, it is as the API server has it"
-        );
-        assert_eq!(read(json!(completed)), left_out, "{name}");
+        for kind in ["tools", "prompts", "resources", "requests"] {
+            let of_entry = format!(
+                "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/servers/items/properties/{kind}/items\
+                 /properties/approval/properties"
+            );
+            let fields = crd.pointer(&of_entry).unwrap().as_object().unwrap();
+            let completed: serde_json::Map<_, _> =
+                fields.iter().filter_map(|(field, schema)| Some((field.clone(), schema.get("default")?.clone()))).collect();
+            let written = serde_json::to_value(&left_out).unwrap();
+            assert_eq!(written, json!(completed), "{name} {kind}: written anew, it is as the API server has it");
+            assert_eq!(read(json!(completed)), left_out, "{name} {kind}");
+        }
+    }
+}
+
+#[test]
+fn the_api_server_takes_no_say_for_one_that_is_left_out() {
+    // A default in the schema would be written into every stored policy, and would be a say.
+    for (name, text) in toolweir_crds::resource::manifests().iter().filter(|(name, _)| name.ends_with("policies.yaml")) {
+        let crd: serde_json::Value = serde_yaml::from_str(text).unwrap();
+        let server = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/servers/items/properties";
+        let server = crd.pointer(server).unwrap();
+        for field in ["prompts", "resources", "requests", "defaultActions"] {
+            assert!(server[field].is_object(), "{name} has no {field}");
+            assert_eq!(server[field].get("default"), None, "{name} {field}");
+        }
+        for (kind, schema) in server["defaultActions"]["properties"].as_object().unwrap() {
+            assert_eq!(schema.get("default"), None, "{name} {kind}");
+        }
     }
 }
 

@@ -7,19 +7,23 @@ use serde_json::json;
 use toolweir_crds::{Document, FileError, bounds, read_documents};
 
 /// Errors that a reader cannot find and the compiler does: see the same test of `toolweir-engine`.
-const FOUND_BY_THE_COMPILER: [&str; 15] = [
+const FOUND_BY_THE_COMPILER: [&str; 19] = [
     "approval-show-not-cel.yaml",
     "approval-when-not-cel.yaml",
+    "cel-args-of-a-resource.yaml",
     "cel-bad-pattern.yaml",
     "cel-made-type.yaml",
     "cel-nested-comprehension.yaml",
     "cel-not-cel.yaml",
     "cel-pattern-of-the-call.yaml",
+    "cel-prompt-of-a-request.yaml",
     "cel-too-deep.yaml",
     "cel-too-long-a-chain.yaml",
+    "cel-tool-of-a-prompt.yaml",
     "cel-unknown-function.yaml",
     "cel-unknown-variable.yaml",
     "contradictory-globs.yaml",
+    "contradictory-prompts.yaml",
     "cost-not-cel.yaml",
     "key-unknown-variable.yaml",
     "shared-scope-without-store.yaml",
@@ -252,15 +256,19 @@ fn everything_that_is_wrong_in_a_policy_is_told_at_once_each_at_its_line() {
 
 #[test]
 fn more_entries_than_are_possible_are_refused_and_as_many_as_are_possible_accepted() {
-    let file = |entries: usize| {
-        let tools: Vec<_> = (0..entries).map(|index| json!({"name": format!("t{index}")})).collect();
+    let file = |list: &str, key: &str, entries: usize| {
+        let entries: Vec<_> = (0..entries).map(|index| json!({key: format!("db://t{index}")})).collect();
         json!({"apiVersion": "toolweir.dev/v1alpha1", "kind": "MCPPolicy", "metadata": {"name": "many"},
-               "spec": {"servers": [{"name": "a", "url": "http://a/mcp", "tools": tools}]}})
+               "spec": {"servers": [{"name": "a", "url": "http://a/mcp", list: entries}]}})
         .to_string()
     };
-    assert!(read_documents("many.json", &file(bounds::TOOLS)).is_ok());
-    let error = one("many.json", &file(bounds::TOOLS + 1));
-    assert_eq!(error.message, "spec.servers[0].tools: has 1025 items; from 0 to 1024 are possible");
+    let lists = [("tools", "name", bounds::TOOLS), ("prompts", "name", bounds::PROMPTS), ("resources", "uri", bounds::RESOURCES)];
+    for (list, key, most) in lists {
+        assert!(read_documents("many.json", &file(list, key, most)).is_ok(), "{list}");
+        let error = one("many.json", &file(list, key, most + 1));
+        let expected = format!("spec.servers[0].{list}: has {} items; from 0 to {most} are possible", most + 1);
+        assert_eq!(error.message, expected);
+    }
 }
 
 #[test]
@@ -272,7 +280,8 @@ fn an_error_is_one_line_of_text_whatever_the_file_holds() {
                 "spec": {"podSelector": {"matchExpressions": [{"key": "k", "operator": "In", "values": ["v"]}]},
                     "mode": "Enforce", "servers": [{"name": "a", "url": "http://a/mcp", "defaultAction": "Deny",
                     "tools": [{"name": "t", "action": "Allow", "reason": "r",
-                        "limits": [{"max": 1, "window": "minute", "scope": "Pod"}]}]}]}});
+                        "limits": [{"max": 1, "window": "minute", "scope": "Pod"}]}],
+                    "defaultActions": {"prompts": "Deny"}, "prompts": [{"name": "p"}], "requests": [{"name": "roots"}]}]}});
             *manifest.pointer_mut(changed).expect(changed) = value;
             manifest.to_string()
         };
@@ -294,13 +303,17 @@ fn an_error_is_one_line_of_text_whatever_the_file_holds() {
             ("/spec/servers/0/defaultAction", json!(nasty)),
             ("/spec/servers/0/tools", named(nasty)),
             ("/spec/servers/0/tools/0/name", json!(nasty)),
+            ("/spec/servers/0/defaultActions/prompts", json!(nasty)),
+            ("/spec/servers/0/prompts", named(nasty)),
+            ("/spec/servers/0/prompts/0/name", json!(nasty)),
+            ("/spec/servers/0/requests/0/name", json!(nasty)),
             ("/spec/servers/0/tools/0/action", json!(nasty)),
             ("/spec/servers/0/tools/0/limits/0/max", json!(nasty)),
             ("/spec/servers/0/tools/0/limits/0/window", json!(nasty)),
             ("/spec/servers/0/tools/0/limits/0/scope", json!(nasty)),
         ] {
             // A line break of YAML is a blank inside of a text, and a tool may have that in its name.
-            if nasty.contains('\u{85}') && changed.ends_with("tools/0/name") {
+            if nasty.contains('\u{85}') && (changed.ends_with("tools/0/name") || changed.ends_with("prompts/0/name")) {
                 continue;
             }
             let text = policy(changed, value);

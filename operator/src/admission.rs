@@ -19,7 +19,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use toolweir_crds::{FieldError, MCPPolicySpec, resource::PolicyStatus};
+use toolweir_crds::{FieldError, MCPPolicySpec, OperationKind, resource::PolicyStatus};
 
 use crate::{
     approvals::service::ApprovalService,
@@ -541,8 +541,10 @@ impl AdmissionHandler {
 fn asking_field(policy: &MCPPolicySpec) -> Option<String> {
     let mut servers = policy.servers.iter().enumerate();
     servers.find_map(|(server, of_server)| {
-        let tool = of_server.tools.iter().position(|tool| tool.approval.is_some())?;
-        Some(format!("spec.servers[{server}].tools[{tool}].approval"))
+        OperationKind::ALL.into_iter().find_map(|kind| {
+            let entry = of_server.entries(kind).iter().position(|entry| entry.approval.is_some())?;
+            Some(format!("spec.servers[{server}].{}[{entry}].approval", kind.field()))
+        })
     })
 }
 

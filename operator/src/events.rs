@@ -1,4 +1,4 @@
-//! Denials of calls and connections as Kubernetes events of the pod, for `kubectl describe pod`. They are gathered, and written at most once a minute for
+//! Denials of calls, other operations and connections as Kubernetes events of the pod, for `kubectl describe pod`. They are gathered, and written at most once a minute for
 //! each pod and reason. Events of tools that changed are those of [`crate::drift_events`], those of approvals of [`crate::approvals`].
 //!
 //! [`Ledger`] is plain data and functions; [`write`](fn@write) talks to the API server.
@@ -17,7 +17,7 @@ use kube::{
 };
 use prometheus::IntCounterVec;
 use tokio::{sync::mpsc, time::Instant};
-use toolweir_crds::{stream::Denied, text::one_line};
+use toolweir_crds::{OperationKind, stream::Denied, text::one_line};
 use toolweir_engine::{EgressReason, Reason};
 
 use crate::{
@@ -49,7 +49,7 @@ const KINDS: usize = 64;
 /// The metric of events.
 #[derive(Clone, Debug)]
 pub struct EventMetrics {
-    /// Events of denied calls and connections, of changed tools and of approvals, by result.
+    /// Events of denied calls, other operations and connections, of changed tools and of approvals, by result.
     pub events: IntCounterVec,
 }
 
@@ -97,7 +97,10 @@ pub fn shorten(mut denials: Vec<Denied>) -> Vec<Denied> {
     denials.truncate(KINDS);
     denials.retain(|denied| DeniedKind::of(denied).is_some());
     for denied in &mut denials {
-        for name in [&mut denied.policy, &mut denied.server, &mut denied.tool].into_iter().chain(&mut denied.destination) {
+        for name in [&mut denied.policy, &mut denied.server, &mut denied.operation, &mut denied.tool]
+            .into_iter()
+            .chain(&mut denied.destination)
+        {
             name.truncate(name.floor_char_boundary(LONGEST_NAME));
             name.shrink_to_fit();
         }
@@ -109,8 +112,10 @@ pub fn shorten(mut denials: Vec<Denied>) -> Vec<Denied> {
 /// What was denied, and why: for each pod, an event of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum DeniedKind {
-    /// Calls.
+    /// Calls of tools.
     Call(Reason),
+    /// Other operations of a kind.
+    Operation(OperationKind, Reason),
     /// Connections to somewhere else than a declared server.
     Connection(EgressReason),
 }
@@ -124,22 +129,49 @@ impl DeniedKind {
             return known.find(|known| known.as_str() == reason).map(Self::Connection);
         }
         let mut known = Reason::ALL.into_iter().filter(|known| *known != Reason::None);
-        known.find(|known| known.as_str() == reason).map(Self::Call)
+        let reason = known.find(|known| known.as_str() == reason)?;
+        // Methods that only a newer sidecar knows are other methods here.
+        Some(match denied.operation.as_str() {
+            "" => Self::Call(reason),
+            method => Self::Operation(OperationKind::of_method(method), reason),
+        })
     }
 
     /// Returns the reason of the event.
     fn event(self) -> &'static str {
         match self {
             Self::Call(_) => "ToolCallDenied",
+            Self::Operation(..) => "OperationDenied",
             Self::Connection(_) => "ConnectionDenied",
         }
     }
 
-    /// Returns what was denied, as the metrics name the reason, and in words.
-    fn parts(self) -> (&'static str, &'static str, &'static str) {
+    /// Returns what was denied, one of it and several.
+    fn what(self) -> [&'static str; 2] {
         match self {
-            Self::Call(reason) => ("tool call", reason.as_str(), words(reason)),
-            Self::Connection(reason) => ("connection", reason.as_str(), reason.words()),
+            Self::Call(_) | Self::Operation(OperationKind::Tool, _) => ["tool call", "tool calls"],
+            Self::Operation(OperationKind::Prompt, _) => ["use of a prompt", "uses of prompts"],
+            Self::Operation(OperationKind::Resource, _) => ["read of a resource", "reads of resources"],
+            Self::Operation(OperationKind::Request, _) => ["request of a server", "requests of servers"],
+            Self::Operation(OperationKind::Other, _) => ["other request", "other requests"],
+            Self::Connection(_) => ["connection", "connections"],
+        }
+    }
+
+    /// Returns the reason as the metrics name it.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Call(reason) | Self::Operation(_, reason) => reason.as_str(),
+            Self::Connection(reason) => reason.as_str(),
+        }
+    }
+
+    /// Returns the reason in words.
+    fn why(self) -> String {
+        match self {
+            Self::Call(reason) => words(OperationKind::Tool, reason),
+            Self::Operation(kind, reason) => words(kind, reason),
+            Self::Connection(reason) => reason.words().to_owned(),
         }
     }
 }
@@ -228,9 +260,9 @@ impl Ledger {
 
 impl EventEntry {
     fn notice(&self, uid: &str, kind: DeniedKind) -> EventNotice {
-        let (what, reason, why) = kind.parts();
-        let mut message = format!("{} {what}{} denied, {why}", self.count, if self.count == 1 { "" } else { "s" });
-        let _ = write!(message, " ({reason})");
+        let [one, several] = kind.what();
+        let what = if self.count == 1 { one } else { several };
+        let mut message = format!("{} {what} denied, {} ({})", self.count, kind.why(), kind.reason());
         // Sidecars tell of connections without the policy.
         if self.policies.iter().any(|policy| !policy.is_empty()) {
             let named: Vec<String> = self.policies.iter().map(|policy| shown(policy)).collect();
@@ -256,14 +288,34 @@ impl EventEntry {
     }
 }
 
-/// Returns a reason in words.
-fn words(reason: Reason) -> &'static str {
+/// Returns a reason in words, by the kind of what was denied.
+fn words(kind: OperationKind, reason: Reason) -> String {
+    match reason {
+        Reason::Denied => format!("an entry denies the {kind}"),
+        Reason::NotListed if kind == OperationKind::Other => "no policy allows the method".to_owned(),
+        Reason::NotListed => format!("no entry allows the {kind}"),
+        Reason::NoPolicy if kind != OperationKind::Tool => format!("no policy has a say in {}", several(kind)),
+        reason => same_words(reason).to_owned(),
+    }
+}
+
+/// Returns what several of a kind are called.
+fn several(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Tool | OperationKind::Prompt | OperationKind::Resource => kind.field(),
+        OperationKind::Request => "requests of the server",
+        OperationKind::Other => "other methods",
+    }
+}
+
+/// Returns a reason in words that are the same for every kind.
+fn same_words(reason: Reason) -> &'static str {
     match reason {
         Reason::RateLimit => "over a limit",
         Reason::Concurrency => "too many at once",
         Reason::Validation => "a condition does not hold",
-        Reason::Denied => "an entry denies the tool",
-        Reason::NotListed => "no entry allows the tool",
+        Reason::Denied => "an entry denies it",
+        Reason::NotListed => "no entry allows it",
         Reason::NoPolicy => "no policy names the server",
         Reason::InvalidPolicy => "a policy cannot be enforced as it is written",
         Reason::Malformed => "its meaning is not clear",
@@ -298,7 +350,7 @@ fn shown(name: &str) -> String {
 
 /// Returns the name of the event: that of the pod, and a hash of its uid, what was denied and why, and the time.
 fn name(pod: &str, uid: &str, kind: DeniedKind, first: Timestamp) -> String {
-    let (what, reason, _) = kind.parts();
+    let ([what, _], reason) = (kind.what(), kind.reason());
     let digest = ring::digest::digest(&ring::digest::SHA256, format!("{uid} {what} {reason} {first}").as_bytes());
     let pod: String = pod.chars().take(230).collect();
     // Of a pod's name everything but a dot at the end may come before a dot.
@@ -359,6 +411,7 @@ mod tests {
             policy: "agents/facebook".to_owned(),
             reason: (*reason).to_owned(),
             server: "facebook".to_owned(),
+            operation: String::new(),
             tool: (*tool).to_owned(),
             destination: None,
             count: *count,
@@ -406,6 +459,7 @@ mod tests {
             policy: policy.to_owned(),
             reason: reason.to_owned(),
             server: String::new(),
+            operation: String::new(),
             tool: String::new(),
             destination: Some(destination.to_owned()),
             count,
@@ -431,6 +485,58 @@ mod tests {
                     "ConnectionDenied",
                     "3 connections denied, no rule allows the destination (not_allowed), by agents/out: _other, api.example.com."
                         .to_owned()
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn other_operations_are_told_by_their_kind() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let of = |method: &str, reason: &str, name: &str, count| {
+            let mut told = told("a", &[(reason, name, count)]);
+            told.denials[0].operation = method.to_owned();
+            told
+        };
+        for report in [
+            told("a", &[("not_listed", "review", 1)]),
+            of("prompts/get", "not_listed", "review", 2),
+            of("prompts/get", "no_policy", "review", 1),
+            of("resources/read", "denied", "file:///a", 1),
+            of("resources/subscribe", "denied", "file:///b", 1),
+            of("sampling/createMessage", "no_policy", "sampling", 2),
+            of("logging/setLevel", "not_listed", "logging/setLevel", 1),
+            of("_other", "not_listed", "_other", 1),
+        ] {
+            ledger.add(report, now, time(0));
+        }
+        let due: Vec<_> = ledger.due(now).into_iter().map(|notice| (notice.reason, notice.message)).collect();
+        let message = |said: &str| ("OperationDenied", said.to_owned());
+        assert_eq!(
+            due,
+            [
+                (
+                    "ToolCallDenied",
+                    "1 tool call denied, no entry allows the tool (not_listed), by agents/facebook: review on facebook."
+                        .to_owned()
+                ),
+                message(
+                    "1 use of a prompt denied, no policy has a say in prompts (no_policy), by agents/facebook: review on facebook."
+                ),
+                message(
+                    "2 uses of prompts denied, no entry allows the prompt (not_listed), by agents/facebook: review on facebook."
+                ),
+                message(
+                    "2 reads of resources denied, an entry denies the resource (denied), by agents/facebook: file:///a on facebook, \
+                     file:///b on facebook."
+                ),
+                message(
+                    "2 requests of servers denied, no policy has a say in requests of the server (no_policy), by agents/facebook: \
+                     sampling on facebook."
+                ),
+                message(
+                    "2 other requests denied, no policy allows the method (not_listed), by agents/facebook: _other on facebook, \
+                     logging/setLevel on facebook."
                 ),
             ]
         );

@@ -124,7 +124,7 @@ pub(crate) fn is_intercepted(server: &Server) -> bool {
 
 /// Returns whether a policy has calls approved by people.
 pub(crate) fn asks_people(spec: &MCPPolicySpec) -> bool {
-    spec.servers.iter().flat_map(|server| &server.tools).any(|tool| tool.approval.is_some())
+    spec.servers.iter().flat_map(Server::all_entries).any(|entry| entry.approval.is_some())
 }
 
 /// A policy of a snapshot, in the state in which it is there.

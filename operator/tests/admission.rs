@@ -591,6 +591,25 @@ mod validate {
     }
 
     #[tokio::test]
+    async fn an_approval_that_nobody_can_give_is_warned_of_wherever_it_stands() {
+        let operator = operator();
+        let asking = json!({"name": "x", "approval": {}});
+        for (list, entries, field) in [
+            ("tools", json!([{"name": "t"}, asking]), "spec.servers[1].tools[1].approval"),
+            ("prompts", json!([asking]), "spec.servers[1].prompts[0].approval"),
+            ("resources", json!([{"uri": "a:b"}, {"uri": "a:c", "approval": {}}]), "spec.servers[1].resources[1].approval"),
+            ("requests", json!([{"name": "roots", "approval": {}}]), "spec.servers[1].requests[0].approval"),
+        ] {
+            let url = "http://facebook.tools.svc/mcp";
+            let spec = json!({"servers": [{"name": "other", "url": url}, {"name": "facebook", "url": url, list: entries}]});
+            let said = operator.validate(&policy("MCPPolicy", &spec)).await;
+            assert_eq!(said["allowed"], true, "{said}");
+            let warning = said["warnings"][0].as_str().unwrap_or_default();
+            assert!(warning.starts_with(&format!("{field}: these calls are denied for now: ")), "{list}: {said}");
+        }
+    }
+
+    #[tokio::test]
     async fn what_a_schema_cannot_see_is_refused_with_its_field() {
         let operator = operator();
         for (kind, spec, promised) in [

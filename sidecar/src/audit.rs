@@ -45,6 +45,9 @@ pub struct AuditLine<'a> {
     /// What it names: a prompt, a URI as the client wrote it, what the server asks for, or the method.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<&'a str>,
+    /// What a completion/complete refers to: a `prompt` or a `resource`. Absent where the operation says what it names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'a str>,
     /// `allowed`, `denied`, `would_deny` or `would_ask`.
     pub decision: &'a str,
     /// Why, as in the metrics.
@@ -310,6 +313,7 @@ mod tests {
                 tool: Some(&format!("t\n{number}")),
                 operation: None,
                 name: None,
+                kind: None,
                 decision: "allowed",
                 reason: "none",
                 policy: None,

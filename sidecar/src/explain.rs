@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
 use toolweir_crds::{
+    OperationKind, RequestName,
     explain::{ConnectionExplanation, ExplainResponse},
     text::one_line,
 };
@@ -16,7 +17,15 @@ use toolweir_engine::{
     json::{JsonError, JsonKind, Raw, Reader},
 };
 
-use crate::{capture::Capture, governor::Governor, in_force::InForce};
+use crate::{
+    capture::Capture,
+    governor::Governor,
+    in_force::InForce,
+    mcp::{
+        client_ask::ClientAsk,
+        request::{Message, parse},
+    },
+};
 
 /// The largest question, in bytes: arguments that a command line can hold.
 pub const LARGEST: usize = 256 * 1024;
@@ -70,9 +79,8 @@ pub async fn explain(
         }
     };
     let server = question.server(&in_force).map_err(bad)?;
-    let seen = in_force.seen(&server, &question.tool);
-    let CallQuestion { tool, arguments, session, .. } = &question;
-    let call = Call { server: &server, operation: Operation::tool(tool), arguments: *arguments, session, seen: seen.as_deref() };
+    let seen = if question.kind == OperationKind::Tool { in_force.seen(&server, &question.name) } else { None };
+    let call = Call { seen: seen.as_deref(), ..question.call(&server) };
     let (engine, now) = (&in_force.engine, governor.now());
     let peeked = governor.peek(&in_force, &call, now).await;
     let version = in_force.version.clone();
@@ -84,9 +92,7 @@ pub async fn explain(
     let (server, again) = (server.into_owned(), bytes.clone());
     let explained = tokio::task::spawn_blocking(move || {
         let ExplainQuestion::Call(question) = self::question(&again)? else { return Err(FORM.to_owned()) };
-        let CallQuestion { tool, arguments, session, .. } = &question;
-        let call =
-            Call { server: &server, operation: Operation::tool(tool), arguments: *arguments, session, seen: seen.as_deref() };
+        let call = Call { seen: seen.as_deref(), ..question.call(&server) };
         Ok(in_force.engine.explain(&call, now, &peeked))
     });
     let explanation =
@@ -96,7 +102,7 @@ pub async fn explain(
 }
 
 /// What to write.
-const FORM: &str = r#"write {"tool": NAME, "server": NAME, "arguments": {...}, "session": ID}, of which the last three may be left out, or {"url": URL}"#;
+const FORM: &str = r#"write {"tool": NAME, "server": NAME, "arguments": {...}, "session": ID}, of which the last three may be left out; in place of `tool` one of `prompt`, `resource`, `request` and `method`; or {"url": URL}"#;
 const NOT_CAPTURED: &str = "the connections of this pod are not captured, so that they lead where its containers want; label it toolweir.dev/capture: enabled and create it anew";
 
 /// What is asked.
@@ -107,11 +113,12 @@ enum ExplainQuestion<'a> {
     Connection(Cow<'a, str>),
 }
 
-/// A call that nobody makes.
+/// A call or another operation that nobody makes.
 #[derive(Debug, Default, PartialEq)]
 struct CallQuestion<'a> {
     server: Option<Cow<'a, str>>,
-    tool: Cow<'a, str>,
+    kind: OperationKind,
+    name: Cow<'a, str>,
     arguments: Option<Raw<'a>>,
     session: Cow<'a, str>,
 }
@@ -129,7 +136,7 @@ enum Unclear {
 fn question(bytes: &[u8]) -> Result<ExplainQuestion<'_>, String> {
     let unclear = |error: Unclear| format!("{error}; {FORM}");
     let mut question = CallQuestion::default();
-    let (mut tool, mut session, mut url, mut seen) = (None, None, None, Vec::new());
+    let (mut asked, mut session, mut url, mut seen) = (None, None, None, Vec::new());
     let mut reader = Reader::new(bytes).map_err(|error| unclear(error.into()))?;
     reader
         .object::<Unclear>(|reader, key| {
@@ -139,7 +146,11 @@ fn question(bytes: &[u8]) -> Result<ExplainQuestion<'_>, String> {
             }
             match &*key {
                 "server" => question.server = Some(text(reader, "server")?),
-                "tool" => tool = Some(text(reader, "tool")?),
+                key if let Some(kind) = OperationKind::of_noun(key) => {
+                    if let Some((other, _)) = asked.replace((kind, text(reader, kind.noun())?)) {
+                        return Err(Unclear::Other(format!("there are `{other}` and `{kind}`, and a question is about one")));
+                    }
+                }
                 "session" => session = Some(text(reader, "session")?),
                 "url" => url = Some(text(reader, "url")?),
                 "arguments" => question.arguments = Some(reader.value()?),
@@ -158,11 +169,8 @@ fn question(bytes: &[u8]) -> Result<ExplainQuestion<'_>, String> {
             Err(unclear(Unclear::Other("a question about a `url` has nothing else".to_owned())))
         };
     }
-    question.tool = tool.ok_or_else(|| unclear(Unclear::Other("there is no `tool`".to_owned())))?;
-    if question.tool.contains(char::is_control) {
-        // A call of such a tool is refused before any policy is asked.
-        return Err("`tool` has a control character, and a call of such a tool is refused; write a tool's name".to_owned());
-    }
+    (question.kind, question.name) = asked.ok_or_else(|| unclear(Unclear::Other("there is no `tool`".to_owned())))?;
+    question.check()?;
     question.session = session.unwrap_or_default();
     Ok(ExplainQuestion::Call(question))
 }
@@ -176,6 +184,30 @@ fn text<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Cow<'a, str>, Unclear>
 }
 
 impl CallQuestion<'_> {
+    /// The call, of a tool of which nothing is known.
+    fn call<'a>(&'a self, server: &'a str) -> Call<'a> {
+        let operation = Operation::of_kind(self.kind, &self.name);
+        Call { server, operation, arguments: self.arguments, session: &self.session, seen: None }
+    }
+
+    /// Refuses what no policy decides on.
+    fn check(&self) -> Result<(), String> {
+        let Self { kind, name, .. } = self;
+        if name.contains(char::is_control) {
+            // It is refused before any policy is asked.
+            return Err(format!(
+                "`{kind}` has a control character, and what names such a {kind} is refused; write a {kind}'s name"
+            ));
+        }
+        match kind {
+            OperationKind::Request if RequestName::ALL.iter().all(|known| known.as_str() != name) => {
+                Err(format!("`{}` is nothing that servers ask for; write sampling, elicitation or roots", one_line(name, 80)))
+            }
+            OperationKind::Other => check_method(name),
+            _ => Ok(()),
+        }
+    }
+
     /// The server: the one that is meant where there is only one.
     fn server(&self, in_force: &InForce) -> Result<Cow<'_, str>, String> {
         if let Some(server) = &self.server {
@@ -190,6 +222,25 @@ impl CallQuestion<'_> {
     }
 }
 
+/// Refuses methods on which no policy decides, and those that are decided on by what they name.
+fn check_method(method: &str) -> Result<(), String> {
+    let shown = one_line(method, 80);
+    let by_name = |kinds: &str| Err(format!("{shown} is decided on by what it names; ask about {kinds}"));
+    match OperationKind::of_method(method) {
+        OperationKind::Other if method == "completion/complete" => return by_name("a `prompt` or `resource`"),
+        OperationKind::Other if method.starts_with("tasks/") && method != "tasks/list" => return by_name("the `tool`"),
+        OperationKind::Other => {}
+        kind => return by_name(&format!("a `{kind}`")),
+    }
+    let message = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": method}).to_string();
+    let message = parse(message.as_bytes()).map_err(|why| why.to_string())?;
+    let Message::Request(request) = message else { return Ok(()) };
+    match ClientAsk::of(&request) {
+        Ok(ClientAsk::Free) => Err(format!("{shown} belongs to the base protocol: it passes, whatever policies say")),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,10 +249,20 @@ mod tests {
     fn a_question_is_read_as_it_stands() {
         let bytes = br#" {"tool":"p\u0061y","arguments": {"a":1, "a":2},"server":"bank"} "#;
         let ExplainQuestion::Call(question) = question(bytes).unwrap() else { panic!("it is about a call") };
-        assert_eq!((question.server.as_deref(), &*question.tool, &*question.session), (Some("bank"), "pay", ""));
+        assert_eq!((question.server.as_deref(), &*question.name, &*question.session), (Some("bank"), "pay", ""));
         assert_eq!(question.arguments.map(Raw::as_str), Some(r#"{"a":1, "a":2}"#));
         let least = super::question(br#"{"tool":"x"}"#).unwrap();
-        assert_eq!(least, ExplainQuestion::Call(CallQuestion { tool: "x".into(), ..CallQuestion::default() }));
+        assert_eq!(least, ExplainQuestion::Call(CallQuestion { name: "x".into(), ..CallQuestion::default() }));
+        for (key, kind, name) in [
+            ("prompt", OperationKind::Prompt, "review"),
+            ("resource", OperationKind::Resource, "file:///a"),
+            ("request", OperationKind::Request, "sampling"),
+            ("method", OperationKind::Other, "logging/setLevel"),
+        ] {
+            let body = format!(r#"{{"{key}":"{name}"}}"#);
+            let expected = CallQuestion { kind, name: name.into(), ..CallQuestion::default() };
+            assert_eq!(super::question(body.as_bytes()).unwrap(), ExplainQuestion::Call(expected));
+        }
         let url = super::question(br#"{"url":"http://a"}"#).unwrap();
         assert_eq!(url, ExplainQuestion::Connection("http://a".into()));
     }
@@ -218,6 +279,13 @@ mod tests {
             (r#"{"tool":"x","args":{}}"#, "`args` is not known; write {"),
             (r#"{"url":"http://a","tool":"x"}"#, "a question about a `url` has nothing else; write {"),
             (r#"{"tool":"x\n"}"#, "`tool` has a control character"),
+            (r#"{"resource":"a:\n"}"#, "`resource` has a control character"),
+            (r#"{"tool":"x","prompt":"y"}"#, "there are `tool` and `prompt`, and a question is about one; write {"),
+            (r#"{"request":"sample"}"#, "`sample` is nothing that servers ask for; write sampling, elicitation or roots"),
+            (r#"{"method":"prompts/get"}"#, "prompts/get is decided on by what it names; ask about a `prompt`"),
+            (r#"{"method":"roots/list"}"#, "roots/list is decided on by what it names; ask about a `request`"),
+            (r#"{"method":"completion/complete"}"#, "completion/complete is decided on by what it names"),
+            (r#"{"method":"tools/list"}"#, "tools/list belongs to the base protocol: it passes"),
         ] {
             let error = question(text.as_bytes()).unwrap_err();
             assert!(error.starts_with(why), "{text}: {error}");

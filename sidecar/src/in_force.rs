@@ -152,13 +152,16 @@ pub struct NamedTool {
     pub calls: OnceLock<Option<Arc<ToolCalls>>>,
 }
 
-/// Has what policies can say of other operations than calls of tools begin at 0.
+/// Has what policies can say of other operations than calls of tools, and what they can hide of lists, begin at 0.
 fn begin_operations(engine: &Engine, server: &str, metrics: &ServerMetrics) {
     let begin = |verdict: &Verdict<'_>, operation: Operation<'_>| {
         let Operation { name, method, .. } = operation;
         let labels = [server, method, name, verdict.decision, verdict.reason.as_str(), &verdict.policy];
         metrics.operations.with_label_values(&labels);
     };
+    for list in ListKind::ALL {
+        metrics.hidden(server, list);
+    }
     for verdict in engine.verdicts(server, OperationKind::Prompt) {
         begin(&verdict, Operation::prompt(verdict.name.unwrap_or(OTHER_NAME)));
     }
@@ -202,7 +205,6 @@ impl InForce {
                 .map(|kind| (kind, engine.names(view.name, kind).map(Box::from).collect()))
                 .into();
             // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
-            ListKind::ALL.into_iter().for_each(|list| drop(metrics.hidden(view.name, list)));
             for end in ServerAnswerEnd::ALL {
                 metrics.server_answers.with_label_values(&[view.name, end.as_str()]);
             }

@@ -38,6 +38,9 @@ use crate::{
 /// force.
 pub const TTL: Duration = Duration::from_secs(5);
 
+/// The most resource templates of one answer that are looked at, as each is compared with every entry. Others are not shown.
+const MOST_TEMPLATES: usize = 512;
+
 /// Shows of the lists of one server what may be used.
 #[derive(Clone, Debug)]
 pub struct Lists {
@@ -77,7 +80,7 @@ impl Lists {
         let learning = server.and_then(|server| Some((server, server.tools_seen()?)));
         let is_for_nobody = own.is_some_and(|own| own.client_id.is_none());
         let mut page: Option<ListedPage<'_>> = None;
-        let (rules, mut hidden) = (Rules { ttl: self.ttl, own }, BTreeMap::new());
+        let (rules, mut hidden, mut templates) = (Rules { ttl: self.ttl, own }, BTreeMap::new(), 0);
         let read = list::filter(answer, &rules, &mut |entry| {
             if let Some(learning) = learning.filter(|_| entry.list == ListKind::Tools) {
                 page.get_or_insert_with(|| begin_page(learning)).learn(entry);
@@ -85,7 +88,10 @@ impl Lists {
             let mut stays = true;
             for name in entry.names {
                 let seen = page.as_ref().filter(|_| entry.list == ListKind::Tools).and_then(|page| page.seen(name));
-                let shown = self.may_use(&in_force, entry.list, name, seen);
+                let is_template = entry.list == ListKind::Templates;
+                templates += usize::from(is_template);
+                let is_too_many = is_template && templates > MOST_TEMPLATES;
+                let shown = !is_too_many && self.may_use(&in_force, entry.list, name, seen);
                 self.learn_name(entry.list, name);
                 if !shown && !is_for_nobody {
                     *hidden.entry(entry.list).or_default() += 1;
@@ -107,7 +113,8 @@ impl Lists {
         read
     }
 
-    /// Returns true where an entry of a list with this name, URI, URI template or id may be used. `seen` is what the list says of a tool.
+    /// Returns true where an entry of a list with this name, URI, URI template or id may be used. `seen` is what the list says of
+    /// a tool.
     fn may_use(&self, in_force: &InForce, list: ListKind, name: &str, seen: Option<&SeenTool>) -> bool {
         let (engine, server) = (&in_force.engine, self.server.as_str());
         match list {
@@ -116,7 +123,7 @@ impl Lists {
             ListKind::Resources => engine.may_use(server, Operation::resource(name), None),
             ListKind::Templates => {
                 let witness = engine.template_witness(server, name);
-                witness.is_some_and(|uri| engine.may_use(server, Operation::resource(&uri), None))
+                engine.may_use(server, Operation::resource(witness.as_deref().unwrap_or(name)), None)
             }
             ListKind::Tasks => self.governor.tasks().find(server, name).is_some_and(|tool| {
                 let seen = in_force.seen(server, &tool);

@@ -10,7 +10,7 @@ use std::{
 
 use toolweir_crds::{
     OnStoreFailure, OperationKind, PartSet, ToolClass,
-    bounds::{RESOURCE_URI, SERVER_NAME},
+    bounds::{RESOURCE_URI, SERVER_NAME, TOOL_NAME},
 };
 use toolweir_engine::{Call, Reason, json::Raw};
 
@@ -59,6 +59,11 @@ pub struct RecordedDecision {
     pub approval: Option<Arc<str>>,
 }
 
+/// Returns the most characters of a name that are written: what is longer is no name that policies know.
+fn longest_name(kind: OperationKind) -> usize {
+    if kind == OperationKind::Resource { RESOURCE_URI } else { TOOL_NAME }
+}
+
 /// The record of one call. Dropped, it writes the audit line, so that none is missing when the client hangs up.
 #[derive(Debug)]
 pub struct Record {
@@ -85,7 +90,7 @@ impl Record {
             server: call.server.chars().take(SERVER_NAME).collect(),
             kind: call.operation.kind,
             method: call.operation.method.chars().take(LONGEST_METHOD).collect(),
-            name: call.operation.name.chars().take(RESOURCE_URI).collect(),
+            name: call.operation.name.chars().take(longest_name(call.operation.kind)).collect(),
             decision,
             session: audit::session_hash(call.session),
             arguments_sha256: call.arguments.map(|raw: Raw<'_>| audit::sha256(raw.as_str().as_bytes())),
@@ -127,6 +132,8 @@ impl Drop for Record {
             tool: (self.kind == OperationKind::Tool).then_some(&self.name),
             operation: (self.kind != OperationKind::Tool).then_some(&self.method),
             name: (self.kind != OperationKind::Tool).then_some(&self.name),
+            kind: (self.kind != OperationKind::Tool && self.kind != OperationKind::of_method(&self.method))
+                .then_some(self.kind.noun()),
             decision,
             reason: reason.as_str(),
             policy: policy.as_deref(),

@@ -1,9 +1,10 @@
 //! The page of metrics, with what is computed when somebody asks for it.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use arc_swap::Guard;
 use prometheus::{Gauge, GaugeVec, IntGaugeVec};
+use toolweir_crds::OperationKind;
 
 use crate::governor::Governor;
 
@@ -68,7 +69,12 @@ impl Scraper {
         self.limit_used.reset();
         for limit in in_force.engine.limits(governor.now(), &usage) {
             if !limit.keyed {
-                let gauge = self.limit_used.with_label_values(&[limit.server, limit.tool, limit.policy, limit.limit]);
+                // A prompt can have the name of a tool, and the same limit.
+                let entry = match limit.kind {
+                    OperationKind::Tool => Cow::Borrowed(limit.tool),
+                    kind => Cow::Owned(format!("{kind} {}", limit.tool)),
+                };
+                let gauge = self.limit_used.with_label_values(&[limit.server, &*entry, limit.policy, limit.limit]);
                 #[expect(clippy::cast_precision_loss, reason = "a ratio for display")]
                 gauge.set(limit.used / limit.max as f64);
             }

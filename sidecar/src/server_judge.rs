@@ -138,8 +138,14 @@ impl MessageJudge<'_> {
         match message {
             ServerMessage::Plain => ServerMessageVerdict::Pass,
             ServerMessage::Request { id, ask } => self.request(*id, ask).await,
+            // Some clients may do what a request asks for that has no id.
             ServerMessage::Notification { method, uri, input } => {
-                if !self.may_tell(method, uri.as_deref()) {
+                let ask = ServerAsk { method: method.clone(), params: None };
+                let is_request = !method.starts_with("notifications/");
+                if is_request && !matches!(self.ask(&ask, None).await, AskVerdict::Free) {
+                    return ServerMessageVerdict::Take(SmallVec::new());
+                }
+                if !is_request && !self.may_tell(method, uri.as_deref()) {
                     return ServerMessageVerdict::Take(SmallVec::new());
                 }
                 if method == "notifications/cancelled" {

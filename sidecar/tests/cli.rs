@@ -13,7 +13,7 @@ use common::{
     folder::Folder,
     policy,
     program::{self, Running},
-    request, until,
+    request, speaking, until,
     upstream::Upstream,
     within,
 };
@@ -143,7 +143,7 @@ async fn an_address_that_is_taken_is_told_with_its_flag() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let folder = Folder::new();
-    let path = folder.write("policy.yaml", allow_all(URL));
+    let path = folder.write("policy.yaml", speaking(&allow_all(URL)));
     for flag in ["--listen", "--metrics-listen", "--admin-listen"] {
         let mut arguments = vec!["run", "--policy", path.to_str().unwrap()];
         for other in ["--listen", "--metrics-listen", "--admin-listen"] {
@@ -167,9 +167,15 @@ async fn an_address_that_is_taken_is_told_with_its_flag() {
 #[tokio::test]
 async fn check_says_what_is_in_order_and_what_is_not() {
     let folder = Folder::new();
-    let path = folder.write("policy.yaml", allow_all(URL));
+    let path = folder.write("policy.yaml", speaking(&allow_all(URL)));
     let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
     assert_eq!((code, out.as_str(), error.as_str()), (0, "ok: 1 policy of 1 file and 1 server\n", ""));
+    // Before policies spoke of prompts and resources, these passed.
+    let path = folder.write("policy.yaml", allow_all(URL));
+    let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
+    assert_eq!((code, error.as_str()), (0, ""));
+    let warning = format!("warning: {}:6:5: spec.servers[0]: no policy here says which prompts and resources", path.display());
+    assert!(out.starts_with(&warning) && out.ends_with("\nok: 1 policy of 1 file and 1 server\n"), "{out}");
     for (name, text, why) in bad_policies() {
         let path = folder.write("policy.yaml", text);
         let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
@@ -195,7 +201,7 @@ async fn check_warns_of_what_kubectl_and_calls_may_take_otherwise() {
     // An argument that is taken for a list is whatever the call says.
     let entry = "[{name: a, validations: [{expression: 'args.to.all(t, size(t) < 9)'}]}]";
     let doubtful = allow_all(URL).replace("[{name: \"*\", action: Allow}]", entry);
-    let path = folder.write("policy.yaml", &doubtful);
+    let path = folder.write("policy.yaml", speaking(&doubtful));
     let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
     assert_eq!((code, error.as_str()), (0, ""));
     let (warning, ok) = out.split_once('\n').unwrap();
@@ -227,7 +233,8 @@ async fn check_warns_of_names_likely_meant_otherwise_and_expressions_that_deny_w
             "validations[0].expression: calculates with `args.n`, which fails where that is 5.0",
         ),
     ] {
-        let path = folder.write("policy.yaml", allow_all(URL).replace("[{name: \"*\", action: Allow}]", &format!("[{entry}]")));
+        let doubtful = allow_all(URL).replace("[{name: \"*\", action: Allow}]", &format!("[{entry}]"));
+        let path = folder.write("policy.yaml", speaking(&doubtful));
         let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
         assert_eq!((code, error.as_str()), (0, ""), "{name}");
         assert!(out.starts_with(&format!("warning: {}:8:", path.display())) && out.contains(why), "{name}: {out}");
@@ -241,8 +248,8 @@ async fn check_warns_of_names_likely_meant_otherwise_and_expressions_that_deny_w
 #[tokio::test]
 async fn check_takes_files_and_folders_together_as_the_policies_of_one_pod() {
     let folder = Folder::new();
-    folder.write("policy.yaml", allow_all(URL));
-    folder.write("shop.yaml", allow_all(URL).replace("bank", "shop"));
+    folder.write("policy.yaml", speaking(&allow_all(URL)));
+    folder.write("shop.yaml", speaking(&allow_all(URL)).replace("bank", "shop"));
     let (code, out, _) = said(&program::run(&["check", folder.path().to_str().unwrap()]).await);
     assert_eq!((code, out.as_str()), (0, "ok: 2 policies of 2 files and 2 servers\n"));
     let path = folder.path().join("policy.yaml");

@@ -132,7 +132,7 @@ async fn nothing_reaches_a_server_whose_policy_does_not_compile() {
         let post = async |body: &str| Ask::post(body).over(http, sidecar.address).await;
         let call = post(&call("1", "pay", "{}")).await.json();
         assert_eq!((&denial(&call)["reason"], &call["result"]["isError"]), (&json!("invalid_policy"), &json!(true)));
-        for method in ["initialize", "tools/list", "ping", "resources/read", "tasks/get", "anything"] {
+        for method in ["initialize", "tools/list", "ping", "resources/list", "tasks/get", "anything"] {
             let answer = post(&request("1", method, "{}")).await;
             assert_eq!((answer.status, &answer.json()["error"]["code"]), (200, &json!(403)), "{method}: {}", answer.text());
             assert_eq!(denial(&answer.json())["reason"], "invalid_policy", "{method}");

@@ -82,6 +82,36 @@ async fn it_says_what_the_model_would_be_told_and_how_full_each_limit_is() {
 }
 
 #[tokio::test]
+async fn what_is_no_tool_is_explained_as_it_would_be_decided() {
+    let upstream = Upstream::bank().await;
+    let lists = "prompts: [{name: review, limits: [{max: 2, window: hour}], validations: [{expression: \"args.n == '1'\"}]}]\n    \
+                 resources: [{uri: \"file:///plans/*\"}]\n    requests: [{name: sampling, validations: [{expression: 'args.maxTokens < 9'}]}]\n    \
+                 defaultActions: {other: Allow}\n";
+    let text = format!("{}    {lists}", policy(&upstream.url(), "[{name: review, action: Deny}]"));
+    let sidecar = Sidecar::start(&text).await;
+    for (question, decision, reason) in [
+        (json!({"prompt": "review", "arguments": {"n": "1"}}), "allowed", "none"),
+        (json!({"prompt": "review", "arguments": {"n": "2"}}), "denied", "validation"),
+        (json!({"prompt": "other"}), "denied", "not_listed"),
+        (json!({"tool": "review"}), "denied", "denied"),
+        (json!({"resource": "file:///plans/a.txt"}), "allowed", "none"),
+        (json!({"resource": "file:///etc/passwd"}), "denied", "not_listed"),
+        (json!({"request": "sampling", "arguments": {"maxTokens": 8}}), "allowed", "none"),
+        (json!({"request": "sampling", "arguments": {"maxTokens": 9}}), "denied", "validation"),
+        (json!({"request": "roots"}), "denied", "not_listed"),
+        (json!({"method": "logging/setLevel"}), "allowed", "none"),
+        (json!({"prompt": "review", "server": "nowhere"}), "denied", "no_policy"),
+    ] {
+        let said = explained(&sidecar, &question).await;
+        assert_eq!((&said["decision"], &said["verdict"]["reason"]), (&json!(decision), &json!(reason)), "{question}: {said:#}");
+    }
+    let said = explained(&sidecar, &json!({"prompt": "review", "arguments": {"n": "1"}})).await;
+    assert_eq!((&said["kind"], &said["tool"]), (&json!("prompt"), &json!("review")));
+    assert_eq!(said["policies"][0]["servers"][0]["entries"][0]["limits"][0]["used"], 0.0, "nothing was taken");
+    assert_eq!(explained(&sidecar, &json!({"tool": "review"})).await.get("kind"), None);
+}
+
+#[tokio::test]
 async fn a_call_under_way_is_seen_and_none_is_added() {
     let upstream = Upstream::bank().await;
     let sidecar = Sidecar::start(&policy(&upstream.url(), "[{name: pay, maxConcurrent: 1}]")).await;

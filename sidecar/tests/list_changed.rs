@@ -1,4 +1,4 @@
-//! When the policies change, clients are told that the list of tools has changed, where their server has agreed to tell them: in
+//! When the policies change, clients are told that lists have changed, where their server has agreed to tell them: in
 //! the era of 2026-07-28 by subscription, before that as the answer to `initialize` declares.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -66,9 +66,13 @@ fn acknowledges(id: &str, notifications: &str) -> String {
 async fn a_change_of_policy_is_told_to_subscriptions_that_the_server_acknowledged() {
     let (upstream, sidecar, mut opened) = before("application/json", String::new()).await;
     let listen = Ask::post(request("\"a\"", "subscriptions/listen", r#"{"notifications":{"toolsListChanged":true}}"#));
-    for (notifications, told) in
-        [(r#"{"toolsListChanged":true}"#, true), (r#"{"promptsListChanged":true}"#, false), ("{}", false)]
-    {
+    for (notifications, told) in [
+        (r#"{"toolsListChanged":true}"#, &["tools"][..]),
+        (r#"{"promptsListChanged":true,"toolsListChanged":false}"#, &["prompts"]),
+        (r#"{"resourcesListChanged":true,"toolsListChanged":true}"#, &["tools", "resources"]),
+        (r#"{"tasksListChanged":true}"#, &[]),
+        ("{}", &[]),
+    ] {
         let (mut wire, status, _) = Wire::open(sidecar.address, &listen).await;
         let feed = opened.recv().await.unwrap();
         let acknowledged = acknowledges("\"a\"", notifications);
@@ -86,7 +90,7 @@ async fn a_change_of_policy_is_told_to_subscriptions_that_the_server_acknowledge
         tokio::time::sleep(Duration::from_millis(50)).await;
         feed.send("\n\n").await;
         let one = CHANGED.replace("\"}", r#"","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":"a"}}}"#);
-        let told = if told { one } else { String::new() };
+        let told: String = told.iter().map(|list| one.replace("tools", list)).collect();
         assert_eq!(up_to_end(&mut wire, &feed).await, format!("data: b\n\n{told}data: end\n\n"), "{notifications}");
         change(&upstream, &sidecar, "[{name: pay}]").await;
     }
@@ -94,17 +98,23 @@ async fn a_change_of_policy_is_told_to_subscriptions_that_the_server_acknowledge
 
 #[tokio::test]
 async fn a_change_of_policy_is_told_on_the_stream_of_a_session_whose_server_declared_it() {
+    let all = DECLARES.replace(
+        r#""tools":{"listChanged":true}"#,
+        r#""tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true}"#,
+    );
     for (kind, body, told) in [
-        ("application/json", DECLARES.to_owned(), true),
-        (EVENTS, format!("id: 1\ndata: {DECLARES}\n\n"), true),
-        ("application/json", DECLARES.replace("true", "false"), false),
-        ("application/json", DECLARES.replace("tools", "prompts"), false),
+        ("application/json", DECLARES.to_owned(), &["tools"][..]),
+        (EVENTS, format!("id: 1\ndata: {DECLARES}\n\n"), &["tools"]),
+        (EVENTS, format!("id: 1\ndata: {all}\n\n"), &["tools", "prompts", "resources"]),
+        ("application/json", DECLARES.replace("true", "false"), &[]),
+        ("application/json", DECLARES.replace("tools", "prompts"), &["prompts"]),
+        ("application/json", DECLARES.replace("tools", "tasks"), &[]),
     ] {
         let (upstream, sidecar, mut opened) = before(kind, body.clone()).await;
         let initialized = sidecar.ask(&Ask::post(request("1", "initialize", "{}"))).await;
         assert_eq!(initialized.text(), body);
-        let told = if told { CHANGED } else { "" };
-        for (session, told) in [("s-1", told), ("s-2", "")] {
+        let told: String = told.iter().map(|list| CHANGED.replace("tools", list)).collect();
+        for (session, told) in [("s-1", told.as_str()), ("s-2", "")] {
             let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get().with("mcp-session-id", session)).await;
             let feed = opened.recv().await.unwrap();
             change(&upstream, &sidecar, &format!("[{{name: \"{session}\"}}]")).await;
@@ -128,7 +138,12 @@ async fn a_change_of_policy_is_told_on_the_stream_of_a_session_whose_server_decl
 
 #[tokio::test]
 async fn a_change_of_policy_is_told_on_a_stream_of_http_and_sse() {
-    for (initialized, told) in [(DECLARES.to_owned(), CHANGED), (DECLARES.replace("true", "false"), "")] {
+    let resources = DECLARES.replace("tools", "resources");
+    for (initialized, told) in [
+        (DECLARES.to_owned(), CHANGED.to_owned()),
+        (resources, CHANGED.replace("tools", "resources")),
+        (DECLARES.replace("true", "false"), String::new()),
+    ] {
         let (upstream, sidecar, mut opened) = before(EVENTS, String::new()).await;
         let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
         let feed = opened.recv().await.unwrap();

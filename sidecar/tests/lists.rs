@@ -1,15 +1,16 @@
-//! `tools/list` shows an agent only what it may call, in every form that a list can come in, and changes nothing else.
+//! Lists show an agent only what it may use, in every form that a list can come in, and nothing else changes.
 //! mcp.md, "Lists, streams, tasks".
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
 mod common;
 
 use common::{
-    call,
+    FREE, LISTS, SOME, call,
     client::{Answer, Ask, Http, Wire},
-    list, policy, request,
+    list, policy, policy_with, request,
     sidecar::Sidecar,
     upstream::{Feed, Reply, Upstream},
+    usable,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -185,9 +186,9 @@ async fn a_list_is_kept_no_longer_than_it_may_be_though_nothing_of_it_is_cut_out
         let (_upstream, sidecar) = before("text/event-stream", event(ttl)).await;
         assert_eq!(sidecar.ask(&Ask::get()).await.text(), event(kept), "{ttl}");
     }
-    // What is no list of tools is kept as long as its server says.
-    let resources = r#"{"id":1,"result":{"ttlMs":3600000,"resources":[],"_meta":{"tools":[]}}}"#;
-    assert_eq!(listed("application/json", resources).await.text(), resources);
+    // What is no list is kept as long as its server says.
+    let read = r#"{"id":1,"result":{"ttlMs":3600000,"contents":[],"_meta":{"tools":[]}}}"#;
+    assert_eq!(listed("application/json", read).await.text(), read);
     let upstream = Upstream::start(move |_| Reply::json(long("60000"))).await;
     let told = |config: &mut RunConfig| config.limits.list_ttl = std::time::Duration::from_millis(1500);
     let sidecar = Sidecar::with(&policy(&upstream.url(), TOOLS), told).await;
@@ -296,8 +297,10 @@ async fn a_list_that_is_larger_than_is_held_is_not_passed_on() {
 async fn other_answers_are_not_held_whatever_their_size_and_form() {
     let text = format!(r#"{{"id":1,"result":{{"content":[{{"type":"text","text":"{}"}}]}}}}"#, "x".repeat(300_000));
     let body = text.clone();
-    let upstream = Upstream::start(move |_| Reply::new(200, "application/json", body.clone())).await;
-    let sidecar = Sidecar::with(&policy(&upstream.url(), TOOLS), |config| config.limits.body = 10_000).await;
+    let upstream =
+        Upstream::start(move |_| Reply::new(200, "application/json", body.clone()).with("content-encoding", "x-any")).await;
+    let free = policy_with(&upstream.url(), TOOLS, &[FREE]);
+    let sidecar = Sidecar::with(&free, |config| config.limits.body = 10_000).await;
     for http in Http::BOTH {
         assert_eq!(Ask::post(call("1", "pay", "{}")).over(http, sidecar.address).await.text(), text);
     }
@@ -388,4 +391,212 @@ async fn a_list_of_hundreds_of_thousands_of_tools_is_filtered_in_its_own_memory(
     let answer = listed("application/json", &format!(r#"{{"id":1,"result":{{"tools":[{items}]}}}}"#)).await;
     let shown = vec![r#"{"name":"pay"}"#; 140_000].join(",");
     assert!(answer.text() == format!(r#"{{"id":1,"result":{{"tools":[{shown}]}}}}"#));
+}
+
+/// A list with entries of these names, URIs, URI templates or ids.
+fn list_of((_, key, member): (&str, &str, &str), names: &[&str]) -> String {
+    let entries: Vec<String> = names.iter().map(|name| format!(r#"{{"x":1.0,"{member}":"{name}"}}"#)).collect();
+    format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"{key}":[{}]}}}}"#, entries.join(" , "))
+}
+
+/// A sidecar before a server that answers everything with this, by a policy with these fields. A task of `pay` is known.
+async fn with_fields(fields: &[&str], kind: &'static str, body: String) -> (Upstream, Sidecar) {
+    let upstream = Upstream::start(move |_| Reply::new(200, kind, body.clone())).await;
+    let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: pay}]", fields)).await;
+    sidecar.governor.tasks().learn("bank", "pay", "pay");
+    (upstream, sidecar)
+}
+
+#[tokio::test]
+async fn what_may_not_be_used_is_in_no_list_whatever_form_that_comes_in() {
+    for list in LISTS {
+        let (method, key, _) = list;
+        let [pay, wipe] = usable(key);
+        let (all, shown) = (list_of(list, &[wipe, pay, wipe]), list_of(list, &[pay]));
+        let ask = Ask::post(request("1", method, "{}"));
+        let (_upstream, sidecar) = with_fields(&SOME, "application/json", all.clone()).await;
+        for http in Http::BOTH {
+            assert_eq!(ask.over(http, sidecar.address).await.text(), shown, "{method} {http:?}");
+        }
+        let hidden = sidecar.scrape().await;
+        for (_, other, _) in LISTS.into_iter().filter(|(_, other, _)| *other != "tools") {
+            let count = if key == other { 4.0 } else { 0.0 };
+            assert_eq!(hidden.sum("toolweir_entries_hidden_total", &[("server", "bank"), ("list", other)]), count, "{method}");
+        }
+        let tools = if key == "tools" { 4.0 } else { 0.0 };
+        assert_eq!(hidden.sum("toolweir_tools_hidden_total", &[("server", "bank")]), tools, "{method}");
+        let (_upstream, sidecar) = with_fields(&SOME, "text/event-stream", format!("id: 1\ndata: {all}\n\n")).await;
+        // Of a stream that is resumed, too.
+        for ask in [ask, Ask::get().with("last-event-id", "0")] {
+            assert_eq!(sidecar.ask(&ask).await.text(), format!("id: 1\ndata: {shown}\n\n"), "{method}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_may_not_be_used_is_in_no_list_of_http_and_sse() {
+    let (upstream, mut opened) = Upstream::legacy().await;
+    let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: pay}]", &SOME)).await;
+    sidecar.governor.tasks().learn("bank", "pay", "pay");
+    let (mut stream, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
+    let feed = opened.recv().await.unwrap();
+    feed.send("event: endpoint\ndata: /m\n\n").await;
+    let path = stream.text_up_to("\n\n").await;
+    let path = path.strip_prefix("event: endpoint\ndata: ").unwrap().trim();
+    for list in LISTS {
+        let (method, key, _) = list;
+        let [pay, wipe] = usable(key);
+        assert_eq!(sidecar.ask(&Ask::post(request("1", method, "{}")).to(path)).await.status, 202);
+        feed.send(&format!("event: message\ndata: {}\n\n", list_of(list, &[pay, wipe]))).await;
+        assert_eq!(stream.text_up_to("\n\n").await, format!("event: message\ndata: {}\n\n", list_of(list, &[pay])), "{method}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_on_whose_kind_no_policy_has_a_say_is_empty() {
+    for list in LISTS {
+        let (method, key, _) = list;
+        let body = list_of(list, &["wipe", "file:///wipe", "file:///{+path}"]);
+        let ask = Ask::post(request("1", method, "{}"));
+        for fields in [&[][..], &["defaultActions: {prompts: Deny, resources: Deny, requests: Allow, other: Allow}"]] {
+            let (_upstream, sidecar) = with_fields(fields, "application/json", body.clone()).await;
+            assert_eq!(sidecar.ask(&ask).await.text(), list_of(list, &[]), "{method} {fields:?}");
+        }
+        // And all of it is shown where policies allow all.
+        let (_upstream, sidecar) =
+            with_fields(&["defaultActions: {prompts: Allow, resources: Allow}"], "application/json", body.clone()).await;
+        let shown = match key {
+            "tools" | "tasks" => list_of(list, &[]),
+            _ => body,
+        };
+        assert_eq!(sidecar.ask(&ask).await.text(), shown, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_or_resource_that_an_entry_denies_is_not_shown_though_a_glob_allows_it() {
+    let fields = [
+        "prompts: [{name: \"review_*\"}, {name: review_secret, action: Deny}]",
+        "resources: [{uri: \"file:///data/*\"}, {uri: \"file:///data/secret/*\", action: Deny}]",
+    ];
+    for (list, names, shown) in [
+        (LISTS[1], &["review_code", "review_secret", "deploy", "REVIEW_SECRET"][..], &["review_code"][..]),
+        (
+            LISTS[2],
+            &[
+                "file:///data/a",
+                "file:///data/secret/b",
+                "file:///etc/passwd",
+                "FILE:/data/c",
+                "file:///data/../etc/passwd",
+                "file:///data/%2e%2e/etc/passwd",
+                "file:///data/SECRET/b",
+                "data/a",
+            ],
+            &["file:///data/a", "FILE:/data/c"],
+        ),
+        (
+            LISTS[3],
+            // Of the first two some URI may be read.
+            &[
+                "file:///data/{name}",
+                "file:///{+path}",
+                "file:///etc/{name}",
+                "file:///data/secret/{name}",
+                "data/{name}",
+                "https://{host}/data/x",
+            ],
+            &["file:///data/{name}", "file:///{+path}"],
+        ),
+    ] {
+        let (_upstream, sidecar) = with_fields(&fields, "application/json", list_of(list, names)).await;
+        assert_eq!(sidecar.ask(&Ask::post(request("1", list.0, "{}"))).await.text(), list_of(list, shown));
+    }
+}
+
+#[tokio::test]
+async fn a_template_behind_more_than_are_looked_at_is_not_shown() {
+    let names: Vec<String> = (0..514).map(|number| format!("file:///pay/{number}/{{id}}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (_upstream, sidecar) = with_fields(&SOME, "application/json", list_of(LISTS[3], &names)).await;
+    let answer = sidecar.ask(&Ask::post(request("1", LISTS[3].0, "{}"))).await;
+    assert_eq!(answer.text(), list_of(LISTS[3], &names[..512]));
+}
+
+#[tokio::test]
+async fn a_resource_that_a_client_could_take_for_another_is_not_shown() {
+    let entries = r#"{"id":1,"result":{"resources":[{"uri":"file:///pay","uri":"file:///wipe"},{"URI":"file:///wipe","uri":"file:///pay"},{"\u0075ri":"file:///w\u0069pe"},{"uri":7},{"name":"file:///pay"},{"name":"x","uri":"file:///pay"}]}}"#;
+    let (_upstream, sidecar) = with_fields(&SOME, "application/json", entries.to_owned()).await;
+    let answer = sidecar.post(&request("1", "resources/list", "{}")).await;
+    assert_eq!(answer["result"], json!({"resources": [{"name": "x", "uri": "file:///pay"}]}));
+    // In whatever spelling the key is found.
+    for key in [r"r\u0065\u0073ources", "re\u{17f}ources", "RESOURCES"] {
+        let body = entries.replace("resources", key);
+        let (_upstream, sidecar) = with_fields(&SOME, "text/event-stream", format!("data: {body}\n\n")).await;
+        for ask in [Ask::post(request("1", "resources/list", "{}")), Ask::get()] {
+            let text = sidecar.ask(&ask).await.text();
+            assert!(text.contains(r#"{"name":"x","uri":"file:///pay"}"#) && !text.contains("pe\""), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_task_is_shown_only_while_the_tool_that_made_it_may_be_called() {
+    let body = list_of(LISTS[4], &["of-pay", "of-wipe", "of-nobody", "of-another-server"]);
+    let (upstream, sidecar) = with_fields(&[], "application/json", body).await;
+    let tasks = sidecar.governor.tasks();
+    tasks.learn("bank", "of-pay", "pay");
+    tasks.learn("bank", "of-wipe", "wipe");
+    tasks.learn("shop", "of-another-server", "pay");
+    let ask = Ask::post(request("1", "tasks/list", "{}"));
+    assert_eq!(sidecar.ask(&ask).await.text(), list_of(LISTS[4], &["of-pay"]));
+    let before = sidecar.governor.in_force().version.clone();
+    sidecar.folder.write("policy.yaml", policy(&upstream.url(), "[{name: wipe}]"));
+    common::until("the policy", async || sidecar.governor.in_force().version != before).await;
+    assert_eq!(sidecar.ask(&ask).await.text(), list_of(LISTS[4], &["of-wipe"]));
+}
+
+#[tokio::test]
+async fn any_list_that_cannot_be_read_is_not_passed_on() {
+    for list in LISTS {
+        let (method, key, _) = list;
+        let body = list_of(list, &[usable(key)[0]]).replace("1.0", "NaN");
+        let (_upstream, sidecar) = with_fields(&SOME, "application/json", body.clone()).await;
+        let answer = sidecar.ask(&Ask::post(request("1", method, "{}")).plain()).await;
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (502, &json!(-32603)), "{method}");
+        let (upstream, mut opened) = Upstream::streaming("text/event-stream").await;
+        let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: pay}]", &SOME)).await;
+        let (mut wire, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
+        opened.recv().await.unwrap().send(&format!("data: {body}\n\n")).await;
+        // What tells of tasks is a message that is decided on, too: it goes nowhere by itself.
+        let ended = if key == "tasks" { Ok(0) } else { Err("broken off") };
+        assert_eq!(wire.rest().await.map(|rest| rest.len()), ended, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_is_no_list_keeps_what_is_named_like_one() {
+    let body = r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"resource","resource":{"uri":"file:///wipe"}}],"structuredContent":{"resources":[{"uri":"file:///wipe"}],"tasks":[{"taskId":"x"}]},"contents":[{"uri":"file:///wipe","name":"wipe"}]}}"#;
+    let event = format!("data: {body}\n\n");
+    let (_upstream, sidecar) = with_fields(&[], "text/event-stream", event.clone()).await;
+    assert_eq!(sidecar.ask(&Ask::get()).await.text(), event);
+}
+
+#[tokio::test]
+async fn a_prompt_of_a_list_is_a_label_of_the_metrics_from_then_on() {
+    let upstream = Upstream::start(|seen| match seen.json()["method"].as_str() {
+        Some("prompts/list") => Reply::json(list_of(LISTS[1], &["review", "wipe"])),
+        _ => Reply::json(r#"{"jsonrpc":"2.0","id":1,"result":{"messages":[]}}"#),
+    })
+    .await;
+    let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[]", &["prompts: [{name: \"r*\"}]"])).await;
+    let counted = async |name: &str| sidecar.scrape().await.sum("toolweir_operations_total", &[("name", name)]);
+    let get = |name: &str| request("1", "prompts/get", &format!(r#"{{"name":"{name}"}}"#));
+    sidecar.post(&get("review")).await;
+    assert_eq!((counted("review").await, counted("_other").await), (0.0, 1.0));
+    sidecar.post(&request("1", "prompts/list", "{}")).await;
+    for name in ["review", "wipe", "made_up"] {
+        sidecar.post(&get(name)).await;
+    }
+    assert_eq!((counted("review").await, counted("wipe").await, counted("_other").await), (1.0, 1.0, 2.0));
 }

@@ -34,6 +34,7 @@ use toolweir_sidecar::{
     counts::STORE_OUTCOMES,
     credentials::grant::FetchOutcome,
     files::{FILES, OPERATIONS},
+    mcp::list_kind::ListKind,
     outcome::{ListingEnd, Outcome, ServerAnswerEnd},
     run::{CaptureSettings, PolicySource},
     server_metrics::TOOL_PART,
@@ -158,6 +159,7 @@ async fn after_traffic() -> Scrape {
         ("/bank", r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"pay"}}"#.to_owned()),
         ("/bank", "{".to_owned()),
         ("/bank", request("5", "made/up", "{}")),
+        ("/bank", request("5", "prompts/get", r#"{"name":"made-up"}"#)),
         ("/watched", pay("2")),
         ("/shop", pay("2")),
         ("/login", pay("2")),
@@ -368,8 +370,14 @@ async fn what_a_policy_can_say_begins_at_0_with_it() {
     }
     let at_last: BTreeMap<String, f64> = counts().await;
     assert!(at_first.keys().eq(at_last.keys()), "{at_last:?}");
-    let hidden = sidecar.scrape().await.series.into_iter().find(|series| series.name == "toolweir_tools_hidden_total").unwrap();
+    let scrape = sidecar.scrape().await;
+    let hidden = scrape.series.iter().find(|series| series.name == "toolweir_tools_hidden_total").unwrap();
     assert_eq!((hidden.labels["server"].as_str(), hidden.value), ("bank", 0.0));
+    let others = scrape.series.iter().filter(|series| series.name == "toolweir_entries_hidden_total");
+    let others: BTreeMap<&str, f64> = others.map(|series| (series.labels["list"].as_str(), series.value)).collect();
+    let lists = ListKind::ALL.into_iter().filter(|list| *list != ListKind::Tools).map(ListKind::key);
+    assert_eq!(others, lists.clone().map(|list| (list, 0.0)).collect());
+    assert_eq!(values(&page(), "list"), lists.map(ToOwned::to_owned).collect());
     assert_eq!(at_last.values().sum::<f64>(), 5.0);
 }
 

@@ -5,9 +5,9 @@
 mod common;
 
 use common::{
-    allow_all, call,
+    FREE, allow_all, call,
     client::{Ask, Http, Wire},
-    denial, modern_call, policy, request, result,
+    denial, modern_call, policy, policy_with, request, result,
     sidecar::Sidecar,
     until,
     upstream::{Deed, Raw, Reply, Upstream},
@@ -928,10 +928,10 @@ async fn every_status_and_body_of_a_server_passes() {
         "ping" => Reply::new(400, "application/json", r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32600,"message":"no"}}"#),
         "prompts/list" => Reply::new(404, "text/plain", "Session not found"),
         "resources/list" => Reply::new(500, "text/html", "<h1>"),
-        _ => Reply::new(200, "application/octet-stream", vec![0xff, 0x00]).with("content-encoding", "identity"),
+        _ => Reply::new(200, "application/octet-stream", vec![0xff, 0x00]).with("content-encoding", "gzip"),
     })
     .await;
-    let sidecar = Sidecar::start(&allow_all(&upstream.url())).await;
+    let sidecar = Sidecar::start(&policy_with(&upstream.url(), "[{name: \"*\", action: Allow}]", &[FREE])).await;
     for http in Http::BOTH {
         let post = async |method: &str| Ask::post(request("1", method, "{}")).over(http, sidecar.address).await;
         let initialized =
@@ -945,8 +945,8 @@ async fn every_status_and_body_of_a_server_passes() {
             (404, "Session not found", "text/plain")
         );
         assert_eq!(post("resources/list").await.status, 500);
-        let called = Ask::post(call("1", "pay", "{}")).over(http, sidecar.address).await;
-        assert_eq!((called.body.as_ref(), called.header("content-encoding")), ([0xff, 0x00].as_slice(), "identity"));
+        let discovered = post("server/discover").await;
+        assert_eq!((discovered.body.as_ref(), discovered.header("content-encoding")), ([0xff, 0x00].as_slice(), "gzip"));
     }
     let scrape = sidecar.scrape().await;
     let counted =

@@ -1,4 +1,4 @@
-//! A page of tools/list that the policies empty is filled from the next ones, since some clients never ask for those: in every
+//! A page of a list that the policies empty is filled from the next ones, since some clients never ask for those: in every
 //! form that a list can come in. mcp.md, "Lists, streams, tasks".
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::float_cmp)]
 
@@ -7,12 +7,13 @@ mod common;
 use std::{collections::HashSet, time::Duration};
 
 use common::{
+    LISTS, SOME,
     client::{Answer, Ask, Http, Wire},
-    policy, request,
+    policy, policy_with, request,
     sidecar::Sidecar,
     until,
     upstream::{Feed, Reply, Seen, Upstream},
-    within,
+    usable, within,
 };
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -256,8 +257,8 @@ async fn a_stream_goes_on_while_its_page_is_filled() {
     let first = within("the first answer", opened.recv()).await.unwrap();
     first.send(&format!("id: 1\ndata: {}\n\n", page(&json!(7.0), &["wipe"], Some("two")))).await;
     let second = within("the second answer", opened.recv()).await.unwrap();
-    first.send("id: 2\ndata: {\"method\":\"notifications/progress\"}\n\n").await;
-    assert_eq!(wire.text_up_to("\n\n").await, "id: 2\ndata: {\"method\":\"notifications/progress\"}\n\n");
+    first.send("id: 2\ndata: {\"method\":\"notifications/message\"}\n\n").await;
+    assert_eq!(wire.text_up_to("\n\n").await, "id: 2\ndata: {\"method\":\"notifications/message\"}\n\n");
     // The server's end of the stream is not the client's, and never does a page stand inside of an event.
     first.send(": c\ndata: {").await;
     assert_eq!(wire.text_up_to("\n").await, ": c\n");
@@ -381,6 +382,50 @@ async fn an_answer_that_comes_too_late_reaches_no_client() {
         feed.send(&format!("data: {late}\n\n")).await;
     }
     assert_eq!(wire.text_up_to("\n\n").await, "data: {}\n\n");
+}
+
+#[tokio::test]
+async fn an_empty_page_of_any_list_is_filled() {
+    for (method, key, member) in LISTS {
+        let [pay, wipe] = usable(key);
+        let page = move |id: &Value, name: &str, next: Option<&str>| {
+            let next = next.map_or(String::new(), |next| format!(r#","nextCursor":"{next}""#));
+            format!(r#"{{"id":{id},"result":{{"{key}":[{{"{member}":"{name}"}}]{next}}}}}"#)
+        };
+        let filled = page(&json!(7.0), pay, None);
+        for kind in ["application/json", EVENTS] {
+            let body = move |seen: &Seen| match seen.json()["params"]["cursor"].as_str() {
+                None => page(&seen.json()["id"], wipe, Some("two")),
+                Some("two") => page(&seen.json()["id"], wipe, Some("three")),
+                _ => page(&seen.json()["id"], pay, None),
+            };
+            let event = move |body: String| if kind == EVENTS { format!("data: {body}\n\n") } else { body };
+            let upstream = Upstream::start(move |seen| Reply::new(200, kind, event(body(seen)))).await;
+            let sidecar = Sidecar::start(&policy_with(&upstream.url(), TOOLS, &SOME)).await;
+            sidecar.governor.tasks().learn("bank", "pay", "pay");
+            let answer = sidecar.ask(&Ask::post(request("7.0", method, "{}"))).await;
+            assert_eq!((answer.status, answer.text()), (200, event(filled.clone())), "{method} {kind}");
+            let seen = upstream.seen();
+            let methods: Vec<String> = seen.iter().map(|seen| seen.json()["method"].as_str().unwrap().to_owned()).collect();
+            assert_eq!(methods, [method; 3], "{kind}");
+        }
+        // Over HTTP+SSE.
+        let (upstream, mut opened) = Upstream::legacy().await;
+        let sidecar = Sidecar::start(&policy_with(&upstream.url(), TOOLS, &SOME)).await;
+        sidecar.governor.tasks().learn("bank", "pay", "pay");
+        let (mut stream, _, _) = Wire::open(sidecar.address, &Ask::get()).await;
+        let feed = opened.recv().await.unwrap();
+        feed.send("event: endpoint\ndata: /m\n\n").await;
+        let told = stream.text_up_to("\n\n").await;
+        let path = told.strip_prefix("event: endpoint\ndata: ").unwrap().trim();
+        sidecar.ask(&Ask::post(request("7.0", method, "{}")).to(path)).await;
+        feed.send(&format!("data: {}\n\n", page(&json!(7), wipe, Some("two")))).await;
+        upstream.saw(3).await;
+        let asked = upstream.seen().last().unwrap().json();
+        assert_eq!((asked["method"].as_str(), asked["params"]["cursor"].as_str()), (Some(method), Some("two")));
+        feed.send(&format!("data: {}\n\n", page(&asked["id"], pay, None))).await;
+        assert_eq!(stream.text_up_to("\n\n").await, format!("data: {filled}\n\n"), "{method}");
+    }
 }
 
 /// Of a stream that is resumed it is not known what was asked for.

@@ -5,7 +5,7 @@ mod common;
 
 use std::{process::Stdio, time::Duration};
 
-use common::{call, client::Ask, folder::Folder, policy, program, sidecar::Sidecar, upstream::Upstream, within};
+use common::{call, client::Ask, folder::Folder, policy, program, sidecar::Sidecar, speaking, upstream::Upstream, within};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use toolweir_sidecar::audit::MOST_ARGUMENTS;
@@ -31,7 +31,7 @@ async fn recorded(with_arguments: bool) -> String {
 
 async fn replayed(policy: &str, log: &str) -> Value {
     let folder = Folder::new();
-    let (policy, log) = (folder.write("policy.yaml", policy), folder.write("audit.log", log));
+    let (policy, log) = (folder.write("policy.yaml", speaking(policy)), folder.write("audit.log", log));
     let output = program::run(&["replay", "--policy", policy.to_str().unwrap(), "-o", "json", log.to_str().unwrap()]).await;
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
@@ -57,7 +57,7 @@ async fn what_was_recorded_is_decided_as_it_was_and_otherwise_by_another_policy(
 #[tokio::test]
 async fn the_log_is_read_from_stdin_too_and_damage_is_told() {
     let folder = Folder::new();
-    let policy = folder.write("policy.yaml", policy("http://bank/mcp", THREE));
+    let policy = folder.write("policy.yaml", speaking(&policy("http://bank/mcp", THREE)));
     let mut command = program::command(&["replay", "--policy", policy.to_str().unwrap(), "-"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();

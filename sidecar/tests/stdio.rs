@@ -7,14 +7,14 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    call, denial,
+    FREE, LISTS, SOME, call, denial,
     folder::Folder,
     list,
     metrics::Scrape,
     pipes::{Between, LONGEST, gate, governed, without_url},
     program, request, result,
     stdio::Governed,
-    until, within,
+    until, usable, within,
 };
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -132,6 +132,38 @@ async fn a_list_shows_what_may_be_called() {
 }
 
 #[tokio::test]
+async fn what_may_not_be_used_is_in_no_list_and_a_page_that_comes_empty_is_filled() {
+    let fields: String = SOME.iter().map(|field| format!("    {field}\n")).collect();
+    for (policy, is_said) in [(without_url("[{name: pay}]") + &fields, true), (without_url("[]"), false)] {
+        let mut between = Between::started_with(&policy, 1 << 20, |_| {});
+        between.governor.tasks().learn("bank", "pay", "pay");
+        for (method, key, member) in LISTS {
+            let [pay, wipe] = usable(key);
+            let page = |id: &Value, names: &[&str], next: &str| {
+                let entries: Vec<String> = names.iter().map(|name| format!(r#"{{"{member}":"{name}"}}"#)).collect();
+                format!(r#"{{"id":{id},"result":{{"{key}":[{}]{next}}}}}"#, entries.join(","))
+            };
+            let shown: &[&str] = if is_said { &[pay] } else { &[] };
+            let asked = request("\"a\"", method, "{}");
+            between.ask(&asked).await;
+            assert_eq!(between.forwarded().await, asked);
+            assert_eq!(between.answer(&page(&json!("a"), &[wipe, pay], "")).await, page(&json!("a"), shown, ""), "{method}");
+            between.ask(&asked).await;
+            between.forwarded().await;
+            let first = page(&json!("a"), &[wipe], r#","nextCursor":"2""#);
+            between.server.write_all(format!("{first}\n").as_bytes()).await.unwrap();
+            let second: Value = serde_json::from_str(&between.forwarded().await).unwrap();
+            assert_eq!((second["method"].as_str(), second["params"]["cursor"].as_str()), (Some(method), Some("2")));
+            assert_eq!(between.answer(&page(&second["id"], &[pay], "")).await, page(&json!("a"), shown, ""), "{method}");
+            // What cannot be read goes nowhere.
+            let unreadable = page(&json!(1), &[pay], r#","x":NaN"#);
+            between.server.write_all(format!("{unreadable}\n").as_bytes()).await.unwrap();
+            assert_eq!(between.answer(&result("7")).await, result("7"), "{method}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_message_of_the_server_may_be_longer_than_one_of_the_client() {
     let mut between = Between::new("[{name: pay}]");
     let picture = result("1").replace("done", &"x".repeat(10 * LONGEST));
@@ -194,6 +226,10 @@ async fn a_change_of_policy_is_told_where_the_server_has_agreed_to_tell_it() {
     assert_eq!(between.answered().await, plain);
     // The same policies once more are no change.
     changed(&between.governor, "b");
+    let others = declares.replace("tools", "resources");
+    assert_eq!(between.answer(&others).await, others);
+    changed(&between.governor, "e");
+    assert_eq!(between.answered().await["method"], "notifications/resources/list_changed");
     let silent = declares.replace("true", "false");
     assert_eq!(between.answer(&silent).await, silent);
     let acknowledged = r#"{"method":"notifications/subscriptions/acknowledged","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":7},"notifications":{"toolsListChanged":true}}}"#;
@@ -537,7 +573,7 @@ async fn the_programs_policy_is_reloaded() {
 #[tokio::test]
 async fn the_program_says_why_it_cannot_start_a_server() {
     let folder = Folder::new();
-    let path = folder.write("policy.yaml", without_url("[]"));
+    let path = folder.write("policy.yaml", format!("{}    {FREE}\n", without_url("[]")));
     let path = path.to_str().unwrap();
     for (server, command, told) in [
         ("shop", "true", format!("toolweir-sidecar: no policy in {path} names the server shop; nothing could be called there\n")),

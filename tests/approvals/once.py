@@ -14,6 +14,8 @@ RACERS = 4
 # So many are under way at a time, those included that nobody decides.
 AT_ONCE = 20
 HELD, LATE = "pay_invoice", "wire_money"
+# So many items begin between two kills.
+BETWEEN_KILLS = (20, 48)
 # The exit code of `approvals` where there is no such request, or it is decided or has ended.
 NO_LONGER = 3
 GONE = (ConnectionError, asyncio.IncompleteReadError)
@@ -47,10 +49,21 @@ class Killer:
         self.up, self.race = asyncio.Event(), asyncio.Event()
         self.up.set()
         self.kills, self.with_calls = 0, set()
+        # Kills go by the items that have begun, not by the clock, so that a fast machine sees as many as a slow one.
+        self.begun, self.more = 0, asyncio.Event()
+
+    def count(self):
+        self.begun += 1
+        self.more.set()
 
     async def work(self):
+        due = 0
         while True:
-            await asyncio.sleep(self.dice.uniform(0.3, 1.5))
+            due += self.dice.randint(*BETWEEN_KILLS)
+            while self.begun < due:
+                self.more.clear()
+                await self.more.wait()
+            await asyncio.sleep(self.dice.uniform(0, 0.2))
             # Half of the time, just when a race begins.
             if self.dice.random() < 0.5:
                 self.race.clear()
@@ -159,6 +172,7 @@ class Race:
         while left or waiting:
             while left and len(waiting) < AT_ONCE:
                 waiting.add(asyncio.create_task(self.item(left.pop(0))))
+                self.killer.count()
             done, waiting = await asyncio.wait([*waiting, *work], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()

@@ -37,7 +37,7 @@ if [ ! "$direct_only" ]; then
 		  - name: everything
 		    url: $url
 		    defaultAction: Allow
-		    tools: []
+		    defaultActions: {prompts: Allow, resources: Allow, requests: Allow, other: Allow}
 	END
 	port=$(free_port)
 	start "$logs/sidecar.log" "$sidecar" run --policy "$logs/policy.yaml" --listen "127.0.0.1:$port" \

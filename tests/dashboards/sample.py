@@ -71,6 +71,21 @@ for number, (pod, workload, namespace, servers, policies, version) in enumerate(
     def call(server, tool, decision, reason, policy, value):
         put("counter", "toolweir_tool_calls_total", {**scraped, "server": server, "tool": tool, "decision": decision, "reason": reason, "policy": policy}, value)
 
+    def operation(server, method, name, decision, reason, policy, value):
+        labels = {"server": server, "operation": method, "name": name, "decision": decision, "reason": reason, "policy": policy}
+        put("counter", "toolweir_operations_total", {**scraped, **labels}, value)
+
+    for server in servers:
+        policy = policies[0][0]
+        operation(server, "prompts/get", "summarize", "allowed", "none", policy, wave(0.1))
+        operation(server, "resources/read", "file:///plans.txt", "allowed", "none", policy, wave(0.3, shift=number))
+        operation(server, "resources/read", "_other", "denied", "not_listed", policy, burst(4800, 0.05))
+        operation(server, "sampling/createMessage", "sampling", "allowed", "none", policy, wave(0.05))
+        operation(server, "sampling/createMessage", "sampling", "denied", "rate_limit", policy, burst(5200, 0.1))
+        operation(server, "roots/list", "roots", "would_deny", "not_listed", policy, wave(0.01))
+        operation(server, "elicitation/create", "elicitation", "would_ask", "approval_pending", policy, wave(0.01))
+        operation(server, "logging/setLevel", "logging/setLevel", "denied", "no_policy", "", burst(5600, 0.02))
+
     if "facebook" in servers:
         call("facebook", "send_dm_to_user", "allowed", "none", "agents/facebook", wave(0.4, shift=number))
         call("facebook", "get_post_comments", "allowed", "none", "agents/facebook", wave(1.2))

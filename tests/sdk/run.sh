@@ -101,6 +101,7 @@ policy() {
 			cat <<-END
 				  - name: $client-$server
 				    ${url[$server]:+url: ${url[$server]}}
+				    defaultActions: {prompts: Allow, resources: Allow, requests: Allow, other: Allow}
 				    tools:
 				    - name: ${tools[0]}
 				      validations:

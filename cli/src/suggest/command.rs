@@ -71,6 +71,7 @@ impl SuggestOptions {
 /// The tools or what agents did cannot be read, or do not fit into a policy: one line that says why, and what to do.
 pub async fn run(options: &SuggestOptions, cluster: &LazyClient, limits: &ReadLimits) -> anyhow::Result<String> {
     let SuggestOptions { source, url, name, from, observed: files, pin, out: _ } = options;
+    let limits = &ReadLimits { others: true, ..*limits };
     if !source.is_given() && from.is_empty() {
         bail!("whose tools? give the URL of a server, a file with its tools, a command after --, POD SERVER, or --from POD");
     }
@@ -162,7 +163,7 @@ fn server_facts(found: ServerTools, pods: &[AskedPod], origin: String, pin: bool
         ToolFacts { name: tool.name().to_owned(), class: class.class, why: class.why() }
     };
     let tools = found.tools.iter().map(facts).collect();
-    Ok(ServerFacts { name: found.name, url, query_left_out, origin, tools, pins })
+    Ok(ServerFacts { name: found.name, url, query_left_out, origin, tools, others: found.others, pins })
 }
 
 /// Sets the url that is given, and checks all.
@@ -211,7 +212,7 @@ mod tests {
     use super::*;
 
     fn found(url: &str) -> ServerTools {
-        ServerTools { name: "a".to_owned(), says_name: true, url: Some(url.to_owned()), tools: Vec::new() }
+        ServerTools { name: "a".to_owned(), says_name: true, url: Some(url.to_owned()), tools: Vec::new(), others: None }
     }
 
     #[test]

@@ -8,11 +8,13 @@ use toolweir_engine::{CompileOptions, Engine, Memory, Severity};
 
 use super::{
     observations::{Observations, WINDOWS},
+    others,
     rules::{SuggestedEntry, SuggestedRule, ToolFacts, by_class, by_use},
 };
 use crate::{
     pins::manifest::{ManifestName, pins_manifest},
     table::shown,
+    tools::other_lists::OtherLists,
     yaml_text::comment,
 };
 
@@ -29,6 +31,8 @@ pub struct ServerFacts {
     pub origin: String,
     /// Its tools, in its order.
     pub tools: Vec<ToolFacts>,
+    /// What it lists beside tools, where that was read.
+    pub others: Option<OtherLists>,
     /// What its tools look like, where they are to be pinned.
     pub pins: Option<MCPToolPinsSpec>,
 }
@@ -175,6 +179,7 @@ fn server_text(server: &ServerFacts, observed: Option<&Observations>) -> anyhow:
     for entry in &entries {
         entry_text(&mut text, entry);
     }
+    others::add_text(&mut text, server.others.as_ref());
     Ok(text)
 }
 
@@ -237,6 +242,7 @@ mod tests {
             query_left_out: false,
             origin: "http://127.0.0.1:8000/mcp".to_owned(),
             pins: None,
+            others: None,
             tools: vec![
                 tool("get_page_posts", ToolClass::Read, "\"get\" in the name"),
                 tool("send_dm_to_user", ToolClass::Write, "\"send\" in the name"),
@@ -295,6 +301,9 @@ spec:
     - name: "yes"
       action: Deny
       reason: "What yes does is not known. Ask the platform team to allow it."
+    # Prompts and resources were not read: they are denied.
+    # What the server asks of the agent, and methods without a list, are denied. Allow what the agent needs (docs/operations.md).
+    defaultActions: {prompts: Deny, resources: Deny, requests: Deny, other: Deny}
 "#;
         assert_eq!(suggest(&policy("facebook"), &[facebook()], None).unwrap(), golden);
     }
@@ -338,6 +347,9 @@ spec:
     # 1 call; at most 1 in a minute, 1 in an hour
     - name: delete_post
       limits: [{max: 1, window: minute}, {max: 1, window: hour}]
+    # Prompts and resources were not read: they are denied.
+    # What the server asks of the agent, and methods without a list, are denied. Allow what the agent needs (docs/operations.md).
+    defaultActions: {prompts: Deny, resources: Deny, requests: Deny, other: Deny}
 "#;
         assert_eq!(suggest(&facts, &[facebook()], Some(&observed)).unwrap(), golden);
         let other = ServerFacts { name: "bank".to_owned(), ..facebook() };
@@ -377,8 +389,8 @@ spec:
     fn a_server_without_a_url_or_without_tools_is_a_policy_too() {
         let bare = ServerFacts { name: "s".to_owned(), origin: "tools.json".to_owned(), ..ServerFacts::default() };
         let text = suggest(&policy("p"), &[bare], None).unwrap();
-        let end = "  - name: s\n    # url: where the server is. Only toolweir-sidecar stdio needs none.\n    tools: []\n";
-        assert!(text.ends_with(end), "{text}");
+        let end = "  - name: s\n    # url: where the server is. Only toolweir-sidecar stdio needs none.\n    tools: []\n    # Prompts and";
+        assert!(text.contains(end), "{text}");
     }
 
     #[test]

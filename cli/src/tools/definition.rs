@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use toolweir_classes::{Classification, ToolAnnotations, ToolDefinition, classify};
 
-use super::limits::ReadLimits;
+use super::{limits::ReadLimits, other_lists::OtherLists};
 use crate::table::shown;
 
 /// A tool, as its server lists it: nothing of its definition is lost.
@@ -90,6 +90,8 @@ pub struct ServerTools {
     pub url: Option<String>,
     /// The tools.
     pub tools: Vec<ListedTool>,
+    /// What it lists beside tools, where that was read.
+    pub others: Option<OtherLists>,
 }
 
 /// Collects tools, within bounds.

@@ -66,6 +66,7 @@ fn parse(bytes: &[u8], stem: &str, limits: &ReadLimits) -> anyhow::Result<Server
         says_name: name.is_some(),
         url: remote(&file),
         tools: tools.finish(),
+        others: None,
     })
 }
 

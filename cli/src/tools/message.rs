@@ -1,5 +1,5 @@
 //! Messages of a server on their way into the SDK. Its types drop what they do not know, leave out tools whose headers they do not like, and
-//! take a result for another where a field has an unexpected form. So a list of tools is hidden from them as a whole, and taken out again
+//! take a result for another where a field has an unexpected form. So a list is hidden from them as a whole, and taken out again
 //! as it came: as a text, so that no number changes on the way.
 
 use std::sync::{
@@ -17,7 +17,9 @@ use super::{
     strict_json,
 };
 
-/// The member that holds a result of tools/list.
+/// The members of which a list has one.
+const LISTS: [&str; 4] = ["tools", "prompts", "resources", "resourceTemplates"];
+/// The member that holds the result of a list.
 const AS_LISTED: &str = "toolweir.dev/asListed";
 
 /// What the reading of one server shares: its bounds, what is left of its bytes, and its first fault.
@@ -54,13 +56,13 @@ impl ReadState {
     }
 }
 
-/// Checks a message, and hides a list of tools in it.
+/// Checks a message, and hides a list in it.
 ///
 /// # Errors
 /// It is not JSON, or an object repeats a name.
 pub fn hide_list(text: &[u8]) -> Result<String, SourceFault> {
     let mut message = strict_json::parse(text).map_err(|error| SourceFault::garbage(text, &error))?;
-    if let Some(result) = message.get_mut("result").filter(|result| result.get("tools").is_some()) {
+    if let Some(result) = message.get_mut("result").filter(|result| LISTS.iter().any(|list| result.get(list).is_some())) {
         *result = json!({ AS_LISTED: result.to_string() });
     }
     Ok(message.to_string())
@@ -74,7 +76,7 @@ pub fn read(text: &[u8]) -> Result<ServerJsonRpcMessage, SourceFault> {
     serde_json::from_str(&hide_list(text)?).map_err(|error| SourceFault::garbage(text, &error))
 }
 
-/// Takes the list of tools out of a result again, if it is one.
+/// Takes the list out of a result again, if it is one.
 pub fn listed(result: ServerResult) -> Option<Value> {
     let ServerResult::CustomResult(CustomResult(Value::Object(mut fields))) = result else { return None };
     let text = fields.remove(AS_LISTED)?;
@@ -90,6 +92,9 @@ mod tests {
         for list in [
             json!({"tools": [{"name": "a", "aNewerField": 1, "annotations": "odd"}], "nextCursor": "x", "resultType": "complete"}),
             json!({"tools": 7}),
+            json!({"prompts": [{"name": 7}]}),
+            json!({"resources": [{"uri": "no uri"}]}),
+            json!({"resourceTemplates": []}),
             json!({"tools": [], "content": [], "resultType": "complete"}),
         ] {
             let text = json!({"jsonrpc": "2.0", "id": 1, "result": list}).to_string();

@@ -140,7 +140,13 @@ pub async fn read(source: &ToolSource, cluster: &LazyClient, limits: &ReadLimits
             let listed = of_url(&http, &url).await.with_context(|| place(&url))?;
             let name = listed.name.as_deref().or(url.host_str()).unwrap_or_default();
             let says_name = listed.name.is_some();
-            ServerTools { name: server_name(name), says_name, url: Some(text.to_owned()), tools: listed.tools }
+            ServerTools {
+                name: server_name(name),
+                says_name,
+                url: Some(text.to_owned()),
+                tools: listed.tools,
+                others: listed.others,
+            }
         }
         ChosenSource::Pod { pod, server } => {
             let client = cluster.get().await?;
@@ -203,7 +209,7 @@ async fn of_command(command: &[OsString], limits: &ReadLimits) -> anyhow::Result
     };
     let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
     let name = server_name(listed.name.as_deref().unwrap_or(&program));
-    Ok(ServerTools { name, says_name: listed.name.is_some(), url: None, tools: listed.tools })
+    Ok(ServerTools { name, says_name: listed.name.is_some(), url: None, tools: listed.tools, others: listed.others })
 }
 
 async fn of_pod(client: &Client, namespace: &str, pod: &str, server: &str, limits: &ReadLimits) -> anyhow::Result<ServerTools> {
@@ -224,7 +230,7 @@ async fn of_pod(client: &Client, namespace: &str, pod: &str, server: &str, limit
         _ => error,
     });
     let listed = listed.with_context(|| format!("server {} through pod {namespace}/{pod}", shown(server)))?;
-    Ok(ServerTools { name: server.to_owned(), says_name: false, url: None, tools: listed.tools })
+    Ok(ServerTools { name: server.to_owned(), says_name: false, url: None, tools: listed.tools, others: listed.others })
 }
 
 #[cfg(test)]

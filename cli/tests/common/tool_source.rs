@@ -17,6 +17,7 @@ use super::mcp_server::McpServer;
 pub const LIMITS: ReadLimits = ReadLimits {
     pages: 1000,
     tools: 10_000,
+    others: false,
     bytes: 16 * 1024 * 1024,
     answer: Duration::from_secs(30),
     whole: Duration::from_secs(300),

@@ -48,6 +48,20 @@ impl<'a> Operation<'a> {
         Self { kind: OperationKind::Other, name: method, method }
     }
 
+    /// What is asked for by a name of this kind, with the method that says so in the first place.
+    pub fn of_kind(kind: OperationKind, name: &'a str) -> Self {
+        match kind {
+            OperationKind::Tool => Self::tool(name),
+            OperationKind::Prompt => Self::prompt(name),
+            OperationKind::Resource => Self::resource(name),
+            OperationKind::Request => match RequestName::ALL.into_iter().find(|known| known.as_str() == name) {
+                Some(known) => Self::request(known),
+                None => Self { kind, name, method: name },
+            },
+            OperationKind::Other => Self::other(name),
+        }
+    }
+
     /// The same by another method.
     #[must_use]
     pub const fn by(self, method: &'a str) -> Self {

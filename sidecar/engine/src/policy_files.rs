@@ -1,9 +1,9 @@
 //! Policies as they stand in files: checked one by one, and compiled together.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use toolweir_crds::{
-    FieldError, FileError, Server, ToolPins,
+    FieldError, FileError, OperationKind, Server, ToolPins,
     document::{Located, LocatedPins, no_policy},
     policy_files::PolicyText,
     read_manifests,
@@ -76,6 +76,9 @@ pub fn compile_files(
     let (mut errors, mut warnings, mut pin_warnings, mut problems) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let engine = engine.with_pins(&pins);
     warnings.extend(located.iter().flat_map(Located::unquoted));
+    for (index, doubt) in unsaid(&policies, &engine) {
+        warnings.extend(located.get(index).map(|place| place.error(&doubt)));
+    }
     for (place, policy) in located.iter().zip(&policies) {
         pin_warnings.extend(doubtful_pins(policy, &pins).iter().map(|error| place.error(error)));
     }
@@ -97,6 +100,44 @@ pub fn compile_files(
         }
     }
     if errors.is_empty() { Ok(CompiledFiles { engine, policies, pins, warnings, pin_warnings, problems }) } else { Err(errors) }
+}
+
+/// Returns a warning for each server in a kind of which no policy has a say, with the policy that names the server first. Before there were
+/// such kinds, policies were silent on them, and what they name passed.
+fn unsaid(policies: &[Policy], engine: &Engine) -> Vec<(usize, FieldError)> {
+    let (mut named, mut found) = (BTreeSet::new(), Vec::new());
+    for (index, policy) in policies.iter().enumerate() {
+        for (at, server) in policy.spec.servers.iter().enumerate().filter(|(_, server)| server.name != "*") {
+            let without_say = |kind: &OperationKind| !engine.has_say(&server.name, *kind);
+            let missing: Vec<OperationKind> = OperationKind::ALL.into_iter().filter(without_say).collect();
+            if !missing.is_empty() && named.insert(server.name.as_str()) {
+                found.push((index, FieldError { path: format!("spec.servers[{at}]"), message: unsaid_words(&missing) }));
+            }
+        }
+    }
+    found
+}
+
+/// Says in which kinds no policy has a say.
+fn unsaid_words(missing: &[OperationKind]) -> String {
+    let lacks = |kind| missing.contains(&kind);
+    let used = match (lacks(OperationKind::Prompt), lacks(OperationKind::Resource)) {
+        (true, true) => Some("which prompts and resources may be used"),
+        (true, false) => Some("which prompts may be used"),
+        (false, true) => Some("which resources may be read"),
+        (false, false) => None,
+    };
+    let asked = lacks(OperationKind::Request).then_some("what the server may ask for");
+    let other = lacks(OperationKind::Other).then_some("which other methods may be used");
+    let mut what: Vec<&str> = used.into_iter().chain(asked).chain(other).collect();
+    let last = what.pop().unwrap_or_default();
+    let what = match what.as_slice() {
+        [] => last.to_owned(),
+        [one] => format!("{one} and {last}"),
+        more => format!("{}, and {last}", more.join(", ")),
+    };
+    let lists = if missing == [OperationKind::Other] { "`defaultActions.other`" } else { "`defaultActions`, or lists of them" };
+    format!("no policy here says {what}, so that all of it is denied; write {lists} (docs/operations.md)")
 }
 
 /// Returns what is wrong with pins, each on its own and beside the others.

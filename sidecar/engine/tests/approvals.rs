@@ -10,7 +10,7 @@ use std::{slice, sync::Arc};
 use calls::*;
 use serde_json::{Value, json};
 use toolweir_crds::{
-    MCPToolPinsSpec, PartDigests, TimeSpan, ToolClass, ToolPins,
+    MCPToolPinsSpec, OperationKind, PartDigests, TimeSpan, ToolClass, ToolPins,
     approval_request::ShownValue,
     bounds,
     explain::{ApprovalExplanation, AskExplanation},
@@ -108,7 +108,7 @@ mod whether_a_call_is_asked_for {
             assert_eq!(decide(tool, class), expected, "{tool} {class:?}");
         }
         assert!(engine.depends_on_definition("s", "refund"), "by its class it asks");
-        assert!(engine.shows("s", "pay", None), "it can be called");
+        assert!(engine.may_use("s", Operation::tool("pay"), None), "it can be called");
     }
 
     #[test]
@@ -168,7 +168,7 @@ mod whether_a_call_is_asked_for {
         let audit = policy("z", &format!("mode: Audit, servers: [{{name: s, tools: [{asks}]}}]"));
         let engine = engine(&[tools(asks), audit]);
         let verdicts = |tool: &str| {
-            let verdicts = engine.verdicts("s").into_iter().filter(|verdict| verdict.tool == Some(tool));
+            let verdicts = engine.verdicts("s", OperationKind::Tool).into_iter().filter(|verdict| verdict.name == Some(tool));
             verdicts.map(|verdict| format!("{} {} {}", verdict.decision, verdict.reason, verdict.policy)).collect::<Vec<_>>()
         };
         assert_eq!(
@@ -184,7 +184,7 @@ mod whether_a_call_is_asked_for {
             ]
         );
         assert_eq!(verdicts("get"), ["allowed none agents/p"]);
-        let reads = engine.reads("s", "pay");
+        let reads = engine.reads("s", Operation::tool("pay"));
         assert!(reads.arguments && !reads.session);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{
 
 use calls::*;
 use serde_json::json;
-use toolweir_crds::{FieldError, Validation};
+use toolweir_crds::{FieldError, OperationKind, Validation};
 use toolweir_engine::{
     Call, CompileOptions, Effect, Engine, Memory, Operation, Policy, PolicyId, Problem, Reason, Severity, Timestamp,
     shared::{NothingKnown, Peeked},
@@ -39,7 +39,7 @@ mod which_entry_gives_the_action {
             let decision = call(&engine, tool, "", 0);
             let expected = message.map(|message| format!("Denied by policy agents/p: {message}"));
             assert_eq!(decision.denial().map(|denial| denial.message.clone()), expected, "{tool}");
-            assert_eq!(engine.shows("s", tool, None), message.is_none(), "{tool}");
+            assert_eq!(engine.may_use("s", Operation::tool(tool), None), message.is_none(), "{tool}");
         }
     }
 
@@ -86,7 +86,7 @@ mod which_entry_gives_the_action {
             ("kick", Reason::Denied),
         ] {
             assert_eq!(reason(&call(&engine, tool, "", 0)), expected, "{tool}");
-            assert_eq!(engine.shows("s", tool, None), expected == Reason::None, "{tool}");
+            assert_eq!(engine.may_use("s", Operation::tool(tool), None), expected == Reason::None, "{tool}");
         }
     }
 
@@ -137,7 +137,7 @@ mod which_entry_gives_the_action {
         let denial = denied(call(&engine, &"a".repeat(513), "", 0));
         assert_eq!(denial.reason, Reason::Malformed);
         assert!(denial.message.contains("the tool's name has 513 bytes; at most 512 are possible"), "{}", denial.message);
-        assert!(!engine.shows("s", &"a".repeat(513), None));
+        assert!(!engine.may_use("s", Operation::tool(&"a".repeat(513)), None));
         // Also one that only exact names could have stood for.
         let names = super::engine(&[tools("{name: b}")]);
         assert_eq!(reason(&call(&names, &"é".repeat(4 << 20), "", 0)), Reason::Malformed);
@@ -147,7 +147,7 @@ mod which_entry_gives_the_action {
     fn a_star_without_action_carries_limits_and_opens_no_tool() {
         let engine = engine(&[tools("{name: '*', limits: [{max: 1, window: minute}]}, {name: get_post}")]);
         assert_eq!(reason(&call(&engine, "delete_post", "", 0)), Reason::NotListed);
-        assert!(!engine.shows("s", "delete_post", None));
+        assert!(!engine.may_use("s", Operation::tool("delete_post"), None));
         assert_eq!(reason(&call(&engine, "get_post", "", 0)), Reason::None);
         assert_eq!(reason(&call(&engine, "get_post", "", 0)), Reason::RateLimit);
     }
@@ -201,7 +201,7 @@ mod what_a_denied_caller_is_told {
         let denial = denied(call_in(&engine, "other", "a", "", "", 0));
         assert_eq!((denial.reason, denial.policy), (Reason::NoPolicy, None));
         assert_eq!(denial.message, "Denied: no policy in force names the server other.");
-        assert!(!engine.shows("other", "a", None));
+        assert!(!engine.may_use("other", Operation::tool("a"), None));
     }
 
     #[test]
@@ -321,10 +321,10 @@ mod what_a_denied_caller_is_told {
         let denial = denied(call(&engine, &tool, "", 0));
         assert!(!denial.message.contains(char::is_control), "{:?}", denial.message);
         let shown = "x \u{fffd}[2KApproved by policy.y";
-        assert!(denial.tool.starts_with(shown), "{:?}", denial.tool);
+        assert!(denial.name.starts_with(shown), "{:?}", denial.name);
         let told = text(&engine, &tool[..30], "", 0);
         assert!(told.starts_with(&format!("Denied by policy agents/p: {shown}")), "{told:?}");
-        assert!(denial.message.len() < 400 && denial.tool.len() < 200);
+        assert!(denial.message.len() < 400 && denial.name.len() < 200);
     }
 
     #[test]
@@ -389,7 +389,7 @@ mod several_policies {
         for (tool, denial) in [("a", Some("agents/two")), ("b", None), ("c", Some("agents/one"))] {
             let decision = call(&engine, tool, "", 0);
             assert_eq!(decision.denial().map(|denial| denial.policy.as_deref().unwrap()), denial, "{tool}");
-            assert_eq!(engine.shows("s", tool, None), denial.is_none());
+            assert_eq!(engine.may_use("s", Operation::tool(tool), None), denial.is_none());
         }
     }
 
@@ -521,7 +521,7 @@ mod several_policies {
             assert_eq!(reason(&call_in(&engine, server, "tool_0", "", "", 0)), Reason::None);
             assert_eq!(reason(&call_in(&engine, server, "tool_499", "", "", 0)), Reason::None);
             assert_eq!(reason(&call_in(&engine, server, "tool_500", "", "", 0)), Reason::Denied);
-            assert_eq!(engine.tools(server).count(), 500);
+            assert_eq!(engine.names(server, OperationKind::Tool).count(), 500);
         }
     }
 
@@ -553,7 +553,7 @@ mod a_policy_that_does_not_compile {
                 assert!(
                     denial.message.contains("does not compile (spec.servers[0].tools[0].validations[0].expression: is not a CEL")
                 );
-                assert!(!engine.shows("s", tool, None));
+                assert!(!engine.may_use("s", Operation::tool(tool), None));
             }
             assert_eq!(engine.closed("s").unwrap().reason, Reason::InvalidPolicy);
             assert_eq!(engine.closed("t"), None);
@@ -709,7 +709,7 @@ fn any_name_that_a_server_gives_a_tool_can_be_an_exact_entry() {
         for other in [format!("{name} "), format!("x{name}"), name.replace('*', "x") + "y", name.trim().to_owned() + "\\"] {
             assert_eq!(asked(&other), Reason::NotListed, "{name} {other}");
         }
-        assert_eq!(engine.tools("s").collect::<Vec<_>>(), [name]);
+        assert_eq!(engine.names("s", OperationKind::Tool).collect::<Vec<_>>(), [name]);
     }
 }
 
@@ -761,7 +761,7 @@ mod audit {
     #[test]
     fn lets_through_what_it_would_deny_and_says_so() {
         let engine = engine(&[auditing("{name: a, limits: [{max: 1, window: minute}]}")]);
-        assert!(engine.shows("s", "b", None));
+        assert!(engine.may_use("s", Operation::tool("b"), None));
         let decision = call(&engine, "b", "", 0);
         assert_eq!(reason(&decision), Reason::None);
         assert_eq!(decision.would_deny.iter().map(|denial| denial.reason).collect::<Vec<_>>(), [Reason::NotListed]);
@@ -1244,7 +1244,7 @@ mod what_a_call_is_counted_under {
         assert_eq!(engine.first_policy("s").map(|name| &**name), Some("agents/b"));
         let decision = call(&engine, "b", "", 0);
         assert_eq!((decision.policy.as_deref(), decision.entry.as_deref()), (Some("agents/b"), Some("*")));
-        let mut known: Vec<&str> = engine.tools("s").collect();
+        let mut known: Vec<&str> = engine.names("s", OperationKind::Tool).collect();
         known.sort_unstable();
         assert_eq!(known, ["a"]);
     }

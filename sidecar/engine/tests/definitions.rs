@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use calls::{SECOND, allowed, cluster_policy, compile, engine, policy, reason, tools};
 use proptest::{collection::vec, prelude::*, sample::select};
-use toolweir_crds::{MCPToolPinsSpec, PartDigests, PinnedPart, PinnedTool, ToolClass, ToolPart, ToolPins};
+use toolweir_crds::{MCPToolPinsSpec, OperationKind, PartDigests, PinnedPart, PinnedTool, ToolClass, ToolPart, ToolPins};
 use toolweir_engine::{Call, Decision, Engine, Operation, PinDrift, PinState, Policy, Reason, SeenTool, Timestamp};
 
 fn decide(engine: &Engine, tool: &str, seen: Option<&SeenTool>, seconds: u64) -> Decision {
@@ -31,7 +31,11 @@ mod classes {
         for (class, why) in expected {
             let seen = of(class);
             assert_eq!(reason(&decide(&engine, tool, Some(&seen), 0)), why, "{entries}: {tool}, {class:?}");
-            assert_eq!(engine.shows("s", tool, Some(&seen)), why == Reason::None, "{entries}: {tool}, {class:?}");
+            assert_eq!(
+                engine.may_use("s", Operation::tool(tool), Some(&seen)),
+                why == Reason::None,
+                "{entries}: {tool}, {class:?}"
+            );
         }
         let unknown = reason(&decide(&engine, tool, Some(&of(ToolClass::Unknown)), 0));
         assert_eq!(reason(&decide(&engine, tool, None, 0)), unknown, "what was never listed is unknown");
@@ -211,9 +215,9 @@ mod pins {
             let denial = decision.denial().unwrap();
             assert_eq!((denial.reason, denial.message.as_str()), (why, words));
             assert_eq!(denial.changed.contains(ToolPart::Description), why == Reason::PinDrift);
-            assert!(!engine.shows("s", tool, seen), "{tool}");
+            assert!(!engine.may_use("s", Operation::tool(tool), seen), "{tool}");
         }
-        assert!(engine.shows("s", "pay", Some(&same)));
+        assert!(engine.may_use("s", Operation::tool("pay"), Some(&same)));
         assert_eq!(engine.drift("s", "pay", &same), []);
         let [PinDrift { pins, state: PinState::Changed(parts), denies: true }] = &engine.drift("s", "pay", &other)[..] else {
             panic!("no drift")
@@ -256,8 +260,8 @@ mod pins {
         ] {
             let engine = with(&[pinned(pins)]);
             assert_eq!(decide(&engine, tool, Some(&other), 0).labels(), labels, "{pins}: {tool}");
-            assert_eq!(engine.shows("s", tool, Some(&other)), shown, "{pins}: {tool}");
-            let verdicts = engine.verdicts("s");
+            assert_eq!(engine.may_use("s", Operation::tool(tool), Some(&other)), shown, "{pins}: {tool}");
+            let verdicts = engine.verdicts("s", OperationKind::Tool);
             assert!(verdicts.iter().any(|verdict| (verdict.decision, verdict.reason) == labels), "{pins}: {verdicts:?}");
         }
         let hidden = with(&[pinned("name: mine, onDrift: Hide")]);

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use toolweir_crds::ServerTls::{self, Intercept, Refuse};
-use toolweir_engine::{CompileOptions, Engine, Memory, Policy, PolicyId, Problem, Reason, Severity};
+use toolweir_engine::{CompileOptions, Engine, Memory, Operation, Policy, PolicyId, Problem, Reason, Severity};
 
 const HERE: &str = "https://here.test/mcp";
 const THERE: &str = "https://there.test/mcp";
@@ -60,7 +60,7 @@ fn a_refusal_that_overrules_another_policy_is_told_to_that_one() {
     let told: Vec<_> = problems.iter().map(|problem| (problem.policy, problem.severity, problem.error.to_string())).collect();
     assert_eq!(told, [(0, Severity::Conflict, message.to_owned())]);
     // The calls are governed all the same.
-    assert!(engine.closed("bank").is_none() && engine.shows("bank", "any", None));
+    assert!(engine.closed("bank").is_none() && engine.may_use("bank", Operation::tool("any"), None));
 }
 
 #[test]

@@ -4,8 +4,10 @@
 
 use std::{fs, path::Path};
 
-use toolweir_crds::{FileError, read_documents};
-use toolweir_engine::{Call, CompileOptions, Effect, Engine, Memory, Operation, Policy, Problem, Reason, Severity, Timestamp};
+use toolweir_crds::{FileError, RequestName, read_documents};
+use toolweir_engine::{
+    Call, CompileOptions, Effect, Engine, Memory, Operation, Policy, Problem, Reason, Severity, Timestamp, json::Reader,
+};
 
 /// The samples of a folder: file name and text.
 fn samples(folder: &str) -> Vec<(String, String)> {
@@ -66,8 +68,10 @@ fn all_valid_samples_compile_together_without_a_problem() {
         "browser",
         "calendar",
         "crm",
+        "desk",
         "facebook",
         "files",
+        "forms",
         "github",
         "hr",
         "ledger",
@@ -78,6 +82,7 @@ fn all_valid_samples_compile_together_without_a_problem() {
         "payments",
         "payroll",
         "planning",
+        "reviews",
         "search",
         "tickets",
         "treasury",
@@ -116,6 +121,43 @@ fn the_samples_together_decide_as_they_are_meant() {
     // An audit policy does not deny; a server that none names is not there.
     assert_eq!(decide("github", "create_issue", 0), is(Reason::None, "agents/audit"));
     assert_eq!(decide("slack", "post", 0), is(Reason::NoPolicy, ""));
+}
+
+#[test]
+fn the_samples_of_operations_decide_as_their_comments_say() {
+    let all: Vec<Policy> = samples("valid").iter().flat_map(|(name, text)| policies(name, text)).collect();
+    let (engine, _) = compile(&all, true);
+    let decide = |server, operation, arguments: &str| {
+        let arguments = Some(Reader::new(arguments.as_bytes()).unwrap().value().unwrap());
+        let call = Call { server, operation, arguments, session: "s", seen: None };
+        engine.decide(&call, Timestamp(0)).denial().map_or(Reason::None, |denial| denial.reason)
+    };
+    for (server, operation, arguments, expected) in [
+        ("reviews", Operation::prompt("review_code"), r#"{"language": "en"}"#, Reason::None),
+        ("reviews", Operation::prompt("review_code"), r#"{"language": "fr"}"#, Reason::Validation),
+        ("reviews", Operation::prompt("review_salary"), "{}", Reason::Denied),
+        ("reviews", Operation::prompt("rate ***"), "{}", Reason::None),
+        ("reviews", Operation::prompt("rate it"), "{}", Reason::NotListed),
+        ("reviews", Operation::resource("file:///reviews/a/b.txt"), "{}", Reason::None),
+        ("reviews", Operation::resource("file:///reviews/private/b.txt"), "{}", Reason::Denied),
+        ("reviews", Operation::resource("file:///reviews/secret.txt"), "{}", Reason::Denied),
+        ("reviews", Operation::resource("db://reviews/2026"), "{}", Reason::ApprovalPending),
+        ("reviews", Operation::resource("db://reviews/2025"), "{}", Reason::NotListed),
+        ("reviews", Operation::request(RequestName::Sampling), r#"{"maxTokens": 1000}"#, Reason::None),
+        ("reviews", Operation::request(RequestName::Elicitation), r#"{"mode": "url"}"#, Reason::Validation),
+        ("reviews", Operation::request(RequestName::Roots), "{}", Reason::Denied),
+        ("reviews", Operation::other("logging/setLevel"), "{}", Reason::None),
+        ("desk", Operation::prompt("p"), "{}", Reason::NotListed),
+        ("desk", Operation::resource("file:///a"), "{}", Reason::NotListed),
+        ("desk", Operation::request(RequestName::Sampling), "{}", Reason::NotListed),
+        ("desk", Operation::other("logging/setLevel"), "{}", Reason::NotListed),
+        ("forms", Operation::prompt("p"), "{}", Reason::NotListed),
+        // Of other methods, only the guardrail could have said something on this server.
+        ("wiki", Operation::other("logging/setLevel"), "{}", Reason::NoPolicy),
+        ("wiki", Operation::prompt("p"), "{}", Reason::None),
+    ] {
+        assert_eq!(decide(server, operation, arguments), expected, "{server} {operation:?} {arguments}");
+    }
 }
 
 #[test]
@@ -178,6 +220,14 @@ fn an_invalid_policy_denies_everything_on_its_servers() {
             let decision = engine.decide(&call, Timestamp(0));
             assert_eq!(decision.denial().map(|denial| denial.reason), Some(Reason::InvalidPolicy), "{name} {tool}");
             assert!(!engine.may_use("facebook", Operation::tool(tool), None));
+        }
+        let requests = RequestName::ALL.map(Operation::request);
+        let others =
+            [Operation::prompt("review"), Operation::resource("file:///plans.txt"), Operation::other("logging/setLevel")];
+        for operation in requests.into_iter().chain(others) {
+            let call = Call { server: "facebook", operation, arguments: None, session: "", seen: None };
+            let reason = engine.decide(&call, Timestamp(0)).denial().map(|denial| denial.reason);
+            assert_eq!(reason, Some(Reason::InvalidPolicy), "{name} {operation:?}");
         }
         compiled += 1;
     }

@@ -1,6 +1,7 @@
 //! An audit log: a line is read as a reader without types reads it, and calls that are decided anew are counted, each once.
 
 use serde_json::Value;
+use toolweir_crds::OperationKind;
 use toolweir_engine::{CompileOptions, Memory, Policy, PolicyId};
 use toolweir_replay::{RecordedLine, Replay};
 
@@ -25,7 +26,12 @@ pub fn check(data: &[u8]) {
                 let text =
                     text.get(text.find("{\"time\":").filter(|_| !text.starts_with('{')).unwrap_or(0)..).unwrap_or_default();
                 let value: Value = serde_json::from_str(text).expect("a call is JSON");
-                assert_eq!((value["server"].as_str(), value["tool"].as_str()), (Some(&*call.server), Some(&*call.tool)));
+                let (name, method) = match call.kind {
+                    OperationKind::Tool => (value["tool"].as_str(), Some("tools/call")),
+                    _ => (value["name"].as_str(), value["operation"].as_str()),
+                };
+                assert_eq!((value["server"].as_str(), name), (Some(&*call.server), Some(&*call.name)));
+                assert_eq!(method, Some(&*call.method));
                 assert_eq!(value["reason"], call.reason.as_str());
             }
             RecordedLine::Damaged(why) => assert_one_line(&why),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use toolweir_crds::{Action, Limit, Scope, Server, Tool, Validation, bounds, tool_name};
+use toolweir_crds::{Action, DefaultActions, Limit, Scope, Server, Tool, Validation, bounds, tool_name};
 
 use super::{
     approval::ConvertedApproval,
@@ -134,7 +134,16 @@ pub(super) struct Assembled {
 impl Assembled {
     /// A server without entries.
     pub(super) fn new(options: &ImportOptions) -> Self {
-        let server = Server { name: options.server.clone(), url: Some(options.url.clone()), ..Server::default() };
+        // The original lets everything but calls of tools pass. What a server asks of an agent, and methods that nobody has thought of, are
+        // not what its writer had in mind.
+        let default_actions = DefaultActions {
+            prompts: Some(Action::Allow),
+            resources: Some(Action::Allow),
+            requests: Some(Action::Deny),
+            other: Some(Action::Deny),
+        };
+        let server =
+            Server { name: options.server.clone(), url: Some(options.url.clone()), default_actions, ..Server::default() };
         let mut sources = Sources::default();
         sources.0.insert("spec.servers[0].tools".to_owned(), "tools".to_owned());
         Self { server, sources, notes: Vec::new() }

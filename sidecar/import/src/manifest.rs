@@ -17,6 +17,15 @@ pub struct ImportedPolicy {
 /// What an entry of the server's tools begins with; nothing else of a manifest stands there.
 const ENTRY: &str = "    - ";
 
+/// The line with which the answers for all but tools begin; nothing else of a manifest stands there.
+const DEFAULT_ACTIONS: &str = "    defaultActions:";
+
+/// What is said above them.
+const ONLY_TOOLS: &str = "\
+    # The original governs tools alone, and lets all else pass. Here the server's requests of the agent (sampling, elicitation, roots)
+    # and other methods are denied: allow what the agent needs.
+";
+
 /// The comment with which a manifest begins whose limits hold for a pod.
 const COUNTED_BY_EACH_POD: &str = "\
 # Each pod counts for itself here (scope: Pod), where the original has one count for an agent: N replicas have N times each
@@ -80,11 +89,14 @@ impl ImportedPolicy {
         text
     }
 
-    /// The manifest with a comment for each note, above its entry.
+    /// The manifest with a comment for each note, above its entry, and one above what is not of tools.
     fn with_notes(&self, yaml: &str) -> String {
         let mut notes = self.notes.iter();
         let mut text = String::with_capacity(yaml.len());
         for line in yaml.lines() {
+            if line == DEFAULT_ACTIONS {
+                text.push_str(ONLY_TOOLS);
+            }
             if line.starts_with(ENTRY) {
                 let indent = ENTRY.trim_end_matches("- ");
                 notes.next().into_iter().flatten().for_each(|note| text.push_str(&format!("{indent}# {note}\n")));

@@ -15,7 +15,7 @@ use proptest::{
 };
 use serde_json::{Value, json};
 use toolweir_crds::{Document, read_documents};
-use toolweir_engine::{CompileOptions, Engine, Memory, Severity, Timestamp};
+use toolweir_engine::{CompileOptions, Engine, Memory, Operation, Severity, Timestamp};
 use toolweir_import::{ImportError, ImportOptions, import};
 
 /// The engine that a policy becomes, by way of the printed manifest.

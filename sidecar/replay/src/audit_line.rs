@@ -4,16 +4,20 @@ use std::{borrow::Cow, num::NonZeroU64, time::UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
-use toolweir_crds::{ToolClass, ToolPart, bounds::TOOL_NAME, text::escaped};
+use toolweir_crds::{
+    OperationKind, ToolClass, ToolPart,
+    bounds::{RESOURCE_URI, TOOL_NAME},
+    text::escaped,
+};
 use toolweir_engine::{
-    Reason,
+    Operation, Reason,
     json::{JsonError, Raw, Reader},
 };
 
 /// A line of a log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordedLine<'a> {
-    /// The audit line of a call.
+    /// The audit line of a call, or of another operation.
     Call(CallLine<'a>),
     /// The audit line of a captured connection.
     Connection,
@@ -38,15 +42,19 @@ pub enum RecordedEffect {
     Denied,
 }
 
-/// The audit line of a call.
+/// The audit line of a call, or of another operation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CallLine<'a> {
     /// When it came, in nanoseconds since 1970.
     pub time: u64,
     /// The server's name.
     pub server: Cow<'a, str>,
-    /// The tool's name.
-    pub tool: Cow<'a, str>,
+    /// The kind of what was asked for.
+    pub kind: OperationKind,
+    /// The method.
+    pub method: Cow<'a, str>,
+    /// The name of the tool, or of what else was asked for.
+    pub name: Cow<'a, str>,
     /// What was decided.
     pub effect: RecordedEffect,
     /// Why.
@@ -130,7 +138,13 @@ struct CallFields<'a> {
     #[serde(borrow)]
     server: Cow<'a, str>,
     #[serde(borrow)]
-    tool: Cow<'a, str>,
+    tool: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    operation: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    kind: Option<Cow<'a, str>>,
     #[serde(borrow)]
     decision: Cow<'a, str>,
     #[serde(borrow)]
@@ -201,29 +215,55 @@ impl<'a> RecordedLine<'a> {
     }
 }
 
+/// The kind, method and name of what was asked for.
+type Asked<'a> = (OperationKind, Cow<'a, str>, Cow<'a, str>);
+
+/// Returns why a field cannot be read.
+fn unknown(field: &str, text: &str) -> String {
+    format!("its `{field}` is `{}`, which is not known here", escaped(text, 80))
+}
+
+/// Reads the hash of a session.
+fn session_number(hash: &str) -> Result<NonZeroU64, String> {
+    let number = u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16).ok_or_else(|| unknown("session", hash))?;
+    // None stands for no session, and no session hashes to zero in our lifetime.
+    Ok(NonZeroU64::new(number).unwrap_or(NonZeroU64::MAX))
+}
+
+impl<'a> CallFields<'a> {
+    /// Takes what was asked for. Lines of tool calls have `tool`, and no method.
+    fn take_asked(&mut self) -> Result<Asked<'a>, String> {
+        match (self.tool.take(), self.operation.take(), self.name.take()) {
+            (Some(tool), None, _) => Ok((OperationKind::Tool, Cow::Borrowed("tools/call"), tool)),
+            (None, Some(method), Some(name)) => {
+                let kind = match self.kind.as_deref() {
+                    Some(noun) => OperationKind::of_noun(noun).ok_or_else(|| unknown("kind", noun))?,
+                    None => OperationKind::of_method(&method),
+                };
+                Ok((kind, method, name))
+            }
+            (Some(_), Some(_), _) => Err("it has a `tool` and an `operation`".to_owned()),
+            (None, Some(_), None) => Err("its `operation` has no `name`".to_owned()),
+            (None, None, _) => Err("it has no `tool` and no `operation`".to_owned()),
+        }
+    }
+}
+
 impl<'a> CallLine<'a> {
-    fn new(fields: CallFields<'a>) -> Result<Self, String> {
-        let unknown = |field: &str, text: &str| format!("its `{field}` is `{}`, which is not known here", escaped(text, 80));
+    fn new(mut fields: CallFields<'a>) -> Result<Self, String> {
+        let (kind, method, name) = fields.take_asked()?;
         let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == fields.reason);
         let effect = match &*fields.decision {
             "allowed" => RecordedEffect::Allowed,
             "would_deny" | "would_ask" => RecordedEffect::WouldDeny,
             "denied" if reason.is_some_and(is_of_approval) => RecordedEffect::Asked,
+            // It was let through, and its result was not. How large results are, no decision knows.
+            "denied" if reason == Some(Reason::ResultTooLarge) => RecordedEffect::Allowed,
             "denied" => RecordedEffect::Denied,
             other => return Err(unknown("decision", other)),
         };
         let time = humantime::parse_rfc3339(&fields.time).ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let session = match fields.session {
-            None => None,
-            Some(hash) => {
-                let number = u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16);
-                // None stands for no session, and no session hashes to zero in our lifetime.
-                Some(
-                    number
-                        .map_or(Err(unknown("session", hash)), |number| Ok(NonZeroU64::new(number).unwrap_or(NonZeroU64::MAX)))?,
-                )
-            }
-        };
+        let session = fields.session.map(session_number).transpose()?;
         if !fields.latency_ms.is_finite() || fields.latency_ms < 0.0 {
             return Err(unknown("latencyMs", &fields.latency_ms.to_string()));
         }
@@ -263,14 +303,22 @@ impl<'a> CallLine<'a> {
             class,
             pins: LinePins::new(fields.drift.as_deref(), reason),
             server: fields.server,
-            tool: fields.tool,
+            kind,
+            method,
+            name,
         })
+    }
+
+    /// Returns what was asked for.
+    pub fn operation(&self) -> Operation<'_> {
+        Operation { kind: self.kind, name: &self.name, method: &self.method }
     }
 
     /// Returns true if it was turned away before policies were asked, or for a name that the line has only in part. No policy can
     /// change that.
     pub fn is_beyond_policies(&self) -> bool {
-        self.reason == Reason::Malformed && (!self.by_policy || self.tool.chars().count() >= TOOL_NAME)
+        let longest = if self.kind == OperationKind::Resource { RESOURCE_URI } else { TOOL_NAME };
+        self.reason == Reason::Malformed && (!self.by_policy || self.name.chars().count() >= longest)
     }
 }
 

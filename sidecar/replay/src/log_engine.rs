@@ -3,8 +3,8 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use toolweir_crds::{
-    Action, EntryApproval, Mode, OperationKind, PartDigests, PinnedPart, PinnedTool, ServerPins, Tool, ToolClass, ToolPart,
-    ToolPins, explain::EntryExplanation,
+    Action, EntryApproval, Limit, Mode, OperationKind, PartDigests, PinnedPart, PinnedTool, Server, ServerPins, Tool, ToolClass,
+    ToolPart, ToolPins, Validation, explain::EntryExplanation,
 };
 use toolweir_engine::{
     Call, CompileOptions, Engine, Memory, Operation, Policy, Problem, ReadsOfCall, SeenTool, Severity, Timestamp,
@@ -126,17 +126,17 @@ impl LogEngine {
                 policy.unreadable.take().or(problems.iter().find(is_invalid).map(|problem| problem.error.clone()));
         }
         let full = Engine::compile(&without_pins(&policies), Arc::clone(&memory), &options).0;
-        let tools = policies.iter().flat_map(|policy| &policy.spec.servers).flat_map(|server| &server.tools);
-        let longest_window = tools.flat_map(|tool| &tool.limits).map(|limit| limit.window.span()).max().unwrap_or_default();
+        let entries = policies.iter().flat_map(|policy| &policy.spec.servers).flat_map(Server::all_entries);
+        let longest_window = entries.flat_map(|entry| entry.limits).map(|limit| limit.window.span()).max().unwrap_or_default();
         let (variants, class_matters) = (Vec::new(), HashMap::new());
         let shows = policies.iter().flat_map(approvals).any(|(_, approval)| !approval.show.is_empty());
         let wants_approval = policies.iter().flat_map(approvals).any(|(policy, _)| is_enforced(policy));
         (Self { policies, options, memory, wants_approval, shows, full, variants, class_matters, longest_window }, problems)
     }
 
-    /// Returns true if a condition for the tool, or a key or cost, reads the arguments.
-    pub fn reads_arguments(&self, server: &str, tool: &str) -> bool {
-        self.full.reads(server, Operation::tool(tool)).arguments
+    /// Returns true if a condition on this, or a key or cost, reads the arguments.
+    pub fn reads_arguments(&self, server: &str, operation: Operation<'_>) -> bool {
+        self.full.reads(server, operation).arguments
     }
 
     /// Chooses the engine for a call of which this is not known.
@@ -159,10 +159,11 @@ impl LogEngine {
                 .engine(EngineVariant { approved, unshown, ..EngineVariant::default() }, names)?
                 .reads(call.server, call.operation),
         };
-        let has_pins = self.has_pins(call.server);
+        let is_tool = call.operation.kind == OperationKind::Tool;
+        let has_pins = is_tool && self.has_pins(call.server);
         let needs = Unknowns {
             of_call: ReadsOfCall { arguments: reads.arguments && lacking.arguments, session: reads.session && lacking.session },
-            class: recorded.class.is_none() && self.class_matters(call, recorded.name),
+            class: is_tool && recorded.class.is_none() && self.class_matters(call, recorded.name),
             pins: has_pins && recorded.pins == LinePins::NotSaid,
         };
         let pins = match recorded.pins {
@@ -243,11 +244,11 @@ impl LogEngine {
             policies
                 .iter_mut()
                 .flat_map(entries)
-                .filter_map(|tool| tool.approval.as_mut())
+                .filter_map(|entry| entry.approval.as_mut())
                 .for_each(|approval| approval.show.clear());
         }
         if variant.approved {
-            policies.iter_mut().filter(|policy| is_enforced(policy)).flat_map(entries).for_each(|tool| tool.approval = None);
+            policies.iter_mut().filter(|policy| is_enforced(policy)).flat_map(entries).for_each(|entry| *entry.approval = None);
         }
         if variant.without != ReadsOfCall::default() {
             policies = without(&policies, variant.without)?;
@@ -282,15 +283,40 @@ fn pinned_otherwise(tool: &str) -> PinnedTool {
     PinnedTool { name: tool.to_owned(), parts: vec![part] }
 }
 
-/// Returns the entries of a policy.
-fn entries(policy: &mut Policy) -> impl Iterator<Item = &mut Tool> {
-    policy.spec.servers.iter_mut().flat_map(|server| &mut server.tools)
+/// The parts of an entry that can be taken out of it.
+struct EntryParts<'a> {
+    kind: OperationKind,
+    limits: &'a mut Vec<Limit>,
+    validations: &'a mut Vec<Validation>,
+    approval: &'a mut Option<EntryApproval>,
+}
+
+/// Returns the parts of each entry of a list.
+macro_rules! parts {
+    ($kind:ident, $list:expr) => {
+        $list.map(|entry| EntryParts {
+            kind: OperationKind::$kind,
+            limits: &mut entry.limits,
+            validations: &mut entry.validations,
+            approval: &mut entry.approval,
+        })
+    };
+}
+
+/// Returns the entries of a policy, of every kind.
+fn entries(policy: &mut Policy) -> impl Iterator<Item = EntryParts<'_>> {
+    policy.spec.servers.iter_mut().flat_map(|server| {
+        let Server { tools, prompts, resources, requests, .. } = server;
+        parts!(Tool, tools.iter_mut())
+            .chain(parts!(Prompt, prompts.iter_mut().flatten()))
+            .chain(parts!(Resource, resources.iter_mut().flatten()))
+            .chain(parts!(Request, requests.iter_mut().flatten()))
+    })
 }
 
 /// Returns the approvals that entries of a policy want.
 fn approvals(policy: &Policy) -> impl Iterator<Item = (&Policy, &EntryApproval)> {
-    let entries = policy.spec.servers.iter().flat_map(|server| &server.tools);
-    entries.filter_map(move |tool| Some((policy, tool.approval.as_ref()?)))
+    policy.spec.servers.iter().flat_map(Server::all_entries).filter_map(move |entry| Some((policy, entry.approval?)))
 }
 
 fn is_enforced(policy: &Policy) -> bool {
@@ -321,16 +347,16 @@ fn without(policies: &[Policy], lacking: ReadsOfCall) -> Result<Vec<Policy>, Str
         let remaining = policies.iter().map(|policy| {
             let mut policy = policy.clone();
             let mut budget = CompileBudget::default();
-            let mut reads = |source: &str| {
+            let mut reads = |source: &str, kind: OperationKind| {
                 // One that does not compile stays, and so does its error.
-                Expression::compile_in(source, OperationKind::Tool, &mut budget).is_ok_and(|expression| {
+                Expression::compile_in(source, kind, &mut budget).is_ok_and(|expression| {
                     lacking.arguments && expression.reads_arguments() || lacking.session && expression.reads_session()
                 })
             };
-            for tool in entries(&mut policy) {
-                tool.approval.take_if(|approval| approval.when.as_deref().is_some_and(&mut reads));
-                tool.validations.retain(|validation| !reads(&validation.expression));
-                tool.limits.retain(|limit| ![&limit.key, &limit.cost].into_iter().flatten().any(|source| reads(source)));
+            for EntryParts { kind, limits, validations, approval } in entries(&mut policy) {
+                approval.take_if(|approval| approval.when.as_deref().is_some_and(|when| reads(when, kind)));
+                validations.retain(|validation| !reads(&validation.expression, kind));
+                limits.retain(|limit| ![&limit.key, &limit.cost].into_iter().flatten().any(|source| reads(source, kind)));
             }
             policy
         });

@@ -3,16 +3,14 @@
 use std::{cmp::Reverse, collections::BinaryHeap, fmt::Write, io};
 
 use toolweir_crds::text::shown;
-use toolweir_engine::{
-    Call, CompileOptions, Decision, Effect, Operation, Permit, Policy, Problem, ReadsOfCall, Reason, Timestamp,
-};
+use toolweir_engine::{Call, CompileOptions, Decision, Effect, Permit, Policy, Problem, ReadsOfCall, Reason, Timestamp};
 
 use crate::{
     argument_store::ArgumentStore,
     audit_line::{CallLine, LineArguments, RecordedLine, value},
     lines::next_line,
     log_engine::{LogEngine, Unknowns},
-    names::CallNames,
+    names::{CallNames, NamedOperation},
     recording::{RecordedArguments, RecordedCall, Recording},
     report::{ReplayReport, ReportWriter},
     shared_counts::SharedCounts,
@@ -126,13 +124,13 @@ impl Replay {
 
     fn add_call(&mut self, id: LogId, call: &CallLine<'_>) -> Result<(), ReplayError> {
         let Some(log) = self.logs.get(usize::from(id.0)) else { return Ok(()) };
-        let Some(name) = self.names.number(&call.server, &call.tool) else {
+        let Some(name) = self.names.number(&call.server, call.operation()) else {
             self.report.unnamed();
             return Ok(());
         };
         let arguments = match call.arguments {
             LineArguments::Hashed => RecordedArguments::Hashed,
-            LineArguments::Known(raw) if log.engine.reads_arguments(&call.server, &call.tool) => {
+            LineArguments::Known(raw) if log.engine.reads_arguments(&call.server, call.operation()) => {
                 RecordedArguments::Stored(self.arguments.add(raw.as_str()).map_err(ReplayError::Arguments)?)
             }
             LineArguments::None | LineArguments::Known(_) => RecordedArguments::None,
@@ -166,20 +164,21 @@ impl Replay {
         let (mut session, mut text) = (String::new(), String::new());
         for (number, recorded) in recording.in_order().enumerate() {
             let Some(log) = logs.get_mut(usize::from(recorded.log)) else { continue };
-            let (server, tool) = names.get(recorded.name);
+            let Some(named) = names.get(recorded.name) else { continue };
             session.clear();
             // The hash tells sessions apart as their ids do.
             if let Some(hash) = recorded.session {
                 let _ = write!(session, "{hash:016x}");
             }
-            let mut call = Call { server, operation: Operation::tool(tool), arguments: None, session: &session, seen: None };
+            let mut call =
+                Call { server: &named.server, operation: named.operation(), arguments: None, session: &session, seen: None };
             if let RecordedArguments::Stored(place) = recorded.arguments {
                 arguments.read(place, &mut text).map_err(ReplayError::Arguments)?;
                 call.arguments = value(&text).ok();
             }
             let (decision, needs) = course.decide(&mut log.engine, &names, &call, recorded)?;
-            report.decided(recorded.time, counts_places(&decision));
-            report.change(&decision, needs, recorded, (server, tool), &log.name);
+            report.decided(recorded.time, named, counts_places(&decision));
+            report.change(&decision, needs, recorded, named, &log.name);
             if let Effect::Allowed(permit) = decision.effect {
                 course.go_on(number, permit, recorded);
             }
@@ -233,6 +232,9 @@ impl Course {
         let chosen = engine.choose(call, of_call, recorded, names).map_err(ReplayError::Compile)?;
         let call = Call { seen: Some(&chosen.seen), ..*call };
         let (engine, needs) = (chosen.engine, chosen.needs);
+        if names.get(recorded.name).is_some_and(NamedOperation::is_reference) {
+            return Ok((engine.decide_use(&call), Unknowns::default()));
+        }
         let decision = self.shared.decide(engine, &call, now);
         // Its time is cut to the millisecond. If it found room, take it to have come after the calls that ended in that millisecond.
         let end_of_millisecond = (recorded.time - recorded.time % MILLISECOND).saturating_add(MILLISECOND - 1);

@@ -6,10 +6,15 @@ use std::{
 };
 
 use serde::Serialize;
-use toolweir_crds::text::escaped;
+use toolweir_crds::{OperationKind, text::escaped};
 use toolweir_engine::{Decision, Reason};
 
-use crate::{audit_line::RecordedEffect, log_engine::Unknowns, names::MOST_NAMES, recording::RecordedCall};
+use crate::{
+    audit_line::RecordedEffect,
+    log_engine::Unknowns,
+    names::{MOST_NAMES, NamedOperation},
+    recording::RecordedCall,
+};
 
 /// The number of damaged lines that are named.
 const MOST_DAMAGES: usize = 20;
@@ -24,8 +29,11 @@ const SERVER_NAME: usize = 63;
 pub struct ReplayReport {
     /// The number of logs.
     pub logs: usize,
-    /// The number of calls that were decided anew.
+    /// The number of calls and other operations that were decided anew.
     pub calls: u64,
+    /// The number of those that are no calls of tools, by method.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub operations: BTreeMap<String, u64>,
     /// When the first came, in RFC 3339.
     pub from: Option<String>,
     /// When the last came.
@@ -34,7 +42,7 @@ pub struct ReplayReport {
     pub unchanged: u64,
     /// The number of calls of each kind of change.
     pub changed: BTreeMap<DecisionChange, u64>,
-    /// The changes, by kind, server, tool and reason.
+    /// The changes, by kind, server, operation, tool and reason.
     pub changes: Vec<Change>,
     /// The calls that were not decided anew, by reason: they were turned away before any policy was asked (`malformed`), or there are
     /// too many names (`too_many_names`).
@@ -75,7 +83,10 @@ pub struct Change {
     pub change: DecisionChange,
     /// The server.
     pub server: String,
-    /// The tool.
+    /// The method of what is no call of a tool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// The tool, or what else was named.
     pub tool: String,
     /// Why it would be denied; for what is no longer denied, why it was; for what is unknown, what is missing: `arguments`,
     /// `session`, `class` and `pins`, or several of these, such as `arguments and session`.
@@ -181,7 +192,13 @@ impl ReportWriter {
     }
 
     /// Counts a call that was decided anew, perhaps by how many calls were in flight.
-    pub fn decided(&mut self, time: u64, counts_places: bool) {
+    pub fn decided(&mut self, time: u64, named: &NamedOperation, counts_places: bool) {
+        if named.kind != OperationKind::Tool {
+            match self.report.operations.get_mut(&*named.method) {
+                Some(calls) => *calls += 1,
+                None => drop(self.report.operations.insert(named.method.to_string(), 1)),
+            }
+        }
         self.counts_places |= counts_places;
         self.report.calls += 1;
         self.first = self.first.min(time);
@@ -189,22 +206,16 @@ impl ReportWriter {
     }
 
     /// Compares a decision with what was recorded. `needs` is what it depends on and the log lacks.
-    pub fn change(
-        &mut self,
-        decision: &Decision,
-        needs: Unknowns,
-        recorded: &RecordedCall,
-        (server, tool): (&str, &str),
-        log: &str,
-    ) {
+    pub fn change(&mut self, decision: &Decision, needs: Unknowns, recorded: &RecordedCall, named: &NamedOperation, log: &str) {
         let Some((kind, reason)) = compare(decision, needs, recorded) else {
             self.report.unchanged += 1;
             return;
         };
         let change = self.changes.entry((kind, recorded.name, reason)).or_insert_with(|| Change {
             change: kind,
-            server: server.to_owned(),
-            tool: tool.to_owned(),
+            server: named.server.to_string(),
+            operation: (named.kind != OperationKind::Tool).then(|| named.method.to_string()),
+            tool: named.name.to_string(),
             reason,
             calls: 0,
             examples: Vec::new(),
@@ -232,7 +243,8 @@ impl ReportWriter {
             *report.changed.entry(change.change).or_default() += change.calls;
         }
         report.changes = self.changes.into_values().collect();
-        report.changes.sort_by(|a, b| (a.change, &a.server, &a.tool, a.reason).cmp(&(b.change, &b.server, &b.tool, b.reason)));
+        let place = |change: &Change| (change.change, change.server.clone(), change.operation.clone(), change.tool.clone());
+        report.changes.sort_by_cached_key(|change| (place(change), change.reason));
         report.add_notes(longest);
         if self.counts_places {
             report.note("maxConcurrent is approximate: the log has the time to the head of each response, not to its end");
@@ -288,9 +300,17 @@ impl ReplayReport {
 
     /// Adds a note that names the servers on which calls would be denied because no policy governs them, with the remedy.
     pub fn note_ungoverned(&mut self, remedy: &str) {
+        if let Some(servers) = self.without_policy(|change| change.operation.is_none()) {
+            self.note(format!("no policy names {servers}: {remedy}"));
+        }
+    }
+
+    /// Returns the servers on which what is chosen would be denied because no policy has a say in it, in words.
+    fn without_policy(&self, choose: impl Fn(&Change) -> bool) -> Option<String> {
         let ungoverned = self.changes.iter().filter(|change| {
             matches!(change.change, DecisionChange::NewlyDenied | DecisionChange::OtherReason)
                 && change.reason == Reason::NoPolicy.as_str()
+                && choose(change)
         });
         let servers: BTreeSet<&str> = ungoverned.map(|change| change.server.as_str()).collect();
         let shown: Vec<String> = servers.iter().take(MOST_SERVERS).map(|server| escaped(server, SERVER_NAME)).collect();
@@ -299,9 +319,7 @@ impl ReplayReport {
             more => format!(" and {more} more"),
         };
         let plural = if servers.len() == 1 { "" } else { "s" };
-        if !shown.is_empty() {
-            self.note(format!("no policy names server{plural} {}{more}: {remedy}", shown.join(", ")));
-        }
+        (!shown.is_empty()).then(|| format!("server{plural} {}{more}", shown.join(", ")))
     }
 
     /// Returns the number of calls that are unknown for the lack of one of these.
@@ -323,6 +341,12 @@ impl ReplayReport {
             self.note(format!(
                 "limits begin empty at {from}: what was called before does not count, which matters for up to {}",
                 humantime::format_duration(longest)
+            ));
+        }
+        if let Some(servers) = self.without_policy(|change| change.operation.is_some()) {
+            self.note(format!(
+                "no policy says what becomes of prompts, resources, requests or other methods of {servers}, so that these are denied: \
+                 write defaultActions, or lists of them (docs/operations.md)"
             ));
         }
         let unknown = self.unknown_for(&["arguments", "session"]);

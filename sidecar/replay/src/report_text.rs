@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use toolweir_crds::text::{safe_json, shown};
+use toolweir_crds::{
+    OperationKind,
+    text::{safe_json, shown},
+};
 
 use crate::report::{Change, Damage, DecisionChange, ReplayReport};
 
@@ -58,6 +61,11 @@ impl ReplayReport {
             let _ = write!(text, ", {} {}", self.count(kind), kind.phrase());
         }
         text.push('\n');
+        if !self.operations.is_empty() {
+            let others: Vec<String> =
+                self.operations.iter().map(|(method, calls)| format!("{calls} {}", shown(method))).collect();
+            let _ = writeln!(text, "Of these, no calls of tools: {}", others.join(", "));
+        }
         let skipped = self.skipped_lines;
         let skipped = [
             (skipped.connections, "of connections"),
@@ -107,12 +115,14 @@ impl ReplayReport {
 
 impl Change {
     fn cells(&self) -> [String; 5] {
-        [
-            self.change.phrase().to_owned(),
-            shown(&self.server).into_owned(),
-            shown(&self.tool).into_owned(),
-            self.reason.to_owned(),
-            self.calls.to_string(),
-        ]
+        // What servers ask for has a method of its own, and another method is its own name.
+        let what = match &self.operation {
+            None => shown(&self.tool).into_owned(),
+            Some(method) if *method == self.tool || OperationKind::of_method(method) == OperationKind::Request => {
+                shown(method).into_owned()
+            }
+            Some(method) => format!("{} {}", shown(method), shown(&self.tool)),
+        };
+        [self.change.phrase().to_owned(), shown(&self.server).into_owned(), what, self.reason.to_owned(), self.calls.to_string()]
     }
 }

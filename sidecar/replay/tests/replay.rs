@@ -502,6 +502,10 @@ fn lines_that_are_no_calls_are_counted_and_damaged_ones_named() {
         &call.replace("\"latencyMs\":0.5", "\"latencyMs\":-1"),
         &call.replace("\"latencyMs\":0.5", "\"latencyMs\":0.5,\"latencyMs\":0.5"),
         &call.replace("\"tool\":\"t\"", "\"tool\":1"),
+        &call.replace("\"tool\":\"t\"", "\"operation\":\"prompts/get\""),
+        &call.replace("\"tool\":\"t\"", "\"operation\":\"x/y\",\"name\":\"t\",\"kind\":\"whim\""),
+        &call.replace("\"tool\":\"t\"", "\"tool\":\"t\",\"operation\":\"x/y\",\"name\":\"t\""),
+        &call.replace("\"tool\":\"t\",", ""),
         &call.replace("\"none\"", "\"malformed\"").replace("\"agents/p\"", "null"),
     ]
     .join("\n");
@@ -514,9 +518,9 @@ fn lines_that_are_no_calls_are_counted_and_damaged_ones_named() {
     assert_eq!((report.calls, report.unchanged, &report.changes), (2, 2, &vec![]), "{}", report.text());
     assert_eq!(report.not_decided.get("malformed"), Some(&1));
     let skipped = report.skipped_lines;
-    assert_eq!((skipped.connections, skipped.other, skipped.damaged), (1, 3, 10));
+    assert_eq!((skipped.connections, skipped.other, skipped.damaged), (1, 3, 14));
     let lines: Vec<u32> = report.damages.iter().map(|damage| damage.line).collect();
-    assert_eq!(lines, [7, 8, 9, 10, 11, 12, 13, 14, 15, 17]);
+    assert_eq!(lines, [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21]);
     assert_eq!(report.damages[2].why, "its `decision` is `perhaps`, which is not known here");
 }
 
@@ -558,6 +562,94 @@ note: limits begin empty at 2026-01-01T00:00:00.000Z: what was called before doe
             ],
         })
     );
+}
+
+/// Lines of operations, a second apart, each with method, name, and perhaps arguments and more fields. All were let through.
+fn operations(asked: &[(&str, &str, &str)]) -> Vec<Line> {
+    let line = |(number, (method, name, more)): (usize, &(&str, &str, &str))| {
+        let (end, line) = passed(number as u64 * 1000, None, None);
+        (end, line.replace("\"tool\":\"t\"", &format!("\"operation\":\"{method}\",\"name\":\"{name}\"{more}")))
+    };
+    asked.iter().enumerate().map(line).collect()
+}
+
+/// A policy that has a say in everything of a server.
+fn of_all_kinds(lists: &str) -> Policy {
+    policy(&format!(
+        "servers: [{{name: s, url: 'http://s/mcp', tools: [{{name: t}}], defaultActions: {{prompts: Deny, resources: Deny, \
+         requests: Deny, other: Deny}}, {lists}}}]"
+    ))
+}
+
+#[test]
+fn other_operations_are_decided_as_their_kind_and_not_as_tools_of_their_names() {
+    let lines = operations(&[
+        ("prompts/get", "t", ""),
+        ("prompts/get", "review", ""),
+        ("resources/read", "file:///plans/a", ""),
+        ("resources/subscribe", "file:///a", ""),
+        ("sampling/createMessage", "sampling", ""),
+        ("roots/list", "roots", ""),
+        ("logging/setLevel", "logging/setLevel", ""),
+        ("completion/complete", "review", ",\"kind\":\"prompt\""),
+        ("completion/complete", "file:///a", ",\"kind\":\"resource\""),
+    ]);
+    let lists = "prompts: [{name: review}], resources: [{uri: 'file:///plans/*'}], requests: [{name: sampling}]";
+    let report = replay_logs(&[of_all_kinds(lists)], &[[lines.clone(), all_passed(&[9000])].concat()]);
+    let text = "\
+10 calls from 2026-01-01T00:00:00.000Z to 2026-01-01T00:00:09.000Z: 5 as before, 5 newly denied
+Of these, no calls of tools: 2 completion/complete, 1 logging/setLevel, 2 prompts/get, 1 resources/read, 1 resources/subscribe, 1 roots/list, 1 sampling/createMessage
+
+CHANGE        SERVER  TOOL                           REASON      CALLS
+newly denied  s       completion/complete file:///a  not_listed  1
+  2026-01-01T00:00:08.000Z  0.log:9  agents/p
+newly denied  s       logging/setLevel               not_listed  1
+  2026-01-01T00:00:06.000Z  0.log:7  agents/p
+newly denied  s       prompts/get t                  not_listed  1
+  2026-01-01T00:00:00.000Z  0.log:1  agents/p
+newly denied  s       resources/subscribe file:///a  not_listed  1
+  2026-01-01T00:00:03.000Z  0.log:4  agents/p
+newly denied  s       roots/list                     not_listed  1
+  2026-01-01T00:00:05.000Z  0.log:6  agents/p
+";
+    assert_eq!(report.text(), text);
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!((&json["changes"][2]["operation"], &json["changes"][2]["tool"]), (&"prompts/get".into(), &"t".into()));
+    assert_eq!(json["operations"]["prompts/get"], 2);
+    // A policy from before has no say in them.
+    let report = replay_logs(&[limited(9)], &[lines]);
+    assert_eq!((report.count(DecisionChange::NewlyDenied), report.unchanged), (9, 0));
+    assert!(report.changes.iter().all(|change| change.reason == "no_policy"), "{}", report.text());
+    let note = "no policy says what becomes of prompts, resources, requests or other methods of server s, so that these are denied: \
+                write defaultActions, or lists of them (docs/operations.md)";
+    assert!(report.notes.iter().any(|found| found == note), "{:?}", report.notes);
+}
+
+#[test]
+fn limits_and_conditions_of_other_kinds_count_and_references_take_nothing() {
+    let limit = "prompts: [{name: '*', action: Allow, limits: [{max: 2, window: minute}]}]";
+    let get = ("prompts/get", "p", "");
+    let complete = ("completion/complete", "p", ",\"kind\":\"prompt\"");
+    let lines = operations(&[complete, complete, complete, get, get, get]);
+    assert_eq!(told_of(&of_all_kinds(limit), lines), [(DecisionChange::NewlyDenied, "rate_limit", 1)]);
+    // Of a resource, all that conditions can read is known; of a prompt, the arguments are not.
+    let condition = "resources: [{uri: '*', action: Allow, validations: [{expression: \"uri.endsWith('.txt')\"}]}]";
+    let lines = operations(&[("resources/read", "file:///a.txt", ""), ("resources/read", "file:///a.md", "")]);
+    assert_eq!(told_of(&of_all_kinds(condition), lines), [(DecisionChange::NewlyDenied, "validation", 1)]);
+    let condition =
+        "prompts: [{name: '*', action: Allow, validations: [{expression: 'has(args.n)'}], approval: {when: 'size(args) > 9'}}]";
+    let hashed = |(end, line): Line| (end, line.replace("\"argumentsSha256\":null", "\"argumentsSha256\":\"52f7\""));
+    let lines: Vec<Line> = operations(&[get]).into_iter().map(hashed).collect();
+    assert_eq!(told_of(&of_all_kinds(condition), lines), [(DecisionChange::Unknown, "arguments", 1)]);
+}
+
+#[test]
+fn a_result_that_was_too_large_belongs_to_a_call_that_was_let_through() {
+    let (end, line) = passed(0, None, None);
+    let line = line.replace("\"allowed\"", "\"denied\"").replace("\"none\"", "\"result_too_large\"");
+    assert_eq!(told_of(&tools("{name: t, maxResultBytes: 7}"), vec![(end, line.clone())]), []);
+    let newly = [(DecisionChange::NewlyDenied, "denied", 1)];
+    assert_eq!(told_of(&tools("{name: t, action: Deny}"), vec![(end, line)]), newly);
 }
 
 #[test]

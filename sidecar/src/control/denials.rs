@@ -1,4 +1,4 @@
-//! Reports of denied calls to the operator: by how much the sidecar's own counters have risen. Deciding a call knows nothing of
+//! Reports of denied calls and other operations to the operator: by how much the sidecar's own counters have risen. Deciding a call knows nothing of
 //! it, and a report holds nothing that a scrape would not.
 
 use std::collections::HashMap;
@@ -12,8 +12,18 @@ use crate::metrics::SidecarMetrics;
 /// The most kinds of denials in one line; the others come with a later one.
 const MOST: usize = 64;
 
-/// What was denied: server, tool, reason, policy and, of a connection, its destination alone.
-type Kind = ([String; 4], Option<String>);
+/// What was denied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Kind {
+    server: String,
+    name: String,
+    reason: String,
+    policy: String,
+    /// The method, but of a tool call.
+    operation: String,
+    /// Of a connection, which has no server, name and policy.
+    destination: Option<String>,
+}
 
 /// The counts that were reported so far.
 #[derive(Debug, Default)]
@@ -33,22 +43,32 @@ impl ReportedDenials {
         new.truncate(MOST);
         let reported = new.into_iter().map(|(kind, more, count)| {
             self.0.insert(kind.clone(), count);
-            let ([server, tool, reason, policy], destination) = kind;
-            Denied { policy, reason, server, tool, destination, count: more }
+            let Kind { server, name, reason, policy, operation, destination } = kind;
+            Denied { policy, reason, server, operation, tool: name, destination, count: more }
         });
         let denials: Vec<Denied> = reported.collect();
         (!denials.is_empty()).then_some(Denials { denials })
     }
 }
 
-/// The series of denied calls and connections.
+/// The series of denied calls, other operations and connections.
 fn counts(metrics: &SidecarMetrics) -> impl Iterator<Item = (Kind, u64)> {
-    let calls =
-        denied(&metrics.servers.tool_calls, |label| ([label("server"), label("tool"), label("reason"), label("policy")], None));
-    let connections = denied(&metrics.egress.connections, |label| {
-        ([String::new(), String::new(), label("reason"), String::new()], Some(label("name")))
+    let of_server = |label: &dyn Fn(&str) -> String, name: &str| Kind {
+        server: label("server"),
+        name: label(name),
+        reason: label("reason"),
+        policy: label("policy"),
+        ..Kind::default()
+    };
+    let calls = denied(&metrics.servers.tool_calls, |label| of_server(label, "tool"));
+    let operations =
+        denied(&metrics.servers.operations, |label| Kind { operation: label("operation"), ..of_server(label, "name") });
+    let connections = denied(&metrics.egress.connections, |label| Kind {
+        reason: label("reason"),
+        destination: Some(label("name")),
+        ..Kind::default()
     });
-    calls.into_iter().chain(connections)
+    calls.into_iter().chain(operations).chain(connections)
 }
 
 /// The series of a counter whose decision is a denial.
@@ -75,7 +95,7 @@ mod tests {
     fn denied(tool: &str, reason: &str, count: u64) -> Denied {
         let text = str::to_owned;
         let (policy, reason) = (text("agents/p"), text(reason));
-        Denied { policy, reason, server: text("s"), tool: text(tool), destination: None, count }
+        Denied { policy, reason, server: text("s"), operation: String::new(), tool: text(tool), destination: None, count }
     }
 
     #[test]
@@ -97,6 +117,25 @@ mod tests {
         assert_eq!(reported.take_new(&metrics), None);
         deny("a", "rate_limit", 1);
         assert_eq!(reported.take_new(&metrics), Some(Denials { denials: vec![denied("a", "rate_limit", 1)] }));
+    }
+
+    #[test]
+    fn a_prompt_is_not_taken_for_a_tool_of_its_name() {
+        let metrics = SidecarMetrics::new().unwrap();
+        metrics.servers.tool_calls.with_label_values(&["s", "a", "denied", "denied", "agents/p"]).inc();
+        let count = |labels: &[&str; 6], count| metrics.servers.operations.with_label_values(labels).inc_by(count);
+        count(&["s", "prompts/get", "a", "denied", "denied", "agents/p"], 3);
+        count(&["s", "prompts/get", "b", "allowed", "none", "agents/p"], 1);
+        count(&["s", "sampling/createMessage", "sampling", "denied", "rate_limit", "agents/p"], 2);
+        let of = |operation: &str, denied: Denied| Denied { operation: operation.to_owned(), ..denied };
+        let expected = vec![
+            of("prompts/get", denied("a", "denied", 3)),
+            of("sampling/createMessage", denied("sampling", "rate_limit", 2)),
+            denied("a", "denied", 1),
+        ];
+        let mut reported = ReportedDenials::default();
+        assert_eq!(reported.take_new(&metrics), Some(Denials { denials: expected }));
+        assert_eq!(reported.take_new(&metrics), None);
     }
 
     #[test]

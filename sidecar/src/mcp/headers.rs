@@ -304,7 +304,7 @@ mod tests {
             assert_eq!(agree(call, &[wrong]).unwrap_err().code(), -32020, "{wrong:?}");
         }
         assert!(agree(r#"{"id":1,"method":"tools/list"}"#, &[("mcp-name", "x")]).is_err());
-        assert!(agree(r#"{"id":1,"method":"resources/read","params":{}}"#, &[("mcp-name", "")]).is_err());
+        assert!(agree(r#"{"id":1,"method":"tasks/get","params":{}}"#, &[("mcp-name", "")]).is_err());
         assert!(agree(r#"{"id":1,"method":"resources/read","params":{"uri":"a:b"}}"#, &[("mcp-name", "a:c")]).is_err());
     }
 

@@ -81,9 +81,9 @@ struct Judge<'a> {
     shows: &'a mut dyn FnMut(&ListEntry<'_>) -> bool,
 }
 
-/// Cuts the entries out of an answer that `shows` refuses; it is asked once for each that a client may find a name in. An answer is known
-/// to hold a list by its shape, since one can be replayed on any stream; keys are known in any case, since some clients read
-/// them so.
+/// Cuts the entries out of an answer that `shows` refuses; it is asked once for each that a client may find a name in. An answer is
+/// known to hold a list by its shape, since one can be replayed on any stream; keys are known in any case, since some clients
+/// read them so.
 ///
 /// # Errors
 /// The answer is not strict JSON.

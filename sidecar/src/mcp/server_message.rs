@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader};
 
 use super::{
+    differs_in_case,
     edits::{Edits, Filtered},
     members::{Member, is_key},
 };
@@ -203,7 +204,7 @@ impl<'a> Envelope<'a> {
         if answers > 0 {
             return Err(UnclearMessage::TwoWays);
         }
-        let method = method.string()?.ok_or(UnclearMessage::TwoWays)?;
+        let method = checked_method(method.string()?.ok_or(UnclearMessage::TwoWays)?)?;
         let params = one(params)?;
         match one(id)?.filter(|id| id.kind() != JsonKind::Null) {
             Some(id) => Ok(ServerMessage::Request { id, ask: ServerAsk { method, params } }),
@@ -217,6 +218,11 @@ impl<'a> Envelope<'a> {
             }
         }
     }
+}
+
+/// Returns a method that is none of the known ones in another case, which some clients would take for it.
+fn checked_method(method: Cow<'_, str>) -> Result<Cow<'_, str>, UnclearMessage> {
+    if differs_in_case(&method).is_some() { Err(UnclearMessage::TwoWays) } else { Ok(method) }
 }
 
 /// Collects what an answer or a notification asks for.
@@ -302,7 +308,7 @@ impl<'a> InputReader<'a> {
             // What is no request is one of no known method.
             let text = match method {
                 Member::None => Cow::Borrowed(""),
-                Member::One(method) => method.string()?.unwrap_or_default(),
+                Member::One(method) => checked_method(method.string()?.unwrap_or_default())?,
                 Member::Several => return Err(UnclearMessage::TwoWays),
             };
             let params = if matches!(params, Member::Several) { return Err(UnclearMessage::TwoWays) } else { params.one() };
@@ -402,6 +408,9 @@ mod tests {
             r#"{"id":1,"id":2,"method":"roots/list"}"#,
             r#"{"id":1,"method":"roots/list","result":{}}"#,
             r#"{"id":1,"method":7}"#,
+            r#"{"id":1,"method":"Sampling/CreateMessage"}"#,
+            r#"{"method":"notifications/Resources/updated","params":{"uri":"a:b"}}"#,
+            r#"{"id":1,"result":{"inputRequests":{"a":{"method":"ROOTS/list"}}}}"#,
             r#"{"id":1,"result":{"inputRequests":{},"inputrequests":{"a":{"method":"roots/list"}}}}"#,
             r#"{"id":1,"result":{"inputRequests":{"a":{"method":"ping","method":"roots/list"}}}}"#,
             r#"{"method":"notifications/resources/updated","params":{"uri":"a:b","URI":"c:d"}}"#,

@@ -46,9 +46,20 @@ pub fn policy(url: &str, tools: &str) -> String {
     )
 }
 
+/// The same with more fields of the server, each a line of YAML.
+pub fn policy_with(url: &str, tools: &str, fields: &[&str]) -> String {
+    let fields: String = fields.iter().map(|field| format!("    {field}\n")).collect();
+    policy(url, tools) + &fields
+}
+
 /// A policy that allows everything on the server `bank` at a url.
 pub fn allow_all(url: &str) -> String {
     policy(url, "[{name: \"*\", action: Allow}]")
+}
+
+/// A policy of one server that also has a say in all but tools, and denies it: nobody is warned that it has none.
+pub fn speaking(policy: &str) -> String {
+    format!("{policy}    defaultActions: {{prompts: Deny, resources: Deny, requests: Deny, other: Deny}}\n")
 }
 
 /// A request in JSON-RPC.
@@ -81,6 +92,30 @@ pub fn list(id: &str, names: &[&str]) -> String {
         names.iter().map(|name| format!(r#"{{"name":"{name}","inputSchema":{{"type":"object"}}}}"#)).collect();
     format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"tools":[{}]}}}}"#, tools.join(","))
 }
+
+/// The lists: the method, the key in a result, and what identifies an entry.
+pub const LISTS: [(&str, &str, &str); 5] = [
+    ("tools/list", "tools", "name"),
+    ("prompts/list", "prompts", "name"),
+    ("resources/list", "resources", "uri"),
+    ("resources/templates/list", "resourceTemplates", "uriTemplate"),
+    ("tasks/list", "tasks", "taskId"),
+];
+
+/// What an agent may use by [`SOME`], and what not, as the entries of each of the [`LISTS`] name it.
+pub fn usable(list: &str) -> [&'static str; 2] {
+    match list {
+        "resources" => ["file:///pay", "file:///wipe"],
+        "resourceTemplates" => ["file:///pay/{id}", "file:///wipe/{id}"],
+        _ => ["pay", "wipe"],
+    }
+}
+
+/// The fields of a server with which some prompts and resources may be used.
+pub const SOME: [&str; 2] = ["prompts: [{name: pay}]", "resources: [{uri: \"file:///pay*\"}]"];
+
+/// The field of a server with which nothing of its messages is looked at but lists.
+pub const FREE: &str = "defaultActions: {prompts: Allow, resources: Allow, requests: Allow, other: Allow}";
 
 /// The denial in an answer: that of a tool result, or that of an error.
 pub fn denial(answer: &Value) -> &Value {

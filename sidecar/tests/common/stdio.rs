@@ -8,7 +8,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout},
 };
 
-use super::{folder::Folder, policy, program, within};
+use super::{folder::Folder, policy_with, program, within};
 
 /// The real program with a server in Python.
 pub struct Governed {
@@ -25,10 +25,11 @@ impl Governed {
         Self::with(&format!("{tools}\n    defaultActions: {{other: Allow}}"), more, server)
     }
 
-    /// Starts it with entries of the policy.
+    /// Starts it with entries of the policy. Methods that are none of MCP are allowed: by these servers are told what to do.
     pub fn with(tools: &str, more: &[&str], server: &str) -> Self {
         let folder = Folder::new();
-        let path = folder.write("policy.yaml", policy("X", tools).replace("    url: X\n", ""));
+        let path =
+            folder.write("policy.yaml", policy_with("X", tools, &["defaultActions: {other: Allow}"]).replace("    url: X\n", ""));
         let audit = folder.path().join("audit.jsonl");
         let mut arguments = vec!["stdio", "--policy", path.to_str().unwrap(), "--server", "bank"];
         arguments.extend(["--audit-log", audit.to_str().unwrap()]);

@@ -1,11 +1,23 @@
 //! Keys of messages that must be read, however they are spelled.
 
-use std::ops::ControlFlow::{self, Break, Continue};
+use std::{
+    array,
+    ops::ControlFlow::{self, Break, Continue},
+    sync::LazyLock,
+};
 
 /// The keys, in the order of their bits in [`KnownKeys`]: those of lists, and those of what a server asks for or tells of tasks.
 const KEYS: [&str; 9] =
     ["tools", "prompts", "resources", "resourceTemplates", "tasks", "method", "inputRequests", "elicitations", "taskId"];
 
+/// The keys that have a letter at a place, by the place and by the letter: so that no letter is compared with each key.
+static KEYS_BY_LETTER: LazyLock<Vec<[KnownKeys; 26]>> = LazyLock::new(|| {
+    let longest = KEYS.map(str::len).into_iter().max().unwrap_or_default();
+    let have = |place: usize, letter: u8| {
+        KnownKeys::ALL.filter(|key| key.as_bytes().get(place).is_some_and(|other| other.eq_ignore_ascii_case(&letter)))
+    };
+    (0..longest).map(|place| array::from_fn(|at| u8::try_from(at).map_or(KnownKeys(0), |at| have(place, b'a' + at)))).collect()
+});
 /// The bytes with which a key may begin: a letter in any case, an escape, or a character that some reader takes for a letter.
 const FIRST: [bool; 256] = {
     let (mut first, mut at) = ([false; 256], 0);
@@ -56,15 +68,9 @@ impl KnownKeys {
     }
 
     /// Those of the set that satisfy this.
-    fn filter(self, mut holds: impl FnMut(&str) -> bool) -> Self {
-        let (mut kept, mut bit) = (0, 1);
-        for key in KEYS {
-            if self.0 & bit != 0 && holds(key) {
-                kept |= bit;
-            }
-            bit <<= 1;
-        }
-        Self(kept)
+    fn filter(self, holds: impl Fn(&str) -> bool) -> Self {
+        let held = KEYS.iter().rev().fold(0, |held, key| held << 1 | u16::from(holds(key)));
+        Self(self.0 & held)
     }
 }
 
@@ -129,7 +135,7 @@ impl LetterPart {
 impl KeyFinder {
     /// Takes a part of the text. Gives the keys that have come to their end in it.
     pub fn feed(&mut self, text: &[u8]) -> KnownKeys {
-        let (mut at, mut found) = (0, KnownKeys::default());
+        let (mut at, mut found, by_letter) = (0, KnownKeys::default(), &*KEYS_BY_LETTER);
         while let Some(byte) = text.get(at) {
             if self.open == KnownKeys::default() {
                 // Most of a text is none of them.
@@ -153,11 +159,10 @@ impl KeyFinder {
             match self.part.take(*byte) {
                 Continue(part) => self.part = part,
                 Break(letter) => {
-                    let place = usize::from(self.letters);
-                    let fits = |key: &str| {
-                        key.as_bytes().get(place).map(u8::to_ascii_lowercase).is_some_and(|wanted| letter == Some(wanted))
-                    };
-                    *self = Self { open: self.open.filter(fits), letters: self.letters + 1, part: LetterPart::None };
+                    let keys = by_letter.get(usize::from(self.letters)).zip(letter);
+                    let keys = keys.and_then(|(keys, letter)| keys.get(usize::from(letter.wrapping_sub(b'a'))));
+                    let open = KnownKeys(self.open.0 & keys.map_or(0, |keys| keys.0));
+                    *self = Self { open, letters: self.letters + 1, part: LetterPart::None };
                 }
             }
         }
@@ -182,7 +187,7 @@ pub fn spells_ask(text: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use toolweir_engine::json::same_but_for_case;
+    use toolweir_engine::case::fold;
 
     use super::*;
     use crate::mcp::list_kind::ListKind;
@@ -242,10 +247,10 @@ mod tests {
         let lists = KnownKeys::ALL.filter(|key| ListKind::ALL.iter().any(|list| list.key() == key));
         assert_eq!((lists, ListKind::ALL.map(ListKind::key).len()), (KnownKeys::LISTS, lists.0.count_ones() as usize));
         for character in (0..=u32::from(char::MAX)).filter_map(char::from_u32).filter(|found| !matches!(found, '"' | '\\')) {
-            let same = (b'a'..=b'z').find(|letter| same_but_for_case(&character.to_string(), &char::from(*letter).to_string()));
+            let same = u8::try_from(fold(character)).ok().filter(u8::is_ascii_lowercase);
             assert_eq!(letter(character).filter(u8::is_ascii_lowercase), same, "{character:?}");
             let mut part = LetterPart::None;
-            let taken = character.to_string().bytes().find_map(|byte| match part.take(byte) {
+            let taken = character.encode_utf8(&mut [0; 4]).bytes().find_map(|byte| match part.take(byte) {
                 Continue(next) => {
                     part = next;
                     None
