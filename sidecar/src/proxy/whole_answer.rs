@@ -31,7 +31,8 @@ use crate::{
     server_judge::{AnsweredCall, ServerMessageSource, ServerMessageVerdict},
 };
 
-/// The largest answer, in bytes, that is held where nothing in it says that it has to be.
+/// The largest answer of a known length, in bytes, that is held to its end though nothing in its beginning says that it has to be. Of
+/// others a piece is held: a client that does not read has no more of the sidecar's memory than that.
 const HELD: usize = 64 * 1024;
 
 /// What was read of an answer.
@@ -105,7 +106,7 @@ impl Proxy {
             return Ok(self.too_large((context, limit), (length, true), asked, at));
         }
         let before = Instant::now();
-        let begun = self.begin_answer(&mut body, limit.filter(|_| length.is_none())).await;
+        let begun = self.begin_answer(&mut body, limit).await;
         at.waited_since(before);
         let begun = begun.map_err(|()| RequestFailure::Upstream(at.server.name.clone()))?;
         let come = begun.len() as u64;
@@ -138,14 +139,18 @@ impl Proxy {
         let session = parts.headers.get(SESSION_ID).filter(|_| *kind == ResponseKind::Initialize);
         let declares = session.map(|id| DeclarationWatch::new(&self.state, &at.server.name, id.as_bytes()));
         let inner = (!begun.is_whole).then_some(body);
-        let begun = Some(begun.into_piece()).filter(|(bytes, _)| !bytes.is_empty());
+        let begun = Some(self.for_client(begun)).filter(|(bytes, _)| !bytes.is_empty());
         Ok((Response::from_parts(parts, ResponseBody::Stream { begun, inner, permit, stop, declares, rest }), outcome))
     }
 
     /// Reads an answer to its end, or as far as it is held: one with a bound on its result and no length as far as that goes.
     async fn begin_answer(&self, body: &mut Incoming, limit: Option<&ResultLimit>) -> Result<Begun, ()> {
         let largest = self.state.limits.body;
-        let most = limit.map_or(HELD, |limit| usize::try_from(limit.max).unwrap_or(usize::MAX).clamp(HELD, largest.max(HELD)));
+        let most = match (limit, body.size_hint().exact()) {
+            (Some(limit), None) => usize::try_from(limit.max).unwrap_or(usize::MAX).min(largest),
+            (_, Some(length)) if length <= HELD as u64 => HELD,
+            _ => 0,
+        };
         let mut begun = Begun::default();
         loop {
             if body.is_end_stream() {
@@ -181,6 +186,16 @@ impl Proxy {
         drop(begun.held.take());
         begun.held = self.state.budget.try_hold(room);
         begun.held.is_some()
+    }
+
+    /// What was read of an answer, on its way to its client: it takes the room of answers from now on, if there is any.
+    fn for_client(&self, begun: Begun) -> (Bytes, Option<HeldBytes>) {
+        let (bytes, held) = begun.into_piece();
+        let held = held.map(|mut held| {
+            held.shrink(bytes.len());
+            self.state.budget.try_hold_for_client(bytes.len()).unwrap_or(held)
+        });
+        (bytes, held)
     }
 
     /// What the rest of an answer is held to that is too large to hold.
