@@ -544,7 +544,7 @@ async fn a_resource_that_a_client_could_take_for_another_is_not_shown() {
 async fn a_task_is_shown_only_while_the_tool_that_made_it_may_be_called() {
     let body = list_of(LISTS[4], &["of-pay", "of-wipe", "of-nobody", "of-another-server"]);
     let (upstream, sidecar) = with_fields(&[], "application/json", body).await;
-    let tasks = sidecar.governor.tasks;
+    let tasks = &sidecar.governor.tasks;
     tasks.learn("bank", "of-pay", "pay");
     tasks.learn("bank", "of-wipe", "wipe");
     tasks.learn("shop", "of-another-server", "pay");
