@@ -48,7 +48,7 @@ impl Governor {
         let of_tool = Operation::tool(tool.as_deref().unwrap_or_default());
         let call = Call { server, operation: of_tool, arguments: None, session, seen: seen.as_deref() };
         let decision = match tool {
-            None => Decision::denied(Denial::unknown_task(server, id)),
+            None => Decision::denied(Denial::unknown_task(server, id, method)),
             Some(_) if method == "tasks/cancel" => Decision::allowed_freely(),
             Some(_) => in_force.engine.decide_use(&call),
         };

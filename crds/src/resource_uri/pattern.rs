@@ -99,6 +99,19 @@ fn parted(canonical: &str, literals: &[Cow<'_, str>], [first, others]: [&str; 2]
     (!end.contains(first) && !end.contains(others)).then_some(parts)
 }
 
+/// Returns a warning of an entry whose star is a part of a host, and so stands for more than that: one line, without the field's path.
+pub fn pattern_doubt(entry: &str) -> Option<String> {
+    let (_, rest) = entry.split_once("://")?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    let is_part = authority.contains('*') && authority != "*" && rest.len() > authority.len();
+    is_part.then(|| {
+        format!(
+            "`{}` has a `*` in its host, which stands for `/` too, and so for other hosts; write an entry for each host",
+            shown(entry)
+        )
+    })
+}
+
 /// Returns whether an entry that allows means this URI. It matches the canonical form, case included, and none of its stars
 /// reaches into another part: `*.txt` does not stand for `secret.key?.txt`, which some servers read as `secret.key`. Only a star
 /// at the end stands for a query and a fragment too.

@@ -8,7 +8,7 @@ use std::{
 
 use toolweir_crds::{
     Credential, CredentialSource, EntryApproval, EntryView, FieldError, Limit, MCPPolicySpec, OperationKind, Scope, Server,
-    ServerTls, check::server_url, tool_name,
+    ServerTls, check::server_url, resource_uri, tool_name,
 };
 
 use crate::{
@@ -334,7 +334,8 @@ impl Compiler<'_> {
 
     /// Compiles an entry of a server.
     fn entry(&mut self, path: &str, server: &str, kind: OperationKind, tool: &EntryView<'_>) -> CompiledEntry {
-        for message in tool_name::doubts(tool.name, kind) {
+        let of_host = resource_uri::pattern_doubt(tool.name).filter(|_| kind == OperationKind::Resource);
+        for message in tool_name::doubts(tool.name, kind).into_iter().chain(of_host) {
             let field = if kind == OperationKind::Resource { "uri" } else { "name" };
             self.doubts.push(FieldError { path: format!("{path}.{field}"), message });
         }

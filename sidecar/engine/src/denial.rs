@@ -241,12 +241,12 @@ impl Denial {
     }
 
     /// Makes the denial of a message about a task that no call of this sidecar made.
-    pub fn unknown_task(server: &str, task: &str) -> Self {
+    pub fn unknown_task(server: &str, task: &str, method: &str) -> Self {
         let (server, shown) = (display_name(server), display_name(task));
         let message = format!(
             "Denied: the task {shown} of the server {server} is not one of a call that was let through, or is forgotten. Call the tool again."
         );
-        Self { message, reason: Reason::NotListed, ..Self::bare(Operation::other(task)) }
+        Self { message, reason: Reason::NotListed, ..Self::bare(Operation::other(method)) }
     }
 
     /// Makes the denial of an operation with a result of so many bytes, or of more than so many where the rest was not read.

@@ -41,7 +41,10 @@ impl<'a> NameForms<'a> {
     fn of_uri(uri: &'a str) -> Self {
         match ResourceUri::read(uri) {
             Ok(read) => {
-                let folded = read.variants().map(|variant| Cow::Owned(folded(variant).into_owned())).collect();
+                // What is below a folder is denied with the folder itself, which some servers list.
+                let folder = |variant: &str| (!variant.ends_with('/')).then(|| format!("{variant}/"));
+                let forms = read.variants().flat_map(|variant| [Some(variant.to_owned()), folder(variant)]).flatten();
+                let folded = forms.map(|form| Cow::Owned(folded(&form).into_owned())).collect();
                 Self { exact: Cow::Owned(read.as_str().to_owned()), folded, uri: Some(read), unclear: None }
             }
             Err(why) => Self { unclear: Some(format!("the URI {why}.")), ..Self::default() },

@@ -136,8 +136,12 @@ fn unsaid_words(missing: &[OperationKind]) -> String {
         [one] => format!("{one} and {last}"),
         more => format!("{}, and {last}", more.join(", ")),
     };
-    let lists = if missing == [OperationKind::Other] { "`defaultActions.other`" } else { "`defaultActions`, or lists of them" };
-    format!("no policy here says {what}, so that all of it is denied; write {lists} (docs/operations.md)")
+    let opened: Vec<String> = missing.iter().map(|kind| format!("{}: Allow", kind.field())).collect();
+    let opened = opened.join(", ");
+    format!(
+        "no policy here says {what}, so that all of it is denied; write `defaultActions: {{{opened}}}` to let it pass, or the same with `Deny` to \
+         keep it closed (docs/operations.md#upgrading)"
+    )
 }
 
 /// Returns what is wrong with pins, each on its own and beside the others.

@@ -37,11 +37,17 @@ pub(crate) fn no_say(server: &str, kind: OperationKind) -> String {
     match kind {
         OperationKind::Tool => format!("Denied: no policy in force names the server {server}."),
         OperationKind::Prompt | OperationKind::Resource => {
-            format!("Denied: no policy in force says which {field} of the server {server} may be used.")
+            format!(
+                "Denied: no policy in force says which {field} of the server {server} may be used; `{field}` or `defaultActions.{field}` would."
+            )
         }
-        OperationKind::Request => format!("Denied: no policy in force says what the server {server} may ask for."),
+        OperationKind::Request => format!(
+            "Denied: no policy in force says what the server {server} may ask for; `requests` or `defaultActions.requests` would."
+        ),
         OperationKind::Other => {
-            format!("Denied: no policy in force says which other methods of the server {server} may be used.")
+            format!(
+                "Denied: no policy in force says which other methods of the server {server} may be used; `defaultActions.other` would."
+            )
         }
     }
 }

@@ -49,12 +49,21 @@ fn a_kind_in_which_no_policy_has_a_say_is_denied() {
     let engine = compile(&[("a", "{name: docs, url: 'http://h/mcp', defaultAction: Allow}")]);
     assert_eq!(reason(&engine, Operation::tool("x")), Reason::None);
     for (operation, message) in [
-        (Operation::prompt("x"), "Denied: no policy in force says which prompts of the server docs may be used."),
-        (Operation::resource("file:///x"), "Denied: no policy in force says which resources of the server docs may be used."),
-        (SAMPLING, "Denied: no policy in force says what the server docs may ask for."),
+        (
+            Operation::prompt("x"),
+            "Denied: no policy in force says which prompts of the server docs may be used; `prompts` or `defaultActions.prompts` would.",
+        ),
+        (
+            Operation::resource("file:///x"),
+            "Denied: no policy in force says which resources of the server docs may be used; `resources` or `defaultActions.resources` would.",
+        ),
+        (
+            SAMPLING,
+            "Denied: no policy in force says what the server docs may ask for; `requests` or `defaultActions.requests` would.",
+        ),
         (
             Operation::other("logging/setLevel"),
-            "Denied: no policy in force says which other methods of the server docs may be used.",
+            "Denied: no policy in force says which other methods of the server docs may be used; `defaultActions.other` would.",
         ),
     ] {
         let denial = denial(&engine, operation);
@@ -165,6 +174,9 @@ fn a_denied_resource_is_denied_in_every_spelling() {
         "file:////secret/x",
         "file:///secret/x?y",
         "file:///secret/x#y",
+        "file:///secret/",
+        "file:///secret",
+        "file:///SECRET",
         "file:///./secret/x",
         "file:///secret/./x",
         "file:///secret\\\\x",
@@ -276,4 +288,15 @@ fn metrics_know_what_can_be_decided_of_each_kind() {
         verdicts(OperationKind::Request),
         [(Some("sampling".to_owned()), "allowed", Reason::None), (None, "denied", Reason::NotListed)]
     );
+}
+
+#[test]
+fn a_star_in_a_host_is_warned_of_since_it_stands_for_other_hosts() {
+    let doubts = |uri: &str| {
+        let (_, problems) =
+            compile_with_problems(&[("a", &format!("{{name: docs, url: 'http://h/mcp', resources: [{{uri: '{uri}'}}]}}"))]);
+        problems.len()
+    };
+    assert_eq!(["http://*.example.com/*", "db://x*/y"].map(doubts), [1, 1]);
+    assert_eq!(["http://example.com/*", "db://*", "*", "file:///a/*/b"].map(doubts), [0, 0, 0, 0]);
 }

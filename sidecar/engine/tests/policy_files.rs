@@ -31,7 +31,8 @@ fn a_policy_from_before_prompts_and_resources_is_warned_of_what_it_now_denies() 
         ]),
         [
             "0.yaml:6:5: spec.servers[0]: no policy here says which prompts and resources may be used, what the server may ask for, and which \
-          other methods may be used, so that all of it is denied; write `defaultActions`, or lists of them (docs/operations.md)"
+          other methods may be used, so that all of it is denied; write `defaultActions: {prompts: Allow, resources: Allow, requests: Allow, other: Allow}` \
+          to let it pass, or the same with `Deny` to keep it closed (docs/operations.md#upgrading)"
         ]
     );
 }
@@ -43,7 +44,10 @@ fn a_warning_names_the_kinds_without_a_say_and_no_others() {
         ("{name: a, resources: [], requests: [], defaultActions: {other: Deny}}", "says which prompts may be used, so"),
         ("{name: a, prompts: [], resources: []}", "says what the server may ask for and which other methods may be used, so"),
         ("{name: a, requests: [], defaultActions: {other: Deny}}", "says which prompts and resources may be used, so"),
-        ("{name: a, prompts: [], resources: [], requests: []}", "denied; write `defaultActions.other` (docs/operations.md)"),
+        (
+            "{name: a, prompts: [], resources: [], requests: []}",
+            "denied; write `defaultActions: {other: Allow}` to let it pass, or",
+        ),
     ] {
         let found = warnings(&[server]);
         assert!(found.len() == 1 && found[0].contains(expected), "{server}: {found:?}");
