@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::Instant};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use toolweir_crds::{OperationKind, RequestName};
-use toolweir_engine::{Call, Denial, Operation, json::Raw};
+use toolweir_engine::{Call, Decision, Denial, Operation, json::Raw};
 
 use crate::{
     approvals::asking_call::{AskingCall, WaitEnd},
@@ -201,10 +201,11 @@ impl MessageJudge<'_> {
     async fn ask(&self, ask: &ServerAsk<'_>, id: Option<RequestId>) -> AskVerdict {
         let ServerMessageSource { server, session, .. } = self.source;
         let Some(operation) = operation(ask) else { return AskVerdict::Free };
+        let (arrived, call) = (Arrival::now(), Call { server, operation, arguments: ask.params, session, seen: None });
         if operation.method.starts_with("tasks/") && self.may_have_tasks() {
+            self.governor.record(&self.in_force, &call, Decision::allowed_freely(), arrived).1.finish(Outcome::Ok);
             return AskVerdict::Free;
         }
-        let (arrived, call) = (Arrival::now(), Call { server, operation, arguments: ask.params, session, seen: None });
         let (decided, record) = match self.governor.decide_shared(&self.in_force, &call, arrived).await {
             Ok(decided) => decided,
             Err(asking) => {

@@ -9,7 +9,7 @@ import messages
 from packages import meta
 from policies import NAMED, WORDS
 from table import (
-    BASE, CARRY, CLIENT, INPUT, LEGACY, LEGACY_TASK, LEVEL, LIST, MODERN, MODERN_TASK, NOTIFICATION, PAY, REQUEST, REVIEW, ROWS,
+    BASE, CARRY, CLIENT, INPUT, LEGACY, LEGACY_TASK, LEVEL, LIST, MODERN, MODERN_TASK, NOTIFICATION, OTHER, PAY, REQUEST, REVIEW, ROWS,
     SERVER, TASK, TASKS, TEMPLATE, TOLD, TOOL, UNKNOWN_TASK, UPDATED, URI,
 )
 from ways import NAME, STREAM, Broken, NotInTime, Plan, headers
@@ -18,6 +18,8 @@ from ways import NAME, STREAM, Broken, NotInTime, Plan, headers
 OTHER_LABEL = "_other"
 # Of extensions that the label does not know.
 NOT_OF_MCP = ("skills/list", "skills/get", "resources/directory/read")
+# What is not counted as an operation. A subscriptions/listen is, once for each resource.
+NOT_COUNTED = {"tools/call", *(row.method for row in ROWS if row.decided in (BASE, LIST))}
 # What lists show of these, the denying policy hides.
 HIDDEN = {PAY, REVIEW, URI, TEMPLATE, UNKNOWN_TASK}
 # What opens the streams of a POST.
@@ -137,9 +139,10 @@ class Rows:
             params = (params or {}) | {"_meta": meta()}
         return identifier, messages.message(identifier, method=method, params=params), headers(version, method, params)
 
-    def count(self, name, passing):
-        if name != "tools/call":
-            self.counted[(name, "allowed" if passing else "denied")] += 1
+    def count(self, name, passing, times=1):
+        """What is decided is counted: not the base protocol, nor lists; calls of tools have a metric of their own."""
+        if name not in NOT_COUNTED:
+            self.counted[(name, "allowed" if passing else "denied")] += times
 
     async def arrival(self, what):
         """The next message that reached the server; the sidecar may answer a stray request, or not."""
@@ -160,10 +163,17 @@ class Rows:
         identifier, body, fields = self.request(version, method, params)
         answer = messages.message(identifier, result=result)
         self.way.server.will(identifier, Plan(form or self.way.forms[0], answer))
-        self.count(label or method, True)
+        self.count(label or method, True, self.times(method, params))
         found = await self.way.ask(body, fields)
         await self.delivered(method, body)
         return answer, found
+
+    @staticmethod
+    def times(method, params):
+        """How often a request that passes is counted."""
+        if method != "subscriptions/listen":
+            return 1
+        return len((params or {}).get("notifications", {}).get("resourceSubscriptions", []))
 
     async def nothing_before(self, version):
         """What the server gets next is a request that always passes: nothing came before."""
@@ -245,7 +255,7 @@ class Rows:
                 self.way.server.will(identifier, Plan(STREAM))
                 pair = await self.way.open(kind, version, body, fields)
                 await self.delivered(method, body)
-                self.count(method, True)
+                self.count(method, True, self.times(method, params))
                 last = messages.message(identifier, result={"content": [], "resultType": "complete"})
             else:
                 pair, last = await self.way.open(kind, version, None, headers(version)), None
@@ -287,7 +297,7 @@ class Rows:
     async def server_notification(self, row, version, params, kind, number, passing):
         pair = await self.stream(version, kind)
         said = pair.framed(messages.message(method=row.method, params=params), number)
-        if row.decided == UPDATED and not passing:
+        if row.decided == OTHER or (row.decided == UPDATED and not passing):
             self.count(operation(row), passing)
         await pair.say(said)
         if passing:

@@ -221,7 +221,7 @@ ROWS = [
     server_tells("notifications/elicitation/complete", TASKS, TOLD, {"": {"elicitationId": "e-1"}}),
     server_tells("notifications/tasks/status", TASKS, TOLD, {"": LEGACY_TASK}),
     server_tells("notifications/subscriptions/acknowledged", MODERN, TOLD, {"": {"notifications": {"toolsListChanged": True}}}),
-    server_tells("notifications/acme", ALL, TOLD, {"": ACT}, invented=True),
+    server_tells("notifications/acme", ALL, OTHER, {"": ACT}, invented=True),
     # What results of the server ask for.
     needs_input("sampling/createMessage", SAMPLING, {"": SAMPLE}, SAMPLED),
     needs_input("elicitation/create", ELICIT, {"form": form, "url": url}, ELICITED),
