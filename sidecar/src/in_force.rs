@@ -152,7 +152,8 @@ pub struct NamedTool {
     pub calls: OnceLock<Option<Arc<ToolCalls>>>,
 }
 
-/// Has what policies can say of other operations than calls of tools, and what they can hide of lists, begin at 0.
+/// Has what policies can say of other operations than calls of tools, hide of lists, and refuse of messages of servers begin
+/// at 0.
 fn begin_operations(engine: &Engine, server: &str, metrics: &ServerMetrics) {
     let begin = |verdict: &Verdict<'_>, operation: Operation<'_>| {
         let Operation { name, method, .. } = operation;
@@ -162,6 +163,10 @@ fn begin_operations(engine: &Engine, server: &str, metrics: &ServerMetrics) {
     for list in ListKind::ALL {
         metrics.hidden(server, list);
     }
+    for end in ServerAnswerEnd::ALL {
+        metrics.server_answers.with_label_values(&[server, end.as_str()]);
+    }
+    metrics.messages_refused.with_label_values(&[server]);
     for verdict in engine.verdicts(server, OperationKind::Prompt) {
         begin(&verdict, Operation::prompt(verdict.name.unwrap_or(OTHER_NAME)));
     }
@@ -205,10 +210,6 @@ impl InForce {
                 .map(|kind| (kind, engine.names(view.name, kind).map(Box::from).collect()))
                 .into();
             // A series that appears with the value 1 has no rise; so what these policies can say begins at 0.
-            for end in ServerAnswerEnd::ALL {
-                metrics.server_answers.with_label_values(&[view.name, end.as_str()]);
-            }
-            metrics.messages_refused.with_label_values(&[view.name]);
             for end in ListingEnd::ALL.into_iter().filter(|_| view.reads_definitions) {
                 metrics.own_lists.with_label_values(&[view.name, end.as_str()]);
             }
