@@ -94,7 +94,12 @@ impl Record {
             arrived,
             server: beginning(call.server, SERVER_NAME),
             kind: call.operation.kind,
-            method: beginning(call.operation.method, LONGEST_METHOD),
+            // Of a call of a tool, the line has none.
+            method: if call.operation.kind == OperationKind::Tool {
+                String::new()
+            } else {
+                beginning(call.operation.method, LONGEST_METHOD)
+            },
             name: beginning(call.operation.name, longest_name(call.operation.kind)),
             decision,
             session: audit::session_hash(call.session),

@@ -386,10 +386,10 @@ async fn a_list_is_known_in_whatever_case_its_keys_are_written() {
 }
 
 #[tokio::test]
-async fn a_list_of_hundreds_of_thousands_of_tools_is_filtered_in_its_own_memory() {
-    let items = vec![r#"{"name":"b"},{"name":"pay"}"#; 140_000].join(",");
+async fn a_list_of_a_hundred_thousand_tools_is_filtered_in_its_own_memory() {
+    let items = vec![r#"{"name":"b"},{"name":"pay"}"#; 50_000].join(",");
     let answer = listed("application/json", &format!(r#"{{"id":1,"result":{{"tools":[{items}]}}}}"#)).await;
-    let shown = vec![r#"{"name":"pay"}"#; 140_000].join(",");
+    let shown = vec![r#"{"name":"pay"}"#; 50_000].join(",");
     assert!(answer.text() == format!(r#"{{"id":1,"result":{{"tools":[{shown}]}}}}"#));
 }
 

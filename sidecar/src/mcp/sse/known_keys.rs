@@ -161,7 +161,24 @@ pub fn spells_list(text: &[u8]) -> bool {
 
 /// Returns true where a server may ask for something in a text, or tell of a task, however that is spelled.
 pub fn spells_ask(text: &[u8]) -> bool {
-    known_keys(text).any_of(KnownKeys::ASKS)
+    may_spell_ask(text) && known_keys(text).any_of(KnownKeys::ASKS)
+}
+
+/// Returns false where no string of a text begins as a key of [`KnownKeys::ASKS`] may: so for most answers, by two bytes of each string.
+fn may_spell_ask(text: &[u8]) -> bool {
+    let odd = |byte: u8| byte == b'\\' || !byte.is_ascii();
+    memchr::memchr_iter(b'"', text).any(|quote| {
+        let Some([first, second]) = text.get(quote + 1..quote + 3) else { return false };
+        let second = if odd(*second) { None } else { Some(second | 0x20) };
+        let begins = |letter| second.is_none_or(|second| second == letter);
+        match first | 0x20 {
+            b'm' => begins(b'e'),
+            b'i' => begins(b'n'),
+            b'e' => begins(b'l'),
+            b't' => begins(b'a'),
+            _ => odd(*first),
+        }
+    })
 }
 
 #[cfg(test)]
@@ -238,5 +255,23 @@ mod tests {
             });
             assert_eq!(taken.flatten().filter(u8::is_ascii_lowercase), same, "{character:?}");
         }
+    }
+
+    #[test]
+    fn no_spelling_of_a_key_is_passed_over_by_its_beginning() {
+        for key in KEYS.into_iter().filter(|key| KnownKeys::ALL.filter(|known| known == *key).any_of(KnownKeys::ASKS)) {
+            let escaped: String = key.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+            let dotless = key.replace('i', "\u{131}").replace('k', "\u{212a}");
+            for spelling in [
+                key.to_owned(),
+                key.to_uppercase(),
+                escaped,
+                dotless,
+                format!("{}\\u{:04x}{}", &key[..1], u32::from(key.as_bytes()[1]), &key[2..]),
+            ] {
+                assert!(spells_ask(format!(r#"{{"x":1,"{spelling}":2}}"#).as_bytes()), "{spelling}");
+            }
+        }
+        assert!(!may_spell_ask(br#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"x"}],"isError":false}}"#));
     }
 }
