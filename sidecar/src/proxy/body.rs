@@ -201,7 +201,7 @@ impl EventBody {
                     None
                 }
             };
-            let (out, held) = self.rewritten(piece)?;
+            let (out, held) = self.rewritten(piece.as_ref())?;
             if !out.is_empty() {
                 return Poll::Ready(Some(Ok((Frame::data(out), held))));
             }
@@ -209,9 +209,9 @@ impl EventBody {
     }
 
     /// What leaves when this piece has come, or the end, and the room that it takes.
-    fn rewritten(&mut self, piece: Option<Bytes>) -> Result<(Bytes, Option<HeldBytes>), SseError> {
+    fn rewritten(&mut self, piece: Option<&Bytes>) -> Result<(Bytes, Option<HeldBytes>), SseError> {
         let Self { filter, rewriter, proxy, .. } = self;
-        if let Some(piece) = &piece {
+        if let Some(piece) = piece {
             if let Some(open) = &mut filter.open {
                 open.read(piece);
                 let most_data = open.smallest_result_limit();
@@ -222,7 +222,7 @@ impl EventBody {
             }
         }
         let mut decide = |event: SseEvent<'_>| filter.event(event, proxy);
-        let out = match &piece {
+        let out = match piece {
             Some(piece) => rewriter.push(piece, &mut decide),
             None => rewriter.finish(&mut decide),
         };
@@ -259,7 +259,9 @@ impl ResponseBody {
             }
             Self::Stream { begun, inner, stop, declares, rest, .. } => {
                 if let Some((bytes, held)) = begun.take() {
-                    declares.iter_mut().for_each(|declares| declares.push(&bytes));
+                    if let Some(declares) = declares {
+                        declares.push(&bytes);
+                    }
                     return Poll::Ready(Some(Ok((Frame::data(bytes), held))));
                 }
                 if stopped(stop, context) {
@@ -268,7 +270,9 @@ impl ResponseBody {
                 let Some(inner) = inner else { return Poll::Ready(None) };
                 let frame = std::task::ready!(Pin::new(inner).poll_frame(context)).transpose()?;
                 if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
-                    declares.iter_mut().for_each(|declares| declares.push(data));
+                    if let Some(declares) = declares {
+                        declares.push(data);
+                    }
                     rest.as_mut().map_or(Ok(()), |rest| rest.take(data))?;
                 }
                 Poll::Ready(frame.map(|frame| Ok((frame, None))))

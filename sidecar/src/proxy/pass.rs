@@ -106,7 +106,7 @@ impl Proxy {
         // What has no body says nothing.
         let is_empty = body.is_end_stream() && !reads_lists;
         if !is_empty && let Some(why) = unreadable(&parts.headers) {
-            if reads_lists || !self.asks_are_free(at) {
+            if reads_lists || !at.asks_are_free() {
                 return without_body(parts, why.to_owned(), at);
             }
             return Ok((Response::from_parts(parts, self.unread(body, permit, &kind)), outcome));
@@ -160,7 +160,7 @@ impl Proxy {
         let limited = call.as_ref().is_some_and(|call| call.result_limit().is_some());
         let declares = opened.filter(|_| *kind == ResponseKind::Initialize);
         let reads_lists = kind.is_list() || kind.is_kept_open();
-        let asks = if self.asks_are_free(at) { KnownKeys::default() } else { KnownKeys::ASKS };
+        let asks = if at.asks_are_free() { KnownKeys::default() } else { KnownKeys::ASKS };
         let filter = EventFilter {
             lists: self.lists(&at.server),
             reads_lists,

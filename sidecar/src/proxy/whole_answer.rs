@@ -56,6 +56,20 @@ pub enum CutOff {
 }
 
 impl RestOfAnswer {
+    /// What the rest of an answer is held to of which this was read. Nothing where it may be anything.
+    fn behind(begun: &Begun, limit: Option<&ResultLimit>, at: &ServerGuard<'_, '_>) -> Result<Option<Box<Self>>, RequestFailure> {
+        let left = limit.map(|limit| limit.max.saturating_sub(begun.len() as u64));
+        let asks = if at.asks_are_free() { None } else { Some(AskFinder::default()) };
+        if left.is_none() && asks.is_none() {
+            return Ok(None);
+        }
+        let mut rest = Self { server: at.server.name.clone(), asks, left };
+        if rest.asks.as_mut().is_some_and(|asks| asks.push(begun.bytes())) {
+            return Err(at.invalid(format!("{}; it has more than {} bytes", CutOff::Asks, begun.len())));
+        }
+        Ok(Some(Box::new(rest)))
+    }
+
     /// Takes a piece of the rest.
     ///
     /// # Errors
@@ -156,7 +170,7 @@ impl Proxy {
         }
         let mut rest = None;
         if !begun.is_whole {
-            rest = self.rest_of_answer(&begun, limit, at)?;
+            rest = RestOfAnswer::behind(&begun, limit, at)?;
         } else if spells_ask(begun.bytes()) {
             // Boxed: it is rare, and an answer that needs it not is not made larger by it.
             match Box::pin(self.judge_whole(begun.bytes(), &parts, asked, context, at)).await {
@@ -229,30 +243,6 @@ impl Proxy {
             self.state.budget.try_hold_for_client(bytes.len()).unwrap_or(held)
         });
         (bytes, held)
-    }
-
-    /// What the rest of an answer is held to that is too large to hold.
-    fn rest_of_answer(
-        &self,
-        begun: &Begun,
-        limit: Option<&ResultLimit>,
-        at: &ServerGuard<'_, '_>,
-    ) -> Result<Option<Box<RestOfAnswer>>, RequestFailure> {
-        let left = limit.map(|limit| limit.max.saturating_sub(begun.len() as u64));
-        let asks = if self.asks_are_free(at) { None } else { Some(AskFinder::default()) };
-        if left.is_none() && asks.is_none() {
-            return Ok(None);
-        }
-        let mut rest = RestOfAnswer { server: at.server.name.clone(), asks, left };
-        if rest.asks.as_mut().is_some_and(|asks| asks.push(begun.bytes())) {
-            return Err(at.invalid(format!("{}; it has more than {} bytes", CutOff::Asks, begun.len())));
-        }
-        Ok(Some(Box::new(rest)))
-    }
-
-    /// Returns true where the server may ask for anything, whatever it is.
-    pub(super) fn asks_are_free(&self, at: &ServerGuard<'_, '_>) -> bool {
-        at.request.in_force.engine.asks_are_free(&at.server.name)
     }
 
     /// The denial in place of a result that is larger than may pass.
