@@ -154,12 +154,14 @@ impl FieldErrors {
             match kind {
                 OperationKind::Tool => self.tool_name(&path, entry),
                 OperationKind::Resource => {
-                    let problem = resource_uri::pattern_problem(entry.name);
-                    problem.into_iter().for_each(|problem| self.report(format!("{path}.uri"), problem));
+                    if let Some(problem) = resource_uri::pattern_problem(entry.name) {
+                        self.report(format!("{path}.uri"), problem);
+                    }
                 }
                 _ => {
-                    let problem = tool_name::problem(entry.name);
-                    problem.into_iter().for_each(|problem| self.report(format!("{path}.name"), problem));
+                    if let Some(problem) = tool_name::problem(entry.name) {
+                        self.report(format!("{path}.name"), problem);
+                    }
                 }
             }
             self.entry(&path, entry);

@@ -117,6 +117,12 @@ impl Tool {
 
 /// Defines what holds for entries of another kind than tools: a field that says what they match, and what all entries have.
 macro_rules! entry {
+    (@most $self:ident) => {
+        None
+    };
+    (@most $self:ident $most:ident) => {
+        $self.$most
+    };
     (
         $(#[$doc:meta])* $entry:ident,
         $(#[$name_doc:meta])* $name:ident: $text:ty = $view:expr,
@@ -177,27 +183,12 @@ macro_rules! entry {
                     approval: self.approval.as_ref(),
                     max_concurrent: self.max_concurrent,
                     max_concurrent_scope: self.max_concurrent_scope,
-                    $($more: self.$more,)?
-                    ..NO_ENTRY
+                    max_result_bytes: entry!(@most self $($more)?),
                 }
             }
         }
     };
 }
-
-/// An entry that says nothing.
-const NO_ENTRY: EntryView<'static> = EntryView {
-    name: "",
-    class: None,
-    action: None,
-    reason: None,
-    limits: &[],
-    validations: &[],
-    approval: None,
-    max_concurrent: None,
-    max_concurrent_scope: Scope::Pod,
-    max_result_bytes: None,
-};
 
 entry! {
     /// What holds for one prompt, or for those that a glob matches.

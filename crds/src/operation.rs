@@ -62,7 +62,6 @@ impl OperationKind {
     }
 
     /// True for tools.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
     pub fn is_tool(&self) -> bool {
         *self == Self::Tool
     }

@@ -597,7 +597,7 @@ mod validate {
         for (list, entries, field) in [
             ("tools", json!([{"name": "t"}, asking]), "spec.servers[1].tools[1].approval"),
             ("prompts", json!([asking]), "spec.servers[1].prompts[0].approval"),
-            ("resources", json!([{"uri": "a:b"}, {"uri": "a:c", "approval": {}}]), "spec.servers[1].resources[1].approval"),
+            ("resources", json!([{"uri": "db:b"}, {"uri": "db:c", "approval": {}}]), "spec.servers[1].resources[1].approval"),
             ("requests", json!([{"name": "roots", "approval": {}}]), "spec.servers[1].requests[0].approval"),
         ] {
             let url = "http://facebook.tools.svc/mcp";

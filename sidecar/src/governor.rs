@@ -40,7 +40,7 @@ use crate::{
     record::{Arrival, Record, RecordedDecision},
     seen_tools::{SeenTools, book::PageChanges},
     server_metrics::{OTHER_NAME, UNKNOWN_SERVER},
-    server_requests::ServerRequestBook,
+    server_requests::{DeniedLines, ServerRequestBook},
     tasks::TaskBook,
 };
 
@@ -65,6 +65,8 @@ pub struct Governor {
     pub tasks: TaskBook,
     /// The requests of servers that hold places.
     pub server_requests: ServerRequestBook,
+    /// Which denied requests of servers stand in the audit log.
+    pub denied_lines: DeniedLines,
     approvals: Arc<Approvals>,
     observed: OnceLock<ObservedCalls>,
     mcp_config: OnceLock<McpConfig>,
@@ -104,6 +106,7 @@ impl Governor {
             seen,
             tasks: TaskBook::default(),
             server_requests: ServerRequestBook::default(),
+            denied_lines: DeniedLines::default(),
             approvals,
             observed: OnceLock::new(),
             mcp_config: OnceLock::new(),

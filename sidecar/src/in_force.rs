@@ -181,6 +181,14 @@ fn begin_operations(engine: &Engine, server: &str, metrics: &ServerMetrics) {
     }
 }
 
+/// Has what becomes of a server's messages that clients do not get begin at 0.
+fn begin_messages(server: &str, metrics: &ServerMetrics) {
+    for end in ServerAnswerEnd::ALL {
+        metrics.server_answers.with_label_values(&[server, end.as_str()]);
+    }
+    metrics.messages_refused.with_label_values(&[server]);
+}
+
 impl InForce {
     /// Resolves the handles of the policies' metrics. `pins` are those that the engine has. Returns the urls that cannot be connected to as well: such a server is as
     /// one without a url, so that nothing reaches it.
@@ -220,6 +228,7 @@ impl InForce {
                 metrics.tools_drifted.with_label_values(&[view.name]);
             }
             begin_operations(&engine, view.name, metrics);
+            begin_messages(view.name, metrics);
             for verdict in engine.verdicts(view.name, OperationKind::Tool) {
                 let tool = verdict.name.unwrap_or(OTHER_NAME);
                 metrics.tool_calls.with_label_values(&[

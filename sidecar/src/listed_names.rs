@@ -14,7 +14,10 @@ const LONGEST_LEARNED: usize = 128;
 
 /// The names of each kind that each server has listed.
 #[derive(Debug, Default)]
-pub struct ListedNames(Mutex<HashMap<String, HashMap<OperationKind, HashSet<Box<str>>>>>);
+pub struct ListedNames(Mutex<HashMap<String, NamesByKind>>);
+
+/// The names of each kind.
+type NamesByKind = HashMap<OperationKind, HashSet<Box<str>>>;
 
 impl ListedNames {
     /// Remembers a name that a server lists, if there is room for it.

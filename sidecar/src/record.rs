@@ -84,6 +84,7 @@ pub struct Record {
     arguments: Option<AuditedArguments>,
     outcome: Outcome,
     cancelled: Option<Arc<AtomicBool>>,
+    is_forgotten: bool,
 }
 
 impl Record {
@@ -107,6 +108,7 @@ impl Record {
             arguments: call.arguments.filter(|_| with_arguments).map(|raw| AuditedArguments::of(raw.as_str())),
             outcome: Outcome::ClientGone,
             cancelled: None,
+            is_forgotten: false,
         }
     }
 
@@ -126,6 +128,11 @@ impl Record {
         if cancelled { Outcome::Cancelled } else { outcome }
     }
 
+    /// Writes no line: it is counted, and so many like it were written that one more says nothing.
+    pub fn forget(mut self) {
+        self.is_forgotten = true;
+    }
+
     /// Sets what became of the call, and writes the line.
     pub fn finish(mut self, outcome: Outcome) {
         self.outcome = outcome;
@@ -134,6 +141,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.is_forgotten {
+            return;
+        }
         self.outcome = self.outcome_unless_cancelled(self.outcome);
         let RecordedDecision { decision, reason, policy, entry, store_fallback, class, drift, approval } = &self.decision;
         self.audit.write(&audit::AuditLine {

@@ -224,7 +224,11 @@ impl MessageJudge<'_> {
                 AskVerdict::Free
             }
             Decided::Denied(denial) => {
-                record.finish(Outcome::Denied);
+                if self.governor.denied_lines.is_written(server, arrived.instant) {
+                    record.finish(Outcome::Denied);
+                } else {
+                    record.forget();
+                }
                 AskVerdict::Denied(denial)
             }
         }

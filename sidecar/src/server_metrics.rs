@@ -54,6 +54,7 @@ impl ServerMetrics {
     /// # Errors
     /// They are registered already.
     pub fn new(registry: &MetricsRegistry) -> Result<Self, prometheus::Error> {
+        let (server_answers, messages_refused) = messages_of_servers(registry)?;
         Ok(Self {
             tool_calls: registry.counters(
                 "toolweir_tool_calls_total",
@@ -92,16 +93,8 @@ impl ServerMetrics {
                 "Entries that were cut out of the lists of prompts, resources, resource templates and tasks.",
                 &["server", "list"],
             )?,
-            server_answers: registry.counters(
-                "toolweir_server_answers_total",
-                "Answers to requests of servers that policies keep from clients, by what became of them.",
-                &["server", "outcome"],
-            )?,
-            messages_refused: registry.counters(
-                "toolweir_server_messages_refused_total",
-                "Messages of servers that did not pass since clients could read them in different ways, or could not be read.",
-                &["server"],
-            )?,
+            server_answers,
+            messages_refused,
             own_lists: registry.counters(
                 "toolweir_own_lists_total",
                 "Lists of tools that the sidecar asked servers for by itself, for calls whose decision needs them.",
@@ -127,4 +120,20 @@ impl ServerMetrics {
             list => self.entries_hidden.with_label_values(&[server, list.key()]),
         }
     }
+}
+
+/// The counters of what becomes of messages of servers that clients do not get.
+fn messages_of_servers(registry: &MetricsRegistry) -> Result<(IntCounterVec, IntCounterVec), prometheus::Error> {
+    Ok((
+        registry.counters(
+            "toolweir_server_answers_total",
+            "Answers to requests of servers that policies keep from clients, by what became of them.",
+            &["server", "outcome"],
+        )?,
+        registry.counters(
+            "toolweir_server_messages_refused_total",
+            "Messages of servers that did not pass since clients could read them in different ways, or could not be read.",
+            &["server"],
+        )?,
+    ))
 }

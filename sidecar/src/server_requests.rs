@@ -1,14 +1,14 @@
 //! Requests of servers that were let through to a client, and hold places of `maxConcurrent` until it answers.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use toolweir_engine::Permit;
 
-use crate::mcp::id::RequestId;
+use crate::{answer_rate::AnswerRate, mcp::id::RequestId};
 
 /// The most requests that hold places. The oldest is given up first.
 const MOST: usize = 1024;
@@ -18,6 +18,27 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// The requests that hold places.
 #[derive(Debug, Default)]
 pub struct ServerRequestBook(Mutex<VecDeque<UnansweredRequest>>);
+
+/// The most servers whose audit lines are bounded, each on its own.
+const MOST_SERVERS: usize = 1024;
+
+/// Bounds the audit lines of denied requests: a server that asks without end does not fill the log. What is left out is counted all the same.
+#[derive(Debug, Default)]
+pub struct DeniedLines(Mutex<HashMap<Box<str>, AnswerRate>>);
+
+impl DeniedLines {
+    /// Returns true where a line of a request of a server that was denied now is written.
+    pub fn is_written(&self, server: &str, now: Instant) -> bool {
+        let mut rates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rates.contains_key(server) {
+            if rates.len() >= MOST_SERVERS {
+                rates.clear();
+            }
+            rates.insert(server.into(), AnswerRate::new(now));
+        }
+        rates.get_mut(server).is_none_or(|rate| rate.take(now))
+    }
+}
 
 #[derive(Debug)]
 struct UnansweredRequest {
@@ -40,6 +61,11 @@ impl ServerRequestBook {
             held.pop_front();
         }
         held.push_back(UnansweredRequest { server: server.into(), session: session.into(), id, since: now, _places: places });
+    }
+
+    /// Frees the places of all requests of a session, which has ended.
+    pub fn session_ended(&self, server: &str, session: &str) {
+        self.lock().retain(|request| *request.server != *server || *request.session != *session);
     }
 
     /// Frees the places of a request that was answered, or that its server has cancelled.
@@ -81,6 +107,9 @@ mod tests {
         book.ended("shop", "s", id("1"));
         assert_eq!(Arc::strong_count(&count), 3);
         book.ended("bank", "s", id("1.0"));
+        assert_eq!(Arc::strong_count(&count), 2);
+        book.keep("bank", "t", id("2"), place(), now);
+        book.session_ended("bank", "t");
         assert_eq!(Arc::strong_count(&count), 2);
         book.keep("bank", "s", id("3"), place(), now + LONGEST);
         assert_eq!(Arc::strong_count(&count), 2);

@@ -6,7 +6,7 @@ mod common;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use common::{
 use tokio::sync::mpsc;
 use toolweir_sidecar::answer_rate::{BURST, PER_SECOND};
 
-const REQUESTS: usize = 10_000;
+const REQUESTS: u32 = 10_000;
 
 /// The time below which 99 of 100 calls end, and how many were made.
 async fn p99(sidecar: &Sidecar, mut goes_on: impl FnMut(usize) -> bool) -> (Duration, usize) {
@@ -48,7 +48,7 @@ fn resident() -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_requests_of_a_server_are_answered_in_bounds_and_starve_nobody() {
     let (feeds, mut opened) = mpsc::unbounded_channel();
-    let answered = Arc::new(AtomicUsize::new(0));
+    let answered = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&answered);
     let upstream = Upstream::start(move |seen| {
         if seen.method == "GET" {
@@ -87,18 +87,18 @@ async fn ten_thousand_requests_of_a_server_are_answered_in_bounds_and_starve_nob
     let _feed = flood.await.unwrap();
 
     assert!(!come.contains("sampling") && !come.contains("data"), "a request has passed");
-    assert_eq!(come.lines().filter(|line| line.starts_with("id: ")).count(), REQUESTS);
+    assert_eq!(come.lines().filter(|line| line.starts_with("id: ")).count(), REQUESTS as usize);
     let sum = |scrape: &common::metrics::Scrape, outcome: &str| {
         scrape.sum("toolweir_server_answers_total", &[("server", "bank"), ("outcome", outcome)])
     };
     until("the answers", async || {
         let scrape = sidecar.scrape().await;
-        sum(&scrape, "ok") + sum(&scrape, "dropped") == REQUESTS as f64
+        sum(&scrape, "ok") + sum(&scrape, "dropped") == f64::from(REQUESTS)
     })
     .await;
     let answered = answered.load(Ordering::Relaxed);
     let most = f64::from(BURST) + f64::from(PER_SECOND) * (took.as_secs_f64() + 1.0);
-    assert!(answered >= 16 && answered as f64 <= most, "{answered} answers, at most {most}");
+    assert!(answered >= 16 && f64::from(answered) <= most, "{answered} answers, at most {most}");
     let grown = resident().saturating_sub(memory);
     println!(
         "{REQUESTS} requests in {took:?}, {answered} answered; p99 of calls {before:?} before, {during:?} during ({:.2}, {made} calls); {} KiB more",

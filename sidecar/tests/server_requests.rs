@@ -89,7 +89,7 @@ impl Bank {
         if way == Way::Legacy {
             feed.send(ENDPOINT).await;
             let told = wire.text_up_to("\n\n").await;
-            messages = told.lines().find_map(|line| line.strip_prefix("data: ")).unwrap().to_owned();
+            told.lines().find_map(|line| line.strip_prefix("data: ")).unwrap().clone_into(&mut messages);
         }
         Stream { wire, feed, messages }
     }
@@ -186,7 +186,7 @@ async fn what_is_denied_never_reaches_the_client_and_the_server_is_told_in_its_n
     for way in WAYS {
         let mut bank = Bank::start(NONE).await;
         let mut stream = bank.open(way).await;
-        let mut told = 0;
+        let mut told = 0_usize;
         for (message, left) in messages() {
             let come = stream.passed(&format!("retry: 5\nid: 7\ndata: {message}\n\n")).await;
             match left.as_deref() {
@@ -212,7 +212,8 @@ async fn what_is_denied_never_reaches_the_client_and_the_server_is_told_in_its_n
         let ids: Vec<Value> = bank.answers(told).await.iter().map(|answer| answer.json()["id"].clone()).collect();
         assert!(ids.contains(&7.into()) && ids.contains(&"x".into()), "{ids:?}");
         until("the count", async || {
-            bank.sidecar.scrape().await.sum("toolweir_server_answers_total", &[("outcome", "ok")]) == told as f64
+            bank.sidecar.scrape().await.sum("toolweir_server_answers_total", &[("outcome", "ok")])
+                == f64::from(u32::try_from(told).unwrap())
         })
         .await;
     }
@@ -394,7 +395,7 @@ async fn a_message_that_two_clients_could_read_differently_passes_to_none() {
             assert!(status == 200 && answer.contains("upstream_invalid"), "{answer}");
         }
         let refused = bank.sidecar.scrape().await.sum("toolweir_server_messages_refused_total", &[("server", "bank")]);
-        assert_eq!(refused, 2.0 * unclear.len() as f64);
+        assert_eq!(refused, 2.0 * f64::from(u32::try_from(unclear.len()).unwrap()));
     }
 }
 

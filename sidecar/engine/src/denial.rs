@@ -227,7 +227,7 @@ impl Denial {
     ) -> Self {
         let message = one_line(format!("Denied by policy {policy}: {what}"));
         let (policy, entry) = (Some(Arc::clone(policy)), entry.map(Arc::clone));
-        Self { reason, policy, entry, message, ..Self::bare(operation) }
+        Self { reason, policy, message, entry, ..Self::bare(operation) }
     }
 
     /// Makes the denial for a server that no policy names.
@@ -246,7 +246,7 @@ impl Denial {
         let message = format!(
             "Denied: the task {shown} of the server {server} is not one of a call that was let through, or is forgotten. Call the tool again."
         );
-        Self { message, reason: Reason::NotListed, ..Self::bare(Operation::other(method)) }
+        Self { reason: Reason::NotListed, message, ..Self::bare(Operation::other(method)) }
     }
 
     /// Makes the denial of an operation with a result of so many bytes, or of more than so many where the rest was not read.

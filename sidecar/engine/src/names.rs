@@ -42,8 +42,8 @@ impl<'a> NameForms<'a> {
         match ResourceUri::read(uri) {
             Ok(read) => {
                 // What is below a folder is denied with the folder itself, which some servers list.
-                let folder = |variant: &str| (!variant.ends_with('/')).then(|| format!("{variant}/"));
-                let forms = read.variants().flat_map(|variant| [Some(variant.to_owned()), folder(variant)]).flatten();
+                let below = |variant: &str| (!variant.ends_with('/')).then(|| format!("{variant}/"));
+                let forms = read.variants().flat_map(|variant| [Some(variant.to_owned()), below(variant)]).flatten();
                 let folded = forms.map(|form| Cow::Owned(folded(&form).into_owned())).collect();
                 Self { exact: Cow::Owned(read.as_str().to_owned()), folded, uri: Some(read), unclear: None }
             }

@@ -1,4 +1,5 @@
 //! Prompts, resources, requests of servers and other methods: who has a say in them, and what that says.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "common/calls.rs"]
 mod calls;

@@ -109,7 +109,7 @@ pub fn check(message: &[u8]) {
         .into_iter()
         .map(|size| {
             let mut finder = AskFinder::default();
-            message.chunks(size).fold(false, |found, piece| finder.push(piece) || found)
+            message.chunks(size).any(|piece| finder.push(piece))
         })
         .collect();
     assert!(found.iter().all(|one| *one == found[0]), "found in some pieces alone");

@@ -104,7 +104,7 @@ mod tests {
         let found: Vec<bool> = (1..=text.len())
             .map(|piece| {
                 let mut finder = AskFinder::default();
-                text.as_bytes().chunks(piece).fold(false, |found, part| finder.push(part) || found)
+                text.as_bytes().chunks(piece).any(|part| finder.push(part))
             })
             .collect();
         assert!(found.iter().all(|one| *one == found[0]), "{text}");

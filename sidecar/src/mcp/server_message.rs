@@ -13,6 +13,7 @@ use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader};
 use super::{
     differs_in_case,
     edits::{Edits, Filtered},
+    id::RequestId,
     members::{Member, is_key},
 };
 
@@ -207,6 +208,8 @@ impl<'a> Envelope<'a> {
         let method = checked_method(method.string()?.ok_or(UnclearMessage::TwoWays)?)?;
         let params = one(params)?;
         match one(id)?.filter(|id| id.kind() != JsonKind::Null) {
+            // Some clients take what has no id of a request for a notification.
+            Some(id) if method.starts_with("notifications/") || RequestId::read(id).is_none() => Err(UnclearMessage::TwoWays),
             Some(id) => Ok(ServerMessage::Request { id, ask: ServerAsk { method, params } }),
             None => {
                 let uri = match uri {
@@ -218,6 +221,21 @@ impl<'a> Envelope<'a> {
             }
         }
     }
+}
+
+/// Returns whether an elicitation says that it is of a URL; none where it says nothing of its mode.
+fn url_mode(elicitation: Raw<'_>) -> Result<Option<bool>, UnclearMessage> {
+    let mut mode = Member::None;
+    if elicitation.kind() == JsonKind::Object {
+        elicitation.reader().object::<UnclearMessage>(|reader, key| {
+            let value = reader.value()?;
+            if is_key(key, "mode")? {
+                mode.add(value.string()?.is_some_and(|mode| mode == "url"));
+            }
+            Ok(())
+        })?;
+    }
+    Ok(mode.one())
 }
 
 /// Returns a method that is none of the known ones in another case, which some clients would take for it.
@@ -285,9 +303,10 @@ impl<'a> InputReader<'a> {
 
     /// Reads `inputRequests`: requests by the names that the server gives them.
     fn requests(&mut self, reader: &mut Reader<'a>) -> Result<(), UnclearMessage> {
-        if reader.peek()? != JsonKind::Object {
-            reader.value()?;
-            return Ok(());
+        match reader.peek()? {
+            JsonKind::Object => {}
+            JsonKind::Array => return Err(UnclearMessage::TwoWays),
+            _ => return reader.value().map(|_| ()).map_err(Into::into),
         }
         let group = self.next_group();
         reader.object::<UnclearMessage>(|reader, key| {
@@ -335,6 +354,10 @@ impl<'a> InputReader<'a> {
                 let group = self.next_group();
                 reader.array::<UnclearMessage>(|reader| {
                     let value = reader.value()?;
+                    // Clients take one that does not say so for one with a URL too, and conditions must see what it is.
+                    if url_mode(value)? != Some(true) {
+                        return Err(UnclearMessage::TwoWays);
+                    }
                     let ask = ServerAsk { method: Cow::Borrowed("elicitation/create"), params: Some(value) };
                     self.add(ask, group, value.start, value.end())
                 })
@@ -390,7 +413,7 @@ mod tests {
             (r#"{"id":1,"result":{"task":{"InputRequests":{"a":{"method":"roots/list"}}}}}"#, vec!["roots/list"]),
             (r#"{"method":"notifications/tasks","params":{"inputRequests":{"a":{"method":"roots/list"}}}}"#, vec!["roots/list"]),
             (
-                r#"{"id":1,"error":{"code":-32042,"data":{"elicitations":[{"url":"http://x"},{"url":"http://y"}]}}}"#,
+                r#"{"id":1,"error":{"code":-32042,"data":{"elicitations":[{"mode":"url","url":"http://x"},{"url":"http://y","mode":"url"}]}}}"#,
                 vec!["elicitation/create", "elicitation/create"],
             ),
             (r#"{"id":1,"error":{"code":1,"message":"m","data":{"x":[]}}}"#, vec![]),
@@ -408,6 +431,12 @@ mod tests {
             r#"{"id":1,"id":2,"method":"roots/list"}"#,
             r#"{"id":1,"method":"roots/list","result":{}}"#,
             r#"{"id":1,"method":7}"#,
+            r#"{"id":true,"method":"sampling/createMessage"}"#,
+            r#"{"id":[1],"method":"notifications/resources/updated","params":{"uri":"a:b"}}"#,
+            r#"{"id":5,"method":"notifications/resources/updated","params":{"uri":"a:b"}}"#,
+            r#"{"id":1,"result":{"inputRequests":[{"method":"roots/list"}]}}"#,
+            r#"{"id":1,"error":{"code":-32042,"data":{"elicitations":[{"url":"http://x"}]}}}"#,
+            r#"{"id":1,"error":{"code":-32042,"data":{"elicitations":[{"mode":"form","mode":"url"}]}}}"#,
             r#"{"id":1,"method":"Sampling/CreateMessage"}"#,
             r#"{"method":"notifications/Resources/updated","params":{"uri":"a:b"}}"#,
             r#"{"id":1,"result":{"inputRequests":{"a":{"method":"ROOTS/list"}}}}"#,
@@ -445,8 +474,8 @@ mod tests {
             let left = format!(r#"{{"id":1,"result":{{"inputRequests": {left}, "requestState":"s"}}}}"#);
             assert_eq!(without(text, &stays), left, "{stays:?}");
         }
-        let text = r#"{"id":1,"error":{"data":{"elicitations":[{"url":1},{"url":2}]}}}"#;
-        assert_eq!(without(text, &[false, true]), r#"{"id":1,"error":{"data":{"elicitations":[{"url":2}]}}}"#);
+        let text = r#"{"id":1,"error":{"data":{"elicitations":[{"mode":"url","url":1},{"mode":"url","url":2}]}}}"#;
+        assert_eq!(without(text, &[false, true]), r#"{"id":1,"error":{"data":{"elicitations":[{"mode":"url","url":2}]}}}"#);
     }
 
     #[test]

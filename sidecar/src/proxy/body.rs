@@ -28,6 +28,9 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A future that is done when the sidecar stops.
 pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// The bytes of an event that are held, on a stream without lists, where nothing in them says that all of it has to be.
+const HELD_EVENT: usize = 64 * 1024;
+
 /// The body of an answer.
 #[expect(clippy::large_enum_variant, reason = "the larger is the common one, and lives no longer than its answer")]
 pub enum ResponseBody {
@@ -98,6 +101,11 @@ impl ResponseBody {
     ) -> Self {
         let most_data = filter.call.as_ref().and_then(|call| call.result_limit()).map(|limit| limit.max);
         let rewriter = Rewriter::new(proxy.state.limits.body, filter.mode).looking_for(filter.keys);
+        // Of a stream on which no list comes, a large result is not held.
+        let is_plain = !filter.reads_lists
+            && filter.account.is_none()
+            && filter.call.as_ref().is_none_or(|call| call.result_limit().is_none());
+        let rewriter = if is_plain { rewriter.holding(HELD_EVENT) } else { rewriter };
         let rewriter = rewriter.with_most_data(most_data);
         Self::Events(Box::new(EventBody {
             inner: Some(inner),
@@ -201,7 +209,7 @@ impl EventBody {
                     None
                 }
             };
-            let (out, held) = self.rewritten(piece)?;
+            let (out, held) = self.rewritten(piece.as_ref())?;
             if !out.is_empty() {
                 return Poll::Ready(Some(Ok((Frame::data(out), held))));
             }
@@ -209,9 +217,9 @@ impl EventBody {
     }
 
     /// What leaves when this piece has come, or the end, and the room that it takes.
-    fn rewritten(&mut self, piece: Option<Bytes>) -> Result<(Bytes, Option<HeldBytes>), SseError> {
+    fn rewritten(&mut self, piece: Option<&Bytes>) -> Result<(Bytes, Option<HeldBytes>), SseError> {
         let Self { filter, rewriter, proxy, .. } = self;
-        if let Some(piece) = &piece {
+        if let Some(piece) = piece {
             if let Some(open) = &mut filter.open {
                 open.read(piece);
                 let most_data = open.smallest_result_limit();
@@ -222,7 +230,7 @@ impl EventBody {
             }
         }
         let mut decide = |event: SseEvent<'_>| filter.event(event, proxy);
-        let out = match &piece {
+        let out = match piece {
             Some(piece) => rewriter.push(piece, &mut decide),
             None => rewriter.finish(&mut decide),
         };
@@ -259,7 +267,9 @@ impl ResponseBody {
             }
             Self::Stream { begun, inner, stop, declares, rest, .. } => {
                 if let Some((bytes, held)) = begun.take() {
-                    declares.iter_mut().for_each(|declares| declares.push(&bytes));
+                    if let Some(declares) = declares {
+                        declares.push(&bytes);
+                    }
                     return Poll::Ready(Some(Ok((Frame::data(bytes), held))));
                 }
                 if stopped(stop, context) {
@@ -268,7 +278,9 @@ impl ResponseBody {
                 let Some(inner) = inner else { return Poll::Ready(None) };
                 let frame = std::task::ready!(Pin::new(inner).poll_frame(context)).transpose()?;
                 if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
-                    declares.iter_mut().for_each(|declares| declares.push(data));
+                    if let Some(declares) = declares {
+                        declares.push(data);
+                    }
                     rest.as_mut().map_or(Ok(()), |rest| rest.take(data))?;
                 }
                 Poll::Ready(frame.map(|frame| Ok((frame, None))))

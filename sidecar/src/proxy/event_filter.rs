@@ -19,7 +19,6 @@ use crate::{
     mcp::{
         answer,
         edits::Filtered,
-        id::{is_same_id, message_id},
         server_message::{ServerMessage, read},
         sse::{EndpointMatch, EventVerdict, KnownKeys, RewriteMode, SseError, SseEvent, known_keys},
     },
@@ -58,19 +57,11 @@ pub struct EventFilter {
     pub is_over: bool,
 }
 
-/// Returns true where a message can be the answer to this operation: its own, or one in a batch, or in what is no JSON.
-fn can_answer(call: &PendingCall, message: &[u8]) -> bool {
-    if let Ok(messages) = read(message)
-        && messages.iter().all(|one| matches!(one, ServerMessage::Request { .. } | ServerMessage::Notification { .. }))
-    {
-        return false;
-    }
-    let Some(own) = call.answered().reply.id.as_deref() else { return true };
-    match message_id(message) {
-        Ok(Some(id)) => is_same_id(id, own),
-        Ok(None) => message.trim_ascii_start().first() != Some(&b'{'),
-        Err(_) => true,
-    }
+/// Returns true where a client may take a message for an answer: any but a request or a notification, since clients take ids for the same
+/// that are not (`"1"` for `1`).
+fn can_answer(message: &[u8]) -> bool {
+    let is_none = |one: &ServerMessage<'_>| matches!(one, ServerMessage::Request { .. } | ServerMessage::Notification { .. });
+    !read(message).is_ok_and(|messages| messages.iter().all(is_none))
 }
 
 impl EventFilter {
@@ -122,7 +113,7 @@ impl EventFilter {
     /// The denial that takes the place of a result that is larger than may pass.
     fn denied_result(&mut self, call: &PendingCall, data: &[u8]) -> Option<Denial> {
         let denial = call.denies_result(data.len());
-        if (denial.is_some() || self.account.is_some()) && can_answer(call, data) {
+        if (denial.is_some() || self.account.is_some()) && can_answer(data) {
             if denial.is_none() {
                 self.account.take().into_iter().for_each(|account| account.finish(Outcome::Ok));
             }

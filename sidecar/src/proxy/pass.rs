@@ -77,7 +77,7 @@ impl Proxy {
         // What has no body says nothing.
         let is_empty = body.is_end_stream() && !reads_lists;
         if !is_empty && let Some(why) = unreadable(&parts.headers) {
-            if reads_lists || !self.asks_are_free(at) {
+            if reads_lists || !at.asks_are_free() {
                 return without_body(parts, why.to_owned(), at);
             }
             return Ok((Response::from_parts(parts, self.unread(body, permit, &kind)), outcome));
@@ -131,13 +131,13 @@ impl Proxy {
         let limited = call.as_ref().is_some_and(|call| call.result_limit().is_some());
         let declares = opened.filter(|_| *kind == ResponseKind::Initialize);
         let reads_lists = kind.is_list() || kind.is_kept_open();
-        let asks = if self.asks_are_free(at) { KnownKeys::default() } else { KnownKeys::ASKS };
         let filter = EventFilter {
             lists: self.lists(&at.server),
             reads_lists,
             open,
             mode,
-            keys: if reads_lists { KnownKeys::LISTS.and(asks) } else { asks },
+            // Also where all may be asked for: a policy that comes into force meanwhile holds for this stream too.
+            keys: if reads_lists { KnownKeys::LISTS.and(KnownKeys::ASKS) } else { KnownKeys::ASKS },
             notifier,
             filling,
             judge: StreamJudge::new(self.clone(), &at.server.name, session, self.answer_path(asked, parts, at)),
@@ -154,6 +154,9 @@ impl Proxy {
     pub(super) fn end_session(&self, asked: &HeaderMap, server: &str) {
         if let Some(id) = asked.get(SESSION_ID) {
             self.state.sessions.remove(server, id.as_bytes());
+            if let Ok(session) = id.to_str() {
+                self.state.governor.server_requests.session_ended(server, session);
+            }
         }
     }
 

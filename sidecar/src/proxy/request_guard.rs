@@ -129,6 +129,11 @@ impl ServerGuard<'_, '_> {
         self.server.url.clone().ok_or_else(|| RequestFailure::NoUrl(self.server.name.clone()))
     }
 
+    /// Returns true where the server may ask its client for anything, whatever it is.
+    pub fn asks_are_free(&self) -> bool {
+        self.request.in_force.engine.asks_are_free(&self.server.name)
+    }
+
     /// The failure of a server whose answer cannot be passed on, and why.
     pub fn invalid(&self, why: String) -> RequestFailure {
         RequestFailure::Invalid(self.server.name.clone(), why)

@@ -75,6 +75,13 @@ impl StreamJudge {
             return self.wait(event, place);
         }
         match governor.judge_message(source, event.data).now_or_never() {
+            // The client would wait for an answer that never comes.
+            Some(Err(why)) if place.call.is_some() => {
+                self.refuse(&why);
+                let reply = place.call.map(|call| call.answered().reply);
+                let failure = RequestFailure::Invalid(self.server.clone(), format!("its answer {why}"));
+                reply.map_or(EventVerdict::TakeData, |reply| EventVerdict::Replace(failure.answer(reply).into()))
+            }
             Some(judged) => self.settled(judged, place.endpoint),
             // Other policies came into force in between.
             None => self.wait(event, place),

@@ -26,7 +26,12 @@ use super::{
     state::Proxy,
 };
 use crate::{
-    mcp::{answer, ask_finder::AskFinder, headers::SESSION_ID, sse::spells_ask},
+    mcp::{
+        answer,
+        ask_finder::AskFinder,
+        headers::SESSION_ID,
+        sse::{KeyFinder, KnownKeys, spells_ask},
+    },
     outcome::Outcome,
     server_judge::{AnsweredCall, ServerMessageSource, ServerMessageVerdict},
 };
@@ -43,6 +48,10 @@ struct Begun {
     all: BytesMut,
     held: Option<HeldBytes>,
     is_whole: bool,
+    /// Looks for what says that it has to be held, and how far it has looked.
+    keys: KeyFinder,
+    looked: usize,
+    spells_ask: bool,
 }
 
 impl Begun {
@@ -63,9 +72,36 @@ impl Begun {
         self.all.extend_from_slice(&piece);
     }
 
+    /// Returns true where the server may ask for something in what has come. Each byte is looked at once.
+    fn may_ask(&mut self) -> bool {
+        let bytes = if self.all.is_empty() { &self.first[..] } else { &self.all[..] };
+        let new = bytes.get(self.looked..).unwrap_or_default();
+        self.spells_ask |= self.keys.feed(new).any_of(KnownKeys::ASKS);
+        self.looked = bytes.len();
+        self.spells_ask
+    }
+
     fn into_piece(self) -> (Bytes, Option<HeldBytes>) {
         (if self.all.is_empty() { self.first } else { self.all.freeze() }, self.held)
     }
+}
+
+/// What the rest of an answer is held to of which this was read. Nothing where it may be anything.
+fn rest_of_answer(
+    begun: &Begun,
+    limit: Option<&ResultLimit>,
+    at: &ServerGuard<'_, '_>,
+) -> Result<Option<Box<RestOfAnswer>>, RequestFailure> {
+    let left = limit.map(|limit| limit.max.saturating_sub(begun.len() as u64));
+    let asks = if at.asks_are_free() { None } else { Some(AskFinder::default()) };
+    if left.is_none() && asks.is_none() {
+        return Ok(None);
+    }
+    let mut rest = RestOfAnswer { server: at.server.name.clone(), asks, left };
+    if rest.asks.as_mut().is_some_and(|asks| asks.push(begun.bytes())) {
+        return Err(at.invalid(format!("{}; it has more than {} bytes", CutOff::Asks, begun.len())));
+    }
+    Ok(Some(Box::new(rest)))
 }
 
 /// An answer that is to be judged.
@@ -117,8 +153,8 @@ impl Proxy {
         }
         let mut rest = None;
         if !begun.is_whole {
-            rest = self.rest_of_answer(&begun, limit, at)?;
-        } else if memchr::memchr(0, begun.bytes()).is_some() && !self.asks_are_free(at) {
+            rest = rest_of_answer(&begun, limit, at)?;
+        } else if memchr::memchr(0, begun.bytes()).is_some() && !at.asks_are_free() {
             return without_body(
                 parts,
                 "it has a NUL character, and some clients read such a text in another encoding".to_owned(),
@@ -158,7 +194,7 @@ impl Proxy {
                 return Ok(begun);
             }
             if begun.len() > 0 {
-                let is_held = begun.len() <= most || (begun.len() <= largest && spells_ask(begun.bytes()));
+                let is_held = begun.len() <= most || (begun.len() <= largest && begun.may_ask());
                 if !is_held || !self.make_room(&mut begun) {
                     return Ok(begun);
                 }
@@ -196,30 +232,6 @@ impl Proxy {
             self.state.budget.try_hold_for_client(bytes.len()).unwrap_or(held)
         });
         (bytes, held)
-    }
-
-    /// What the rest of an answer is held to that is too large to hold.
-    fn rest_of_answer(
-        &self,
-        begun: &Begun,
-        limit: Option<&ResultLimit>,
-        at: &ServerGuard<'_, '_>,
-    ) -> Result<Option<Box<RestOfAnswer>>, RequestFailure> {
-        let left = limit.map(|limit| limit.max.saturating_sub(begun.len() as u64));
-        let asks = if self.asks_are_free(at) { None } else { Some(AskFinder::default()) };
-        if left.is_none() && asks.is_none() {
-            return Ok(None);
-        }
-        let mut rest = RestOfAnswer { server: at.server.name.clone(), asks, left };
-        if rest.asks.as_mut().is_some_and(|asks| asks.push(begun.bytes())) {
-            return Err(at.invalid(format!("{}; it has more than {} bytes", CutOff::Asks, begun.len())));
-        }
-        Ok(Some(Box::new(rest)))
-    }
-
-    /// Returns true where the server may ask for anything, whatever it is.
-    pub(super) fn asks_are_free(&self, at: &ServerGuard<'_, '_>) -> bool {
-        at.request.in_force.engine.asks_are_free(&at.server.name)
     }
 
     /// The denial in place of a result that is larger than may pass.

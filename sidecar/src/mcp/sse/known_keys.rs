@@ -44,6 +44,12 @@ impl KnownKeys {
         self.0 & keys.0 != 0
     }
 
+    /// Those of this set that are not of the other.
+    #[must_use]
+    pub const fn without(self, keys: Self) -> Self {
+        Self(self.0 & !keys.0)
+    }
+
     /// Those of one set or the other.
     #[must_use]
     pub const fn and(self, keys: Self) -> Self {

@@ -20,7 +20,7 @@ pub mod rewriter;
 
 pub use self::{
     event::{Decide, EndpointMatch, EventVerdict, RewriteMode, SseError, SseEvent},
-    known_keys::{KnownKeys, known_keys, spells_ask, spells_list},
+    known_keys::{KeyFinder, KnownKeys, known_keys, spells_ask, spells_list},
     lines::{with_data, without_id},
     rewriter::Rewriter,
 };

@@ -4,6 +4,7 @@ use super::{
     endpoint::{EndpointLine, other_break},
     known_keys::{KeyFinder, KnownKeys},
 };
+use crate::mcp::ask_finder::AskFinder;
 
 /// The state of an event that passes without being held.
 #[derive(Debug, Default)]
@@ -17,16 +18,20 @@ pub struct Passing {
     begun: [u8; 2],
     /// True once something of the line has come.
     pub inside: bool,
-    /// Counts what has come of the event's data.
+    /// Counts what has come of the event's data, and looks for what the server asks for in it.
     pub data: DataCounter,
 }
 
-/// Counts the bytes of an event's data, which comes in pieces.
+/// Counts the bytes of an event's data, which comes in pieces, and looks for what the server asks for in it: in the message that the data
+/// is, and in lines of which only some clients make data.
 #[derive(Debug, Default)]
 pub struct DataCounter {
     line: DataLine,
     lines: u64,
     bytes: u64,
+    message: AskFinder,
+    others: KeyFinder,
+    asks: bool,
 }
 
 /// Where a line of an event stands.
@@ -52,10 +57,16 @@ impl DataCounter {
         while let Some((&byte, rest)) = piece.split_first() {
             if matches!(self.line, DataLine::Value | DataLine::Other) {
                 let end = memchr::memchr2(b'\n', b'\r', piece).unwrap_or(piece.len());
+                let text = piece.get(..end).unwrap_or_default();
                 if self.line == DataLine::Value {
                     self.bytes += end as u64;
+                    self.asks |= self.message.push(text);
+                } else {
+                    self.asks |= self.others.feed(text).any_of(KnownKeys::ASKS);
                 }
                 if end < piece.len() {
+                    // The lines of data are one text, with a line's end between them.
+                    self.asks |= self.line == DataLine::Value && self.message.push(b"\n");
                     self.line = DataLine::Start;
                 }
                 piece = piece.get(end + 1..).unwrap_or_default();
@@ -78,6 +89,11 @@ impl DataCounter {
             };
             piece = rest;
         }
+    }
+
+    /// Returns true where the server asks for something in what has come.
+    pub fn asks(&self) -> bool {
+        self.asks
     }
 
     /// The bytes of the data so far, with those that join its lines.

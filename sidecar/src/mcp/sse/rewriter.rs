@@ -17,6 +17,10 @@ use super::{
 #[expect(clippy::struct_excessive_bools, reason = "each says another thing of where the stream stands")]
 pub struct Rewriter {
     most: usize,
+    /// The bytes of an event that are held where nothing in them says that the event has to be.
+    soft: usize,
+    /// Something says so in the event that goes on.
+    must_hold: bool,
     mode: RewriteMode,
     /// The keys that do not pass unread.
     keys: KnownKeys,
@@ -47,6 +51,8 @@ impl Rewriter {
     pub fn new(most: usize, mode: RewriteMode) -> Self {
         Self {
             most,
+            soft: most,
+            must_hold: false,
             mode,
             keys: KnownKeys::LISTS.and(KnownKeys::ASKS),
             most_data: None,
@@ -66,6 +72,12 @@ impl Rewriter {
     #[must_use]
     pub fn looking_for(self, keys: KnownKeys) -> Self {
         Self { keys, ..self }
+    }
+
+    /// The same, but of an event no more than this is held, unless the server may ask for something in that.
+    #[must_use]
+    pub fn holding(self, soft: usize) -> Self {
+        Self { soft: soft.min(self.most), ..self }
     }
 
     /// The same, but an event that is too large to hold passes with so many bytes of data at most.
@@ -129,7 +141,7 @@ impl Rewriter {
                 if end.is_some() {
                     self.line_ended(decide, &mut out)?;
                 }
-                if self.held.len() > self.most {
+                if self.held.len() > self.most || (self.held.len() > self.soft && !self.has_to_be_held()) {
                     self.overflow(&mut out)?;
                 }
             }
@@ -205,6 +217,20 @@ impl Rewriter {
         Ok(())
     }
 
+    /// The keys that do not pass wherever they stand.
+    fn lists(&self) -> KnownKeys {
+        self.keys.without(KnownKeys::ASKS)
+    }
+
+    /// Returns true where the event has to be held to its end. It is looked at for that once.
+    fn has_to_be_held(&mut self) -> bool {
+        if !self.must_hold {
+            self.work += self.held.len();
+            self.must_hold = self.endpoint != EndpointMatch::No || known_keys(&self.held).any_of(self.keys);
+        }
+        self.must_hold
+    }
+
     /// The event is larger than is held: what has come passes, if nothing in it needs to be read.
     fn overflow(&mut self, out: &mut BytesMut) -> Result<(), SseError> {
         let mut passing = Passing::default();
@@ -220,9 +246,10 @@ impl Rewriter {
         let (endpoint, more) = passing.feed(line);
         passing.data.feed(&held);
         check_data(&passing, self.most_data)?;
-        if self.mode == RewriteMode::All && (endpoint || keys.and(more).any_of(self.keys)) {
+        if self.mode == RewriteMode::All && (endpoint || keys.and(more).any_of(self.lists()) || passing.data.asks()) {
             return Err(SseError::TooLarge(self.most));
         }
+        self.must_hold = false;
         self.cr_left = true;
         self.line = 0;
         self.endpoint = EndpointMatch::No;
@@ -234,15 +261,14 @@ impl Rewriter {
 
     /// Passes a part of an event that is not held: up to the end of a line, that included, or less.
     fn pass(&mut self, part: &[u8], out: &mut BytesMut) -> Result<(), SseError> {
+        let lists = self.lists();
         let Some(passing) = &mut self.passing else { return Ok(()) };
         let (endpoint, keys) = passing.feed(part);
-        if self.most_data.is_some() {
-            passing.data.feed(part);
-            check_data(passing, self.most_data)?;
-        }
-        let list = keys.any_of(self.keys);
+        passing.data.feed(part);
+        check_data(passing, self.most_data)?;
+        let (list, asks) = (keys.any_of(self.keys), passing.data.asks());
         match self.mode {
-            RewriteMode::All if endpoint || list => return Err(SseError::TooLarge(self.most)),
+            RewriteMode::All if endpoint || asks || keys.any_of(lists) => return Err(SseError::TooLarge(self.most)),
             RewriteMode::Foreign if endpoint => return Err(SseError::UnclearEndpoint),
             RewriteMode::Foreign if list && passing.is_data() => return Err(SseError::Unreadable),
             _ => {}
@@ -263,6 +289,7 @@ impl Rewriter {
     fn event(&mut self, decide: &mut Decide<'_>, ended: bool, out: &mut BytesMut) -> Result<(), SseError> {
         // Not split off: what is left of a large buffer would be kept.
         let event = std::mem::take(&mut self.held);
+        self.must_hold = false;
         self.work += event.len();
         self.line = 0;
         let naming = std::mem::replace(&mut self.endpoint, EndpointMatch::No);
