@@ -30,6 +30,8 @@ pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The bytes of an event that are held, on a stream without lists, where nothing in them says that all of it has to be.
 const HELD_EVENT: usize = 64 * 1024;
+/// The bytes that are read at once of a stream on which the server asks for much.
+const PART: usize = 1024;
 
 /// The body of an answer.
 #[expect(clippy::large_enum_variant, reason = "the larger is the common one, and lives no longer than its answer")]
@@ -59,6 +61,10 @@ pub enum ResponseBody {
 pub struct EventBody {
     /// The server's body; nothing once it has ended.
     inner: Option<Incoming>,
+    /// The rest of a piece of it in which the server asks for much.
+    unread: Bytes,
+    /// A part of that was read just now.
+    rests: bool,
     rewriter: Rewriter,
     filter: EventFilter,
     inject: Option<mpsc::Receiver<Bytes>>,
@@ -109,6 +115,8 @@ impl ResponseBody {
         let rewriter = rewriter.with_most_data(most_data);
         Self::Events(Box::new(EventBody {
             inner: Some(inner),
+            unread: Bytes::new(),
+            rests: false,
             rewriter,
             filter,
             inject,
@@ -185,28 +193,29 @@ impl EventBody {
             if stopped(&mut self.stop, context) && self.rewriter.between_events() {
                 return Poll::Ready(None);
             }
-            let Some(inner) = &mut self.inner else {
-                if self.is_awaiting() {
-                    return Poll::Pending;
-                }
-                if self.broken.is_none() {
-                    self.filter.account.take().into_iter().for_each(|account| account.finish(Outcome::Ok));
-                }
-                return Poll::Ready(self.broken.take().map(Err));
-            };
-            let piece = match std::task::ready!(Pin::new(inner).poll_frame(context)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => Some(data),
-                    Err(frame) => return Poll::Ready(Some(Ok((frame, None)))),
-                },
-                Some(Err(error)) => {
-                    self.inner = None;
-                    self.broken = Some(error.into());
-                    continue;
-                }
-                None => {
-                    self.inner = None;
-                    None
+            let part = std::task::ready!(self.next_part(context));
+            let piece = if part.is_some() {
+                part
+            } else {
+                let Some(inner) = &mut self.inner else { return self.end() };
+                match std::task::ready!(Pin::new(inner).poll_frame(context)) {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(piece) if self.filter.judge.is_busy() && piece.len() > PART => {
+                            self.unread = piece;
+                            continue;
+                        }
+                        Ok(piece) => Some(piece),
+                        Err(frame) => return Poll::Ready(Some(Ok((frame, None)))),
+                    },
+                    Some(Err(error)) => {
+                        self.inner = None;
+                        self.broken = Some(error.into());
+                        continue;
+                    }
+                    None => {
+                        self.inner = None;
+                        None
+                    }
                 }
             };
             let (out, held) = self.rewritten(piece.as_ref())?;
@@ -216,9 +225,35 @@ impl EventBody {
         }
     }
 
+    /// The next part of a piece in which the server may ask for much, once other streams of this worker have had their turn. Nothing where
+    /// there is no such piece.
+    fn next_part(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.unread.is_empty() {
+            return Poll::Ready(None);
+        }
+        if std::mem::take(&mut self.rests) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.rests = true;
+        Poll::Ready(Some(self.unread.split_to(self.unread.len().min(PART))))
+    }
+
+    /// The end of the server's body, once all that is to come from elsewhere has.
+    fn end(&mut self) -> Poll<Option<Result<BodyPiece, BodyError>>> {
+        if self.is_awaiting() {
+            return Poll::Pending;
+        }
+        if self.broken.is_none() {
+            self.filter.account.take().into_iter().for_each(|account| account.finish(Outcome::Ok));
+        }
+        Poll::Ready(self.broken.take().map(Err))
+    }
+
     /// What leaves when this piece has come, or the end, and the room that it takes.
     fn rewritten(&mut self, piece: Option<&Bytes>) -> Result<(Bytes, Option<HeldBytes>), SseError> {
         let Self { filter, rewriter, proxy, .. } = self;
+        filter.judge.begin_piece();
         if let Some(piece) = piece {
             if let Some(open) = &mut filter.open {
                 open.read(piece);

@@ -25,6 +25,9 @@ use crate::{
 /// The most messages of one stream on which decisions are awaited at once.
 const MOST_AWAITED: usize = 16;
 
+/// The most messages in two pieces of a stream for which no other stream has to wait.
+const MOST_AT_ONCE: usize = 4;
+
 /// Judges what a server asks on one stream.
 pub struct StreamJudge {
     proxy: Proxy,
@@ -34,6 +37,8 @@ pub struct StreamJudge {
     path: Option<Arc<AnswerPath>>,
     awaited: Vec<AwaitedMessage>,
     ready: VecDeque<(Bytes, HeldBytes)>,
+    /// The messages of the piece that is read that were judged, and those of the one before.
+    judged: (usize, usize),
     /// It was logged that a message was unclear.
     has_told: bool,
 }
@@ -62,11 +67,22 @@ impl StreamJudge {
     /// A judge of a stream in this session. The answers to the server go by this path; without one it gets none.
     pub fn new(proxy: Proxy, server: &str, session: &str, path: Option<Arc<AnswerPath>>) -> Self {
         let (server, session) = (server.to_owned(), session.to_owned());
-        Self { proxy, server, session, path, awaited: Vec::new(), ready: VecDeque::new(), has_told: false }
+        Self { proxy, server, session, path, awaited: Vec::new(), ready: VecDeque::new(), judged: (0, 0), has_told: false }
+    }
+
+    /// Takes note that another piece of the stream is read.
+    pub fn begin_piece(&mut self) {
+        self.judged = (0, self.judged.0);
+    }
+
+    /// Returns true where the server has asked for much just now.
+    pub fn is_busy(&self) -> bool {
+        self.judged.0 + self.judged.1 > MOST_AT_ONCE
     }
 
     /// Decides on an event in whose data something is asked for.
     pub fn event(&mut self, event: SseEvent<'_>, place: StreamPlace<'_>) -> EventVerdict {
+        self.judged.0 += 1;
         let session = place.stream.unwrap_or(&self.session);
         let call = place.call.map(|call| call.answered());
         let source = ServerMessageSource { server: &self.server, session, call };
