@@ -19,7 +19,7 @@ OTHER_LABEL = "_other"
 # Of extensions that the label does not know.
 NOT_OF_MCP = ("skills/list", "skills/get", "resources/directory/read")
 # What is not counted as an operation. A subscriptions/listen is, once for each resource.
-NOT_COUNTED = {"tools/call", *(row.method for row in ROWS if row.decided in (BASE, LIST))}
+NOT_COUNTED = {(CLIENT, "tools/call"), *((row.sender, row.method) for row in ROWS if row.decided in (BASE, LIST))}
 # What lists show of these, the denying policy hides.
 HIDDEN = {PAY, REVIEW, URI, TEMPLATE, UNKNOWN_TASK}
 # What opens the streams of a POST.
@@ -139,9 +139,9 @@ class Rows:
             params = (params or {}) | {"_meta": meta()}
         return identifier, messages.message(identifier, method=method, params=params), headers(version, method, params)
 
-    def count(self, name, passing, times=1):
+    def count(self, name, passing, times=1, sender=CLIENT):
         """What is decided is counted: not the base protocol, nor lists; calls of tools have a metric of their own."""
-        if name not in NOT_COUNTED:
+        if (sender, name) not in NOT_COUNTED:
             self.counted[(name, "allowed" if passing else "denied")] += times
 
     async def arrival(self, what):
@@ -272,7 +272,7 @@ class Rows:
         pair = await self.stream(version, kind)
         identifier = messages.identifier(SERVER)
         said = pair.framed(messages.message(identifier, method=row.method, params=params), number)
-        self.count(operation(row), passing)
+        self.count(operation(row), passing, sender=SERVER)
         await pair.say(said)
         if passing:
             same("what reaches the client", await pair.next(row.method), said)
