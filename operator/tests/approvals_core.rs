@@ -349,7 +349,7 @@ fn what_a_sidecar_asks_is_checked_and_bounded() {
     assert_eq!((long.usable_seconds, long.expires_at.as_str()), (86_400, at(86_400).to_string().as_str()));
     for (words, change) in [
         ("server", (&|asked: &mut MCPApprovalSpec| asked.server.clear()) as &dyn Fn(&mut MCPApprovalSpec)),
-        ("tool", &|asked| asked.tool = "t".repeat(600)),
+        ("tool", &|asked| asked.tool = "t".repeat(3000)),
         ("argumentsSha256", &|asked| asked.arguments_sha256 = "0A".repeat(32)),
         ("policies", &|asked| asked.policies.clear()),
         ("policies", &|asked| asked.policies = (0..9).map(policy).collect()),

@@ -313,7 +313,7 @@ class Rows:
                 for kind in self.way.streams(version):
                     _, params = next(row.samples(row.versions[-1]))
                     self.strays.append(messages.identifier(SERVER))
-                    self.count(operation(row), False)
+                    self.count(operation(row), False, sender=SERVER)
                     checked += 1
                     try:
                         pair = await self.stream(version, kind)

@@ -281,9 +281,6 @@ fn check_name(request: &Request<'_>) -> Result<(), Refusal> {
         "resources/read" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/read", "uri"))?,
         "resources/subscribe" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/subscribe", "uri"))?,
         "resources/unsubscribe" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/unsubscribe", "uri"))?,
-        "tasks/get" | "tasks/result" | "tasks/cancel" | "tasks/update" => {
-            params.task_id.as_ref().map(|_| None).ok_or(lacks("message about a task", "taskId"))?
-        }
         _ => None,
     };
     match named {
