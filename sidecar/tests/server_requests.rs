@@ -157,7 +157,7 @@ fn messages() -> Vec<(String, Option<String>)> {
                 .to_owned(),
             Some("denied".to_owned()),
         ),
-        (error(r#"{"elicitations":[{"url":"http://x"}]}"#), Some("denied".to_owned())),
+        (error(r#"{"elicitations":[{"mode":"url","url":"http://x"}]}"#), Some("denied".to_owned())),
         (error(r#"{"method":"GET","inputRequests":[]}"#), Some(String::new())),
     ]
 }
@@ -280,6 +280,7 @@ async fn a_stream_is_resumed_behind_what_was_dropped() {
     let mut stream = bank.open(Way::Get).await;
     assert_eq!(stream.passed(&event("41", &sampling("7"))).await, "id: 41\n\n");
     drop(stream);
+    bank.answers(1).await;
     let (mut wire, ..) = Wire::open(bank.sidecar.address, &Ask::get().with("last-event-id", "41")).await;
     let feed = within("the stream", bank.opened.recv()).await.unwrap();
     assert_eq!(bank.upstream.seen().last().unwrap().header("last-event-id"), "41");
@@ -390,7 +391,10 @@ async fn a_message_that_two_clients_could_read_differently_passes_to_none() {
         let mut bank = Bank::start(ALL).await;
         let mut stream = bank.open(way).await;
         for text in unclear {
-            assert_eq!(stream.passed(&event("5", text)).await, "id: 5\n\n", "{way:?} {text}");
+            let come = stream.passed(&event("5", text)).await;
+            // On the stream of a call it may have been the answer: the call fails in its place.
+            assert!(come.contains("id: 5\n") && come.contains("upstream_invalid") == (way == Way::Post), "{way:?} {come}");
+            assert!(!come.contains("roots/list"), "{way:?} {come}");
             let (status, answer) = bank.json(text).await;
             assert!(status == 200 && answer.contains("upstream_invalid"), "{answer}");
         }
@@ -410,22 +414,19 @@ async fn a_line_that_is_data_to_some_clients_does_not_hide_a_request() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_to_be_judged_ends_unless_a_server_may_ask_for_anything() {
+async fn what_is_too_large_to_be_judged_ends_under_every_policy() {
+    // Also where a server may ask for anything: a policy that comes into force meanwhile holds for an open stream.
     let free = "defaultActions: {requests: Allow, resources: Allow, other: Allow}";
     let padding = "x".repeat(20_000);
     let large = format!(r#"{{"jsonrpc":"2.0","pad":"{padding}","id":7,"method":"sampling/createMessage"}}"#);
-    for (rules, passes) in [(NONE, false), (ALL, false), (free, true)] {
+    for rules in [NONE, ALL, free] {
         let mut bank =
             Bank::with(&format!("[{{name: \"*\", action: Allow}}]\n    {rules}"), |config| config.limits.body = 10_000).await;
         for way in WAYS {
             let mut stream = bank.open(way).await;
             let event = event("1", &large);
             stream.feed.send(&event).await;
-            if passes {
-                assert_eq!(stream.wire.text_up_to(&event).await, event);
-            } else {
-                assert!(stream.wire.rest().await.is_err(), "{way:?}");
-            }
+            assert!(stream.wire.rest().await.is_err(), "{way:?}");
             // What asks for nothing passes whatever its size.
             let mut stream = bank.open(way).await;
             let plain = event.replace("method", "meth0d");

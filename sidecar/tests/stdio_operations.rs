@@ -244,7 +244,9 @@ async fn input_that_a_result_may_not_ask_for_is_cut_out_or_denied() {
     // The server hears nothing of it: it was told by its own result.
     between.nothing_more().await;
     let error = |id: u32| {
-        format!(r#"{{"id":{id},"error":{{"code":-32042,"message":"m","data":{{"elicitations":[{{"url":"http://x"}}]}}}}}}"#)
+        format!(
+            r#"{{"id":{id},"error":{{"code":-32042,"message":"m","data":{{"elicitations":[{{"mode":"url","url":"http://x"}}]}}}}}}"#
+        )
     };
     let asked = pay("3");
     between.ask(&asked).await;

@@ -21,8 +21,7 @@ pub struct Governed {
 impl Governed {
     /// Starts it with more flags.
     pub fn start(more: &[&str], server: &str) -> Self {
-        let tools = "[{name: pay, limits: [{max: 1, window: hour}]}, {name: hang}]";
-        Self::with(&format!("{tools}\n    defaultActions: {{other: Allow}}"), more, server)
+        Self::with("[{name: pay, limits: [{max: 1, window: hour}]}, {name: hang}]", more, server)
     }
 
     /// Starts it with entries of the policy. Methods that are none of MCP are allowed: by these servers are told what to do.
