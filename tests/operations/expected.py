@@ -59,7 +59,8 @@ def own_tasks(step):
 
 def compared(step):
     """What came of a step. What a server asks at once comes in any order."""
-    if "tasks" in step.get("result", {}) and isinstance(step["result"]["tasks"], list):
+    result = step.get("result")
+    if isinstance(result, dict) and isinstance(result.get("tasks"), list):
         step = step | {"result": step["result"] | {"tasks": own_tasks(step)}}
     return steady(step) | {"events": sorted(map(json.dumps, steady(step["events"])))}
 
