@@ -171,7 +171,7 @@ macro_rules! entry {
 
         impl $entry {
             /// Returns what it says, as entries of every kind do.
-    pub(crate) fn view(&self) -> EntryView<'_> {
+            pub(crate) fn view(&self) -> EntryView<'_> {
                 let name: fn(&$text) -> &str = $view;
                 EntryView {
                     name: name(&self.$name),

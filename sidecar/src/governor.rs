@@ -481,29 +481,32 @@ impl Governor {
     /// Counts the decision on another operation.
     fn count_operation(
         &self,
-        server: Option<&Arc<ServerInForce>>,
-        call: &Call<'_>,
+        found: Option<&Arc<ServerInForce>>,
+        (server, operation): (&str, Operation<'_>),
         (decision, reason, policy): (&str, &str, &str),
     ) {
-        let Operation { kind, name, method } = call.operation;
-        let is_known = server.is_some_and(|server| server.names(kind, name)) || self.listed.contains(call.server, kind, name);
-        let server = server.map_or(UNKNOWN_SERVER, |server| &server.name);
-        let labels = [server, method_label(method), if is_known { name } else { OTHER_NAME }, decision, reason, policy];
-        self.metrics.servers.operations.with_label_values(&labels).inc();
+        let name = self.name_label(found, server, operation);
+        let (server, method) = (found.map_or(UNKNOWN_SERVER, |server| &server.name), method_label(operation.method));
+        self.metrics.servers.operations.with_label_values(&[server, method, name, decision, reason, policy]).inc();
+    }
+
+    /// The name of an operation as metrics have it: one that neither a policy, a list nor MCP gave is not told apart.
+    fn name_label<'a>(&self, found: Option<&Arc<ServerInForce>>, server: &str, operation: Operation<'a>) -> &'a str {
+        let Operation { kind, name, .. } = operation;
+        let is_known = found.is_some_and(|server| server.names(kind, name)) || self.listed.contains(server, kind, name);
+        if is_known { name } else { OTHER_NAME }
     }
 
     /// Counts that the result of an operation that was let through does not pass.
     pub fn count_denied_result(&self, in_force: &InForce, server: &str, operation: Operation<'_>, denial: &Denial) {
-        let Operation { kind, name, method } = operation;
         let found = in_force.server(server);
-        let is_known = found.is_some_and(|server| server.names(kind, name)) || self.listed.contains(server, kind, name);
-        let (name, server) = (if is_known { name } else { OTHER_NAME }, found.map_or(UNKNOWN_SERVER, |server| &server.name));
         let (reason, policy) = (denial.reason.as_str(), denial.policy.as_deref().unwrap_or_default());
-        let metrics = &self.metrics.servers;
-        if kind == OperationKind::Tool {
-            metrics.tool_calls.with_label_values(&[server, name, "denied", reason, policy]).inc();
+        if operation.kind == OperationKind::Tool {
+            let name = self.name_label(found, server, operation);
+            let server = found.map_or(UNKNOWN_SERVER, |server| &server.name);
+            self.metrics.servers.tool_calls.with_label_values(&[server, name, "denied", reason, policy]).inc();
         } else {
-            metrics.operations.with_label_values(&[server, method_label(method), name, "denied", reason, policy]).inc();
+            self.count_operation(found, (server, operation), ("denied", reason, policy));
         }
     }
 
@@ -526,7 +529,7 @@ impl Governor {
         if call.operation.kind == OperationKind::Tool {
             self.count_call(server, call, labels, is_let_through, arrived.instant);
         } else {
-            self.count_operation(server, call, labels);
+            self.count_operation(server, (call.server, call.operation), labels);
         }
         let class = server.filter(|server| server.reads_definitions).map(|_| call.class());
         let approval = match &effect {

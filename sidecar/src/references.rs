@@ -2,18 +2,49 @@
 
 use std::sync::Arc;
 
-use toolweir_engine::{Call, Decision, Denial, Operation};
+use toolweir_engine::{Call, Decision, Denial, Operation, ResultLimit};
 
 use crate::{
     governor::{Decided, Governor},
     in_force::InForce,
-    mcp::client_ask::Reference,
+    mcp::client_ask::{ClientAsk, Reference},
+    outcome::Outcome,
     record::{Arrival, Record},
 };
 
 impl Governor {
+    /// Decides whether a message may refer to what it does, and counts the decisions. Gives the bound on its result: that of the tool for a
+    /// task.
+    ///
+    /// # Errors
+    /// The denial of a message that refers to what may not be used at all.
+    pub fn decide_references(
+        self: &Arc<Self>,
+        in_force: &InForce,
+        at: (&str, &str),
+        (ask, method): (&ClientAsk<'_>, &str),
+        arrived: Arrival,
+    ) -> Result<Option<Arc<ResultLimit>>, Denial> {
+        let ClientAsk::References(references) = ask else { return Ok(None) };
+        let mut of_task = None;
+        for reference in references {
+            let (decided, record) = self.decide_reference(in_force, at, (reference, method), arrived);
+            match decided {
+                Decided::Denied(denial) => {
+                    record.finish(Outcome::Denied);
+                    return Err(*denial);
+                }
+                Decided::Allowed(_, limit) => {
+                    record.finish(Outcome::Ok);
+                    of_task = limit.filter(|_| matches!(reference, Reference::Task(_)));
+                }
+            }
+        }
+        Ok(of_task)
+    }
+
     /// Decides whether a message may refer to this, and counts the decision. Nothing is taken.
-    pub fn decide_reference(
+    fn decide_reference(
         self: &Arc<Self>,
         in_force: &InForce,
         (server, session): (&str, &str),

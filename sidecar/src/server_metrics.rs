@@ -49,6 +49,11 @@ pub struct ServerMetrics {
 }
 
 impl ServerMetrics {
+    /// Counts that a message of a server does not pass, since it cannot be read in one way.
+    pub fn count_refused_message(&self, server: &str) {
+        self.messages_refused.with_label_values(&[server]).inc();
+    }
+
     /// Registers the metrics.
     ///
     /// # Errors

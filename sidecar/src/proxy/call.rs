@@ -1,12 +1,10 @@
 //! A call of a tool, or another operation: decided on, sent if it is allowed, and recorded.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{Method, Response};
 use hyper::body::Incoming;
 use toolweir_crds::OperationKind;
-use toolweir_engine::{Call, Denial, Operation, Permit, ResultLimit};
+use toolweir_engine::{Call, Operation, Permit};
 
 use super::{
     answer_head::outcome_of,
@@ -24,10 +22,7 @@ use crate::{
     account::Account,
     governor::{self, Decided},
     in_force::CredentialSlot,
-    mcp::{
-        client_ask::{ClientAsk, Reference},
-        request::Request,
-    },
+    mcp::request::Request,
     outcome::Outcome,
     own_lists::SoughtTool,
     pending::PendingRequest,
@@ -114,37 +109,6 @@ impl Proxy {
                 }
             },
         }
-    }
-
-    /// Decides whether a message may refer to what it does. Gives the bound on its result: that of the tool for a task.
-    ///
-    /// # Errors
-    /// The denial of a message that refers to what may not be used at all.
-    pub(super) fn references(
-        &self,
-        message: &Request<'_>,
-        ask: &ClientAsk<'_>,
-        name: &str,
-        client: &Requester<'_>,
-        request: &RequestGuard<'_>,
-    ) -> Result<Option<Arc<ResultLimit>>, Denial> {
-        let ClientAsk::References(references) = ask else { return Ok(None) };
-        let (at, mut of_task) = ((name, client.session()), None);
-        for reference in references {
-            let asked = (reference, &*message.method);
-            let (decided, record) = self.state.governor.decide_reference(&request.in_force, at, asked, request.arrived);
-            match decided {
-                Decided::Denied(denial) => {
-                    record.finish(Outcome::Denied);
-                    return Err(*denial);
-                }
-                Decided::Allowed(_, limit) => {
-                    record.finish(Outcome::Ok);
-                    of_task = limit.filter(|_| matches!(reference, Reference::Task(_)));
-                }
-            }
-        }
-        Ok(of_task)
     }
 
     /// Sends a call that is allowed.

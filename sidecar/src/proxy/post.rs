@@ -192,7 +192,10 @@ impl Proxy {
         request: &mut RequestGuard<'_>,
     ) -> Result<(Response<ResponseBody>, Outcome), RequestFailure> {
         let allowed = match request.closed(name) {
-            None => self.references(message, ask, name, client, request),
+            None => {
+                let at = (name, client.session());
+                self.state.governor.decide_references(&request.in_force, at, (ask, &message.method), request.arrived)
+            }
             Some(denial) => Err(denial),
         };
         let limit = match allowed {

@@ -121,7 +121,7 @@ impl StreamJudge {
 
     /// Takes note that a message does not pass since it is not clear.
     fn refuse(&mut self, why: &UnclearMessage) {
-        self.proxy.state.governor.metrics.servers.messages_refused.with_label_values(&[&self.server]).inc();
+        self.proxy.state.governor.metrics.servers.count_refused_message(&self.server);
         if !std::mem::replace(&mut self.has_told, true) {
             tracing::warn!(server = self.server, %why, "a message of the server does not pass; others of its stream are not logged");
         }

@@ -271,7 +271,7 @@ impl Proxy {
                 WholeVerdict::Refuse("it says something that no policy allows in place of an answer".to_owned())
             }
             Err(why) => {
-                self.state.governor.metrics.servers.messages_refused.with_label_values(&[&at.server.name]).inc();
+                self.state.governor.metrics.servers.count_refused_message(&at.server.name);
                 WholeVerdict::Refuse(format!("it {why}"))
             }
         }

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use toolweir_crds::OperationKind;
-use toolweir_engine::{Call, Denial, Operation, ResultLimit};
+use toolweir_engine::{Call, Denial, Operation};
 
 use crate::{
     account::Account,
@@ -17,7 +17,7 @@ use crate::{
     mcp::{
         answer,
         changes::Listeners,
-        client_ask::{ClientAsk, Reference},
+        client_ask::ClientAsk,
         id::RequestId,
         list_kind::ListKind,
         method_label, own_list,
@@ -203,7 +203,7 @@ impl Gate {
         arrived: Arrival,
     ) -> (ClientMessageAction, Option<Outcome>) {
         let allowed = match self.closed(in_force) {
-            None => self.references(in_force, request, ask, arrived),
+            None => self.governor.decide_references(in_force, (&self.server, ""), (ask, &request.method), arrived),
             Some(denial) => Err(denial),
         };
         match allowed {
@@ -252,36 +252,6 @@ impl Gate {
             None => Some(Denial::no_policy(&self.server, Operation::tool(""))),
             Some(_) => in_force.engine.closed(&self.server),
         }
-    }
-
-    /// Decides whether a message may refer to what it does. Gives the bound on its result: that of the tool for a task.
-    ///
-    /// # Errors
-    /// The denial of a message that refers to what may not be used at all.
-    fn references(
-        &self,
-        in_force: &InForce,
-        request: &Request<'_>,
-        ask: &ClientAsk<'_>,
-        arrived: Arrival,
-    ) -> Result<Option<Arc<ResultLimit>>, Denial> {
-        let ClientAsk::References(references) = ask else { return Ok(None) };
-        let mut of_task = None;
-        for reference in references {
-            let asked = (reference, &*request.method);
-            let (decided, record) = self.governor.decide_reference(in_force, (&self.server, ""), asked, arrived);
-            match decided {
-                Decided::Denied(denial) => {
-                    record.finish(Outcome::Denied);
-                    return Err(*denial);
-                }
-                Decided::Allowed(_, limit) => {
-                    record.finish(Outcome::Ok);
-                    of_task = limit.filter(|_| matches!(reference, Reference::Task(_)));
-                }
-            }
-        }
-        Ok(of_task)
     }
 
     /// Decides on an operation. Returns what became of it as well, if that is known already.

@@ -121,14 +121,14 @@ impl Gate {
         longest: usize,
     ) -> SmallVec<[Bytes; 1]> {
         tracing::warn!(server = self.server, longest, "a message of the server was dropped: it is too long");
-        self.governor.metrics.servers.messages_refused.with_label_values(&[&self.server]).inc();
+        self.governor.metrics.servers.count_refused_message(&self.server);
         self.not_passed(answered, bytes, &format_args!("it is longer than {longest} bytes"))
     }
 
     /// Drops a message that cannot be read.
     fn unreadable(&self, answered: SmallVec<[AnsweredRequest; 1]>, line: &[u8], why: &impl Display) -> ServerMessageAction {
         tracing::warn!(server = self.server, error = %why, "a message of the server was dropped: it cannot be read");
-        self.governor.metrics.servers.messages_refused.with_label_values(&[&self.server]).inc();
+        self.governor.metrics.servers.count_refused_message(&self.server);
         let client = self.not_passed(answered, line.len(), &format_args!("it {why}"));
         ServerMessageAction::Answer { client, server: SmallVec::new() }
     }
