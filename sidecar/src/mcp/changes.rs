@@ -14,7 +14,7 @@ const LARGEST: usize = 64 * 1024;
 /// What servers declare changes of, as capabilities, subscriptions and notifications name it.
 const DECLARED: [&str; 3] = ["tools", "prompts", "resources"];
 
-/// The lists of whose changes somebody is told, as the server has agreed: each of [`DECLARED`], or not.
+/// The lists of whose changes somebody is told, as the server has agreed: of `tools`, `prompts` and `resources`, or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ToldLists([bool; DECLARED.len()]);
 

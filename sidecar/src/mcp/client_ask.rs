@@ -8,7 +8,7 @@ use toolweir_engine::{
     json::{JsonKind, Raw, Reader},
 };
 
-use super::request::{DecidingKeys, Refusal, Request};
+use super::request::{DecidingKeys, Refusal, Request, text};
 
 /// What a message of a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,8 @@ impl<'a> ClientAsk<'a> {
             "tools/call" => Operation::tool(name),
             "prompts/get" => Operation::prompt(name),
             "resources/read" => Operation::resource(uri),
+            // MCP 2026-07-28 has neither: where they name nothing, only the server can say so.
+            method @ ("resources/subscribe" | "resources/unsubscribe") if params.uri.is_none() => Operation::other(method),
             method @ "resources/subscribe" => Operation::resource(uri).by(method),
             "resources/unsubscribe" => return Ok(Self::References([Reference::Resource(Cow::Borrowed(uri))].into())),
             "completion/complete" => match params.reference.map(reference).transpose()?.flatten() {
@@ -94,13 +96,12 @@ fn reference(raw: Raw<'_>) -> Result<Option<Reference<'_>>, Refusal> {
     let (mut kind, mut name, mut uri) = (None, None, None);
     let mut keys = DecidingKeys::new("`params.ref`", &["type", "name", "uri"]);
     Reader::new(raw.as_str().as_bytes())?.object::<Refusal>(|reader, key| {
-        let key = keys.add(key)?;
-        let value = reader.value()?;
-        match &*key {
-            "type" => kind = value.string()?,
-            "name" => name = value.string()?,
-            "uri" => uri = value.string()?,
-            _ => {}
+        // Some servers make a text of what is none.
+        match &*keys.add(key)? {
+            "type" => kind = Some(text(reader, "`params.ref.type`")?),
+            "name" => name = Some(text(reader, "`params.ref.name`")?),
+            "uri" => uri = Some(text(reader, "`params.ref.uri`")?),
+            _ => drop(reader.value()?),
         }
         Ok(())
     })?;
@@ -164,6 +165,16 @@ mod tests {
                 r#"Operation(Operation { kind: Resource, name: "file:///a", method: "resources/subscribe" })"#,
             ),
             ("resources/unsubscribe", r#"{"uri":"file:///a"}"#, r#"References([Resource("file:///a")])"#),
+            (
+                "resources/subscribe",
+                "{}",
+                r#"Operation(Operation { kind: Other, name: "resources/subscribe", method: "resources/subscribe" })"#,
+            ),
+            (
+                "resources/unsubscribe",
+                r#"{"uri":null}"#,
+                r#"Operation(Operation { kind: Other, name: "resources/unsubscribe", method: "resources/unsubscribe" })"#,
+            ),
             ("completion/complete", r#"{"ref":{"type":"ref/prompt","name":"p"}}"#, r#"References([Prompt("p")])"#),
             ("completion/complete", r#"{"ref":{"type":"ref/resource","uri":"a:{b}"}}"#, r#"References([Template("a:{b}")])"#),
             (
@@ -183,7 +194,7 @@ mod tests {
                 r#"{"level":"info"}"#,
                 r#"Operation(Operation { kind: Other, name: "logging/setLevel", method: "logging/setLevel" })"#,
             ),
-            ("x/y", "{}", r#"Operation(Operation { kind: Other, name: "x/y", method: "x/y" })"#),
+            ("x/y", r#"{"uri":7,"taskId":[]}"#, r#"Operation(Operation { kind: Other, name: "x/y", method: "x/y" })"#),
         ] {
             let message = format!(r#"{{"id":1,"method":"{method}","params":{params}}}"#);
             assert_eq!(ask(&message).as_deref(), Ok(asked), "{method}");
@@ -196,7 +207,12 @@ mod tests {
     fn a_reference_that_two_readers_could_take_for_others_is_refused() {
         for (method, params, why) in [
             ("prompts/get", "{}", "a prompts/get needs `params.name`, a string"),
-            ("resources/read", r#"{"uri":7}"#, "a resources/read needs `params.uri`, a string"),
+            ("resources/read", "{}", "a resources/read needs `params.uri`, a string"),
+            ("resources/read", r#"{"uri":7}"#, "`params.uri` is not a string"),
+            ("resources/subscribe", r#"{"uri":["file:///a"]}"#, "`params.uri` is not a string"),
+            ("resources/unsubscribe", r#"{"uri":["file:///a"]}"#, "`params.uri` is not a string"),
+            ("tasks/cancel", r#"{"taskId":["t"]}"#, "`params.taskId` is not a string"),
+            ("completion/complete", r#"{"ref":{"type":"ref/prompt","name":["p"]}}"#, "`params.ref.name` is not a string"),
             ("prompts/get", r#"{"name":"a\u0007"}"#, "the prompt's name has a control character"),
             (
                 "completion/complete",

@@ -73,6 +73,18 @@ pub struct Params<'a> {
     pub task: bool,
     /// The protocol version in `_meta` (modern).
     pub protocol_version: Option<Cow<'a, str>>,
+    /// `uri` or `taskId`, where it is there and no string.
+    no_text: Option<&'static str>,
+}
+
+impl<'a> Params<'a> {
+    /// Reads a member that names something in some methods, and in others may be anything.
+    fn reference_text(&mut self, value: Raw<'a>, member: &'static str) -> Result<Option<Cow<'a, str>>, JsonError> {
+        if !matches!(value.kind(), JsonKind::String | JsonKind::Null) {
+            self.no_text = Some(member);
+        }
+        value.string()
+    }
 }
 
 impl Request<'_> {
@@ -271,16 +283,24 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
     Ok(Message::Request(Box::new(request)))
 }
 
-/// Checks that a request says what it is about, as MCP wants it.
+/// Checks that a request says what it is about, as MCP wants it. What may be missing is a matter of [`ClientAsk::of`].
+///
+/// [`ClientAsk::of`]: super::client_ask::ClientAsk::of
 fn check_name(request: &Request<'_>) -> Result<(), Refusal> {
     let lacks = |method, member| Refusal::Lacks(method, member);
     let params = &request.params;
+    // Some servers make a text of what is none.
+    match (&*request.method, params.no_text) {
+        ("resources/read" | "resources/subscribe" | "resources/unsubscribe", Some("uri")) => {
+            return Err(Refusal::Kind("`params.uri`", "a string"));
+        }
+        (method, Some("taskId")) if method.starts_with("tasks/") => return Err(Refusal::Kind("`params.taskId`", "a string")),
+        _ => {}
+    }
     let named = match &*request.method {
         "tools/call" => Some((OperationKind::Tool, params.name.as_deref().ok_or(lacks("tools/call", "name"))?)),
         "prompts/get" => Some((OperationKind::Prompt, params.name.as_deref().ok_or(lacks("prompts/get", "name"))?)),
         "resources/read" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/read", "uri"))?,
-        "resources/subscribe" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/subscribe", "uri"))?,
-        "resources/unsubscribe" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/unsubscribe", "uri"))?,
         _ => None,
     };
     match named {
@@ -300,11 +320,11 @@ fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
     reader.object::<Refusal>(|reader, key| {
         match keys.add(key)?.as_ref() {
             "name" => params.name = Some(text(reader, "`params.name`")?),
-            "uri" => params.uri = optional_text(reader)?,
+            "uri" => params.uri = params.reference_text(reader.value()?, "uri")?,
             "ref" => params.reference = Some(reader.value()?),
             "notifications" => params.notifications = Some(reader.value()?),
             "requestId" => params.request_id = Some(reader.value()?),
-            "taskId" => params.task_id = optional_text(reader)?,
+            "taskId" => params.task_id = params.reference_text(reader.value()?, "taskId")?,
             "arguments" => params.arguments = Some(reader.value()?),
             "task" => params.task = reader.value()?.kind() != JsonKind::Null,
             "_meta" => params.protocol_version = read_meta(reader)?,
@@ -338,12 +358,8 @@ fn read_meta<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Refusa
     Ok(version)
 }
 
-fn text<'a>(reader: &mut Reader<'a>, what: &'static str) -> Result<Cow<'a, str>, Refusal> {
-    optional_text(reader)?.ok_or(Refusal::Kind(what, "a string"))
-}
-
-fn optional_text<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
-    Ok(reader.value()?.string()?)
+pub(super) fn text<'a>(reader: &mut Reader<'a>, what: &'static str) -> Result<Cow<'a, str>, Refusal> {
+    reader.value()?.string()?.ok_or(Refusal::Kind(what, "a string"))
 }
 
 /// The keys of an object that decides.

@@ -8,7 +8,7 @@
 //! only where all mean the same. Each byte is looked at once, however small the pieces are in which it comes.
 //!
 //! [`Rewriter`] cuts a stream into lines and events and holds those that must be decided on. What an event says is in
-//! [`event`], what its lines are and how they are written anew in [`lines`]. [`endpoint`] and [`known_keys`] know an endpoint's
+//! [`event`], what its lines are and how they are written anew in [`lines`]. [`endpoint`] and [`mod@known_keys`] know an endpoint's
 //! name and the keys of lists however they are written, and [`passing`] looks for both in an event that is too large to hold.
 
 pub mod endpoint;
