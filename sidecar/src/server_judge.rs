@@ -73,47 +73,51 @@ fn operation<'a>(ask: &'a ServerAsk<'_>) -> Option<Operation<'a>> {
 }
 
 impl Governor {
-    /// Returns true where deciding on a message may have to wait, for counts that pods share or for a person.
-    pub fn may_wait_for(&self, source: ServerMessageSource<'_>, message: &[u8]) -> bool {
-        if !spells_ask(message) {
-            return false;
-        }
+    /// Returns true where deciding on messages of a server may have to wait, for counts that pods share or for a person.
+    pub fn may_wait_for(&self, server: &str, messages: &[ServerMessage<'_>]) -> bool {
         let in_force = self.in_force();
         let waits = |ask: &ServerAsk<'_>| {
-            let call = |operation| Call { server: source.server, operation, arguments: None, session: "", seen: None };
+            let call = |operation| Call { server, operation, arguments: None, session: "", seen: None };
             operation(ask).is_some_and(|operation| in_force.engine.may_wait(&call(operation)))
         };
-        read(message).is_ok_and(|messages| {
-            messages.iter().any(|message| match message {
-                ServerMessage::Plain => false,
-                ServerMessage::Request { ask, .. } => waits(ask),
-                ServerMessage::Notification { input, .. } | ServerMessage::Answer { input, .. } => input.asks().any(waits),
-            })
+        messages.iter().any(|message| match message {
+            ServerMessage::Plain => false,
+            ServerMessage::Request { ask, .. } => waits(ask),
+            ServerMessage::Notification { input, .. } | ServerMessage::Answer { input, .. } => input.asks().any(waits),
         })
     }
 
-    /// Decides on a message of a server, and counts what it asks for. It does not wait unless [`Governor::may_wait_for`] says so.
+    /// Decides on a text of a server, and counts what it asks for.
     ///
     /// # Errors
-    /// Clients could find different things in the message; it must not pass.
+    /// Clients could find different things in the text; it must not pass.
     pub async fn judge_message(
         self: &Arc<Self>,
         source: ServerMessageSource<'_>,
-        message: &[u8],
+        text: &[u8],
     ) -> Result<ServerMessageVerdict, UnclearMessage> {
-        if !spells_ask(message) {
+        if !spells_ask(text) {
             return Ok(ServerMessageVerdict::Pass);
         }
-        let messages = read(message)?;
+        Ok(self.judge_messages(source, text, &read(text)?).await)
+    }
+
+    /// Decides on the messages that were read of a text. It does not wait unless [`Governor::may_wait_for`] says so.
+    pub async fn judge_messages(
+        self: &Arc<Self>,
+        source: ServerMessageSource<'_>,
+        text: &[u8],
+        messages: &[ServerMessage<'_>],
+    ) -> ServerMessageVerdict {
         let in_force = arc_swap::Guard::into_inner(self.in_force());
         let judge = MessageJudge { governor: self, in_force, source };
-        if let [one] = messages.as_slice() {
-            return Ok(judge.message(one, message).await);
+        if let [one] = messages {
+            return judge.message(one, text).await;
         }
         // A batch passes whole, or not at all.
         let (mut passes, mut answers) = (true, SmallVec::new());
-        for one in &messages {
-            match judge.message(one, message).await {
+        for one in messages {
+            match judge.message(one, text).await {
                 ServerMessageVerdict::Pass => {}
                 ServerMessageVerdict::Replace(_) => passes = false,
                 ServerMessageVerdict::Take(own) => {
@@ -122,7 +126,7 @@ impl Governor {
                 }
             }
         }
-        Ok(if passes { ServerMessageVerdict::Pass } else { ServerMessageVerdict::Take(answers) })
+        if passes { ServerMessageVerdict::Pass } else { ServerMessageVerdict::Take(answers) }
     }
 }
 

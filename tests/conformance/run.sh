@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the official conformance suite against the official Python server, directly and through a sidecar whose policy allows
-# everything. Both must give the same results. `run.sh --direct`: the direct half only.
+# everything. Both must give the same results. `run.sh --direct`: the direct half only. SIDECAR=BINARY: this program instead of building one.
 
 . "$(dirname "$0")/../lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,7 +17,7 @@ if [ ! -d "$fixture" ]; then
 	(cd "$CACHE" && "$python/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary mcp mcp==$mcp >&2)
 	tar -xzf "$CACHE/mcp-$mcp.tar.gz" -C "$CACHE" "mcp-$mcp/examples/servers/everything-server"
 fi
-sidecar=; [ "$direct_only" ] || sidecar=$(sidecar)
+sidecar=; [ "$direct_only" ] || sidecar=${SIDECAR:-$(sidecar)}
 
 logs=$TARGET/test-conformance
 rm -rf "$logs" && mkdir -p "$logs"

@@ -14,7 +14,7 @@ use toolweir_sidecar::{
     freshness::Freshness,
     governor::Governor,
     in_force::InForce,
-    mcp::{ask_finder::AskFinder, is_method, sse::spells_ask},
+    mcp::{ask_finder::AskFinder, is_method, server_message::read, sse::spells_ask},
     metrics::SidecarMetrics,
     server_judge::{ServerMessageSource, ServerMessageVerdict},
 };
@@ -72,7 +72,7 @@ fn readers() -> impl Iterator<Item = Reader> {
 pub fn check(message: &[u8]) {
     let judged = {
         let source = ServerMessageSource { server: "bank", session: "s", call: None };
-        assert!(!GOVERNOR.may_wait_for(source, message));
+        assert!(!read(message).is_ok_and(|messages| GOVERNOR.may_wait_for(source.server, &messages)));
         let mut judged = pin!(GOVERNOR.judge_message(source, message));
         match judged.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(judged) => judged,

@@ -87,33 +87,34 @@ impl StreamJudge {
         let call = place.call.map(|call| call.answered());
         let source = ServerMessageSource { server: &self.server, session, call };
         let governor = &self.proxy.state.governor;
-        if governor.may_wait_for(source, event.data) {
-            return self.wait(event, place);
+        let messages = match read(event.data) {
+            Ok(messages) => messages,
+            Err(why) => return self.unclear(&why, place),
+        };
+        if governor.may_wait_for(&self.server, &messages) {
+            return self.wait(event, &messages, place);
         }
-        match governor.judge_message(source, event.data).now_or_never() {
-            // The client would wait for an answer that never comes.
-            Some(Err(why)) if place.call.is_some() => {
-                self.refuse(&why);
-                let reply = place.call.map(|call| call.answered().reply);
-                let failure = RequestFailure::Invalid(self.server.clone(), format!("its answer {why}"));
-                reply.map_or(EventVerdict::TakeData, |reply| EventVerdict::Replace(failure.answer(reply).into()))
-            }
-            Some(judged) => self.settled(judged, place.endpoint),
+        match governor.judge_messages(source, event.data, &messages).now_or_never() {
+            Some(verdict) => self.settled(verdict, place.endpoint),
             // Other policies came into force in between.
-            None => self.wait(event, place),
+            None => self.wait(event, &messages, place),
         }
     }
 
-    fn settled(&mut self, judged: Result<ServerMessageVerdict, UnclearMessage>, endpoint: Option<&Uri>) -> EventVerdict {
-        match judged {
-            Ok(ServerMessageVerdict::Pass) => EventVerdict::Pass,
-            Ok(ServerMessageVerdict::Replace(new)) => EventVerdict::Replace(new),
-            Ok(ServerMessageVerdict::Take(answers)) => {
+    /// What becomes of an event that is not clear. A client that waits for an answer is told.
+    fn unclear(&mut self, why: &UnclearMessage, place: StreamPlace<'_>) -> EventVerdict {
+        self.refuse(why);
+        let Some(call) = place.call else { return EventVerdict::TakeData };
+        let failure = RequestFailure::Invalid(self.server.clone(), format!("its answer {why}"));
+        EventVerdict::Replace(failure.answer(call.answered().reply).into())
+    }
+
+    fn settled(&self, verdict: ServerMessageVerdict, endpoint: Option<&Uri>) -> EventVerdict {
+        match verdict {
+            ServerMessageVerdict::Pass => EventVerdict::Pass,
+            ServerMessageVerdict::Replace(new) => EventVerdict::Replace(new),
+            ServerMessageVerdict::Take(answers) => {
                 self.proxy.answer_server(&self.server, self.path.as_ref(), endpoint, answers);
-                EventVerdict::TakeData
-            }
-            Err(why) => {
-                self.refuse(&why);
                 EventVerdict::TakeData
             }
         }
@@ -128,9 +129,9 @@ impl StreamJudge {
     }
 
     /// Has the decision awaited. The event comes later, between two others.
-    fn wait(&mut self, event: SseEvent<'_>, place: StreamPlace<'_>) -> EventVerdict {
+    fn wait(&mut self, event: SseEvent<'_>, messages: &[ServerMessage<'_>], place: StreamPlace<'_>) -> EventVerdict {
         let room = self.proxy.state.budget.try_hold(event.text.len() + event.data.len());
-        let Some(room) = room.filter(|_| self.awaited.len() < MOST_AWAITED) else { return self.overloaded(event, place) };
+        let Some(room) = room.filter(|_| self.awaited.len() < MOST_AWAITED) else { return self.overloaded(messages, place) };
         let governor = Arc::clone(&self.proxy.state.governor);
         let (server, data, call) = (self.server.clone(), event.data.to_vec(), place.call.cloned());
         let session = place.stream.unwrap_or(&self.session).to_owned();
@@ -144,14 +145,10 @@ impl StreamJudge {
     }
 
     /// Refuses what cannot be decided on now: the server is told so, and so is a client that waits for an answer.
-    fn overloaded(&mut self, event: SseEvent<'_>, place: StreamPlace<'_>) -> EventVerdict {
-        let messages = match read(event.data) {
-            Ok(messages) => messages,
-            Err(why) => return self.settled(Err(why), place.endpoint),
-        };
+    fn overloaded(&self, messages: &[ServerMessage<'_>], place: StreamPlace<'_>) -> EventVerdict {
         let (mut answers, mut instead) = (Vec::new(), None);
         let to = |id: &str| ReplyTo { id: Some(id.to_owned().into()), ..ReplyTo::default() };
-        for message in &messages {
+        for message in messages {
             match message {
                 ServerMessage::Request { id, .. } => answers.push(RequestFailure::Overloaded.answer(&to(id.as_str()))),
                 ServerMessage::Answer { id, .. } => {
@@ -175,8 +172,15 @@ impl StreamJudge {
                 continue;
             };
             let AwaitedMessage { text, endpoint, room, .. } = self.awaited.swap_remove(at);
+            let verdict = match judged {
+                Ok(verdict) => self.settled(verdict, endpoint.as_ref()),
+                Err(why) => {
+                    self.refuse(&why);
+                    EventVerdict::TakeData
+                }
+            };
             // Its id has passed already.
-            match self.settled(judged, endpoint.as_ref()) {
+            match verdict {
                 EventVerdict::Pass => self.ready.push_back((sse::without_id(&text), room)),
                 EventVerdict::Replace(new) => self.ready.push_back((sse::with_data(&text, &new, false), room)),
                 EventVerdict::Take | EventVerdict::TakeData => {}
