@@ -5,6 +5,7 @@
 #![allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
 
 mod alternate;
+mod asks;
 mod calls;
 mod compare;
 mod drive;
@@ -50,6 +51,8 @@ enum Command {
     Drive(drive::Args),
     /// Blocks of calls to two targets in turn: how much longer a call of the second takes, as JSON
     Alternate(alternate::Args),
+    /// Calls of one server while another asks for very much, as JSON
+    Asks(asks::Args),
     /// Calls and connections with TLS and without in turn: what TLS costs a process, as JSON
     Intercept(intercept::Args),
     /// What idle HTTP connections cost a process in memory, as JSON
@@ -75,6 +78,7 @@ fn main() -> Result<ExitCode> {
         Command::Hammer(args) => single(hammer::run(args)),
         Command::Drive(args) => single(drive::run(args)).map(|()| true),
         Command::Alternate(args) => single(alternate::run(args)).map(|()| true),
+        Command::Asks(args) => single(asks::run(args)).map(|()| true),
         Command::Intercept(args) => single(intercept::run(args)).map(|()| true),
         Command::InterceptIdle(args) => single(intercept::idle(args)).map(|()| true),
         // The shape of a real proxy: a worker thread for each core.

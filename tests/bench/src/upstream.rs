@@ -31,6 +31,9 @@ pub struct Args {
     /// The length of each of their definitions but the first; 0 for short ones
     #[arg(long, default_value_t = 0, value_name = "BYTES")]
     tool_bytes: usize,
+    /// Before it answers a tools/call, ask for so many samplings, on a stream of events
+    #[arg(long, default_value_t = 0)]
+    asks: usize,
     /// Serve with TLS under this name
     #[arg(long, value_name = "NAME", requires = "certificate")]
     tls: Option<String>,
@@ -43,6 +46,8 @@ struct BenchServer {
     started: Instant,
     arrivals: Option<File>,
     call_result: String,
+    /// What comes before it, as events
+    asks: String,
     list: String,
 }
 
@@ -57,6 +62,7 @@ pub async fn run(args: Args) -> Result<()> {
         started: Instant::now(),
         arrivals: arrivals.transpose()?,
         call_result: format!(r#"{{"content":[{{"type":"text","text":"{text}"}}],"isError":false}}"#),
+        asks: (1..=args.asks).map(ask).collect(),
         list: list(args.tools, args.tool_bytes),
     });
     serve(args.listen, tls, move |request| {
@@ -79,10 +85,11 @@ impl BenchServer {
         let Ok(message) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(&body) else {
             return status(StatusCode::BAD_REQUEST);
         };
-        let Some(id) = message.get("id") else {
+        let (Some(id), Some(method)) = (message.get("id"), message.get("method")) else {
             return status(StatusCode::ACCEPTED);
         };
-        let result = match message.get("method").map_or("", |method| method.get()) {
+        let is_call = method.get() == r#""tools/call""#;
+        let result = match method.get() {
             r#""tools/call""# => {
                 if let Some(mut file) = self.arrivals.as_ref()
                     && let Err(error) = file.write_all(format!("{}\n", arrived.as_nanos()).as_bytes())
@@ -98,10 +105,21 @@ impl BenchServer {
             _ => return status(StatusCode::BAD_REQUEST),
         };
         let body = [r#"{"jsonrpc":"2.0","id":"#, id.get(), r#","result":"#, result, "}"].concat();
+        let (body, kind) = if is_call && !self.asks.is_empty() {
+            ([&self.asks, "data: ", &body, "\n\n"].concat(), "text/event-stream")
+        } else {
+            (body, "application/json")
+        };
         let mut response = Response::new(Full::from(body));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         response
     }
+}
+
+/// The event in which the server asks for its sampling of this number.
+fn ask(number: usize) -> String {
+    let params = r#"{"messages":[{"role":"user","content":{"type":"text","text":"Say it in one word."}}],"maxTokens":100}"#;
+    format!("data: {{\"jsonrpc\":\"2.0\",\"id\":{number},\"method\":\"sampling/createMessage\",\"params\":{params}}}\n\n")
 }
 
 /// The result of tools/list. One tool is bare; of more, each has what a real one has, and arguments until it has so many bytes.
