@@ -1,6 +1,6 @@
 # The commands of the project. `make help` lists them.
 
-.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-pins test-approvals test-methods test-sdk test-operations test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-lists bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
+.PHONY: help build demo test lint test-unit test-cel test-classes crds test-tools test-pins test-approvals test-methods test-sdk test-operations test-browser test-rmcp advisories test-conformance test-hammer test-shared test-credentials test-capture test-intercept test-memory test-start test-scrape test-replay test-bounds bench bench-capture bench-intercept bench-lists bench-asks bench-smoke bench-decide callgrind fuzz fuzz-smoke images cluster-build cluster-up cluster-down e2e demo-cluster test-chart test-dashboards test-dashboards-live pictures plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-21s %s\n", $$1, $$2 }'
@@ -101,11 +101,15 @@ bench-intercept: ## Measure what it costs to open TLS of captured agents; needs 
 bench-lists: ## Measure what pins and classes add to a tools/list (BASELINE=BINARY compares)
 	@tests/bench/lists.sh
 
+bench-asks: ## Measure what a server that asks for very much costs the calls of others
+	@tests/bench/asks.sh
+
 bench-smoke: ## Run these benchmarks for a few seconds; needs root
 	@SMOKE=1 tests/bench/run.sh
 	@SMOKE=1 tests/bench/capture.sh
 	@SMOKE=1 tests/bench/intercept.sh
 	@SMOKE=1 tests/bench/lists.sh
+	@SMOKE=1 tests/bench/asks.sh
 
 bench-decide: ## Benchmark the decision of the engine
 	cargo bench --locked -p toolweir-engine

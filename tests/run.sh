@@ -46,7 +46,7 @@ stage() {
 	scrape) "$ROOT/tests/bench/scrape.sh" ;;
 	replay) "$ROOT/tests/replay/run.sh" ;;
 	bounds) "$ROOT/tests/bounds/run.sh" ;;
-	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" && SMOKE=1 "$ROOT/tests/bench/capture.sh" && SMOKE=1 "$ROOT/tests/bench/intercept.sh" && SMOKE=1 "$ROOT/tests/bench/lists.sh" ;;
+	bench-smoke) SMOKE=1 "$ROOT/tests/bench/run.sh" && SMOKE=1 "$ROOT/tests/bench/capture.sh" && SMOKE=1 "$ROOT/tests/bench/intercept.sh" && SMOKE=1 "$ROOT/tests/bench/lists.sh" && SMOKE=1 "$ROOT/tests/bench/asks.sh" ;;
 	cluster) "$ROOT/tests/cluster/node.sh" build ;;
 	chart) "$ROOT/tests/chart/run.sh" ;;
 	dashboards) "$ROOT/tests/dashboards/run.sh" ;;

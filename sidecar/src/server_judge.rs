@@ -170,7 +170,7 @@ impl MessageJudge<'_> {
     }
 
     async fn request(&self, id: Raw<'_>, ask: &ServerAsk<'_>) -> ServerMessageVerdict {
-        match self.ask(ask, RequestId::read(id)).await {
+        match self.ask(ask, Some(id)).await {
             AskVerdict::Free => ServerMessageVerdict::Pass,
             AskVerdict::Denied(denial) => ServerMessageVerdict::Take([answer::refusal_of_client(id, &denial)].into()),
         }
@@ -202,7 +202,7 @@ impl MessageJudge<'_> {
     }
 
     /// Decides on one thing that is asked for. A request of this id holds its places until it is answered.
-    async fn ask(&self, ask: &ServerAsk<'_>, id: Option<RequestId>) -> AskVerdict {
+    async fn ask(&self, ask: &ServerAsk<'_>, id: Option<Raw<'_>>) -> AskVerdict {
         let ServerMessageSource { server, session, .. } = self.source;
         let Some(operation) = operation(ask) else { return AskVerdict::Free };
         let (arrived, call) = (Arrival::now(), Call { server, operation, arguments: ask.params, session, seen: None });
@@ -222,7 +222,7 @@ impl MessageJudge<'_> {
         match decided {
             Decided::Allowed(permit, _) => {
                 record.finish(Outcome::Ok);
-                if let Some(id) = id {
+                if let Some(id) = id.and_then(RequestId::read) {
                     self.governor.server_requests.keep(server, session, id, permit, Instant::now());
                 }
                 AskVerdict::Free

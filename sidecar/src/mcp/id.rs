@@ -57,6 +57,15 @@ impl RequestId {
     }
 }
 
+/// Returns true where [`RequestId::read`] reads an id. It costs less.
+pub fn is_request_id(id: Raw<'_>) -> bool {
+    match id.kind() {
+        JsonKind::Number => true,
+        JsonKind::String => id.string().is_ok(),
+        _ => false,
+    }
+}
+
 /// The id of a message as it is written. None where it has none, or several.
 ///
 /// # Errors
@@ -95,6 +104,14 @@ pub fn is_same_id(answer: Raw<'_>, request: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_an_id_can_be_read_as_one() {
+        for id in ["7", "-0.5e400", r#""""#, r#""\u0061""#, r#""\ud800""#, "null", "true", "[1]", r#"{"id":1}"#] {
+            let id = Reader::new(id.as_bytes()).unwrap().value().unwrap();
+            assert_eq!(is_request_id(id), RequestId::read(id).is_some(), "{id:?}");
+        }
+    }
 
     #[test]
     fn an_id_is_the_same_however_it_is_written() {

@@ -13,7 +13,7 @@ use toolweir_engine::json::{JsonError, JsonKind, Raw, Reader};
 use super::{
     differs_in_case,
     edits::{Edits, Filtered},
-    id::RequestId,
+    id::is_request_id,
     members::{Member, is_key},
 };
 
@@ -209,7 +209,7 @@ impl<'a> Envelope<'a> {
         let params = one(params)?;
         match one(id)?.filter(|id| id.kind() != JsonKind::Null) {
             // Some clients take what has no id of a request for a notification.
-            Some(id) if method.starts_with("notifications/") || RequestId::read(id).is_none() => Err(UnclearMessage::TwoWays),
+            Some(id) if method.starts_with("notifications/") || !is_request_id(id) => Err(UnclearMessage::TwoWays),
             Some(id) => Ok(ServerMessage::Request { id, ask: ServerAsk { method, params } }),
             None => {
                 let uri = match uri {
