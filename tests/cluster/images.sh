@@ -84,12 +84,13 @@ clients() {
 	for file in py1.py py2.py ts1.mjs ts2.mjs checks.py checks.mjs driver.py; do files+=("/opt/clients/$file=$sdk/$file"); done
 	# The agents of the tests of approvals, which take commands.
 	for file in agent1.py agent2.py agent_lines.py agent.mjs; do files+=("/opt/clients/$file=$ROOT/tests/approvals/$file"); done
+	for file in client2.py server2.py record.py steps.py; do files+=("/opt/clients/operations/$file=$ROOT/tests/operations/$file"); done
 	files+=("/opt/clients/mcp1=$(echo "$mcp1"/lib/python3*/site-packages)" "/opt/clients/node_modules=$npm/node_modules")
 	files+=("/opt/clients/gosdk=$OUT/gosdk" "/opt/clients/rmcp-driver=$OUT/rmcp-driver" "/usr/bin/node=$(command -v node)" "/usr/bin/curl=$(command -v curl)")
 	# As images of clients have them: some do not start without.
 	files+=(/etc/ssl/certs/ca-certificates.crt=/etc/ssl/certs/ca-certificates.crt)
 	made="$TAG ${files[*]} $("$venv/bin/python" -VV | cksum) $(cat "$venv/.made-from" "$mcp1/.made-from" "$npm/.made-from" "$sdk"/*.py "$sdk"/*.mjs \
-		"$ROOT"/tests/approvals/agent* \
+		"$ROOT"/tests/approvals/agent* "$ROOT"/tests/operations/*.py \
 		"$OUT/gosdk" "$OUT/rmcp-driver" "$HERE"/agent/*.py "$HERE/image.py" "$ROOT"/tests/demo/*.py | cksum)"
 	if ! [ -f "$OUT/clients.tar" ] || [ "$(cat "$OUT/clients.made-from" 2>/dev/null)" != "$made" ]; then
 		"$venv/bin/python" "$HERE/agent/build.py" "$(image clients)" "$OUT/clients.tar.new" "$venv" "$OUT/clients" "${files[@]}" >&2

@@ -1,4 +1,4 @@
-"""A server of PyPI `mcp` 2.x, in both eras: `server2.py http PORT` (Streamable HTTP at /mcp) or `server2.py stdio`. See server1.py.
+"""A server of PyPI `mcp` 2.x, in both eras: `server2.py http PORT [HOST]` (Streamable HTTP at /mcp) or `server2.py stdio`. See server1.py.
 
 In the era of 2026-07-28 its tools ask with an `input_required` result, and are called anew with the answers.
 """
@@ -225,4 +225,4 @@ lowlevel.add_request_handler("logging/setLevel", types.SetLevelRequestParams, se
 if sys.argv[1] == "stdio":
     server.run("stdio")
 else:
-    server.run("streamable-http", port=int(sys.argv[2]))
+    server.run("streamable-http", host=(sys.argv[3:] or ["127.0.0.1"])[0], port=int(sys.argv[2]))

@@ -63,8 +63,8 @@ pub struct EventBody {
     inner: Option<Incoming>,
     /// The rest of a piece of it in which the server asks for much.
     unread: Bytes,
-    /// A part of that was read just now.
-    rests: bool,
+    /// Done when others have had their turn, after a part of that was read.
+    turn: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     rewriter: Rewriter,
     filter: EventFilter,
     inject: Option<mpsc::Receiver<Bytes>>,
@@ -116,7 +116,7 @@ impl ResponseBody {
         Self::Events(Box::new(EventBody {
             inner: Some(inner),
             unread: Bytes::new(),
-            rests: false,
+            turn: None,
             rewriter,
             filter,
             inject,
@@ -225,17 +225,17 @@ impl EventBody {
         }
     }
 
-    /// The next part of a piece in which the server may ask for much, once other streams of this worker have had their turn. Nothing where
-    /// there is no such piece.
+    /// The next part of a piece in which the server may ask for much, once others of this worker have had their turn, those too whose sockets
+    /// have become ready meanwhile. Nothing where there is no such piece.
     fn next_part(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.unread.is_empty() {
             return Poll::Ready(None);
         }
-        if std::mem::take(&mut self.rests) {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
+        if let Some(turn) = &mut self.turn {
+            std::task::ready!(turn.as_mut().poll(context));
         }
-        self.rests = true;
+        // To wake the task is not enough: the runtime looks at its sockets only after many tasks.
+        self.turn = Some(Box::pin(tokio::task::yield_now()));
         Poll::Ready(Some(self.unread.split_to(self.unread.len().min(PART))))
     }
 

@@ -23,4 +23,4 @@ def scenario(name, what, target):
 
 
 # In the order in which they run: those that stop the operator come late, and the chart last.
-from . import agents, policies, denials, tools, pins, credentials, nodes, capture, intercept, capture_pods, capture_ways, capture_outages, approvals, operators, shared, chart  # noqa: E402, F401
+from . import agents, policies, denials, tools, pins, operations, credentials, nodes, capture, intercept, capture_pods, capture_ways, capture_outages, approvals, operators, shared, chart  # noqa: E402, F401
