@@ -49,7 +49,7 @@ pub enum ResponseBody {
         /// Ends the stream: set for those that a client keeps open for as long as it lives.
         stop: Option<Stop>,
         /// Looks at what passes.
-        declares: Option<DeclarationWatch>,
+        declares: Option<Box<DeclarationWatch>>,
         /// What the rest is held to.
         rest: Option<Box<RestOfAnswer>>,
     },

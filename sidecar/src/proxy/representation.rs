@@ -38,6 +38,10 @@ pub fn unclear_type(headers: &HeaderMap) -> Option<&'static str> {
     if values.next().is_some() {
         return Some("its Content-Type stands twice");
     }
+    // As nearly all servers write it.
+    if value == b"application/json" {
+        return None;
+    }
     let mut parts = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let kind = parts.next().unwrap_or_default();
     let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+/".contains(byte);

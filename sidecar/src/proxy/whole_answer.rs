@@ -173,7 +173,7 @@ impl Proxy {
         }
         let stop = kind.is_kept_open().then(|| self.stop());
         let session = parts.headers.get(SESSION_ID).filter(|_| *kind == ResponseKind::Initialize);
-        let declares = session.map(|id| DeclarationWatch::new(&self.state, &at.server.name, id.as_bytes()));
+        let declares = session.map(|id| Box::new(DeclarationWatch::new(&self.state, &at.server.name, id.as_bytes())));
         let inner = (!begun.is_whole).then_some(body);
         let begun = Some(self.for_client(begun)).filter(|(bytes, _)| !bytes.is_empty());
         Ok((Response::from_parts(parts, ResponseBody::Stream { begun, inner, permit, stop, declares, rest }), outcome))
