@@ -32,23 +32,23 @@ pub struct Args {
 }
 
 /// When a call began and ended.
-type Span = (Instant, Instant);
+type TimedSpan = (Instant, Instant);
 
 pub async fn run(args: Args) -> Result<()> {
-    let calm = LoadTarget::open(&args.calm).await?;
+    let quiet = LoadTarget::open(&args.calm).await?;
     let asking = LoadTarget::open(&args.asking).await?;
     let is_over = Arc::new(AtomicBool::new(false));
     let mut callers = JoinSet::new();
     for number in 0..args.connections {
-        let (calm, is_over, pause) = (calm.clone(), Arc::clone(&is_over), Duration::from_millis(args.pause));
-        callers.spawn(async move { calls(&calm, number as u64, pause, &is_over).await });
+        let (quiet, is_over, pause) = (quiet.clone(), Arc::clone(&is_over), Duration::from_millis(args.pause));
+        callers.spawn(async move { calls(&quiet, number as u64, pause, &is_over).await });
     }
     let mut connection = LoadConnection::to(&asking).await?;
     let (mut call, mut expected) = (LoadCall::new(&asking, "send_message")?, ExpectedAnswer::default());
     // Warm: connections, counts, code.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let began = Instant::now();
-    let mut floods: Vec<Span> = Vec::new();
+    let mut floods: Vec<TimedSpan> = Vec::new();
     for round in 0..args.rounds {
         tokio::time::sleep(Duration::from_millis(args.calm_time)).await;
         call.set(round as u64, 0);
@@ -77,7 +77,7 @@ pub async fn run(args: Args) -> Result<()> {
 }
 
 /// Calls on one connection until all is over.
-async fn calls(endpoint: &LoadTarget, account: u64, pause: Duration, is_over: &AtomicBool) -> Result<Vec<Span>> {
+async fn calls(endpoint: &LoadTarget, account: u64, pause: Duration, is_over: &AtomicBool) -> Result<Vec<TimedSpan>> {
     let mut connection = LoadConnection::to(endpoint).await?;
     let (mut call, mut expected) = (LoadCall::new(endpoint, "send_message")?, ExpectedAnswer::default());
     let mut spans = Vec::new();
