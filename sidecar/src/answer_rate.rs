@@ -1,4 +1,5 @@
-//! How many answers servers get in their clients' names: a server that asks without end does not keep the sidecar busy.
+//! How many answers servers get in their clients' names, and how much they may be denied on a stream before that is slowed down: a server
+//! that asks without end does not keep the sidecar busy.
 
 use std::time::Instant;
 

@@ -271,11 +271,6 @@ impl PendingRequests {
         found.map(AnsweredRequest)
     }
 
-    /// The operation of the request with an id, which its answer is judged by; none where there is none.
-    pub fn result_limit(&self, id: RequestId) -> Option<Arc<PendingCall>> {
-        self.lock().kept.get(&id.loose).filter(|request| request.exact == id.exact)?.call.clone()
-    }
-
     /// The smallest bound on a result that is awaited, if one of them has a bound.
     pub fn smallest_result_limit(&self) -> Option<u64> {
         let requests = self.lock();

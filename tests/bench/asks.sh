@@ -4,14 +4,14 @@
 #
 #   asks.sh                         calls of both times, the answers that the asking server gets, and the sidecar's memory
 #
-# SIDECAR=BINARY: use this program instead of building one. ASKS (10000), ROUNDS (40). BENCH_STRICT=1: exit code 1 if a target is missed: the
+# SIDECAR=BINARY: use this program instead of building one. ASKS (10000), ROUNDS (10). BENCH_STRICT=1: exit code 1 if a target is missed: the
 # 99th percentile within 1.2 times of that before.
 
 . "$(dirname "$0")/lib.sh"
 
 need python3 "apt-get install python3"
-ASKS=${ASKS:-10000} ROUNDS=${ROUNDS:-40}
-if [ "${SMOKE-}" = 1 ]; then ROUNDS=8; fi
+ASKS=${ASKS:-10000} ROUNDS=${ROUNDS:-10}
+if [ "${SMOKE-}" = 1 ]; then ROUNDS=2; fi
 bench=$(bench)
 binary=${SIDECAR:-$(sidecar)}
 dir=$(work_dir)

@@ -148,6 +148,13 @@ pub fn read(text: &[u8]) -> Result<SmallVec<[ServerMessage<'_>; 1]>, UnclearMess
     Ok(messages)
 }
 
+/// How many messages of a text a client may take for answers: all but requests and notifications, since clients take ids for the same that are
+/// not (`"1"` for `1`). Of a text that is not clear, any number may be.
+pub fn possible_answers(text: &[u8]) -> usize {
+    let may_be = |one: &&ServerMessage<'_>| !matches!(one, ServerMessage::Request { .. } | ServerMessage::Notification { .. });
+    read(text).map_or(usize::MAX, |messages| messages.iter().filter(may_be).count())
+}
+
 /// The members of a message that matter.
 #[derive(Default)]
 struct Envelope<'a> {

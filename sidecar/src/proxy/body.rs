@@ -16,6 +16,7 @@ use super::{
     list_changes::DeclarationWatch,
     rest_of_answer::RestOfAnswer,
     state::Proxy,
+    stream_judge::Rest,
 };
 use crate::{
     mcp::sse::{Rewriter, SseError, SseEvent},
@@ -63,8 +64,8 @@ pub struct EventBody {
     inner: Option<Incoming>,
     /// The rest of a piece of it in which the server asks for much.
     unread: Bytes,
-    /// Done when others have had their turn, after a part of that was read.
-    turn: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// After a piece in which the server has asked for much: done when others have had their turn.
+    turn: Option<Rest>,
     rewriter: Rewriter,
     filter: EventFilter,
     inject: Option<mpsc::Receiver<Bytes>>,
@@ -193,10 +194,11 @@ impl EventBody {
             if stopped(&mut self.stop, context) && self.rewriter.between_events() {
                 return Poll::Ready(None);
             }
-            let part = std::task::ready!(self.next_part(context));
-            let piece = if part.is_some() {
-                part
-            } else {
+            if let Some(turn) = &mut self.turn {
+                std::task::ready!(turn.as_mut().poll(context));
+                self.turn = None;
+            }
+            let piece = if self.unread.is_empty() {
                 let Some(inner) = &mut self.inner else { return self.end() };
                 match std::task::ready!(Pin::new(inner).poll_frame(context)) {
                     Some(Ok(frame)) => match frame.into_data() {
@@ -217,26 +219,15 @@ impl EventBody {
                         None
                     }
                 }
+            } else {
+                Some(self.unread.split_to(self.unread.len().min(PART)))
             };
             let (out, held) = self.rewritten(piece.as_ref())?;
+            self.turn = self.filter.judge.rest();
             if !out.is_empty() {
                 return Poll::Ready(Some(Ok((Frame::data(out), held))));
             }
         }
-    }
-
-    /// The next part of a piece in which the server may ask for much, once others of this worker have had their turn, those too whose sockets
-    /// have become ready meanwhile. Nothing where there is no such piece.
-    fn next_part(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if self.unread.is_empty() {
-            return Poll::Ready(None);
-        }
-        if let Some(turn) = &mut self.turn {
-            std::task::ready!(turn.as_mut().poll(context));
-        }
-        // To wake the task is not enough: the runtime looks at its sockets only after many tasks.
-        self.turn = Some(Box::pin(tokio::task::yield_now()));
-        Poll::Ready(Some(self.unread.split_to(self.unread.len().min(PART))))
     }
 
     /// The end of the server's body, once all that is to come from elsewhere has.

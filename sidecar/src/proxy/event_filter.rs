@@ -19,7 +19,7 @@ use crate::{
     mcp::{
         answer,
         edits::Filtered,
-        server_message::{ServerMessage, read},
+        server_message::possible_answers,
         sse::{EndpointMatch, EventVerdict, KnownKeys, RewriteMode, SseError, SseEvent, known_keys},
     },
     outcome::Outcome,
@@ -55,13 +55,6 @@ pub struct EventFilter {
     pub declares: Option<DeclarationWatch>,
     /// The answer has been cut: nothing passes any more.
     pub is_over: bool,
-}
-
-/// Returns true where a client may take a message for an answer: any but a request or a notification, since clients take ids for the same
-/// that are not (`"1"` for `1`).
-fn can_answer(message: &[u8]) -> bool {
-    let is_none = |one: &ServerMessage<'_>| matches!(one, ServerMessage::Request { .. } | ServerMessage::Notification { .. });
-    !read(message).is_ok_and(|messages| messages.iter().all(is_none))
 }
 
 impl EventFilter {
@@ -104,8 +97,16 @@ impl EventFilter {
             }
             return Ok(EventVerdict::Replace(answer::denial_of(call.answered().reply, &denial).into()));
         }
+        let known = usize::from(answered.is_some());
         if let Some(answered) = answered {
             answered.end(Outcome::Ok);
+        }
+        // To another id than is awaited, which its client may take for that of a request all the same.
+        if self.open.as_ref().and_then(OpenLegacyStream::smallest_result_limit).is_some_and(|most| data.len() as u64 > most)
+            && possible_answers(data) > known
+        {
+            self.lists.governor().metrics.servers.count_refused_message(self.lists.server());
+            return Ok(EventVerdict::TakeData);
         }
         self.judged(event, call.as_ref(), &proxy.state.budget)
     }
@@ -113,7 +114,7 @@ impl EventFilter {
     /// The denial that takes the place of a result that is larger than may pass.
     fn denied_result(&mut self, call: &PendingCall, data: &[u8]) -> Option<Denial> {
         let denial = call.denies_result(data.len());
-        if (denial.is_some() || self.account.is_some()) && can_answer(data) {
+        if (denial.is_some() || self.account.is_some()) && possible_answers(data) > 0 {
             if denial.is_none() {
                 self.account.take().into_iter().for_each(|account| account.finish(Outcome::Ok));
             }

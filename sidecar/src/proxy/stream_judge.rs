@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use http::Uri;
 
 use super::{budget::HeldBytes, failure::RequestFailure, server_answers::AnswerPath, state::Proxy};
 use crate::{
+    answer_rate::AnswerRate,
     mcp::{
         scan::ReplyTo,
         server_message::{ServerMessage, UnclearMessage, read},
@@ -28,6 +30,13 @@ const MOST_AWAITED: usize = 16;
 /// The most messages in two pieces of a stream for which no other stream has to wait.
 const MOST_AT_ONCE: usize = 4;
 
+/// How long a stream is not read on which the server goes on to ask for what it is denied. Its asking then costs a processor little, however
+/// fast it is.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What is waited for before more of a stream is read.
+pub type Rest = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Judges what a server asks on one stream.
 pub struct StreamJudge {
     proxy: Proxy,
@@ -39,6 +48,9 @@ pub struct StreamJudge {
     ready: VecDeque<(Bytes, HeldBytes)>,
     /// The messages of the piece that is read that were judged, and those of the one before.
     judged: (usize, usize),
+    /// How much more it may be denied before the stream is slowed down.
+    denials: AnswerRate,
+    floods: bool,
     /// It was logged that a message was unclear.
     has_told: bool,
 }
@@ -67,7 +79,18 @@ impl StreamJudge {
     /// A judge of a stream in this session. The answers to the server go by this path; without one it gets none.
     pub fn new(proxy: Proxy, server: &str, session: &str, path: Option<Arc<AnswerPath>>) -> Self {
         let (server, session) = (server.to_owned(), session.to_owned());
-        Self { proxy, server, session, path, awaited: Vec::new(), ready: VecDeque::new(), judged: (0, 0), has_told: false }
+        Self {
+            proxy,
+            server,
+            session,
+            path,
+            awaited: Vec::new(),
+            ready: VecDeque::new(),
+            judged: (0, 0),
+            denials: AnswerRate::new(Instant::now()),
+            floods: false,
+            has_told: false,
+        }
     }
 
     /// Takes note that another piece of the stream is read.
@@ -77,7 +100,18 @@ impl StreamJudge {
 
     /// Returns true where the server has asked for much just now.
     pub fn is_busy(&self) -> bool {
-        self.judged.0 + self.judged.1 > MOST_AT_ONCE
+        self.judged.0 + self.judged.1 > if self.floods { 0 } else { MOST_AT_ONCE }
+    }
+
+    /// What is waited for before more of the stream is read: others of this worker have their turn, those too whose sockets have become ready
+    /// meanwhile.
+    pub fn rest(&self) -> Option<Rest> {
+        // To wake the task is not enough: the runtime looks at its sockets only after many tasks.
+        match (self.is_busy(), self.floods) {
+            (false, _) => None,
+            (true, false) => Some(Box::pin(tokio::task::yield_now())),
+            (true, true) => Some(Box::pin(tokio::time::sleep(PAUSE))),
+        }
     }
 
     /// Decides on an event in whose data something is asked for.
@@ -109,19 +143,26 @@ impl StreamJudge {
         EventVerdict::Replace(failure.answer(call.answered().reply).into())
     }
 
-    fn settled(&self, verdict: ServerMessageVerdict, endpoint: Option<&Uri>) -> EventVerdict {
+    fn settled(&mut self, verdict: ServerMessageVerdict, endpoint: Option<&Uri>) -> EventVerdict {
         match verdict {
             ServerMessageVerdict::Pass => EventVerdict::Pass,
             ServerMessageVerdict::Replace(new) => EventVerdict::Replace(new),
             ServerMessageVerdict::Take(answers) => {
+                self.count_denied();
                 self.proxy.answer_server(&self.server, self.path.as_ref(), endpoint, answers);
                 EventVerdict::TakeData
             }
         }
     }
 
+    /// Takes note that a message does not pass.
+    fn count_denied(&mut self) {
+        self.floods = !self.denials.take(Instant::now());
+    }
+
     /// Takes note that a message does not pass since it is not clear.
     fn refuse(&mut self, why: &UnclearMessage) {
+        self.count_denied();
         self.proxy.state.governor.metrics.servers.count_refused_message(&self.server);
         if !std::mem::replace(&mut self.has_told, true) {
             tracing::warn!(server = self.server, %why, "a message of the server does not pass; others of its stream are not logged");
@@ -145,7 +186,7 @@ impl StreamJudge {
     }
 
     /// Refuses what cannot be decided on now: the server is told so, and so is a client that waits for an answer.
-    fn overloaded(&self, messages: &[ServerMessage<'_>], place: StreamPlace<'_>) -> EventVerdict {
+    fn overloaded(&mut self, messages: &[ServerMessage<'_>], place: StreamPlace<'_>) -> EventVerdict {
         let (mut answers, mut instead) = (Vec::new(), None);
         let to = |id: &str| ReplyTo { id: Some(id.to_owned().into()), ..ReplyTo::default() };
         for message in messages {
@@ -159,6 +200,7 @@ impl StreamJudge {
                 ServerMessage::Plain | ServerMessage::Notification { .. } => {}
             }
         }
+        self.count_denied();
         self.proxy.answer_server(&self.server, self.path.as_ref(), place.endpoint, answers);
         instead.filter(|_| messages.len() == 1).map_or(EventVerdict::TakeData, |answer| EventVerdict::Replace(answer.into()))
     }

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::gate::Gate;
 use crate::{
     lists::{ListRequest, Lists, Page},
-    mcp::{answer, edits::Filtered, sse::spells_list},
+    mcp::{answer, edits::Filtered, server_message::possible_answers, sse::spells_list},
     outcome::Outcome,
     pending::{AnsweredRequest, PendingCall},
     proxy::failure::RequestFailure,
@@ -76,7 +76,7 @@ impl Gate {
         self.pass(line, edited, answered, &lists)
     }
 
-    /// Decides on what a message holds of lists. `edited` is what is left of it.
+    /// Decides on what a message answers, and what it holds of lists. `edited` is what is left of it.
     fn pass(
         &self,
         line: &[u8],
@@ -87,6 +87,13 @@ impl Gate {
         let text = edited.as_deref().unwrap_or(line);
         if self.lists.expected.answered(text, lists, |_| Some(None)) {
             return ServerMessageAction::none();
+        }
+        // To another id than is awaited, which its client may take for that of a request all the same.
+        if self.under_way.smallest_result_limit().is_some_and(|most| line.len() as u64 > most)
+            && possible_answers(line) > answered.len()
+        {
+            let too_large = "it is larger than a result may be that is awaited, and answers something else";
+            return self.unreadable(answered, line, &too_large);
         }
         self.listeners().server_said(text);
         let action = if spells_list(text) {

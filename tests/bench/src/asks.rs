@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long)]
     asking: String,
     /// How often it does
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 10)]
     rounds: usize,
     /// Connections of the calls that are timed
     #[arg(long, default_value_t = 4)]
@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, default_value_t = 2)]
     pause: u64,
     /// Milliseconds in which the server asks for nothing, before each time
-    #[arg(long, default_value_t = 250)]
+    #[arg(long, default_value_t = 2000)]
     calm_time: u64,
 }
 
