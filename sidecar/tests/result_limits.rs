@@ -191,12 +191,19 @@ async fn on_a_stream_of_http_and_sse_the_result_is_known_by_its_id_and_the_strea
             assert_denied(data(&come)[0], "has 1001 bytes");
         }
     }
+    // Some clients take an answer to `"1"` for that of 1.
+    assert_eq!(sidecar.ask(&Ask::post(call("1", "pay", "{}")).to(&messages)).await.status, 202);
+    feed.send(&format!("data: {}\n\n", answer_of(5000).replace("\"id\":1", "\"id\":\"1\""))).await;
+    let event = format!("event: message\ndata: {}\n\n", answer_of(MAX));
+    feed.send(&event).await;
+    assert_eq!(wire.text_up_to("\n\n").await, event);
     // An answer to nothing has no bound.
     let event = format!("event: message\ndata: {}\n\n", answer_of(5000));
     feed.send(&event).await;
     assert_eq!(wire.text_up_to("\n\n").await, event);
-    let outcomes: Vec<Value> = sidecar.audit(2).await.into_iter().map(|line| line["outcome"].clone()).collect();
-    assert_eq!(outcomes, ["ok", "result_too_large"]);
+    let outcomes: Vec<Value> = sidecar.audit(3).await.into_iter().map(|line| line["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["ok", "result_too_large", "ok"]);
+    assert_eq!(sidecar.scrape().await.sum("toolweir_server_messages_refused_total", &[]), 1.0);
 }
 
 #[tokio::test]

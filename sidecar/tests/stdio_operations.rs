@@ -400,6 +400,12 @@ async fn a_result_that_is_too_large_becomes_a_denial_with_both_sizes() {
     between.say(&batch).await;
     let told = [between.answered().await, between.answered().await];
     assert_eq!(told.map(|told| denial(&told)["reason"].clone()), ["result_too_large", "upstream_invalid"]);
+    // Some clients take an answer to "7" for that of 7.
+    between.ask(&call("7", "pay", "{}")).await;
+    between.forwarded().await;
+    between.say(&of_length("\"7\"", 201)).await;
+    assert_eq!(between.answer(&of_length("7", 200)).await, of_length("7", 200));
+    assert_eq!(between.sum("toolweir_server_messages_refused_total", &[("server", "bank")]), 5.0);
 }
 
 #[tokio::test]
