@@ -31,9 +31,6 @@ pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The bytes of an event that are held, on a stream without lists, where nothing in them says that all of it has to be.
 const HELD_EVENT: usize = 64 * 1024;
-/// The bytes that are read at once of a stream on which the server asks for much.
-const PART: usize = 1024;
-
 /// The body of an answer.
 #[expect(clippy::large_enum_variant, reason = "the larger is the common one, and lives no longer than its answer")]
 pub enum ResponseBody {
@@ -202,7 +199,7 @@ impl EventBody {
                 let Some(inner) = &mut self.inner else { return self.end() };
                 match std::task::ready!(Pin::new(inner).poll_frame(context)) {
                     Some(Ok(frame)) => match frame.into_data() {
-                        Ok(piece) if self.filter.judge.is_busy() && piece.len() > PART => {
+                        Ok(piece) if self.filter.judge.part().is_some_and(|part| piece.len() > part) => {
                             self.unread = piece;
                             continue;
                         }
@@ -220,7 +217,8 @@ impl EventBody {
                     }
                 }
             } else {
-                Some(self.unread.split_to(self.unread.len().min(PART)))
+                let part = self.filter.judge.part().unwrap_or(usize::MAX);
+                Some(self.unread.split_to(self.unread.len().min(part)))
             };
             let (out, held) = self.rewritten(piece.as_ref())?;
             self.turn = self.filter.judge.rest();

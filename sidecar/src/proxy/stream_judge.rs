@@ -30,6 +30,9 @@ const MOST_AWAITED: usize = 16;
 /// The most messages in two pieces of a stream for which no other stream has to wait.
 const MOST_AT_ONCE: usize = 4;
 
+/// The bytes that are read at once of a stream on which the server asks for much, or half of them where it floods.
+const PART: usize = 1024;
+
 /// How long a stream is not read on which the server goes on to ask for what it is denied. Its asking then costs a processor little, however
 /// fast it is.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -99,8 +102,13 @@ impl StreamJudge {
     }
 
     /// Returns true where the server has asked for much just now.
-    pub fn is_busy(&self) -> bool {
+    fn is_busy(&self) -> bool {
         self.judged.0 + self.judged.1 > if self.floods { 0 } else { MOST_AT_ONCE }
+    }
+
+    /// How many bytes of the stream are read at once now. Nothing where it may be any number.
+    pub fn part(&self) -> Option<usize> {
+        self.is_busy().then_some(if self.floods { PART / 2 } else { PART })
     }
 
     /// What is waited for before more of the stream is read: others of this worker have their turn, those too whose sockets have become ready
