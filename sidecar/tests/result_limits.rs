@@ -171,7 +171,7 @@ async fn an_event_too_large_to_hold_is_cut_where_the_bound_is() {
 #[tokio::test]
 async fn on_a_stream_of_http_and_sse_the_result_is_known_by_its_id_and_the_stream_goes_on() {
     let (upstream, mut opened) = server().await;
-    let sidecar = Sidecar::start(&policy(&upstream.url(), &rules(MAX))).await;
+    let sidecar = Sidecar::start(&policy(&upstream.url(), &rules(MAX).replace("max: 3", "max: 30"))).await;
     let (mut wire, ..) = Wire::open(sidecar.address, &Ask::get()).await;
     let feed = opened.recv().await.unwrap();
     feed.send("event: endpoint\ndata: /messages?s=1\n\n").await;
@@ -197,13 +197,28 @@ async fn on_a_stream_of_http_and_sse_the_result_is_known_by_its_id_and_the_strea
     let event = format!("event: message\ndata: {}\n\n", answer_of(MAX));
     feed.send(&event).await;
     assert_eq!(wire.text_up_to("\n\n").await, event);
+    // Also where both come at once, and the awaited one second.
+    assert_eq!(sidecar.ask(&Ask::post(call("1", "pay", "{}")).to(&messages)).await.status, 202);
+    let other = format!("data: {}\n\n", answer_of(5000).replace("\"id\":1", "\"id\":\"1\""));
+    feed.send(&[other, event.clone()].concat()).await;
+    assert_eq!(wire.text_up_to("\n\n").await, event);
+    // What cannot be read and was found to be an answer is told to who waits for it.
+    for (id, tool) in [("1", "pay"), ("2", "read")] {
+        assert_eq!(sidecar.ask(&Ask::post(call(id, tool, "{}")).to(&messages)).await.status, 202);
+    }
+    let deep = format!(r#"{{"jsonrpc":"2.0","id":2,"result":{}{}}}"#, "{\"x\":".repeat(300), "1".to_owned() + &"}".repeat(300));
+    feed.send(&format!("data: {deep}\n\n")).await;
+    let told: Value = serde_json::from_str(data(&wire.text_up_to("\n\n").await)[0]).unwrap();
+    assert_eq!((&told["id"], &denial(&told)["reason"]), (&2.into(), &"upstream_invalid".into()), "{told}");
+    feed.send(&event).await;
+    assert_eq!(wire.text_up_to("\n\n").await, event);
     // An answer to nothing has no bound.
     let event = format!("event: message\ndata: {}\n\n", answer_of(5000));
     feed.send(&event).await;
     assert_eq!(wire.text_up_to("\n\n").await, event);
-    let outcomes: Vec<Value> = sidecar.audit(3).await.into_iter().map(|line| line["outcome"].clone()).collect();
-    assert_eq!(outcomes, ["ok", "result_too_large", "ok"]);
-    assert_eq!(sidecar.scrape().await.sum("toolweir_server_messages_refused_total", &[]), 1.0);
+    let outcomes: Vec<Value> = sidecar.audit(6).await.into_iter().map(|line| line["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["ok", "result_too_large", "ok", "ok", "upstream_invalid", "ok"]);
+    assert_eq!(sidecar.scrape().await.sum("toolweir_server_messages_refused_total", &[]), 3.0);
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{
     call,
     client::{Ask, Http, Http2, Wire},
@@ -217,6 +219,29 @@ async fn what_is_denied_never_reaches_the_client_and_the_server_is_told_in_its_n
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_stream_on_which_a_server_floods_is_read_slowly_and_then_as_before() {
+    let mut bank = Bank::start(NONE).await;
+    let mut stream = bank.open(Way::Get).await;
+    // More than may be denied before it floods.
+    assert!(!stream.passed(&format!("data: {}\n\n", sampling("7")).repeat(200)).await.contains("sampling"));
+    let large = request("7", "sampling/createMessage", &format!(r#"{{"x":"{}"}}"#, "x".repeat(2000)));
+    let batch = format!("[{}]", vec![sampling("7"); 60].join(","));
+    for (ask, times) in [(sampling("7"), 200), (large, 20), (batch, 4)] {
+        let events = format!("data: {ask}\n\n").repeat(times);
+        let began = Instant::now();
+        assert!(!stream.passed(&events).await.contains("sampling"));
+        let (took, least) = (began.elapsed(), Duration::from_millis(events.len() as u64 / 512));
+        assert!(took >= least, "{} bytes in {took:?}", events.len());
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let told = MARK.replace("mark", "told").repeat(5000);
+    let began = Instant::now();
+    assert_eq!(stream.passed(&told).await, told);
+    let (took, slow) = (began.elapsed(), Duration::from_millis(told.len() as u64 / 512));
+    assert!(took < slow, "{} bytes in {took:?}", told.len());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use toolweir_engine::{
     json::{JsonKind, Raw, Reader},
 };
 
-use super::request::{DecidingKeys, Refusal, Request, text};
+use super::request::{DecidingKeys, Refusal, Request, optional_text};
 
 /// What a message of a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,9 +98,9 @@ fn reference(raw: Raw<'_>) -> Result<Option<Reference<'_>>, Refusal> {
     Reader::new(raw.as_str().as_bytes())?.object::<Refusal>(|reader, key| {
         // Some servers make a text of what is none.
         match &*keys.add(key)? {
-            "type" => kind = Some(text(reader, "`params.ref.type`")?),
-            "name" => name = Some(text(reader, "`params.ref.name`")?),
-            "uri" => uri = Some(text(reader, "`params.ref.uri`")?),
+            "type" => kind = optional_text(reader, "`params.ref.type`")?,
+            "name" => name = optional_text(reader, "`params.ref.name`")?,
+            "uri" => uri = optional_text(reader, "`params.ref.uri`")?,
             _ => drop(reader.value()?),
         }
         Ok(())
@@ -175,7 +175,7 @@ mod tests {
                 r#"{"uri":null}"#,
                 r#"Operation(Operation { kind: Other, name: "resources/unsubscribe", method: "resources/unsubscribe" })"#,
             ),
-            ("completion/complete", r#"{"ref":{"type":"ref/prompt","name":"p"}}"#, r#"References([Prompt("p")])"#),
+            ("completion/complete", r#"{"ref":{"type":"ref/prompt","name":"p","uri":null}}"#, r#"References([Prompt("p")])"#),
             ("completion/complete", r#"{"ref":{"type":"ref/resource","uri":"a:{b}"}}"#, r#"References([Template("a:{b}")])"#),
             (
                 "completion/complete",
@@ -211,6 +211,10 @@ mod tests {
             ("resources/read", r#"{"uri":7}"#, "`params.uri` is not a string"),
             ("resources/subscribe", r#"{"uri":["file:///a"]}"#, "`params.uri` is not a string"),
             ("resources/unsubscribe", r#"{"uri":["file:///a"]}"#, "`params.uri` is not a string"),
+            ("resources/subscribe", r#"{"uri":["file:///a"],"taskId":7}"#, "`params.uri` is not a string"),
+            ("resources/subscribe", r#"["file:///a"]"#, "`params` is not an object"),
+            ("subscriptions/listen", r#"[{"notifications":{}}]"#, "`params` is not an object"),
+            ("tasks/cancel", r#"{"taskId":["t"],"uri":7}"#, "`params.taskId` is not a string"),
             ("tasks/cancel", r#"{"taskId":["t"]}"#, "`params.taskId` is not a string"),
             ("completion/complete", r#"{"ref":{"type":"ref/prompt","name":["p"]}}"#, "`params.ref.name` is not a string"),
             ("prompts/get", r#"{"name":"a\u0007"}"#, "the prompt's name has a control character"),

@@ -73,18 +73,24 @@ pub struct Params<'a> {
     pub task: bool,
     /// The protocol version in `_meta` (modern).
     pub protocol_version: Option<Cow<'a, str>>,
-    /// `uri` or `taskId`, where it is there and no string.
-    no_text: Option<&'static str>,
+    /// What is there and is not what it should be: in the methods that read it, that is refused.
+    odd: OddParams,
 }
 
-impl<'a> Params<'a> {
-    /// Reads a member that names something in some methods, and in others may be anything.
-    fn reference_text(&mut self, value: Raw<'a>, member: &'static str) -> Result<Option<Cow<'a, str>>, JsonError> {
-        if !matches!(value.kind(), JsonKind::String | JsonKind::Null) {
-            self.no_text = Some(member);
-        }
-        value.string()
-    }
+/// Parameters that are there, and are not what they should be. Some servers make a text of what is none.
+#[derive(Clone, Copy, Debug, Default)]
+struct OddParams {
+    /// `params` is no object.
+    all: bool,
+    /// `uri` is no string.
+    uri: bool,
+    /// `taskId` is no string.
+    task_id: bool,
+}
+
+/// Returns true for what is neither a string nor null, which stands for nothing.
+fn is_no_text(value: Raw<'_>) -> bool {
+    !matches!(value.kind(), JsonKind::String | JsonKind::Null)
 }
 
 impl Request<'_> {
@@ -287,44 +293,55 @@ pub fn parse(body: &[u8]) -> Result<Message<'_>, Refusal> {
 ///
 /// [`ClientAsk::of`]: super::client_ask::ClientAsk::of
 fn check_name(request: &Request<'_>) -> Result<(), Refusal> {
-    let lacks = |method, member| Refusal::Lacks(method, member);
     let params = &request.params;
-    // Some servers make a text of what is none.
-    match (&*request.method, params.no_text) {
-        ("resources/read" | "resources/subscribe" | "resources/unsubscribe", Some("uri")) => {
-            return Err(Refusal::Kind("`params.uri`", "a string"));
-        }
-        (method, Some("taskId")) if method.starts_with("tasks/") => return Err(Refusal::Kind("`params.taskId`", "a string")),
-        _ => {}
-    }
-    let named = match &*request.method {
-        "tools/call" => Some((OperationKind::Tool, params.name.as_deref().ok_or(lacks("tools/call", "name"))?)),
-        "prompts/get" => Some((OperationKind::Prompt, params.name.as_deref().ok_or(lacks("prompts/get", "name"))?)),
-        "resources/read" => params.uri.as_ref().map(|_| None).ok_or(lacks("resources/read", "uri"))?,
-        _ => None,
+    let odd = match &*request.method {
+        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => params.odd.uri.then_some("`params.uri`"),
+        "completion/complete" | "subscriptions/listen" => None,
+        method if method.starts_with("tasks/") => params.odd.task_id.then_some("`params.taskId`"),
+        _ => return check_named(request),
     };
-    match named {
-        Some((kind, name)) if name.contains(char::is_control) => Err(Refusal::ControlInName(kind)),
-        _ => Ok(()),
+    if params.odd.all {
+        return Err(Refusal::Kind("`params`", "an object"));
     }
+    if let Some(odd) = odd {
+        return Err(Refusal::Kind(odd, "a string"));
+    }
+    if request.method == "resources/read" && params.uri.is_none() { Err(Refusal::Lacks("resources/read", "uri")) } else { Ok(()) }
+}
+
+/// The same for what has a name.
+fn check_named(request: &Request<'_>) -> Result<(), Refusal> {
+    let (kind, method) = match &*request.method {
+        "tools/call" => (OperationKind::Tool, "tools/call"),
+        "prompts/get" => (OperationKind::Prompt, "prompts/get"),
+        _ => return Ok(()),
+    };
+    let name = request.params.name.as_deref().ok_or(Refusal::Lacks(method, "name"))?;
+    if name.contains(char::is_control) { Err(Refusal::ControlInName(kind)) } else { Ok(()) }
 }
 
 fn read_params<'a>(reader: &mut Reader<'a>) -> Result<Params<'a>, Refusal> {
     let mut params = Params::default();
     if reader.peek()? != JsonKind::Object {
         // JSON-RPC allows an array here, and null stands for none; MCP knows only objects.
-        reader.value()?;
+        params.odd.all = reader.value()?.kind() != JsonKind::Null;
         return Ok(params);
     }
     let mut keys = DecidingKeys::new("`params`", PARAMS);
     reader.object::<Refusal>(|reader, key| {
         match keys.add(key)?.as_ref() {
             "name" => params.name = Some(text(reader, "`params.name`")?),
-            "uri" => params.uri = params.reference_text(reader.value()?, "uri")?,
+            "uri" => {
+                let value = reader.value()?;
+                (params.uri, params.odd.uri) = (value.string()?, is_no_text(value));
+            }
             "ref" => params.reference = Some(reader.value()?),
             "notifications" => params.notifications = Some(reader.value()?),
             "requestId" => params.request_id = Some(reader.value()?),
-            "taskId" => params.task_id = params.reference_text(reader.value()?, "taskId")?,
+            "taskId" => {
+                let value = reader.value()?;
+                (params.task_id, params.odd.task_id) = (value.string()?, is_no_text(value));
+            }
             "arguments" => params.arguments = Some(reader.value()?),
             "task" => params.task = reader.value()?.kind() != JsonKind::Null,
             "_meta" => params.protocol_version = read_meta(reader)?,
@@ -358,7 +375,13 @@ fn read_meta<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Refusa
     Ok(version)
 }
 
-pub(super) fn text<'a>(reader: &mut Reader<'a>, what: &'static str) -> Result<Cow<'a, str>, Refusal> {
+/// Reads a text that may be missing, or null.
+pub(super) fn optional_text<'a>(reader: &mut Reader<'a>, what: &'static str) -> Result<Option<Cow<'a, str>>, Refusal> {
+    let value = reader.value()?;
+    if is_no_text(value) { Err(Refusal::Kind(what, "a string")) } else { Ok(value.string()?) }
+}
+
+fn text<'a>(reader: &mut Reader<'a>, what: &'static str) -> Result<Cow<'a, str>, Refusal> {
     reader.value()?.string()?.ok_or(Refusal::Kind(what, "a string"))
 }
 

@@ -7,6 +7,7 @@ use toolweir_engine::Denial;
 
 use super::{
     budget::Budget,
+    failure::RequestFailure,
     legacy::OpenLegacyStream,
     list_changes::{DeclarationWatch, ListChangedNotifier},
     pages::PageFiller,
@@ -97,16 +98,13 @@ impl EventFilter {
             }
             return Ok(EventVerdict::Replace(answer::denial_of(call.answered().reply, &denial).into()));
         }
-        let known = usize::from(answered.is_some());
+        let too_large =
+            self.open.as_ref().and_then(OpenLegacyStream::smallest_result_limit).is_some_and(|most| data.len() as u64 > most);
+        if too_large && possible_answers(data) > usize::from(answered.is_some()) {
+            return Ok(self.foreign_answer(answered));
+        }
         if let Some(answered) = answered {
             answered.end(Outcome::Ok);
-        }
-        // To another id than is awaited, which its client may take for that of a request all the same.
-        if self.open.as_ref().and_then(OpenLegacyStream::smallest_result_limit).is_some_and(|most| data.len() as u64 > most)
-            && possible_answers(data) > known
-        {
-            self.lists.governor().metrics.servers.count_refused_message(self.lists.server());
-            return Ok(EventVerdict::TakeData);
         }
         self.judged(event, call.as_ref(), &proxy.state.budget)
     }
@@ -121,6 +119,18 @@ impl EventFilter {
             return denial;
         }
         None
+    }
+
+    /// What becomes of an answer that is larger than a result may be that is awaited, and is to another id too, which its client may take for
+    /// that of a request all the same.
+    fn foreign_answer(&self, answered: Option<AnsweredRequest>) -> EventVerdict {
+        let server = self.lists.server();
+        self.lists.governor().metrics.servers.count_refused_message(server);
+        let Some(answered) = answered else { return EventVerdict::TakeData };
+        let why = "its answer is larger than a result may be that is awaited, and answers something else".to_owned();
+        let instead = answered.call().map(|call| RequestFailure::Invalid(server.to_owned(), why).answer(call.answered().reply));
+        answered.end(Outcome::UpstreamInvalid);
+        instead.map_or(EventVerdict::TakeData, |answer| EventVerdict::Replace(answer.into()))
     }
 
     /// Counts that a result is larger than may pass.

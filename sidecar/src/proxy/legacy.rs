@@ -12,12 +12,13 @@ use std::{
 use bytes::Bytes;
 use http::Uri;
 use ring::rand::{SecureRandom, SystemRandom};
+use smallvec::SmallVec;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{origin::resolve, stream_lists::StreamLists};
 use crate::{
     mcp::{
-        answer_finder::SseAnswerFinder,
+        answer_finder::{AnswerFinder, SseAnswerFinder},
         id::{RequestId, message_id},
     },
     outcome::Outcome,
@@ -134,9 +135,11 @@ impl OpenLegacyStream {
         self.endpoint.as_ref()
     }
 
-    /// The smallest bound on a result that is awaited on the stream.
+    /// The smallest bound on a result that is awaited on the stream. It is, as long as the event has not been decided on in which it comes.
     pub fn smallest_result_limit(&self) -> Option<u64> {
-        if self.id.is_none() { None } else { self.pending.smallest_result_limit() }
+        self.id.as_ref()?;
+        let come = self.answered.iter().filter_map(|(_, request)| Some(request.call()?.result_limit()?.max)).min();
+        self.pending.smallest_result_limit().into_iter().chain(come).min()
     }
 
     /// Takes a piece of the stream, and finds the requests that it answers.
@@ -150,8 +153,17 @@ impl OpenLegacyStream {
         if self.answered.is_empty() {
             return None;
         }
-        let id = RequestId::read(message_id(message).ok()??)?;
-        let at = self.answered.iter().position(|(known, _)| known.exact == id.exact)?;
+        let mut ids: SmallVec<[RequestId; 1]> = SmallVec::new();
+        match message_id(message) {
+            Ok(id) => ids.extend(RequestId::read(id?)),
+            // It cannot be read, but it was found to be an answer.
+            Err(_) => {
+                let mut answers = AnswerFinder::default();
+                answers.push(message, &mut |id| ids.push(id));
+                answers.finish(&mut |id| ids.push(id));
+            }
+        }
+        let at = self.answered.iter().position(|(known, _)| ids.iter().any(|id| known.exact == id.exact))?;
         Some(self.answered.swap_remove(at).1)
     }
 

@@ -33,9 +33,13 @@ const MOST_AT_ONCE: usize = 4;
 /// The bytes that are read at once of a stream on which the server asks for much, or half of them where it floods.
 const PART: usize = 1024;
 
-/// How long a stream is not read on which the server goes on to ask for what it is denied. Its asking then costs a processor little, however
-/// fast it is.
+/// How long a stream is not read, between two pieces, on which the server floods: it goes on to ask for what it is denied. That costs a processor
+/// little then, however fast it asks. After so many denials in a piece, it is not read for as many times longer.
 const PAUSE: Duration = Duration::from_millis(1);
+const DENIED_AT_ONCE: u32 = 4;
+
+/// How long after the last denial too many a server counts as one that floods.
+const FLOOD: Duration = Duration::from_millis(200);
 
 /// What is waited for before more of a stream is read.
 pub type Rest = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -51,9 +55,11 @@ pub struct StreamJudge {
     ready: VecDeque<(Bytes, HeldBytes)>,
     /// The messages of the piece that is read that were judged, and those of the one before.
     judged: (usize, usize),
-    /// How much more it may be denied before the stream is slowed down.
+    /// How much more it may be denied before it floods.
     denials: AnswerRate,
-    floods: bool,
+    /// What it was denied in the piece that is read.
+    denied: u32,
+    floods_until: Option<Instant>,
     /// It was logged that a message was unclear.
     has_told: bool,
 }
@@ -91,35 +97,36 @@ impl StreamJudge {
             ready: VecDeque::new(),
             judged: (0, 0),
             denials: AnswerRate::new(Instant::now()),
-            floods: false,
+            denied: 0,
+            floods_until: None,
             has_told: false,
         }
     }
 
     /// Takes note that another piece of the stream is read.
     pub fn begin_piece(&mut self) {
-        self.judged = (0, self.judged.0);
+        (self.judged, self.denied) = ((0, self.judged.0), 0);
+        self.floods_until = self.floods_until.filter(|until| Instant::now() < *until);
     }
 
     /// Returns true where the server has asked for much just now.
     fn is_busy(&self) -> bool {
-        self.judged.0 + self.judged.1 > if self.floods { 0 } else { MOST_AT_ONCE }
+        self.judged.0 + self.judged.1 > MOST_AT_ONCE
     }
 
     /// How many bytes of the stream are read at once now. Nothing where it may be any number.
     pub fn part(&self) -> Option<usize> {
-        self.is_busy().then_some(if self.floods { PART / 2 } else { PART })
+        if self.floods_until.is_some() { Some(PART / 2) } else { self.is_busy().then_some(PART) }
     }
 
     /// What is waited for before more of the stream is read: others of this worker have their turn, those too whose sockets have become ready
     /// meanwhile.
     pub fn rest(&self) -> Option<Rest> {
-        // To wake the task is not enough: the runtime looks at its sockets only after many tasks.
-        match (self.is_busy(), self.floods) {
-            (false, _) => None,
-            (true, false) => Some(Box::pin(tokio::task::yield_now())),
-            (true, true) => Some(Box::pin(tokio::time::sleep(PAUSE))),
+        if self.floods_until.is_some() {
+            return Some(Box::pin(tokio::time::sleep(PAUSE * (self.denied / DENIED_AT_ONCE).max(1))));
         }
+        // To wake the task is not enough: the runtime looks at its sockets only after many tasks.
+        if self.is_busy() { Some(Box::pin(tokio::task::yield_now())) } else { None }
     }
 
     /// Decides on an event in whose data something is asked for.
@@ -156,21 +163,27 @@ impl StreamJudge {
             ServerMessageVerdict::Pass => EventVerdict::Pass,
             ServerMessageVerdict::Replace(new) => EventVerdict::Replace(new),
             ServerMessageVerdict::Take(answers) => {
-                self.count_denied();
+                self.count_denied(answers.len());
                 self.proxy.answer_server(&self.server, self.path.as_ref(), endpoint, answers);
                 EventVerdict::TakeData
             }
         }
     }
 
-    /// Takes note that a message does not pass.
-    fn count_denied(&mut self) {
-        self.floods = !self.denials.take(Instant::now());
+    /// Takes note that so many messages of one text do not pass.
+    fn count_denied(&mut self, messages: usize) {
+        let now = Instant::now();
+        for _ in 0..messages.max(1) {
+            self.denied += 1;
+            if !self.denials.take(now) {
+                self.floods_until = Some(now + FLOOD);
+            }
+        }
     }
 
     /// Takes note that a message does not pass since it is not clear.
     fn refuse(&mut self, why: &UnclearMessage) {
-        self.count_denied();
+        self.count_denied(1);
         self.proxy.state.governor.metrics.servers.count_refused_message(&self.server);
         if !std::mem::replace(&mut self.has_told, true) {
             tracing::warn!(server = self.server, %why, "a message of the server does not pass; others of its stream are not logged");
@@ -208,7 +221,7 @@ impl StreamJudge {
                 ServerMessage::Plain | ServerMessage::Notification { .. } => {}
             }
         }
-        self.count_denied();
+        self.count_denied(answers.len());
         self.proxy.answer_server(&self.server, self.path.as_ref(), place.endpoint, answers);
         instead.filter(|_| messages.len() == 1).map_or(EventVerdict::TakeData, |answer| EventVerdict::Replace(answer.into()))
     }

@@ -92,7 +92,7 @@ impl Gate {
         if self.under_way.smallest_result_limit().is_some_and(|most| line.len() as u64 > most)
             && possible_answers(line) > answered.len()
         {
-            let too_large = "it is larger than a result may be that is awaited, and answers something else";
+            let too_large = "is larger than a result may be that is awaited, and answers something else";
             return self.unreadable(answered, line, &too_large);
         }
         self.listeners().server_said(text);
