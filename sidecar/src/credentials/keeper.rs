@@ -72,6 +72,13 @@ struct Need {
     renew: bool,
 }
 
+impl Need {
+    /// Returns true where a call may wait for a token. One that expired before the call saw it is asked for anew, but not at once.
+    fn is_waited_for(self) -> bool {
+        self.used && !self.usable
+    }
+}
+
 impl Schedule {
     fn is_due(&self, need: Need, now: Instant) -> bool {
         let rests = self.not_before.is_some_and(|at| now < at);
@@ -213,6 +220,10 @@ impl Keeper {
         };
         let renewals = known.renewals + u64::from(refused);
         if !self.schedule.is_due(need, now) {
+            if need.is_waited_for() {
+                // It is asked for later.
+                credential.set_used();
+            }
             if refused {
                 credential.publish(Known { renewals, ..Known::clone(&known) });
             }
@@ -317,6 +328,17 @@ mod tests {
         schedule.renewed = Some(now);
         assert!(!due(&schedule, Need { refused: true, ..usable }), "just renewed");
         assert!(schedule.is_due(Need { refused: true, ..usable }, now + RENEWALS));
+    }
+
+    #[test]
+    fn a_token_that_expired_before_its_call_saw_it_is_asked_for_after_the_rest() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.succeeded(now);
+        let expired = Need { used: true, ..Need::default() };
+        assert!(!schedule.is_due(expired, now) && expired.is_waited_for());
+        assert!(schedule.is_due(expired, now + SPACE));
+        assert!(!Need { usable: true, ..expired }.is_waited_for() && !Need::default().is_waited_for());
     }
 
     #[test]

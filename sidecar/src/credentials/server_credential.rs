@@ -123,7 +123,7 @@ impl ServerCredential {
         let known = self.known.load();
         let ready = known.usable()?;
         if let Some(renew_at) = ready.renew_at {
-            self.used.store(true, Ordering::Relaxed);
+            self.set_used();
             if Instant::now() >= renew_at {
                 self.wake.notify_one();
             }
@@ -153,7 +153,7 @@ impl ServerCredential {
                 if let Some(problem) = &known.problem {
                     return Err(problem.clone());
                 }
-                self.used.store(true, Ordering::Relaxed);
+                self.set_used();
                 self.wake.notify_one();
                 if changed.changed().await.is_err() {
                     return Err(CredentialProblem::passing("the sidecar stops"));
@@ -266,6 +266,11 @@ impl ServerCredential {
     /// Returns whether it was asked for since this was last called.
     pub(super) fn take_used(&self) -> bool {
         self.used.swap(false, Ordering::Relaxed)
+    }
+
+    /// Takes note that it was asked for.
+    pub(super) fn set_used(&self) {
+        self.used.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether a call wants another than what is known, since this was last called.

@@ -73,7 +73,9 @@ impl Proxy {
         };
         // The credential is waited for too.
         let before = Instant::now();
-        let sent = self.exchange_with_credential(slot, AgentRequest { method, headers, url, body }, server).await;
+        // Boxed: no connection to a server without one is made larger by it.
+        let message = AgentRequest { method, headers, url, body };
+        let sent = Box::pin(self.exchange_with_credential(slot, message, server)).await;
         (sent, before.elapsed())
     }
 

@@ -92,7 +92,8 @@ impl Proxy {
         if kind.is_list() {
             // On an HTTP+SSE stream the list comes there; what answers the POST is any word.
             let any = !parts.status.is_success() || kind == ResponseKind::PostedList;
-            let answer = self.list(body, &parts, any, asked, &kind, at).await?;
+            // Boxed: no connection that asks for no list is made larger by it.
+            let answer = Box::pin(self.list(body, &parts, any, asked, &kind, at)).await?;
             parts.headers.remove(header::CONTENT_LENGTH);
             return Ok((Response::from_parts(parts, answer), outcome));
         }
