@@ -17,8 +17,11 @@ build_programs() {
 	"$ROOT/tests/cluster/images.sh" binaries operator sidecar >/dev/null &
 	images=$!
 	STARTED+=("$images")
-	sidecar >/dev/null
-	wait "$images"
+	# Both are waited for, and both must have been built: here, a command that fails ends nothing by itself.
+	local code=0
+	sidecar >/dev/null || code=1
+	wait "$images" || code=1
+	return $code
 }
 
 stage() {
