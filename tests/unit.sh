@@ -3,4 +3,4 @@
 
 . "$(dirname "$0")/lib.sh"
 ensure_redis
-exec cargo test --locked --workspace --features toolweir-crds/kube --manifest-path "$ROOT/Cargo.toml" "$@"
+exec cargo test --no-fail-fast --locked --workspace --features toolweir-crds/kube --manifest-path "$ROOT/Cargo.toml" "$@"

@@ -564,7 +564,12 @@ async fn an_outage_that_outlives_the_token_is_told() {
 #[tokio::test]
 async fn tokens_that_do_not_live_are_not_asked_for_without_end() {
     let (folder, upstream) = (client_keys(), Upstream::bank().await);
-    let endpoint = Upstream::start(|_| Reply::json(r#"{"access_token":"t","expires_in":0.002}"#)).await;
+    // A life begins when its token is asked for. The answer always comes after its end.
+    let endpoint = Upstream::start(|_| {
+        std::thread::sleep(Duration::from_millis(3));
+        Reply::json(r#"{"access_token":"t","expires_in":0.002}"#)
+    })
+    .await;
     let credential = format!(
         "oauth2ClientCredentials: {{tokenUrl: 'http://{}/t', clientIdKey: id, clientSecretKey: secret}}",
         endpoint.address
