@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes each parser of untrusted bytes (sidecar/fuzz), a target on each core.
+# Fuzzes each parser of untrusted bytes (sidecar/fuzz), a target on each core. `fuzz.sh build` only builds the targets.
 # FUZZ_SECONDS: how long each target runs; the default is 300. FUZZ_TARGETS: the targets to run; the default is all.
 # New inputs go to a temporary folder. The seeds in git do not change; sidecar/tests/corpus.rs replays them without a fuzzer.
 
@@ -15,6 +15,7 @@ export CARGO_TARGET_DIR=$CACHE/fuzz-target
 tool=$(cargo_tool cargo-fuzz 0.13.2)
 # Every toolchain has the sanitizer, but the compiler's flag for it is not stable.
 PATH=$tool:$PATH RUSTC_BOOTSTRAP=1 nice -n 10 cargo fuzz build --fuzz-dir "$fuzz" --sanitizer address >&2
+[ "${1-}" != build ] || exit 0
 built=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
 
 seeds() {
