@@ -68,7 +68,13 @@ impl FieldErrors {
     }
 
     fn text(&mut self, path: String, text: &str, most: usize) {
-        if text.is_empty() || text.len() > most {
+        if text.is_empty() {
+            // To YAML, `!` begins a tag, and nothing is left behind it.
+            self.report(
+                path,
+                format!("has 0 bytes; from 1 to {most} are possible, and a text that begins with `!` needs quotes"),
+            );
+        } else if text.len() > most {
             self.report(path, format!("has {} bytes; from 1 to {most} are possible", text.len()));
         } else if text.contains(|c: char| c.is_control() && c != '\n' && c != '\t') {
             self.report(path, "contains a control character; remove it");
@@ -519,7 +525,7 @@ fn intercept_problem(url: &Uri, server: &str) -> Option<String> {
     let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     (name.starts_with('*') || domain_name_problem(&name).is_some()).then(|| {
         format!(
-            "is Intercept, and `{}` is no name, for which alone an authority of a pod can vouch; write the server's name into `url`, or leave `tls` out and have the agent use http://127.0.0.1:15001/{}",
+            "is Intercept, and `{}` is no name, and a pod's authority vouches for names alone; write the server's name into `url`, or leave `tls` out and have the agent use http://127.0.0.1:15001/{}",
             escaped(host, 80),
             escaped(server, SERVER_NAME)
         )
@@ -557,8 +563,9 @@ fn http_url(url: &str, what: &str) -> Result<Uri, String> {
         return Err(format!("`{shown}` has a character that a URL cannot hold; percent-encode it"));
     }
     let uri: Uri = url.parse().map_err(|error| format!("`{shown}` is not a URL: {error}"))?;
-    if uri.host().is_none_or(str::is_empty) {
-        return Err(format!("`{shown}` names no host"));
+    let Some(host) = uri.host().filter(|host| !host.is_empty()) else { return Err(format!("`{shown}` names no host")) };
+    if host.contains('*') {
+        return Err(format!("`{shown}` has a `*` in its host; a URL names one host, so write its name"));
     }
     if port_of(&uri).is_none() {
         return Err(format!("`{shown}` has a port that cannot be connected to; write a number from 1 to 65535, or none"));

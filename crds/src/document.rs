@@ -14,6 +14,7 @@ use crate::{
     quoting,
     text::one_line,
     tool_pins::{MCPToolPinsSpec, ToolPins},
+    yaml_words,
 };
 
 /// One policy of a file.
@@ -161,14 +162,14 @@ pub fn read_manifests<'a>(file: &'a str, text: &'a str) -> Result<Manifests<'a>,
     let bodies = serde_yaml::Deserializer::from_str(text);
     for (index, (head, body)) in heads.zip(bodies).enumerate() {
         let place = DocumentPlace { file, text, index };
-        let Some(head) = Option::<Head>::deserialize(head).map_err(|error| vec![yaml_error(file, &error)])? else {
+        let Some(head) = Option::<Head>::deserialize(head).map_err(|error| vec![yaml_error(file, text, &error)])? else {
             continue;
         };
         if let Some(error) = head.problem() {
             return Err(vec![place.error(&error)]);
         }
         if head.kind == PINS_KIND {
-            let pins = read_pins(body).map_err(|error| vec![yaml_error(file, &error)])?;
+            let pins = read_pins(body).map_err(|error| vec![yaml_error(file, text, &error)])?;
             let errors = check::check_tool_pins(&pins);
             let located = LocatedPins { pins, place };
             if !errors.is_empty() {
@@ -177,7 +178,7 @@ pub fn read_manifests<'a>(file: &'a str, text: &'a str) -> Result<Manifests<'a>,
             read.pins.push(located);
             continue;
         }
-        let (document, has_namespace) = head.read(body).map_err(|error| vec![yaml_error(file, &error)])?;
+        let (document, has_namespace) = head.read(body).map_err(|error| vec![yaml_error(file, text, &error)])?;
         let located = Located { document, has_namespace, place };
         let errors = check_document(&located.document);
         if !errors.is_empty() {
@@ -304,12 +305,13 @@ impl From<ObjectMeta> for Metadata {
     }
 }
 
-fn yaml_error(file: &str, error: &serde_yaml::Error) -> FileError {
-    let text = error.to_string();
+fn yaml_error(file: &str, text: &str, error: &serde_yaml::Error) -> FileError {
+    let told = error.to_string();
     let position = error.location().map(|at| (at.line(), at.column()));
-    let message =
-        position.and_then(|(line, column)| text.strip_suffix(&format!(" at line {line} column {column}"))).unwrap_or(&text);
-    let message = one_line(message, usize::MAX);
+    // The place is told before the message.
+    let message = position.map_or(told.clone(), |(line, column)| told.replace(&format!(" at line {line} column {column}"), ""));
+    let line = position.and_then(|(line, _)| text.lines().nth(line.checked_sub(1)?)).unwrap_or_default();
+    let message = yaml_words::remedied(one_line(&message, usize::MAX), line);
     FileError { file: file.to_owned(), position, message }
 }
 

@@ -11,7 +11,7 @@ use crate::{bounds, text::escaped};
 /// Where a pod with captured connections may connect to, besides the servers of its policies. All policies that have it must allow a
 /// connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "rules for connections, such as {default: Deny}")]
 pub struct Egress {
     /// What becomes of a connection that no rule allows.
     #[serde(default, skip_serializing_if = "EgressDefault::is_deny")]
@@ -41,7 +41,11 @@ impl EgressDefault {
 
 /// Connections that are allowed: to names, or to addresses, at these ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    rename_all = "camelCase",
+    deny_unknown_fields,
+    expecting = "a rule, such as {domainNames: [api.example.com], ports: [443]}"
+)]
 #[schemars(extend("x-kubernetes-validations" = [{
     "rule": "(has(self.domainNames) && self.domainNames.size() > 0) || (has(self.cidrs) && self.cidrs.size() > 0)",
     "message": "names no destination; write domainNames, cidrs or both",

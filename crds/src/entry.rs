@@ -1,14 +1,9 @@
 //! The entries of a server's lists: what holds for a tool, a prompt, a resource, or what the server may ask for.
 
-use std::fmt;
-
 use schemars::JsonSchema;
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{self, Visitor},
-};
+use serde::{Deserialize, Serialize};
 
-use crate::{approval::EntryApproval, bounds, request_name::RequestName, tool_class::ToolClass, window::Window};
+use crate::{approval::EntryApproval, bounds, not_null, request_name::RequestName, tool_class::ToolClass, window::Window};
 
 /// An entry of any kind, as it is written.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +32,7 @@ pub struct EntryView<'a> {
 
 /// What holds for one tool, for those that a glob matches, or for those of a class.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "an entry, such as {name: search}")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "(self.name == '') != (self.class == '')",
@@ -82,7 +77,7 @@ pub struct Tool {
     #[schemars(length(max = bounds::VALIDATIONS))]
     pub validations: Vec<Validation>,
     /// Calls go through only once a person has approved them. Null is refused: it would ask about none.
-    #[serde(default, deserialize_with = "some_approval", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null::approval", skip_serializing_if = "Option::is_none")]
     pub approval: Option<EntryApproval>,
     /// How many calls may be under way at once, of all pods that `maxConcurrentScope` counts together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,13 +119,13 @@ macro_rules! entry {
         $self.$most
     };
     (
-        $(#[$doc:meta])* $entry:ident,
+        $(#[$doc:meta])* $entry:ident, $example:literal,
         $(#[$name_doc:meta])* $name:ident: $text:ty = $view:expr,
         $($(#[$more_doc:meta])* $more:ident: $more_type:ty)?
     ) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = $example)]
         #[schemars(extend("x-kubernetes-validations" = [{
             "rule": "!has(self.approval) || !has(self.action) || self.action != 'Deny'",
             "message": "nobody is asked about what `action: Deny` denies; remove `approval` or `action`",
@@ -154,7 +149,7 @@ macro_rules! entry {
             #[schemars(length(max = bounds::VALIDATIONS))]
             pub validations: Vec<Validation>,
             /// It goes through only once a person has approved it. Null is refused: it would ask about nothing.
-            #[serde(default, deserialize_with = "some_approval", skip_serializing_if = "Option::is_none")]
+            #[serde(default, deserialize_with = "not_null::approval", skip_serializing_if = "Option::is_none")]
             pub approval: Option<EntryApproval>,
             /// How many may be under way at once, of all pods that `maxConcurrentScope` counts together.
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -192,7 +187,7 @@ macro_rules! entry {
 
 entry! {
     /// What holds for one prompt, or for those that a glob matches.
-    Prompt,
+    Prompt, "an entry, such as {name: review}",
     /// The prompt's exact name, or a glob in which `*` stands for any characters. A `*` that is part of the name is written `\*`, and
     /// a backslash `\\`. What the entry allows it tells apart by case; what it denies, and how it restricts, holds for names in any case.
     #[schemars(length(min = 1, max = bounds::TOOL_NAME))]
@@ -205,7 +200,7 @@ entry! {
 
 entry! {
     /// What holds for one resource, or for those that a glob matches.
-    Resource,
+    Resource, "an entry, such as {uri: 'file:///handbook/*'}",
     /// The resource's URI without percent-encoding and dot segments, or a glob in which `*` stands for any characters, `/` included. What
     /// the entry denies, and how it restricts, holds for URIs in any case, and with any query or fragment.
     #[schemars(length(min = 1, max = bounds::RESOURCE_URI))]
@@ -218,34 +213,9 @@ entry! {
 
 entry! {
     /// What holds for one thing that the server may ask of the agent.
-    ServerRequest,
+    ServerRequest, "an entry, such as {name: sampling}",
     /// What the server asks for.
     name: RequestName = |name| name.as_str(),
-}
-
-/// Reads an approval that may be left out, and not be null.
-fn some_approval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<EntryApproval>, D::Error> {
-    struct SomeApproval;
-    impl<'de> Visitor<'de> for SomeApproval {
-        type Value = Option<EntryApproval>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an approval")
-        }
-
-        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-            EntryApproval::deserialize(deserializer).map(Some)
-        }
-
-        fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
-            Err(E::custom("`approval` is null, and would ask about no call; write {} for every call, or remove it"))
-        }
-
-        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
-            self.visit_none()
-        }
-    }
-    deserializer.deserialize_option(SomeApproval)
 }
 
 /// Reads a class that may be empty: Kubernetes writes the empty text where it is left out, since it is a key of the list.
@@ -296,7 +266,7 @@ pub enum Action {
 
 /// At most `max` in any span of `window`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a limit, such as {max: 30, window: 1m}")]
 pub struct Limit {
     /// The most that is let through in any span of `window`: calls, or the sum of `cost`. At most 9 000 000 000 where it is
     /// counted across pods.
@@ -353,7 +323,7 @@ impl Scope {
 
 /// A condition on a call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a condition, such as {expression: args.amount <= 500}")]
 pub struct Validation {
     /// A CEL expression over `args`, `server`, `session`, `pod` and the name of what is used (`tool`, `prompt`, `uri` or `request`) that is
     /// true for what may pass.

@@ -25,6 +25,7 @@ pub mod egress;
 mod entry;
 pub mod error;
 pub mod explain;
+mod not_null;
 pub mod observed;
 mod operation;
 pub mod policy;
@@ -46,6 +47,7 @@ pub mod tool_name;
 pub mod tool_pins;
 mod url_port;
 pub mod window;
+mod yaml_words;
 
 pub use approval::{EntryApproval, TimeSpan};
 pub use credential::{Credential, CredentialKind, CredentialSource};

@@ -10,6 +10,7 @@ use crate::{
     credential::Credential,
     egress::Egress,
     entry::{Action, EntryView, Prompt, Resource, ServerRequest, Tool},
+    not_null,
     operation::OperationKind,
     tool_pins::ServerPins,
 };
@@ -164,7 +165,7 @@ impl From<MCPClusterPolicySpec> for MCPPolicySpec {
 
 /// A Kubernetes label selector: every requirement must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "labels of pods, such as {matchLabels: {app: agent}}")]
 pub struct LabelSelector {
     /// Labels that must have exactly these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -184,7 +185,7 @@ impl LabelSelector {
 
 /// One requirement on a label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a requirement, such as {key: app, operator: Exists}")]
 #[schemars(extend("x-kubernetes-validations" = [{
     "rule": "(self.operator == 'In' || self.operator == 'NotIn') == (has(self.values) && self.values.size() > 0)",
     "message": "operators In and NotIn take at least one value, Exists and DoesNotExist no values",
@@ -269,7 +270,7 @@ impl OnStoreFailure {
 
 /// One MCP server and what may be called there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a server, such as {name: github}")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "self.name != '*' || !has(self.url)",
@@ -331,7 +332,7 @@ pub struct Server {
     pub audit_arguments: Option<bool>,
     /// What the server's tools looked like when a person looked at them, and what becomes of those that look otherwise. Left out, this
     /// policy has no say in that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null::pins", skip_serializing_if = "Option::is_none")]
     pub pins: Option<ServerPins>,
     /// The answer for tools that no entry matches.
     #[serde(default = "deny")]
@@ -344,14 +345,14 @@ pub struct Server {
     )]
     pub tools: Vec<Tool>,
     /// The entries for prompts. Left out, with no default action for prompts, this policy has no say in them. An empty list is a say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null::prompts", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = bounds::PROMPTS),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub prompts: Option<Vec<Prompt>>,
     /// The entries for resources. Left out, with no default action for resources, this policy has no say in them. An empty list is a say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null::resources", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = bounds::RESOURCES),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uri"])
@@ -359,7 +360,7 @@ pub struct Server {
     pub resources: Option<Vec<Resource>>,
     /// The entries for what the server may ask of the agent: its model (`sampling`), its user (`elicitation`), its folders (`roots`). Left out,
     /// with no default action for requests, this policy has no say in that. An empty list is a say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null::requests", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = bounds::REQUESTS),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
@@ -378,7 +379,7 @@ fn deny() -> Action {
 /// The answers for what no entry matches, but tools. A policy that leaves one out, and has no list of the kind, has no say in it; with a
 /// list, what is left out is denied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "an action for each kind, such as {prompts: Deny}")]
 pub struct DefaultActions {
     /// For prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -416,14 +417,18 @@ impl Server {
 
     /// Returns the answer for what no entry of the kind matches.
     pub fn default_action_of(&self, kind: OperationKind) -> Action {
-        let given = match kind {
-            OperationKind::Tool => return self.default_action,
+        self.written_default_action_of(kind).unwrap_or_default()
+    }
+
+    /// The same, if it is written. That for tools is `Deny` where it is not.
+    pub fn written_default_action_of(&self, kind: OperationKind) -> Option<Action> {
+        match kind {
+            OperationKind::Tool => Some(self.default_action),
             OperationKind::Prompt => self.default_actions.prompts,
             OperationKind::Resource => self.default_actions.resources,
             OperationKind::Request => self.default_actions.requests,
             OperationKind::Other => self.default_actions.other,
-        };
-        given.unwrap_or_default()
+        }
     }
 
     /// Returns the entries of a kind, in their order.

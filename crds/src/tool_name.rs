@@ -76,12 +76,20 @@ pub fn doubts(entry: &str, kind: OperationKind) -> Vec<String> {
     if let Some(class) = entry.strip_prefix("class:").filter(|_| kind == OperationKind::Tool) {
         doubts.push(format!("`{shown}` is a tool of this name; for a class, write `class: {}` in place of `name`", class.trim()));
     }
-    // A URI has some of these on purpose.
-    let odd = if kind == OperationKind::Resource { "{}|^" } else { "?[]{}|^$," };
-    if let Some(other) = entry.chars().find(|c| odd.contains(*c)) {
+    let (odd, instead) = if kind == OperationKind::Resource {
+        // A URI has the others on purpose; brackets are of its host alone (RFC 3986, section 3.2.2).
+        let path =
+            entry.split_once("://").map_or(entry, |(_, rest)| rest.find('/').and_then(|at| rest.get(at..)).unwrap_or_default());
+        (
+            path.chars().find(|c| "[]".contains(*c)).or_else(|| entry.chars().find(|c| "{}|^".contains(*c))),
+            "write `*` in its place,",
+        )
+    } else {
+        (entry.chars().find(|c| "?[]{}|^$,".contains(*c)), "write an entry for each name")
+    };
+    if let Some(other) = odd {
         doubts.push(format!(
-            "`{shown}` has `{other}`, which stands for itself: only `*` stands for other characters; write an entry for each name \
-             unless the {kind} is called so"
+            "`{shown}` has `{other}`, which stands for itself: only `*` stands for other characters; {instead} unless the {kind} is called so"
         ));
     }
     doubts

@@ -42,7 +42,7 @@ pub struct MCPToolPinsSpec {
 
 /// What one tool looked like.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a tool, such as {name: search}")]
 pub struct PinnedTool {
     /// The tool's name, as its server lists it: no glob.
     #[schemars(length(min = 1, max = bounds::TOOL_NAME))]

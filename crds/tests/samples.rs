@@ -125,6 +125,65 @@ fn the_error_of_an_invalid_sample_says_what_its_first_line_promises() {
 }
 
 #[test]
+fn what_yaml_takes_otherwise_than_it_was_meant_is_told_with_the_remedy() {
+    for (server, promised) in [
+        (
+            "    tools:\n    - name: *delete*\n",
+            "8:20: did not find expected alphabetic or numeric character, while scanning an alias at line 8 column 13; a text that begins with `*` needs quotes",
+        ),
+        ("    tools:\n    - {name: a, reason: @me}\n", "a text that begins with `@` needs quotes"),
+        (
+            "    tools:\n    - name: a\n      validations:\n      - expression: !has(args.a) || args.a == 1\n",
+            "a text that begins with `!` needs quotes",
+        ),
+        (
+            "    tools:\n    - name: a\n      validations:\n      - expression: !has(args.a)\n",
+            "expression: has 0 bytes; from 1 to 2048 are possible, and a text that begins with `!` needs quotes",
+        ),
+        ("    tools:\n    - name: a\n\taction: Deny\n", "; indent with spaces; YAML takes no tabs there"),
+        ("\ttools: []\n", "; indent with spaces; YAML takes no tabs there"),
+        ("    tools:\n    - name: a\n      reason: no: never\n", "; a text that contains `: ` needs quotes"),
+        (
+            "    tools:\n    - {name: a, reason: a[0] of b}\n",
+            "; close each `{` and `[`; within them, a text that contains one of `,[]{}` needs quotes",
+        ),
+    ] {
+        let text = format!(
+            "apiVersion: toolweir.dev/v1alpha1\nkind: MCPPolicy\nmetadata: {{name: a, namespace: b}}\nspec:\n  servers:\n  - name: s\n{server}"
+        );
+        let error = one("a.yaml", &text).to_string();
+        assert!(error.contains(promised), "{server}{error}");
+    }
+}
+
+#[test]
+fn what_has_another_form_is_told_with_the_form_it_should_have() {
+    for (field, promised) in [
+        ("tools: [search]", "tools[0]: invalid type: string \"search\", expected an entry, such as {name: search}"),
+        ("prompts: {review: Allow}", "prompts: invalid type: map, expected a list"),
+        ("requests: [sampling]", "requests[0]: invalid type: string \"sampling\", expected an entry, such as {name: sampling}"),
+        ("resources: ['file:///a']", "expected an entry, such as {uri: 'file:///handbook/*'}"),
+        ("tools: [{name: a, maxResultBytes: 100KB}]", "expected a whole number, without quotes and without a unit"),
+        ("tools: [{name: a, action: [Deny]}]", "action: invalid type: list, expected a text"),
+        ("tools: [{name: a, limits: [5]}]", "expected a limit, such as {max: 30, window: 1m}"),
+        ("tools: [{name: a, validations: ['args.a < 3']}]", "expected a condition, such as {expression: args.amount <= 500}"),
+        ("defaultActions: Deny", "expected an action for each kind, such as {prompts: Deny}"),
+        // Who writes nothing behind the colon means an empty list, or all of something.
+        ("prompts: null", "`prompts` is null, and would say nothing of prompts; write [] to let none through, or remove it"),
+        ("resources: ~", "`resources` is null, and would say nothing of resources; write [] to let none through, or remove it"),
+        ("requests:", "`requests` is null, and would say nothing of requests; write [] to let none through, or remove it"),
+        ("pins:", "`pins` is null, and would pin nothing; write the name of the pins, or remove it"),
+        ("url: http://*.tools.svc/mcp", "has a `*` in its host; a URL names one host, so write its name"),
+    ] {
+        let text = format!(
+            "apiVersion: toolweir.dev/v1alpha1\nkind: MCPPolicy\nmetadata: {{name: a, namespace: b}}\nspec:\n  servers:\n  - name: s\n    {field}\n"
+        );
+        let error = one("a.yaml", &text).to_string();
+        assert!(error.contains(promised), "{field}: {error}");
+    }
+}
+
+#[test]
 fn an_error_has_the_line_that_the_sample_marks() {
     let mut marked = 0;
     for (name, text) in samples("invalid") {

@@ -248,7 +248,7 @@ mod tests {
             let (reason, message) = told(&mut index, &Tallies::new(), name).unwrap();
             assert_eq!(reason, ReadyReason::NotReady);
             let promised = "Policies disagree on the credential of server s, and nothing reaches it: policy agents/b, \
-                            spec.servers[0].credential: is another than that of the older policy agents/a";
+                            spec.servers[0].credential: differs from that of the older policy agents/a";
             assert!(message.starts_with(promised), "{message}");
         }
         assert_eq!(told(&mut index, &Tallies::new(), "c").unwrap().0, ReadyReason::Pending);

@@ -45,7 +45,8 @@ pub struct AuditLine<'a> {
     /// What it names: a prompt, a URI as the client wrote it, what the server asks for, or the method.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<&'a str>,
-    /// What a completion/complete refers to: a `prompt` or a `resource`. Absent where the operation says what it names.
+    /// What a completion/complete refers to: a `prompt` or a `resource`; `method` where an operation that usually names something is
+    /// decided as `other`. Absent where the operation says what it names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'a str>,
     /// `allowed`, `denied`, `would_deny` or `would_ask`.

@@ -246,6 +246,39 @@ async fn check_warns_of_names_likely_meant_otherwise_and_expressions_that_deny_w
 }
 
 #[tokio::test]
+async fn check_warns_of_a_list_that_closes_its_kind_and_does_not_say_so() {
+    let folder = Folder::new();
+    for (lists, warned) in [
+        ("resources: [{uri: '*', maxResultBytes: 1000}]", Some("resources: allows nothing, so that all resources are denied")),
+        (
+            "prompts: [{name: '*secret*', action: Deny}]",
+            Some("`defaultActions: {prompts: Allow}` (or `Deny`, to keep them closed)"),
+        ),
+        ("requests: [{name: sampling, action: Deny}]", Some("requests: allows nothing")),
+        ("resources: []", None),
+        ("resources: [{uri: '*', action: Deny}]", None),
+        ("resources: [{uri: 'file:///a/*'}]", None),
+        ("prompts: [{name: '*secret*', action: Deny}]\n    defaultActions: {prompts: Allow}", None),
+    ] {
+        let path = folder.write("policy.yaml", format!("{}    {lists}\n", allow_all(URL)));
+        let (code, out, error) = said(&program::run(&["check", path.to_str().unwrap()]).await);
+        assert_eq!((code, error.as_str()), (0, ""), "{lists}");
+        match warned {
+            Some(words) => assert!(out.contains(words), "{lists}: {out}"),
+            None => assert!(!out.contains("allows nothing"), "{lists}: {out}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn check_takes_the_valid_samples_as_their_page_says() {
+    let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/samples/valid");
+    let (code, out, error) = said(&program::run(&["check", "--shared-store", samples]).await);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(out.lines().last().unwrap().starts_with("ok: "), "{out}");
+}
+
+#[tokio::test]
 async fn check_takes_files_and_folders_together_as_the_policies_of_one_pod() {
     let folder = Folder::new();
     folder.write("policy.yaml", speaking(&allow_all(URL)));

@@ -55,7 +55,7 @@ pub(crate) fn choose_access(
     let mut conflicts = Vec::new();
     for other in with_credential.iter().filter(|other| other.credential != first.credential) {
         let message = format!(
-            "is another than that of the older policy {}; nothing reaches the server until both write the same or one leaves it out",
+            "differs from that of the older policy {}; nothing reaches the server until both write the same or one leaves it out",
             name(first.policy)
         );
         conflicts.push((name(other.policy), conflict(other, Severity::Closed, message)));

@@ -7,8 +7,8 @@ use std::{
 };
 
 use toolweir_crds::{
-    Credential, CredentialSource, EntryApproval, EntryView, FieldError, Limit, MCPPolicySpec, OperationKind, Scope, Server,
-    ServerTls, check::server_url, resource_uri, tool_name,
+    Action, Credential, CredentialSource, EntryApproval, EntryView, FieldError, Limit, MCPPolicySpec, OperationKind, Scope,
+    Server, ServerTls, check::server_url, resource_uri, tool_name,
 };
 
 use crate::{
@@ -125,7 +125,10 @@ impl Engine {
             for (at, server) in policy.spec.servers.iter().enumerate() {
                 if servers.get(server.name.as_str()).is_some_and(|rules| rules.url.is_none()) {
                     let path = format!("spec.servers[{at}].url");
-                    let message = "is left out, and no other policy gives it; write where the server is".to_owned();
+                    let message =
+                        "is left out, and no other policy gives it; write where the server is, or, if a command starts it, use \
+                                   `toolweir-sidecar stdio`"
+                            .to_owned();
                     problems.push(Problem { policy: index, severity: Severity::NoUrl, error: FieldError { path, message } });
                 }
             }
@@ -253,12 +256,30 @@ impl Compiler<'_> {
             let entries: Vec<CompiledEntry> =
                 entries.map(|(at, entry)| self.entry(&format!("{path}[{at}]"), &server.name, kind, &entry)).collect();
             self.contradictions(&path, kind, &entries);
+            self.closes_by_silence(&path, kind, server, &entries);
             (kind, entries)
         });
         if let Some(credential) = &server.credential {
             self.doubts.extend(clear_text(&format!("{path}.credential"), credential, server.url.as_deref()));
         }
         kinds.into()
+    }
+
+    /// Doubts a list that allows nothing and does not say that it is to close its kind.
+    fn closes_by_silence(&mut self, path: &str, kind: OperationKind, server: &Server, entries: &[CompiledEntry]) {
+        let closes = |entry: &CompiledEntry| match entry.effective_action() {
+            Some(Action::Deny) => entry.tells_names_apart(),
+            Some(Action::Allow) => false,
+            None => true,
+        };
+        if server.written_default_action_of(kind).is_none() && !entries.is_empty() && entries.iter().all(closes) {
+            let list = kind.field();
+            let message = format!(
+                "allows nothing, so that all {list} are denied; write an entry with `action: Allow`, or `defaultActions: {{{list}: Allow}}` \
+                 (or `Deny`, to keep them closed)"
+            );
+            self.doubts.push(FieldError { path: path.to_owned(), message });
+        }
     }
 
     /// Globs of equal weight that both match some tool must not say different things about it.

@@ -52,7 +52,7 @@ fn a_credential_goes_only_to_the_url_that_the_same_policy_gives() {
 #[test]
 fn policies_that_disagree_on_it_close_the_server_and_no_other() {
     for (first, second, path, said) in [
-        ((HERE, A), (HERE, B), "spec.servers[0].credential", "is another than that of the older policy n/p0"),
+        ((HERE, A), (HERE, B), "spec.servers[0].credential", "differs from that of the older policy n/p0"),
         ((HERE, ""), (THERE, A), "spec.servers[0].credential", "says that the server is at https://here.test/mcp"),
     ] {
         let servers = [server(first.0, first.1), server(second.0, second.1)];
