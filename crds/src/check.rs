@@ -68,16 +68,25 @@ impl FieldErrors {
     }
 
     fn text(&mut self, path: String, text: &str, most: usize) {
-        if text.is_empty() {
-            // To YAML, `!` begins a tag, and nothing is left behind it.
-            self.report(
-                path,
-                format!("has 0 bytes; from 1 to {most} are possible, and a text that begins with `!` needs quotes"),
-            );
-        } else if text.len() > most {
+        if text.is_empty() || text.len() > most {
             self.report(path, format!("has {} bytes; from 1 to {most} are possible", text.len()));
         } else if text.contains(|c: char| c.is_control() && c != '\n' && c != '\t') {
             self.report(path, "contains a control character; remove it");
+        }
+    }
+
+    fn expression(&mut self, path: String, text: &str, most: usize) {
+        if text.is_empty() {
+            // To YAML, `!` begins a tag, and nothing is left behind it.
+            self.report(path, format!("has 0 bytes; from 1 to {most} are possible, and one that begins with `!` needs quotes"));
+        } else {
+            self.text(path, text, most);
+        }
+    }
+
+    fn optional_expression(&mut self, path: String, text: Option<&str>) {
+        if let Some(text) = text {
+            self.expression(path, text, EXPRESSION);
         }
     }
 
@@ -349,7 +358,7 @@ impl FieldErrors {
         self.count(&format!("{path}.validations"), entry.validations.len(), 0, VALIDATIONS);
         for (index, validation) in entry.validations.iter().take(VALIDATIONS).enumerate() {
             let path = format!("{path}.validations[{index}]");
-            self.text(format!("{path}.expression"), &validation.expression, EXPRESSION);
+            self.expression(format!("{path}.expression"), &validation.expression, EXPRESSION);
             self.optional_text(format!("{path}.message"), validation.message.as_deref(), TEXT);
         }
         if let Some(approval) = entry.approval {
@@ -385,11 +394,11 @@ impl FieldErrors {
         if action == Some(Action::Deny) {
             self.report(path, "stands beside `action: Deny`, which nobody is asked about; remove one of the two");
         }
-        self.optional_text(format!("{path}.when"), approval.when.as_deref(), EXPRESSION);
+        self.optional_expression(format!("{path}.when"), approval.when.as_deref());
         self.optional_text(format!("{path}.message"), approval.message.as_deref(), TEXT);
         self.count(&format!("{path}.show"), approval.show.len(), 0, SHOWN_VALUES);
         for (index, expression) in approval.show.iter().take(SHOWN_VALUES).enumerate() {
-            self.text(format!("{path}.show[{index}]"), expression, SHOWN_EXPRESSION);
+            self.expression(format!("{path}.show[{index}]"), expression, SHOWN_EXPRESSION);
         }
         if approval.hold.span() > EntryApproval::LONGEST_HOLD {
             self.report(
@@ -418,8 +427,8 @@ impl FieldErrors {
                 format!("is {}; a limit that is counted across pods has at most {SHARED_MAX}", limit.max),
             );
         }
-        self.optional_text(format!("{path}.key"), limit.key.as_deref(), EXPRESSION);
-        self.optional_text(format!("{path}.cost"), limit.cost.as_deref(), EXPRESSION);
+        self.optional_expression(format!("{path}.key"), limit.key.as_deref());
+        self.optional_expression(format!("{path}.cost"), limit.cost.as_deref());
         self.optional_text(format!("{path}.counter"), limit.counter.as_deref(), COUNTER_NAME);
     }
 }

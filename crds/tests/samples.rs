@@ -138,7 +138,7 @@ fn what_yaml_takes_otherwise_than_it_was_meant_is_told_with_the_remedy() {
         ),
         (
             "    tools:\n    - name: a\n      validations:\n      - expression: !has(args.a)\n",
-            "expression: has 0 bytes; from 1 to 2048 are possible, and a text that begins with `!` needs quotes",
+            "expression: has 0 bytes; from 1 to 2048 are possible, and one that begins with `!` needs quotes",
         ),
         ("    tools:\n    - name: a\n\taction: Deny\n", "; indent with spaces; YAML takes no tabs there"),
         ("\ttools: []\n", "; indent with spaces; YAML takes no tabs there"),
