@@ -13,10 +13,18 @@ fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 # need COMMAND HOW: fails and says how to install the command if it is missing. Nothing is skipped silently.
 need() { command -v "$1" >/dev/null || fail "needs '$1'; install it with: $2"; }
 
+# ensure COMMAND PACKAGE: installs the command with apt if it is missing, as root on Debian; else fails and says how to install it.
+ensure() {
+	if ! command -v "$1" >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+		flock /tmp/toolweir-apt.lock sh -c "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $2" >&2
+	fi
+	need "$1" "apt-get install $2"
+}
+
 # need_namespaces: fails without what stages in network namespaces need.
 need_namespaces() {
-	need ip "apt-get install iproute2"
-	need nft "apt-get install nftables"
+	ensure ip iproute2
+	ensure nft nftables
 	need setpriv "apt-get install util-linux"
 	need openssl "apt-get install openssl"
 	need curl "apt-get install curl"

@@ -3,7 +3,7 @@
 # skipped. `tests/run.sh STAGE...` runs these stages only.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit build cel classes demo tools pins methods sdk operations conformance credentials capture intercept approvals hammer shared memory start scrape replay bounds bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit build cel classes demo tools pins methods sdk operations conformance approvals hammer memory start scrape replay shared credentials bounds capture intercept bench-smoke fuzz-smoke cluster chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 # CI checks the code out anew each time. What does not change in between, the dependencies above all, stays compiled.
@@ -22,6 +22,20 @@ build_programs() {
 	sidecar >/dev/null || code=1
 	wait "$images" || code=1
 	return $code
+}
+
+# Stages that mostly wait, and those that run beside them if both are to run.
+declare -A BESIDE=([shared]="credentials" [bounds]="capture intercept")
+
+# run_beside STAGE...: runs stages one after the other; writes what became of each to a file beside its log.
+run_beside() {
+	local name began result
+	for name in "$@"; do echo "failed 0" >"$LOGS/$name.result"; done
+	for name in "$@"; do
+		began=$SECONDS result=failed
+		if (stage "$name") >"$LOGS/$name.log" 2>&1; then result=passed; fi
+		echo "$result $((SECONDS - began))" >"$LOGS/$name.result"
+	done
 }
 
 # build_ahead: builds what the stages fuzz-smoke and cluster need, on what others leave of the processors. These stages wait for it, and
@@ -77,18 +91,37 @@ need go "https://go.dev/dl (Go 1.26 or later); it builds the cluster"
 need cc "apt-get install build-essential"
 need chrt "apt-get install util-linux"
 
+# told NAME RESULT SECONDS: takes a stage into the summary.
 passed=0 failed=0 summary=
+told() {
+	local how=$2
+	if [ "$2" = passed ]; then passed=$((passed + 1)); else failed=$((failed + 1)) how="FAILED   $LOGS/$1.log"; fi
+	summary+=$(printf '  %-14s %5d s   %s' "$1" "$3" "$how")$'\n'
+}
+
+ran=" "
 for name in "${STAGES[@]}"; do
+	case $ran in *" $name "*) continue ;; esac
+	beside=()
+	for other in ${BESIDE[$name]-}; do
+		case " ${STAGES[*]} " in *" $other "*) beside+=("$other") ran+="$other " ;; esac
+	done
 	printf '\n==== %s\n' "$name"
-	began=$SECONDS
+	[ ${#beside[@]} -eq 0 ] || start /dev/null run_beside "${beside[@]}"
+	began=$SECONDS result=failed
 	# In a subshell, so that `exit` ends only the stage.
-	if (stage "$name") 2>&1 | tee "$LOGS/$name.log"; then
-		passed=$((passed + 1)) result=passed
-	else
-		failed=$((failed + 1)) result="FAILED   $LOGS/$name.log"
+	if (stage "$name") 2>&1 | tee "$LOGS/$name.log"; then result=passed; fi
+	told "$name" "$result" $((SECONDS - began))
+	if [ ${#beside[@]} -gt 0 ]; then
+		wait "${STARTED[-1]}" || true
+		for other in "${beside[@]}"; do
+			printf '\n==== %s, beside %s\n' "$other" "$name"
+			cat "$LOGS/$other.log"
+			read -r result seconds <"$LOGS/$other.result"
+			told "$other" "$result" "$seconds"
+		done
 	fi
 	[ "$name" != build ] || start "$LOGS/ahead.log" build_ahead
-	summary+=$(printf '  %-14s %5d s   %s' "$name" $((SECONDS - began)) "$result")$'\n'
 done
 
 printf '\n==== summary\n%s\n%d passed, %d failed\n' "$summary" "$passed" "$failed"

@@ -28,15 +28,6 @@ binaries() {
 	echo "$TARGET/$triple/$PROFILE"
 }
 
-ensure_buildah() {
-	command -v buildah >/dev/null && return
-	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-		apt-get update -qq >&2
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends buildah >&2
-	fi
-	need buildah "apt-get install buildah"
-}
-
 image() { echo "localhost/toolweir-$1:$TAG"; }
 
 # from_dockerfile NAME BINARY: builds an archive with buildah, in a temporary storage.
@@ -129,7 +120,7 @@ build() {
 		*) fail "there is no image $name; there are operator, sidecar, agent, clients, store" ;;
 	esac done
 	if [ ${#rust[@]} -gt 0 ]; then
-		ensure_buildah
+		ensure buildah buildah
 		folder=$(binaries "${rust[@]}")
 		for name in "${rust[@]}"; do from_dockerfile "$name" "$folder/toolweir-$name"; done
 		[ ${#rust[@]} -lt 2 ] || cp "$folder/toolweir-test-simulator" "$folder/rmcp-driver" "$folder/kubectl-toolweir" "$OUT/"

@@ -106,8 +106,9 @@ build() {
 	mkdir -p "$BIN" && exec 9>"$NODE_CACHE/lock" && flock 9
 	export CGO_ENABLED=0 DEBIAN_FRONTEND=noninteractive
 	if ! packages; then
-		apt-get update -qq
-		apt-get install -y -qq --no-install-recommends containerd runc containernetworking-plugins nftables iptables ipset conntrack openssl
+		local wanted="containerd runc containernetworking-plugins nftables iptables ipset conntrack openssl"
+		# Other scripts may be installing something.
+		flock /tmp/toolweir-apt.lock sh -c "apt-get update -qq && apt-get install -y -qq --no-install-recommends $wanted"
 	fi
 	local programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
 	local missing=(); for c in "${programs[@]}" kubectl; do [ -x "$BIN/$c" ] || missing+=("$c"); done

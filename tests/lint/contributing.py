@@ -2,7 +2,7 @@
 """Holds CONTRIBUTING.md, ARCHITECTURE.md and tests/README.md against the repository.
 
 - Every stage of tests/run.sh has a row in the table of stages, and every row is a stage.
-- Every tool that a script asks for with `need` is in the table of tools.
+- Every tool that a script asks for with `need` or `ensure` is in the table of tools.
 - Every `make TARGET` is a target of the Makefile.
 - Every path in backticks exists; so do the links to files.
 - Every folder of tests/ has a row in tests/README.md.
@@ -35,7 +35,7 @@ def faults():
 
     tools = section(page, "## What you need")
     for script in sorted((ROOT / "tests").rglob("*.sh")):
-        for tool in re.findall(r"^\s*need ([a-z0-9+_-]+) ", script.read_text(), re.M):
+        for tool in re.findall(r"^\s*(?:need|ensure) ([a-z0-9+_-]+) ", script.read_text(), re.M):
             if f"`{tool}`" not in tools and BROUGHT.get(tool, tool) not in tools:
                 yield f"CONTRIBUTING.md: {script.relative_to(ROOT)} needs {tool}, which the table of tools does not have"
 
