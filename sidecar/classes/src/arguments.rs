@@ -138,10 +138,8 @@ fn query<'a>(property: &'a Property<'_>, known: &Known<'_>) -> Option<(ToolClass
     let word = property.last_of("query queries statement statements q expression")?;
     let sentences = prose::sentences_of(property.description.unwrap_or_default());
     let here = prose::language(&sentences).is_some();
-    let runs = sentences.iter().flatten().any(|word| among("execute executed run executes runs", &word.lower));
     let queries = known.name.is_none_or(|action| action.class > Read || among("query search", &action.verb));
-    let statement = property.ends_with("statement statements expression");
-    (here && (runs || queries || statement) || known.language && queries).then_some((Execute, word))
+    (here || known.language && queries).then_some((Execute, word))
 }
 
 /// A command or a program.

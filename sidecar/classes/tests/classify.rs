@@ -52,6 +52,16 @@ fn queries_and_commands() {
     let sql = |description: &str| properties(&json!({"query": {"type": "string", "description": description}}));
     assert_eq!(with("query_table", "Query a table", &sql("The SQL to execute")).class, ToolClass::Execute);
     assert_eq!(with("search_table", "Search a table", &sql("What to look for")).class, ToolClass::Read);
+    // Whatever the name says.
+    for (name, description) in
+        [("fetch_data", "SQL query. May contain INSERT"), ("get_rows", "SQL query"), ("list_nodes", "A Cypher query")]
+    {
+        assert_eq!(with(name, "", &sql(description)).class, ToolClass::Execute, "{name}");
+    }
+    assert_eq!(
+        with("explain_plan", "Explains how a query would run. Takes a read-only SQL query", &sql("SQL query")).class,
+        ToolClass::Read
+    );
     let flag = properties(&json!({"include_sql": {"type": "boolean"}, "show_command": {"type": "boolean"}}));
     assert_eq!(with("list_jobs", "List jobs", &flag).class, ToolClass::Read);
     let code = |description: &str| properties(&json!({"code": {"type": "string", "description": description}}));
