@@ -52,8 +52,8 @@ fn remedy(message: &str, line: &str) -> Option<String> {
         return None;
     }
     let begins = |text: &str| text.trim_start().chars().next().filter(|c| "*&!%@`|>".contains(*c));
-    let values = line.match_indices(": ").chain(line.match_indices("- ")).map(|(at, _)| at + 2);
-    let first = values.filter_map(|at| line.get(at..).and_then(begins)).next()?;
+    let mut values = line.match_indices(": ").chain(line.match_indices("- ")).map(|(at, _)| at + 2);
+    let first = values.find_map(|at| line.get(at..).and_then(begins))?;
     Some(format!("a text that begins with `{first}` needs quotes"))
 }
 
