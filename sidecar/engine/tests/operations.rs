@@ -296,7 +296,7 @@ fn a_star_in_a_host_is_warned_of_since_it_stands_for_other_hosts() {
     let doubts = |uri: &str| {
         let (_, problems) =
             compile_with_problems(&[("a", &format!("{{name: docs, url: 'http://h/mcp', resources: [{{uri: '{uri}'}}]}}"))]);
-        problems.iter().filter(|problem| problem.error.path.ends_with(".uri")).count()
+        problems.iter().filter(|problem| problem.error.path.ends_with("].uri")).count()
     };
     assert_eq!(["http://*.example.com/*", "db://x*/y"].map(doubts), [1, 1]);
     assert_eq!(["http://example.com/*", "db://*", "*", "file:///a/*/b"].map(doubts), [0, 0, 0, 0]);
