@@ -1,9 +1,11 @@
 //! The entries of a server's lists: what holds for a tool, a prompt, a resource, or what the server may ask for.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{approval::EntryApproval, bounds, not_null, request_name::RequestName, tool_class::ToolClass, window::Window};
+use crate::{
+    approval::EntryApproval, bounds, not_null::not_null, request_name::RequestName, tool_class::ToolClass, window::Window,
+};
 
 /// An entry of any kind, as it is written.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +79,7 @@ pub struct Tool {
     #[schemars(length(max = bounds::VALIDATIONS))]
     pub validations: Vec<Validation>,
     /// Calls go through only once a person has approved them. Null is refused: it would ask about none.
-    #[serde(default, deserialize_with = "not_null::approval", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "some_approval", skip_serializing_if = "Option::is_none")]
     pub approval: Option<EntryApproval>,
     /// How many calls may be under way at once, of all pods that `maxConcurrentScope` counts together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,7 +151,7 @@ macro_rules! entry {
             #[schemars(length(max = bounds::VALIDATIONS))]
             pub validations: Vec<Validation>,
             /// It goes through only once a person has approved it. Null is refused: it would ask about nothing.
-            #[serde(default, deserialize_with = "not_null::approval", skip_serializing_if = "Option::is_none")]
+            #[serde(default, deserialize_with = "some_approval", skip_serializing_if = "Option::is_none")]
             pub approval: Option<EntryApproval>,
             /// How many may be under way at once, of all pods that `maxConcurrentScope` counts together.
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -216,6 +218,10 @@ entry! {
     ServerRequest, "an entry, such as {name: sampling}",
     /// What the server asks for.
     name: RequestName = |name| name.as_str(),
+}
+
+fn some_approval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<EntryApproval>, D::Error> {
+    not_null(deserializer, "`approval` is null, and would ask about no call; write {} for every call, or remove it")
 }
 
 /// Reads a class that may be empty: Kubernetes writes the empty text where it is left out, since it is a key of the list.

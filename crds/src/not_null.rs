@@ -7,27 +7,12 @@ use serde::{
     de::{Error, Visitor},
 };
 
-use crate::{
-    approval::EntryApproval,
-    entry::{Prompt, Resource, ServerRequest},
-    tool_pins::ServerPins,
-};
-
-/// Defines functions for `deserialize_with`, each with the error of its null.
-macro_rules! not_null {
-    ($($field:ident: $kind:ty = $error:literal,)*) => {
-        $(pub(crate) fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<$kind>, D::Error> {
-            deserializer.deserialize_option(NotNull($error, PhantomData))
-        })*
-    };
-}
-
-not_null! {
-    approval: EntryApproval = "`approval` is null, and would ask about no call; write {} for every call, or remove it",
-    prompts: Vec<Prompt> = "`prompts` is null, and would say nothing of prompts; write [] to let none through, or remove it",
-    resources: Vec<Resource> = "`resources` is null, and would say nothing of resources; write [] to let none through, or remove it",
-    requests: Vec<ServerRequest> = "`requests` is null, and would say nothing of requests; write [] to let none through, or remove it",
-    pins: ServerPins = "`pins` is null, and would pin nothing; write the name of the pins, or remove it",
+/// Reads such a field. `null_error` is the error of its null.
+pub(crate) fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+    null_error: &'static str,
+) -> Result<Option<T>, D::Error> {
+    deserializer.deserialize_option(NotNull(null_error, PhantomData))
 }
 
 struct NotNull<T>(&'static str, PhantomData<T>);

@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, fmt};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     bounds,
     credential::Credential,
     egress::Egress,
     entry::{Action, EntryView, Prompt, Resource, ServerRequest, Tool},
-    not_null,
+    not_null::not_null,
     operation::OperationKind,
     tool_pins::ServerPins,
 };
@@ -332,7 +332,7 @@ pub struct Server {
     pub audit_arguments: Option<bool>,
     /// What the server's tools looked like when a person looked at them, and what becomes of those that look otherwise. Left out, this
     /// policy has no say in that.
-    #[serde(default, deserialize_with = "not_null::pins", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "some_pins", skip_serializing_if = "Option::is_none")]
     pub pins: Option<ServerPins>,
     /// The answer for tools that no entry matches.
     #[serde(default = "deny")]
@@ -345,14 +345,14 @@ pub struct Server {
     )]
     pub tools: Vec<Tool>,
     /// The entries for prompts. Left out, with no default action for prompts, this policy has no say in them. An empty list is a say.
-    #[serde(default, deserialize_with = "not_null::prompts", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "some_prompts", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = bounds::PROMPTS),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub prompts: Option<Vec<Prompt>>,
     /// The entries for resources. Left out, with no default action for resources, this policy has no say in them. An empty list is a say.
-    #[serde(default, deserialize_with = "not_null::resources", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "some_resources", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = bounds::RESOURCES),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uri"])
@@ -360,7 +360,7 @@ pub struct Server {
     pub resources: Option<Vec<Resource>>,
     /// The entries for what the server may ask of the agent: its model (`sampling`), its user (`elicitation`), its folders (`roots`). Left out,
     /// with no default action for requests, this policy has no say in that. An empty list is a say.
-    #[serde(default, deserialize_with = "not_null::requests", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "some_requests", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = bounds::REQUESTS),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
@@ -374,6 +374,22 @@ pub struct Server {
 
 fn deny() -> Action {
     Action::Deny
+}
+
+fn some_prompts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Prompt>>, D::Error> {
+    not_null(deserializer, "`prompts` is null, and would say nothing of prompts; write [] to let none through, or remove it")
+}
+
+fn some_resources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Resource>>, D::Error> {
+    not_null(deserializer, "`resources` is null, and would say nothing of resources; write [] to let none through, or remove it")
+}
+
+fn some_requests<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<ServerRequest>>, D::Error> {
+    not_null(deserializer, "`requests` is null, and would say nothing of requests; write [] to let none through, or remove it")
+}
+
+fn some_pins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ServerPins>, D::Error> {
+    not_null(deserializer, "`pins` is null, and would pin nothing; write the name of the pins, or remove it")
 }
 
 /// The answers for what no entry matches, but tools. A policy that leaves one out, and has no list of the kind, has no say in it; with a

@@ -16,7 +16,7 @@ use super::{
     list_changes::DeclarationWatch,
     rest_of_answer::RestOfAnswer,
     state::Proxy,
-    stream_judge::Rest,
+    stream_judge::OthersTurn,
 };
 use crate::{
     mcp::sse::{Rewriter, SseError, SseEvent},
@@ -62,7 +62,7 @@ pub struct EventBody {
     /// The rest of a piece of it in which the server asks for much.
     unread: Bytes,
     /// After a piece in which the server has asked for much: done when others have had their turn.
-    turn: Option<Rest>,
+    turn: Option<OthersTurn>,
     rewriter: Rewriter,
     filter: EventFilter,
     inject: Option<mpsc::Receiver<Bytes>>,
@@ -221,7 +221,7 @@ impl EventBody {
                 Some(self.unread.split_to(self.unread.len().min(part)))
             };
             let (out, held) = self.rewritten(piece.as_ref())?;
-            self.turn = self.filter.judge.rest();
+            self.turn = self.filter.judge.others_turn();
             if !out.is_empty() {
                 return Poll::Ready(Some(Ok((Frame::data(out), held))));
             }

@@ -42,7 +42,7 @@ const DENIED_AT_ONCE: u32 = 4;
 const FLOOD: Duration = Duration::from_millis(200);
 
 /// What is waited for before more of a stream is read.
-pub type Rest = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub type OthersTurn = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Judges what a server asks on one stream.
 pub struct StreamJudge {
@@ -121,7 +121,7 @@ impl StreamJudge {
 
     /// What is waited for before more of the stream is read: others of this worker have their turn, those too whose sockets have become ready
     /// meanwhile.
-    pub fn rest(&self) -> Option<Rest> {
+    pub fn others_turn(&self) -> Option<OthersTurn> {
         if self.floods_until.is_some() {
             return Some(Box::pin(tokio::time::sleep(PAUSE * (self.denied / DENIED_AT_ONCE).max(1))));
         }
