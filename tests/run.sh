@@ -3,7 +3,7 @@
 # skipped. `tests/run.sh STAGE...` runs these stages only.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit build cel classes demo tools pins methods sdk operations conformance approvals hammer memory start scrape replay shared credentials bounds capture intercept bench-smoke fuzz-smoke cluster chart dashboards e2e)
+ALL=(lint unit build cel classes demo tools pins methods sdk operations conformance shared credentials bounds capture intercept fuzz-smoke cluster approvals hammer memory start scrape replay bench-smoke chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 # CI checks the code out anew each time. What does not change in between, the dependencies above all, stays compiled.
@@ -39,7 +39,7 @@ run_beside() {
 }
 
 # build_ahead: builds what the stages fuzz-smoke and cluster need, on what others leave of the processors. These stages wait for it, and
-# build what is missing. Those that measure come late in the order, when this has mostly been done.
+# build what is missing. Stages that measure come behind them: this would disturb them.
 build_ahead() {
 	chrt --idle --pid 0 "$BASHPID"
 	case " ${STAGES[*]} " in *" fuzz-smoke "*) "$ROOT/tests/fuzz.sh" build ;; esac
