@@ -3,7 +3,7 @@
 # skipped. `tests/run.sh STAGE...` runs these stages only.
 . "$(dirname "$0")/lib.sh"
 
-ALL=(lint unit build cel classes demo tools pins methods sdk operations conformance shared credentials bounds capture intercept fuzz-smoke cluster approvals hammer memory start scrape replay bench-smoke chart dashboards e2e)
+ALL=(lint unit build cel classes demo tools pins methods sdk operations conformance shared credentials capture intercept fuzz-smoke cluster bounds approvals hammer memory start scrape replay bench-smoke chart dashboards e2e)
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
 # CI checks the code out anew each time. What does not change in between, the dependencies above all, stays compiled.
@@ -24,8 +24,8 @@ build_programs() {
 	return $code
 }
 
-# Stages that mostly wait, and those that run beside them if both are to run.
-declare -A BESIDE=([shared]="credentials" [bounds]="capture intercept")
+# A stage that mostly waits, and those that run beside it if both are to run.
+declare -A BESIDE=([shared]="credentials capture intercept")
 
 # run_beside STAGE...: runs stages one after the other; writes what became of each to a file beside its log.
 run_beside() {
