@@ -47,8 +47,9 @@ fn rewrite(
     (out, seen, end)
 }
 
-/// The lines of a stream with their ends: those that are comments, and the others.
-fn lines(stream: &[u8]) -> (Vec<u8>, Vec<u8>) {
+/// The lines of a stream with their ends: those that are comments, sorted, and the others. A comment leaves before the lines that are held,
+/// and so before another comment that stays with them behind a CR.
+fn lines(stream: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let (mut comments, mut others, mut first) = (Vec::new(), Vec::new(), true);
     let mut rest = stream;
     while !rest.is_empty() {
@@ -58,9 +59,14 @@ fn lines(stream: &[u8]) -> (Vec<u8>, Vec<u8>) {
             .map_or(rest.len(), |at| at + if rest[at..].starts_with(b"\r\n") { 2 } else { 1 });
         let (line, later) = rest.split_at(end);
         let text = if first { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
-        if text.starts_with(b":") { &mut comments } else { &mut others }.extend_from_slice(line);
+        if text.starts_with(b":") {
+            comments.push(line.to_vec());
+        } else {
+            others.extend_from_slice(line);
+        }
         (rest, first) = (later, false);
     }
+    comments.sort();
     (comments, others)
 }
 
