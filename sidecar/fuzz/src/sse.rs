@@ -74,8 +74,8 @@ fn lines(stream: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
 fn names_endpoint(stream: &[u8]) -> bool {
     let text = String::from_utf8_lossy(stream);
     let ends = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
-    // Java's `trim` takes control characters for blanks.
-    let is_blank = |c: char| c <= ' ' || c.is_whitespace() || c == '\u{feff}';
+    // Java's `trim` takes control characters for blanks, and others what Unicode calls white space.
+    let is_blank = |c: char| c <= ' ' || c == '\u{7f}' || !c.is_ascii();
     let trimmed = |text: &str| text.trim_matches(is_blank).to_ascii_lowercase();
     text.split(ends)
         .filter_map(|line| line.split_once(':'))
