@@ -24,6 +24,9 @@ build_programs() {
 	return $code
 }
 
+# chosen STAGE: succeeds if it is to run.
+chosen() { [[ " ${STAGES[*]} " == *" $1 "* ]]; }
+
 # A stage that mostly waits, and those that run beside it if both are to run.
 declare -A BESIDE=([shared]="credentials capture intercept")
 
@@ -42,8 +45,8 @@ run_beside() {
 # build what is missing. Stages that measure come behind them: this would disturb them.
 build_ahead() {
 	chrt --idle --pid 0 "$BASHPID"
-	case " ${STAGES[*]} " in *" fuzz-smoke "*) "$ROOT/tests/fuzz.sh" build ;; esac
-	case " ${STAGES[*]} " in *" cluster "*) "$ROOT/tests/cluster/node.sh" build ;; esac
+	! chosen fuzz-smoke || "$ROOT/tests/fuzz.sh" build
+	! chosen cluster || "$ROOT/tests/cluster/node.sh" build
 }
 
 stage() {
@@ -101,10 +104,10 @@ told() {
 
 ran=" "
 for name in "${STAGES[@]}"; do
-	case $ran in *" $name "*) continue ;; esac
+	[[ $ran != *" $name "* ]] || continue
 	beside=()
 	for other in ${BESIDE[$name]-}; do
-		case " ${STAGES[*]} " in *" $other "*) beside+=("$other") ran+="$other " ;; esac
+		if chosen "$other"; then beside+=("$other") ran+="$other "; fi
 	done
 	printf '\n==== %s\n' "$name"
 	[ ${#beside[@]} -eq 0 ] || start /dev/null run_beside "${beside[@]}"

@@ -31,5 +31,5 @@ mod variants;
 
 pub use ambiguous::AmbiguousUri;
 pub use canonical::ResourceUri;
-pub use pattern::{covers, pattern_doubt, pattern_problem};
+pub use pattern::{covers, pattern_doubts, pattern_problem};
 pub use template::template_witnesses;

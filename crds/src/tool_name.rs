@@ -76,23 +76,20 @@ pub fn doubts(entry: &str, kind: OperationKind) -> Vec<String> {
     if let Some(class) = entry.strip_prefix("class:").filter(|_| kind == OperationKind::Tool) {
         doubts.push(format!("`{shown}` is a tool of this name; for a class, write `class: {}` in place of `name`", class.trim()));
     }
-    let (odd, instead) = if kind == OperationKind::Resource {
-        // A URI has the others on purpose; brackets are of its host alone (RFC 3986, section 3.2.2).
-        let path =
-            entry.split_once("://").map_or(entry, |(_, rest)| rest.find('/').and_then(|at| rest.get(at..)).unwrap_or_default());
-        (
-            path.chars().find(|c| "[]".contains(*c)).or_else(|| entry.chars().find(|c| "{}|^".contains(*c))),
-            "write `*` in its place,",
-        )
-    } else {
-        (entry.chars().find(|c| "?[]{}|^$,".contains(*c)), "write an entry for each name")
-    };
-    if let Some(other) = odd {
-        doubts.push(format!(
-            "`{shown}` has `{other}`, which stands for itself: only `*` stands for other characters; {instead} unless the {kind} is called so"
-        ));
+    // Those of URIs are other ones: see `resource_uri::pattern_doubts`.
+    if kind != OperationKind::Resource {
+        let odd = entry.chars().find(|c| "?[]{}|^$,".contains(*c));
+        doubts.extend(odd.map(|other| stands_for_itself(entry, other, "write an entry for each name", kind)));
     }
     doubts
+}
+
+/// The warning of a character that is taken for a part of a pattern. `instead` says what to write.
+pub(crate) fn stands_for_itself(entry: &str, other: char, instead: &str, kind: OperationKind) -> String {
+    let shown = shown(entry);
+    format!(
+        "`{shown}` has `{other}`, which stands for itself: only `*` stands for other characters; {instead} unless the {kind} is called so"
+    )
 }
 
 #[cfg(test)]

@@ -124,6 +124,14 @@ fn the_error_of_an_invalid_sample_says_what_its_first_line_promises() {
     assert_eq!(left, FOUND_BY_THE_COMPILER);
 }
 
+/// The error of a policy whose only server has these lines behind its name.
+fn error_of_server(lines: &str) -> String {
+    let text = format!(
+        "apiVersion: toolweir.dev/v1alpha1\nkind: MCPPolicy\nmetadata: {{name: a, namespace: b}}\nspec:\n  servers:\n  - name: s\n{lines}"
+    );
+    one("a.yaml", &text).to_string()
+}
+
 #[test]
 fn what_yaml_takes_otherwise_than_it_was_meant_is_told_with_the_remedy() {
     for (server, promised) in [
@@ -148,10 +156,7 @@ fn what_yaml_takes_otherwise_than_it_was_meant_is_told_with_the_remedy() {
             "; close each `{` and `[`; within them, a text that contains one of `,[]{}` needs quotes",
         ),
     ] {
-        let text = format!(
-            "apiVersion: toolweir.dev/v1alpha1\nkind: MCPPolicy\nmetadata: {{name: a, namespace: b}}\nspec:\n  servers:\n  - name: s\n{server}"
-        );
-        let error = one("a.yaml", &text).to_string();
+        let error = error_of_server(server);
         assert!(error.contains(promised), "{server}{error}");
     }
 }
@@ -175,10 +180,7 @@ fn what_has_another_form_is_told_with_the_form_it_should_have() {
         ("pins:", "`pins` is null, and would pin nothing; write the name of the pins, or remove it"),
         ("url: http://*.tools.svc/mcp", "has a `*` in its host; a URL names one host, so write its name"),
     ] {
-        let text = format!(
-            "apiVersion: toolweir.dev/v1alpha1\nkind: MCPPolicy\nmetadata: {{name: a, namespace: b}}\nspec:\n  servers:\n  - name: s\n    {field}\n"
-        );
-        let error = one("a.yaml", &text).to_string();
+        let error = error_of_server(&format!("    {field}\n"));
         assert!(error.contains(promised), "{field}: {error}");
     }
 }

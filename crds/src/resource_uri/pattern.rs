@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     bounds::RESOURCE_URI,
-    tool_name::{exactly, literals, shown},
+    operation::OperationKind,
+    tool_name::{exactly, literals, shown, stands_for_itself},
 };
 
 /// What stands for the first star of an entry and for the others, to read it as a URI: texts that are the same in canonical form.
@@ -99,17 +100,24 @@ fn parted(canonical: &str, literals: &[Cow<'_, str>], [first, others]: [&str; 2]
     (!end.contains(first) && !end.contains(others)).then_some(parts)
 }
 
-/// Returns a warning of an entry whose star is a part of a host, and so stands for more than that: one line, without the field's path.
-pub fn pattern_doubt(entry: &str) -> Option<String> {
-    let (_, rest) = entry.split_once("://")?;
-    let authority = rest.split('/').next().unwrap_or_default();
-    let is_part = authority.contains('*') && authority != "*" && rest.len() > authority.len();
-    is_part.then(|| {
+/// Returns warnings of an entry that has what is taken for a part of a pattern, or whose star is a part of a host, and so stands for more
+/// than that: each one line, without the field's path.
+pub fn pattern_doubts(entry: &str) -> Vec<String> {
+    let (authority, path) = match entry.split_once("://") {
+        Some((_, rest)) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
+        None => ("", entry),
+    };
+    // Brackets are of a host alone (RFC 3986, section 3.2.2).
+    let odd = path.chars().find(|c| "[]".contains(*c)).or_else(|| entry.chars().find(|c| "{}|^".contains(*c)));
+    let odd = odd.map(|other| stands_for_itself(entry, other, "write `*` in its place,", OperationKind::Resource));
+    let is_part = authority.contains('*') && authority != "*" && !path.is_empty();
+    let host = is_part.then(|| {
         format!(
             "`{}` has a `*` in its host, which stands for `/` too, and so for other hosts; write an entry for each host",
             shown(entry)
         )
-    })
+    });
+    odd.into_iter().chain(host).collect()
 }
 
 /// Returns whether an entry that allows means this URI. It matches the canonical form, case included, and none of its stars

@@ -355,8 +355,11 @@ impl Compiler<'_> {
 
     /// Compiles an entry of a server.
     fn entry(&mut self, path: &str, server: &str, kind: OperationKind, tool: &EntryView<'_>) -> CompiledEntry {
-        let of_host = resource_uri::pattern_doubt(tool.name).filter(|_| kind == OperationKind::Resource);
-        for message in tool_name::doubts(tool.name, kind).into_iter().chain(of_host) {
+        let mut doubts = tool_name::doubts(tool.name, kind);
+        if kind == OperationKind::Resource {
+            doubts.extend(resource_uri::pattern_doubts(tool.name));
+        }
+        for message in doubts {
             let field = if kind == OperationKind::Resource { "uri" } else { "name" };
             self.doubts.push(FieldError { path: format!("{path}.{field}"), message });
         }
